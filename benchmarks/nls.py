@@ -205,7 +205,7 @@ def _run(arm: Arm, task: Task, data: Mapping[str, Path], base: Path, key: Mappin
 def mean_loss(model: nn.Module, rows: Sequence[Tokenized], pad_id: int) -> float:
     """Return the loss per labelled token over all rows, in nats."""
     scorer = LossScorer(model, rows, pad_id, batch_size=32)
-    return float(scorer.measure(0, plainly).sum() / scorer.weights.sum())
+    return float(scorer.measure(plainly).sum() / scorer.weights.sum())
 
 
 def _losses(adapter: Path, validation: Path) -> dict[str, float]:

@@ -28,13 +28,13 @@ from shears.config import SearchConfig
 from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
 from shears.models.blocks import decoder_blocks, linears
 from shears.models.properties import own_model
-from shears.searching.measure.decoding import DecodingGauge
-from shears.searching.measure.racing import parts_of
+from shears.searching.measure.gauges import DecodingGauge
 from shears.searching.measure.validation import loss_evaluator
 from shears.searching.strategies.base import LOSS, Evaluated, SearchPlan
 from shears.searching.strategies.hill_climb import HillClimbing
 
 NAIVE, PREFIX = "naive", "prefix"
+TURNS = 4  # of generation, each on other examples
 
 
 class Arm:
@@ -73,9 +73,7 @@ def climb(
     history: list[Evaluated] = []
     while len(history) < settings.max_evaluations and (proposed := strategy.propose(history)):
         if history:
-            known = {each.ranks: each for each in history}
-            incumbent = known[strategy.incumbent or history[0].ranks]
-            arms[PREFIX].timed(partial(evaluator.anchor, incumbent))
+            arms[PREFIX].timed(partial(evaluator.anchor, strategy.incumbent or history[0].ranks))
         (figures,) = arms[PREFIX].timed(partial(evaluator.many, proposed))
         if len(history) % every == 0:
             whole = arms[NAIVE].timed(partial(naive, proposed[0]))
@@ -102,14 +100,14 @@ def decode(
     adapter: SuperAdapter, examples: Sequence[Example], settings: SearchConfig, num_configs: int
 ) -> Iterator[str]:
     """Yield the lines of a report on generation: several configurations in one batch against one by one."""
-    configs, parts = some_configs(adapter.elastic.space, num_configs), parts_of(len(examples), settings.seed)
+    configs = some_configs(adapter.elastic.space, num_configs)
     seconds, values = {1: 0.0, num_configs: 0.0}, {1: list[Any](), num_configs: list[Any]()}
-    gauges = {width: DecodingGauge(adapter, examples, settings, parts, width) for width in seconds}
-    for turn, _ in enumerate(parts):
-        for width in random.Random(turn).sample(list(gauges), len(gauges)):
+    for turn in range(TURNS):
+        for width in random.Random(turn).sample(list(seconds), len(seconds)):
+            gauge = DecodingGauge(adapter, examples[turn::TURNS], settings, width)
             start = time.process_time()
             for first in range(0, num_configs, width):
-                values[width] += gauges[width].measure(configs[first : first + width], turn)
+                values[width] += gauge.measure(configs[first : first + width])
             seconds[width] += time.process_time() - start
     pairs = zip(values[1], values[num_configs], strict=True)
     differing = sum(int((one != other).sum()) for one, other in pairs)

@@ -14,8 +14,8 @@ from statistics import mean
 from benchmarks.report import environment
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.search import StrategyOptions
+from shears.searching.explore import run_search
 from shears.searching.result import SearchResult, hypervolume
-from shears.searching.stage import run_search
 from shears.searching.strategies.base import LOSS, Figures, Objective, SearchPlan
 
 RANKS, NUM_GROUPS = (32, 24, 16), 6
@@ -25,15 +25,12 @@ STRATEGIES: Mapping[str, tuple[str, StrategyOptions]] = {
     "maximal": ("maximal", StrategyOptions()),
     "minimal": ("minimal", StrategyOptions()),
     "random": ("random", StrategyOptions()),
-    "hill climbing, first": ("hill-climbing", StrategyOptions()),
-    "hill climbing, best": ("hill-climbing", StrategyOptions(improvement="best")),
-    "hill climbing, first, restarts": ("hill-climbing", StrategyOptions(restarts=True)),
-    "hill climbing, step 2, restarts": ("hill-climbing", StrategyOptions(restarts=True, step=2)),
-    "hill climbing, 2 changes": ("hill-climbing", StrategyOptions(changes=2)),
+    "hill climbing": ("hill-climbing", StrategyOptions()),
+    "hill climbing, step 2": ("hill-climbing", StrategyOptions(step=2)),
     "NSGA-II": ("nsga2", StrategyOptions()),
     "RNSGA-II": ("rnsga2", StrategyOptions()),
 }
-FRONTS = ("random", "hill climbing, first, restarts", "NSGA-II", "RNSGA-II")
+FRONTS = ("random", "hill climbing", "NSGA-II", "RNSGA-II")
 
 
 def small_space(num_groups: int = NUM_GROUPS) -> SearchSpace:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shears.runs.plan import plan as plan
     from shears.runtime.environment import environment as environment
     from shears.runtime.speed import bench as bench
-    from shears.searching.stage import run_search as run_search
+    from shears.searching.explore import run_search as run_search
     from shears.searching.stage import search as search
     from shears.serving.server import serve as serve
     from shears.sparsity.prune import sparsify_model as sparsify_model
@@ -56,7 +56,7 @@ _MODULES = {
     "plan": "runs.plan",
     "push": "records.publishing",
     "run": "runs.pipeline",
-    "run_search": "searching.stage",
+    "run_search": "searching.explore",
     "search": "searching.stage",
     "serve": "serving.server",
     "sparsify": "sparsity.stage",

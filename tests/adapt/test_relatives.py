@@ -25,7 +25,7 @@ from shears.models.blocks import kronecker_update
 from shears.models.load import load_with_adapter
 from shears.models.ref import resolve
 from shears.runtime.native import kernels_available
-from shears.searching.measure.costs import count_sizes
+from shears.searching.measure.evaluators import count_sizes
 from shears.sparsity.stage import sparsify
 from tests.adapt.test_elastic import GROUPS, check_packed_examples, elastic_model, logits
 from tests.oracles import relatives as oracle

@@ -9,13 +9,12 @@ from tests.searching.test_stage import rows
 from tests.tiny import save_tiny
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def super_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained with ranks by example, four epochs of eight examples."""
     folder = tmp_path_factory.mktemp("trained")
     return train(
         save_tiny(folder / "base"), folder / "adapter", data=rows(folder / "train.jsonl", 0), ranks=(4, 2, 1),
-        max_steps=8, batch_size=4, learning_rate=1e-2, device="cpu", precision="fp32", sampling="per-example",
+        max_steps=8, batch_size=4, learning_rate=1e-2, device="cpu", precision="fp32",
     )  # fmt: skip
 
 

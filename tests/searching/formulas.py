@@ -11,10 +11,10 @@ from shears.config.search import StrategyOptions
 from shears.progress import Meter
 from shears.searching.explore import explore
 from shears.searching.shared.claims import StudyState
-from shears.searching.shared.location import StudyLocation, open_study
+from shears.searching.shared.study import StudyLocation, open_study
 from shears.searching.strategies.base import LOSS, Evaluated, Figures, Goal, Objective, SearchPlan, Strategy
-from shears.searching.strategies.evolution import Evolution, Nsga2, rnsga2
 from shears.searching.strategies.hill_climb import HillClimbing
+from shears.searching.strategies.nsga2 import Nsga2, rnsga2
 from shears.searching.strategies.simple import RandomSearch
 
 STRATEGIES: Mapping[str, Callable[[SearchSpace, SearchPlan], Strategy]] = {
@@ -22,7 +22,6 @@ STRATEGIES: Mapping[str, Callable[[SearchSpace, SearchPlan], Strategy]] = {
     "nsga2": Nsga2,
     "random": RandomSearch,
     "rnsga2": rnsga2,
-    "evolution": Evolution,
 }
 BUDGET = 25  # NSGA-II then has a population of 5: several generations are killed and resumed
 
@@ -92,10 +91,11 @@ def evaluated(space: SearchSpace, objective: Objective, *configs: RankConfig) ->
 
 
 def a_plan(
-    strategy: str = "test", max_evaluations: int = 1000, seed: int = 0, goal: Goal = LOSS, **options: Any
-) -> SearchPlan:
+    strategy: str = "test", max_evaluations: int = 1000, seed: int = 0, goal: Goal = LOSS,
+    begun_with: int | None = None, **options: Any,
+) -> SearchPlan:  # fmt: skip
     """A plan that leaves enough room unless told otherwise."""
-    return SearchPlan(strategy, max_evaluations, seed, goal, StrategyOptions(**options))
+    return SearchPlan(strategy, max_evaluations, seed, goal, StrategyOptions(**options), begun_with)
 
 
 def killable_search(url: str | None, name: str, kill_at: int | None = None) -> list[Evaluated]:

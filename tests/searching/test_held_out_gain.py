@@ -88,7 +88,7 @@ def test_the_result_holds_the_test_figures_and_a_resumed_search_the_same(
     if gain["figure"] in result["chosen"]["metrics"]:
         assert gain["validation"]["chosen"] == result["chosen"]["metrics"][gain["figure"]]
         assert gain["validation"]["heuristic"] == result["evaluations"][0]["metrics"][gain["figure"]]
-    alone = search(super_adapter, tmp_path / "alone", data=test, **given, strategy="heuristic")
+    alone = search(super_adapter, tmp_path / "alone", data=test, **{**given, "strategy": "heuristic"})
     if not settings:
         assert read_json(alone / "result.json")["chosen"]["metrics"]["loss"] == gain["test"]["heuristic"]
     without = search(super_adapter, tmp_path / "without", data=validation, **given)

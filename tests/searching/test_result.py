@@ -8,22 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.searching.result import Point, hypervolume, pareto_front
+from shears.searching.result import Costs, hypervolume, pareto_front
 
 coordinate = st.integers(0, 6).map(float)
 
 
 @st.composite
-def points_and_reference(draw: st.DrawFn, max_size: int = 14) -> tuple[list[Point], Point]:
+def points_and_reference(draw: st.DrawFn, max_size: int = 14) -> tuple[list[Costs], Costs]:
     point = st.tuples(*[coordinate] * draw(st.integers(1, 3)))
     return draw(st.lists(point, max_size=max_size)), draw(point)
 
 
-def dominates(one: Point, other: Point) -> bool:
+def dominates(one: Costs, other: Costs) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
 
 
-def by_inclusion_and_exclusion(points: list[Point], reference: Point) -> float:
+def by_inclusion_and_exclusion(points: list[Costs], reference: Costs) -> float:
     """The volume of a union of boxes, as it stands in a textbook: sums of intersections with changing signs."""
     total = 0.0
     for size in range(1, len(points) + 1):
@@ -34,20 +34,20 @@ def by_inclusion_and_exclusion(points: list[Point], reference: Point) -> float:
 
 
 @given(points_and_reference())
-def test_the_front_is_what_no_point_dominates(drawn: tuple[list[Point], Point]) -> None:
+def test_the_front_is_what_no_point_dominates(drawn: tuple[list[Costs], Costs]) -> None:
     some = drawn[0]
     expected = [index for index, point in enumerate(some) if not any(dominates(other, point) for other in some)]
     assert sorted(pareto_front(some)) == expected
 
 
 @given(points_and_reference())
-def test_the_front_rises_in_the_first_figure(drawn: tuple[list[Point], Point]) -> None:
+def test_the_front_rises_in_the_first_figure(drawn: tuple[list[Costs], Costs]) -> None:
     front = [drawn[0][index] for index in pareto_front(drawn[0])]
     assert front == sorted(front)
 
 
 @given(points_and_reference())
-def test_the_hypervolume_counts_the_dominated_unit_cubes(drawn: tuple[list[Point], Point]) -> None:
+def test_the_hypervolume_counts_the_dominated_unit_cubes(drawn: tuple[list[Costs], Costs]) -> None:
     some, reference = drawn
     cubes = itertools.product(*(range(int(end)) for end in reference))
     expected = sum(any(all(a <= b for a, b in zip(p, cube, strict=True)) for p in some) for cube in cubes)
@@ -55,7 +55,7 @@ def test_the_hypervolume_counts_the_dominated_unit_cubes(drawn: tuple[list[Point
 
 
 @given(points_and_reference(max_size=8))
-def test_the_hypervolume_is_that_of_inclusion_and_exclusion(drawn: tuple[list[Point], Point]) -> None:
+def test_the_hypervolume_is_that_of_inclusion_and_exclusion(drawn: tuple[list[Costs], Costs]) -> None:
     assert hypervolume(*drawn) == pytest.approx(by_inclusion_and_exclusion(*drawn))
 
 
@@ -80,7 +80,7 @@ def test_the_hypervolume_is_that_of_pymoo(num_figures: int, num_points: int) -> 
 
 
 @given(points_and_reference())
-def test_another_point_never_shrinks_the_hypervolume(drawn: tuple[list[Point], Point]) -> None:
+def test_another_point_never_shrinks_the_hypervolume(drawn: tuple[list[Costs], Costs]) -> None:
     some, more = drawn
     reference = (7.0,) * len(more)
     assert hypervolume([*some, more], reference) >= hypervolume(some, reference)
@@ -91,7 +91,7 @@ def test_equal_points_are_all_on_the_front() -> None:
 
 
 @pytest.mark.parametrize("some", [[], [(3.0, 1.0)], [(1.0, 3.0)], [(5.0, 5.0)]])
-def test_points_at_or_beyond_the_reference_add_nothing(some: list[Point]) -> None:
+def test_points_at_or_beyond_the_reference_add_nothing(some: list[Costs]) -> None:
     assert hypervolume(some, (3.0, 3.0)) == 0.0
 
 

@@ -3,7 +3,9 @@
 import json
 import math
 import random
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,23 @@ from shears.config import SearchConfig
 from shears.config.search import STRATEGIES
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
-from shears.records.folders import partial_folder
+from shears.records.artifacts import read_json, write_json
+from shears.records.folders import CONFIG, partial_folder
+from shears.searching.explore import run_search
 from shears.searching.measure.evaluators import GaugedEvaluator
-from shears.searching.stage import run_search, search
+from shears.searching.stage import search
 from shears.searching.strategies.base import Figures
 from tests.oracles.losses import mean_completion_loss
 from tests.searching.formulas import a_plan, conflicting, make_space, separable
 from tests.tiny import save_tiny, tiny_model
 
-SETTINGS: dict[str, Any] = {"max_evaluations": 6, "device": "cpu", "precision": "fp32"}
+SETTINGS: dict[str, Any] = {
+    "strategy": "hill-climbing", "max_evaluations": 6, "device": "cpu", "precision": "fp32",
+}  # fmt: skip
+OPTIONS_OF_BEFORE = {
+    "improvement": "best", "restarts": True, "changes": 1, "order": "random", "population": None, "tournament": None,
+    "race_error": 0.05, "race_indifference": 0.0,
+}  # fmt: skip
 
 
 def test_every_strategy_of_the_recipe_is_there() -> None:
@@ -43,7 +53,7 @@ def test_every_strategy_starts_at_the_heuristic_and_never_chooses_worse(strategy
 
 def test_hill_climbing_on_a_separable_formula_chooses_its_optimum() -> None:
     space = make_space(8)
-    assert run_search(space, separable(space), a_plan("hill-climbing")).chosen.metrics["loss"] == 0.0
+    assert run_search(space, separable(space), a_plan("hill-climbing", 200)).chosen.metrics["loss"] == 0.0
 
 
 def test_the_front_is_every_evaluation_that_none_beats_in_both_figures() -> None:
@@ -78,20 +88,6 @@ def rows(path: Path, seed: int) -> str:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in texts))
     return str(path)
-
-
-@pytest.fixture(scope="module")
-def super_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    return train(
-        save_tiny(folder / "base"), folder / "adapter", data=rows(folder / "train.jsonl", 0), ranks=(4, 2, 1),
-        max_steps=2, batch_size=4, learning_rate=1e-2, device="cpu", precision="fp32",
-    )  # fmt: skip
-
-
-@pytest.fixture
-def validation(tmp_path: Path) -> str:
-    return rows(tmp_path / "validation.jsonl", 1)
 
 
 def test_the_stage_writes_the_result_and_the_study(super_adapter: Path, validation: str, tmp_path: Path) -> None:
@@ -130,9 +126,9 @@ def test_interrupted_and_resumed_it_writes_the_same_bytes(
     assert not partial_folder(tmp_path / "search").exists()
 
 
-def die_after(patch: pytest.MonkeyPatch, number: int) -> None:
-    """Let a search die when it has measured so many configurations."""
-    many, asked = GaugedEvaluator.many, list[RankConfig]()
+def die_after(patch: pytest.MonkeyPatch, number: int, asked: list[RankConfig] | None = None) -> None:
+    """Let a search die when it has measured so many configurations, those in `asked` included."""
+    many, asked = GaugedEvaluator.many, [] if asked is None else asked
 
     def dying(self: GaugedEvaluator, configs: Sequence[RankConfig]) -> list[Figures]:
         if len(asked) >= number:
@@ -141,6 +137,35 @@ def die_after(patch: pytest.MonkeyPatch, number: int) -> None:
         return many(self, configs)
 
     patch.setattr(GaugedEvaluator, "many", dying)
+
+
+def test_a_search_begun_with_options_that_were_removed_since_is_found_and_goes_on(
+    super_adapter: Path, validation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record has more keys and lacks some, its study another name; a race only estimated one configuration."""
+    whole = search(super_adapter, tmp_path / "whole", data=validation, **SETTINGS)
+    with monkeypatch.context() as patch:
+        die_after(patch, 3)
+        with pytest.raises(Killed):
+            search(super_adapter, tmp_path / "search", data=validation, **SETTINGS)
+    work = partial_folder(tmp_path / "search")
+    record = read_json(work / CONFIG)
+    for name in ("test", "study", "columns", "constraint", "tie_layers", "backend", "step", "reference_points"):
+        del record[name]
+    write_json(work / CONFIG, {**record, **OPTIONS_OF_BEFORE})
+    with closing(sqlite3.connect(work / "study.db")) as study, study:
+        study.execute("UPDATE studies SET study_name = 'search-0123456789ab'")
+        [[text]] = study.execute("SELECT value_json FROM study_user_attributes WHERE key = 'shears'")
+        identity = {**json.loads(text), "way": json.dumps({"improvement": "best", "restarts": True})}
+        study.execute("UPDATE study_user_attributes SET value_json = ? WHERE key = 'shears'", [json.dumps(identity)])
+        study.execute("UPDATE trial_user_attributes SET value_json = '0.0' WHERE key = 'loss' AND trial_id = 3")
+        study.execute("INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (3, 'examples', '4')")
+    asked = list[RankConfig]()
+    with monkeypatch.context() as patch:
+        die_after(patch, 100, asked)
+        resumed = search(super_adapter, tmp_path / "search", resume=True, data=validation, **SETTINGS)
+    assert (resumed / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+    assert len(asked) == 4, "the two that were measured are not measured again"
 
 
 def test_changed_validation_data_is_not_mixed_with_the_old(
@@ -193,18 +218,10 @@ def test_a_16_bit_model_is_searched_by_losses_of_fp32(tmp_path: Path) -> None:
     assert abs(found["bf16"] - expected) > 1e-5
 
 
-def test_searching_on_the_training_data_is_warned_of(
-    super_adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = json.loads((super_adapter / "search_space.json").read_text())["config"]["data"]
-    search(super_adapter, tmp_path / "search", data=data, strategy="heuristic", device="cpu")
-    assert "which the super-adapter was trained on" in caplog.text
-
-
 def test_the_accuracy_of_a_task_can_be_searched(super_adapter: Path, validation: str, tmp_path: Path) -> None:
     folder = search(
         super_adapter, tmp_path / "search", data=validation, objective="accuracy", task="number", max_new_tokens=2,
-        strategy="nsga2", **{**SETTINGS, "max_evaluations": 4},
+        **{**SETTINGS, "strategy": "nsga2", "max_evaluations": 4},
     )  # fmt: skip
     result = json.loads((folder / "result.json").read_text())
     assert 0.0 <= result["chosen"]["metrics"]["accuracy"] <= 1.0
@@ -235,8 +252,3 @@ def test_in_a_shared_storage_the_same_search_is_joined_and_another_one_refused_o
         late = search(super_adapter, tmp_path / "fifth", resume=True, **settings)
     assert (late / "result.json").read_bytes() == (first / "result.json").read_bytes()
     assert [path.name for path in late.iterdir()] == ["result.json"]
-
-
-def test_a_race_is_refused_in_a_shared_storage(super_adapter: Path, validation: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="race_error needs a search without storage"):
-        search(super_adapter, tmp_path / "out", data=validation, race_error=0.05, storage=f"journal://{tmp_path}/log")

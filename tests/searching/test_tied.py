@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shears.adapt.prepare import build_space
 from shears.adapt.space import SearchSpace
 from shears.errors import InputError
-from shears.searching.stage import run_search
+from shears.searching.explore import run_search
 from shears.searching.tied import tie_layers
 from tests.searching.formulas import a_plan, make_space, separable
 from tests.tiny import tiny_model

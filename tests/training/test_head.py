@@ -75,8 +75,8 @@ def test_scores_have_no_other_logits() -> None:
     assert packed.packed
     assert not padded.packed
     counts, others = heard(packed.model), heard(padded.model)
-    packed.measure(0, plainly)
-    padded.measure(0, plainly)
+    packed.measure(plainly)
+    padded.measure(plainly)
     assert counts == [LABELLED]
     assert sorted(others) == [2, 3, 4, 4]  # one more than labels, row by row
     completion_losses(packed.model, ROWS, PAD, 1)
@@ -89,5 +89,5 @@ def test_choices_have_logits_where_they_are_told_apart() -> None:
     examples = [to_example(row, "question", tiny_tokenizer()) for row in rows]
     scorer = ChoiceScorer(tiny_model(), tiny_tokenizer(), examples, 8)
     counts = heard(scorer.model)
-    scorer.measure(0, plainly)
+    scorer.measure(plainly)
     assert sum(counts) == 4  # a token a choice, all choices of a question at one position

@@ -44,11 +44,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Output": (
         "output", "format", "values", "embeddings", "negative_zeros", "dtype", "report_to", "save_steps",
     ),
-    "Strategy options": (
-        "improvement", "restarts", "step", "changes", "order", "population", "tournament", "reference_points",
-        "race_error", "race_indifference",
-    ),
-    "Several workers": ("storage", "study", "stale_after", "storage_timeout"),
+    "Strategy options": ("step", "reference_points"),
+    "Several workers": ("storage", "study", "stale_after"),
     "Advanced": ("seed",),
 }  # fmt: skip
 """The fields of every panel, in the order of the help; the same name has the same panel in every verb."""

@@ -153,11 +153,6 @@ def print_search(path: Path) -> None:
         for name, metrics in (("first", evaluations[0]["metrics"]), ("chosen", chosen))
     ]
     print_table(("configuration", *chosen), rows, f"{len(evaluations)} configurations evaluated")
-    if race := result.get("race"):
-        share = race["examples"] / race["examples_without"]
-        print_line(
-            f"race: {race['decided_early']} decided early, {share:.0%} of the examples used, error {race['error']:g}"
-        )
     if gain := result.get("gain"):
         test = gain["test"]
         interval = "{:+.3g} to {:+.3g}, 95 %".format(*test["ci95"]) if test["ci95"] else "interval unknown"

@@ -23,23 +23,17 @@ STRATEGIES: Mapping[str, str] = {
     "random": "shears.searching.strategies.simple:RandomSearch",
     "exhaustive": "shears.searching.strategies.simple:Exhaustive",
     "hill-climbing": "shears.searching.strategies.hill_climb:HillClimbing",
-    "evolution": "shears.searching.strategies.evolution:Evolution",
-    "nsga2": "shears.searching.strategies.evolution:Nsga2",
-    "rnsga2": "shears.searching.strategies.evolution:rnsga2",
+    "nsga2": "shears.searching.strategies.nsga2:Nsga2",
+    "rnsga2": "shears.searching.strategies.nsga2:rnsga2",
 }
-"""Functions from (SearchSpace, SearchPlan) to a strategy, as `module:name`, imported when used (decision 44)."""
+"""Functions from (SearchSpace, SearchPlan) to a strategy, as `module:name` (decision 44)."""
 if TYPE_CHECKING:
     StrategyName = str
 else:
     StrategyName = Literal[tuple(STRATEGIES)]
 
-OWNERS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("improvement", "restarts", "step", "changes", "order"), ("hill-climbing",)),
-    "population": ("evolution", "nsga2", "rnsga2"),
-    "tournament": ("evolution",),
-    "reference_points": ("rnsga2",),
-}
-"""The strategies that read an option; the others refuse it."""
+OWNERS: Mapping[str, str] = {"step": "hill-climbing", "reference_points": "rnsga2"}
+"""The strategy that reads an option; the others refuse it."""
 
 
 class Constraint(NamedTuple):
@@ -50,7 +44,10 @@ class Constraint(NamedTuple):
     limit: float
 
     def excess(self, value: int | float) -> float:
-        """Return how far a value exceeds the bound, as a share of the limit (absolute for 0); negative if it is met."""
+        """Return the excess over the bound as a share of the limit (absolute for a limit of 0).
+
+        Negative if the bound is met.
+        """
         over = value - self.limit if self.relation == "<=" else self.limit - value
         return over / (abs(self.limit) or 1.0)
 
@@ -61,7 +58,7 @@ class Constraint(NamedTuple):
 
 
 def parse_number(text: str) -> float:
-    """Return the number that a text such as 0.5, 1.5e6 or 3M stands for; ValueError if it is not a number."""
+    """Return the number that a text such as 0.5, 1.5e6 or 3M stands for; ValueError for others."""
     if not re.fullmatch(NUMBER, text.strip(), re.ASCII):
         raise ValueError(f"must be a number such as 0.5, 1.5e6 or 3M, got {text!r}")
     digits = text.strip().rstrip("kKMGT")
@@ -72,10 +69,14 @@ def parse_number(text: str) -> float:
 
 
 def parse_constraint(text: str) -> Constraint:
-    """Return the constraint that a text stands for; ValueError for another form or an unknown figure."""
+    """Return the constraint that a text stands for.
+
+    ValueError for another form or an unknown figure.
+    """
     match = re.fullmatch(rf"\s*(\w+)\s*(<=|>=)\s*({NUMBER})\s*", text, re.ASCII)
     if not match:
-        raise ValueError(f"constraint must be FIGURE<=NUMBER or FIGURE>=NUMBER such as parameters<=3M, got {text!r}")
+        form = "FIGURE<=NUMBER or FIGURE>=NUMBER such as parameters<=3M"
+        raise ValueError(f"constraint must be {form}, got {text!r}")
     check_figure("constraint", match[1])
     try:
         limit = parse_number(match[3])
@@ -85,7 +86,10 @@ def parse_constraint(text: str) -> Constraint:
 
 
 def parse_point(text: str, num_objectives: int) -> tuple[float, ...]:
-    """Return a reference point such as `0.45:3M`, one coordinate per objective; ValueError for another form."""
+    """Return a reference point such as `0.45:3M`, a number for each objective.
+
+    ValueError for another form.
+    """
     try:
         point = tuple(map(parse_number, text.split(":")))
     except ValueError as error:
@@ -106,86 +110,75 @@ def check_figure(key: str, name: str) -> None:
 class StrategyOptions(StageConfig):
     """Options of single strategies; each strategy reads its own."""
 
-    improvement: Literal["first", "best"] = "first"
-    """hill-climbing: move to the first better neighbour, or evaluate all neighbours and move to the best."""
-    restarts: bool = False
-    """hill-climbing: start again from a random configuration when no neighbour is better."""
     step: int = Field(1, gt=0)
     """hill-climbing: most places that a rank moves at once in its list of allowed ranks."""
-    changes: int = Field(1, gt=0)
-    """hill-climbing: most groups whose ranks change at once."""
-    order: Literal["random", "predicted"] = "random"
-    """hill-climbing by loss: order in which neighbours are evaluated; predicted: by the change of loss that its
-    gradient predicts, most promising first. The gradient needs one backward pass over the examples, which takes as
-    long as one to two evaluations."""
-    population: int | None = Field(None, ge=2)
-    """evolution, nsga2, rnsga2: configurations per generation; default: a fifth of max_evaluations, but 4 to 50."""
-    tournament: int | None = Field(None, ge=1)
-    """evolution: configurations drawn to select one parent; default: half of the population."""
     reference_points: Names = ()
-    """rnsga2: desired figures, one number per objective joined by colons, such as 0.45:3M,0.5:2M; default: the
-    figures of the heuristic, and the best of each figure among heuristic, maximal and minimal."""
+    """rnsga2: desired figures, one number per objective joined by colons, such as 0.45:3M,0.5:2M;
+    default: the figures of the heuristic, and the best of each figure among heuristic, maximal and
+    minimal."""
 
 
 class SharingConfig(StageConfig):
     """Where evaluations are stored; several workers share a search in one storage."""
 
     storage: StorageURL | None = Field(None, repr=False)
-    """Storage that workers share: sqlite:///FILE, postgresql://USER@HOST/NAME, mysql://USER@HOST/NAME or
-    journal:///FILE (for NFS); default: a SQLite file in the output folder, for one process."""
+    """Storage that workers share: sqlite:///FILE, postgresql://USER@HOST/NAME,
+    mysql://USER@HOST/NAME or journal:///FILE (for NFS); default: a SQLite file in the output
+    folder, for one process."""
     study: str | None = Field(None, min_length=1)
-    """Name of the search in a shared storage; default: a name made from the super-adapter's fingerprint."""
+    """Name of the search in a shared storage; default: a name made from the super-adapter's
+    fingerprint."""
     stale_after: float = Field(60.0, ge=0.5)
-    """Seconds without a heartbeat after which other workers take over the evaluations that a worker began."""
-    storage_timeout: float = Field(300.0, ge=0.0)
-    """Seconds during which a shared storage that does not answer is tried again."""
+    """Seconds without a heartbeat after which other workers take over the evaluations that a worker
+    began. A storage that does not answer is tried again for five times as long."""
 
 
 class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """How to find the best sub-adapter on validation data."""
 
     precision: DtypeName = "auto"
-    """Arithmetic; auto: fp32 for losses, because rounding to bf16 hides the differences between neighbours, and bf16
-    autocast for accuracies where the processor supports it. With fp32, a 16-bit model takes twice its memory."""
+    """Arithmetic; auto: fp32 for losses, because rounding to bf16 hides the differences between
+    neighbours, and bf16 autocast for accuracies where the processor supports it. With fp32, a
+    16-bit model takes twice its memory."""
     data: str
-    """Validation examples, never the test split: a file, a hub id or the embedded arithmetic:validation."""
+    """Validation examples, never the test split: a file, a hub id or the embedded
+    arithmetic:validation."""
     columns: Columns = Field({})
     """Columns of data and test that stand for those of a known form of row, such as
     prompt=question,completion=answer."""
     objective: Names = ("loss",)
-    """One to three figures to improve: loss per completion token (fast, exact), accuracy of a task, parameters of the
-    adapter, nonzeros (of base and adapter), macs (per token), latency (ms per token of the packed model in the native
-    decoder on this CPU). The first one decides, the others break ties; a single loss or accuracy is joined by
-    parameters."""
+    """One to three figures to improve: loss per completion token, accuracy of a task, parameters of
+    the adapter, nonzeros (of base and adapter), macs (per token), latency (ms per token of the
+    packed model in the native decoder on this CPU). The first one decides, the others break ties; a
+    single loss or accuracy is joined by parameters."""
     constraint: Names = ()
-    """Bounds that the chosen configuration must meet, such as parameters<=3M or accuracy>=0.6,macs<=100M."""
+    """Bounds that the chosen configuration must meet, such as parameters<=3M or
+    accuracy>=0.6,macs<=100M."""
     task: ExampleTask | None = None
     """Task whose accuracy is measured."""
     test: str | None = None
-    """Test examples, unseen by the search. At its end, the chosen configuration and the heuristic are measured on
-    them once (accuracy if a task is given, else loss), with a paired interval of the difference."""
-    strategy: StrategyName = "hill-climbing"
-    """How rank configurations are proposed."""
+    """Test examples, unseen by the search. At its end, the chosen configuration and the heuristic
+    are measured on them once (accuracy if a task is given, else loss), with a paired interval of
+    the difference."""
+    strategy: StrategyName = "heuristic"
+    """How rank configurations are proposed; heuristic: only the middle ranks are measured."""
     max_evaluations: int = Field(50, gt=0)
     """Rank configurations to evaluate, each once; may be raised with --resume."""
     tie_layers: int = Field(1, gt=0)
     """Consecutive layers that share a rank, per group: a smaller space for a big model."""
     cache_budget: Size = "2GB"
-    """Memory for hidden states of the best configuration so far; an evaluation reuses them up to the first layer whose
-    rank differs. It changes the time, never a figure; 0: nothing is reused."""
-    race_error: float = Field(0.0, ge=0.0, lt=0.5)
-    """hill-climbing: drop a candidate as soon as a part of the examples shows that it is worse than the best
-    configuration so far, with this chance of an error, such as 0.05 (up to three times that if a few examples differ
-    by very much); 0: evaluate every candidate on all examples."""
-    race_indifference: float = Field(0.0, ge=0.0)
-    """With race_error: a difference of loss (nats per token) or accuracy (a share) too small to matter, such as
-    0.0005; a candidate that certainly differs by less is dropped early too."""
+    """Memory for hidden states of the best configuration so far; an evaluation reuses them up to
+    the first layer whose rank differs. It changes the time, never a figure; 0: nothing is
+    reused."""
     seed: Seed = 0
-    """Random seed of the proposals, and of the order of examples in a race."""
+    """Random seed of the proposals."""
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """All objectives; a single quality is joined by the parameters, so that the smaller of two equals wins."""
+        """All objectives; a single quality is joined by the parameters.
+
+        So of two configurations of equal quality, the smaller wins.
+        """
         if len(self.objective) == 1 and self.objective[0] in QUALITIES:
             return self.objective[0], "parameters"
         return self.objective
@@ -198,12 +191,14 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     @property
     def figures(self) -> tuple[str, ...]:
         """Every figure that the search needs of a configuration, each once."""
-        return tuple(dict.fromkeys([*self.objectives, *(constraint.figure for constraint in self.constraints)]))
+        bounded = (constraint.figure for constraint in self.constraints)
+        return tuple(dict.fromkeys([*self.objectives, *bounded]))
 
     @property
     def weights(self) -> Literal["auto", "fp32"]:
-        """Number format of the loaded model; fp32 for fp32 arithmetic, because 16-bit weights compute in 16 bits."""
-        return "fp32" if self.precision == "fp32" or (self.precision == "auto" and "loss" in self.figures) else "auto"
+        """Number format of the loaded model: fp32 for fp32 arithmetic, else the model's own."""
+        is_auto_for_loss = self.precision == "auto" and "loss" in self.figures
+        return "fp32" if self.precision == "fp32" or is_auto_for_loss else "auto"
 
     @property
     def options(self) -> StrategyOptions:
@@ -217,48 +212,24 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
             raise ValueError("task must be given with objective accuracy: choices, number or equation, got none")
         if self.backend == "native" and self.task not in ("number", "equation"):
             raise ValueError(f"backend native needs generated answers (task number or equation), got {self.task}")
-        for name, owners in OWNERS.items():
-            if self.strategy not in owners and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} needs strategy {' or '.join(owners)}, got {self.strategy}; drop {name}")
+        for name, owner in OWNERS.items():
+            if self.strategy != owner and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} needs strategy {owner}, got {self.strategy}; drop {name}")
         if self.test == self.data:
             raise ValueError(f"test must be other examples than data, which the search sees; both are {self.data}")
-        if self.order == "predicted" and (self.objectives[0] != "loss" or self.changes > 1):
-            raise ValueError(
-                "order predicted needs loss as the first objective, because slopes predict losses, and changes 1, "
-                "because there are too many pairs of changes to order; "
-                f"got objective {self.objectives[0]} and changes {self.changes}"
-            )
         for point in self.reference_points:
             parse_point(point, len(self.objectives))
-        self._check_race()
         return self
 
     def _check_goal(self) -> None:
-        """Raise ValueError unless one to three distinct figures are objectives, and one figure is a quality."""
+        """Raise ValueError unless one to three distinct figures, one of them a quality, are sought."""
         for name in self.objective:
             check_figure("objective", name)
+        names = ",".join(self.objective) or "none"
         if not 1 <= len(self.objective) <= 3 or len(set(self.objective)) < len(self.objective):
-            names = ",".join(self.objective) or "none"
             raise ValueError(f"objective must name one to three distinct figures, got {names}")
         if not {*self.figures} & {*QUALITIES}:
             raise ValueError(
-                f"objective must include loss or accuracy unless a constraint does, got {','.join(self.objective)}; "
+                f"objective must include loss or accuracy unless a constraint does, got {names}; "
                 "the smallest configuration needs no search"
-            )
-
-    def _check_race(self) -> None:
-        if self.race_indifference and not self.race_error:
-            raise ValueError(f"race_indifference needs race_error, got {self.race_indifference} without; set both")
-        if not self.race_error:
-            return
-        is_climb_by_quality = self.strategy == "hill-climbing" and self.objectives[0] in QUALITIES
-        if not is_climb_by_quality or self.restarts or self.constraint:
-            raise ValueError(
-                "race_error needs strategy hill-climbing, loss or accuracy as the first objective, no restarts and no "
-                "constraint, because others need all figures of worse configurations too; drop race_error"
-            )
-        if self.storage is not None:
-            raise ValueError(
-                "race_error needs a search without storage, because a race compares with the incumbent of one worker; "
-                "drop one of them"
             )

@@ -197,7 +197,7 @@ def _dot(row: Measured, top: float, scale: Scale, form: Format) -> Markup:
 def curves(title: str, names: tuple[str, str], lines: Mapping[str, Points], form: Format) -> Markup:
     """Return figures over steps; `names` are those of the axes, `form` formats a figure.
 
-    `lines` has points by kind: line, pale, stairs (lines) or dot, raced (marks). Later kinds cover
+    `lines` has points by kind: line, pale, stairs (lines) or dot (marks). Later kinds cover
     earlier ones; the last one gives the ends in the drawing's name. Infinite points are left out.
     """
     finite = {kind: [point for point in line if math.isfinite(point[1])] for kind, line in lines.items()}
@@ -208,7 +208,7 @@ def curves(title: str, names: tuple[str, str], lines: Mapping[str, Points], form
     parts = [axes(across, up, names, (lambda value: f"{value:,.0f}", form))]
     for kind, line in finite.items():
         points = [(across(step), up(value)) for step, value in line]
-        if kind in ("dot", "raced"):
+        if kind == "dot":
             parts += [element("circle", cx=x, cy=y, r=3.0, class_=kind) for x, y in points]
         else:
             parts.append(polyline(stairs(points) if kind == "stairs" else points, "pale" if kind == "pale" else "line"))

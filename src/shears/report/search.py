@@ -1,10 +1,8 @@
 """The Search section: configurations as points, the front, the chosen one, the history.
 
-An evaluation in a result.json is known if it has both objectives. It is measured if they are of all
-examples, and raced if they were estimated because a race ended early.
+An evaluation in a result.json is measured if it has both objectives.
 """
 
-import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,16 +18,13 @@ from shears.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around,
 from shears.report.html import element, join, note, picture, table
 from shears.report.records import Record, Run
 from shears.report.words import GAP, figure, plural, rank_counts
-from shears.searching.strategies.base import EXAMPLES, is_partial
 
 HEIGHT = 250.0
-RADII = {"raced": 3.0, "seen": 3.0, "front": 5.0, "chosen": 6.5}  # by mark, in drawing order
+RADII = {"seen": 3.0, "front": 5.0, "chosen": 6.5}  # by mark, in drawing order
 HINT = """Point at a configuration to see its figures; click it or press Enter to copy the command that exports \
 it. The table lists all configurations."""
 KEY = """Large and ringed: the chosen configuration. On the line: the Pareto front, where no other configuration is \
 better in one figure and as good in the rest."""
-RACED = "Hollow: its race ended before all examples were used; its figures are estimates that tend to be too good."
-RACED_IN_HISTORY = "Hollow: an estimate from some of the examples, which does not count for the best so far."
 
 
 @dataclass(frozen=True)
@@ -45,11 +40,6 @@ class Configuration:
     mark: str
     command: str
 
-    @property
-    def status(self) -> str:
-        """The mark; if raced, also how many examples the figures are estimated from."""
-        return f"raced, {plural(int(self.metrics[EXAMPLES]), 'example')}" if self.mark == "raced" else self.mark
-
 
 def objectives_of(result: Record) -> tuple[str, str]:
     """Return the two objectives that are drawn; earlier versions recorded them as metrics only."""
@@ -57,16 +47,11 @@ def objectives_of(result: Record) -> tuple[str, str]:
     return names[0], names[1] if len(names) > 1 else names[0]
 
 
-def known(result: Record) -> dict[int, Record]:
+def measured(result: Record) -> dict[int, Record]:
     """Return the evaluations with both objectives; those beyond a bound have none."""
     names = objectives_of(result)
     numbered = enumerate(result["evaluations"], start=1)
     return {number: entry for number, entry in numbered if all(name in entry["metrics"] for name in names)}
-
-
-def measured(result: Record) -> dict[int, Record]:
-    """Return the evaluations with both objectives measured on all examples."""
-    return {number: entry for number, entry in known(result).items() if not is_partial(entry["metrics"])}
 
 
 def search_section(run: Run) -> tuple[object, ...] | None:
@@ -74,15 +59,12 @@ def search_section(run: Run) -> tuple[object, ...] | None:
     if (result := run.result) is None:
         return None
     config = result.get("config", {})
-    entries = known(result)
-    num_measured = len(measured(result))
-    num_raced = len(entries) - num_measured
+    entries = measured(result)
     num_unmeasured = len(result["evaluations"]) - len(entries)
     lead = (
         f"{config.get('strategy', 'search')} on {config.get('data', 'validation data')}: "
-        f"{num_measured} configurations measured, {len(result['pareto'])} of them on the front"
+        f"{plural(len(entries), 'configuration')} measured, {len(result['pareto'])} of them on the front."
     )
-    lead += f"; {num_raced} more estimated in a race." if num_raced else "."
     if num_unmeasured:
         lead += f" {num_unmeasured} more exceed {' and '.join(result.get('constraints', []))} and were not measured."
     lead += _gain_words(result)
@@ -110,9 +92,7 @@ def _gain_words(result: Record) -> str:
 
 def _configuration(number: int, entry: Record, folder: Path, result: Record) -> Configuration:
     mark = "seen"
-    if is_partial(entry["metrics"]):
-        mark = "raced"
-    elif entry["ranks"] == result["chosen"]["ranks"]:
+    if entry["ranks"] == result["chosen"]["ranks"]:
         mark = "chosen"
     elif any(entry["ranks"] == other["ranks"] for other in result["pareto"]):
         mark = "front"
@@ -134,17 +114,16 @@ def _front_picture(configurations: Sequence[Configuration], quality: str, cost: 
     front = [(x, y) for each, x, y in placed if each.mark in ("front", "chosen")]
     front.sort(reverse=cost in MAXIMISED)  # a step curve leads from the better figure to the worse
     drawing = svg(title, HEIGHT, axis, polyline(stairs(front), "pale"), *(_point(*item) for item in placed))
-    raced = note(RACED) if any(each.mark == "raced" for each in configurations) else ""
     hint = element("output", HINT, class_="note pointed", aria_live="polite")
-    return picture(title, drawing, _front_table(title, configurations, quality), join([note(KEY), raced, hint]))
+    return picture(title, drawing, _front_table(title, configurations, quality), join([note(KEY), hint]))
 
 
 def _point(configuration: Configuration, x: float, y: float) -> Markup:
     """Return a point to click; the keyboard stops at the front and reaches others in the table."""
     name = f"Number {configuration.number}"
     if configuration.mark != "seen":
-        name += f", {configuration.status}"
-    figures = [f"{key} {figure(key, value)}" for key, value in configuration.metrics.items() if key != EXAMPLES]
+        name += f", {configuration.mark}"
+    figures = [f"{key} {figure(key, value)}" for key, value in configuration.metrics.items()]
     label = f"{name}: {', '.join(figures)}; {rank_counts(configuration.ranks)}"
     attributes = {"class_": "point", "data_label": label, "data_copy": configuration.command, "aria_label": label}
     if configuration.mark in ("front", "chosen"):
@@ -155,16 +134,12 @@ def _point(configuration: Configuration, x: float, y: float) -> Markup:
 
 
 def _front_table(title: str, configurations: Sequence[Configuration], quality: str) -> Markup:
-    """Return a row for each configuration: first the front, then others measured, then raced ones.
-
-    Each part is ordered by the first objective, the best first.
-    """
-    names = dict.fromkeys(name for each in configurations for name in each.metrics if name != EXAMPLES)
+    """Return a row for each configuration: first the front, then others, each the best first."""
+    names = dict.fromkeys(name for each in configurations for name in each.metrics)
     sign = -1.0 if quality in MAXIMISED else 1.0
 
-    def order(configuration: Configuration) -> tuple[int, float]:
-        level = {"seen": 1, "raced": 2}.get(configuration.mark, 0)
-        return level, sign * float(configuration.metrics[quality])
+    def order(configuration: Configuration) -> tuple[bool, float]:
+        return configuration.mark == "seen", sign * float(configuration.metrics[quality])
 
     rows = []
     for each in sorted(configurations, key=order):
@@ -172,32 +147,22 @@ def _front_table(title: str, configurations: Sequence[Configuration], quality: s
         ranks = sorted(Counter(each.ranks.values()).items(), reverse=True)
         groups = ", ".join(f"{count} x {rank}" for rank, count in ranks).replace(" ", GAP)
         button = element("button", "copy command", type="button", data_copy=each.command)
-        rows.append((each.number, each.status, *cells, groups, button))
+        rows.append((each.number, each.mark, *cells, groups, button))
     return table(title, ("number", "status", *names, "groups x rank", "export"), rows)
 
 
 def _history_picture(configurations: Sequence[Configuration], metric: str) -> Markup:
-    """Return the first objective by the order of evaluation, and the best so far.
-
-    Raced configurations have a mark of their own and are never the best.
-    """
+    """Return the first objective by the order of evaluation, and the best so far."""
     best = max if metric in MAXIMISED else min
-    worst = -best(-math.inf, math.inf)
     values = {each.number: float(each.metrics[metric]) for each in configurations}
-    raced = {each.number: each.status for each in configurations if each.mark == "raced"}
-    best_so_far = accumulate((worst if number in raced else value for number, value in values.items()), best)
-    history = dict(zip(values, best_so_far, strict=True))
-
-    def form(value: float) -> str:
-        return figure(metric, value) if math.isfinite(value) else "none"
-
+    history = dict(zip(values, accumulate(values.values(), best), strict=True))
+    form = partial(figure, metric)
     lines = {
-        "raced": [(float(number), value) for number, value in values.items() if number in raced],
-        "dot": [(float(number), value) for number, value in values.items() if number not in raced],
+        "dot": [(float(number), value) for number, value in values.items()],
         "stairs": [(float(number), value) for number, value in history.items()],
     }
     title = f"Search: {metric} by evaluation"
     drawing = curves(title, ("evaluation", metric), lines, form)
-    rows = ((num, form(value), raced.get(num, "all examples"), form(history[num])) for num, value in values.items())
-    data = table("Search, in order", ("evaluation", metric, "measured on", "best so far"), rows)
-    return picture(title, drawing, data, note(RACED_IN_HISTORY) if raced else None)
+    rows = ((number, form(value), form(history[number])) for number, value in values.items())
+    data = table("Search, in order", ("evaluation", metric, "best so far"), rows)
+    return picture(title, drawing, data)

@@ -2,26 +2,45 @@
 
 from collections.abc import Sequence
 
-from shears.adapt.space import RankConfig
-from shears.progress import Meter
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.progress import Meter, meter
 from shears.searching.measure.evaluators import Evaluator, as_evaluator
-from shears.searching.shared.study import SearchStudy
-from shears.searching.strategies.base import Evaluated, Goal, Objective, Strategy, is_partial
+from shears.searching.result import SearchResult, conclude
+from shears.searching.shared.study import SearchStudy, StudyLocation, open_study
+from shears.searching.strategies.base import Evaluated, Goal, Objective, SearchPlan, Strategy, make_strategy
 
-FINALISTS = 3  # of a race, measured on all examples at the end
+IN_MEMORY = StudyLocation()
+NUM_PROPOSALS = {"heuristic": 1, "maximal": 2, "minimal": 2}  # of the strategies that do not search
 MAX_REPEATS = 100  # known configurations proposed in a row, after which the search ends
 
 
-def explore(strategy: Strategy, objective: Objective | Evaluator, study: SearchStudy, progress: Meter) -> None:
-    """Evaluate what the strategy proposes until it ends, repeats itself, or the budget or the space is used up.
+def run_search(
+    space: SearchSpace, objective: Objective | Evaluator, plan: SearchPlan, location: StudyLocation = IN_MEMORY
+) -> SearchResult:
+    """Search `space` for the best configuration by an `objective`, any function of a RankConfig.
 
-    An evaluator gets as many configurations at once as it measures together and the strategy can name; the history is
-    that of a search one by one. Several workers on one study each evaluate what they claim, and wait at the end for
-    what others evaluate.
+    `location` names a storage in which an interrupted search can be resumed. InputError for an
+    unknown strategy, figures that are not finite, a storage that holds another search, or if no
+    evaluated configuration meets the goal's constraints.
+    """
+    make_strategy(space, plan)  # refuses a space that it cannot search before there is a study
+    budget = min(NUM_PROPOSALS.get(plan.strategy, space.size), space.size, plan.max_evaluations)
+    with open_study(space, plan, location) as study, meter("search", budget, "evaluations") as progress:
+        explore(make_strategy(space, study.plan), objective, study, progress)
+        return conclude(study.state.evaluations, plan.goal)
+
+
+def explore(strategy: Strategy, objective: Objective | Evaluator, study: SearchStudy, progress: Meter) -> None:
+    """Evaluate what the strategy proposes.
+
+    The search ends when the strategy does, when it repeats itself, or when the budget or the space
+    is used up. An evaluator gets as many configurations at once as it measures together and the
+    strategy can name; the history is that of a search one by one. Several workers on one study each
+    evaluate what they claim, and wait at the end for what others evaluate.
     """
     evaluator = as_evaluator(objective)
     goal = study.plan.goal
-    best = _best(goal, study.state.evaluations) if study.state.known else None
+    best = _best(goal, study.state.evaluations)
     count = len(study.state.known)
     progress.skip(count)
     budget = min(study.plan.max_evaluations, study.space.size)
@@ -37,7 +56,7 @@ def explore(strategy: Strategy, objective: Objective | Evaluator, study: SearchS
                     study.add(evaluated)
                     best = _best(goal, [evaluated] if best is None else [best, evaluated])
                     count += 1
-                    progress.advance(1, _described(goal, best))
+                    progress.advance(1, _described(goal, best or evaluated))
         elif not proposed and not study.state.pending:
             break
         elif not proposed:
@@ -46,11 +65,14 @@ def explore(strategy: Strategy, objective: Objective | Evaluator, study: SearchS
         if count != len(study.state.known):  # other workers evaluated something
             progress.skip(len(study.state.known) - count)
             count = len(study.state.known)
-            best = _best(goal, study.state.evaluations) if study.state.known else None
+            best = _best(goal, study.state.evaluations)
 
 
 def _next(strategy: Strategy, study: SearchStudy, width: int, budget: int) -> list[RankConfig]:
-    """Return what to evaluate next; nothing while only others have work, or at the end of the search."""
+    """Return what to evaluate next.
+
+    Nothing at the end of the search, and while only other workers have work.
+    """
     state = study.state
     if abandoned := state.to_retry(budget):
         return abandoned[:width]
@@ -62,9 +84,10 @@ def _next(strategy: Strategy, study: SearchStudy, width: int, budget: int) -> li
 
 
 def _is_wanted(claimed: Sequence[RankConfig], strategy: Strategy, study: SearchStudy, num_known: int) -> bool:
-    """Tell whether the search goes on with what became known while claiming; give the claims back if it does not.
+    """Tell whether the search goes on with what became known while claiming.
 
-    Other workers may have ended their search before these claims were written. All workers end with the whole study.
+    If it does not, give the claims back: other workers may have ended their search before these
+    claims were written, and all workers end with the whole study.
     """
     state = study.state
     if len(state.known) == num_known or any(ranks in state.abandoned for ranks in claimed):
@@ -76,18 +99,21 @@ def _is_wanted(claimed: Sequence[RankConfig], strategy: Strategy, study: SearchS
     return not is_over
 
 
-def _anchor(strategy: Strategy, study: SearchStudy, best: Evaluated | None) -> Evaluated | None:
-    """Return what the proposals resemble: the strategy's incumbent, else the best; None if it was not measured."""
+def _anchor(strategy: Strategy, study: SearchStudy, best: Evaluated | None) -> RankConfig | None:
+    """Return what the proposals resemble: the strategy's incumbent, else the best one.
+
+    None if that was not measured.
+    """
     incumbent = getattr(strategy, "incumbent", None)  # only of a strategy that looks around one configuration
     candidates = (None if incumbent is None else study.state.known.get(incumbent), best)
     goal = study.plan.goal
-    return next((each for each in candidates if each is not None and goal.has_figures(each.metrics)), None)
+    return next((each.ranks for each in candidates if each is not None and goal.is_measured(each.metrics)), None)
 
 
-def _best(goal: Goal, evaluations: Sequence[Evaluated]) -> Evaluated:
-    """Return the best evaluation of those that have every figure, or else of all."""
-    measured = [evaluated for evaluated in evaluations if goal.has_figures(evaluated.metrics)]
-    return goal.best(measured or evaluations)
+def _best(goal: Goal, evaluations: Sequence[Evaluated]) -> Evaluated | None:
+    """Return the best of the measured evaluations, else of all; None without any."""
+    measured = [evaluated for evaluated in evaluations if goal.is_measured(evaluated.metrics)]
+    return goal.best(measured or evaluations) if evaluations else None
 
 
 def _described(goal: Goal, best: Evaluated) -> str:
@@ -95,13 +121,3 @@ def _described(goal: Goal, best: Evaluated) -> str:
     value = best.metrics.get(goal.quality)
     unmet = ", constraints unmet" if goal.violation(best.metrics) else ""
     return f"best {goal.quality} {'not measured' if value is None else f'{value:.4g}'}{unmet}"
-
-
-def ranked(evaluations: Sequence[Evaluated], evaluator: Evaluator, goal: Goal) -> list[Evaluated]:
-    """Return the evaluations; the best FINALISTS are measured on all examples if a race only estimated them."""
-    order = sorted(goal.feasible(evaluations), key=lambda evaluated: goal.key(evaluated.metrics))
-    finalists = {evaluated.ranks for evaluated in order[:FINALISTS] if is_partial(evaluated.metrics)}
-    return [
-        Evaluated(each.ranks, goal.check(each.ranks, evaluator(each.ranks))) if each.ranks in finalists else each
-        for each in evaluations
-    ]

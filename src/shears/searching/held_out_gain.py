@@ -1,17 +1,25 @@
-"""The held-out gain: the chosen configuration against the heuristic on examples that the search did not see.
+"""The held-out gain: the chosen configuration against the heuristic on examples unseen by the search.
 
-The best of many configurations on the validation examples looks better there than it is (the winner's curse). So these
-two are measured on test examples once, and their difference comes with a paired interval. N examples.
+The best of many configurations on the validation examples looks better there than it is (the
+winner's curse). So these two are measured on test examples once, and their difference comes with a
+paired interval. N examples.
 """
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
+from shears.config import SearchConfig
 from shears.config.search import MAXIMISED
+from shears.data.rows import source_fingerprint
 from shears.evaluation.statistics import Z95, Interval, paired_difference
 from shears.searching.measure.evaluators import GaugedEvaluator, ValuesByExample
+from shears.searching.measure.validation import Validation, open_quality
+from shears.searching.result import SearchResult
+from shears.searching.strategies.base import ACCURACY, LOSS
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +41,56 @@ class Gain(NamedTuple):
 
     def as_data(self) -> dict[str, Any]:
         """Return the gain as plain JSON data; the interval is None if it is infinite."""
+        is_finite = math.isfinite(self.low) and math.isfinite(self.high)
         return {
             "n": self.n,
             "heuristic": self.heuristic,
             "chosen": self.chosen,
             "difference": self.difference,
-            "ci95": [self.low, self.high] if math.isfinite(self.low) and math.isfinite(self.high) else None,
+            "ci95": [self.low, self.high] if is_finite else None,
         }
+
+
+def open_gain(
+    settings: SearchConfig, adapter: SuperAdapter, validation: Validation
+) -> Callable[[SearchResult], dict[str, Any]]:
+    """Return a function from a result to the record of its held-out gain, empty without a test.
+
+    The evaluators are opened here, so that examples that cannot be measured are refused before the
+    search.
+    """
+    test_data = settings.test
+    if test_data is None:
+        return lambda result: {}
+    quality = ACCURACY.quality if settings.task else LOSS.quality
+    test = open_quality(adapter, settings, quality, test_data, trained=validation.trained)
+    own = validation.qualities.get(quality) or open_quality(adapter, settings, quality, settings.data, settings.limit)
+
+    def record(result: SearchResult) -> dict[str, Any]:
+        heuristic = adapter.elastic.space.heuristic()
+        report = gain_report(own, test, result.chosen.ranks, heuristic, len(result.evaluations))
+        return {"test_sha256": source_fingerprint(test_data), "gain": report}
+
+    return record
+
+
+def gain_report(
+    validation: GaugedEvaluator, test: GaugedEvaluator, chosen: RankConfig, heuristic: RankConfig, num_evaluated: int
+) -> dict[str, Any]:
+    """Return the record of the gains on validation and on test examples, with notes on what they show."""
+    quality = test.quality
+    seen = gain(validation, chosen, heuristic)
+    unseen = gain(test, chosen, heuristic)
+    logger.info(
+        "%s on %d test examples: chosen %.5g, heuristic %.5g, difference %+.4g (%+.4g to %+.4g)",
+        quality, unseen.n, unseen.chosen, unseen.heuristic, unseen.difference, unseen.low, unseen.high,
+    )  # fmt: skip
+    notes = ["the heuristic is the chosen configuration: the search found nothing better"]
+    if chosen != heuristic:
+        notes = _notes(seen, unseen, num_evaluated, is_maximised=quality in MAXIMISED)
+    for note in notes:
+        logger.warning("%s", note)
+    return {"figure": quality, "validation": seen.as_data(), "test": unseen.as_data(), "notes": notes}
 
 
 def gain(evaluator: GaugedEvaluator, chosen: RankConfig, heuristic: RankConfig) -> Gain:
@@ -58,8 +109,9 @@ def gain(evaluator: GaugedEvaluator, chosen: RankConfig, heuristic: RankConfig) 
 def ratio_difference(differences: ValuesByExample, weights: ValuesByExample) -> Interval:
     """Return sum(differences) / sum(weights) with its 95 % interval over examples.
 
-    A loss per token is a ratio of two sums over examples: its standard error is that of the residuals d - D w
-    (Cochran, 1977, section 2.11). The interval of fewer than two examples is infinite.
+    A loss per token is a ratio of two sums over examples: its standard error is that of the
+    residuals d - D w (Cochran, 1977, section 2.11). The interval of fewer than two examples is
+    infinite.
     """
     n = len(differences)
     total = float(weights.sum())
@@ -69,26 +121,6 @@ def ratio_difference(differences: ValuesByExample, weights: ValuesByExample) -> 
     residuals = differences - value * weights
     half = Z95 * math.sqrt(n / (n - 1) * float(residuals @ residuals)) / total
     return Interval(value, value - half, value + half)
-
-
-def gain_report(
-    validation: GaugedEvaluator, test: GaugedEvaluator, chosen: RankConfig, heuristic: RankConfig, num_evaluated: int
-) -> dict[str, Any]:
-    """Return the record of the gains on validation and on test examples, with notes on what they show."""
-    quality = test.quality
-    seen = gain(validation, chosen, heuristic)
-    unseen = gain(test, chosen, heuristic)
-    logger.info(
-        "%s on %d test examples: chosen %.5g, heuristic %.5g, difference %+.4g (%+.4g to %+.4g)",
-        quality, unseen.n, unseen.chosen, unseen.heuristic, unseen.difference, unseen.low, unseen.high,
-    )  # fmt: skip
-    if chosen == heuristic:
-        notes = ["the heuristic is the chosen configuration: the search found nothing better"]
-    else:
-        notes = _notes(seen, unseen, num_evaluated, is_maximised=quality in MAXIMISED)
-    for note in notes:
-        logger.warning("%s", note)
-    return {"figure": quality, "validation": seen.as_data(), "test": unseen.as_data(), "notes": notes}
 
 
 def _notes(seen: Gain, unseen: Gain, num_evaluated: int, is_maximised: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""The result of a search: every configuration evaluated, the chosen one, the Pareto front and its hypervolume. Pure."""
+"""The result of a search: every evaluation, the chosen one, the Pareto front, its hypervolume. Pure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,16 +8,16 @@ from shears.adapt.space import RankConfig
 from shears.errors import InputError
 from shears.searching.strategies.base import Evaluated, Goal
 
-Point = tuple[float, ...]
-"""Costs of a configuration, all to be minimised."""
+Costs = tuple[float, ...]
+"""The objectives of a configuration, all to be minimised."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Every configuration evaluated, once, in order; the best; the front of the feasible ones over all objectives.
+    """Every evaluation in order, the best one, and the front of the feasible ones.
 
-    Only a configuration that was measured on all examples is chosen, or on the front. `hypervolume` is the volume that
-    the front dominates below `reference`, the worst figure of each objective among the feasible ones.
+    `hypervolume` is the volume that the front dominates below `reference`, the worst figure of each
+    objective among the feasible ones.
     """
 
     evaluations: list[Evaluated]
@@ -46,16 +46,16 @@ class SearchResult:
 
 
 def conclude(evaluations: Sequence[Evaluated], goal: Goal) -> SearchResult:
-    """Return the result of a search; InputError if no evaluated configuration meets the constraints."""
+    """Return the result of a search; InputError if no configuration meets the constraints."""
     feasible = [evaluated for evaluated in goal.feasible(evaluations) if goal.is_measured(evaluated.metrics)]
     if not feasible:
         nearest = goal.best(evaluations).metrics
         bounded = [constraint.figure for constraint in goal.constraints]
-        broken = {name: nearest[name] for name in bounded if name in nearest}
+        broken = ", ".join(f"{name} {nearest[name]:,.6g}" for name in dict.fromkeys(bounded) if name in nearest)
         raise InputError(
             f"a configuration must meet {', '.join(map(str, goal.constraints))}, and none of {len(evaluations)} "
-            f"evaluated does; the nearest has {', '.join(f'{name} {value:,.6g}' for name, value in broken.items())}; "
-            "go on with --resume and a larger --max-evaluations, or loosen the constraint in another output"
+            f"evaluated does; the nearest has {broken}; go on with --resume and a larger --max-evaluations, or "
+            "loosen the constraint in another output"
         )
     costs = [goal.cost(evaluated.metrics) for evaluated in feasible]
     worst = tuple(map(max, zip(*costs, strict=True)))
@@ -69,10 +69,11 @@ def conclude(evaluations: Sequence[Evaluated], goal: Goal) -> SearchResult:
     )
 
 
-def pareto_front(points: Sequence[Point]) -> list[int]:
-    """Return the indices of the points that no other dominates, by rising first cost; equal points are all kept.
+def pareto_front(points: Sequence[Costs]) -> list[int]:
+    """Return the indices of the points that no other dominates, by rising first cost.
 
-    A point dominates another if it is no larger in every cost and smaller in one. O(N F) for a front of F.
+    A point dominates another if it is no larger in every cost and smaller in one; equal points are
+    all kept. O(N F) for a front of F.
     """
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda index: (*points[index], index)):
@@ -82,15 +83,16 @@ def pareto_front(points: Sequence[Point]) -> list[int]:
     return front
 
 
-def _dominates(one: Point, other: Point) -> bool:
+def _dominates(one: Costs, other: Costs) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
-def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """Return the volume that the points dominate below the reference; only points below it in all costs add to it.
+def hypervolume(points: Sequence[Costs], reference: Costs) -> float:
+    """Return the volume that the points dominate below the reference.
 
-    Exact, by slicing along the last cost (Zitzler, 1999; While et al., 2006): between two neighbouring values of it,
-    the cross-section is the volume of the points below in one dimension less.
+    Only points below it in all costs count. Exact, by slicing along the last cost (Zitzler, 1999;
+    While et al., 2006): between two neighbouring values of it, the cross-section is the volume of
+    the points below in one dimension less.
     """
     inside = [point for point in points if all(a < b for a, b in zip(point, reference, strict=True))]
     if len(reference) == 1:

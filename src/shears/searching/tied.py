@@ -19,23 +19,29 @@ class TiedSpace:
     members: Mapping[str, tuple[str, ...]]
 
     def expand(self, config: Mapping[str, int]) -> RankConfig:
-        """Return the configuration of the full space; InputError if it does not belong to the tied one."""
+        """Return the configuration of the full space; InputError if it is not of the tied one."""
         checked = self.space.check(config)
         return RankConfig({group: rank for tied, rank in checked.items() for group in self.members[tied]})
 
 
 def tie_layers(space: SearchSpace, num_layers: int) -> TiedSpace:
-    """Return the space in which every `num_layers` consecutive layers share the ranks of their groups of one kind.
+    """Return the space in which every `num_layers` consecutive layers share ranks, kind by kind.
 
-    Layers 0 to `num_layers` - 1 are the first run; `layers.0-9.up_proj` is its group. With 1, the space stays the same.
-    InputError for groups outside of layers, or tied groups whose allowed ranks differ.
+    Layers 0 to `num_layers` - 1 are the first run; `layers.0-9.up_proj` is its group. With 1, the
+    space stays the same. InputError for groups outside of layers, or tied groups whose allowed
+    ranks differ.
     """
     if num_layers == 1:
         return TiedSpace(space, {group: (group,) for group in space.ranks})
     runs: defaultdict[tuple[int, str], list[tuple[int, str]]] = defaultdict(list)
     for group in space.ranks:
-        layer, kind = _parts(group)
-        runs[layer // num_layers, kind].append((layer, group))
+        match = LAYER.fullmatch(group)
+        if match is None:
+            raise InputError(
+                f"tied groups must be in layers, such as layers.0.up_proj, got {group!r}; set tie_layers 1"
+            )
+        layer = int(match[1])
+        runs[layer // num_layers, match[2]].append((layer, group))
     members: dict[str, tuple[str, ...]] = {}
     for (_, kind), run in runs.items():
         layers = sorted({layer for layer, _ in run})
@@ -46,13 +52,6 @@ def tie_layers(space: SearchSpace, num_layers: int) -> TiedSpace:
         for tied, groups in members.items()
     }
     return TiedSpace(SearchSpace({tied: _ranks(space, groups) for tied, groups in members.items()}, modules), members)
-
-
-def _parts(group: str) -> tuple[int, str]:
-    match = LAYER.fullmatch(group)
-    if match is None:
-        raise InputError(f"tied groups must be in layers, such as layers.0.up_proj, got {group!r}; set tie_layers 1")
-    return int(match[1]), match[2]
 
 
 def _ranks(space: SearchSpace, groups: tuple[str, ...]) -> tuple[int, ...]:

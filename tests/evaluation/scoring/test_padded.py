@@ -29,7 +29,7 @@ def test_losses_and_choices_are_those_of_each_row_alone(name: str) -> None:
     alone = completion_losses(model, some_rows(), PAD, 1).total
     torch.testing.assert_close(completion_losses(model, some_rows(), PAD, 8).total, alone, rtol=1e-4, atol=1e-4)
     scorer = LossScorer(model, some_rows(), PAD, 8)
-    torch.testing.assert_close(scorer.measure(0, plainly).float(), alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scorer.measure(plainly).float(), alone, rtol=1e-4, atol=1e-4)
     asked = [{"prompt": "a" * n, "choices": [" yes", " no", " rather not"], "answer": 0} for n in range(1, 9)]
     examples = [to_example(row, "question", TOKENIZER) for row in asked]
     for one, other in zip(choose(model, TOKENIZER, examples, 8), choose(model, TOKENIZER, examples, 1), strict=True):

@@ -1,4 +1,4 @@
-"""Values by example: equal to one row at a time, packed or padded, for any parts."""
+"""Values by example: equal to one row at a time, packed or padded."""
 
 import pytest
 import torch
@@ -13,14 +13,11 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "mamba"])
-@pytest.mark.parametrize("parts", [None, [[4, 2, 9], [0], [1, 3, 5, 6, 7, 8, 10, 11]]])
-def test_losses_equal_those_of_separate_rows(name: str, parts: list[list[int]] | None) -> None:
+def test_losses_equal_those_of_separate_rows(name: str) -> None:
     model, rows = tiny_model(name), make_rows()
-    scorer = LossScorer(model, rows, PAD, 3, parts)
+    scorer = LossScorer(model, rows, PAD, 3)
     expected = completion_losses(model, rows, PAD, 1)
-    for number, part in enumerate(scorer.parts):
-        values = scorer.measure(number, plainly)
-        torch.testing.assert_close(values, expected.total[list(part)].double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scorer.measure(plainly), expected.total.double(), rtol=1e-4, atol=1e-4)
     assert scorer.weights.tolist() == expected.num_tokens.tolist()
     assert scorer.packed == (name in {"llama", "gemma2"})
 
@@ -29,11 +26,10 @@ def test_losses_equal_those_of_separate_rows(name: str, parts: list[list[int]] |
 def test_rows_without_labels_lose_nothing_and_nothing_predicts_a_first_token(name: str) -> None:
     model = tiny_model(name)
     rows = [Tokenized([1, 2, 3], [-100] * 3), Tokenized([4, 5, 6], [4, 5, 6])]
-    scorer = LossScorer(model, rows, PAD, 1, [[0], [1]])
-    assert scorer.measure(0, plainly).tolist() == [0.0]
-    alone = LossScorer(model, rows[1:], PAD, 1).measure(0, plainly)
-    torch.testing.assert_close(scorer.measure(1, plainly), alone)
-    both = LossScorer(model, rows, PAD, 2).measure(0, plainly)
+    scorer = LossScorer(model, rows, PAD, 1)
+    alone = LossScorer(model, rows[1:], PAD, 1).measure(plainly)
+    torch.testing.assert_close(scorer.measure(plainly), torch.tensor([0.0, alone.item()], dtype=torch.float64))
+    both = LossScorer(model, rows, PAD, 2).measure(plainly)
     torch.testing.assert_close(both, torch.tensor([0.0, alone.item()], dtype=torch.float64), rtol=1e-5, atol=1e-5)
     assert scorer.weights.tolist() == [0, 2]
 
@@ -55,14 +51,13 @@ def test_choices_are_right_as_they_are_chosen() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     rows = [{"prompt": "a" * n, "choices": [" yes", " no", " rather not"], "answer": n % 3} for n in range(1, 9)]
     examples = [to_example(row, "question", tokenizer) for row in rows]
-    scorer = ChoiceScorer(model, tokenizer, examples, 4, [[5, 1], [0, 2, 3, 4, 6, 7]])
+    scorer = ChoiceScorer(model, tokenizer, examples, 4)
     chosen = choose(model, tokenizer, examples, 4)
     right = [
         float(example.choices[choice.likeliest] == example.answer)
         for example, choice in zip(examples, chosen, strict=True)
     ]
-    assert scorer.measure(0, plainly).tolist() == [right[5], right[1]]
-    assert scorer.measure(1, plainly).tolist() == [right[number] for number in (0, 2, 3, 4, 6, 7)]
+    assert scorer.measure(plainly).tolist() == right
 
 
 def test_num_positions_counts_the_tokens_of_all_forwards() -> None:
@@ -74,6 +69,6 @@ def test_num_positions_counts_the_tokens_of_all_forwards() -> None:
         hook = model.model.layers[0].register_forward_hook(
             lambda _, __, out, seen=seen: seen.append(out[..., 0].numel())
         )
-        scorer.measure(0, plainly)
+        scorer.measure(plainly)
         hook.remove()
         assert sum(seen) == scorer.num_positions()

@@ -1,30 +1,45 @@
-"""Evaluators: the figures of whole evaluations; what a race decides is marked; anchors; many at once."""
+"""Evaluators: values over weights, many at once, anchors, bounds; sizes by hand; the latency of the sub-adapter."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.prepare import build_space
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
-from shears.config.search import Constraint
-from shears.evaluation.scoring.scorers import LossScorer
+from shears.config.search import Constraint, parse_constraint
+from shears.errors import InputError
+from shears.records.artifacts import read_json
+from shears.runtime.native import kernels_available
+from shears.searching.measure import evaluators
 from shears.searching.measure.evaluators import (
     CombinedEvaluator,
     Evaluator,
     GaugedEvaluator,
+    LatencyEvaluator,
     PlainEvaluator,
     as_evaluator,
-    race_report,
+    base_macs,
+    base_nonzeros,
+    count_sizes,
+    refuse_out_of_reach,
 )
-from shears.searching.measure.gauges import WholeGauge, open_gauge
-from shears.searching.measure.racing import Race, parts_of
 from shears.searching.measure.validation import loss_evaluator
-from shears.searching.strategies.base import EXAMPLES, Evaluated, Figures, Goal, is_partial
-from tests.searching.adapters import PAD, make_adapter, make_rows, make_super_adapter, walk
+from shears.searching.stage import search
+from shears.searching.strategies.base import Figures, Goal
+from tests.searching.adapters import make_adapter, make_rows, make_super_adapter, walk
+from tests.searching.test_stage import SETTINGS as SEARCH
+from tests.tiny import tiny_model
 
-NUM = 160
+NUM = 40
 SETTINGS = SearchConfig(data="unused", precision="fp32", device="cpu", batch_size=16)
 
 
@@ -32,10 +47,9 @@ class Simulated:
     """A gauge of made values: of each configuration one a token of its first group's rank, and noise by example."""
 
     def __init__(self, width: int = 1) -> None:
-        self.parts = parts_of(NUM, 0)
-        self.sizes, self.width = [len(part) for part in self.parts], width
+        self.width = width
         self.weights = torch.full((NUM,), 3.0, dtype=torch.float64)
-        self.measured: list[tuple[list[int], int]] = []
+        self.measured: list[list[int]] = []
         self.anchors: list[RankConfig] = []
         self.shifts: dict[int, float] = {}
 
@@ -47,32 +61,22 @@ class Simulated:
             + 0.2 * torch.randn(NUM, generator=generator, dtype=torch.float64)
         )
 
-    def measure(self, configs: Sequence[RankConfig], part: int) -> list[Tensor]:
-        self.measured.append(([ranks["a"] for ranks in configs], part))
-        start = sum(self.sizes[:part])
-        return [self.values(ranks)[start : start + self.sizes[part]] for ranks in configs]
+    def measure(self, configs: Sequence[RankConfig]) -> list[Tensor]:
+        self.measured.append([ranks["a"] for ranks in configs])
+        return [self.values(ranks) for ranks in configs]
 
     def anchor(self, ranks: RankConfig) -> None:
         self.anchors.append(ranks)
-
-    def slopes(self, ranks: RankConfig) -> None:
-        return None
 
 
 def config(rank: int) -> RankConfig:
     return RankConfig({"a": rank})
 
 
-def make(quality: str = "loss", width: int = 1, race: Race | None = None) -> tuple[GaugedEvaluator, Simulated]:
+def make(quality: str = "loss", width: int = 1) -> tuple[GaugedEvaluator, Simulated]:
     gauge, elastic = Simulated(width), make_adapter(blocks=2)
     elastic.num_parameters = lambda config: 10 * config["a"]  # type: ignore[method-assign]
-    return GaugedEvaluator(gauge, quality, elastic, race), gauge
-
-
-def anchored(evaluator: GaugedEvaluator, rank: int) -> Figures:
-    figures = evaluator(config(rank))
-    evaluator.anchor(Evaluated(config(rank), figures))
-    return figures
+    return GaugedEvaluator(gauge, quality, elastic), gauge
 
 
 def test_figures_are_the_values_over_the_weights() -> None:
@@ -80,83 +84,15 @@ def test_figures_are_the_values_over_the_weights() -> None:
     figures = evaluator(config(4))
     assert figures == {"loss": pytest.approx(float(gauge.values(config(4)).sum()) / (3 * NUM)), "parameters": 40}
     assert evaluator(config(4)) == figures
-    assert len(gauge.measured) == 4  # the parts; what is known is not measured again
+    assert len(gauge.measured) == 1  # what is known is not measured again
 
 
-def test_without_an_anchor_or_a_race_nothing_is_dropped() -> None:
-    evaluator, _ = make(race=Race(0.05))
-    assert not any(map(is_partial, evaluator.many([config(rank) for rank in (2, 9)])))
-    evaluator, _ = make()
-    anchored(evaluator, 2)
-    assert not is_partial(evaluator.many([config(9)])[0])
-
-
-@pytest.mark.parametrize(("quality", "worse", "better"), [("loss", 9, 2), ("accuracy", 2, 9)])
-def test_what_is_worse_or_better_than_the_anchor_is_decided_early_and_lies_on_its_side(
-    quality: str, worse: int, better: int
-) -> None:
-    evaluator, gauge = make(quality, race=Race(0.05))
-    anchor = anchored(evaluator, 5)
-    dropped, taken = evaluator.many([config(worse), config(better)])
-    assert dropped[EXAMPLES] == taken[EXAMPLES] == gauge.sizes[0]
-    sign = 1 if quality == "loss" else -1
-    assert sign * dropped[quality] > sign * anchor[quality] > sign * taken[quality]
-    for figures, rank in ((dropped, worse), (taken, better)):
-        assert figures[quality] == pytest.approx(float(gauge.values(config(rank)).sum()) / (3 * NUM), abs=0.05)
-
-
-def test_what_is_hardly_better_is_measured_whole() -> None:
-    evaluator, gauge = make(race=Race(0.05))
-    anchored(evaluator, 5)
-    gauge.shifts[6] = -1.01
-    assert not is_partial(evaluator.many([config(6)])[0])
-
-
-def test_an_incumbent_that_was_taken_early_is_measured_on_what_its_candidates_need() -> None:
-    evaluator, gauge = make(race=Race(0.05))
-    anchored(evaluator, 5)
-    (taken,) = evaluator.many([config(2)])
-    evaluator.anchor(Evaluated(config(2), taken))
-    gauge.measured.clear()
-    assert is_partial(evaluator.many([config(9)])[0])
-    assert gauge.measured == [([9], 0)]
-    gauge.shifts[3] = -1.0
-    (close,) = evaluator.many([config(3)])
-    assert gauge.measured[1:] == [([rank], part) for part in range(4) for rank in (2, 3)][1:]
-    assert close[EXAMPLES] == NUM, "what is compared with an estimate stays one"
-    true = evaluator(config(3))["loss"] - evaluator(config(2))["loss"]
-    assert close["loss"] - taken["loss"] == pytest.approx(true)
-
-
-def test_asked_alone_a_configuration_is_measured_whole_whatever_a_race_said() -> None:
-    evaluator, gauge = make(race=Race(0.05))
-    anchored(evaluator, 2)
-    assert is_partial(evaluator.many([config(9)])[0])
-    assert not is_partial(evaluator(config(9)))
-    assert not is_partial(evaluator.many([config(9)])[0])
-    assert gauge.anchors == [config(2)]
-
-
-def test_many_are_measured_as_wide_as_the_gauge_is_and_the_decided_fall_out() -> None:
-    evaluator, gauge = make(width=3, race=Race(0.05))
-    anchored(evaluator, 4)
-    gauge.measured.clear()
-    ranks = [5, 9, 4, 2, 8, 5, 1]
-    gauge.shifts[5] = -1.0
-    figures = evaluator.many([config(rank) for rank in ranks])
-    assert [is_partial(each) for each in figures] == [rank not in (4, 5) for rank in ranks]
-    assert gauge.measured == [([5, 9, 2], 0), ([5], 1), ([5], 2), ([5], 3), ([8, 1], 0)]
-    assert [each["parameters"] for each in figures] == [10 * rank for rank in ranks]
-
-
-def test_the_report_is_of_the_evaluations_alone() -> None:
-    evaluations = [
-        Evaluated(config(1), {"loss": 1.0, "parameters": 1}),
-        Evaluated(config(2), {"loss": 2.0, "parameters": 2, EXAMPLES: 20}),
-    ]
-    expected = {"error": 0.05, "evaluations": 2, "decided_early": 1, "examples": 180, "examples_without": 320}
-    assert race_report(evaluations, 160, Race(0.05)) == expected
-    assert race_report(evaluations, 160, Race(0.05, indifference=0.1)) == expected | {"indifference": 0.1}
+def test_many_are_measured_as_wide_as_the_gauge_is_and_each_once() -> None:
+    evaluator, gauge = make(width=3)
+    evaluator(config(4))
+    figures = evaluator.many([config(rank) for rank in (5, 9, 4, 2, 8, 5, 1)])
+    assert gauge.measured == [[4], [5, 9, 2], [8, 1]]
+    assert [each["parameters"] for each in figures] == [50, 90, 40, 20, 80, 50, 10]
 
 
 def test_plain_callables_are_evaluators_and_several_are_one() -> None:
@@ -166,7 +102,7 @@ def test_plain_callables_are_evaluators_and_several_are_one() -> None:
     evaluator = as_evaluator(objective)
     assert isinstance(evaluator, PlainEvaluator)
     assert as_evaluator(evaluator) is evaluator
-    evaluator.anchor(Evaluated(config(1), {}))
+    evaluator.anchor(config(1))
     assert evaluator.many([config(1), config(3)]) == [{"loss": 1.0}, {"loss": 3.0}]
     gauged, gauge = make(width=3)
     both = CombinedEvaluator(
@@ -175,7 +111,7 @@ def test_plain_callables_are_evaluators_and_several_are_one() -> None:
     assert isinstance(both, Evaluator)
     assert both(config(2)) == {"loss": 4.0, "size": 4}
     both = CombinedEvaluator([gauged, evaluator], expand=lambda ranks: config(2 * ranks["a"]))
-    both.anchor(Evaluated(config(3), {}))
+    both.anchor(config(3))
     assert gauge.anchors == [config(6)]
     assert both.width == 3
 
@@ -187,48 +123,124 @@ def test_what_breaks_a_bound_on_a_size_is_not_measured() -> None:
     figures = both.many([config(rank) for rank in (9, 4, 6)])
     assert [each.get("loss") is None for each in figures] == [True, False, True]
     assert figures[0] == {"macs": 9}
-    assert {rank for ranks, _ in gauge.measured for rank in ranks} == {4}
+    assert gauge.measured == [[4]]
 
 
-def test_on_a_model_all_ways_give_the_same_bits_and_a_race_only_decides_earlier() -> None:
+def test_on_a_model_a_cache_of_hidden_states_gives_the_same_bits() -> None:
     adapter, rows = make_super_adapter(), make_rows(NUM)
     whole = loss_evaluator(adapter, rows, SETTINGS.model_copy(update={"cache_budget": "0"}))
     prefix = loss_evaluator(adapter, rows, SETTINGS)
-    racing = loss_evaluator(adapter, rows, SETTINGS.model_copy(update={"race_error": 0.2}))
-    best, decided = adapter.elastic.space.heuristic(), 0
-    losses = {best: whole(best)["loss"]}
-    for ranks in walk(adapter.elastic.space, 12):
-        for evaluator in (whole, prefix, racing):
-            evaluator.anchor(Evaluated(best, whole(best)))
-        expected, same, raced = (evaluator.many([ranks])[0] for evaluator in (whole, prefix, racing))
-        assert same == expected
-        losses[ranks] = expected["loss"]
-        decided += is_partial(raced)
-        if is_partial(raced):
-            assert raced["loss"] == pytest.approx(expected["loss"], rel=0.05)
-        else:
-            assert raced == expected
-        best = min(losses, key=losses.__getitem__)
-    assert decided >= 1
-    assert racing(best) == whole(best)
+    best = adapter.elastic.space.heuristic()
+    for ranks in walk(adapter.elastic.space, 6):
+        prefix.anchor(best)
+        assert prefix.many([ranks]) == whole.many([ranks])
+        best = min(best, ranks, key=lambda each: whole(each)["loss"])
 
 
-def test_with_slopes_fewer_examples_are_enough() -> None:
-    elastic, rows = make_adapter(), make_rows(NUM)
-    for layer in elastic.model.modules():
-        if hasattr(layer, "lora_B"):
-            layer.lora_B["default"].weight.data /= 10
-    scorer = LossScorer(elastic.model, rows, PAD, 16, parts_of(NUM, 0))
+needs_kernels = pytest.mark.skipif(not kernels_available(), reason="the C++ extension was not built")
 
-    class Blind(WholeGauge):
-        def slopes(self, ranks: RankConfig) -> None:
-            return None
 
-    looked_at = []
-    for gauge in (Blind(elastic, scorer, "fp32"), open_gauge(elastic, scorer, "fp32", 10**9)):
-        evaluator = GaugedEvaluator(gauge, "loss", elastic, Race(0.05))
-        heuristic = elastic.space.heuristic()
-        evaluator.anchor(Evaluated(heuristic, evaluator(heuristic)))
-        figures = evaluator.many(list(elastic.space.neighbours(elastic.space.heuristic())))
-        looked_at.append(sum(each.get(EXAMPLES, NUM) for each in figures))
-    assert looked_at[1] < 0.85 * looked_at[0]
+def zeroed(name: str) -> PreTrainedModel:
+    model = tiny_model(name)
+    for parameter in model.parameters():
+        parameter.data.view(-1)[::3] = 0.0
+    return model
+
+
+def elastic_of(name: str, groups: tuple[str, ...]) -> ElasticAdapter:
+    model = zeroed(name)
+    space = build_space(model, groups, (4, 2))
+    targets = [linear for names in space.modules.values() for linear in names]
+    lora = LoraConfig(r=4, target_modules=targets, fan_in_fan_out=name == "gpt2")
+    return make_elastic(get_peft_model(model, lora), space)
+
+
+@pytest.mark.parametrize(("name", "group"), [("llama", "up_proj"), ("llama_untied", "q_proj"), ("gpt2", "c_fc")])
+def test_figures_are_those_of_the_plain_model_and_the_adapters_parameters(name: str, group: str) -> None:
+    elastic, plain = elastic_of(name, (group,)), zeroed(name)
+    count = count_sizes(elastic, ("parameters", "nonzeros", "macs"))
+    nonzeros = sum(int((parameter != 0).sum()) for parameter in plain.parameters())
+    macs = sum(int((m.weight != 0).sum()) for m in plain.modules() if isinstance(m, nn.Linear | Conv1D))
+    for ranks in (elastic.space.minimal(), elastic.space.maximal()):
+        size = elastic.num_parameters(ranks)
+        assert count(ranks) == {"parameters": size, "nonzeros": nonzeros + size, "macs": macs + size}
+    assert count_sizes(elastic, ("loss", "macs"))(elastic.space.minimal()).keys() == {"macs"}
+
+
+def test_the_multiply_accumulates_are_those_of_a_forward() -> None:
+    """Counted at the linears while one token goes through, head included."""
+    model, counted = zeroed("llama"), [0]
+
+    def count(linear: nn.Module, inputs: tuple[torch.Tensor, ...], _output: object) -> None:
+        counted[0] += int((linear.get_parameter("weight") != 0).sum()) * inputs[0].shape[:-1].numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(count)
+    model(torch.tensor([[5]]))
+    assert base_macs(model) == counted[0]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "jetmoe"])  # JetMoE calls few of its experts so
+def test_a_token_uses_its_share_of_the_experts(name: str) -> None:
+    model = tiny_model(name)
+    config = model.config
+    for parameter in model.parameters():
+        parameter.data.fill_(1.0)
+    stacks = sum(p.numel() for p in model.parameters() if p.ndim == 3)
+    dense = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    assert stacks > 0
+    assert base_macs(model) == dense + stacks * config.num_experts_per_tok // config.num_local_experts
+    assert base_nonzeros(model) == sum(int((parameter != 0).sum()) for parameter in model.parameters())
+
+
+def test_a_bound_that_no_configuration_meets_is_refused_before_anything_is_evaluated() -> None:
+    elastic = elastic_of("llama", ("up_proj",))
+    count, smallest = count_sizes(elastic, ("parameters",)), elastic.num_parameters(elastic.space.minimal())
+    for text in (f"parameters<={smallest}", "loss<=0.1", f"parameters>={2 * smallest}"):
+        refuse_out_of_reach(Goal(constraints=(parse_constraint(text),)), elastic.space, count)
+    for text, end in ((f"parameters<={smallest - 1}", "smallest"), (f"parameters>={2 * smallest + 1}", "largest")):
+        with pytest.raises(InputError, match=f"within reach, got {text}, and the {end} configuration has parameters"):
+            refuse_out_of_reach(Goal(constraints=(parse_constraint(text),)), elastic.space, count)
+
+
+def test_of_a_sparse_adapter_only_its_own_parameters_are_counted() -> None:
+    elastic = make_adapter(sparse=True)
+    assert count_sizes(elastic, ("loss", "parameters"))(elastic.space.minimal()).keys() == {"parameters"}
+    for name in ("nonzeros", "macs"):
+        with pytest.raises(InputError, match=f"{name} must be left out with a sparse adapter: merged into its zeros"):
+            count_sizes(elastic, (name, "parameters"))
+
+
+@needs_kernels
+def test_what_is_timed_computes_what_the_activated_ranks_compute() -> None:
+    elastic = make_adapter()
+    evaluator = LatencyEvaluator(elastic, "fp32")
+    tokens = [3, 1, 4, 1, 5, 9]
+    for ranks in (elastic.space.minimal(), elastic.space.heuristic(), elastic.space.maximal()):
+        found = evaluator.adapted(ranks).logits(tokens)
+        elastic.activate(ranks)
+        with torch.no_grad():
+            expected = elastic.model(input_ids=torch.tensor([tokens])).logits[0].numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+        assert evaluator(ranks)["latency"] > 0
+
+
+@needs_kernels
+def test_a_search_for_loss_and_latency_has_both_figures(super_adapter: Path, validation: str, tmp_path: Path) -> None:
+    folder = search(super_adapter, tmp_path / "out", data=validation, objective="loss,latency",
+                    constraint="latency<=10000", **{**SEARCH, "strategy": "nsga2"})  # fmt: skip
+    result = read_json(folder / "result.json")
+    assert all(each["metrics"]["latency"] > 0 for each in result["evaluations"])
+    assert set(result["hypervolume"]["reference"]) == {"loss", "latency"}
+
+
+@needs_kernels
+def test_where_it_cannot_be_measured_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="latency must be left out with a sparse adapter"):
+        LatencyEvaluator(make_super_adapter(sparse=True).elastic)
+    with pytest.raises(InputError, match="the native decoder covers"):
+        LatencyEvaluator(make_adapter("gemma2"))
+    monkeypatch.setattr(evaluators, "kernels_available", lambda: False)
+    with pytest.raises(InputError, match=r"latency needs the C\+\+ extension.*take macs"):
+        LatencyEvaluator(make_adapter())

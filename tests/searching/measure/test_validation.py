@@ -8,9 +8,7 @@ from shears.adapt.load import SuperAdapter
 from shears.config import EvaluateConfig, SearchConfig
 from shears.data.examples import Example, load_examples, tokenize_all
 from shears.evaluation.tasks.registry import evaluate_examples
-from shears.searching.measure.racing import parts_of
 from shears.searching.measure.validation import Validation, open_validation
-from shears.searching.strategies.base import Evaluated
 from shears.searching.tied import TiedSpace, tie_layers
 from tests.oracles.losses import mean_completion_loss
 from tests.searching.adapters import make_super_adapter
@@ -41,7 +39,7 @@ def test_the_loss_is_the_mean_completion_loss_of_the_activated_ranks(adapter: Su
     evaluator, losses = opened(adapter, cache_budget=budget).evaluator, set[float]()
     for ranks in (space.heuristic(), *list(space.neighbours(space.heuristic()))[:4], space.minimal()):
         figures = evaluator(ranks)
-        evaluator.anchor(Evaluated(space.heuristic(), {}))
+        evaluator.anchor(space.heuristic())
         adapter.elastic.activate(ranks)
         expected = mean_completion_loss(adapter.model, rows, adapter.tokenizer.pad_token_id, 32)
         assert figures["loss"] == pytest.approx(expected, rel=1e-5)  # packed rows round otherwise than padded ones
@@ -79,19 +77,6 @@ def test_configurations_of_tied_layers_are_measured_as_those_they_stand_for(adap
     for ranks in (tied.space.minimal(), tied.space.heuristic()):
         expected = opened(adapter).evaluator(tied.expand(ranks))
         assert opened(adapter, tied).evaluator(ranks) == expected
-
-
-def test_only_the_figure_that_decides_is_raced(adapter: SuperAdapter) -> None:
-    validation = opened(adapter, objective="loss,accuracy", task="number", race_error=0.1)
-    assert {name: each.race is None for name, each in validation.qualities.items()} == {
-        "loss": False,
-        "accuracy": True,
-    }
-
-
-def test_a_race_asks_in_an_order_of_the_seed(adapter: SuperAdapter) -> None:
-    gauge: Any = opened(adapter, race_error=0.05, seed=3).qualities["loss"]._gauge
-    assert gauge.scorer.parts == parts_of(24, 3) != parts_of(24, 0)
 
 
 def test_the_fingerprint_is_of_what_is_measured(adapter: SuperAdapter) -> None:

@@ -35,7 +35,7 @@ def server() -> Iterator[Server]:
 
 
 SETTINGS: dict[str, Any] = {
-    "strategy": "random", "study": "fault", "max_evaluations": BUDGET, "stale_after": 4.0, "storage_timeout": 60.0,
+    "strategy": "random", "study": "fault", "max_evaluations": BUDGET, "stale_after": 4.0,
     "device": "cpu", "precision": "fp32",
 }  # fmt: skip
 
@@ -139,7 +139,7 @@ def test_one_worker_killed_and_the_server_restarted_nothing_is_lost_and_nothing_
     killed = Process(log, search_and_log, *given, data=validation, storage=secret_url)
     wait_for(lambda: num_at_work(secret_url) == 2, killed, other)
     server.control("stop", "-m", "fast")
-    wait_for(lambda: "does not answer, trying again for up to 60 s" in log.read_text(), killed, other)
+    wait_for(lambda: "does not answer, trying again for up to 20 s" in log.read_text(), killed, other)
     server.control("start")
     before = num_complete(secret_url)
     wait_for(lambda: num_complete(secret_url) >= before + 3, killed, other)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import shears.searching.shared.storage as storage_module
 from shears.adapt.space import RankConfig
 from shears.searching.shared.claims import Claim, ClaimState, StaleClaims
-from shears.searching.shared.location import StudyLocation, open_study
 from shears.searching.shared.storage import RetryingStorage, is_temporary, open_storage, reason_of
+from shears.searching.shared.study import StudyLocation, open_study
 from tests.searching.formulas import a_plan, make_space
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shears.adapt.space import RankConfig
 from shears.config.search import Constraint
 from shears.errors import InputError
-from shears.searching.strategies.base import ACCURACY, EXAMPLES, LOSS, Evaluated, Figures, Goal, SearchPlan, landmarks
+from shears.searching.strategies.base import ACCURACY, LOSS, Evaluated, Figures, Goal, SearchPlan, landmarks
 from tests.searching.formulas import a_plan, make_space
 
 SPACE = make_space(1)
@@ -57,10 +57,6 @@ def test_what_breaks_a_bound_need_not_be_measured_and_is_never_better() -> None:
     assert goal.key(worse) > goal.key(unmeasured) > goal.key({**worse, "parameters": 9})
     with pytest.raises(InputError, match="must return a finite 'accuracy', got None"):
         goal.check(HEURISTIC, {"macs": 7, "parameters": 10})
-
-
-def test_what_was_dropped_in_a_race_is_not_measured() -> None:
-    assert not LOSS.is_measured({"loss": 1.0, "parameters": 1, EXAMPLES: 3})
 
 
 def test_a_plan_needs_at_least_one_evaluation() -> None:

@@ -5,7 +5,7 @@ import pytest
 from shears.adapt.space import RankConfig
 from shears.searching.result import hypervolume
 from shears.searching.strategies.base import Evaluated, Figures, Objective, SearchPlan
-from shears.searching.strategies.evolution import Nsga2
+from shears.searching.strategies.nsga2 import Nsga2
 from shears.searching.strategies.simple import RandomSearch
 from tests.searching.formulas import a_plan, climb, conflicting, counted, make_space
 

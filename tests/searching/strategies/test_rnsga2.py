@@ -8,9 +8,9 @@ import pytest
 from shears.adapt.space import RankConfig
 from shears.config.search import Constraint
 from shears.errors import InputError
-from shears.searching.stage import run_search
+from shears.searching.explore import run_search
 from shears.searching.strategies.base import ACCURACY, Evaluated, Figures, Goal
-from shears.searching.strategies.evolution import rnsga2
+from shears.searching.strategies.nsga2 import rnsga2
 from tests.searching.formulas import a_plan, climb, conflicting, make_space
 
 SPACE = make_space(20)
@@ -28,7 +28,7 @@ def test_children_come_near_the_reference_point() -> None:
     tried = []
     for figures in ends:
         point = f"{figures['loss']}:{figures['parameters']}"
-        plan = a_plan("rnsga2", 120, population=10, reference_points=(point,))
+        plan = a_plan("rnsga2", 120, begun_with=10, reference_points=(point,))
         tried.append(mean(sizes(run_search(SPACE, objective, plan).evaluations)))
     assert tried[0] < 420  # of 320 to 640
     assert tried[1] > 500

@@ -1,24 +1,47 @@
-"""Evaluators give a search the figures of one configuration or many; they know the incumbent as their anchor.
+"""Evaluators give a search the figures of one configuration or many.
 
-`GaugedEvaluator` remembers measured examples, and lets candidates race against the incumbent.
+`GaugedEvaluator` measures losses and accuracies on examples (gauges.py). Sizes and latency need no
+examples. Parameters, non-zeros and multiply-accumulates are counted: all of them grow with the
+ranks by the same amount, inputs + outputs a rank, and differ by the base's share. So a bound on one
+is a bound on all, and a front of two of them is one configuration. Latency is measured: the base is
+packed once, the update is cut to each configuration's ranks, and the native decoder decodes on this
+CPU. N examples.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Protocol, runtime_checkable
+import re
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float64
+from torch import nn
 
 from shears.adapt.elastic import ElasticAdapter
-from shears.adapt.space import RankConfig
-from shears.config.search import MAXIMISED
-from shears.evaluation.scoring.scorers import Slopes
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.checkpoints.packed.layout import NumberFormat
+from shears.checkpoints.zeros import count_zeros
+from shears.errors import InputError
+from shears.evaluation.continuous import cut
+from shears.models.blocks import linears
+from shears.models.blockwise.matrices import block_matrices
+from shears.models.sparse_adapter import is_sparse
+from shears.runtime.native import kernels_available
+from shears.runtime.native.model_source import source_of_model
 from shears.searching.measure.gauges import Gauge
-from shears.searching.measure.racing import Race, estimate
-from shears.searching.strategies.base import EXAMPLES, LOSS, PARAMETERS, Evaluated, Figures, Goal, Objective, is_partial
+from shears.searching.strategies.base import LATENCY, LOSS, PARAMETERS, Figures, Goal, Objective
 
+if TYPE_CHECKING:
+    from shears.runtime.native.decoder import NativeBackend
+
+ADDED = re.compile(r"\b(lora|lokr)_")  # in the name of every parameter that PEFT adds to a model
+PROMPT_TOKENS = 16  # before the first timed one
+TIMED_ROUNDS = 5  # the latency is the median of so many rounds,
+TIMED_TOKENS = 16  # each of which is the mean of so many tokens
 ValuesByExample = Float64[np.ndarray, " N"]
 
 
@@ -32,13 +55,13 @@ class Evaluator(Protocol):
         return 1
 
     def __call__(self, ranks: RankConfig) -> Figures:
-        """Return the figures of a configuration, measured on all examples."""
+        """Return the figures of a configuration."""
 
     def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
-        """Return the figures of each configuration; those of a race may be estimates (`is_partial`)."""
+        """Return the figures of each configuration."""
         return [self(ranks) for ranks in configs]
 
-    def anchor(self, evaluated: Evaluated) -> None:
+    def anchor(self, ranks: RankConfig) -> None:
         """Take the incumbent; the next configurations differ little from it."""
         return  # a default: with an empty body it would be abstract
 
@@ -60,11 +83,11 @@ def as_evaluator(objective: Objective | Evaluator) -> Evaluator:
 
 
 @dataclass(frozen=True)
-class CombinedEvaluator:
+class CombinedEvaluator(Evaluator):
     """Several evaluators and an objective that counts sizes, as one with all their figures.
 
-    Sizes are counted first; a configuration that breaks one of the goal's bounds on them is not measured. `expand`
-    makes the configurations to measure of those of the searched space.
+    Sizes are counted first; a configuration that exceeds one of the goal's bounds on them is not
+    measured. `expand` turns a configuration of the searched space into the one to measure.
     """
 
     evaluators: Sequence[Evaluator]
@@ -78,145 +101,172 @@ class CombinedEvaluator:
         return max(evaluator.width for evaluator in self.evaluators)
 
     def __call__(self, ranks: RankConfig) -> Figures:
-        """Return the figures of a configuration, measured on all examples."""
-        return self._figures([ranks], lambda evaluator, configs: list(map(evaluator, configs)))[0]
+        """Return the figures of a configuration."""
+        return self.many([ranks])[0]
 
     def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
         """Return the figures of each configuration."""
-        return self._figures(configs, lambda evaluator, feasible: evaluator.many(feasible))
-
-    def _figures(
-        self, configs: Sequence[RankConfig], measure: Callable[[Evaluator, list[RankConfig]], list[Figures]]
-    ) -> list[Figures]:
         expanded = [self.expand(ranks) for ranks in configs]
         figures = [dict(self.sizes(ranks)) for ranks in expanded]
         feasible = [number for number, sizes in enumerate(figures) if not self.goal.violation(sizes)]
         for evaluator in self.evaluators:
-            measured = measure(evaluator, [expanded[number] for number in feasible])
+            measured = evaluator.many([expanded[number] for number in feasible])
             for number, more in zip(feasible, measured, strict=True):
                 figures[number].update(more)
         return list(figures)
 
-    def anchor(self, evaluated: Evaluated) -> None:
+    def anchor(self, ranks: RankConfig) -> None:
         """Take the incumbent."""
         for evaluator in self.evaluators:
-            evaluator.anchor(replace(evaluated, ranks=self.expand(evaluated.ranks)))
+            evaluator.anchor(self.expand(ranks))
 
 
 class GaugedEvaluator:
     """Gives one quality (`loss` or `accuracy`), measured by a gauge, and the parameters.
 
-    With a race, a candidate that is worse or better than the anchor beyond the error, or equal within the
-    indifference, is decided before all examples were measured. Its quality is then estimated: that of the anchor plus
-    the mean difference so far; the figure `examples` says how many it was measured on. An anchor that was decided so
-    is measured on further examples only once a candidate needs them.
+    The values of every example are kept, so that no configuration is measured twice.
     """
 
-    def __init__(self, gauge: Gauge, quality: str, elastic: ElasticAdapter, race: Race | None = None) -> None:
+    def __init__(self, gauge: Gauge, quality: str, elastic: ElasticAdapter) -> None:
         self.quality = quality
-        self.race = race
         self.width = gauge.width
         self.weights: ValuesByExample = gauge.weights.double().cpu().numpy()
         self._gauge = gauge
         self._elastic = elastic
-        self._sign = -1.0 if quality in MAXIMISED else 1.0
-        self._values: dict[RankConfig, list[ValuesByExample]] = {}  # part by part
-        self._anchor: Evaluated | None = None
-        self._total_weight = float(gauge.weights.sum())
+        self._values: dict[RankConfig, ValuesByExample] = {}
 
     def __call__(self, ranks: RankConfig) -> Figures:
-        """Return the figures of a configuration, measured on all examples."""
-        quality = float(self.values(ranks).sum()) / self._total_weight
+        """Return the figures of a configuration."""
+        quality = float(self.values(ranks).sum()) / float(self.weights.sum())
         return {self.quality: quality, PARAMETERS: self._elastic.num_parameters(ranks)}
 
     def values(self, ranks: RankConfig) -> ValuesByExample:
-        """Return the value of every example, part after part."""
-        return np.concatenate([self._part(ranks, part) for part in range(len(self._gauge.sizes))])
-
-    def predictor(self) -> Callable[[RankConfig], float] | None:
-        """Return what predicts the order of configurations, lower for better; None without slopes."""
-        slopes = self._slopes
-        return None if slopes is None else lambda ranks: self._sign * slopes.predict_sum(ranks)
+        """Return the value of every example."""
+        self._measure([ranks])
+        return self._values[ranks]
 
     def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
-        """Return the figures of each configuration, measured together as far as the gauge allows it."""
-        num_parts = len(self._gauge.sizes)
-        unknown = [ranks for ranks in dict.fromkeys(configs) if len(self._values.get(ranks, ())) < num_parts]
-        estimated: dict[RankConfig, Figures] = {}
+        """Return the figures of each configuration, measured `width` at a time."""
+        self._measure(configs)
+        return [self(ranks) for ranks in configs]
+
+    def _measure(self, configs: Sequence[RankConfig]) -> None:
+        unknown = [ranks for ranks in dict.fromkeys(configs) if ranks not in self._values]
         for start in range(0, len(unknown), self.width):
-            estimated |= self._measure(unknown[start : start + self.width])
-        return [estimated[ranks] if ranks in estimated else self(ranks) for ranks in configs]
+            batch = unknown[start : start + self.width]
+            measured = self._gauge.measure(batch)
+            self._values |= {ranks: values.numpy() for ranks, values in zip(batch, measured, strict=True)}
 
-    def anchor(self, evaluated: Evaluated) -> None:
-        """Take the incumbent: what candidates share with it is not computed again, and they race against it."""
-        self._gauge.anchor(evaluated.ranks)
-        self._anchor = evaluated
-
-    @cached_property
-    def _slopes(self) -> Slopes | None:
-        """How the values change with the ranks around the heuristic.
-
-        Always around the heuristic, so that a resumed search decides the same; bad predictions cost time, no error.
-        """
-        return self._gauge.slopes(self._elastic.space.heuristic())
-
-    def _part(self, ranks: RankConfig, part: int) -> ValuesByExample:
-        """Return the values of a part, measured now unless they are known; parts come in order."""
-        self._measure_part([ranks], part)
-        return self._values[ranks][part]
-
-    def _measure(self, configs: Sequence[RankConfig]) -> dict[RankConfig, Figures]:
-        """Measure configurations part after part; return the figures of those that are not measured whole."""
-        decided: dict[RankConfig, Figures] = {}
-        racing = list(configs)
-        for part in range(len(self._gauge.sizes)):
-            if self.race is None or self._anchor is None:
-                self._measure_part(racing, part)
-            elif racing:
-                self._part(self._anchor.ranks, part)  # first, so that candidates can go on from its states
-                self._measure_part(racing, part)
-                figures = {ranks: self._decide(ranks, part + 1, self._anchor, self.race) for ranks in racing}
-                decided |= {ranks: each for ranks, each in figures.items() if each is not None}
-                racing = [ranks for ranks in racing if ranks not in decided]
-        return decided
-
-    def _measure_part(self, configs: Sequence[RankConfig], part: int) -> None:
-        new = [ranks for ranks in configs if len(self._values.setdefault(ranks, [])) == part]
-        if new:
-            for ranks, values in zip(new, self._gauge.measure(new, part), strict=True):
-                self._values[ranks].append(values.numpy())
-
-    def _decide(self, ranks: RankConfig, num_parts: int, anchor: Evaluated, race: Race) -> Figures | None:
-        """Return the estimated figures of a candidate if it is decided after so many parts, else None.
-
-        After all parts nothing is estimated, unless the anchor's own figures are: the two must stay comparable.
-        """
-        values = np.concatenate(self._values[ranks][:num_parts])
-        reference = np.concatenate([self._part(anchor.ranks, part) for part in range(num_parts)])
-        unit = len(self.weights) / self._total_weight  # the mean over all examples is then the difference of figures
-        worse_by = unit * self._sign * (values - reference)
-        predicted = unit * self._predicted(ranks, anchor.ranks)
-        is_last = num_parts == len(self._gauge.sizes)
-        if not (is_partial(anchor.metrics) if is_last else race.is_decided(worse_by, predicted)):
-            return None
-        quality = float(anchor.metrics[self.quality]) + self._sign * estimate(worse_by, predicted)
-        return {self.quality: quality, PARAMETERS: self._elastic.num_parameters(ranks), EXAMPLES: len(values)}
-
-    def _predicted(self, ranks: RankConfig, reference: RankConfig) -> ValuesByExample:
-        """Return by how much each example is predicted to be worse than under the reference; zeros without slopes."""
-        if self._slopes is None:
-            return np.zeros(len(self.weights))
-        return np.asarray(self._sign * (self._slopes.predict(ranks) - self._slopes.predict(reference)).numpy())
+    def anchor(self, ranks: RankConfig) -> None:
+        """Take the incumbent: what candidates share with it is not computed again."""
+        self._gauge.anchor(ranks)
 
 
-def race_report(evaluations: Sequence[Evaluated], num_examples: int, race: Race) -> dict[str, float | int]:
-    """Return what racing saved: a function of the evaluations alone, so that a resumed search reports the same."""
-    counts = [int(each.metrics.get(EXAMPLES, num_examples)) for each in evaluations]
-    return {
-        "error": race.error,
-        **({"indifference": race.indifference} if race.indifference else {}),
-        "evaluations": len(evaluations),
-        "decided_early": sum(count < num_examples for count in counts),
-        "examples": sum(counts),
-        "examples_without": len(evaluations) * num_examples,
-    }
+def base_nonzeros(model: nn.Module) -> int:
+    """Return the non-zero parameters of a model without its adapter; tied weights count once."""
+    own = (weight for name, weight in model.named_parameters() if not ADDED.search(name))
+    return sum(weight.numel() - count_zeros(weight) for weight in own)
+
+
+def base_macs(model: nn.Module) -> int:
+    """Return the multiply-accumulates of a token in a model without its adapter.
+
+    These are the non-zero weights of linears and head. A token uses `num_experts_per_tok` of a
+    stack of experts (a 3-D parameter). The part of attention that grows with the context is left
+    out.
+    """
+    own = (linear for name, linear in linears(model).items() if not ADDED.search(name))
+    weights = (linear.get_parameter("weight") for linear in own)
+    dense = sum(weight.numel() - count_zeros(weight) for weight in weights)
+    used = getattr(getattr(model, "config", None), "num_experts_per_tok", None)
+    names = dict.fromkeys(matrix.parameter for matrix in block_matrices("", model) if matrix.index is not None)
+    in_stacks = 0.0
+    for stack in map(model.get_parameter, names):
+        share = min(used / stack.shape[0], 1.0) if used else 1.0
+        in_stacks += (stack.numel() - count_zeros(stack)) * share
+    return dense + round(in_stacks)
+
+
+COUNTED: Mapping[str, Callable[[nn.Module], int]] = MappingProxyType(
+    {PARAMETERS: lambda _model: 0, "nonzeros": base_nonzeros, "macs": base_macs}
+)
+"""The base's share of each counted figure; the adapter's share is its parameters."""
+
+
+def count_sizes(elastic: ElasticAdapter, names: Collection[str]) -> Objective:
+    """Return an objective that gives those of the figures that are counted.
+
+    The base is counted once, here. InputError for non-zeros and multiply-accumulates of a sparse
+    adapter: merged into the base's zeros, its ranks add none.
+    """
+    counted = [name for name in COUNTED if name in names]
+    if is_sparse(elastic.model) and (refused := [name for name in counted if name != PARAMETERS]):
+        raise InputError(
+            f"{refused[0]} must be left out with a sparse adapter: merged into its zeros, no rank adds any; take "
+            "parameters"
+        )
+    base = {name: COUNTED[name](elastic.model.get_base_model()) for name in counted}
+    added = {name: elastic.num_macs if name == "macs" else elastic.num_parameters for name in base}
+
+    def count(ranks: RankConfig) -> Figures:
+        return {name: size + added[name](ranks) for name, size in base.items()}
+
+    return count
+
+
+def refuse_out_of_reach(goal: Goal, space: SearchSpace, count: Objective) -> None:
+    """Raise InputError for a bound on a counted figure that no configuration meets."""
+    for constraint in goal.constraints:
+        is_upper = constraint.relation == "<="
+        value = count(space.minimal() if is_upper else space.maximal()).get(constraint.figure)
+        if value is not None and constraint.excess(value) > 0:
+            raise InputError(
+                f"constraint must be within reach, got {constraint}, and the {'smallest' if is_upper else 'largest'} "
+                f"configuration has {constraint.figure} {value:,}; give another bound or train with other ranks"
+            )
+
+
+class LatencyEvaluator(Evaluator):
+    """Gives `latency`: milliseconds a decoded token of one sequence, in bf16, on torch's threads.
+
+    It is measured with a clock: repetitions and machines differ. InputError if the decoder is not
+    built or does not cover the model, or if the adapter is masked by the base's zeros: it is merged,
+    so no rank costs time.
+    """
+
+    def __init__(self, elastic: ElasticAdapter, values: NumberFormat = "bf16") -> None:
+        if not kernels_available():
+            raise InputError(
+                "latency needs the C++ extension, which was not built; install with a compiler or take macs, which "
+                "count the same products"
+            )
+        if is_sparse(elastic.model):
+            raise InputError(
+                "latency must be left out with a sparse adapter: merged into its zeros, no rank costs time"
+            )
+        from shears.runtime.native.decoder import NativeBackend
+
+        self._space = elastic.space
+        source = source_of_model(elastic.model, values)
+        self._updates = source.updates
+        length = PROMPT_TOKENS + TIMED_ROUNDS * TIMED_TOKENS
+        self._backend = NativeBackend(source, torch.get_num_threads(), max_length=length, max_sequences=1)
+        self(elastic.space.heuristic())  # raises for a model that is not covered, and warms up
+
+    def __call__(self, ranks: RankConfig) -> Figures:
+        """Return the latency of a configuration, measured now."""
+        backend = self.adapted(ranks)
+        tokens = [1 + number % (backend.vocab_size - 1) for number in range(PROMPT_TOKENS)]
+        backend.prefill(0, tokens)
+        rounds = list[float]()
+        for _ in range(TIMED_ROUNDS):
+            start = time.perf_counter()
+            for token in (tokens * TIMED_TOKENS)[:TIMED_TOKENS]:
+                backend.step([0], [token])
+            rounds.append(1000 * (time.perf_counter() - start) / TIMED_TOKENS)
+        return {LATENCY: median(rounds)}
+
+    def adapted(self, ranks: RankConfig) -> "NativeBackend":
+        """Return the decoder with the update cut to the ranks."""
+        self._backend.adapt(cut(self._updates, self._space, ranks))
+        return self._backend

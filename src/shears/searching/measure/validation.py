@@ -1,4 +1,4 @@
-"""From a super-adapter and its validation examples to evaluators, with a budget of memory and a race."""
+"""From a super-adapter and its validation examples to evaluators."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,14 @@ from shears.evaluation.contamination import Trained, ids_of, read_trained
 from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
 from shears.models.properties import within_context
 from shears.records.artifacts import training_sources
-from shears.searching.measure.costs import LatencyEvaluator, count_sizes, refuse_out_of_reach
-from shears.searching.measure.decoding import open_decoding
-from shears.searching.measure.evaluators import CombinedEvaluator, GaugedEvaluator
-from shears.searching.measure.gauges import Gauge, open_gauge
-from shears.searching.measure.racing import Race, parts_of
+from shears.searching.measure.evaluators import (
+    CombinedEvaluator,
+    GaugedEvaluator,
+    LatencyEvaluator,
+    count_sizes,
+    refuse_out_of_reach,
+)
+from shears.searching.measure.gauges import Gauge, open_decoding, open_gauge
 from shears.searching.strategies.base import ACCURACY, LATENCY, LOSS, Goal, digest
 from shears.searching.tied import TiedSpace
 from shears.training.batches import padding
@@ -27,35 +30,32 @@ logger = logging.getLogger(__name__)
 def loss_evaluator(adapter: SuperAdapter, rows: Sequence[Tokenized], config: SearchConfig) -> GaugedEvaluator:
     """Return an evaluator of `loss`, the mean over all completion tokens in nats, and `parameters`.
 
-    The examples are split into the parts of a race even without one, so that a race changes no whole figure.
-    Precision `auto` is fp32 here: one rank changes the loss by less than bf16 rounds, so that a search in bf16 would
-    compare rounding errors.
+    Precision `auto` is fp32 here: one rank changes the loss by less than bf16 rounds, so that a
+    search in bf16 would compare rounding errors.
     """
-    parts = parts_of(len(rows), config.seed)
-    scorer = LossScorer(adapter.model, rows, padding(adapter.tokenizer), config.batch_size, parts)
+    scorer = LossScorer(adapter.model, rows, padding(adapter.tokenizer), config.batch_size)
     precision = "fp32" if config.precision == "auto" else config.precision
     gauge = open_gauge(adapter.elastic, scorer, precision, num_bytes(config.cache_budget))
-    return GaugedEvaluator(gauge, LOSS.quality, adapter.elastic, _race(config, LOSS.quality))
+    return GaugedEvaluator(gauge, LOSS.quality, adapter.elastic)
 
 
 def accuracy_evaluator(adapter: SuperAdapter, examples: Sequence[Example], config: SearchConfig) -> GaugedEvaluator:
-    """Return an evaluator of `accuracy`, the share of right examples by the rule of the task, and `parameters`."""
-    parts = parts_of(len(examples), config.seed)
+    """Return an evaluator of `accuracy`, the share of right answers to the task, and `parameters`."""
     gauge: Gauge
     if config.task == "choices":
-        scorer = ChoiceScorer(adapter.model, adapter.tokenizer, examples, config.batch_size, parts)
+        scorer = ChoiceScorer(adapter.model, adapter.tokenizer, examples, config.batch_size)
         gauge = open_gauge(adapter.elastic, scorer, config.precision, num_bytes(config.cache_budget))
     else:
-        gauge = open_decoding(adapter, examples, config, parts)
-    return GaugedEvaluator(gauge, ACCURACY.quality, adapter.elastic, _race(config, ACCURACY.quality))
+        gauge = open_decoding(adapter, examples, config)
+    return GaugedEvaluator(gauge, ACCURACY.quality, adapter.elastic)
 
 
 @dataclass(frozen=True)
 class Validation:
     """The validation examples by their fingerprint, and the evaluator of a tied space on them.
 
-    `qualities` are the evaluators behind `evaluator`, by figure; they know the whole space. `trained` are the data
-    that the super-adapter and its base were trained on.
+    `qualities` are the evaluators behind `evaluator`, by figure; they take configurations of the
+    whole space. `trained` are the data that the super-adapter and its base were trained on.
     """
 
     fingerprint: str
@@ -65,7 +65,7 @@ class Validation:
 
 
 def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace) -> Validation:
-    """Return the evaluators of a search; InputError for a constraint that no configuration can meet."""
+    """Return the evaluators of a search; InputError for a bound that no configuration can meet."""
     goal = Goal(config.objectives, config.constraints)
     sizes = count_sizes(adapter.elastic, config.figures)
     refuse_out_of_reach(goal, adapter.elastic.space, sizes)
@@ -86,13 +86,24 @@ def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace
     return Validation(fingerprint, evaluator, qualities, trained)
 
 
-def _race(config: SearchConfig, figure: str) -> Race | None:
-    """Return the rule by which candidates are decided early by a figure; None without a race.
+def open_quality(
+    adapter: SuperAdapter,
+    config: SearchConfig,
+    quality: str,
+    data: str,
+    limit: int | None = None,
+    trained: Sequence[Trained] = (),
+) -> GaugedEvaluator:
+    """Return an evaluator of one quality on some examples, without a cache of hidden states.
 
-    Only the objective that decides is raced: a candidate that is better in another figure must not be dropped.
+    Warn of examples that stand in the data of `trained`.
     """
-    is_raced = config.race_error > 0 and figure == config.objectives[0]
-    return Race(config.race_error, indifference=config.race_indifference) if is_raced else None
+    examples = _examples(adapter, config, data, limit)
+    _warn_of_training_data(trained, examples, data, "a gain on them does not show what was learned")
+    config = config.model_copy(update={"cache_budget": "0"})
+    if quality == ACCURACY.quality:
+        return accuracy_evaluator(adapter, examples, config)
+    return loss_evaluator(adapter, _tokenized(adapter, examples), config)
 
 
 def _warn_of_training_data(trained: Sequence[Trained], examples: Sequence[Example], data: str, advice: str) -> None:
@@ -109,25 +120,5 @@ def _tokenized(adapter: SuperAdapter, examples: Sequence[Example]) -> list[Token
     return tokenize_all(examples, adapter.tokenizer, longest)
 
 
-def _examples(adapter: SuperAdapter, config: SearchConfig, data: str, limit: int | None = None) -> list[Example]:
+def _examples(adapter: SuperAdapter, config: SearchConfig, data: str, limit: int | None) -> list[Example]:
     return load_examples(data, adapter.record["template"], adapter.tokenizer, limit, columns=config.columns)
-
-
-def open_whole(
-    adapter: SuperAdapter,
-    config: SearchConfig,
-    quality: str,
-    data: str,
-    limit: int | None = None,
-    trained: Sequence[Trained] = (),
-) -> GaugedEvaluator:
-    """Return an evaluator of one quality on some examples, each configuration measured on all of them.
-
-    Warn of examples that the super-adapter was trained on, as far as these are given.
-    """
-    examples = _examples(adapter, config, data, limit)
-    _warn_of_training_data(trained, examples, data, "a gain on them does not show what was learned")
-    config = config.model_copy(update={"cache_budget": "0", "race_error": 0.0})
-    if quality == ACCURACY.quality:
-        return accuracy_evaluator(adapter, examples, config)
-    return loss_evaluator(adapter, _tokenized(adapter, examples), config)

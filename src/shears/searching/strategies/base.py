@@ -1,4 +1,4 @@
-"""What all strategies share: the search plan, the goal, evaluated configurations, and the interface of a strategy."""
+"""What all strategies share: goal, plan and history of a search, and the interface of a strategy."""
 
 import hashlib
 import math
@@ -14,9 +14,7 @@ from shears.errors import InputError
 
 PARAMETERS = "parameters"
 LATENCY = "latency"
-EXAMPLES = "examples"
-"""The figure that marks a configuration decided in a race: the number of examples that it was measured on."""
-GENERATIONS = 5  # in a small budget; with Optuna's own population of 50, a budget of 50 is one random generation
+GENERATIONS = 5  # in a small budget; Optuna's own population of 50 would make it one generation
 SMALLEST_POPULATION = 4
 LARGEST_POPULATION = 50
 
@@ -27,13 +25,8 @@ def digest(text: str) -> str:
 
 
 Figures = Mapping[str, int | float]
-"""Figures of a rank configuration by name: `loss`, `accuracy`, `parameters` and whatever else a goal needs."""
+"""Figures of a rank configuration by name: `loss`, `accuracy`, `parameters` and others."""
 Objective = Callable[[RankConfig], Figures]
-
-
-def is_partial(metrics: Figures) -> bool:
-    """Tell whether a configuration was decided in a race, so that its quality is an estimate; it is never chosen."""
-    return EXAMPLES in metrics
 
 
 @dataclass(frozen=True)
@@ -50,10 +43,11 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Goal:
-    """Which figures are better: the first objective decides, the next ones break ties; lower unless `maximised`.
+    """Which figures are better: the first objective decides, the next ones break ties.
 
-    A configuration that meets the constraints is better than one that does not. Of two that do not, the better one has
-    the smaller violation (Deb, 2000): the sum of the excesses as shares of their limits. A configuration that breaks a
+    Less is better unless a figure is `maximised`. A configuration that meets the constraints is
+    better than one that does not. Of two that do not, the one with the smaller violation is better
+    (Deb, 2000): the sum of the excesses as shares of their limits. A configuration that exceeds a
     bound on a size need not be measured: a missing figure counts as the worst possible.
     """
 
@@ -72,7 +66,7 @@ class Goal:
         return tuple(name in self.maximised for name in self.objectives)
 
     def cost(self, metrics: Figures) -> tuple[float, ...]:
-        """Return the objectives' figures so that lower is better in all; infinity for a figure that is missing."""
+        """Return the objectives' figures as costs: less is better, infinity for a missing one."""
         return self.as_costs(self.values(metrics))
 
     def values(self, metrics: Figures) -> list[int | float]:
@@ -90,13 +84,13 @@ class Goal:
         )
 
     def excesses(self, metrics: Figures) -> dict[str, float]:
-        """Return by how much each constraint is broken (see `Constraint.excess`), by its text; negative if it is met.
+        """Return the excess over each constraint by its text (see `Constraint.excess`).
 
         0 for a constraint on a figure that is missing.
         """
         return {
-            str(constraint): constraint.excess(metrics[constraint.figure]) if constraint.figure in metrics else 0.0
-            for constraint in self.constraints
+            str(bound): bound.excess(metrics[bound.figure]) if bound.figure in metrics else 0.0
+            for bound in self.constraints
         }
 
     def violation(self, metrics: Figures) -> float:
@@ -115,27 +109,26 @@ class Goal:
         """Return the evaluations that meet all constraints."""
         return [evaluated for evaluated in history if self.violation(evaluated.metrics) == 0.0]
 
-    def has_figures(self, metrics: Figures) -> bool:
-        """Tell whether a configuration has every figure of the objectives, measured or estimated."""
+    def is_measured(self, metrics: Figures) -> bool:
+        """Tell whether every figure of the objectives was measured."""
         return all(name in metrics for name in self.objectives)
 
-    def is_measured(self, metrics: Figures) -> bool:
-        """Tell whether a configuration has every figure of the objectives, measured on all examples."""
-        return not is_partial(metrics) and self.has_figures(metrics)
-
     def check(self, ranks: RankConfig, metrics: Figures) -> Figures:
-        """Return the figures as plain numbers, by name; InputError if one that the goal needs is not finite.
+        """Return the figures as plain numbers, by name.
 
-        A figure may be missing only if the others break a constraint.
+        InputError if a figure that the goal needs is not finite. It may be missing only if the
+        others exceed a constraint.
         """
         is_infeasible = self.violation(metrics) > 0
         for name in (*self.objectives, *(constraint.figure for constraint in self.constraints)):
-            if not (math.isfinite(metrics.get(name, math.nan)) or (is_infeasible and name not in metrics)):
+            is_left_out = is_infeasible and name not in metrics
+            if not is_left_out and not math.isfinite(metrics.get(name, math.nan)):
                 raise InputError(
                     f"an objective must return a finite {name!r}, got {metrics.get(name)!r} for {ranks}; "
                     "look for non-finite weights or examples without a completion"
                 )
-        return {name: value if isinstance(value, int) else float(value) for name, value in sorted(metrics.items())}
+        ordered = sorted(metrics.items())
+        return {name: value if isinstance(value, int) else float(value) for name, value in ordered}
 
 
 LOSS = Goal()
@@ -145,9 +138,9 @@ DEFAULT_OPTIONS = StrategyOptions()
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How to search: strategy by name, most configurations to evaluate (each counts once), seed, goal, options.
+    """How to search: strategy by name, number of evaluations at most, seed, goal, options.
 
-    `predicted` predicts how configurations compare in the first objective, lower for better; None without predictions.
+    `begun_with` is the size of a generation in a study that was begun with another budget.
     """
 
     strategy: str
@@ -155,7 +148,7 @@ class SearchPlan:
     seed: int
     goal: Goal = LOSS
     options: StrategyOptions = DEFAULT_OPTIONS
-    predicted: Callable[[RankConfig], float] | None = None
+    begun_with: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_evaluations < 1:
@@ -163,30 +156,31 @@ class SearchPlan:
 
     @property
     def population(self) -> int:
-        """Configurations in a generation: the option, else so many that the budget holds GENERATIONS of them."""
-        fitting = min(max(self.max_evaluations // GENERATIONS, SMALLEST_POPULATION), LARGEST_POPULATION)
-        return self.options.population or fitting
+        """Configurations in a generation: so many that the budget holds GENERATIONS of them."""
+        fitting = max(self.max_evaluations // GENERATIONS, SMALLEST_POPULATION)
+        return self.begun_with or min(fitting, LARGEST_POPULATION)
 
     def stream(self, *parts: object) -> str:
-        """Return the seed of one named random stream; a text, because `random.Random` hashes it stably."""
+        """Return the seed of one named random stream, a text: `random.Random` hashes it stably."""
         return "/".join(map(str, (self.strategy, self.seed, *parts)))
 
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Proposes configurations as a function of the history alone: a resumed search goes on as an undisturbed one."""
+    """Proposes configurations from the history alone, so that a resumed search proposes the same."""
 
     def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
-        """Return what to evaluate next, at most so many configurations; nothing at the end of the search.
+        """Return at most `most` configurations to evaluate next; nothing at the end of the search.
 
-        `history` holds every proposal so far in order, repeated ones included; a known configuration costs nothing.
-        The result is what calls with `most` 1 would return one after another, whatever the figures of the first of
-        them turn out to be: a search in batches is the search one by one.
+        `history` holds every proposal so far in order, repeated ones included; a known
+        configuration costs nothing. The result is what calls with `most` 1 would return one after
+        another, whatever the figures of the first ones are: a search in batches is the search one
+        by one.
         """
 
 
 def unknown_of(candidates: Iterable[RankConfig], known: Container[RankConfig], most: int) -> list[RankConfig]:
-    """Return the first candidates that are not known, at most so many."""
+    """Return the first candidates that are not known, at most `most`."""
     return list(islice((ranks for ranks in candidates if ranks not in known), most))
 
 
@@ -195,23 +189,13 @@ def known_in(history: Sequence[Evaluated]) -> set[RankConfig]:
     return {evaluated.ranks for evaluated in history}
 
 
-def starts(space: SearchSpace, plan: SearchPlan, history: Sequence[Evaluated]) -> list[RankConfig]:
-    """Return where a strategy starts: the heuristic, and both ends of the space if the heuristic is infeasible.
-
-    One evaluation of an end meets any bound on a size that can be met; a way down from the heuristic takes many.
-    """
-    heuristic = space.heuristic()
-    is_infeasible = any(each.ranks == heuristic and plan.goal.violation(each.metrics) for each in history)
-    return list(dict.fromkeys(landmarks(space))) if is_infeasible else [heuristic]
-
-
 def landmarks(space: SearchSpace) -> list[RankConfig]:
-    """Return the heuristic, the maximal and the minimal configuration: the middle and both ends of the front."""
-    return [space.heuristic(), space.maximal(), space.minimal()]
+    """Return the heuristic, the maximal and the minimal configuration, each once."""
+    return list(dict.fromkeys([space.heuristic(), space.maximal(), space.minimal()]))
 
 
 def make_strategy(space: SearchSpace, plan: SearchPlan) -> Strategy:
-    """Return the strategy that a plan names; InputError if it is unknown, or cannot search this space."""
+    """Return the strategy of a plan; InputError if it is unknown, or cannot search this space."""
     if plan.strategy not in STRATEGIES:
         raise InputError(f"strategy must be one of {', '.join(STRATEGIES)}, got {plan.strategy!r}")
     strategy: Strategy = resolve_name(STRATEGIES[plan.strategy])(space, plan)

@@ -1,4 +1,4 @@
-"""Strategies that need no figures: fixed configurations, random draws, every configuration of a small space."""
+"""Strategies that need no figures: fixed configurations, random draws, every configuration."""
 
 import math
 import random
@@ -67,7 +67,7 @@ class RandomSearch:
 class Exhaustive:
     """Proposes the heuristic, then all other configurations, the largest ranks first.
 
-    InputError for a space of more than LARGEST_SPACE configurations, or a budget that does not hold all of them.
+    InputError for more than LARGEST_SPACE configurations, or a budget that does not hold them all.
     """
 
     def __init__(self, space: SearchSpace, plan: SearchPlan) -> None:

@@ -1,15 +1,12 @@
-"""Strategies that evolve a population: regularised evolution, NSGA-II and RNSGA-II.
+"""NSGA-II and RNSGA-II: strategies that breed a population towards a front; Optuna breeds.
 
-Regularised evolution (Real et al., 2019, algorithm 1) follows the first objective; the oldest configurations die,
-whatever their figures. NSGA-II (Deb et al., 2002) and RNSGA-II (Deb and Sundar, 2006) follow all objectives, and Optuna
-breeds. RNSGA-II keeps, of equal fronts, the configurations nearest to reference points; pymoo, an optional extra,
-selects them. N trials, M objectives, P points.
+NSGA-II (Deb et al., 2002) follows all objectives. RNSGA-II (Deb and Sundar, 2006) keeps, of equal
+fronts, the configurations nearest to reference points; pymoo, an optional extra, selects them.
+N trials, M objectives, P points.
 """
 
-import random
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np
@@ -25,60 +22,25 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.search import parse_point
 from shears.errors import InputError, install_hint
 from shears.searching.shared.storage import distributions, quiet_optuna
-from shears.searching.strategies.base import Evaluated, SearchPlan, digest, known_in, landmarks, starts, unknown_of
-from shears.searching.strategies.simple import RandomSearch
+from shears.searching.strategies.base import Evaluated, SearchPlan, digest, landmarks
 
 Survival = Callable[[Study, list[FrozenTrial]], list[FrozenTrial]]
 EPSILON = 0.001  # pymoo's: of two nearer than this, in shares of the population's range, one survives
-TRIES = 100  # draws of a child that is not known
-
-
-@dataclass(frozen=True)
-class Evolution:
-    """Proposes the starts and random configurations up to the population, then mutated winners of tournaments.
-
-    The population is the end of the history. A tournament is a sample of the population, won by the best; a mutation
-    gives one group another of its ranks. Tournaments are larger than the paper's quarter of the population, because
-    budgets are a hundredth of the paper's. A known child is drawn again.
-    """
-
-    space: SearchSpace
-    plan: SearchPlan
-
-    def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
-        """Return unknown configurations: several of the first population, one child; none when all are known."""
-        known = known_in(history)
-        unknown = unknown_of(starts(self.space, self.plan, history), known, most)
-        if unknown:
-            return unknown
-        missing = self.plan.population - len(known)
-        if missing <= 0 and len(known) < self.space.size:
-            generator = random.Random(self.plan.stream(len(history)))
-            children = (self._child(history[-self.plan.population :], generator) for _ in range(TRIES))
-            unknown = unknown_of(children, known, 1)
-        return unknown or RandomSearch(self.space, self.plan).propose(history, max(min(most, missing), 1))
-
-    def _child(self, population: Sequence[Evaluated], generator: random.Random) -> RankConfig:
-        size = self.plan.options.tournament or max(2, self.plan.population // 2)
-        parent = self.plan.goal.best(generator.sample(population, min(size, len(population)))).ranks
-        group = generator.choice([group for group, ranks in self.space.ranks.items() if len(ranks) > 1])
-        others = [rank for rank in self.space.ranks[group] if rank != parent[group]]
-        return RankConfig({**parent, group: generator.choice(others)})
 
 
 class Nsga2:
-    """Proposes the heuristic and both ends, then children of the fittest; feasible configurations come first.
+    """Proposes the heuristic and both ends, then children of the fittest; feasible ones come first.
 
-    The study that is kept is a function of the history. Optuna saves no generator, so each proposal gets a sampler
-    seeded by (seed, length of the history). `survival` selects the next generation; by default it is NSGA-II's own, by
-    front and crowding distance.
+    Its study is a function of the history. Optuna saves no generator, so each proposal gets a
+    sampler seeded by (seed, length of the history). `survival` selects the next generation; by
+    default by front and crowding distance, as NSGA-II does.
     """
 
     def __init__(self, space: SearchSpace, plan: SearchPlan, survival: Survival | None = None) -> None:
         self._space = space
         self._plan = plan
         self._survival = survival
-        self._first = list(dict.fromkeys(landmarks(space)))
+        self._first = landmarks(space)
         self._population = population_of(space, plan)
         self._forget()
 
@@ -113,7 +75,7 @@ class Nsga2:
         self._seen.append(evaluated)
 
     def _child(self, sampler: NSGAIISampler) -> RankConfig:
-        """Draw a child in a trial that is thrown away, so that the study stays a function of the history."""
+        """Draw a child in a trial that fails, so that the study stays a function of the history."""
         self._study.sampler = sampler
         trial = self._study.ask()
         self._settle_parents(sampler, trial)
@@ -124,8 +86,9 @@ class Nsga2:
     def _settle_parents(self, sampler: NSGAIISampler, trial: Trial) -> None:
         """Let Optuna cache the parents of the trial's generation now.
 
-        Optuna returns parents in one order when it computes them and in another when they come from its cache. An
-        undisturbed and a resumed search have the same children only if both take them from the cache.
+        Optuna returns parents in one order when it computes them and in another when they come from
+        its cache. An undisturbed and a resumed search have the same children only if both take them
+        from the cache.
         """
         trials = reversed(self._study.get_trials(deepcopy=False))
         running = next(each for each in trials if each.number == trial.number)
@@ -141,12 +104,15 @@ class Nsga2:
 
 
 def population_of(space: SearchSpace, plan: SearchPlan) -> int:
-    """Return the size of a generation; all landmarks are in the first."""
-    return max(plan.population, len({*landmarks(space)}), 2)
+    """Return the size of a generation; the first one holds all landmarks."""
+    return max(plan.population, len(landmarks(space)), 2)
 
 
 def rnsga2(space: SearchSpace, plan: SearchPlan) -> Nsga2:
-    """Return NSGA-II with the survival by reference points; InputError without pymoo or for points of another shape."""
+    """Return NSGA-II with survival by reference points.
+
+    InputError without pymoo, or for points of another shape.
+    """
     try:
         survivals = import_module("pymoo.algorithms.moo.rnsga2")
         populations = import_module("pymoo.core.population")
@@ -160,7 +126,7 @@ def rnsga2(space: SearchSpace, plan: SearchPlan) -> Nsga2:
     def survive(study: Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         measured = np.array([trial.values for trial in trials], dtype=np.float64)
         worst = np.max(measured, axis=0, initial=0.0, where=np.isfinite(measured))
-        costs = np.where(np.isfinite(measured), measured, worst)  # a configuration that breaks a bound is not measured
+        costs = np.where(np.isfinite(measured), measured, worst)  # a configuration over a bound is not measured
         points = wanted if len(wanted) else np.minimum(_default_points(space, study), worst)
         low = costs.min(axis=0)
         scale = np.ptp(costs, axis=0)
@@ -195,9 +161,10 @@ def _wanted(plan: SearchPlan) -> Float64[np.ndarray, "P M"]:
 def _default_points(space: SearchSpace, study: Study) -> Float64[np.ndarray, "2 M"]:
     """Return the costs of the heuristic, and the least of each cost among the landmarks.
 
-    For loss against parameters, the second point is the maximal configuration's loss at the minimal one's size.
+    For loss against parameters, the second point is the maximal configuration's loss at the minimal
+    one's size.
     """
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state is TrialState.COMPLETE]
     costs = {RankConfig(trial.params): trial.values for trial in trials}
-    known = np.array([costs[ranks] for ranks in landmarks(space)], dtype=np.float64)  # the heuristic is the first
+    known = np.array([costs[ranks] for ranks in landmarks(space)], dtype=np.float64)  # the heuristic is first
     return np.stack([known[0], known.min(axis=0)])
