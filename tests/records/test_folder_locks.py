@@ -15,8 +15,9 @@ from tests.records.test_artifacts import CONFIG, finish
 WORKER = """
 import os, sys, time
 from pathlib import Path
+from shears.config import SparsifyConfig
 from shears.records.folders import working_folder
-with working_folder(Path(sys.argv[1]), {"sparsity": 0.5, "seed": 0}, resume=True) as work:
+with working_folder(Path(sys.argv[1]), {"sparsity": 0.5, "seed": 0}, resume=True, kind=SparsifyConfig) as work:
     (work / "half.bin").write_bytes(b"half")
     print("holding", flush=True)
     time.sleep(60)
