@@ -1,7 +1,7 @@
-"""The contract between stages: the record of a finished folder, and the checks made when it is read.
+"""The contract between stages: the record of a finished folder, and the checks when it is read.
 
-A record is a JSON file with the configuration of the stage that made the folder and the fingerprints of its inputs and
-of its weights. `folders.py` makes the folders.
+A record is a JSON file with the configuration of the stage that made the folder, and the
+fingerprints of its inputs and of its weights. `folders.py` makes the folders.
 """
 
 import json
@@ -36,7 +36,7 @@ README = "README.md"
 BENCH = "bench.json"
 COMPRESS = "compress.json"  # in the folder of `compress`, beside the folders of its runs
 RECORDS = (SPARSITY, HEALED, SEARCH_SPACE, RESULT, *FORMAT_OF_RECORD, RECOVERY, UNPACKED, EVALUATION)
-TRAINED_BEFORE = "trained_before"  # key of a record: data and hashes of the trainings that were merged into its base
+TRAINED_BEFORE = "trained_before"  # key of a record: the trainings that were merged into its base
 TRAINING_LOG = "training_log.jsonl"
 TRAINING_TIMES = "training_times.jsonl"  # not in the log: equal trainings write equal logs
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
@@ -45,12 +45,12 @@ KINDS = {
     UNPACKED: "an unpacked model",
     **{record: f"a {form.called}" for record, form in FORMAT_OF_RECORD.items()},
 }  # fmt: skip
-FIELDS: Mapping[str, type | tuple[type, ...]] = {  # types of keys in records, which readers rely on
+FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "base": str, "template": str, "config": dict, "ranks": dict, "columns": dict, "linears": dict, "bytes": dict,
     "ratio": dict, "alpha": (int, float), "max_rank": int,
 }  # fmt: skip
-
-GROUP = re.compile(r"[^.]+\.\d{1,9}\..+", re.ASCII)  # name of linears that share a rank, such as layers.0.up_proj
+"""The types of keys in records; `record_in` checks them, so that readers can rely on them."""
+GROUP = re.compile(r"[^.]+\.\d{1,9}\..+", re.ASCII)  # linears that share a rank: layers.0.up_proj
 
 
 def write_json(path: Path, content: object) -> None:
@@ -59,9 +59,9 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text through a temporary sibling, fsync and rename: a reader finds the old text or the whole new one.
+    """Write a text so that a reader finds the old text or the whole new one.
 
-    A failure, such as a full disk, leaves no sibling.
+    A failure, such as a full disk, leaves no temporary file.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -87,7 +87,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; InputError where the file holds another type."""
+    """Return the JSON object in a file; InputError for any other content."""
     content: Any = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} must be a JSON object, got {str(content)[:40]}; make or get it again")
@@ -95,22 +95,21 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def record_in(path: Path) -> dict[str, Any]:
-    """Return the record in a file without verifying weights; InputError where one of FIELDS has another type."""
+    """Return the record in a file, its weights unverified; InputError where a key has a wrong type."""
     record: Any = read_json(path)
     if not isinstance(record, dict):
-        raise InputError(
-            f"{path} must be the record that shears wrote, it is {str(record)[:40]}; make the folder again"
-        )
-    wrong = [key for key, kind in FIELDS.items() if key in record and not isinstance(record[key], kind)]
-    if not wrong:
-        ranks = record.get("ranks", {})
-        wrong = ["ranks"] * any(not GROUP.fullmatch(name) or type(rank) is not int for name, rank in ranks.items())
-    if wrong:
-        shown = str(record[wrong[0]])[:40]
-        raise InputError(
-            f"{path} must be the record that shears wrote, its {wrong[0]} is {shown}; make the folder again"
-        )
+        raise _not_ours(path, f"it is {str(record)[:40]}")
+    for key, kind in FIELDS.items():
+        if key in record and not isinstance(record[key], kind):
+            raise _not_ours(path, f"its {key} is {str(record[key])[:40]}")
+    ranks = record.get("ranks", {})
+    if not all(GROUP.fullmatch(name) and type(rank) is int for name, rank in ranks.items()):
+        raise _not_ours(path, f"its ranks is {str(ranks)[:40]}")
     return record
+
+
+def _not_ours(path: Path, what: str) -> InputError:
+    return InputError(f"{path} must be the record that shears wrote, {what}; make the folder again")
 
 
 def sync_path(path: Path) -> None:
@@ -131,10 +130,10 @@ def sync_tree(folder: Path) -> None:
 def refuse_changes(
     folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], kind: type[StageConfig] | None = None
 ) -> None:
-    """Raise InputError, naming every key that differs, where `folder` was made with another configuration.
+    """Raise InputError, which names every key that differs, for another configuration of `folder`.
 
-    The keys compared are those of `now`, the fields of `kind`, and fingerprints. A field that one side lacks counts as
-    its default; other keys of `before` are options that this version does not have, and are ignored.
+    The keys compared are those of `now`, the fields of `kind`, and fingerprints. A field that one
+    side lacks counts as its default. Other keys of `before`, options of other versions, are ignored.
     """
     old = {**before, **kind.of_record(before)} if kind else before
     new = {**now, **kind.of_record(now)} if kind else now
@@ -163,16 +162,16 @@ def weights_fingerprint(folder: Path) -> str:
     return file_fingerprint(*files)
 
 
-ALL_RANKS = "ranks"  # the measurement of a super-adapter at all of its ranks, as `evaluation_file` names it
+ALL_RANKS = "ranks"  # the measurement of a super-adapter at all of its ranks
 
 
 def evaluation_file(run: Path, name: str) -> Path:
-    """Return the file of a run that holds the figures of a model, such as `sparse + sub-adapter`."""
+    """Return the file of a run with the figures of a model, such as `sparse + sub-adapter`."""
     return run / "evaluation" / f"{name.replace(' + ', '_').replace('-', '_')}.json"
 
 
 def baseline_folder(run: Path, name: str) -> Path:
-    """Return the folder of a run that holds the adapter of a baseline, such as `dense-lora`."""
+    """Return the folder of a run with the adapter of a baseline, such as `dense-lora`."""
     return run / "baselines" / name.replace("-", "_")
 
 
@@ -182,53 +181,53 @@ def find_record(folder: Path) -> Path | None:
 
 
 def read_record(folder: Path, name: str, *needed: str, fingerprint: str | None = None) -> dict[str, Any]:
-    """Return the record of a finished artifact, once its weights are verified.
+    """Return the record of a finished artifact after a check of its weights.
 
-    `fingerprint` is that of the weights where the caller has computed it before. InputError where the folder is another
-    kind of artifact, its weights changed, or its record lacks one of the `needed` keys.
+    `fingerprint` is that of the weights if the caller has computed it. InputError where the folder
+    is another kind of artifact, its weights changed, or its record lacks one of the `needed` keys.
     """
     path = folder / name
     if not path.is_file():
-        raise InputError(
-            f"{folder} must be {KINDS.get(name, 'an artifact')} (a folder with {name}); it has no such file"
-        )
+        kind = KINDS.get(name, "an artifact")
+        raise InputError(f"{folder} must be {kind} (a folder with {name}); it has no such file")
     record = record_in(path)
     if lacking := [key for key in needed if key not in record]:
-        raise InputError(
-            f"{path} must be the record that shears wrote, it lacks {', '.join(lacking)}; make the folder again"
-        )
-    if "fingerprint" in record and (actual := fingerprint or weights_fingerprint(folder)) != record["fingerprint"]:
-        raise InputError(
-            f"the weights in {folder} must be those of {name} ({str(record['fingerprint'])[:12]}), got {actual[:12]}; "
-            "make it again"
-        )
+        raise _not_ours(path, f"it lacks {', '.join(lacking)}")
+    if "fingerprint" in record:
+        recorded = record["fingerprint"]
+        actual = fingerprint or weights_fingerprint(folder)
+        if actual != recorded:
+            was = f"must be those of {name} ({str(recorded)[:12]})"
+            raise InputError(f"the weights in {folder} {was}, got {actual[:12]}; make it again")
     return record
 
 
 def training_source(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data that the adapter of a record was trained on, their hash, and the columns that were named."""
+    """Return the data of a record's training, their hash, and the columns that were named."""
     config = record.get("config")
     configured = config if isinstance(config, dict) else {}  # a super-adapter has no keys of its own
     columns = record.get("columns") or (configured.get("columns") if "data" in configured else None)
     named = {"columns": columns} if columns else {}
-    return {"data": record.get("data") or configured.get("data"), "data_sha256": record.get("data_sha256"), **named}
+    data = record.get("data") or configured.get("data")
+    return {"data": data, "data_sha256": record.get("data_sha256"), **named}
 
 
 def training_sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return all data that an artifact was trained on: first those of its base, then those of its adapter."""
+    """Return all data that an artifact was trained on: those of its base, then of its adapter."""
     before = record.get(TRAINED_BEFORE)
     earlier = [each for each in before if isinstance(each, dict)] if isinstance(before, list) else []
     return [source for source in (*earlier, training_source(record)) if source.get("data")]
 
 
 def inherited(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys on training that the record of a model hands on to artifacts made from it."""
+    """Return the keys on training that artifacts take over from the record of their model."""
     sources = training_sources(record)
     template = {"template": record["template"]} if "template" in record else {}
     return {**template, TRAINED_BEFORE: sources} if sources else {}
 
 
 def check_input(what: str, expected: object, actual: str) -> None:
-    """Raise InputError where an artifact's fingerprint is not the one in a record, which may hold any value."""
+    """Raise InputError where a fingerprint is not the one in a record, which may hold any value."""
     if expected != actual:
-        raise InputError(f"{what} must be the one this was made from ({str(expected)[:12]}), got {actual[:12]}")
+        recorded = str(expected)[:12]
+        raise InputError(f"{what} must be the one this was made from ({recorded}), got {actual[:12]}")

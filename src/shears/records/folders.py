@@ -1,6 +1,6 @@
-"""Output folders that appear whole: a stage works in the locked sibling `OUT.partial` and renames it to `OUT`.
+"""Output folders that appear whole: a stage works in the locked `OUT.partial` and renames it to `OUT`.
 
-An interruption leaves a folder that can be resumed and none that looks finished.
+An interruption leaves a folder that can be resumed, and no folder that looks finished.
 """
 
 import errno
@@ -19,11 +19,12 @@ from shears.errors import InputError, first_line
 from shears.records.artifacts import read_object, refuse_changes, sync_path, sync_tree, write_json
 
 CONFIG = ".asked.json"  # in the working folder: the configuration of the interrupted stage
-KIND = "kind"  # key in it: the name of the configuration's class, which tells the verbs apart
+KIND = "kind"  # key in it: the class of the configuration, which tells the verbs apart
 LOCK = ".lock"
 WORKER = ".worker"  # name of a search worker
 PARTIAL = ".partial"
 NOTHING_DONE = {CONFIG, LOCK, WORKER}  # files of a working folder without any work
+OF_A_DISK = ("os error", "PytorchStreamWriter", "inline_container")  # in errors of safetensors and torch
 SCRAPS = {LOCK, f".{CONFIG}.tmp"}  # files that a kill leaves before there is a CONFIG
 
 
@@ -34,11 +35,12 @@ def partial_folder(output: Path) -> Path:
 
 
 def named_folder(output: Path) -> Path:
-    """Return the folder under its own name, not as `.` or a link to it; InputError for a name no output can have."""
+    """Return the folder by its own name instead of `.` or a link; InputError for a name with PARTIAL."""
     if output.name in ("", "..") or output.is_symlink():
         output = Path(os.path.realpath(output))
     if not output.name or output.name.endswith(PARTIAL):
-        raise InputError(f"the output must be a folder with a name that does not end in {PARTIAL}, got {output}")
+        rule = f"a folder with a name that does not end in {PARTIAL}"
+        raise InputError(f"the output must be {rule}, got {output}")
     return output
 
 
@@ -48,10 +50,10 @@ def working_folder(
 ) -> Iterator[Path]:
     """Yield the folder to work in; rename it to `output` when the block ends without an error.
 
-    `resume` True continues an interrupted run, None always starts anew, False refuses if there is something to resume.
-    `config` holds fields of `kind` and fingerprints; `refuse_changes` compares it with that of an interrupted run.
-    InputError if `output` exists, if another process works on it, or if the interrupted run is of another verb or had
-    another configuration.
+    `resume` True continues an interrupted run, None starts anew, False refuses if there is one.
+    `config` holds fields of `kind` and fingerprints; `refuse_changes` compares it with that of the
+    interrupted run. InputError if `output` exists, if another process works on it, or if the
+    interrupted run is of another verb or configuration.
     """
     output = named_folder(output)
     work = partial_folder(output)
@@ -72,14 +74,15 @@ def working_folder(
 
 
 def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, kind: type[StageConfig] | None) -> None:
-    """Empty the working folder or keep its content to resume; InputError where an interrupted run is in the way."""
+    """Empty the working folder, or keep it to resume; InputError if the interrupted run forbids it."""
     named = {KIND: kind.__name__ if kind else None, **config}
     if (work / CONFIG).exists():
+        was = f"{work} holds an interrupted run"
         if resume is False:
-            raise InputError(f"{work} holds an interrupted run; continue it with --resume, or delete it to start anew")
+            raise InputError(f"{was}; continue it with --resume, or delete it to start anew")
         before = {KIND: named[KIND], **read_object(work / CONFIG)}
         if before[KIND] != named[KIND]:
-            raise InputError(f"{work} holds an interrupted run of another verb; delete it, or choose another output")
+            raise InputError(f"{was} of another verb; delete it, or choose another output")
         if resume:
             refuse_changes(work, before, named, kind)
             return
@@ -89,7 +92,7 @@ def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, kind: typ
 
 def _finish(work: Path, output: Path) -> None:
     for path in filter(Path.is_file, work.rglob("*")):
-        shutil.copymode(work / CONFIG, path)  # safetensors makes files that only their owner can read
+        shutil.copymode(work / CONFIG, path)  # only the owner can read files of safetensors
     sync_tree(work)
     work.rename(output)  # the lock goes with it: no other process can begin meanwhile
     (output / CONFIG).unlink()
@@ -100,12 +103,12 @@ def _finish(work: Path, output: Path) -> None:
 
 @contextmanager
 def _disk_errors(work: Path, resume: bool | None) -> Iterator[None]:
-    """Turn the errors of safetensors and torch about a full disk into an OSError that names the free space."""
+    """Turn errors of safetensors and torch on a full disk into an OSError that names the free space."""
 
     def disk_error(error: Exception) -> OSError:
-        free = shutil.disk_usage(work).free / 1e6
+        free = f"{shutil.disk_usage(work).free / 1e6:,.1f} MB are free"
         advice = "" if resume is None else "; free some space and continue with --resume"
-        return OSError(f"could not write below {work}, where {free:,.1f} MB are free: {first_line(error)}{advice}")
+        return OSError(f"could not write below {work}, where {free}: {first_line(error)}{advice}")
 
     try:
         yield
@@ -114,7 +117,7 @@ def _disk_errors(work: Path, resume: bool | None) -> Iterator[None]:
             raise disk_error(error) from error
         raise
     except (SafetensorError, RuntimeError) as error:
-        if any(mark in str(error) for mark in ("os error", "PytorchStreamWriter", "inline_container")):
+        if any(mark in str(error) for mark in OF_A_DISK):
             raise disk_error(error) from error
         raise
 
@@ -122,22 +125,22 @@ def _disk_errors(work: Path, resume: bool | None) -> Iterator[None]:
 def _refuse_existing(output: Path) -> None:
     """Raise InputError where the output exists; an empty folder may, because a rename replaces it."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        todo = "name a new one" if output.resolve() == Path.cwd() else "name another folder or delete this one"
+        is_here = output.resolve() == Path.cwd()
+        todo = "name a new one" if is_here else "name another folder or delete this one"
         raise InputError(f"the output must not exist yet, got {output}; {todo}")
 
 
 def _refuse_foreign(work: Path) -> None:
-    """Raise InputError for a working folder that no stage made: it would be emptied."""
+    """Raise InputError for a working folder that no stage made, because it would be emptied."""
     names = {path.name for path in work.iterdir()} if work.is_dir() else set()
-    if work.is_symlink() or (work.exists() and not work.is_dir()) or (names and CONFIG not in names and names - SCRAPS):
-        raise InputError(
-            f"{work} must not exist or come from an interrupted run, and it holds other files; move them, or choose "
-            "another output"
-        )
+    is_other = work.is_symlink() or (work.exists() and not work.is_dir())
+    if is_other or (CONFIG not in names and names - SCRAPS):
+        rule = "must not exist or come from an interrupted run"
+        raise InputError(f"{work} {rule}, and it holds other files; move them, or choose another output")
 
 
 def _refuse_overtaken(output: Path, work: Path) -> None:
-    """Raise InputError for an output that another process has finished meanwhile; leave no working folder."""
+    """Raise InputError for an output that another process just finished; leave no working folder."""
     try:
         _refuse_existing(output)
     except InputError:
@@ -160,7 +163,8 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"only one process may work on {folder}, and another does; wait for it or stop it") from None
+        todo = "wait for it or stop it"
+        raise InputError(f"only one process may work on {folder}, and another does; {todo}") from None
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Paths as people write them: telling them from other names, and the names that records and cards use for them."""
+"""Paths as people write them, and the names that records and cards use for them."""
 
 import hashlib
 import os
@@ -19,17 +19,15 @@ def expanded(name: str | Path) -> Path:
 
 
 def is_path(name: str) -> bool:
-    """Tell whether a name is a path: it exists, or looks like a file or folder rather than a hub id."""
-    return (
-        os.path.exists(expanded(name)) or FILE_LIKE.search(name) is not None or name.startswith(("/", ".", "~"))
-    )  # Path.exists raises OSError for a name that is too long
+    """Tell whether a name is a path: it exists, or looks like a file or folder, not like a hub id."""
+    exists = os.path.exists(expanded(name))  # Path.exists raises OSError for a name that is too long
+    return exists or FILE_LIKE.search(name) is not None or name.startswith(("/", ".", "~"))
 
 
 def without_folders(name: str) -> str:
-    """Return the last part of a path (a `:split` may follow it); any other name is returned as it is."""
-    if is_path(name) or is_path(name.partition(":")[0]) or (SEPARATOR.search(name) and not HUB_SOURCE.fullmatch(name)):
-        return last_part(name)
-    return name
+    """Return the last part of a path, which a `:split` may follow; any other name as it is."""
+    looks_like_path = SEPARATOR.search(name) is not None and not HUB_SOURCE.fullmatch(name)
+    return last_part(name) if looks_like_path or is_path(name) or is_path(name.partition(":")[0]) else name
 
 
 def last_part(path: str) -> str:
@@ -40,15 +38,15 @@ def last_part(path: str) -> str:
 def own_file(path: Path, folder: Path | None = None) -> Path:
     """Return the path; InputError for a link that leads out of `folder` (by default the path's).
 
-    What lies elsewhere is not part of a model: a copy of it, and an upload, could give away any file of this machine.
-
-    The hub's cache is an exception: there a model's folder holds links into the `blobs` of its repository.
+    A copy or an upload through such a link could give away any file of this machine. Links into the
+    `blobs` of the same repository in the hub's cache are allowed.
     """
     target = path.resolve()
     folder = (folder or path.parent).resolve()
     is_cached = folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
     if not (target.is_relative_to(folder) or is_cached):
-        raise InputError(f"{path} must be a file of its own folder, it is a link to {target}; put a copy in its place")
+        todo = "put a copy in its place"
+        raise InputError(f"{path} must be a file of its own folder, it is a link to {target}; {todo}")
     return path
 
 
