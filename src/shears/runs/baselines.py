@@ -1,4 +1,4 @@
-"""Baselines of a run: plain LoRA at one rank, on the dense or on the pruned model, with the budget of its training."""
+"""Baselines of a run: plain LoRA at one rank on the dense or the pruned model, trained as the run trains."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ HEALED_FOLDER = "healed"  # in a run's folder
 
 
 def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
-    """Return how each baseline of a recipe is trained, by its name: as the run trains, but for what `_plain` changes.
+    """Return the training of each baseline of a recipe by name: the run's, with the changes of `_plain`.
 
-    So data, steps, batch size, alpha, groups and seed are the run's, and so is the learning rate unless the recipe
-    gives the baseline one of its own.
+    A recipe may give a baseline a learning rate of its own.
     """
     if recipe.train is None or recipe.evaluate is None:
         return {}
@@ -30,10 +29,10 @@ def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
 
 
 def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
-    """Return the settings of plain LoRA: the largest rank alone; on the dense model also nothing about zeros.
+    """Return the settings of plain LoRA: the largest rank alone.
 
-    The dense model has nothing to recover, no zeros to keep and no teacher. On the pruned model the start is the run's
-    own, so that the run differs from its baseline in nothing but the choice of ranks.
+    On the pruned model the run and its baseline differ in the choice of ranks only. The dense model
+    has nothing to recover, no zeros to keep and no teacher.
     """
     one_rank = {"adapter": "lora", "ranks": train.ranks[:1], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
     if name == SPARSE_LORA:
@@ -43,20 +42,21 @@ def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
 
 
 def sparse_folder(recipe: Recipe, folder: Path) -> Path:
-    """Return the folder of the sparse model that a run trains on: the healed one where the recipe heals."""
+    """Return the folder of the sparse model that a run trains on: the healed one if the recipe heals."""
     return folder / (HEALED_FOLDER if recipe.heal is not None else "sparse")
 
 
 def dense_model(recipe: Recipe) -> ModelRef:
-    """Return the model that a run prunes; a .gguf file is converted into the number format of the pruned model."""
+    """Return the model that a run prunes; a .gguf file is converted to the pruned model's dtype."""
     assert recipe.model is not None
     return resolve(recipe.model, recipe.sparsify.dtype)
 
 
 def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:
-    """Return the model that a baseline of a run in `folder` is trained on.
+    """Return the model that a baseline is trained on.
 
-    A .gguf file that the run converts to bf16 is given by its folder, because its name means the fp32 conversion.
+    The result for a .gguf file that the run converts to bf16 is its folder, because the name of the
+    file means the fp32 conversion.
     """
     assert recipe.model is not None
     if name != DENSE_LORA:

@@ -1,8 +1,9 @@
 """Run all stages of a recipe in one folder: finished stages are skipped, interrupted ones continue."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from shears.adapt.groups import resolved_groups
 from shears.adapt.ranks import ranks_file, ranks_name
 from shears.adapt.train import train
 from shears.checkpoints.inspection import inspect
-from shears.config import EvaluateConfig, HealConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
+from shears.config import (
+    EvaluateConfig,
+    HealConfig,
+    Recipe,
+    RunEvaluateConfig,
+    SearchConfig,
+    SparsifyConfig,
+    TrainConfig,
+)
 from shears.config.export import FORMATS
 from shears.config.resolve import build, section_class
 from shears.data.examples import check_rows
@@ -44,56 +53,59 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run: output folder, record in it, configuration, fingerprints of the inputs, and how it is made."""
+    """One step of a run: its artifact, its configuration, its inputs and the function that makes it."""
 
     name: str
     output: Path
     record: str
+    """Name of the record in `output`."""
     config: Mapping[str, Any]
     inputs: Callable[[], Mapping[str, str]]
+    """Returns the fingerprints of the inputs."""
     make: Callable[[], object]
-    section: str | None = None
-    """The section of the recipe that configures it, if that is not its name."""
 
     @property
-    def _section(self) -> str:
-        return self.section or self.name
+    def section(self) -> str:
+        """The section of the recipe that configures the stage; the names of baselines are none."""
+        return self.name if self.name in Recipe.model_fields else "train"
 
     def is_done(self) -> bool:
-        """Tell whether the artifact exists; InputError if it was made with another configuration or is damaged.
+        """Tell whether the artifact exists.
 
-        The record is read by `StageConfig.of_record`: keys that this version does not have are ignored.
+        InputError if it was made with another configuration or is damaged. `StageConfig.of_record`
+        reads the record, so that options that this version does not have are ignored.
         """
         if not (self.output / self.record).is_file():
             return False
-        artifacts.refuse_changes(
-            self.output, _prefixed(self._section, self._recorded_config()), _prefixed(self._section, self.config)
-        )
+        before = _prefixed(self.section, self._recorded_config())
+        artifacts.refuse_changes(self.output, before, _prefixed(self.section, self.config))
         return True
 
     def _recorded_config(self) -> dict[str, Any]:
-        """Return the configuration in the record; InputError for another thing in its place."""
+        """Return the configuration in the record; InputError for any other content."""
         record = artifacts.read_json(self.output / self.record)
         config = record.get("config") if isinstance(record, dict) else None
         if not isinstance(config, dict):
             raise InputError(
-                f"{self.output / self.record} must hold the configuration of {self.name}, got {config!r:.40}; the file "
-                f"is damaged or belongs to another tool: delete {self.output} or choose another output"
+                f"{self.output / self.record} must hold the configuration of {self.name}, got "
+                f"{config!r:.40}; the file is damaged or belongs to another tool: delete {self.output} "
+                "or choose another output"
             )
-        kind = section_class(Recipe, [self._section])
+        kind = section_class(Recipe, [self.section])
         try:
-            return as_data(build(kind, self._section, kind.of_record(config)))
+            return as_data(build(kind, self.section, kind.of_record(config)))
         except InputError as error:
             raise InputError(
-                f"{self.output} was made by version {record.get('shears_version')} with an option that this version "
-                f"does not have, or its record is damaged: {error}; delete it or choose another output"
+                f"{self.output} was made by version {record.get('shears_version')} with an option that "
+                f"this version does not have, or its record is damaged: {error}; delete it or choose "
+                "another output"
             ) from None
 
     def verify(self) -> None:
         """Raise InputError if the artifact was made from other inputs than the present ones."""
         record = artifacts.read_record(self.output, self.record)
         for key, fingerprint in self.inputs().items():
-            if (recorded := record.get(key)) is not None:  # embedded data and earlier versions have no fingerprint
+            if (recorded := record.get(key)) is not None:  # embedded data have no fingerprint
                 name = key.removesuffix("_fingerprint").removesuffix("_sha256")
                 artifacts.check_input(f"{name} of {self.output}", recorded, fingerprint)
 
@@ -105,9 +117,10 @@ def _prefixed(section: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
-    """Run every stage of a recipe in the folder `output`; return the summary, which evaluation.json holds too.
+    """Run every stage of a recipe in the folder `output`; return the content of evaluation.json.
 
-    InputError for an incomplete recipe, a stage made with another configuration, or a folder that another process uses.
+    InputError for an incomplete recipe, a stage that was made with another configuration, or a
+    folder that another process uses.
     """
     folder = run_folder(recipe, output)
     recipe = with_calibration(recipe)
@@ -119,7 +132,8 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
         stages = stages_of(recipe, folder)
         done = [stage.is_done() for stage in stages]  # raises before any work is done
         _check_rows(recipe, {stage.name for stage, is_done in zip(stages, done, strict=True) if is_done})
-        artifacts.write_text(folder / artifacts.RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        artifacts.write_text(folder / artifacts.RECIPE, text)
         total = len(stages) + (recipe.evaluate is not None)
         for number, (stage, is_done) in enumerate(zip(stages, done, strict=True), start=1):
             if is_done:
@@ -135,12 +149,9 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
 def _check_rows(recipe: Recipe, done: Collection[str]) -> None:
     """Raise InputError, before any work is done, for rows here that a stage could not use."""
     sources = list[tuple[str | None, Mapping[str, str], int | None]]()
-    if recipe.train and "train" not in done:
-        sources += [
-            (source, recipe.train.columns, None) for source in (recipe.train.data, recipe.train.validation_source)
-        ]
-    if recipe.search and "search" not in done:
-        search = recipe.search
+    if (training := recipe.train) and "train" not in done:
+        sources += [(source, training.columns, None) for source in (training.data, training.validation_source)]
+    if (search := recipe.search) and "search" not in done:
         sources += [(search.data, search.columns, search.limit), (search.test, search.columns, None)]
     for source, columns, limit in sources:
         if source and expanded(source).is_file():
@@ -155,25 +166,30 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     if not recipe.model or not target:
         raise InputError("a run must have a model and an output folder; add `model:` and `output:` to the recipe")
     if recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data:
-        raise InputError(
-            f"search must use validation data, never the test split; search and evaluate both have {recipe.search.data}"
-        )
+        rule = "search must use validation data, never the test split"
+        raise InputError(f"{rule}; search and evaluate both have {recipe.search.data}")
     if recipe.search and not recipe.train:
         raise InputError("a run with a search must train first; add a `train:` section to the recipe")
     if recipe.train and recipe.train.quantize_aware != "none":
         _check_rounded(recipe)
     _check_recovery(recipe)
-    if recipe.evaluate and recipe.evaluate.ranks and not recipe.train:
-        raise InputError("a run must train to be measured at all ranks, got no `train:` section; drop evaluate.ranks")
-    if recipe.evaluate and recipe.evaluate.baselines and not recipe.train:
-        raise InputError(
-            f"a run must train to have baselines, which take its settings; got {', '.join(recipe.evaluate.baselines)} "
-            "and no `train:` section: add one or drop evaluate.baselines"
-        )
+    if recipe.evaluate and not recipe.train:
+        _check_untrained(recipe.evaluate)
     folder = expanded(target).resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output of a run must be a folder, got the file {folder}; choose another output")
     return folder
+
+
+def _check_untrained(config: RunEvaluateConfig) -> None:
+    """Raise InputError for measurements that need a training, in a run without one."""
+    if config.ranks:
+        raise InputError("a run must train to be measured at all ranks, got no `train:` section; drop evaluate.ranks")
+    if config.baselines:
+        raise InputError(
+            "a run must train to have baselines, which take its settings; got "
+            f"{', '.join(config.baselines)} and no `train:` section: add one or drop evaluate.baselines"
+        )
 
 
 def _check_recovery(recipe: Recipe) -> None:
@@ -182,19 +198,22 @@ def _check_recovery(recipe: Recipe) -> None:
     starts = recipe.train is not None and recipe.train.init == "recovery"
     if starts and recipe.heal is not None and not heals:
         raise InputError(
-            "a run that heals and trains with init recovery must heal the recovery too; add `recovery: true` to the "
-            "`heal:` section, or set train.init to lora"
+            "a run that heals and trains with init recovery must heal the recovery too; add "
+            "`recovery: true` to the `heal:` section, or set train.init to lora"
         )
     if (heals or starts) and not recipe.sparsify.recover_rank:
-        raise InputError("a run that uses a recovery must make one, got sparsify.recover_rank 0; set it, such as to 32")
+        rule = "a run that uses a recovery must make one"
+        raise InputError(f"{rule}, got sparsify.recover_rank 0; set it, such as to 32")
 
 
 def _check_rounded(recipe: Recipe) -> None:
-    """Raise InputError, before any work is done, for an export that refuses an adapter of quantize_aware."""
-    if not FORMATS[recipe.export.format].is_model or recipe.export.values not in ("auto", "int4"):
+    """Raise InputError, before any work is done, for an export that refuses a quantize_aware adapter."""
+    export = recipe.export
+    if not FORMATS[export.format].is_model or export.values not in ("auto", "int4"):
         raise InputError(
-            "a run that trains with quantize_aware must export format package with values int4 (or a merged format), "
-            f"got format {recipe.export.format} with values {recipe.export.values}; change the `export:` section"
+            "a run that trains with quantize_aware must export format package with values int4 (or a "
+            f"merged format), got format {export.format} with values {export.values}; change the "
+            "`export:` section"
         )
 
 
@@ -209,14 +228,16 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     stages = [_sparsify_stage(recipe.sparsify, recipe.model, folder)]
     if recipe.heal is not None:
         stages.append(_heal_stage(recipe.heal, folder))
+    sparse = sparse_folder(recipe, folder)
     if recipe.train is not None:
-        stages.append(_train_stage(recipe.train, folder, sparse_folder(recipe, folder)))
+        stages.append(_training("train", lambda: sparse, folder / "super_adapter", recipe.train, sparse))
         if recipe.search is not None:
             stages.append(_search_stage(recipe.search, folder))
+    if recipe.train is not None or FORMATS[recipe.export.format].holds == "package":
         stages.append(_export_stage(recipe, folder))
-        stages += [_baseline_stage(recipe, name, config, folder) for name, config in baseline_configs(recipe).items()]
-    elif FORMATS[recipe.export.format].holds == "package":  # which needs no adapter
-        stages.append(_packing_stage(recipe, folder))
+    for name, config in baseline_configs(recipe).items():
+        model = partial(baseline_model, recipe, name, folder)
+        stages.append(_training(name, model, artifacts.baseline_folder(folder, name), config, sparse))
     return stages
 
 
@@ -225,7 +246,8 @@ def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path) -> Stage:
     values = as_data(config)
 
     def inputs() -> dict[str, str]:
-        return {"base_fingerprint": resolve(model, config.dtype).fingerprint, **_hashes(calibration=config.calibration)}
+        fingerprint = resolve(model, config.dtype).fingerprint
+        return {"base_fingerprint": fingerprint, **_hashes(calibration=config.calibration)}
 
     return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, lambda: sparsify(model, output, **values))
 
@@ -237,12 +259,11 @@ def _heal_stage(config: HealConfig, folder: Path) -> Stage:
 
     def inputs() -> dict[str, str]:
         base = resolve(sparse)
-        fingerprints = {
-            "base_fingerprint": base.fingerprint,
-            "teacher_fingerprint": teacher_of(base, config).fingerprint,
-        }
+        teacher = teacher_of(base, config)
+        fingerprints = {"base_fingerprint": base.fingerprint, "teacher_fingerprint": teacher.fingerprint}
         if config.recovery:
-            fingerprints["recovery_fingerprint"] = artifacts.weights_fingerprint(sparse / artifacts.RECOVERY_FOLDER)
+            recovery = sparse / artifacts.RECOVERY_FOLDER
+            fingerprints["recovery_fingerprint"] = artifacts.weights_fingerprint(recovery)
         return fingerprints | _hashes(data=config.data)
 
     def make() -> Path:
@@ -251,19 +272,10 @@ def _heal_stage(config: HealConfig, folder: Path) -> Stage:
     return Stage("heal", output, artifacts.HEALED, values, inputs, make)
 
 
-def _train_stage(config: TrainConfig, folder: Path, sparse: Path) -> Stage:
-    return _training("train", lambda: sparse, folder / "super_adapter", config, sparse)
-
-
-def _baseline_stage(recipe: Recipe, name: str, config: TrainConfig, folder: Path) -> Stage:
-    output = artifacts.baseline_folder(folder, name)
-    return _training(name, lambda: baseline_model(recipe, name, folder), output, config, sparse_folder(recipe, folder))
-
-
 def _training(name: str, model: Callable[[], str | Path], output: Path, config: TrainConfig, sparse: Path) -> Stage:
-    """Return a stage that trains on a model, which is asked for when it is needed, because a plan converts none.
+    """Return a stage that trains on the model that `model` returns, which may convert a file first.
 
-    `sparse` is a model of the same architecture, which tells its groups.
+    `sparse` is a model of the same architecture; its groups are those of the training.
     """
     values = as_data(config)
     if (output / artifacts.SEARCH_SPACE).is_file() and sparse.is_dir():  # its record names the groups
@@ -277,7 +289,7 @@ def _training(name: str, model: Callable[[], str | Path], output: Path, config: 
     def make() -> Path:
         return train(model(), output, resume=partial_folder(output).exists(), **values)
 
-    return Stage(name, output, artifacts.SEARCH_SPACE, values, inputs, make, section="train")
+    return Stage(name, output, artifacts.SEARCH_SPACE, values, inputs, make)
 
 
 def _search_stage(config: SearchConfig, folder: Path) -> Stage:
@@ -296,43 +308,36 @@ def _search_stage(config: SearchConfig, folder: Path) -> Stage:
 
 
 def _export_stage(recipe: Recipe, folder: Path) -> Stage:
-    adapter = folder / "super_adapter"
-    form = FORMATS[recipe.export.format]
-    output = folder / form.folder
-    ranks = recipe.export.ranks or (str(folder / "search" / artifacts.RESULT) if recipe.search else "heuristic")
-    values = {**as_data(recipe.export), "ranks": ranks}
-
-    def inputs() -> dict[str, str]:
-        fingerprints = {"super_adapter_fingerprint": artifacts.weights_fingerprint(adapter)}
-        if file := ranks_file(ranks):
-            fingerprints["ranks_fingerprint"] = file_fingerprint(file.path)
-        return fingerprints | _hashes(calibration=recipe.export.calibration)
-
-    return Stage("export", output, form.record, values, inputs, lambda: export_adapter(adapter, output, **values))
-
-
-def _packing_stage(recipe: Recipe, folder: Path) -> Stage:
-    """Return the stage that packs the sparse model of a run without training."""
-    sparse = sparse_folder(recipe, folder)
+    """Return the stage that exports a sub-adapter; in a run without training, the sparse model."""
     form = FORMATS[recipe.export.format]
     output = folder / form.folder
     values = as_data(recipe.export)
+    source = sparse_folder(recipe, folder)
+    key = "base_fingerprint"
+    ranks = None
+    if recipe.train is not None:
+        source = folder / "super_adapter"
+        key = "super_adapter_fingerprint"
+        found = str(folder / "search" / artifacts.RESULT) if recipe.search else "heuristic"
+        ranks = values["ranks"] = recipe.export.ranks or found
 
     def inputs() -> dict[str, str]:
-        hashes = _hashes(calibration=recipe.export.calibration)
-        return {"base_fingerprint": artifacts.weights_fingerprint(sparse), **hashes}
+        fingerprints = {key: artifacts.weights_fingerprint(source)}
+        if ranks and (file := ranks_file(ranks)):
+            fingerprints["ranks_fingerprint"] = file_fingerprint(file.path)
+        return fingerprints | _hashes(calibration=recipe.export.calibration)
 
-    return Stage("export", output, form.record, values, inputs, lambda: export_adapter(sparse, output, **values))
+    return Stage("export", output, form.record, values, inputs, lambda: export_adapter(source, output, **values))
 
 
 def _hashes(**sources: str | None) -> dict[str, str]:
-    """Return the sha256 of the sources that are files here, under the keys that records use."""
+    """Return the sha256 of the sources that are local files, under the keys of records."""
     hashes = {f"{name}_sha256": source_fingerprint(source) for name, source in sources.items() if source}
     return {key: value for key, value in hashes.items() if value}
 
 
 def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path | None]]:
-    """Return the dense, the sparse, the baseline and the exported models, each with its adapter, by name."""
+    """Return the dense, sparse, baseline and exported models, each with its adapter, by name."""
     assert recipe.evaluate is not None
     dense = dense_model(recipe)
     models: dict[str, tuple[ModelRef, Path | None]] = {
@@ -355,15 +360,14 @@ def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path |
 
 
 def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Evaluate the dense, the sparse, the baseline and the exported models; return the summary and write it."""
+    """Evaluate all models of a run; return the summary and write it."""
     assert recipe.evaluate is not None
     models = _models_of(recipe, folder)
     (folder / "evaluation").mkdir(exist_ok=True)
     config = recipe.evaluate.measurement
     if config.task != "perplexity":  # the same template for all models: the recipe's or the training's
-        template = template_of(
-            config, *parts_of(models["dense"][0], folder / "super_adapter" if recipe.train else None)
-        )
+        adapter = folder / "super_adapter" if recipe.train else None
+        template = template_of(config, *parts_of(models["dense"][0], adapter))
         config = config.model_copy(update={"template": template})
     number = len(stages_of(recipe, folder)) + 1
     rows = []
@@ -371,10 +375,13 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
         logger.info("[%d/%d] evaluate (%d of %d): %s", number, number, done, len(models), name)
         with memory_of("evaluate"):
             rows.append(_row(name, *parts, config, folder))
-    if recipe.evaluate.ranks is not None:
-        _measure_ranks(models["sparse"][0], config.model_copy(update={"ranks": recipe.evaluate.ranks}), folder)
+    if (ranks := recipe.evaluate.ranks) is not None:
+        _measure_ranks(models["sparse"][0], config.model_copy(update={"ranks": ranks}), folder)
     task = {"task": config.task, "data": config.data}
-    summary = {**task, "models": rows, "lead": _lead(recipe, rows, folder)}
+    records = {name: artifacts.read_object(artifacts.evaluation_file(folder, name)) for name in models}
+    was_trained = artifacts.read_object(folder / "sparse" / artifacts.SPARSITY).get(artifacts.TRAINED_BEFORE)
+    only_run_trained = recipe.train is not None and not was_trained
+    summary = {**task, "models": rows, "lead": lead(rows, records, only_run_trained=only_run_trained)}
     artifacts.write_json(folder / artifacts.EVALUATION, summary)
     figures = [{**task, **row} for row in rows]
     write_card(folder / "sparse", figures[:2])
@@ -386,20 +393,13 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def _measure_ranks(sparse: ModelRef, config: EvaluateConfig, folder: Path) -> None:
-    """Measure the super-adapter at all of its ranks, unless an earlier run did; the report draws the curve."""
+    """Measure the super-adapter at all of its ranks for the report, unless an earlier run did."""
     file = artifacts.evaluation_file(folder, artifacts.ALL_RANKS)
     adapter = folder / "super_adapter"
     if _earlier_figures(file, sparse, adapter, config) is None:
         logger.info("evaluate: the super-adapter at all ranks")
         with timed(folder, "evaluate ranks"), memory_of("evaluate"):
             evaluate(sparse, file, adapter=str(adapter), **as_data(config))
-
-
-def _lead(recipe: Recipe, rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any] | None:
-    """Return the difference that a run is about, from the files with the figures of its models."""
-    figures = {row["name"]: artifacts.read_object(artifacts.evaluation_file(folder, row["name"])) for row in rows}
-    was_trained = artifacts.read_object(folder / "sparse" / artifacts.SPARSITY).get(artifacts.TRAINED_BEFORE)
-    return lead(rows, figures, only_run_trained=recipe.train is not None and not was_trained)
 
 
 def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
@@ -416,9 +416,7 @@ def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfi
         "name": name,
         **{key: figures[key] for key in ("metric", "value", "n", "ci95")},
         "details": figures.get("details", {}),
-        "sparsity": weights["sparsity"],
-        "parameters": weights["parameters"],
-        "nonzeros": weights["nonzeros"],
+        **{key: weights[key] for key in ("sparsity", "parameters", "nonzeros")},
         "adapter_parameters": adapter_parameters,
     }
 
@@ -434,8 +432,9 @@ def _earlier_figures(
     settings = record.get("config")
     before = {**record, "config": EvaluateConfig.of_record(settings if isinstance(settings, dict) else {})}
     expected["config"] = EvaluateConfig.of_record(expected["config"])
-    if any(before.get(key) != value for key, value in expected.items()) or not answered_as_asked(record, config):
+    is_same = all(before.get(key) == value for key, value in expected.items())
+    if not (is_same and answered_as_asked(record, config)):
         logger.info("%s is of another model, prompt, data or setting: measuring again", file)
         return None
-    journal_path(file).unlink(missing_ok=True)  # a kill between writing the figures and deleting the journal leaves it
+    journal_path(file).unlink(missing_ok=True)  # of a run that was killed before it deleted it
     return record
