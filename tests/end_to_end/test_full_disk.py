@@ -43,11 +43,14 @@ def fill(largest_file: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A tiny model called base, and train.jsonl."""
-    write_recipe(tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model called base, train.jsonl, and an adapter whose training had room: undisturbed."""
+    made = tmp_path_factory.mktemp("disk")
+    write_recipe(made)
+    code, printed = shears(made, TRAIN.format(out="undisturbed"))
+    assert code == 0, printed
+    return made
 
 
 def test_pruning_onto_a_full_disk(folder: Path) -> None:
@@ -80,19 +83,19 @@ def fill_at_the_second_checkpoint(largest_file: int, at_the_mark: bool) -> None:
 @pytest.mark.parametrize(("largest", "at_the_mark"), [(20_000, False), (30_000, False), (0, True)])
 def test_training_onto_a_disk_full_at_the_second_checkpoint(folder: Path, largest: int, at_the_mark: bool) -> None:
     """In its weights, in its optimizer's state, or in what marks it as whole."""
-    command = TRAIN.format(out="out")
+    out = folder / f"out-{largest}"
+    command = TRAIN.format(out=out.name)
     code, printed = shears(folder, command, lambda: fill_at_the_second_checkpoint(largest, at_the_mark))
     assert code == 1, printed
     last = printed.strip().splitlines()[-1]
     assert last.startswith("error: I/O error: ")
-    assert "out.partial" in last
+    assert f"{out.name}.partial" in last
     assert at_the_mark or (" MB are free: " in last and last.endswith("; free some space and continue with --resume"))
     assert "Traceback" not in printed
-    assert not (folder / "out").exists()
-    assert [path.parent.name for path in (folder / "out.partial").rglob("whole.json")] == ["checkpoint-2"]
+    assert not out.exists()
+    assert [path.parent.name for path in Path(f"{out}.partial").rglob("whole.json")] == ["checkpoint-2"]
     code, printed = shears(folder, command + " --resume")
     assert code == 0
     assert "6 steps from 2" in printed
-    assert shears(folder, TRAIN.format(out="other"))[0] == 0
     weights = "adapter_model.safetensors"
-    assert (folder / "out" / weights).read_bytes() == (folder / "other" / weights).read_bytes()
+    assert (out / weights).read_bytes() == (folder / "undisturbed" / weights).read_bytes()

@@ -1,9 +1,7 @@
-"""A run that ends in one merged model, and runs made by an earlier version."""
+"""Runs that end in one merged model, or in a package."""
 
-import json
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -11,7 +9,8 @@ import shears
 from shears.config.resolve import load_recipe
 from tests.end_to_end.recipe import write_recipe
 
-MERGED = ["sparsify.recover_rank=4", "train.sparse_adapter=true", "export.format=merged-sparse"]
+SHORT = ["train.max_steps=4", "train.warmup_steps=1", "search="]
+MERGED = [*SHORT, "sparsify.recover_rank=4", "train.sparse_adapter=true", "export.format=merged-sparse"]
 
 
 def test_a_run_can_end_in_one_model_with_every_zero(tmp_path: Path) -> None:
@@ -29,7 +28,7 @@ def test_a_run_can_end_in_one_model_with_every_zero(tmp_path: Path) -> None:
 
 
 def test_a_run_can_end_in_a_package(tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path), ["export.format=package"])
+    recipe = load_recipe(write_recipe(tmp_path), [*SHORT, "export.format=package"])
     summary = shears.run(recipe, tmp_path / "run")
     assert [row["name"] for row in summary["models"]] == ["dense", "sparse", "package"]
     sparse, package = summary["models"][1:]
@@ -41,19 +40,3 @@ def test_a_run_can_end_in_a_package(tmp_path: Path) -> None:
     model, adapter = str(unpacked / "model"), str(unpacked / "adapter")
     figures = shears.evaluate(model, adapter=adapter, **recipe.evaluate.measurement.model_dump())
     assert figures.as_data()["value"] == package["value"]
-
-
-def test_a_run_of_an_earlier_version_is_done_where_new_keys_have_their_defaults(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = write_recipe(tmp_path)
-    shears.run(load_recipe(path, []), tmp_path / "run")
-    record = tmp_path / "run" / "sparse" / "sparsity.json"
-    content = json.loads(record.read_text())
-    del content["config"]["recover_rank"]
-    record.write_text(json.dumps(content))
-    with caplog.at_level("INFO"):
-        shears.run(load_recipe(path, []), tmp_path / "run")
-    assert caplog.text.count("skipped") >= 3
-    with pytest.raises(shears.InputError, match=r"sparsify\.recover_rank was 0 and is now 2"):
-        shears.run(load_recipe(path, ["sparsify.recover_rank=2"]), tmp_path / "run")

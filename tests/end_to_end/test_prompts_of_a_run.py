@@ -1,4 +1,4 @@
-"""A run asks all of its models in one template; what earlier versions measured in that one is kept."""
+"""A run asks all of its models in one template."""
 
 import json
 from pathlib import Path
@@ -54,22 +54,6 @@ def test_a_paper_task_is_asked_as_the_adapter_was_trained(tmp_path: Path) -> Non
     assert {each["records"][0]["prompt"] for each in measured(tmp_path / "run").values()} == {"Question: 8+1?\nAnswer:"}
 
 
-def test_what_an_earlier_version_measured_is_kept_where_it_asked_the_same(tmp_path: Path) -> None:
-    """It wrote no template and asked each model in its own: the dense one in question, the sub-adapter in alpaca."""
-    recipe, run = recipe_of(tmp_path, "train.template=alpaca"), tmp_path / "run"
-    summary = shears.run(recipe, run)
-    for name, content in measured(run).items():
-        content["config"]["template"] = None
-        content["records"][0]["output"] = "written by an earlier version"
-        (run / "evaluation" / f"{name}.json").write_text(json.dumps(content))
-    assert shears.run(recipe, run) == summary
-    kept = [each["records"][0]["output"] == "written by an earlier version" for each in measured(run).values()]
-    assert kept == [False, False, True]
-    before = {name: (run / "evaluation" / f"{name}.json").stat().st_mtime_ns for name in NAMES}
-    assert shears.run(recipe, run) == summary
-    assert before == {name: (run / "evaluation" / f"{name}.json").stat().st_mtime_ns for name in NAMES}
-
-
 def test_a_run_without_training_asks_as_its_model_was_trained(tmp_path: Path) -> None:
     """The sparse model has no record of a template, the base here has."""
     recipe = recipe_of(tmp_path, "train=")
@@ -83,9 +67,9 @@ def test_a_run_without_training_asks_as_its_model_was_trained(tmp_path: Path) ->
     assert "### Instruction:" in prompts.pop()
 
 
-def test_what_an_earlier_version_computed_in_16_bits_under_the_name_of_fp32_is_measured_again(tmp_path: Path) -> None:
-    """Its records name the format that the model was held in: its own."""
-    recipe, run = recipe_of(tmp_path, "train=", "evaluate.precision=fp32"), tmp_path / "run"
+def test_figures_of_another_number_format_are_measured_again(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "train=", "evaluate.precision=fp32")
+    run = tmp_path / "run"
     shears.run(recipe, run)
     files = {name: run / "evaluation" / f"{name}.json" for name in NAMES[:2]}
     contents = {name: file.read_text() for name, file in files.items()}

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from html import unescape
 from pathlib import Path
@@ -16,14 +17,18 @@ from transformers import AutoModelForCausalLM
 import shears
 from shears.cli import main
 from shears.config import Recipe
+from shears.config.resolve import load_recipe
 from shears.data.arithmetic import arithmetic_rows
 from shears.errors import InputError
 from shears.records.timing import read_times
 from tests.end_to_end.recipe import write_recipe
+from tests.tiny import save_tiny
+
+Done = tuple[Path, Path, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """A finished run: the recipe, its folder, the summary."""
     folder = tmp_path_factory.mktemp("run")
     path = write_recipe(folder)
@@ -32,12 +37,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
 
 def load(path: Path, *settings: str) -> Recipe:
     """The recipe with settings laid over it."""
-    from shears.config.resolve import load_recipe
-
     return load_recipe(path, settings)
 
 
-def test_a_run_leaves_every_artifact(done: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_a_run_leaves_every_artifact(done: Done) -> None:
     _, folder, summary = done
     names = {path.name for path in folder.iterdir()} - {".lock"}
     assert names == {
@@ -50,30 +53,23 @@ def test_a_run_leaves_every_artifact(done: tuple[Path, Path, dict[str, Any]]) ->
     assert summary == json.loads((folder / "evaluation.json").read_text())
 
 
-def test_a_run_says_which_stage_and_which_model_it_is_at(
-    done: tuple[Path, Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
-) -> None:
-    path, folder, _ = done
+def test_running_again_skips_every_stage_and_says_so(done: Done, caplog: pytest.LogCaptureFixture) -> None:
+    path, folder, summary = done
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
     with caplog.at_level("INFO", "shears"):
-        shears.run(load(path), folder)
+        assert shears.run(load(path), folder) == summary
+    assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
     stages = [message for message in caplog.messages if message.startswith("[")]
     assert stages[0] == "[1/5] sparsify: done before with this configuration, skipped"
     models = ("dense", "sparse", "sparse + sub-adapter")
     assert stages[4:] == [f"[5/5] evaluate ({number} of 3): {name}" for number, name in enumerate(models, start=1)]
-
-
-def test_a_run_keeps_the_time_of_every_stage(done: tuple[Path, Path, dict[str, Any]]) -> None:
-    path, folder, _ = done
-    shears.run(load(path), folder)  # skips all, so it adds nothing
-    times = read_times(folder)
-    assert [line["stage"] for line in times[:4]] == ["sparsify", "train", "search", "export"]
-    assert [line["stage"] for line in times[4:]] == [
-        "evaluate dense", "evaluate sparse", "evaluate sparse + sub-adapter"
-    ]  # fmt: skip
+    times = read_times(folder)  # of the first run alone
+    named = ["sparsify", "train", "search", "export", *(f"evaluate {name}" for name in models)]
+    assert [line["stage"] for line in times] == named
     assert all(line["finished"] and line["seconds"] >= 0 and "thread" in line["machine"] for line in times)
 
 
-def test_the_sub_adapter_needs_nothing_of_ours(done: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_the_sub_adapter_needs_nothing_of_ours(done: Done) -> None:
     _, folder, _ = done
     ids = torch.arange(12)[None]
     stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "sparse"), folder / "sub_adapter")
@@ -87,14 +83,7 @@ def test_the_sub_adapter_needs_nothing_of_ours(done: tuple[Path, Path, dict[str,
         torch.testing.assert_close(by_itself(input_ids=ids).logits, expected, rtol=0, atol=1e-6)
 
 
-def test_running_again_does_nothing(done: tuple[Path, Path, dict[str, Any]]) -> None:
-    path, folder, summary = done
-    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
-    assert shears.run(load(path), folder) == summary
-    assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
-
-
-def test_a_changed_stage_is_refused_with_its_keys(done: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_a_changed_stage_is_refused_with_its_keys(done: Done) -> None:
     path, folder, _ = done
     with pytest.raises(InputError, match=r"train\.alpha was 12\.0 and is now 13\.0; train\.seed was 0 and is now 1"):
         shears.run(load(path, "train.alpha=13", "train.seed=1"), folder)
@@ -102,7 +91,22 @@ def test_a_changed_stage_is_refused_with_its_keys(done: tuple[Path, Path, dict[s
         shears.run(load(path, "sparsify.sparsity=0.6"), folder)
 
 
-def test_other_ranks_to_export_are_refused_and_not_skipped(done: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_a_record_without_a_key_counts_as_made_with_its_default(done: Done, caplog: pytest.LogCaptureFixture) -> None:
+    path, folder, _ = done
+    record = folder / "sparse" / "sparsity.json"
+    before = record.read_text()
+    content = json.loads(before)
+    del content["config"]["recover_rank"]
+    record.write_text(json.dumps(content))
+    with caplog.at_level("INFO"):
+        shears.run(load(path), folder)
+    assert caplog.text.count("skipped") >= 3
+    with pytest.raises(InputError, match=r"sparsify\.recover_rank was 0 and is now 2"):
+        shears.run(load(path, "sparsify.recover_rank=2"), folder)
+    record.write_text(before)
+
+
+def test_other_ranks_to_export_are_refused_and_not_skipped(done: Done) -> None:
     path, folder, _ = done
     for ranks in ("maximal", str(folder / "search" / "result.json:1"), "heuristic"):
         with pytest.raises(InputError, match=r"export\.ranks was 'result\.json' and is now"):
@@ -168,9 +172,7 @@ def test_a_test_file_of_the_search_and_a_text_of_the_export_that_changed_are_ref
         shears.run(recipe, tmp_path / "run")
 
 
-def test_a_stage_removed_is_made_again_with_the_same_bits(done: tuple[Path, Path, dict[str, Any]]) -> None:
-    import shutil
-
+def test_a_stage_removed_is_made_again_with_the_same_bits(done: Done) -> None:
     path, folder, _ = done
     before = {
         name: (folder / name).read_bytes() for name in ("search/result.json", "sub_adapter/adapter_model.safetensors")
@@ -181,16 +183,14 @@ def test_a_stage_removed_is_made_again_with_the_same_bits(done: tuple[Path, Path
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
-def test_another_base_under_a_finished_run_is_refused(done: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
-    from tests.tiny import save_tiny
-
+def test_another_base_under_a_finished_run_is_refused(done: Done, tmp_path: Path) -> None:
     path, folder, _ = done
     other = save_tiny(tmp_path / "other", seed=7)
     with pytest.raises(InputError, match="base of .* must be the one this was made from"):
         shears.run(load(path, f"model={other}"), folder)
 
 
-def test_search_never_sees_the_test_split(done: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_search_never_sees_the_test_split(done: Done, tmp_path: Path) -> None:
     path, _, _ = done
     with pytest.raises(InputError, match="never the test split"):
         shears.run(load(path, "search.data=arithmetic:test", "evaluate.data=arithmetic:test"), tmp_path / "new")
@@ -201,17 +201,13 @@ def test_search_never_sees_the_test_split(done: tuple[Path, Path, dict[str, Any]
     assert not (tmp_path / "new").exists()
 
 
-KINDS = [("sparse", "sparse model"), ("super_adapter", "super-adapter"), ("search", "search"),
-         ("sub_adapter", "sub-adapter"), (".", "run")]  # fmt: skip
+def test_every_artifact_can_be_inspected(done: Done) -> None:
+    kinds = {"sparse": "sparse model", "super_adapter": "super-adapter", "search": "search",
+             "sub_adapter": "sub-adapter", ".": "run"}  # fmt: skip
+    assert {part: shears.inspect(done[1] / part)["kind"] for part in kinds} == kinds
 
 
-@pytest.mark.parametrize(("part", "kind"), KINDS)
-def test_every_artifact_can_be_inspected(done: tuple[Path, Path, dict[str, Any]], part: str, kind: str) -> None:
-    _, folder, _ = done
-    assert shears.inspect(folder / part)["kind"] == kind
-
-
-def test_inspection_counts_what_is_there(done: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_inspection_counts_what_is_there(done: Done) -> None:
     _, folder, _ = done
     data = shears.inspect(folder / "sparse")
     model = AutoModelForCausalLM.from_pretrained(folder / "sparse")
@@ -225,9 +221,7 @@ def test_inspection_counts_what_is_there(done: tuple[Path, Path, dict[str, Any]]
     assert adapter["ranks"] == chosen["ranks"]
 
 
-def test_inspection_says_what_fits(done: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
-    from tests.tiny import save_tiny
-
+def test_inspection_says_what_fits(done: Done, tmp_path: Path) -> None:
     _, folder, _ = done
     assert shears.inspect(folder / "sub_adapter", folder / "sparse")["fits"]
     assert shears.inspect(folder / "sparse", folder / "super_adapter")["fits"]
@@ -235,7 +229,7 @@ def test_inspection_says_what_fits(done: tuple[Path, Path, dict[str, Any]], tmp_
 
 
 def test_the_report_of_a_run_hands_out_commands_that_work(
-    done: tuple[Path, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, folder, summary = done
     page = shears.write_report(folder, tmp_path / "report.html").read_text(encoding="utf-8")
