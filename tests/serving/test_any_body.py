@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("fastapi")
 
-from shears.serving.requests import IGNORED, NEUTRAL_VALUES, ChatRequest, CompletionRequest
+from shears.serving.bodies import IGNORED, NEUTRAL_VALUES, ChatRequest, CompletionRequest
 from tests.runtime.generation.backends import engine_of, lively
 from tests.serving.servers import NAME, Running, running
 

@@ -13,8 +13,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from shears.runtime.generation.engine import Engine
-from shears.serving.requests import CompletionRequest, parse
-from shears.serving.responses import RequestError
+from shears.serving.bodies import CompletionRequest, RequestError, parse
 from tests.runtime.generation.backends import TOKENIZER, always, engine_of
 from tests.serving.servers import NAME, Running, running
 

@@ -26,8 +26,18 @@ from shears.runtime.generation.answer import Answer, Generation
 from shears.runtime.generation.batch import TooLongError
 from shears.runtime.generation.engine import Prompt
 from shears.runtime.generation.worker import BusyError, ClosedError, Worker
-from shears.serving.requests import ChatRequest, CompletionRequest, TextRequest, parse, read_object
-from shears.serving.responses import DONE, RequestError, ResponseBuilder, event, usage
+from shears.serving.bodies import (
+    DONE,
+    ChatRequest,
+    CompletionRequest,
+    RequestError,
+    ResponseBuilder,
+    TextRequest,
+    event,
+    parse,
+    read_object,
+    usage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +69,8 @@ class Service:
         except InputError as error:
             raise RequestError(400, str(error), param="messages") from None
         self.check_name(body.model)
-        if body.max_completion_tokens is None:
-            limit = self._max_new_tokens("max_tokens", body.max_tokens)
-        else:
-            limit = self._max_new_tokens("max_completion_tokens", body.max_completion_tokens)
-        return await self._respond(request, body, [tokens], limit)
+        key = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        return await self._respond(request, body, [tokens], self._max_new_tokens(key, getattr(body, key)))
 
     async def _respond(
         self, request: Request, body: TextRequest, prompts: Sequence[Prompt], max_new_tokens: int
@@ -126,16 +133,17 @@ class PendingAnswers:
         """Submit all answers together; RequestError if the worker refuses them."""
         self._worker = worker
         self._answers = answers
-        self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def put(index: int, text: str, last: bool) -> None:
+            with suppress(RuntimeError):  # the event loop has ended
+                loop.call_soon_threadsafe(self._pieces.put_nowait, (index, text, last))
+
         try:
-            worker.submit(answers, [partial(self._on_piece, index) for index in range(len(answers))])
+            worker.submit(answers, [partial(put, index) for index in range(len(answers))])
         except (InputError, BusyError, ClosedError) as error:
             raise _as_request_error(error) from None
-
-    def _on_piece(self, index: int, text: str, last: bool) -> None:
-        with suppress(RuntimeError):  # the event loop has ended
-            self._loop.call_soon_threadsafe(self._pieces.put_nowait, (index, text, last))
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield the pieces of all answers until all have ended; RequestError if one fails."""
