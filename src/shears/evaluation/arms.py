@@ -1,7 +1,6 @@
 """The arms of a comparison, read from run folders and figures files.
 
-An arm is a name with one or more measurements. A measurement is what one evaluation gave on one
-task.
+An arm has a name and measurements: what one evaluation gave on one task.
 """
 
 import os
@@ -39,8 +38,7 @@ def numbered(names: Iterable[str]) -> list[Key]:
 class Measurement:
     """The records of one evaluation on one task, and the file they were read from.
 
-    `task` is empty except for tasks of lm-eval. `rule` names the task and its protocol: how answers
-    were judged.
+    `task` is empty except for lm-eval's; `rule` names the task and how answers were judged.
     """
 
     source: str
@@ -71,14 +69,12 @@ Arms = dict[str, list[Measurement]]
 
 
 def read_arms(runs: Sequence[str]) -> Arms:
-    """Return the arms named by arguments such as `runs/a`, `figures.json` and
-    `NLS=seed0.json,seed1.json`.
+    """Return the arms that arguments such as `runs/a` and `NLS=seed0.json,seed1.json` name.
 
-    Sources behind one name are seeds of one arm. A source without a name is called after its file
-    or folder, with as many parent folders as tell it from the others. A run folder (or its
-    evaluation.json) gives an arm for each of its models. Several lm-eval tasks are measurements of
-    one arm, except in a single figures file, where each is an arm. InputError for a source that
-    cannot be read or is given twice.
+    Sources behind one name are seeds of one arm. A source without a name is called after the end of
+    its path that no other source has. A run folder gives an arm for each of its models. Tasks of
+    lm-eval are measurements of one arm, except in a single figures file, where each is an arm.
+    InputError for a source that cannot be read or is given twice.
     """
     arms: Arms = defaultdict(list)
     named = [_split_name(text) for text in runs]
@@ -109,8 +105,7 @@ def files_of(runs: Sequence[str], arms: Arms) -> set[Path]:
 def _split_name(text: str) -> tuple[str, list[str]]:
     """Return the name of an arm and its sources.
 
-    A path may hold a = too, so the last = behind which every source exists separates them, else the
-    last one.
+    A path may hold a = too: the last = behind which every source exists separates them.
     """
     if "=" not in text or Path(text).exists():
         return "", [text]

@@ -17,13 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[str, Any]:
-    """Return the comparison of several arms as plain data; each arm is compared to `against`, by
-    default the first.
+    """Return the comparison of arms with `against`, by default the first, as plain data.
 
-    `p` is the mid-p of McNemar's test if both arms have one run, else that of the paired bootstrap.
-    `p_holm` is corrected for the number of differences. If arms have several tasks, `tasks` holds a
-    comparison for each task that all arms have, and `p_holm` counts the differences of all tasks.
-    InputError if the arms have different examples.
+    `p` is McNemar's mid-p if both arms have one run, else that of the paired bootstrap; `p_holm` is
+    corrected for the number of differences. Arms of several tasks have a comparison in `tasks` for
+    each common task. InputError if the arms have different examples.
     """
     if len(arms) < 2:
         raise InputError(f"a comparison needs at least two arms, got {', '.join(arms) or 'none'}; name another run")
@@ -126,12 +124,11 @@ def _difference(name: str, runs: Sequence[Bits], base: str, others: Sequence[Bit
 def lead(
     rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Mapping[str, Any]], *, only_run_trained: bool
 ) -> dict[str, Any] | None:
-    """Return the difference that a run is about: its last model minus plain LoRA, or minus its
-    dense model without one.
+    """Return a run's difference: its last model minus plain LoRA, or minus its dense model.
 
-    `rows` are the run's models, the dense one first, and `figures` their measurements.
-    `only_run_trained` tells whether the run trained its last model and nobody trained its base
-    before; then a dense model is `untrained` in the result. None for fewer than two models.
+    `rows` are the run's models, the dense one first, and `figures` their measurements. A dense
+    model is `untrained` if `only_run_trained`: nobody trained its base before. None for fewer than
+    two models.
     """
     if len(rows) < 2:
         return None
@@ -150,11 +147,10 @@ def lead(
 
 
 def paired(ones: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return the difference of two measurements' accuracies over all of their examples, with its
-    counts.
+    """Return the difference of two accuracies over all examples, with its counts.
 
-    `won` and `lost` are the numbers of examples that only the first and only the second answers
-    rightly. None for records that are of other examples or hold no right and wrong answers.
+    `won` and `lost` count the examples that only the first and only the second answers rightly.
+    None for records of other examples, or without right and wrong answers.
     """
     left, right = (_bits(records) for records in (ones, others))
     if not left or left.keys() != right.keys():

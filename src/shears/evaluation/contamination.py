@@ -44,13 +44,11 @@ def training_data(*artifacts: Path) -> list[Source]:
 
 
 def mark_seen(evaluation: Evaluation, ids: Sequence[Collection[str]], sources: Sequence[Source]) -> Evaluation:
-    """Return the evaluation with questions marked that the training data hold; unchanged if there
-    are none.
+    """Return the evaluation with questions marked that the training data hold, if there are any.
 
     `ids` are the question ids of each record. Marked records have `seen_in_training`; the details
-    get the number of seen questions and, if the value is an accuracy, that on the others (over
-    several tasks, the mean of theirs). A warning is logged, also for data that cannot be read or
-    have changed since the training: these are not searched.
+    get their number and, for an accuracy, that on the others. A warning is logged. Data that cannot
+    be read or have changed since the training are logged and not searched.
     """
     by_source = [(trained.data, trained.hold(ids)) for trained in read_trained(sources)]
     names = [name for name, flags in by_source if any(flags)]
@@ -75,13 +73,11 @@ def check_apart(
     test_limit: int | None = None,
     columns: tuple[Mapping[str, str], Mapping[str, str]] = (OWN_NAMES, OWN_NAMES),
 ) -> None:
-    """Raise InputError if `data`, which a search sees, hold all test rows; warn if they hold some
-    test questions.
+    """Raise InputError if a search's `data` hold all test rows; warn if they hold test questions.
 
-    Rows are compared whole, whatever their file and order; questions without their answers. Only
-    the first `limit` rows of `data` and `test_limit` rows of `test` count; `columns` names those of
-    each. Sources that cannot be read, and texts, pass: the stage that evaluates on them reports
-    what is wrong.
+    Rows are compared whole, in any order; questions without their answers. Only the first `limit`
+    rows of `data` and `test_limit` rows of `test` count; `columns` names those of each. Texts and
+    unreadable sources pass: the stage that evaluates on them reports them.
     """
     seen = (_rows(data, columns[0]) or [])[:limit]
     tested = (_rows(test, columns[1]) or [])[:test_limit]

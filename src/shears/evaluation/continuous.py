@@ -1,5 +1,4 @@
-"""Greedy answers by the native decoder: up to 16 texts at once, each replaced by the next one as
-soon as it ends.
+"""Greedy answers by the native decoder: a text that ends is replaced by the next one at once.
 
 V tokens of the vocabulary.
 """
@@ -40,9 +39,9 @@ def wanted_for(config: ScoringConfig, num_beams: int = 1) -> Wanted:
 
 
 class NativeRanks:
-    """The native decoder of an elastic adapter at any ranks; the model's weights are packed once.
+    """The native decoder of an elastic adapter at any ranks; weights are packed once.
 
-    A masked adapter is a part of the weights, which are packed anew for other ranks.
+    Only a masked adapter is a part of the weights, which are packed anew for other ranks.
     """
 
     def __init__(self, elastic: ElasticAdapter, wanted: Wanted, backend: "NativeBackend") -> None:
@@ -85,8 +84,7 @@ def cut(updates: Mapping[str, LoraUpdate], space: SearchSpace, ranks: RankConfig
 
 
 class GreedyText:
-    """A text that takes the most likely token up to an end token, the end of its first line, or its
-    longest length.
+    """A text of the likeliest tokens up to an end token, a line's end, or its longest length.
 
     It ends where `Decoder` ends it; `line_ends` are empty for texts of several lines.
     """
@@ -123,12 +121,10 @@ class GreedyText:
 
 @dataclass(frozen=True)
 class ContinuousDecoder:
-    """Continues prompts greedily up to the end of sequence or, if `one_line`, up to the end of the
-    first line.
+    """Continues prompts greedily up to the end of sequence or, if `one_line`, of the first line.
 
-    A text does not depend on the texts that are generated with it, nor on when it begins; so
-    `journal` keeps single texts. `settings` are the model's generation settings, which name end
-    tokens.
+    A text depends neither on the texts beside it nor on when it begins, so `journal` keeps single
+    texts. The generation settings in `settings` name end tokens.
     """
 
     backend: Backend

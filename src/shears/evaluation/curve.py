@@ -20,8 +20,7 @@ def allowed_ranks(space: SearchSpace) -> list[int]:
 
 
 def tied(space: SearchSpace, rank: int) -> RankConfig:
-    """Return the configuration of one rank for all groups; InputError for a rank that no group may
-    have.
+    """Return one rank for all groups; InputError for a rank that no group may have.
 
     A group that may not have it takes its largest rank below it, or its smallest one.
     """
@@ -33,17 +32,13 @@ def tied(space: SearchSpace, rank: int) -> RankConfig:
 
 
 def area_weights(ranks: Sequence[int]) -> list[float]:
-    """Return the weight of each rank's accuracy in the area under the curve; they are positive and
-    their sum is 1.
+    """Return the weight of each rank's accuracy in the area under the curve; their sum is 1.
 
-    AURAC, the area under the rank-accuracy curve, is named by MatryoshkaLoRA (arXiv 2605.07850);
-    its formula could not be read when this was written, so the definition is ours. The area is that
-    of the trapezoids over rank (the curve is drawn with straight lines between measured ranks),
-    divided by the span of the ranks:
+    MatryoshkaLoRA (arXiv 2605.07850) names AURAC, the area under the rank-accuracy curve; the
+    definition is ours, because its formula was not available. It is the area of the trapezoids
+    between neighbouring ranks over the span of the ranks, so a mean accuracy in [0, 1]:
 
         sum over neighbours (r_i, r_i+1) of (a_i + a_i+1) / 2 * (r_i+1 - r_i), over (r_max - r_min)
-
-    so it is a mean accuracy, in [0, 1]. Of one rank it is the accuracy at it.
     """
     if len(ranks) == 1:
         return [1.0]
@@ -64,11 +59,10 @@ def aurac(ranks: Sequence[int], runs: Sequence[Sequence[bool]]) -> Interval:
 
 
 def curve(by_rank: Mapping[int, Evaluation], parameters: Mapping[int, int]) -> Evaluation:
-    """Return the evaluation at the largest rank, with the curve of all ranks and what each rank
-    answered.
+    """Return the evaluation at the largest rank, with the curve and answers of all ranks.
 
-    `parameters` are those of the sub-adapter by rank. Every difference is paired by example: a rank
-    minus the largest.
+    `parameters` are those of the sub-adapter by rank. Differences are a rank minus the largest,
+    paired by example.
     """
     ranks = sorted(by_rank, reverse=True)
     first = by_rank[ranks[0]]

@@ -44,10 +44,9 @@ from shears.training.batches import (
 
 @dataclass(frozen=True)
 class Decoder:
-    """Continues prompts up to the end of sequence or, if `one_line`, up to the end of the first
-    line.
+    """Continues prompts up to the end of sequence or, if `one_line`, of the first line.
 
-    With one beam, decoding is greedy. `journal` keeps the texts of complete batches.
+    One beam decodes greedily. `journal` keeps the texts of complete batches.
     """
 
     model: nn.Module
@@ -63,11 +62,9 @@ class Decoder:
         batch_size: int,
         before: Callable[[Sequence[int]], Fill | None] = lambda _: None,
     ) -> list[str]:
-        """Return the continuation of every prompt, each given as tokens; InputError for an empty or
-        too long prompt.
+        """Return the continuation of every prompt; InputError for an empty or too long one.
 
-        `before` is called with the numbers of each batch's prompts; it may return a function that
-        fills their cache.
+        `before` gets the numbers of each batch's prompts; it may return what fills their cache.
         """
         refuse_empty(prompts)
         rows = [Tokenized(ids, ids) for ids in prompts]
@@ -92,8 +89,8 @@ class Decoder:
     def _buckets(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
         """Return the numbers of each batch's prompts.
 
-        Prompts are padded if the model ignores padding, else of equal lengths if it keeps rows
-        apart, else alone.
+        They are padded if the model ignores padding, else of equal lengths if it keeps rows apart,
+        else alone.
         """
         if min(batch_size, len(lengths)) == 1 or self._ignores_padding:
             return length_buckets(lengths, batch_size)
@@ -108,8 +105,8 @@ class Decoder:
         return self._keeps_apart(SHORT)
 
     def _keeps_apart(self, length: int) -> bool:
-        """Try whether a short prompt is continued beside one of this length as it is alone, with
-        the model's cache.
+        """Return whether a prompt continues beside one of this length as it does alone, with a
+        cache.
 
         Transformers' RWKV, for example, mixes the rows of a batch when it continues from its state.
         """
@@ -147,8 +144,7 @@ class Decoder:
     def continued(
         self, batch: Mapping[str, Tensor], breaks: Tensor | None = None, cache: Any = None
     ) -> Int[Tensor, "B T"]:
-        """Return the tokens behind the prompts; a `cache` holds all tokens of the prompts but the
-        last.
+        """Return the tokens behind the prompts; a `cache` lacks only the prompts' last tokens.
 
         InputError if the model's logits are not finite.
         """

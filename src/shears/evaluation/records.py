@@ -44,8 +44,8 @@ class Evaluation:
     figures: list[dict[str, Any]] = field(default_factory=list)
     """Of tasks or metrics measured together: task, metric, value, stderr, n, ci95 of each."""
     curve: dict[str, Any] = field(default_factory=dict)
-    """For all ranks of a super-adapter (curve.py): aurac, aurac_ci95, and the points of the curve,
-    largest rank first; the other fields are those of the largest rank."""
+    """Of all ranks (curve.py): aurac, aurac_ci95, points; the other fields are of the largest rank.
+    """
 
     def as_data(self) -> dict[str, Any]:
         """Return plain JSON data, without `figures` and `curve` where they are empty."""
@@ -88,11 +88,10 @@ def settings_fingerprint(*folders: Path) -> str:
 
 
 class TextJournal:
-    """The journal of generated texts, with which a killed evaluation resumes.
+    """The journal of generated texts, from which a killed evaluation resumes.
 
-    It holds the evaluation's identity, then the numbers and texts of each complete batch. Texts of
-    another identity are discarded. Batches are kept whole, because the rounding of a text depends
-    on the other prompts of its batch.
+    It holds the evaluation's identity, then the texts of complete batches. Texts of another
+    identity are discarded. Batches stay whole: a text's rounding depends on its batch.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:

@@ -41,16 +41,14 @@ if TYPE_CHECKING:
     from shears.runtime.native.decoder import NativeBackend
 
 logger = logging.getLogger(__name__)
-TRANSFORMERS = "transformers"
 
 
 @dataclass
 class Subject:
     """A loaded model and its tokenizer; `backend` generates answers in place of transformers.
 
-    If there is a backend, the model may be without weights: it only tells its configuration.
-    `ranks` are those to measure, by the rank of all groups, or by None for a single configuration
-    or for a model without an elastic adapter.
+    With a backend, the model may be without weights. `ranks` to measure are named by the rank of
+    all groups, or by None for a single configuration or none.
     """
 
     model: nn.Module
@@ -75,14 +73,11 @@ class Subject:
 def evaluate(
     model: AnyModel, output: str | Path | None = None, adapter: str | None = None, **config: Any
 ) -> Evaluation:
-    """Measure a model, with or without an adapter, on a task; write the figures to `output` if it
-    is given.
+    """Measure a model, with or without an adapter, on a task; write the figures to `output`.
 
-    Keywords are those of EvaluateConfig (`task`, `data`, ...). The file holds no times, so equal
-    inputs give equal bytes. Until the file is complete, generated texts are kept in
-    `OUTPUT.partial`; the same call after a kill continues from them. With `ranks`, the adapter is a
-    super-adapter; ranks "all" gives the evaluation at its largest rank with the curve of all of
-    them (`curve`).
+    Keywords are those of EvaluateConfig (`task`, `data`, ...). Equal inputs give equal bytes. Until
+    the file is complete, `OUTPUT.partial` keeps generated texts, from which the same call resumes.
+    `ranks` need a super-adapter; "all" gives the evaluation at the largest with the `curve` of all.
     """
     given = build(EvaluateConfig, "evaluate", config)
     path = None if output is None else expanded(output)
@@ -111,7 +106,7 @@ def evaluate(
     evaluation = _joined(subject, evaluations)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**identity, **_ranks_of(subject), **_answered_by(subject, settings), **evaluation.as_data()})
+        write_json(path, {**identity, **_about(subject, settings), **evaluation.as_data()})
         logger.info("wrote %s", path)
     for journal in journals:
         journal.close()
@@ -146,17 +141,11 @@ def _by(subject: Subject) -> dict[str, Any]:
     return {} if subject.backend is None else {"backend": "native", **subject.values}
 
 
-def _answered_by(subject: Subject, settings: EvaluateConfig) -> dict[str, Any]:
-    """Return what a record says of the backend, and of a package's number format."""
-    if not settings.generates:
-        return {}
-    return {"backend": TRANSFORMERS if subject.backend is None else "native", **subject.values}
-
-
-def _ranks_of(subject: Subject) -> dict[str, Any]:
-    """Return the ranks of a single configuration."""
+def _about(subject: Subject, settings: EvaluateConfig) -> dict[str, Any]:
+    """Return what a record says of a single configuration's ranks and of the backend."""
     ranks = subject.ranks.get(None)
-    return {} if ranks is None else {"ranks": dict(ranks)}
+    answered = {"backend": "transformers", **_by(subject)} if settings.generates else {}
+    return {**({} if ranks is None else {"ranks": dict(ranks)}), **answered}
 
 
 def _check_output(output: Path, config: EvaluateConfig) -> None:
@@ -193,10 +182,8 @@ def settings_and_data(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def recorded(config: EvaluateConfig) -> dict[str, Any]:
-    """Return the settings as a record holds them: no columns and ranks unless some are named.
-
-    The record says at its top which backend answered, so the setting is left out.
-    """
+    """Return the settings of a record: without `backend`, which stands at its top, and without
+    columns and ranks unless some are named."""
     data = {key: value for key, value in as_data(config).items() if key != "backend"}
     if config.ranks is not None:
         data["ranks"] = ranks_name(config.ranks)
@@ -205,7 +192,7 @@ def recorded(config: EvaluateConfig) -> dict[str, Any]:
 
 def answered_as_asked(record: Mapping[str, Any], config: EvaluateConfig) -> bool:
     """Return whether the settings allow the backend that made a record."""
-    return config.backend in ("auto", record.get("backend", TRANSFORMERS)) or not config.generates
+    return config.backend in ("auto", record.get("backend", "transformers")) or not config.generates
 
 
 def parts_of(model: ModelRef, adapter: str | Path | None) -> list[Path]:
@@ -233,11 +220,9 @@ def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE
 
 
 def open_subject(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -> Subject:
-    """Load what is measured; InputError where the adapter does not fit the model, or is not elastic
-    but has ranks.
+    """Load what is measured; InputError for an adapter that does not fit or has no such ranks.
 
-    A package is read by the native decoder itself where that covers it. Of any other model that the
-    native decoder covers, the weights are moved to it.
+    The native decoder reads a package itself; of other models it takes the weights.
     """
     if settings.ranks is not None and adapter is not None:
         return _at_ranks(ref, adapter, settings)

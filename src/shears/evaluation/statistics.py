@@ -1,9 +1,7 @@
-"""Intervals of accuracies, and tests of the difference between runs on the same examples; pure
-functions of numbers.
+"""Intervals of accuracies, and tests of paired differences; pure functions of numbers.
 
-A run has one bit for each example: answered rightly or not. The examples are the sample. Runs of
-several seeds on the same examples are pooled by example, so n is the number of examples and never
-the number of answers.
+A run has one bit for each example: answered rightly or not. Runs of several seeds on the same
+examples are pooled by example: n is the number of examples, never of answers.
 """
 
 import math
@@ -44,11 +42,10 @@ class Bootstrap(NamedTuple):
 
 
 def wilson_interval(successes: float | int, n: float | int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `successes` in `n` trials (Wilson 1927); (0, 1) for no
-    trials.
+    """Return the 95 % interval of a share (Wilson 1927); (0, 1) for no trials.
 
-    centre +- half, with z = 1.96: centre = (p + z^2 / 2n) / (1 + z^2 / n),
-    half = z sqrt(p (1 - p) / n + z^2 / 4n^2) / (1 + z^2 / n).
+    centre +- half, with z = 1.96: centre = (p + z^2 / 2n) / (1 + z^2 / n), half = z sqrt(p (1 - p)
+    / n + z^2 / 4n^2) / (1 + z^2 / n).
     """
     if n == 0:
         return 0.0, 1.0
@@ -68,19 +65,16 @@ def example_means(runs: Sequence[Bits]) -> list[float]:
 def pooled_accuracy(runs: Sequence[Bits]) -> Interval:
     """Return the share of right answers over all seeds, with an interval clustered by example.
 
-    It holds for these seeds; for the spread between seeds see `seed_spread`. The interval is that
-    of `weighted_accuracy` with equal weights.
+    It holds for these seeds (`weighted_accuracy`, equal weights); see also `seed_spread`.
     """
     return weighted_accuracy(runs, [1 / len(runs)] * len(runs))
 
 
 def weighted_accuracy(runs: Sequence[Bits], weights: Sequence[float]) -> Interval:
-    """Return the weighted mean of the runs' accuracies, with an interval clustered by example; the
-    weights sum to 1.
+    """Return the weighted mean accuracy of runs, clustered by example; the weights sum to 1.
 
     The interval is Wilson's for the effective number of examples, p (1 - p) over the variance of
-    the mean: with one run all examples, with several runs more, but never more than n over the sum
-    of squared weights, which is the number of answers if the weights are equal.
+    the mean, at most n over the sum of squared weights.
     """
     columns = zip(*runs, strict=True)
     means = [sum(weight * right for weight, right in zip(weights, column, strict=True)) for column in columns]
@@ -101,12 +95,10 @@ def seed_spread(runs: Sequence[Bits]) -> float:
 
 
 def mcnemar(ones: Bits, others: Bits) -> McNemar:
-    """Return the test of two runs on the same examples (McNemar 1947), exact and with the mid-p of
-    Fagerland (2013).
+    """Return the test of two runs (McNemar 1947), exact and with Fagerland's mid-p (2013).
 
-    With m = min(won, lost) and k = won + lost, X binomial (k, 1/2): p_exact = min(1, 2 P(X <= m)),
-    p_mid = 2 P(X <= m) - P(X = m). The exact test is conservative; the mid-p test almost never
-    exceeds its level.
+    With m = min(won, lost), k = won + lost and X binomial (k, 1/2): p_exact = min(1, 2 P(X <= m)),
+    p_mid = 2 P(X <= m) - P(X = m). The exact test is conservative.
     """
     pairs = list(zip(ones, others, strict=True))
     won = pairs.count((True, False))
@@ -126,11 +118,10 @@ def example_gaps(ones: Sequence[Bits], others: Sequence[Bits]) -> list[float]:
 
 
 def paired_difference(ones: Sequence[Bits], others: Sequence[Bits]) -> Interval:
-    """Return the difference of two arms' accuracies on the same examples.
+    """Return the difference of two arms' accuracies on the same examples; a run for each seed.
 
-    Each arm has a run for each seed. The interval is that of Bonett and Price (2012): the normal
-    interval over examples with two added examples, one that only the first arm answers and one that
-    only the other answers. So it is not empty even if no example differs.
+    The interval is that of Bonett and Price (2012): the normal interval over examples with two
+    added, one that only the first arm answers and one that only the other. It is never empty.
     """
     gaps = example_gaps(ones, others)
     if not gaps:
@@ -147,8 +138,7 @@ def bootstrap_difference(ones: Sequence[Bits], others: Sequence[Bits], seed: int
     """Return the paired bootstrap of a difference: examples are resampled with all their runs.
 
     p = 2 (1 + the smaller number of draws <= 0 or >= 0) / (draws + 1), at most 1. Examples of equal
-    gaps are drawn together (multinomial counts of the distinct gaps), which gives the same
-    distribution.
+    gaps are drawn together (multinomial counts), which gives the same distribution.
     """
     gaps = example_gaps(ones, others)
     if not gaps:
@@ -163,11 +153,9 @@ def bootstrap_difference(ones: Sequence[Bits], others: Sequence[Bits], seed: int
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p values of several comparisons, corrected for their number (Holm 1979), in their
-    order.
+    """Return p values corrected for their number (Holm 1979), in their order.
 
-    The i-th smallest of m p values, i from 0, becomes (m - i) p, at least the one before it and at
-    most 1.
+    The i-th smallest of m, i from 0, becomes (m - i) p, at least the one before it, at most 1.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted = [0.0] * len(p_values)

@@ -41,8 +41,7 @@ class Wanted:
 
 
 def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool = False) -> "NativeBackend | None":
-    """Return the native decoder of a model; None, with the reason in the log, if transformers must
-    compute.
+    """Return a model's native decoder; None, with the reason in the log, if transformers computes.
 
     If `consume`, weights move from a loaded model to the decoder, and the model computes nothing
     any more. Raise NotCoveredError, an InputError, if `backend` is native and the decoder does not

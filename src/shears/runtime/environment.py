@@ -19,8 +19,8 @@ SLOWER = 1.05  # a sparse product that takes this many times as long as the dens
 class Speed:
     """The speed of one token's product by a weight in memory: half of it zeros where `sparse`.
 
-    `ps_per_weight` counts pruned weights too. `gb_per_s` is what the product reads, `of_memory` the
-    share of that rate in the rate of reading alone.
+    `ps_per_weight` counts pruned weights too. `gb_per_s` is what the product reads, `of_memory` its
+    share of the rate of reading alone.
     """
 
     values: NumberFormat
@@ -32,11 +32,9 @@ class Speed:
 
 
 def environment(threads: int | None = None) -> dict[str, Any]:
-    """Return versions, processor, instruction sets, chosen walks and speeds, as plain data; takes a
-    few seconds.
+    """Return versions, processor, instruction sets, walks and speeds as plain data; takes seconds.
 
-    `threads` is the largest number of threads to measure with; None for all processors that the
-    process may use.
+    `threads` are the most to measure with; None: all processors that the process may use.
     """
     data: dict[str, Any] = {
         "versions": {"shears": __version__, **versions()},

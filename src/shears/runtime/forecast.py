@@ -1,9 +1,8 @@
-"""The speed that a package of a model would have, from random weights of its shapes that are timed
-on this machine.
+"""The speed of a package of a model, from random weights of its shapes, timed on this machine.
 
-A token passes all decoder blocks and the head: seconds = blocks x seconds of a block + seconds of
-the head. A block is timed as a mean over so many equal blocks that no cache holds their weights;
-the head by the difference that a vocabulary makes. The fastest round counts.
+A token's seconds are those of all blocks and of the head. A block is timed as a mean over so many
+equal blocks that no cache holds their weights; the head by the difference that a vocabulary makes.
+The fastest round counts.
 """
 
 import copy
@@ -32,8 +31,7 @@ BY_LAYER = ("layer_types", "no_rope_layers")  # keys of configurations that list
 
 
 class Forecast:
-    """Predicts the tokens per second of packages of a model; what was timed once is not timed
-    again.
+    """Predicts the tokens per second of packages of a model; times nothing twice.
 
     NotCoveredError for a model that the native decoder does not cover, and without it.
     """
@@ -65,8 +63,8 @@ class Forecast:
 
     def _head_seconds(self, embeddings: str) -> float:
         linears = _random_linears(self._config, 0.0, "bf16")
-        times = [self._seconds(linears, 1, words, embeddings) for words in (self._plan.vocab_size, FEW_WORDS)]
-        return max(times[0] - times[1], 0.0)
+        whole = self._seconds(linears, 1, self._plan.vocab_size, embeddings)
+        return max(whole - self._seconds(linears, 1, FEW_WORDS, embeddings), 0.0)
 
     def _seconds(
         self, linears: Mapping[str, PackedMatrix | DenseRows], count: int, words: int, embeddings: str

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | None = None, **options: Any) -> Engine:
-    """Return an engine for a package, or for a model by any name with or without an adapter.
+    """Return an engine for a package, or for a model with or without an adapter.
 
     Keywords are those of RunningConfig (`dtype`, `device`). InputError if there is no such model.
     """

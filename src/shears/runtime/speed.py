@@ -57,13 +57,12 @@ class Round:
 
 
 def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
-    """Return the speed of a package and of the dense model as plain data; keywords are those of
-    BenchConfig.
+    """Return the speed of a package and of the dense model as plain data.
 
-    `decode_tokens_per_second`, `prefill_tokens_per_second`, `time_to_first_token_seconds` (each a
-    median with min and max over the rounds) and `memory_bytes` of the package, the same for every
-    contestant, and the ratios, which are taken round by round. InputError for a model that is not a
-    package.
+    Keywords are those of BenchConfig. The data are `decode_tokens_per_second`,
+    `prefill_tokens_per_second`, `time_to_first_token_seconds` (median, min and max over rounds) and
+    `memory_bytes` of the package and of every contestant, and ratios round by round. InputError for
+    a model that is not a package.
     """
     wanted = build(BenchConfig, "bench", config)
     ref = resolve(package)
@@ -92,10 +91,9 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
 
 
 def decoding(backend: Backend, new_tokens: int, rounds: int) -> dict[str, float]:
-    """Return the tokens per second of decoding behind SHORT tokens: median, min and max of the
-    rounds.
+    """Return the tokens per second of decoding behind SHORT tokens: median, min and max.
 
-    One more round, a warm-up, is not counted. InputError for more tokens than the backend holds.
+    A warm-up round is not counted. InputError for more tokens than the backend holds.
     """
     if SHORT + new_tokens > backend.max_length:
         raise InputError(

@@ -1,5 +1,4 @@
-"""The routes: /v1/models, /v1/completions, /v1/chat/completions in the form of OpenAI's interface,
-and /health.
+"""The routes of OpenAI's interface: /v1/models, /v1/completions, /v1/chat/completions; /health.
 
 The worker's thread generates the answers; the event loop sends them, and cancels them when the
 client disconnects.
@@ -172,12 +171,10 @@ class PendingAnswers:
 
 
 async def _new_answers(worker: Worker, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
-    """Return an answer for each prompt, not yet submitted; prompts are tokenized outside of the
-    event loop.
+    """Return an answer for each prompt, not yet submitted, tokenized outside of the event loop.
 
-    Each answer has its own seed, from the request's seed and the answer's index: equal prompts give
-    several samples. RequestError for a prompt that cannot be read, and, before any is read, for
-    more prompts than the worker holds.
+    Each has its own seed, from the request's and its index: equal prompts give several samples.
+    RequestError for a prompt that cannot be read, and for more prompts than the worker holds.
     """
     engine = worker.engine
     size = engine.backend.vocab_size
@@ -267,7 +264,7 @@ def _log(builder: ResponseBuilder, results: Sequence[Generation], start: float) 
 
 
 def make_app(worker: Worker, name: str, config: ServeConfig) -> FastAPI:
-    """Return the application over a worker; the caller closes the worker.
+    """Return the application over a worker, which the caller closes.
 
     It has no page of documentation, because that page loads scripts from elsewhere.
     """

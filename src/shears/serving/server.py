@@ -25,9 +25,8 @@ REQUIRED = ("fastapi", "uvicorn")
 def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -> None:
     """Answer requests until SIGTERM or SIGINT; keywords are those of ServeConfig.
 
-    After the signal the server takes no new requests, and running ones have `shutdown_seconds` to
-    end. InputError if fastapi or uvicorn is missing, for an address that cannot be bound, and as
-    `load`.
+    Then no new requests are taken, and running ones have `shutdown_seconds` to end. InputError
+    without fastapi and uvicorn, for an address that cannot be bound, and as `load`.
     """
     wanted = build(ServeConfig, "serve", config)
     if missing := [name for name in REQUIRED if find_spec(name) is None]:

@@ -1,8 +1,8 @@
 """What a model is asked to write: plain texts and whole chats, each a function of its number.
 
-A plain text is sampled behind a random first word (as in LLM-QAT, arXiv 2305.17888, section 3.1),
-a chat behind the chat template's opened user turn. Text number n is a function of the model, the
-settings, the seed and n alone, apart from the backend's rounding.
+A plain text is sampled behind a random first word (LLM-QAT, arXiv 2305.17888, section 3.1), a chat
+behind the chat template's opened user turn. Apart from rounding, text number n depends on model,
+settings, seed and n alone.
 """
 
 import random
@@ -94,8 +94,8 @@ class Author:
 
     def begin(self, number: int) -> Draft:
         """Return text number `number`, empty so far: a plain text, or the user's turn of a chat."""
-        if self._is_chat(number):
-            assert self.turns is not None
+        share = self.settings.chats
+        if self.turns is not None and int((number + 1) * share) > int(number * share):
             return self._text(number, "user", encode([self.turns.opening], self.tokenizer)[0], is_chat=True)
         [start] = prompt_ids([""], self.tokenizer)
         word = random.Random(f"self text {self.settings.seed} {number} word").choice(self._words)
@@ -121,10 +121,6 @@ class Author:
         tokens = len(encode([whole], self.tokenizer)[0])
         has_text = bool(words) and not text.is_chat
         return {"number": text.number, "tokens": tokens if has_text else 0, **({"text": whole} if has_text else {})}
-
-    def _is_chat(self, number: int) -> bool:
-        share = self.settings.chats
-        return self.turns is not None and int((number + 1) * share) > int(number * share)
 
     def _text(
         self, number: int, turn: str, prompt: Sequence[int], user: str | None = None, *, is_chat: bool = False

@@ -42,9 +42,9 @@ DECIDING = ("chats", "max_new_tokens", "temperature", "seed")  # fields that dec
 def write(model: AnyModel, output: str | Path, **config: Any) -> Path:
     """Let a model write text into the folder `output`; return the file of rows in it.
 
-    The keywords are the fields of `WriteConfig`. An interrupted call continues; texts in folders
-    beside `output` that the same model wrote with the same settings are taken over. InputError for
-    a model that cannot be used, or that ends its texts at once.
+    The keywords are the fields of `WriteConfig`. An interrupted call continues; texts beside
+    `output` of the same model and settings are taken over. InputError for a model that cannot be
+    used, or that ends its texts at once.
     """
     settings = build(WriteConfig, "write", config)
     ref = resolve(model)
@@ -70,11 +70,9 @@ def write(model: AnyModel, output: str | Path, **config: Any) -> Path:
 
 
 def written_text(model: AnyModel, tokens: int, seed: int, **config: Any) -> Path:
-    """Return a file of at least so many tokens that the model writes itself, from shears' cache if
-    it is there already.
+    """Return a file of at least `tokens` tokens that the model writes, from the cache if there.
 
-    Other keywords are those of `write`. Its folder is named by all that decides the text, so that a
-    changed setting or model gives another one.
+    Other keywords are those of `write`. The cache's folder is named by all that decides the text.
     """
     settings = build(WriteConfig, "write", {**config, "tokens": tokens, "seed": seed})
     ref = resolve(model)

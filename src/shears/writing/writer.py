@@ -12,8 +12,7 @@ MOST_EMPTY = 64  # consecutive empty texts after which the model counts as unabl
 
 
 class Writer:
-    """Texts being written until the known ones hold the tokens asked for; one begins as soon as
-    another ends.
+    """Texts being written until the known ones hold `tokens`; one begins as another ends.
 
     Every finished text is added to `known` and given to `keep`.
     """
@@ -63,13 +62,9 @@ class Writer:
         row = self._known[text.number] = self._author.row(text)
         self._num_tokens += row["tokens"]
         self._keep(row)
-        _refuse_silence(self._known)
-
-
-def _refuse_silence(known: dict[int, Row]) -> None:
-    latest = list(known.values())[-MOST_EMPTY:]
-    if len(latest) == MOST_EMPTY and not any(row["tokens"] for row in latest):
-        raise InputError("a model must write text, this one ends every text at once; give a text of your own")
+        latest = list(self._known.values())[-MOST_EMPTY:]
+        if len(latest) == MOST_EMPTY and not any(row["tokens"] for row in latest):
+            raise InputError("a model must write text, this one ends every text at once; give a text of your own")
 
 
 def needed(known: dict[int, Row], tokens: int) -> list[Row] | None:

@@ -26,13 +26,11 @@ LARGEST = 709.0  # nats; the exponential of more exceeds float64
 
 @torch.no_grad()
 def perplexity(model: nn.Module, tokens: Sequence[int], sequence_length: int, limit: int | None = None) -> Evaluation:
-    """Return the perplexity of the first `limit` whole windows; the first token of a window is not
-    predicted.
+    """Return the perplexity of the first `limit` whole windows, first tokens not predicted.
 
-    A text shorter than a window is one window. Records hold each window's summed loss in nats. The
-    interval is exp(mean +- 1.96 standard errors), over the windows' mean losses or, with a single
-    window, over the tokens' losses. InputError for fewer than two tokens, and for a loss or an
-    interval whose exponential is not finite.
+    A shorter text is one window. Records hold each window's summed loss in nats. The interval is
+    exp(mean +- 1.96 standard errors) over windows or, with one window, over tokens. InputError for
+    fewer than two tokens, or a loss or interval without a finite exponential.
     """
     check_sequence_length(model, sequence_length)
     if len(tokens) < 2:

@@ -1,9 +1,7 @@
-"""A forward that begins at a later block, with hidden states of an earlier forward; caches of
-prompts made by it.
+"""A forward that begins at a later block, with hidden states of an earlier one; prompt caches.
 
-It is the model's ordinary forward, with stand-ins for the blocks below the start. Masks, rotary
-embeddings, final norm and head are the model's own, so the result has the same bits. B prompts of T
-tokens, padded on the left; K configurations.
+It is the model's ordinary forward with stand-ins for the blocks below the start, so it has the same
+bits. B prompts of T tokens, padded on the left; K configurations.
 """
 
 import logging
@@ -35,9 +33,9 @@ class PrefixError(InputError):
 
 
 class Prefix:
-    """A model's decoder blocks, any of which can be the first to run; made by `open_prefix`.
+    """A model's decoder blocks, any of which can run first; made by `open_prefix`.
 
-    `name` is that of the list of blocks in the model; `num_runs` counts the blocks that ran.
+    `name` is the name of the list of blocks; `num_runs` counts the blocks that ran.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -51,10 +49,9 @@ class Prefix:
 
     @contextmanager
     def starting(self, start: int, known: Mapping[int, Tensor], wanted: Collection[int] = ()) -> Iterator[States]:
-        """Let the next forward begin at block `start` with the inputs `known[start]`; 0 begins at
-        the embeddings.
+        """Let the next forward begin at block `start` with the inputs `known[start]`.
 
-        Yields a dictionary that the forward fills with the inputs of the `wanted` blocks.
+        0 begins at the embeddings. Yields a dictionary that gets the inputs of `wanted` blocks.
         """
         seen: States = {}
         handles = [
@@ -111,8 +108,8 @@ def open_prefix(model: nn.Module, first: Callable[[], Tensor], second: Callable[
     """Return the model's prefix after a trial; PrefixError if the trial fails.
 
     `first` and `second` are forwards on two small batches. The first must give the same bits when
-    it begins at the last block and at others, spread evenly. The second runs before, so that states
-    which blocks keep for later blocks show.
+    it begins at the last block and at others. The second runs before, so that states which blocks
+    keep for later blocks show.
     """
     prefix = Prefix(model)
     try:
@@ -138,8 +135,7 @@ def open_prefix(model: nn.Module, first: Callable[[], Tensor], second: Callable[
 
 
 def kept_blocks(num_blocks: int, bytes_each: int, budget: int) -> tuple[int, ...]:
-    """Return as many blocks as have inputs that fit into a budget of bytes, spread evenly over the
-    model.
+    """Return blocks, spread evenly, whose inputs fit into a budget of bytes.
 
     Block 0 is never one of them: its inputs, the embeddings, cost nothing.
     """
@@ -148,36 +144,33 @@ def kept_blocks(num_blocks: int, bytes_each: int, budget: int) -> tuple[int, ...
 
 
 def first_blocks(modules: Mapping[str, Collection[str]], prefix: str) -> dict[str, int]:
-    """Return, for each group of modules, the first block that holds one of them; 0 for modules
-    outside the blocks.
+    """Return, for each group, the first block with one of its modules; 0 outside the blocks.
 
     The blocks below compute the same whatever the ranks of the group.
     """
-    return {group: min((_block(name, prefix) for name in names), default=0) for group, names in modules.items()}
+    found = {}
+    for group, names in modules.items():
+        behind = [name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}.")]
+        inside = len(behind) == len(names) > 0
+        found[group] = min(int(rest.split(".", 1)[0]) for rest in behind) if inside else 0
+    return found
 
 
 def first_difference(
     first: Mapping[str, int], one: Mapping[str, int], other: Mapping[str, int], num_blocks: int
 ) -> int:
-    """Return the first block in which two configurations (ranks by group) differ; the number of
-    blocks if none.
+    """Return the first block in which two configurations differ; the number of blocks if none.
 
     `first` is the result of `first_blocks`.
     """
     return min((first[group] for group in one if one[group] != other[group]), default=num_blocks)
 
 
-def _block(name: str, prefix: str) -> int:
-    rest = name.removeprefix(f"{prefix}.")
-    return int(rest.split(".", 1)[0]) if rest != name else 0
-
-
 @dataclass(frozen=True)
 class Way:
-    """How one configuration reads prompts: what activates it, and the first block that it must
-    compute itself.
+    """How one configuration reads prompts: what activates it, and the first block it computes.
 
-    Blocks below `start` are equal to those of the configuration that is computed from block 0.
+    Blocks below `start` equal those of the configuration that starts at block 0.
     """
 
     activate: Callable[[], object]
@@ -194,11 +187,9 @@ class PromptCaches:
 
     @torch.no_grad()
     def fill(self, batch: Mapping[str, Tensor], ways: Sequence[Way]) -> Any:
-        """Return a cache of B x K rows, ordered by prompt, that holds all tokens of the batch (B T)
-        but the last.
+        """Return a cache of B x K rows, ordered by prompt, of all tokens of a batch but the last.
 
-        One of the K ways starts at block 0 and is computed whole. The others are computed from
-        their start on.
+        One of the K ways starts at block 0; the others are computed from their start on.
         """
         tensors = {name: batch[name][:, :-1] for name in ("input_ids", "attention_mask", "position_ids")}
         inputs: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name in self._takes}
@@ -235,12 +226,10 @@ def _interleaved(caches: Sequence[Any]) -> Any:
 def open_prompt_caches(
     model: nn.Module, batch: Mapping[str, Tensor], logits: Callable[[Any], Tensor]
 ) -> PromptCaches | None:
-    """Return an object that fills caches, after a trial; None, with the reason in the log, if the
-    trial fails.
+    """Return what fills caches, after a trial; None, with the reason in the log, if it fails.
 
     `logits(cache)` continues two copies of every prompt of the batch (B T), from a cache or, for
-    None, from the start, and returns the logits of every step: with and without cache they must be
-    equal up to rounding.
+    None, from the start; both must give equal logits up to rounding.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 

@@ -1,8 +1,7 @@
 """Log-likelihoods of choices; logits are computed only for the tokens that count.
 
-All continuations of a prompt stand in one row, if that pays: the prompt is computed once, and no
-continuation sees another. N pairs of a prompt and a continuation, P rows of L tokens, K positions
-that predict a token, V words of the vocabulary.
+If it pays, all continuations of a prompt stand in one row and none sees another. N pairs of a
+prompt and a continuation, P rows of L tokens, K positions that predict a token, V words.
 """
 
 import logging
@@ -56,8 +55,7 @@ class Tree:
 class TreeBatch:
     """The rows of one forward; `shared` says whether they have branches.
 
-    `tokens[i]` is the i-th token to predict, `owners[i]` its pair, `numbers[i]` its logits among
-    the wanted positions.
+    `tokens[i]` is the i-th token to predict, `owners[i]` its pair, `numbers[i]` its logits.
     """
 
     trees: Sequence[Tree]
@@ -78,8 +76,7 @@ class TreeBatch:
 class Forest:
     """The rows in which all pairs are scored.
 
-    `places` holds, for each row, the positions whose logits predict the continuation of each of its
-    pairs, by number.
+    `places` holds, for each row, the positions that predict the continuation of each pair.
     """
 
     pairs: Sequence[Continuation]
@@ -122,9 +119,8 @@ class Forest:
 def build_forest(model: nn.Module, pairs: Sequence[Continuation]) -> Forest:
     """Return the rows in which to score the pairs.
 
-    Each prompt has one row if that saves enough tokens and the model keeps its branches apart; else
-    each distinct input has one. The last token of a continuation is no input, so continuations that
-    differ in it alone share a row.
+    Each prompt has a row if that saves enough tokens and the model keeps branches apart; else each
+    distinct input. The last token of a continuation is no input.
     """
     apart = _separate_rows(pairs)
     shared = _shared_rows(pairs)
@@ -183,10 +179,9 @@ def branched(trees: Sequence[Tree], pad_id: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def keeps_branches_apart(model: nn.Module, longest: int) -> bool:
-    """Try whether the model scores the branches of a tree as it scores them in separate rows.
+    """Return whether a tree's branches are scored as in rows of their own.
 
-    `longest` is the number of tokens of the longest row; a row beyond a sliding window would need
-    another mask.
+    A row beyond a sliding window, `longest` tokens long, would need another mask.
     """
     config = getattr(own_model(model), "config", None)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]

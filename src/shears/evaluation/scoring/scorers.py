@@ -63,9 +63,8 @@ class ScoringBatch:
 class LossScorer:
     """Values: negative log-likelihoods in nats, summed over labelled tokens; weights: their number.
 
-    Examples are packed into rows if the model keeps them apart, else padded in buckets of similar
-    lengths if it ignores padding, else put in buckets of equal lengths. InputError if no token has
-    a label.
+    Examples are packed into rows if the model keeps them apart, else padded if it ignores padding,
+    else in buckets of equal lengths. InputError if no token has a label.
     """
 
     def __init__(self, model: nn.Module, rows: Sequence[Tokenized], pad_id: int, batch_size: int) -> None:

@@ -1,9 +1,8 @@
-"""Answers read from generated texts: numbers, values of equations, and the answers to the tasks of
-the Shears paper.
+"""Answers read from generated texts: numbers, equations, and those of the paper's tasks. Pure.
 
 The official rules of LLM-Adapters and the paper are kept as published, faults included, so that
-figures compare with published ones. The strict rules read the answer that a text states; they read
-none if the text states none or several, or denies it. Pure functions.
+figures compare. The strict rules read the answer that a text states; none if it states none or
+several, or denies it.
 """
 
 import ast
@@ -65,8 +64,7 @@ def extract_number(text: str, pattern: re.Pattern[str] = DECIMAL) -> float | Non
 
 
 def right_number(answer: str) -> float | None:
-    """Return the number that a row's answer is or, as in GSM8K, the last one in it; None without a
-    number.
+    """Return the number that a row's answer is or, as in GSM8K, the last one in it, if any.
 
     None for a fraction too: "1/2" would be read as 2.
     """
@@ -89,11 +87,10 @@ def numbers_equal(a: float | None, b: float | None) -> bool:
 
 
 def evaluate_equation(text: str) -> float | None:
-    """Return the value of the expression in the first line that is not blank, left of its first `=`
-    if it has one.
+    """Return the value of the expression in the first line, left of its first `=` if it has one.
 
-    The expression may hold numbers (commas are removed), + - * / and brackets. None for anything
-    else, for a division by zero and for more than 200 characters.
+    It may hold numbers (commas are removed), + - * / and brackets. None for anything else, a
+    division by zero, and more than 200 characters.
     """
     expression = text.strip().split("\n", 1)[0].split("=", 1)[0].replace(",", "").strip()
     if not expression or len(expression) > LONGEST_EQUATION or not re.fullmatch(r"[\d.+\-*/() ]+", expression):
@@ -139,14 +136,15 @@ def _first_answer(text: str) -> str:
 
 
 def strict_number(text: str) -> float | None:
-    """Return the number in the sentence behind the last "answer is", "answer:" or "####", or else
-    the last number.
+    """Return the number behind the last "answer is", "answer:" or "####", or else the last one.
 
-    Only the part behind the sentence's last = counts, if it has one. a/b is a quotient, 3 1/2 is
-    3.5. None for several different numbers, for a number that is denied ("not 5") and for one that
-    exceeds a float's range.
+    Only the part behind the sentence's last = counts. a/b is a quotient, 3 1/2 is 3.5. None for
+    several different numbers, a number that is denied ("not 5"), and one beyond a float's range.
     """
-    first = SINGLE_CHARACTER_FRACTION.sub(_written_out, _first_answer(text)).translate(MINUS)
+    first = SINGLE_CHARACTER_FRACTION.sub(
+        lambda fraction: " " + unicodedata.normalize("NFKC", fraction[0]).replace("\u2044", "/"),
+        _first_answer(text),
+    ).translate(MINUS)
     stated = list(STATED_NUMBER.finditer(first))
     if not stated:
         matches = list(NUMBER.finditer(first))
@@ -155,11 +153,6 @@ def strict_number(text: str) -> float | None:
     result = sentence.rsplit("=", 1)[-1]
     numbers = [_number(match) for match in NUMBER.finditer(result) if not _denied_before(result, match)]
     return numbers[0] if numbers and all(numbers_equal(number, numbers[0]) for number in numbers) else None
-
-
-def _written_out(fraction: re.Match[str]) -> str:
-    """Return a fraction character, such as U+00BD, as " 1/2", apart from a number before."""
-    return " " + unicodedata.normalize("NFKC", fraction[0]).replace("\u2044", "/")
 
 
 def _number(match: re.Match[str]) -> float | None:
@@ -182,8 +175,7 @@ def _denied_before(text: str, match: re.Match[str]) -> bool:
 
 
 def strict_letter(text: str) -> str | None:
-    """Return the letter behind the last "answer is", else the only letter that the text names and
-    does not deny.
+    """Return the letter behind the last "answer is", else the only letter named and not denied.
 
     A text names a letter that it begins with ("C)", "(C)", "C."), has in brackets or calls an
     option. None for "A or B" and for the article of "the answer is A man".
@@ -202,8 +194,7 @@ def official_label(text: str, labels: Sequence[str]) -> str | None:
 
 
 def strict_label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the label behind the last "answer is", else the only label that the text names and
-    does not deny.
+    """Return the label behind the last "answer is", else the only label named and not denied.
 
     None for "answer1 or answer2" and for "not true".
     """

@@ -1,9 +1,8 @@
-"""Tasks of lm-eval on a loaded model, in this process, with figures and records in the form of
-shears.
+"""Tasks of lm-eval on a loaded model, in this process; figures and records in our form.
 
-YAML tasks of a folder that the user names are data, unless the user lets them run code: lm-eval
-imports what `!function` and `class` name, loads unknown metrics as scripts from the hub, and
-renders templates without a sandbox.
+YAML tasks of a user's folder are data, unless the user lets them run code: lm-eval imports what
+`!function` and `class` name, loads unknown metrics as scripts, and renders templates without a
+sandbox.
 """
 
 import difflib
@@ -19,7 +18,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jinja2 import BaseLoader, StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
@@ -51,12 +49,10 @@ TASK_ERRORS = (LookupError, TypeError, AttributeError, ImportError, TemplateErro
 
 
 def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
-    """Return the figures of lm-eval's tasks, equal to those that `lm_eval --model hf` prints for
-    the same model.
+    """Return the figures of lm-eval's tasks, equal to those of `lm_eval --model hf`.
 
-    The value is the first metric of a single task, or the mean of the first metrics of several
-    tasks. InputError if lm-eval is not installed, does not know a task or fails on one, and for
-    tasks of include_path that name code.
+    The value is the first metric of a task, or the mean of those of several. InputError without
+    lm-eval, for a task that it does not know or that fails, and for tasks that name code.
     """
     if find_spec("lm_eval") is None:
         raise InputError(f"harness needs lm-eval, which is not installed; {install_hint('harness')}")
@@ -64,11 +60,13 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
     from lm_eval.models.huggingface import HFLM
 
     manager = _manager(config)
+    # plain lm_eval computes in the model's own number format, without the autocast that it has
+    precision = resolved_precision("fp32" if config.precision == "auto" else config.precision, device_of(model))
     loaded = HFLM(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=config.batch_size,
-        mixed_precision_dtype=_autocast_dtype(config.precision, device_of(model)),
+        mixed_precision_dtype=None if precision == "fp32" else DTYPES[precision],
     )
     trusted = config.include_path is None or may_run_code()
     try:
@@ -81,16 +79,6 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
     figures = [figure for task in results["samples"] for figure in task_figures(task, results)]
     records = [record for task, samples in results["samples"].items() for record in task_records(task, samples)]
     return summary(figures, records)
-
-
-def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of lm-eval's own autocast, which it opens around every forward, or None for
-    no autocast.
-
-    None for fp32 and for auto: plain lm_eval computes in the model's own number format.
-    """
-    chosen = resolved_precision("fp32" if precision == "auto" else precision, device)
-    return None if chosen == "fp32" else DTYPES[chosen]
 
 
 def _manager(config: EvaluateConfig) -> Any:
@@ -115,11 +103,9 @@ def _manager(config: EvaluateConfig) -> Any:
 
 
 def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
-    """Return value, stderr, number of samples and interval of each of a task's metrics; None if one
-    is unknown.
+    """Return value, stderr, number of samples and interval of each metric; None if unknown.
 
-    A metric that is not a finite number (lm-eval also has "N/A" and lists) is left out with a
-    warning.
+    A metric that is not a finite number ("N/A", lists) is left out with a warning.
     """
     metrics: Mapping[str, Any] = results["results"][task]
     figures = []
@@ -150,9 +136,8 @@ def _uncertainty(
 ) -> tuple[float | None, list[float] | None]:
     """Return the standard error and the 95 % interval of a metric, each None if unknown.
 
-    If lm-eval has no standard error, it is that of the samples' values, provided that the metric is
-    their mean. The interval is Wilson's if all values are 0 or 1, else it follows from the standard
-    error.
+    Without lm-eval's standard error it is that of the samples, if the metric is their mean. The
+    interval is Wilson's if all values are 0 or 1, else it follows from the standard error.
     """
     values = [sample.get(metric) for sample in samples]
     error = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
@@ -212,8 +197,7 @@ def _binary_metrics(samples: Sequence[Mapping[str, Any]]) -> set[tuple[str, obje
 def _record(task: str, samples: Sequence[Mapping[str, Any]], binary: Collection[tuple[str, object]]) -> Record:
     """Return the record of an example; its prediction is the first filter's.
 
-    `correct` is the first binary metric, `correct_NAME` (with several filters,
-    `correct_NAME,FILTER`) are the others.
+    `correct` is the first binary metric, `correct_NAME` or `correct_NAME,FILTER` are the others.
     """
     bits = {
         f"{name},{each['filter']}" if len(samples) > 1 else name: bool(each[name])
@@ -273,10 +257,9 @@ def may_run_code() -> bool:
 
 
 def refuse_code(folder: Path, *trusted: Path) -> None:
-    """Raise InputError for a folder with a task that names code, itself or through what it
-    includes.
+    """Raise InputError for a folder with a task that names code, itself or in an include.
 
-    Files in the `trusted` folders may be included. InputError too for a file that is no YAML.
+    Files in `trusted` folders may be included. InputError too for a file that is no YAML.
     """
     for path in sorted(folder.rglob("*.yaml")):
         _check_yaml(path.resolve(), [place.resolve() for place in trusted], set())

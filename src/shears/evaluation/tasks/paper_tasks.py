@@ -1,7 +1,7 @@
 """The twelve tasks of the Shears paper: their rows, labels, right answers and choices.
 
-Rows in the form of LLM-Adapters (an instruction and its answer) pass as they are; rows of the hub's
-own data sets are converted to that form, in the same words.
+Rows of LLM-Adapters (an instruction and its answer) pass as they are; rows of the hub's own data
+sets are converted to that form, in the same words.
 """
 
 import os
@@ -188,10 +188,10 @@ def rows_for_lm_eval(
 ) -> dict[str, Any]:
     """Return the test split of a task, a `datasets.Dataset`, for the YAML tasks in lm_eval/.
 
-    Columns are prompt, choices, gold (the right choice's index) and answer. lm-eval passes the
-    metadata of its command line, such as `--metadata '{"shears_data": "FOLDER"}'` for the folder of
-    `boolq/test.json` and the other files; without it, the folder is SHEARS_DATA of the environment,
-    else the current one. Other metadata are ignored. InputError if the file is missing.
+    Columns are prompt, choices, gold (the right choice's index) and answer. lm-eval passes its
+    metadata, such as `--metadata '{"shears_data": "FOLDER"}'` for the folder of `boolq/test.json`;
+    without it, the folder is SHEARS_DATA of the environment, else the current one. Other metadata
+    are ignored. InputError if the file is missing.
     """
     import datasets
 

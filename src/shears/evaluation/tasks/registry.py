@@ -1,8 +1,7 @@
 """The tasks by name, and the evaluation of a loaded model on one of them.
 
-A new way to read a number from a generated text is a function and an entry in answers.py; any other
-task on examples is a function here and an entry of `ACCURACY_TASKS`. The configuration lists the
-names.
+A new way to read a number is a function and an entry in answers.py; any other task on examples is a
+function here and an entry of `ACCURACY_TASKS`. config/evaluate.py lists the names.
 """
 
 import logging
@@ -39,10 +38,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What a task measures: a loaded model on examples; `journal` keeps generated texts for a
-    resumed evaluation.
+    """What a task measures: a loaded model on examples.
 
-    `backend` generates them in place of transformers.
+    `journal` keeps generated texts; `backend` generates them in place of transformers.
     """
 
     model: nn.Module
@@ -73,11 +71,9 @@ def evaluate_task(
     training: Sequence[Source] = (),
     backend: Backend | None = None,
 ) -> Evaluation:
-    """Return the evaluation of a model on a configuration's task and data; InputError if they do
-    not match.
+    """Return the evaluation of a model on a task and its data; InputError if they do not match.
 
-    Questions that the `training` data hold are marked. `backend` generates answers in place of
-    transformers.
+    Questions that the `training` data hold are marked. `backend` generates answers.
     """
     if config.task == "perplexity":
         tokens = text_tokens(config.data, tokenizer, config.columns)

@@ -1,10 +1,8 @@
-"""Linears that the C++ kernels multiply by; they stand in for nn.Linear, Conv1D or PEFT's LoRA
-layer of any model.
+"""Linears that the C++ kernels multiply by, for nn.Linear, Conv1D or PEFT's LoRA layer.
 
-y = W x + scaling B (A x) + bias. With the kernels, x of any number of tokens is multiplied by the
-packed weight. Without them, with gradients, and for dtypes or devices that they do not support,
-torch multiplies by the dense weight: unpacked once if there are no kernels (memory as before
-packing), else at every call.
+y = W x + scaling B (A x) + bias. Without the kernels, with gradients, and for dtypes or devices
+that they do not support, torch multiplies by the dense weight: unpacked once if there are no
+kernels (memory as before packing), else at every call.
 
 Shapes: O outputs, I inputs, R ranks, * any leading dimensions.
 """
@@ -89,8 +87,7 @@ class KernelLinear(nn.Module):
 class PackedLinear(KernelLinear):
     """A linear that keeps its weight packed; the original module has lost its own.
 
-    Its state dict is the original's with the dense weight, so a model with packed linears is saved
-    like any other.
+    Its state dict is the original's with the dense weight: the model is saved like any other.
     """
 
     def __init__(
@@ -104,8 +101,7 @@ class PackedLinear(KernelLinear):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight in the original module's layout (transposed for Conv1D), unpacked at
-        every call.
+        """The dense weight in the original's layout, unpacked at every call.
 
         Code that multiplies by the weight itself (DoRA) gets correct results, slowly.
         """
@@ -157,12 +153,10 @@ def _refusing(change: str) -> Callable[..., NoReturn]:
 
 
 class FusedLinear(PackedLinear):
-    """A LoRA layer of PEFT: the packed weight, and the adapter that was active when it was packed,
-    in one product.
+    """A LoRA layer of PEFT: the packed weight and its adapter at packing, in one product.
 
-    The adapter is fixed. Its parameters are shown and saved as PEFT's, but changing them changes no
-    output. PEFT walks a model for its LoRA layers: a method of theirs that would have no effect
-    here raises InputError.
+    Its parameters are shown and saved as PEFT's, but changing them changes no output. A method of
+    PEFT's layers that would have no effect here raises InputError.
     """
 
     merged_adapters: Sequence[str] = ()

@@ -1,5 +1,4 @@
-"""Packed linears in place of a model's own; `generate` and everything else work unchanged on any
-Hugging Face model.
+"""Packed linears in place of a model's own; everything else of the model works unchanged.
 
 `sparsify_linears` swaps them in; `densify_linears` swaps them out, bit for bit if the values are
 fp32 or bf16. `DropInBackend` runs a package of any architecture that way.
@@ -60,17 +59,14 @@ def sparsify_linears(
     threads: int | None = None,
     fuse: bool = True,
 ) -> list[str]:
-    """Swap every linear that takes less memory packed, in place; return the names of the swapped
-    linears.
+    """Swap every linear that takes less memory packed, in place; return their names.
 
     `values`: fp32 or bf16 (by default each weight's own dtype), int8 or int4. `ready`: weights of a
-    package. `threads` of the kernels: by default torch's. With the C++ kernels the head is swapped
-    too, dense.
+    package. `threads`: by default torch's. With the C++ kernels the head is swapped too, dense.
 
-    `fuse`: a plain LoRA layer of PEFT is swapped whole, its active adapter in the same product.
-    Without `fuse`, and for other adapters, only the base below PEFT's layer is swapped; below a
-    masked adapter (SparsePEFT) nothing is. A fused adapter is fixed: PEFT refuses to switch it off,
-    exchange, merge or train it. An adapter in training is not fused.
+    `fuse`: a plain LoRA layer of PEFT, not in training, is swapped whole, its active adapter in the
+    same product; PEFT then refuses to switch off, exchange, merge or train it. Without `fuse`, and
+    for other adapters, only the base is swapped; below a masked adapter (SparsePEFT) nothing is.
 
     InputError for a model whose linears are swapped already.
     """
@@ -254,8 +250,7 @@ class DropInBackend(TransformersBackend):
 def _unchanged_weights(package: Package) -> Mapping[str, PackedMatrix]:
     """Return the packed weights that loading the adapter leaves as they are.
 
-    PEFT subtracts the start of some adapters (pissa, olora, ...) from the base, again at every
-    loading.
+    PEFT subtracts the start of some adapters (pissa, olora, ...) from the base at every loading.
     """
     settings = read_object(package.adapter_config_file()) if package.index.adapter else {}
     start = settings.get("init_lora_weights")

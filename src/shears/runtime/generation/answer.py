@@ -159,7 +159,8 @@ class StopFilter:
         if ends:
             self.stopped = True
             return text[: min(ends)[1]]
-        num_held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        starts = (stop[:size] for stop in self._stops for size in range(1, len(stop)))
+        num_held = max((len(start) for start in starts if text.endswith(start)), default=0)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]
 
@@ -168,8 +169,3 @@ class StopFilter:
         held = self._held
         self._held = ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of the text that is a beginning of the stop string."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

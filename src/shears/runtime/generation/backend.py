@@ -1,5 +1,4 @@
-"""The interface between the engine and the classes that compute logits, and the checks that they
-share.
+"""The interface of what computes logits, and the checks that all implementations share.
 
 B sequences, T tokens, V tokens of the vocabulary.
 """
@@ -20,10 +19,10 @@ class Backend(Protocol):
     """Runs a model over numbered sequences, each with its own cache; logits are float32.
 
     Sequence numbers are in [0, max_sequences); the caller picks a free one. A sequence is empty
-    before its first `prefill` and after `drop`. Its logits do not depend on the sequences that are
-    stepped with it, apart from rounding. One thread calls at a time. A backend checks its arguments
-    before it changes anything, and raises InputError for: a number out of range, no token, a
-    sequence longer than max_length, a token outside the vocabulary.
+    before its first `prefill` and after `drop`. Its logits do not depend on the sequences beside
+    it, apart from rounding. One thread calls at a time. Before it changes anything, a backend
+    raises InputError for a number out of range, no token, a sequence longer than max_length, or a
+    token outside the vocabulary.
     """
 
     @property

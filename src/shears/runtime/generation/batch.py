@@ -2,6 +2,7 @@
 
 import logging
 from collections import deque
+from itertools import takewhile
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -50,11 +51,10 @@ class Batch(Generic[A]):
     """The answers that a backend works on, and a queue of those that wait for a free sequence.
 
     One thread at a time may use a batch, apart from `check`. The caches of the last `num_kept`
-    finished answers stay: a prompt that continues one of them (the next turn of a conversation) is
-    read from the end of that cache. If `shares_beginnings` and the backend can, a prompt takes the
-    tokens that it has in common with the beginning of a running one from that one's cache. If
-    `fills_first`, all prompts that have a sequence are read before the next step: more tokens a
-    second, but running answers wait.
+    finished answers stay for prompts that continue them. If `shares_beginnings` and the backend
+    can, a prompt copies the tokens that it shares with the beginning of a running one. If
+    `fills_first`, all prompts with a sequence are read before the next step: more tokens a second,
+    but running answers wait.
     """
 
     def __init__(self, backend: Backend, *, shares_beginnings: bool = False, fills_first: bool = False) -> None:
@@ -94,15 +94,16 @@ class Batch(Generic[A]):
             self._release(sequence)
 
     def advance(self) -> list[A]:
-        """Read a chunk of one prompt (of all, if `fills_first`); give each answer whose prompt was
-        read its next token.
+        """Read a chunk of one prompt (of all, if `fills_first`); give each read answer a token.
 
         Returns the answers that changed. An answer that fails carries its error and does not
         disturb the others; an error of a whole step is raised.
         """
         self._admit()
         ready = [sequence for sequence, answer in self._running.items() if answer.tokens]
-        changed = [self._running[sequence] for sequence in ready] + self._read_prompts()
+        changed = [self._running[sequence] for sequence in ready] + self._read_prompt()
+        while self._fills_first and self._unread() is not None:
+            changed += self._read_prompt()
         if ready:
             logits = self._backend.step(ready, [self._running[sequence].tokens[-1] for sequence in ready])
             for sequence, row in zip(ready, logits, strict=True):
@@ -132,12 +133,6 @@ class Batch(Generic[A]):
         self._backend.drop(sequence)
         return sequence
 
-    def _read_prompts(self) -> list[A]:
-        changed = self._read_prompt()
-        while self._fills_first and self._unread() is not None:
-            changed += self._read_prompt()
-        return changed
-
     def _unread(self) -> int | None:
         """Return the sequence of the oldest unread prompt."""
         return next((number for number, each in self._running.items() if each.num_prefilled < len(each.prompt)), None)
@@ -150,7 +145,9 @@ class Batch(Generic[A]):
         answer = self._running[sequence]
         try:
             self._copy_beginning(sequence, answer)
-            chunk = _next_chunk(answer.prompt[answer.num_prefilled :])
+            unread = answer.prompt[answer.num_prefilled :]
+            leaves_few = 0 < len(unread) - PREFILL_CHUNK < STEADY
+            chunk = unread[: PREFILL_CHUNK - STEADY if leaves_few else PREFILL_CHUNK]
             logits = self._backend.prefill(sequence, chunk)
         except Exception as error:
             if not isinstance(error, InputError):
@@ -169,11 +166,11 @@ class Batch(Generic[A]):
         """Copy the tokens that an unread prompt shares with a running one, if that pays."""
         if self._copying is None or answer.num_prefilled:
             return
-        beginning = answer.prompt[:-STEADY]
-        common = {
-            number: _num_common(other.prompt[: other.num_prefilled], beginning) // STEADY * STEADY
-            for number, other in self._running.items()
-        }
+        common = {}
+        for number, other in self._running.items():
+            pairs = zip(other.prompt[: other.num_prefilled], answer.prompt[:-STEADY], strict=False)
+            num_equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            common[number] = num_equal // STEADY * STEADY
         source = max(common, key=common.__getitem__)
         if common[source] >= LEAST_SHARED:
             self._copying.copy(source, sequence, common[source])

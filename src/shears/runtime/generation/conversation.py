@@ -10,8 +10,7 @@ Turn = dict[str, str]
 
 
 class Conversation:
-    """Turns of user and model after a system message (`system`; None leaves it to the chat
-    template).
+    """Turns of user and model after a system message; None leaves it to the chat template.
 
     Each answer has its own random numbers, from the seed and the answer's index.
     """
@@ -32,8 +31,8 @@ class Conversation:
     def say(self, text: str) -> tuple[Answer, Generator[str, None, None]]:
         """Return the answer to a text, and a generator of its pieces.
 
-        When the generator is closed or exhausted, the text generated so far becomes a turn.
-        InputError for a text that is too long; the conversation then stays as it was.
+        When the generator ends, the text generated so far becomes a turn. InputError for a text
+        that is too long; the conversation then stays as it was.
         """
         turns, tokens = self._fitting([*self.turns, {"role": "user", "content": text}])
         seed = self._options.seed + self._num_answers

@@ -37,16 +37,14 @@ class Engine:
         self.text_settings = TextSettings(self._decode, end_tokens, backend.max_length)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        """Return the continuation of a prompt (text, or tokens); keywords are those of
-        SamplingConfig.
+        """Return the continuation of a prompt (text, or tokens); keywords are SamplingConfig's.
 
-        InputError for an empty prompt, a prompt that is too long for the model, or an option out of
-        range.
+        InputError for an empty or too long prompt, or an option out of range.
         """
         return self.generate_all([prompt], **options)[0]
 
     def generate_all(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
-        """Return the continuations of several prompts, in their order; they are generated together.
+        """Return the continuations of several prompts, in their order, generated together.
 
         Each is the text that `generate` gives for its prompt, apart from the backend's rounding.
         """
@@ -100,8 +98,7 @@ class Engine:
         return ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Return the tokens of a conversation for the model to answer, through the tokenizer's chat
-        template.
+        """Return the tokens of a conversation for the model to answer, by its chat template.
 
         InputError if there is no template, or if the messages do not suit it.
         """

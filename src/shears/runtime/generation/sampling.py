@@ -1,9 +1,7 @@
-"""From logits to the next token: repetition penalty, temperature, top-k, top-p, and a draw; numbers
-only.
+"""From logits to the next token: repetition penalty, temperature, top-k, top-p, and a draw.
 
-V tokens of the vocabulary, K candidates. The order of the steps and their meaning are those of
-transformers' logits processors. The vocabulary is never sorted: with 49 k tokens a draw takes well
-under a millisecond.
+V tokens of the vocabulary, K candidates. Steps and their order are those of transformers' logits
+processors. The vocabulary is never sorted: a draw among 49 k tokens takes well under a millisecond.
 """
 
 import math
@@ -67,12 +65,10 @@ def penalised(logits: Logits, seen: Iterable[int], penalty: float) -> Logits:
 
 
 def draw(logits: Logits, sampling: TokenSampling, random: np.random.Generator) -> int:
-    """Return a token drawn from softmax(logits / temperature) among the top_k likeliest, and of
-    these the nucleus.
+    """Return a token drawn from softmax(logits / temperature) of the top_k's nucleus.
 
     The nucleus is the smallest set of likeliest tokens whose probability reaches top_p. If a token
-    outside it is drawn, only the likelier tokens stay and one of them is drawn: this needs no
-    sorting.
+    outside it is drawn, one of the likelier tokens is drawn: this needs no sorting.
     """
     top = logits[likeliest(logits)]
     tokens = np.arange(len(logits))

@@ -21,9 +21,7 @@ CACHES = ("cache", "past_key_values", "state")  # names of the cache, which a fo
 
 
 class TransformersBackend:
-    """A Backend that runs one forward per sequence, over a cache of its own.
-
-    So other sequences change no bit of a sequence's logits.
+    """A Backend that runs one forward per sequence, so that sequences change no bit of others.
 
     `name` is the backend's name in `describe`; the model keeps its device, dtype and modules.
     """

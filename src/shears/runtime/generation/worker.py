@@ -32,8 +32,7 @@ class ClosedError(RuntimeError):
 
 
 class Worker:
-    """Owns an engine. An answer starts at once if the backend has a free sequence, else it waits in
-    a queue.
+    """Owns an engine; answers start at once if a sequence is free, else they wait in a queue.
 
     At most `max_waiting` answers wait beyond those that the backend holds at once.
     """
@@ -52,8 +51,8 @@ class Worker:
     def submit(self, answers: Sequence[Answer], callbacks: Sequence[OnPiece]) -> None:
         """Take on all of these answers or none, from any thread.
 
-        InputError for a prompt that is empty or too long, and for more than `max_open` answers;
-        BusyError if the queue is full, ClosedError after `close`.
+        InputError for an empty or too long prompt, and for more than `max_open` answers; BusyError
+        if the queue is full, ClosedError after `close`.
         """
         self.check_number(len(answers))
         for answer in answers:

@@ -1,8 +1,6 @@
-"""Which models the native decoder covers, and what it must know of them; read from the model's
-config.
+"""Which models the native decoder covers, and what it must know of their configs.
 
-All of them are like Llama: RMSNorm before attention and feed-forward, rotary positions, grouped
-queries, SwiGLU.
+All are like Llama: RMSNorm before both parts, rotary positions, grouped queries, SwiGLU.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,17 +57,15 @@ def _window_by_type(config: Any) -> list[LayerPlan]:
     return [LayerPlan(config.sliding_window if kind == "sliding_attention" else None, True) for kind in types]
 
 
-def _window_and_rope_by_layer(config: Any) -> list[LayerPlan]:
-    plans = zip(_window_by_type(config), config.no_rope_layers, strict=True)
-    return [LayerPlan(plan.window, bool(rotates)) for plan, rotates in plans]
-
-
 ARCHITECTURES: Mapping[str, Callable[[Any], list[LayerPlan]]] = {
     "llama": lambda config: _same_in_all_layers(config, None),  # SmolLM and SmolLM2 too
     "mistral": lambda config: _same_in_all_layers(config, getattr(config, "sliding_window", None)),
     "qwen2": _window_by_type,
     "qwen3": _window_by_type,
-    "smollm3": _window_and_rope_by_layer,
+    "smollm3": lambda config: [
+        LayerPlan(plan.window, bool(rotates))
+        for plan, rotates in zip(_window_by_type(config), config.no_rope_layers, strict=True)
+    ],
 }
 
 

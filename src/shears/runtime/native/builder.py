@@ -28,12 +28,11 @@ NORM = "model.norm.weight"
 
 
 class Arena:
-    """Memory for copies of weights; it lives as long as this object. Address 0 means that there is
-    no weight.
+    """Memory for copies of weights, as long as this object lives; address 0: no weight.
 
     Sparse weights are stored with their zeros where that is faster on `threads` threads. Values
-    follow values and masks follow masks in the order of the calls: a kernel that prefetches beyond
-    the end of a weight prefetches the next weight.
+    follow values and masks follow masks in the order of the calls, so a kernel that prefetches
+    beyond the end of a weight prefetches the next one.
     """
 
     def __init__(self, threads: int) -> None:
@@ -81,9 +80,9 @@ Call = tuple[str, tuple[object, ...]]  # a method of _native.DecoderWeights and 
 class Builder:
     """Takes the parts of a source one by one and copies them into the arena.
 
-    `embeddings` are not copied: the decoder reads them where they are, so the caller keeps them.
-    `values` is the number format of most linears. InputError for a config that does not fit the
-    tensors, NotCoveredError, before anything is taken, for a tensor that is missing or left over.
+    `embeddings` are not copied: the caller keeps them. `values` is the number format of most
+    linears. InputError for a config that does not fit the tensors, NotCoveredError, before anything
+    is taken, for a tensor that is missing or left over.
     """
 
     def __init__(self, source: ModelSource, plan: DecoderPlan, arena: Arena) -> None:
@@ -110,11 +109,9 @@ class Builder:
         return weights, self._head_values
 
     def adapted(self, updates: Mapping[str, LoraUpdate], arena: Arena) -> _native.DecoderWeights:
-        """Return everything the decoder reads with other updates, which are copied into an arena of
-        their own.
+        """Return all that the decoder reads, with other updates in an arena of their own.
 
-        The copies of the model's weights are shared. NotCoveredError for an update of another
-        linear.
+        The weights' copies are shared. NotCoveredError for an update of another linear.
         """
         self._check_updates(updates)
         weights = _native.DecoderWeights()

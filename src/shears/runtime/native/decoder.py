@@ -24,12 +24,11 @@ STEADY = 4  # rows: kSteady in csrc/decoder.cpp, and kRaisedRows in csrc/ops.h
 class NativeBackend:
     """A Backend whose model runs in C++ on `threads` threads, the calling one included.
 
-    Activations are float32; weights, embeddings and updates keep the source's number formats.
-    `max_length` is by default the model's longest sequence, `head` (the number format of the output
-    matrix) that of the source; keys and values are fp32 if the head is, else bf16.
-    `for_evaluation`, a step computes a multiple of STEADY rows, so that no bit of a sequence
-    depends on the others, and sequences may exceed the model's context, as in transformers.
-    InputError for a model that the decoder does not cover.
+    Activations are float32; weights, embeddings and updates keep the source's formats. By default,
+    `max_length` is the model's longest sequence and `head`, the output matrix's number format, the
+    source's; keys and values are fp32 if the head is, else bf16. `for_evaluation`, a step computes
+    a multiple of STEADY rows, so that no bit of a sequence depends on the others, and sequences may
+    exceed the model's context. InputError for a model that the decoder does not cover.
     """
 
     def __init__(
@@ -74,11 +73,9 @@ class NativeBackend:
             raise InputError(f"the model's config.json must fit its tensors: {error}; restore that file") from None
 
     def adapt(self, updates: Mapping[str, LoraUpdate]) -> None:
-        """Replace the adapter by updates of the linears, named as in the source; all sequences
-        become empty.
+        """Replace the adapter by updates, named as in the source; all sequences become empty.
 
-        Nothing else is copied, so this takes milliseconds. NotCoveredError for an update of an
-        unknown linear.
+        It takes milliseconds. NotCoveredError for an update of an unknown linear.
         """
         arena = Arena(self._threads)
         self._decoder = self._made(self._builder.adapted(updates, arena))

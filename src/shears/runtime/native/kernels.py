@@ -1,8 +1,6 @@
-"""Weights for the C++ kernels: checked, copied into buffers, and kept alive; `drop_in.linears`
-multiplies by them.
+"""Weights for the C++ kernels (docs/kernels.md): checked, copied into buffers, kept alive.
 
-Importing this module needs the extension (`shears.runtime.kernels_available`). Docs:
-docs/kernels.md.
+Importing this module needs the extension (`shears.runtime.kernels_available`).
 
 Shapes: O rows (outputs), I columns (inputs), M tokens, r rank.
 """
@@ -40,8 +38,7 @@ GROUP_BYTES = 4  # of a row in a panel: one fp32, two bf16, four int8
 class KernelMatrix:
     """A weight copied into `buffer`, which it keeps alive.
 
-    `num_bytes` is what a product reads. `packed` is the packed weight over the same memory; None
-    for a dense weight.
+    A product reads `num_bytes`. `packed` is the packed weight in that memory; None if dense.
     """
 
     def __init__(
@@ -71,11 +68,9 @@ class KernelUpdate:
 def sparse_matrix(
     packed: PackedMatrix, buffer: _native.HugeBuffer | None = None, threads: int | None = None
 ) -> KernelMatrix:
-    """Copy a packed weight, already checked by `shears.checkpoints.packed`, into a buffer of the
-    kernels.
+    """Copy a packed weight, already checked, into a buffer of the kernels.
 
-    With `threads`, its zeros are stored where that makes products on so many threads faster
-    (`is_dense_faster`).
+    With `threads`, zeros are stored where that is faster on them (`is_dense_faster`).
     """
     buffer = HugeBuffer() if buffer is None else buffer
     if threads and is_dense_faster(packed.values_dtype, threads):
@@ -90,8 +85,7 @@ def sparse_matrix(
 def copied_matrix(
     packed: PackedMatrix, values: _native.HugeBuffer, masks: _native.HugeBuffer, rest: _native.HugeBuffer
 ) -> tuple[_native.Matrix, dict[str, int]]:
-    """Copy a packed weight's masks, values and other parts into buffers; return it, and the copies'
-    addresses.
+    """Copy a packed weight's parts into buffers; return it, and the copies' addresses.
 
     Address 0 means that there is no such part.
     """

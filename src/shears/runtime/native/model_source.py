@@ -1,5 +1,4 @@
-"""The parts of a model that the native decoder is built from, taken from a package or from a model
-in memory.
+"""The parts that the native decoder is built from, of a package or of a model in memory.
 
 Shapes: O rows (outputs), I columns (inputs).
 """
@@ -57,8 +56,8 @@ class ModelSource:
 def source_of_package(package: Package) -> ModelSource:
     """Return the source of a package, its tensors mapped.
 
-    InputError for a folder without the package's configuration, NotCoveredError for an adapter that
-    is more than scaling B A.
+    InputError without the package's configuration, NotCoveredError for an adapter that is more than
+    scaling B A.
     """
     config = known_config(package.folder)
     updates = _package_updates(package)
@@ -100,8 +99,7 @@ def _package_updates(package: Package) -> dict[str, LoraUpdate]:
 
 
 def scaling_of(settings: Mapping[str, Any], linear: str) -> float:
-    """Return alpha / rank of a linear, as PEFT reads its patterns; alpha / sqrt(rank) for
-    rank-stabilised LoRA.
+    """Return PEFT's alpha / rank of a linear; alpha / sqrt(rank) if rank-stabilised.
 
     InputError if the settings hold no such numbers.
     """
@@ -129,12 +127,11 @@ def source_of_model(
 ) -> ModelSource:
     """Return the source of a transformers model in memory, or of PEFT's LoRA around one.
 
-    `values` is the number format of the linears of the blocks, by default the model's own (fp32 for
-    fp16, whose numbers bf16 does not hold); `sparse` packs those that packing makes smaller. A
-    linear is packed when it is read; if `consume`, `release` takes its weight from the model, so
-    that none is held twice. The product of a masked adapter (`make_sparse`) is added to the weight.
-    NotCoveredError for weights that are no floats, and for an adapter that is more than scaling B
-    A.
+    `values` is the number format of the blocks' linears, by default the model's (fp32 for fp16,
+    whose numbers bf16 does not hold); `sparse` packs those that packing makes smaller. A linear is
+    packed when it is read; if `consume`, `release` then takes its weight from the model. A masked
+    adapter (`make_sparse`) is added to the weight. NotCoveredError for weights that are no floats,
+    and for an adapter that is more than scaling B A.
     """
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
@@ -165,8 +162,7 @@ def source_of_model(
 
 
 def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
-    """Return the adapter of a model by linear, its factors not copied; masked products are parts of
-    the weights.
+    """Return a model's adapter by linear, not copied; masked products are parts of the weights.
 
     NotCoveredError for an adapter that is more than scaling B A.
     """

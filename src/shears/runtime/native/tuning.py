@@ -1,11 +1,9 @@
-"""The walks that the kernels take on this machine, measured once for each kind of values and kept
-in the user's cache.
+"""The walks of the kernels on this machine, measured once a kind of values and cached.
 
 How a weight is best read depends on the processor (docs/kernels.md). The candidates give the same
-bits, except those of another instruction set, which is chosen only where it is clearly faster.
+bits, except those of another instruction set, taken only where they are clearly faster.
 
-`SHEARS_TUNING` in the environment: `off` takes the default walks, `again` measures and overwrites
-the cache.
+`SHEARS_TUNING=off` takes the default walks, `again` measures and overwrites the cache.
 """
 
 import hashlib
@@ -56,11 +54,9 @@ def tune(values: NumberFormat, sparse: bool) -> None:
 
 @cache
 def is_dense_faster(values: NumberFormat, threads: int) -> bool:
-    """Return whether a sparse weight is multiplied faster by one token if its zeros are stored, on
-    so many threads.
+    """Return whether so many threads multiply a sparse weight faster with its zeros stored.
 
-    Measured where no instruction expands the kept values; there a few threads may be slower than
-    memory. Kept in the cache, too.
+    Measured where no instruction expands the kept values; then cached.
     """
     tune(values, True)
     mode = os.environ.get("SHEARS_TUNING", "")
