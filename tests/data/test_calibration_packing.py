@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shears.data.calibration import _packed, text_tokens
-from shears.data.examples import encode
+from shears.data.tokens import encode
 from shears.errors import InputError
 from tests.data.test_calibration import TOKENIZER, calibrate, sequences_of
 

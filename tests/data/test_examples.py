@@ -13,11 +13,11 @@ from shears.data.examples import (
     Segment,
     choices_of,
     load_examples,
-    prompt_ids,
     to_example,
     tokenize,
     tokenize_all,
 )
+from shears.data.tokens import prompt_ids
 from shears.errors import InputError
 from tests.tiny import END, starting_tokenizer, tiny_tokenizer
 
@@ -78,7 +78,9 @@ def test_the_start_of_sequence_comes_once_where_the_tokenizer_puts_one() -> None
     assert tokens.input_ids.count(tokenizer.bos_token_id) == 1
     assert tokens.labels[0] == -100
     assert prompt_ids(["ab"], tokenizer)[0] == tokens.input_ids[:3]
-    assert prompt_ids(["<s>ab"], tokenizer)[0] == tokens.input_ids[:3]
+    [typed] = prompt_ids(["<s>ab"], tokenizer)
+    assert typed.count(tokenizer.bos_token_id) == 1  # what a person types is text
+    assert tokenizer.decode(typed[1:]) == "<s>ab"
 
 
 def test_every_assistant_turn_of_a_chat_is_trained_up_to_its_end_mark() -> None:

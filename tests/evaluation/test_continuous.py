@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import nn
 
 from shears.config import EvaluateConfig
-from shears.data.examples import prompt_ids
+from shears.data.tokens import prompt_ids
 from shears.errors import InputError
 from shears.evaluation.continuous import ContinuousDecoder, wanted_for
 from shears.evaluation.generate import Decoder

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shears.data.examples import prompt_ids
+from shears.data.tokens import prompt_ids
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder, EndOfLine, line_breaks
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.data.chat import render_turns, turns_of
 from shears.data.example import OWN_NAMES, Row, messages_of, renamed
-from shears.data.examples import encode, prompt_ids, to_example, tokenize
+from shears.data.examples import to_example, tokenize
 from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.data.rows import is_saved, read_rows, saved_rows
+from shears.data.tokens import encode, encode_rendered, prompt_ids
 from shears.errors import InputError
 from shears.records.paths import expanded
 
@@ -226,7 +227,7 @@ def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[i
         raise InputError("messages need a tokenizer with a chat template, got one without; use the column text")
     text = render_turns(turns_of(messages), tokenizer)
     ended = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
-    return encode([text], tokenizer)[0] + ([] if ended else _end(tokenizer))
+    return encode_rendered([text], tokenizer)[0] + ([] if ended else _end(tokenizer))
 
 
 def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibration:

@@ -1,15 +1,19 @@
 """Chats as text segments, rendered by the tokenizer's own chat template; every assistant turn is trained."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.example import Segment
-from shears.errors import InputError
+from shears.data.example import LITERAL_END, Segment, without_marks
+from shears.data.tokens import literal
+from shears.errors import InputError, first_line
 
 Turns = Sequence[Mapping[str, Any]]
+# a template is a program: it raises any of Python's errors
+TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def turns_of(messages: object) -> list[dict[str, Any]]:
@@ -47,7 +51,7 @@ def chat_segments(messages: object, tokenizer: PreTrainedTokenizerBase) -> tuple
     if not any(turn["role"] == "assistant" for turn in turns):
         raise InputError("messages must have a turn of the assistant to learn from, got none")
     segments = [segment for segment in _segments(turns, tokenizer) if segment.text]
-    _check_parts(cast("Turns", messages), turns, "".join(segment.text for segment in segments))
+    _check_parts(cast("Turns", messages), turns, without_marks("".join(segment.text for segment in segments)))
     if not any(segment.trained for segment in segments):
         segments.append(Segment("", True))
     return tuple(segments)
@@ -61,7 +65,7 @@ def _segments(turns: Turns, tokenizer: PreTrainedTokenizerBase) -> Iterator[Segm
             after = render_turns(turns[: index + 1], tokenizer)
             yield Segment(_rest(before, done), False)
             answer, tail = _split_after(_rest(after, before), tokenizer.eos_token or "")
-            _check_calls(turn, answer)
+            _check_calls(turn, without_marks(answer))
             yield Segment(answer, bool(str(turn.get("content") or "").strip() or turn.get("tool_calls")))
             yield Segment(tail, False)
             done = after
@@ -89,12 +93,17 @@ def _check_calls(turn: Mapping[str, Any], rendered: str) -> None:
 
 
 def render_turns(turns: Turns, tokenizer: PreTrainedTokenizerBase, *, answering: bool = False) -> str:
-    """Return a conversation as the chat template renders it; `answering` also opens an assistant turn."""
+    """Return a conversation as the chat template renders it; `answering` also opens an assistant turn.
+
+    Names of control tokens in the turns are marked, for `encode_rendered`. InputError if the turns do not suit the
+    template.
+    """
     try:
-        copies = [dict(turn) for turn in turns]
+        marked = literal(turns, tokenizer)
+        copies = [{**copy, "role": turn["role"]} for turn, copy in zip(turns, marked, strict=True)]
         text = tokenizer.apply_chat_template(copies, tokenize=False, add_generation_prompt=answering)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise InputError(f"messages must suit the tokenizer's chat template, got: {error}") from None
+    except TEMPLATE_ERRORS as error:
+        raise InputError(f"messages must suit the tokenizer's chat template, got: {first_line(error)}") from None
     return str(text)
 
 
@@ -108,6 +117,7 @@ def _rest(whole: str, start: str) -> str:
 
 
 def _split_after(text: str, mark: str) -> tuple[str, str]:
-    """Split a text behind its last end mark; without a mark, all of it is the answer."""
-    end = text.rindex(mark) + len(mark) if mark and mark in text else len(text)
+    """Split a text behind its last end mark that the template wrote; without one, all of it is the answer."""
+    ends = [match.end() for match in re.finditer(f"{re.escape(mark)}(?!{LITERAL_END})", text)] if mark else []
+    end = ends[-1] if ends else len(text)
     return text[:end], text[end:]

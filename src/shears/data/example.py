@@ -13,6 +13,8 @@ from typing import Any
 from shears.config.fields import FORMS
 from shears.errors import InputError
 
+LITERAL_START = "\ufdd0"  # noncharacters of Unicode, which no text holds that is interchanged
+LITERAL_END = "\ufdd1"  # both stand around what a chat's turn says that is no control token (data/tokens.py)
 IGNORED = -100  # label of a token that does not count
 Row = dict[str, Any]
 OWN_NAMES: Mapping[str, str] = MappingProxyType({})  # of a source whose columns have the names of a form
@@ -29,7 +31,7 @@ ROLES = MappingProxyType(
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of text, and whether its tokens carry the loss."""
+    """A piece of text, and whether its tokens carry the loss; names of control tokens in a turn are marked."""
 
     text: str
     trained: bool
@@ -64,12 +66,17 @@ def segments_before(example: Example) -> tuple[Segment, ...]:
 
 def prompt_of(example: Example) -> str:
     """Return all text before the last trained segment."""
-    return "".join(segment.text for segment in segments_before(example))
+    return without_marks("".join(segment.text for segment in segments_before(example)))
 
 
 def completion_of(example: Example) -> str:
     """Return the text of the last trained segment."""
-    return next(segment.text for segment in reversed(example.segments) if segment.trained)
+    return without_marks(next(segment.text for segment in reversed(example.segments) if segment.trained))
+
+
+def without_marks(text: str) -> str:
+    """Return a text as people read it, without the marks of `data.tokens.literal`."""
+    return text.replace(LITERAL_START, "").replace(LITERAL_END, "")
 
 
 def renamed(rows: Sequence[Row], columns: Mapping[str, str], source: str) -> list[Row]:

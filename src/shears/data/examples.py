@@ -26,6 +26,7 @@ from shears.data.example import (
 )
 from shears.data.prompts import question_of, render_completion, render_prompt
 from shears.data.rows import read_rows
+from shears.data.tokens import encode, encode_rendered, with_start
 from shears.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -183,42 +184,27 @@ def tokenize(example: Example, tokenizer: PreTrainedTokenizerBase) -> Tokenized:
     return _tokenize_batch([example], tokenizer, "completion")[0]
 
 
-def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the tokens that `tokenize` gives prompts in front of a completion."""
-    return [_with_start(ids, tokenizer) for ids in encode(prompts, tokenizer)]
-
-
 def prompts_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return the tokens of the examples' prompts: those that `tokenize` gives before the last trained segment."""
-    before = [segments_before(example) for example in examples]
-    pieces = iter(encode([segment.text for segments in before for segment in segments], tokenizer))
-    rows = [[token for _ in segments for token in next(pieces)] for segments in before]
-    return [
-        row if example.is_chat else _with_start(row, tokenizer) for example, row in zip(examples, rows, strict=True)
-    ]
-
-
-def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return each text's tokens without special tokens."""
-    if not texts:
-        return []
-    # verbose=False: no warning of long texts, which are cut into windows later
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
-
-
-def _with_start(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Prepend the start of sequence if the tokenizer itself would and the text has none yet."""
-    start = tokenizer.bos_token_id
-    adds_start = start is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [start]
-    return [start, *ids] if adds_start and ids[:1] != [start] else ids
+    pieces = _pieces([(segments_before(example), example.is_chat) for example in examples], tokenizer)
+    rows = [[token for piece in each for token in piece] for each in pieces]
+    return [row if example.is_chat else with_start(row, tokenizer) for example, row in zip(examples, rows, strict=True)]
 
 
 def _tokenize_batch(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
 ) -> list[Tokenized]:
-    pieces = iter(encode([segment.text for example in examples for segment in example.segments], tokenizer))
-    return [_joined(example, [next(pieces) for _ in example.segments], tokenizer, train_on) for example in examples]
+    pieces = _pieces([(example.segments, example.is_chat) for example in examples], tokenizer)
+    return [_joined(example, each, tokenizer, train_on) for example, each in zip(examples, pieces, strict=True)]
+
+
+def _pieces(
+    rows: Sequence[tuple[tuple[Segment, ...], bool]], tokenizer: PreTrainedTokenizerBase
+) -> list[list[list[int]]]:
+    """Return the tokens of each segment of rows of (segments, whether a chat template rendered them)."""
+    rendered = iter(encode_rendered([part.text for parts, is_chat in rows if is_chat for part in parts], tokenizer))
+    written = iter(encode([part.text for parts, is_chat in rows if not is_chat for part in parts], tokenizer))
+    return [[next(rendered if is_chat else written) for _ in parts] for parts, is_chat in rows]
 
 
 def _joined(
@@ -229,7 +215,7 @@ def _joined(
     end = tokenizer.eos_token_id
     if end is not None and pieces[last][-1:] != [end]:
         pieces[last] = [*pieces[last], end]
-    first = pieces[0] if example.is_chat else _with_start(pieces[0], tokenizer)
+    first = pieces[0] if example.is_chat else with_start(pieces[0], tokenizer)
     labels = [IGNORED] * (len(first) - len(pieces[0]))
     for flag, piece in zip(trained, pieces, strict=True):
         labels += piece if flag else [IGNORED] * len(piece)

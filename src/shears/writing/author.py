@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config import WriteConfig
 from shears.data.chat import render_turns
-from shears.data.examples import encode, prompt_ids
+from shears.data.tokens import encode, encode_rendered, prompt_ids
 from shears.errors import InputError
 from shears.runtime.generation.sampling import Sampler, TokenSampling
 
@@ -96,7 +96,8 @@ class Author:
         """Return text number `number`, empty so far: a plain text, or the user's turn of a chat."""
         share = self.settings.chats
         if self.turns is not None and int((number + 1) * share) > int(number * share):
-            return self._text(number, "user", encode([self.turns.opening], self.tokenizer)[0], is_chat=True)
+            [opening] = encode_rendered([self.turns.opening], self.tokenizer)
+            return self._text(number, "user", opening, is_chat=True)
         [start] = prompt_ids([""], self.tokenizer)
         word = random.Random(f"self text {self.settings.seed} {number} word").choice(self._words)
         return self._text(number, "text", [*start, word])
@@ -105,7 +106,7 @@ class Author:
         """Return the empty answer to a user's turn; None if that turn is empty or too long."""
         words = self._words_of(user)
         rendered = render_turns([{"role": "user", "content": words}], self.tokenizer, answering=True)
-        [prompt] = encode([rendered], self.tokenizer)
+        [prompt] = encode_rendered([rendered], self.tokenizer)
         if not words or len(prompt) >= self.longest:
             return None
         return self._text(user.number, "answer", prompt, user=words, is_chat=True)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from shears.data.examples import prompt_ids, to_example
+from shears.data.examples import to_example
+from shears.data.tokens import prompt_ids
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder
 from shears.evaluation.scoring.score import choose, plainly

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.examples import Example, Tokenized, encode, prompts_of
+from shears.data.examples import Example, Tokenized, prompts_of
+from shears.data.tokens import encode
 from shears.errors import InputError
 from shears.models.devices import device_of
 from shears.models.properties import forward_parameters, num_positions, own_model

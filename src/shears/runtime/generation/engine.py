@@ -7,23 +7,20 @@
 One thread at a time may use an engine; shears.runtime.generation.worker lets several share one.
 """
 
-import re
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from shears.config import SamplingConfig
 from shears.config.resolve import build
-from shears.errors import InputError, first_line
+from shears.data.chat import render_turns
+from shears.data.tokens import encode_rendered, prompt_ids
+from shears.errors import InputError
 from shears.runtime.generation.answer import Answer, Generation, TextSettings
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
 
-# a template is a program: it raises any of Python's errors
-TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-SURROGATE = re.compile("[\ud800-\udfff]")
 Prompt = str | Sequence[int]
 
 
@@ -86,16 +83,7 @@ class Engine:
         """Return a text's tokens, with the tokenizer's start token; tokens stay as they are."""
         if not isinstance(prompt, str):
             return list(prompt)
-        start = self.tokenizer.bos_token_id
-        ids = self._ids(prompt)
-        adds_start = start is not None and self.tokenizer("a", verbose=False)["input_ids"][:1] == [start]
-        return [start, *ids] if adds_start and ids and ids[0] != start else ids
-
-    def _ids(self, text: str) -> list[int]:
-        if SURROGATE.search(text):
-            raise InputError("a text must be Unicode, got half of a surrogate pair; check how it was encoded")
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        return prompt_ids([prompt], self.tokenizer)[0] if prompt else []
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the tokens of a conversation for the model to answer, by its chat template.
@@ -104,12 +92,7 @@ class Engine:
         """
         if self.tokenizer.chat_template is None:
             raise InputError("a chat needs a tokenizer with a chat template, and this model has none; use generate")
-        try:
-            turns = [dict(message) for message in messages]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TEMPLATE_ERRORS as error:
-            raise InputError(f"messages must suit the tokenizer's chat template, got: {first_line(error)}") from None
-        return self._ids(str(text))
+        return encode_rendered([render_turns(messages, self.tokenizer, answering=True)], self.tokenizer)[0]
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,0 +1,87 @@
+"""Text as tokens: only a chat template writes control tokens; what people wrote is encoded as text.
+
+A turn that contains a control token's name, such as <|im_start|>, would otherwise begin a turn of
+its own. `literal` marks such names before the template is rendered, and `encode_rendered` encodes
+what is marked as text. A text without such a name has the tokens that the tokenizer gives it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from shears.data.example import LITERAL_END, LITERAL_START, without_marks
+from shears.errors import InputError
+
+MARKED = re.compile(f"{LITERAL_START}(.*?){LITERAL_END}", re.DOTALL)
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the tokens of texts that people wrote: no special token is added, and none is recognised.
+
+    InputError for half of a surrogate pair.
+    """
+    return _encode(texts, tokenizer, as_text=True)
+
+
+def encode_rendered(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the tokens of texts that a chat template rendered: its control tokens count, marked ones do not."""
+    if not any(LITERAL_START in text for text in texts):
+        return _encode(texts, tokenizer, as_text=False)
+    return [_encode_marked(text, tokenizer) for text in texts]
+
+
+def literal(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return a text, or all texts in lists and mappings, with the names of control tokens marked."""
+    names = control_names(tokenizer)
+    pattern = re.compile("|".join(map(re.escape, names))) if names else None
+
+    def marked(part: Any) -> Any:
+        if isinstance(part, str):
+            text = without_marks(part)
+            return pattern.sub(rf"{LITERAL_START}\g<0>{LITERAL_END}", text) if pattern else text
+        if isinstance(part, Mapping):
+            return {key: marked(inner) for key, inner in part.items()}
+        return [marked(inner) for inner in part] if isinstance(part, list | tuple) else part
+
+    return marked(value)
+
+
+def control_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the texts that the tokenizer reads as control tokens, longest first."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return sorted({*added, *tokenizer.all_special_tokens} - {""}, key=lambda name: (-len(name), name))
+
+
+def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the tokens of prompts that people wrote, behind the start of sequence where the tokenizer adds one."""
+    return [with_start(ids, tokenizer) for ids in encode(prompts, tokenizer)]
+
+
+def with_start(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Prepend the start of sequence if the tokenizer itself would and the text has none yet."""
+    start = tokenizer.bos_token_id
+    adds_start = start is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [start]
+    return [start, *ids] if adds_start and ids[:1] != [start] else ids
+
+
+def _encode_marked(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    parts = MARKED.split(text)  # what is marked stands at the odd places
+    written = iter(_encode(parts[1::2], tokenizer, as_text=True))
+    rendered = iter(_encode(parts[::2], tokenizer, as_text=False))
+    pieces = (next(written) if number % 2 else next(rendered) for number in range(len(parts)))
+    return [token for piece in pieces for token in piece]
+
+
+def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, as_text: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    if any(map(SURROGATE.search, texts)):
+        raise InputError("a text must be Unicode, got half of a surrogate pair; check how it was encoded")
+    # verbose=False: no warning of long texts, which are cut into windows later
+    ids: list[list[int]] = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=as_text, verbose=False
+    )["input_ids"]
+    return ids
