@@ -3,7 +3,7 @@
     python -m benchmarks.real_models plan --data FOLDER --work DIR --models 0.5b=FOLDER --tasks gsm8k,mawps,svamp,aqua
     python -m benchmarks.real_models run  ... --results FILE.jsonl [OTHER.jsonl ...]
     python -m benchmarks.real_models table --results FILE.jsonl ...
-    python -m benchmarks.real_models pictures --results FILE.jsonl ... [--speeds SPEEDS.jsonl] [--output docs/assets]
+    python -m benchmarks.real_models pictures --results FILE.jsonl ... [--output docs/assets]
 
 FOLDER of --data holds gsm8k/, mawps/, SVAMP/ and AQuA/ in LLM-Adapters' form (and gsm8k/train.jsonl). A cell (model,
 task, sparsity, base, arm, ranks, seed) is a line of the results: what the results hold is skipped, and what was killed
@@ -20,7 +20,6 @@ training rows here: 0-shot, and models trained on others.
 """
 
 import argparse
-import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pictures import write_pictures
 from benchmarks.real_models_cells import (
     ARMS,
     DENSE,
@@ -41,10 +41,9 @@ from benchmarks.real_models_cells import (
     wanted_tests,
 )
 from benchmarks.real_models_data import parse_task
-from benchmarks.real_models_pictures import write_pictures
 from benchmarks.real_models_run import Setting, checked_base, run_cell, taught_keywords
 from benchmarks.real_models_table import print_tables
-from benchmarks.report import log_to_stderr, parser_of
+from benchmarks.report import add_row, log_to_stderr, numbers, parser_of, rows_of, seeds, words
 from shears.errors import InputError
 
 Row = dict[str, Any]
@@ -68,7 +67,7 @@ def run_cells(wanted: Wanted, setting: Setting, results: Sequence[Path], runner:
     may be made by then.
     """
     failed: list[Cell] = []
-    while cell := next((each for each in pending(wanted, lines_of(results)) if each not in failed), None):
+    while cell := next((each for each in pending(wanted, rows_of(*results)) if each not in failed), None):
         print(f"{title(cell)} ...", flush=True)
         try:
             row = runner(cell, setting)
@@ -76,7 +75,7 @@ def run_cells(wanted: Wanted, setting: Setting, results: Sequence[Path], runner:
             print(f"  failed: {type(error).__name__}: {error}", flush=True)
             failed.append(cell)
             continue
-        append(results[0], row)
+        add_row(results[0], row)
         print(f"  {_figure(row)}, {sum(row['seconds'].values()):.0f} s", flush=True)
     return failed
 
@@ -88,26 +87,6 @@ def in_own_process(cell: Cell, setting: Setting) -> Row:
         return pool.submit(run_cell, cell, setting).result()
 
 
-def lines_of(results: Sequence[Path]) -> list[Row]:
-    """Return the lines of all files that exist; a last line that a kill cut off is left out."""
-    rows = []
-    for path in results:
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
-            if line.endswith("\n"):
-                rows.append(json.loads(line))
-    return rows
-
-
-def append(path: Path, row: Row) -> None:
-    """Append a line in one write; what a killed process left of a line is cut off first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-        file.write(json.dumps(row).encode() + b"\n")
-
-
 def _figure(row: Row) -> str:
     if row["kind"] == "tune":
         return f"validation loss {row['loss']:.4f}"
@@ -117,7 +96,7 @@ def _figure(row: Row) -> str:
 
 def _plan(arguments: argparse.Namespace) -> None:
     """Print the cells that can run now, the tests that wait for a choice, and the choices made."""
-    wanted, rows = _wanted(arguments), lines_of(arguments.results)
+    wanted, rows = _wanted(arguments), rows_of(*arguments.results)
     _setting(arguments, wanted)
     ready = list(pending(wanted, rows))
     for cell in ready:
@@ -147,8 +126,7 @@ def _table(arguments: argparse.Namespace) -> None:
 
 
 def _pictures(arguments: argparse.Namespace) -> None:
-    speeds = lines_of([arguments.speeds]) if arguments.speeds else []
-    for path in write_pictures(_lines(arguments), speeds, arguments.output):
+    for path in write_pictures(_lines(arguments), arguments.output):
         print(path)
 
 
@@ -158,7 +136,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def _lines(arguments: argparse.Namespace) -> list[Row]:
-    rows = lines_of(arguments.results)
+    rows = rows_of(*arguments.results)
     if not rows:
         raise InputError(f"--results must hold lines of `run`, got none in {', '.join(map(str, arguments.results))}")
     return rows
@@ -209,24 +187,23 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--backend", choices=["auto", "native", "transformers"], default="auto")
     parser.add_argument("--num-samples", type=int, default=64, help="calibration sequences of 512 tokens")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU where there is a GPU")
-    parser.add_argument("--speeds", type=Path, help="lines of name, tokens_per_second, bytes, accuracy, n")
     parser.add_argument("--output", type=Path, default=Path("docs/assets"), help="folder of the pictures")
     return parser.parse_args()
 
 
 def _add_cells(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=_named, default={"smollm2-135m": "smollm2-135m"}, help="NAME=MODEL,...")
-    parser.add_argument("--tasks", type=_words, default=["gsm8k"], help="TEST or TEST:TRAIN, as svamp:mawps+gsm8k")
+    parser.add_argument("--tasks", type=words, default=["gsm8k"], help="TEST or TEST:TRAIN, as svamp:mawps+gsm8k")
     usual = [name for name, arm in ARMS.items() if not (arm.merged or arm.taught)]
     parser.add_argument("--arms", type=_known(list(ARMS)), default=usual, help=", ".join(ARMS))
     parser.add_argument("--readings", type=_known(READINGS), default=list(READINGS), help="ranks of NLS to measure")
-    parser.add_argument("--sparsities", type=_numbers, default=[0.5])
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--sparsities", type=numbers, default=[0.5])
+    parser.add_argument("--seeds", type=seeds, default=[0, 1, 2])
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rates", type=_numbers, default=list(Wanted.rates))
-    parser.add_argument("--alphas", type=_numbers, default=list(Wanted.alphas), help="the first one tunes the rate")
+    parser.add_argument("--rates", type=numbers, default=list(Wanted.rates))
+    parser.add_argument("--alphas", type=numbers, default=list(Wanted.alphas), help="the first one tunes the rate")
     parser.add_argument("--tune-at", type=float, help="sparsity whose choice serves all; default: each its own")
     parser.add_argument("--examples", type=int, default=Wanted.examples, help="training examples; 0: all")
     parser.add_argument("--epochs", type=float, default=Wanted.epochs)
@@ -236,26 +213,18 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evaluations", type=int, default=Wanted.evaluations, help="of the search")
 
 
-def _words(text: str) -> list[str]:
-    return list(filter(None, text.split(",")))
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in _words(text)]
-
-
 def _named(text: str) -> dict[str, str]:
     """Return NAME=VALUE pairs; a value alone is its own name, or the last part of its path."""
-    pairs = [part.rpartition("=") for part in _words(text)]
+    pairs = [part.rpartition("=") for part in words(text)]
     return {name or Path(value).name: value for name, _, value in pairs}
 
 
 def _known(names: Sequence[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
-        words = _words(text)
-        if unknown := [word for word in words if word not in names]:
+        given = words(text)
+        if unknown := [word for word in given if word not in names]:
             raise argparse.ArgumentTypeError(f"must be among {', '.join(names)}, got {', '.join(unknown)}")
-        return words
+        return given
 
     return parse
 

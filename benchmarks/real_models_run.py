@@ -4,7 +4,6 @@ Each stage is timed, and its peak memory is read from the kernel where it can be
 (benchmarks.real_models), so nothing of another cell is in its memory.
 """
 
-import json
 import math
 import shutil
 import time
@@ -18,7 +17,7 @@ import shears
 from benchmarks.memory import CLEAR, RESET_PEAK, memory
 from benchmarks.real_models_cells import ARMS, BEST, DENSE, Arm, Cell
 from benchmarks.real_models_data import test_file, write_training
-from benchmarks.report import environment
+from benchmarks.report import environment, rows_of
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation
 from shears.models.devices import pick_device, resolved_precision
@@ -203,7 +202,7 @@ def _tested(cell: Cell, setting: Setting, stages: Stages) -> dict[str, Any]:
         ranks = str(_search(cell, setting, adapter, stages, setting.validation_limit))
         searched = {"search": _search_summary(Path(ranks))}
     form = "merged-sparse" if ARMS[cell.arm].merged else "peft"
-    folder = adapter.with_name(f"{adapter.name}-{_reading(cell)}-exported")
+    folder = adapter.with_name(f"{adapter.name}-{cell.ranks}{cell.evaluations or ''}-exported")
     if not folder.exists():
         with stages("export"):
             shears.export_adapter(adapter, folder, ranks=ranks, format=form)
@@ -213,10 +212,6 @@ def _tested(cell: Cell, setting: Setting, stages: Stages) -> dict[str, Any]:
     else:
         answered = _answered(cell, base, folder, setting, stages)
     return {**answered, **searched, **_training_speed(adapter)}
-
-
-def _reading(cell: Cell) -> str:
-    return f"{cell.ranks}{cell.evaluations or ''}"
 
 
 def _search(cell: Cell, setting: Setting, adapter: Path, stages: Stages, limit: int) -> Path:
@@ -247,15 +242,10 @@ def _search_summary(result: Path) -> dict[str, Any]:
 
 def _answered(cell: Cell, model: str, adapter: Path | None, setting: Setting, stages: Stages) -> dict[str, Any]:
     """Answer the test set greedily; answers of a killed process are kept in the journal beside the figures."""
-    name = "-".join(
-        [
-            adapter.name if adapter else Path(model).name,
-            cell.test,
-            f"first{cell.limit}" if cell.limit else "all",
-            str(cell.max_new_tokens),
-        ]
-    )
-    output = setting.work / cell.model / "answers" / f"{name}.json"
+    subject = adapter.name if adapter else Path(model).name
+    questions = f"first{cell.limit}" if cell.limit else "all"
+    name = f"{subject}-{cell.test}-{questions}-{cell.max_new_tokens}.json"
+    output = setting.work / cell.model / "answers" / name
     with stages("evaluate"):
         evaluation = shears.evaluate(
             model, output, None if adapter is None else str(adapter), task=cell.test,
@@ -289,12 +279,8 @@ def _sizes(model: str, adapter: Path | None) -> dict[str, int]:
 
 def _training_speed(adapter: Path) -> dict[str, Any]:
     """Return tokens a second of the training, without its first step; nothing for a training of one step."""
-    log, times = ({line["step"]: line for line in _lines(adapter / name)} for name in (TRAINING_LOG, TRAINING_TIMES))
+    log, times = ({line["step"]: line for line in rows_of(adapter / name)} for name in (TRAINING_LOG, TRAINING_TIMES))
     steps = sorted(log.keys() & times.keys())[1:]
     seconds = sum(times[step]["seconds"] for step in steps)
     tokens = sum(log[step]["tokens"] for step in steps)
     return {"train_tokens_per_second": round(tokens / seconds, 1)} if seconds else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -5,14 +5,13 @@ lines. The p values of one call are corrected together (Holm), those of the tabl
 each on their own.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.real_models_cells import ARMS, DENSE
 from benchmarks.real_models_data import TESTS
+from benchmarks.report import Pair, paired_table, percent, points
 from shears.evaluation.statistics import (
-    Z95,
     Bits,
     bootstrap_difference,
     holm,
@@ -22,7 +21,6 @@ from shears.evaluation.statistics import (
 
 Row = Mapping[str, Any]
 SEEN = "-"
-NO_CELL = "-"
 
 
 class Arm(NamedTuple):
@@ -48,13 +46,11 @@ class Table(NamedTuple):
 Runs = Mapping[int, Bits]
 DENSE_LORA = Arm("dense-lora", DENSE, 0.0, "heuristic")
 LLAMA = {
-    0.0: {"gsm8k": 37.5, "aqua": 18.9, "mawps": 79.0, "svamp": 52.1, "mean": 46.9},
-    0.4: {"gsm8k": 36.8, "aqua": 19.7, "mawps": 83.2, "svamp": 47.7, "mean": 46.9},
-    0.5: {"gsm8k": 36.1, "aqua": 22.0, "mawps": 78.6, "svamp": 44.5, "mean": 45.3},
+    0.0: {"gsm8k": 37.5, "aqua": 18.9, "mawps": 79.0, "svamp": 52.1},
+    0.4: {"gsm8k": 36.8, "aqua": 19.7, "mawps": 83.2, "svamp": 47.7},
+    0.5: {"gsm8k": 36.1, "aqua": 22.0, "mawps": 78.6, "svamp": 44.5},
 }
 """LLaMA-7B in the paper (arXiv 2404.10934): dense LoRA at 0, NLS at the heuristic's ranks else; percent."""
-LLAMA_MEANS = {("sparse-lora", "heuristic"): 43.3, ("sparse-nls", "searched"): 45.9, ("sparse-nls", "minimal"): 43.5}
-"""LLaMA-7B at 50 %, mean of the four sets: other arms."""
 MPT = {0.0: 36.1, 0.4: 35.7, 0.5: 33.4, 0.6: 30.4, 0.7: 22.8}
 """MPT-7B on GSM8K with NLS, percent by sparsity."""
 ORDER = tuple(ARMS)
@@ -65,14 +61,14 @@ NAMES = {
 
 
 def print_tables(rows: Sequence[Row]) -> None:
-    """Print the choices, the accuracies of every test set, the claims, and the mean of the test sets."""
+    """Print the choices, the accuracies of every test set, and the claims."""
     tables = {table: arms for table, arms in arms_by_table(rows).items() if arms}
     _print_choices(rows)
     corrected = iter(holm([line.p for arms in tables.values() for line in _against_dense(arms).values()]))
     for table, arms in tables.items():
         _print_accuracies(table, arms, corrected)
-    _print_claims(tables)
-    _print_means(tables)
+    lines = list(paired_table(list(_claims(tables))))
+    print("\n".join(["\n### Claims", *lines] if lines else []))
 
 
 def arms_by_table(rows: Sequence[Row]) -> dict[Table, dict[Arm, dict[int, Bits]]]:
@@ -137,29 +133,6 @@ def paper_figure(table: Table, arm: Arm) -> str:
     return ", ".join(figures)
 
 
-class Difference(NamedTuple):
-    """A difference of two arms in shares, with its interval, its p value and the seeds that both have."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-    seeds: tuple[int, ...]
-
-
-def difference(ones: Runs, others: Runs) -> Difference | None:
-    """Return the difference of two arms over the seeds that both have, paired by question; None without such seeds.
-
-    A model without training has one run, which stands for every seed.
-    """
-    seeds = sorted(ones.keys() & others.keys())
-    if not seeds:
-        return None
-    runs, other_runs = [ones[seed] for seed in seeds], [others[seed] for seed in seeds]
-    interval = paired_difference(runs, other_runs)
-    return Difference(*interval, bootstrap_difference(runs, other_runs).p, tuple(seeds))
-
-
 def claims(arms: Mapping[Arm, Runs]) -> Iterator[tuple[str, Arm, Arm]]:
     """Yield the comparisons beside those with dense LoRA: what is claimed, and the two arms that are compared."""
     for arm in arms:
@@ -205,17 +178,29 @@ def _print_choices(rows: Sequence[Row]) -> None:
         print(f"| {model} | {arm} | {trained} | {shown} |")
 
 
+class Difference(NamedTuple):
+    """A difference to dense LoRA in shares, with its interval and its p value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
 def _against_dense(arms: Mapping[Arm, Runs]) -> dict[Arm, Difference]:
-    """Return the difference of every other arm to dense LoRA."""
+    """Return the difference of every other arm to dense LoRA, paired by question, over the seeds that both have.
+
+    The one run of an untrained model is repeated for each seed.
+    """
     dense = arms.get(DENSE_LORA, {})
-    found = {arm: _with_any_seed(arm, runs, dense) for arm, runs in arms.items() if arm != DENSE_LORA}
-    return {arm: each for arm, each in found.items() if each is not None}
-
-
-def _with_any_seed(arm: Arm, runs: Runs, others: Runs) -> Difference | None:
-    """Return the difference to others; the one run of an untrained model is repeated for each of their seeds."""
-    repeated = dict.fromkeys(others, next(iter(runs.values()))) if arm.ranks == "none" else runs
-    return difference(repeated, others)
+    found = {}
+    for arm, runs in arms.items():
+        own = dict.fromkeys(dense, next(iter(runs.values()))) if arm.ranks == "none" else runs
+        both = [seed for seed in dense if seed in own]
+        if arm != DENSE_LORA and both:
+            sides = [own[seed] for seed in both], [dense[seed] for seed in both]
+            found[arm] = Difference(*paired_difference(*sides), bootstrap_difference(*sides).p)
+    return found
 
 
 def _print_accuracies(table: Table, arms: Mapping[Arm, Runs], corrected: Iterator[float]) -> None:
@@ -227,69 +212,19 @@ def _print_accuracies(table: Table, arms: Mapping[Arm, Runs], corrected: Iterato
     print("| --- | --- | --- | --- | --- | --- |")
     differences = _against_dense(arms)
     for arm, runs in arms.items():
-        value, low, high = (100 * each for each in pooled_accuracy(list(runs.values())))
+        accuracy = percent(pooled_accuracy(list(runs.values())))
         right = f"{sum(map(sum, runs.values()))} of {questions} x {len(runs)}"
         line = differences.get(arm)
-        points = "" if line is None else _points(line)
-        p = "" if line is None else _p(next(corrected))
-        cells = [name_of(arm), right, f"{value:.1f} ({low:.1f} to {high:.1f})", points, p, paper_figure(table, arm)]
+        gap = ["", ""] if line is None else [points(line[:3]), f"{next(corrected):.4f}"]
+        cells = [name_of(arm), right, accuracy, *gap, paper_figure(table, arm)]
         print(f"| {' | '.join(cells)} |")
 
 
-def _print_claims(tables: Mapping[Table, Mapping[Arm, Runs]]) -> None:
-    lines = []
+def _claims(tables: Mapping[Table, Mapping[Arm, Runs]]) -> Iterator[Pair]:
     for table, arms in tables.items():
-        for words, one, other in claims(arms):
-            found = difference(arms[one], arms.get(other, {}))
-            if found is not None:
-                lines.append((f"{table.model}, {table.test}", words, found))
-    if not lines:
-        return
-    print("\n### Claims, paired by question\n")
-    print("| model, test | difference | points (95 %) | p | p (Holm) | seeds |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for (where, words, found), p in zip(lines, holm([found.p for *_, found in lines]), strict=True):
-        seeds = ", ".join(map(str, found.seeds))
-        print(f"| {where} | {words} | {_points(found)} | {_p(found.p)} | {_p(p)} | {seeds} |")
-
-
-def _print_means(tables: Mapping[Table, Mapping[Arm, Runs]]) -> None:
-    """Print the means over the test sets of a model, each set with the same weight; the interval is normal.
-
-    Test sets are independent samples, so that the variance of the mean is the sum of theirs over their number squared.
-    """
-    models: dict[tuple[str, int, float], dict[str, Mapping[Arm, Runs]]] = {}
-    for table, arms in tables.items():  # of two training sets for a test set, the first one's arms
-        models.setdefault((table.model, table.examples, table.epochs), {}).setdefault(table.test, arms)
-    for (model, *_), tests in models.items():
-        common = [arm for arm in next(iter(tests.values())) if all(arm in arms for arms in tests.values())]
-        if len(tests) < 2 or not common:
-            continue
-        print(f"\n### {model}: mean of {', '.join(tests)}\n")
-        print("| model | accuracy | minus dense LoRA (95 %) | paper, LLaMA-7B |")
-        print("| --- | --- | --- | --- |")
-        for arm in common:
-            share = sum(pooled_accuracy(list(arms[arm].values())).value for arms in tests.values()) / len(tests)
-            found = [_against_dense(arms).get(arm) for arms in tests.values()]
-            points = "" if None in found else mean_points([each for each in found if each is not None])
-            print(f"| {name_of(arm)} | {100 * share:.1f} | {points} | {_paper_mean(arm, len(tests))} |")
-
-
-def mean_points(differences: Sequence[Difference]) -> str:
-    """Return the mean of differences on independent test sets in points, with its 95 % interval."""
-    count = len(differences)
-    value = sum(each.value for each in differences) / count
-    errors = [(each.high - each.low) / (2 * Z95) for each in differences]
-    half = Z95 * math.sqrt(sum(error**2 for error in errors)) / count
-    return f"{100 * value:+.1f} ({100 * (value - half):+.1f} to {100 * (value + half):+.1f})"
-
-
-def _paper_mean(arm: Arm, num_tests: int) -> str:
-    if num_tests < 4:
-        return ""
-    if arm == DENSE_LORA or (arm.arm == "sparse-nls" and arm.ranks == "heuristic" and arm.sparsity in LLAMA):
-        return str(LLAMA[arm.sparsity]["mean"])
-    return str(LLAMA_MEANS.get((arm.arm, arm.ranks), "")) if arm.sparsity == 0.5 else ""
+        for words, *pair in claims(arms):
+            one, other = ({seed: [bits] for seed, bits in arms.get(arm, {}).items()} for arm in pair)
+            yield f"{table.model}, {table.test}, {words}", one, other
 
 
 def _belongs(row: Row, table: Table) -> bool:
@@ -312,11 +247,3 @@ def _without_seen(arms: Mapping[Arm, Mapping[int, str]]) -> dict[Arm, dict[int, 
         arm: {seed: [text[number] == "1" for number in counted] for seed, text in runs.items()}
         for arm, runs in arms.items()
     }
-
-
-def _points(found: Difference) -> str:
-    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-
-
-def _p(value: float) -> str:
-    return f"{value:.4f}"

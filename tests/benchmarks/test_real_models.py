@@ -9,12 +9,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from benchmarks.real_models import append, lines_of, run_cells
+from benchmarks.pictures import write_pictures
+from benchmarks.real_models import run_cells
 from benchmarks.real_models_cells import ARMS, Cell, Wanted, choose, pending, tuning_cell, undecided, wanted_tests
 from benchmarks.real_models_data import Task, parse_task, write_training
-from benchmarks.real_models_pictures import write_pictures
 from benchmarks.real_models_run import Setting, answers_text, checked_base, run_cell, taught_keywords, training_keywords
-from benchmarks.real_models_table import Difference, mean_points, print_tables
+from benchmarks.real_models_table import print_tables
+from benchmarks.report import rows_of
 
 from shears.errors import InputError
 from shears.evaluation.statistics import holm
@@ -45,7 +46,7 @@ def _run(cell: Cell, setting: Setting) -> dict[str, Any]:
 def test_rates_are_tuned_first_alpha_at_the_best_rate_only_then_every_test_runs_once(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     assert run_cells(WANTED, SETTING, [results], _run) == []
-    rows = lines_of([results])
+    rows = rows_of(results)
     tuned = [(row["arm"], row["learning_rate"], row["alpha"]) for row in rows if row["kind"] == "tune"]
     assert tuned == [
         (arm, rate, alpha)
@@ -74,9 +75,9 @@ def test_finished_cells_of_any_file_are_skipped_and_only_the_first_file_grows(tm
     before = other.read_bytes()
     run_cells(WANTED, SETTING, [results, other], _run)
     assert other.read_bytes() == before
-    assert {row["arm"] for row in lines_of([results])} == {"dense-0shot", "sparse-nls"}
-    assert list(pending(WANTED, lines_of([results, other]))) == []
-    more = list(pending(replace(WANTED, limit=100), lines_of([results, other])))
+    assert {row["arm"] for row in rows_of(results)} == {"dense-0shot", "sparse-nls"}
+    assert list(pending(WANTED, rows_of(results, other))) == []
+    more = list(pending(replace(WANTED, limit=100), rows_of(results, other)))
     assert {cell.limit for cell in more} == {100}  # other questions are other cells
     assert {cell.kind for cell in more} == {"test"}  # of which the tuning holds
 
@@ -93,7 +94,7 @@ def test_a_failed_cell_is_not_tried_twice_and_the_others_run(tmp_path: Path) -> 
     failed = run_cells(WANTED, SETTING, [tmp_path / "results.jsonl"], runner)
     assert {cell.arm for cell in failed} == {"sparse-nls"}
     assert len(tried) == len(set(tried))
-    assert len(undecided(WANTED, lines_of([tmp_path / "results.jsonl"]))) == 6
+    assert len(undecided(WANTED, rows_of(tmp_path / "results.jsonl"))) == 6
 
 
 def test_the_lowest_validation_loss_chooses_and_a_diverged_rate_never_wins() -> None:
@@ -112,36 +113,19 @@ def test_the_lowest_validation_loss_chooses_and_a_diverged_rate_never_wins() -> 
     assert (made.learning_rate, made.alpha, made.kind, made.test) == (3e-4, 64.0, "test", "gsm8k")
 
 
-def test_one_candidate_needs_no_tuning() -> None:
-    cells = list(pending(replace(WANTED, rates=(1e-3,), alphas=(128.0,), arms=("dense-lora",)), []))
-    assert [(cell.kind, cell.learning_rate, cell.alpha, cell.seed) for cell in cells] == [
+def test_cells_that_would_be_equal_run_once() -> None:
+    """One candidate needs no tuning, one sparsity can choose for all, dense arms do not depend on the sparsity."""
+    one = pending(replace(WANTED, rates=(1e-3,), alphas=(128.0,), arms=("dense-lora",)), [])
+    assert [(cell.kind, cell.learning_rate, cell.alpha, cell.seed) for cell in one] == [
         ("test", 1e-3, 128.0, 0), ("test", 1e-3, 128.0, 1),
     ]  # fmt: skip
-
-
-def test_one_sparsity_can_choose_for_all() -> None:
     wanted = replace(WANTED, arms=("sparse-nls",), sparsities=(0.4, 0.5, 0.7), tune_at=0.5)
-    tuning = [cell for cell in pending(wanted, []) if cell.kind == "tune"]
-    assert [cell.sparsity for cell in tuning] == [0.5] * 3  # one for each rate
-
-
-def test_dense_arms_are_measured_once_whatever_the_sparsities() -> None:
+    assert [cell.sparsity for cell in pending(wanted, []) if cell.kind == "tune"] == [0.5] * 3  # one for each rate
     wanted = replace(WANTED, arms=("dense-0shot", "dense-lora", "sparse-0shot"), sparsities=(0.5, 0.6), seeds=(0,))
-    cells = [(cell.arm, cell.base, cell.sparsity) for cell in wanted_tests(wanted)]
-    assert cells == [
+    assert [(cell.arm, cell.base, cell.sparsity) for cell in wanted_tests(wanted)] == [
         ("dense-0shot", "dense", 0.0), ("dense-lora", "dense", 0.0), ("sparse-0shot", "wanda", 0.5),
         ("sparse-0shot", "best", 0.5), ("sparse-0shot", "wanda", 0.6), ("sparse-0shot", "best", 0.6),
     ]  # fmt: skip
-
-
-def test_a_line_that_a_kill_cut_off_is_neither_read_nor_joined_with_the_next(tmp_path: Path) -> None:
-    results = tmp_path / "results.jsonl"
-    append(results, {"kind": "tune", "loss": 1.0})
-    with results.open("a") as file:
-        file.write('{"kind": "te')
-    assert lines_of([results]) == [{"kind": "tune", "loss": 1.0}]
-    append(results, {"kind": "test"})
-    assert lines_of([results]) == [{"kind": "tune", "loss": 1.0}, {"kind": "test"}]
 
 
 @pytest.fixture
@@ -183,22 +167,15 @@ def test_sets_can_be_joined_and_fewer_examples_are_a_part_of_more(data: Path, tm
     assert "Ann has 0 and gets 3 ." not in _instructions(whole["validation"])  # it is trained on
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("boolq", "a task must be one of gsm8k"), ("svamp:aqua", "training data must be of gsm8k, mawps, .* got 'aqua'")],
-)
-def test_unknown_tasks_are_refused(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_task(text)
-
-
 def test_a_task_is_trained_on_its_own_set_or_on_the_named_ones() -> None:
     assert parse_task("svamp:mawps+gsm8k") == Task("svamp", "mawps+gsm8k")
-    assert [str(parse_task(text)) for text in ("aqua", "svamp:gsm8k", "svamp:mawps")] == [
-        "aqua",
-        "svamp",
-        "svamp:mawps",
-    ]
+    for text in ("aqua", "svamp", "svamp:mawps"):
+        assert str(parse_task(text)) == text
+    assert str(parse_task("svamp:gsm8k")) == "svamp"
+    with pytest.raises(InputError, match="a task must be one of gsm8k"):
+        parse_task("boolq")
+    with pytest.raises(InputError, match="training data must be of gsm8k, mawps, .* got 'aqua'"):
+        parse_task("svamp:aqua")
 
 
 @pytest.mark.parametrize(
@@ -233,14 +210,18 @@ LINES: Sequence[Mapping[str, Any]] = (
 
 
 def _table_lines(text: str) -> dict[str, list[str]]:
-    """Return the cells of each line of tables by its first cell, or its second in the table of claims."""
+    """Return the cells of each line of tables by its first cell."""
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
-    return {row[1] if row[0] == "small, gsm8k" else row[0].strip(): row for row in rows}
+    return {row[0]: row for row in rows}
 
 
-def test_accuracies_are_pooled_over_seeds_and_differences_paired_on_common_seeds(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_tables_pool_seeds_and_pair_differences_on_common_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    tuning = [{**_line("dense-lora", ""), "kind": "tune", "test": "", "learning_rate": rate, "loss": loss}
+              for rate, loss in ((1e-4, 0.9), (1e-3, 0.8))]  # fmt: skip
+    print_tables([*tuning, *LINES, {**LINES[0], "test": "aqua"}])
+    text = capsys.readouterr().out
+    assert "0.0001, 64: 0.9000; **0.001, 64: 0.8000**" in text
+    assert text.count("aqua: 4 questions; untrained") == 1
     print_tables(LINES)
     lines = _table_lines(capsys.readouterr().out)
     assert lines["dense, LoRA 32"][1] == "5 of 4 x 2"
@@ -249,76 +230,38 @@ def test_accuracies_are_pooled_over_seeds_and_differences_paired_on_common_seeds
     assert lines["dense, 0-shot"][3].startswith("-37.5 (")  # its one run beside both seeds
     assert lines["50% (best), LoRA 32"][3].startswith("-50.0 (")  # against seed 0 alone
     assert lines["50% (best), NLS, heuristic"][5] == "LLaMA-7B 36.1, MPT-7B 33.4"
-    claims = {name: row for name, row in lines.items() if " minus " in name}
-    assert {name: row[2].split()[0] for name, row in claims.items()} == {
-        "50% (best): NLS, heuristic, minus LoRA 32": "+25.0", "50% (best): NLS, searched, minus heuristic": "+25.0",
+    claims = {name.removeprefix("small, gsm8k, 50% (best): "): row for name, row in lines.items() if " minus " in name}
+    assert {name: row[1] for name, row in claims.items()} == {
+        "NLS, heuristic, minus LoRA 32": "+25.0", "NLS, searched, minus heuristic": "+25.0",
     }  # fmt: skip
     assert [float(row[4]) for row in claims.values()] == holm([float(row[3]) for row in claims.values()])
 
 
-def test_every_arm_has_a_line_in_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    print_tables([_line(arm, "1000", **(UNTRAINED if arm == "dense-0shot" else {})) for arm in ARMS])
-    lines = _table_lines(capsys.readouterr().out)
-    assert len([name for name, row in lines.items() if " of 4 x 1" in row[1]]) == len(ARMS)
-
-
-def test_questions_that_any_line_was_trained_on_are_counted_in_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_arm_has_a_line_without_the_questions_that_any_was_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
     records = [{"correct": True}, {"correct": True, "seen_in_training": True}, {"correct": False}]
     assert answers_text(records) == "1-0"
-    print_tables([_line("dense-lora", "1-0"), _line("sparse-nls", "111")])
+    seen = [_line(arm, "1-0" if arm == "dense-lora" else "101", **(UNTRAINED if arm == "dense-0shot" else {}))
+            for arm in ARMS]  # fmt: skip
+    print_tables(seen)
     text = capsys.readouterr().out
     assert "gsm8k: 2 questions" in text
+    rows = _table_lines(text).values()
+    assert len([row for row in rows if row[1].endswith(" of 2 x 1")]) == len(ARMS)
     assert _table_lines(text)["dense, LoRA 32"][1] == "1 of 2 x 1"
 
 
-def test_untrained_models_alone_have_one_table_a_test_set(capsys: pytest.CaptureFixture[str]) -> None:
-    print_tables([LINES[0], _line("sparse-0shot", "0100", **UNTRAINED), {**LINES[0], "test": "aqua"}])
-    text = capsys.readouterr().out
-    titles = [line for line in text.splitlines() if "questions" in line]
-    assert titles == ["### small, gsm8k: 4 questions; untrained", "### small, aqua: 4 questions; untrained"]
-    assert text.count("dense, 0-shot") == 3  # the third is the mean's
-
-
-def test_choices_are_shown_with_their_losses(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{**_line("dense-lora", ""), "kind": "tune", "test": "", "learning_rate": rate, "loss": loss}
-            for rate, loss in ((1e-4, 0.9), (1e-3, 0.8))]  # fmt: skip
-    print_tables([*rows, *LINES])
-    assert "0.0001, 64: 0.9000; **0.001, 64: 0.8000**" in capsys.readouterr().out
-
-
-def test_the_mean_of_independent_sets_has_the_error_of_a_mean() -> None:
-    """Two differences of 0.1 +- 0.04 have a mean of 0.1 +- 0.04 / sqrt(2)."""
-    one = Difference(0.1, 0.06, 0.14, 0.01, (0,))
-    assert mean_points([one, one]) == "+10.0 (+7.2 to +12.8)"
-
-
-def test_the_means_of_the_test_sets_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    print_tables([*LINES, *({**row, "test": "svamp", "right": "1111"} for row in LINES)])
-    text = capsys.readouterr().out
-    means = _table_lines(text[text.index("mean of gsm8k, svamp") :])
-    assert means["dense, LoRA 32"][1] == "81.2"
-    assert means["50% (best), NLS, heuristic"][2].startswith("-12.5 (")  # seed 0: -25.0 and 0.0
-
-
 def test_pictures_hold_a_dot_for_every_accuracy(tmp_path: Path) -> None:
-    speeds = [{"name": name, "tokens_per_second": 20.0, "bytes": 1e9, "accuracy": 0.3, "n": 100} for name in "ab"]
-    sparser = {**LINES[4], "sparsity": 0.7}
-    paths = {
-        path.stem.removeprefix("real-models-"): path for path in write_pictures([*LINES, sparser], speeds, tmp_path)
-    }
-    dots = {name: path.read_text().count("<circle") for name, path in paths.items()}
+    paths = write_pictures([*LINES, {**LINES[4], "sparsity": 0.7}], tmp_path)
+    dots = {path.stem: path.read_text().count("<circle") for path in paths}
     # a dot for each accuracy and one for each name; over sparsity also five of the paper's
-    assert dots == {"small-gsm8k-sparsity": 5 + 5 + 4, "small-gsm8k-adapters": 5 + 4, "speed": 4, "bytes": 4}
-    for path in paths.values():
+    assert dots == {"real-models-small-gsm8k-sparsity": 5 + 5 + 4, "real-models-small-gsm8k-adapters": 5 + 4}
+    for path in paths:
         ElementTree.parse(path)
-    with pytest.raises(InputError, match="line 1 lacks bytes, accuracy, n"):
-        write_pictures(LINES, [{"name": "a", "tokens_per_second": 1.0}], tmp_path)
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_pictures_in_docs_are_those_of_the_results(name: str, tmp_path: Path) -> None:
-    rows = lines_of([ROOT / "benchmarks" / "results" / f"{each}.jsonl" for each in PICTURES[name]])
-    write_pictures(rows, [], tmp_path)
+    write_pictures(rows_of(*(ROOT / "benchmarks" / "results" / f"{each}.jsonl" for each in PICTURES[name])), tmp_path)
     assert (ROOT / "docs" / "assets" / f"{name}.svg").read_text() == (tmp_path / f"{name}.svg").read_text()
 
 
@@ -369,7 +312,7 @@ def test_cells_of_every_kind_run_on_a_tiny_model(data: Path, tmp_path: Path) -> 
     assert math.isfinite(tuned["loss"])
     results = tmp_path / "results.jsonl"
     assert run_cells(replace(wanted, rates=(1e-3,), alphas=(64.0,)), setting, [results], run_cell) == []
-    rows = lines_of([results])
+    rows = rows_of(results)
     assert [(row["arm"], row["ranks"]) for row in rows] == [
         ("sparse-nls", "heuristic"), ("sparse-nls", "searched"), ("sparse-sparsepeft", "heuristic"),
     ]  # fmt: skip

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from benchmarks.readme_picture import draw
+from benchmarks.pictures import draw
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
