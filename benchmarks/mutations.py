@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from shears.checkpoints.packed.file import NO_FINGERPRINT, PACKAGE_FILE, DenseEntry, Index, PackageWriter, PackedEntry
+from shears.checkpoints.packed.file import PACKAGE_FILE, PackageWriter
+from shears.checkpoints.packed.index import NO_FINGERPRINT, DenseEntry, Index, PackedEntry
 from shears.checkpoints.packed.layout import NumberFormat, pack, pack_nibbles
 from shears.quantization.grid import quantize_blocks, quantize_rows
 

@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from shears.checkpoints.inspection import inspect
-from shears.checkpoints.packed.file import Index, read_package
+from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.packed.index import Index
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.export.package import unpack, write_shards
@@ -123,31 +124,19 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
         assert path.read_bytes() == (other / path.name).read_bytes(), path.name
 
 
-def _without_negative_zeros(base: Path) -> Path:
-    parts.rewrite(base, lambda tensors: {name: tensor + 0.0 for name, tensor in tensors.items()})
-    return base
-
-
-def test_negative_zeros_are_kept_and_named_or_dropped_as_asked(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_negative_zeros_are_kept_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = half_sparse(tmp_path / "base", dtype=BF16)  # its mask was multiplied
     with caplog.at_level(logging.WARNING):
-        kept = read_record(package(base, tmp_path / "kept"), PACKAGE)
-    assert "of the weights are -0.0" in caplog.text
-    caplog.clear()
-    dropped = read_record(package(base, tmp_path / "dropped", negative_zeros="drop"), PACKAGE)
-    warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert (0.2 < kept["negative_zeros"] < 0.3, dropped["negative_zeros"], warned) == (True, 0.0, [])
-    assert kept["sparsity"] == dropped["sparsity"]
-    assert dropped["bytes"]["linears"] < kept["bytes"]["linears"]
-    back = all_tensors(unpack(tmp_path / "dropped", tmp_path / "back") / "model")
-    assert all(torch.equal(tensor, back[name]) for name, tensor in all_tensors(base).items())
+        record = read_record(package(base, tmp_path / "package"), PACKAGE)
+    assert "of the weights are -0.0 and take room; add 0.0 to the weights" in caplog.text
+    assert 0.2 < record["negative_zeros"] < 0.3
+    assert same_bits(all_tensors(unpack(tmp_path / "package", tmp_path / "back") / "model"), all_tensors(base))
 
 
 def test_an_ordinary_model_meets_the_size_it_is_packed_for(tmp_path: Path) -> None:
     shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
-    base = _without_negative_zeros(half_sparse(tmp_path / "base", dtype=BF16, **shape))
+    base = half_sparse(tmp_path / "base", dtype=BF16, **shape)
+    parts.rewrite(base, lambda tensors: {name: tensor + 0.0 for name, tensor in tensors.items()})  # no -0.0
     ratio = {
         values: read_record(package(base, tmp_path / values, values=values), PACKAGE)["ratio"]
         for values in ("bf16", "int8")

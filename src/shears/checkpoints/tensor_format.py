@@ -28,6 +28,8 @@ DTYPES_BY_CODE = {
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 CODES_BY_DTYPE = {dtype: name for name, dtype in DTYPES_BY_CODE.items()}
+Spec = tuple[torch.dtype, tuple[int, ...]]
+"""Dtype and shape of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +90,36 @@ def _check_gapless(path: Path, stored: Mapping[str, StoredTensor], start: int, s
         raise _torn(path, f"it has {size} bytes where its header needs {start}")
 
 
-def write_layout(
-    path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Any, align: int = 8
-) -> list[StoredTensor]:
+def write_layout(path: Path, tensors: Mapping[str, Spec], metadata: Any, align: int = 8) -> list[StoredTensor]:
     """Create a file of its full size with a header, and return its tensors, yet unwritten, in the order given.
 
     Tensors of wide elements come first, so that each is aligned; the first one begins at a multiple of `align` bytes.
     OSError where the file exists or the disk is full.
     """
+    offsets, header, size = _laid_out(tensors, metadata, align)
+    with path.open("xb", buffering=0) as file:
+        write_at(file, 0, memoryview(header))
+        _reserve(file.fileno(), size)
+    return [StoredTensor(path, *tensors[name], len(header) + offsets[name]) for name in tensors]
+
+
+def file_bytes(tensors: Mapping[str, Spec], metadata: Any, align: int = 8) -> int:
+    """Return the size of the file that `write_layout` creates."""
+    return _laid_out(tensors, metadata, align)[2]
+
+
+def _laid_out(tensors: Mapping[str, Spec], metadata: Any, align: int) -> tuple[dict[str, int], bytes, int]:
+    """Return the offset of every tensor behind the header, the header with its length, and the size of the file."""
     header: dict[str, Any] = {} if metadata is None else {METADATA: metadata}
-    offset = 0
+    offsets: dict[str, int] = {}
+    end = 0
     for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": CODES_BY_DTYPE[dtype], "shape": shape, "data_offsets": (offset, end)}
-        offset = end
+        offsets[name] = end
+        end += math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": CODES_BY_DTYPE[dtype], "shape": shape, "data_offsets": (offsets[name], end)}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % align)
-    start = 8 + len(text)
-    with path.open("xb", buffering=0) as file:
-        write_at(file, 0, memoryview(len(text).to_bytes(8, "little") + text))
-        _reserve(file.fileno(), start + offset)
-    return [StoredTensor(path, *tensors[name], start + header[name]["data_offsets"][0]) for name in tensors]
+    return offsets, len(text).to_bytes(8, "little") + text, 8 + len(text) + end
 
 
 def _reserve(descriptor: int, size: int) -> None:
@@ -129,6 +140,11 @@ def opened(path: Path) -> FileIO:
         return path.open("rb", buffering=0)
     except OSError as error:
         raise InputError(f"{path} must be a readable file, got {error.strerror}; get it again") from None
+
+
+def spec_of(tensor: Tensor) -> Spec:
+    """Return dtype and shape of a tensor."""
+    return tensor.dtype, tuple(tensor.shape)
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

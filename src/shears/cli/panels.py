@@ -42,7 +42,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "precision", "device", "threads", "activation_budget", "cache_budget", "backend",
     ),
     "Output": (
-        "output", "format", "values", "embeddings", "negative_zeros", "dtype", "report_to", "save_steps",
+        "output", "format", "values", "embeddings", "dtype", "report_to", "save_steps",
     ),
     "Strategy options": ("step", "reference_points"),
     "Several workers": ("storage", "study", "stale_after"),

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from shears.config.fields import Device, DtypeMark, Seed, StageConfig
 
-PACKAGE_ONLY = ("values", "embeddings", "negative_zeros")  # options of format package
+PACKAGE_ONLY = ("values", "embeddings")  # options of format package
 EMBEDDINGS_BOUND = 0.01
 """Nats a token by which embeddings and head that are chosen by their loss (`auto`) may raise it: 1 % of perplexity."""
 
@@ -99,8 +99,6 @@ class ExportConfig(StageConfig):
     """For a package: keep embeddings and output head as they are, or quantize them to 8 bits with one scale per row,
     or to 4 bits with a scale and a zero point per row and 128 inputs; auto: the smallest of these formats that raises
     the loss on the calibration text by less than 0.01 nats a token."""
-    negative_zeros: Literal["keep", "drop"] = "keep"
-    """For a package: keep weights of -0.0 (a mask applied by multiplication leaves them), or drop them as zeros."""
     calibration: str | None = None
     """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its training data), and on
     which a package of int8 or int4 values is rounded (default: none, round to nearest)."""

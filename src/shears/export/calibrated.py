@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shears.checkpoints.conversion import UnsupportedCheckpoint
-from shears.checkpoints.packed import file
+from shears.checkpoints.packed.index import TableFormat
 from shears.checkpoints.packed.layout import QUANTIZED
 from shears.config import ExportConfig
 from shears.config.export import EMBEDDINGS_BOUND
@@ -45,7 +45,7 @@ from shears.quantization.with_inputs import output_error, round_with_inputs
 logger = logging.getLogger(__name__)
 METHOD = "masked GPTQ and coordinate descent"
 MEASURED = 16  # calibration sequences on which the losses of embeddings are measured
-SMALLEST_FIRST: tuple[file.Quantized, ...] = ("int4", "int8", False)
+SMALLEST_FIRST: tuple[TableFormat, ...] = ("int4", "int8", False)
 
 
 class Inputs(NamedTuple):

@@ -23,9 +23,10 @@ from transformers.pytorch_utils import Conv1D
 from shears import __version__
 from shears.adapt.load import checked_base
 from shears.checkpoints.conversion import empty_model, read_config
-from shears.checkpoints.packed.file import PACKAGE_FILE, PLAIN_NAMES, Package, Spec, read_package
+from shears.checkpoints.packed.file import PACKAGE_FILE, Package, read_package
+from shears.checkpoints.packed.index import PLAIN_NAMES
 from shears.checkpoints.tensor_files import INDEX, SINGLE, TensorFiles
-from shears.checkpoints.tensor_format import StoredTensor, as_bytes, write_at, write_layout
+from shears.checkpoints.tensor_format import Spec, StoredTensor, as_bytes, write_at, write_layout
 from shears.config import ExportConfig
 from shears.errors import InputError, first_line
 from shears.export.calibrated import Inputs, write_calibrated
@@ -167,12 +168,15 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
         raise InputError(f"a package is made of a model folder, got the package {folder}; shears unpack it first")
     config = read_config(folder)
     files = TensorFiles(folder)
-    form = choose_form(files, settings.model_copy(update={"values": "int4"}) if source.grids else settings)
+    specs = {name: (files.dtype(name), files.shape(name)) for name in files.names}
+    if source.grids:
+        settings = settings.model_copy(update={"values": "int4"})
+    form = choose_form(specs, settings, getattr(config.get_text_config(), "vocab_size", None))
     empty = empty_model(folder, config, torch.float32)
     if problem := _misfit(source.adapter, empty):
         raise InputError(f"an adapter must fit the model that it is packed with, {problem} in {folder}; name its base")
     transposed = [name for name, module in empty.named_modules() if isinstance(module, Conv1D)]
-    packing = Packing(files, form, transposed, getattr(config.get_text_config(), "vocab_size", None), source.grids)
+    packing = Packing(files, form, transposed, source.grids)
     path = work / PACKAGE_FILE
     if settings.calibration is None:
         fingerprint = packing.write(path, source.adapter)
@@ -253,7 +257,9 @@ def _log(figures: Mapping[str, Any]) -> None:
     logger.info("packed %s, %s; the model %s", zeros, sizes["linears"], sizes["model"])
     if figures["negative_zeros"] > 0.01:
         share = 100 * figures["negative_zeros"]
-        logger.warning("%.1f %% of the weights are -0.0 and take room; --negative-zeros drop makes them zeros", share)
+        logger.warning(
+            "%.1f %% of the weights are -0.0 and take room; add 0.0 to the weights to make them zeros", share
+        )
     if figures["rounding"] != 0.0:
         error = "is not finite" if figures["rounding"] is None else f"{100 * figures['rounding']:.3f} %"
         logger.warning(

@@ -1,4 +1,4 @@
-"""Choice of the tensors to pack and of their number format, and the writing of a package, one tensor at a time.
+"""The tensors of a package: which are packed, in what number format, and how many bytes they take; and their writing.
 
 A weight is packed where that takes fewer bytes: at 50 % zeros nearly always, without zeros only in int8 and int4.
 Routers, and tensors that are no plain matrices of a decoder block, are not packed.
@@ -15,11 +15,24 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed.file import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackageWriter, PackedEntry, Quantized
+from shears.checkpoints.packed.file import PackageWriter
+from shears.checkpoints.packed.index import (
+    IN_BLOCK,
+    PLAIN,
+    PLAIN_NAMES,
+    DenseEntry,
+    Index,
+    PackedEntry,
+    TableFormat,
+    is_block_matrix,
+    same_name,
+)
 from shears.checkpoints.packed.layout import (
     QUANTIZED,
     NumberFormat,
     dense,
+    expected_stored,
+    is_smaller,
     kept,
     num_stored,
     pack,
@@ -27,35 +40,113 @@ from shears.checkpoints.packed.layout import (
     pack_quantized,
     packed_bytes,
 )
-from shears.checkpoints.packed.matrices import IN_BLOCK, is_block_matrix, same_name
 from shears.checkpoints.tensor_files import TensorFiles
+from shears.checkpoints.tensor_format import Spec, spec_of
 from shears.checkpoints.zeros import count_zeros
 from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.quantization import grid
-from shears.quantization.grid import Grid, quantize_blocks, quantize_rows
+from shears.quantization.grid import Grid, Quantized, quantize
 
-Sink = Callable[[str, grid.Quantized], None]  # takes a linear's name and its rounded weight (O I)
+Sink = Callable[[str, Quantized], None]
+"""Takes the name of a packed linear and its rounded weight (O I)."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """Number formats of a package: of packed values, of other tensors (None: unchanged), and of embeddings."""
+    """Number formats of a package: of packed values, of other tensors (None: unchanged), of embeddings and head."""
 
     values: NumberFormat
     rest: torch.dtype | None
-    embeddings: Quantized  # False: like other tensors
-    drop_negative_zeros: bool = False
+    embeddings: TableFormat
+    vocabulary: int | None
+    """Number of words; None for a model without an embedding of words."""
 
-    def of(self, tensor: Tensor) -> NumberFormat:
+    def dense_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of a tensor that is not packed."""
+        return dtype if self.rest is None or not dtype.is_floating_point else self.rest
+
+    def packed_values(self, dtype: torch.dtype) -> NumberFormat:
         """Return the format of a packed weight; it keeps its own dtype where the package keeps the model's."""
-        if self.rest is None and self.values not in QUANTIZED and tensor.dtype in (torch.float32, torch.bfloat16):
-            return "fp32" if tensor.dtype == torch.float32 else "bf16"
+        if self.rest is None and self.values not in QUANTIZED and dtype in (torch.float32, torch.bfloat16):
+            return "fp32" if dtype == torch.float32 else "bf16"
         return self.values
 
-    def converted(self, tensor: Tensor) -> Tensor:
-        """Return a tensor that is not packed in the package's number format."""
-        return tensor if self.rest is None or not tensor.is_floating_point() else tensor.to(self.rest)
+    def packed_entry(
+        self, spec: Spec, num_kept: int, num_values: int, *, transposed: bool, on_grid: bool = False
+    ) -> PackedEntry | None:
+        """Return the entry of a packed weight; None where it takes fewer bytes dense and is not on a grid."""
+        dtype, shape = spec
+        rows, cols = reversed(shape) if transposed else shape
+        values = self.packed_values(dtype)
+        if not on_grid and not is_smaller(rows, cols, num_values, values, self.dense_dtype(dtype).itemsize):
+            return None
+        size = num_values if values == "int4" else None
+        return PackedEntry(rows=rows, cols=cols, values=values, kept=num_kept, bytes=size, transposed=transposed)
+
+    def dense_entry(self, name: str, spec: Spec) -> DenseEntry:
+        """Return the entry of a tensor that is not packed."""
+        dtype = PLAIN_NAMES[self.dense_dtype(spec[0])]
+        quantized = self.embeddings if self.is_table(name, spec) else False
+        return DenseEntry(dtype=dtype, shape=spec[1], quantized=quantized)  # type: ignore[arg-type]
+
+    def is_table(self, name: str, spec: Spec) -> bool:
+        """Return whether a tensor is an embedding or a head: a matrix outside the blocks with one row a word."""
+        dtype, shape = spec
+        is_matrix = len(shape) == 2 and dtype.is_floating_point and shape[0] == self.vocabulary
+        return is_matrix and not IN_BLOCK.search(name)
+
+
+def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: int | None) -> Form:
+    """Return the formats that the settings name; `auto` is the main dtype of the tensors where that is fp32, else bf16.
+
+    Other tensors keep their dtypes where the values have the main one. Otherwise they are converted too (to bf16 beside
+    int8 and int4), so that the model has one dtype. InputError for tensors whose numbers are not plain.
+    """
+    sizes = Counter[torch.dtype]()
+    for name, (dtype, shape) in specs.items():
+        if dtype not in PLAIN_NAMES:
+            raise InputError(f"a package holds plain numbers, {name} is {dtype}; export a model without them")
+        if dtype.is_floating_point:
+            sizes[dtype] += math.prod(shape)
+    main = sizes.most_common(1)[0][0] if sizes else torch.float32
+    auto: NumberFormat = "fp32" if main == torch.float32 else "bf16"
+    values = auto if settings.values == "auto" else settings.values
+    rest = torch.float32 if values == "fp32" else torch.bfloat16
+    embeddings = settings.embeddings if settings.embeddings in QUANTIZED else False
+    return Form(values, None if rest == main else rest, embeddings, vocabulary)
+
+
+def planned_bytes(
+    specs: Mapping[str, Spec], form: Form, transposed: Collection[str], sparsity: float, adapter: Mapping[str, Spec]
+) -> int:
+    """Return the size of the package file of a model whose packed weights all have this share of zeros.
+
+    `specs` are the tensors of the model's files, tied ones once; `transposed` names the linears that they hold as
+    inputs x outputs. Exact but for int4 with zeros, where it is the mean over the places of the zeros.
+    """
+    packed: dict[str, PackedEntry] = {}
+    others: dict[str, DenseEntry] = {}
+    for name, spec in specs.items():
+        linear = name.removesuffix(".weight")
+        entry = None
+        if is_block_matrix(name, spec):
+            is_transposed = any(same_name(linear, other) for other in transposed)
+            rows, cols = reversed(spec[1]) if is_transposed else spec[1]
+            num_kept = rows * cols - round(sparsity * rows * cols)
+            num_values = expected_stored(rows, cols, num_kept, form.packed_values(spec[0]))
+            entry = form.packed_entry(spec, num_kept, num_values, transposed=is_transposed)
+        if entry is not None:
+            packed[linear] = entry
+        else:
+            others[name] = form.dense_entry(name, spec)
+    return Index(packed=packed, dense=others, adapter=_adapter_entries(adapter)).file_bytes
+
+
+def _adapter_entries(adapter: Mapping[str, Spec]) -> dict[str, DenseEntry]:
+    return {
+        name: DenseEntry(dtype=PLAIN_NAMES[dtype], shape=shape)  # type: ignore[arg-type]
+        for name, (dtype, shape) in adapter.items()
+    }
 
 
 @dataclass
@@ -81,28 +172,6 @@ class Sums:
         return ratio if math.isfinite(ratio) else None
 
 
-def choose_form(files: TensorFiles, settings: ExportConfig) -> Form:
-    """Return the formats that the settings name; `auto` is the files' main dtype where that is fp32, else bf16.
-
-    Other tensors keep their dtypes where the values have the main one. Otherwise they are converted too (to bf16 beside
-    int8 and int4), so that the model has one dtype. InputError for files whose numbers are not plain.
-    """
-    sizes = Counter[torch.dtype]()
-    for name in files.names:
-        if files.dtype(name) not in PLAIN_NAMES:
-            raise InputError(
-                f"a package holds plain numbers, {name} is {files.dtype(name)}; export a model without them"
-            )
-        if files.dtype(name).is_floating_point:
-            sizes[files.dtype(name)] += math.prod(files.shape(name))
-    main = sizes.most_common(1)[0][0] if sizes else torch.float32
-    auto: NumberFormat = "fp32" if main == torch.float32 else "bf16"
-    values = auto if settings.values == "auto" else settings.values
-    rest = torch.float32 if values == "fp32" else torch.bfloat16
-    embeddings = settings.embeddings if settings.embeddings in QUANTIZED else False
-    return Form(values, None if rest == main else rest, embeddings, settings.negative_zeros == "drop")
-
-
 class Packing:
     """The tensors of a model's files, each packed, dense, or tied to another one; `write` makes the package.
 
@@ -110,13 +179,12 @@ class Packing:
     """
 
     def __init__(
-        self, files: TensorFiles, form: Form, transposed: Collection[str], vocabulary: int | None,
+        self, files: TensorFiles, form: Form, transposed: Collection[str],
         grids: Mapping[str, Grid] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.files = files
         self.form = form
         self._grids = grids
-        self._vocabulary = vocabulary
         self.packed: dict[str, PackedEntry] = {}
         self.dense: dict[str, DenseEntry] = {}
         self.tied: dict[str, str] = {}
@@ -124,7 +192,7 @@ class Packing:
         self.sums = Sums()
         seen: dict[str, str] = {}
         for name in files.names:
-            tensor = self._load(name)
+            tensor = files.load(name)
             linear = name.removesuffix(".weight")
             entry = self._packed_entry(name, tensor, any(same_name(linear, other) for other in transposed))
             if entry is not None:
@@ -135,39 +203,26 @@ class Packing:
             else:
                 self.dense[name] = self._dense_entry(name, tensor)
 
-    def _load(self, name: str) -> Tensor:
-        tensor = self.files.load(name)
-        drops = self.form.drop_negative_zeros and is_block_matrix(name, tensor)
-        return tensor + 0.0 if drops else tensor  # -0.0 + 0.0 is +0.0; all other bits stay
-
     def index(self, adapter: Mapping[str, Tensor]) -> Index:
         """Return the index of the package, with the tensors of an adapter under PEFT's names."""
-        entries = {
-            name: DenseEntry(dtype=PLAIN_NAMES[tensor.dtype], shape=tuple(tensor.shape))  # type: ignore[arg-type]
-            for name, tensor in adapter.items()
-        }
+        entries = _adapter_entries({name: spec_of(tensor) for name, tensor in adapter.items()})
         return Index(packed=self.packed, dense=self.dense, adapter=entries, tied=self.tied)
 
     def _packed_entry(self, name: str, tensor: Tensor, transposed: bool) -> PackedEntry | None:
-        if not is_block_matrix(name, tensor):
+        if not is_block_matrix(name, spec_of(tensor)):
             return None
-        rows, cols = reversed(tensor.shape) if transposed else tensor.shape
-        values = self.form.of(tensor)
         mask = kept(tensor)
-        size = num_stored(mask.T if transposed else mask, values)
-        is_smaller = packed_bytes(rows, cols, size, values) < tensor.numel() * self._dense_size(tensor)
-        if not (is_smaller if not self._grids else self._grid(name.removesuffix(".weight"))):
+        num_values = num_stored(mask.T if transposed else mask, self.form.packed_values(tensor.dtype))
+        grid = self._grid(name.removesuffix(".weight"))
+        if self._grids and grid is None:
             return None
-        of_int4 = size if values == "int4" else None
-        count = int(mask.sum())
-        return PackedEntry(rows=rows, cols=cols, values=values, kept=count, bytes=of_int4, transposed=transposed)
+        return self.form.packed_entry(
+            spec_of(tensor), int(mask.sum()), num_values, transposed=transposed, on_grid=grid is not None
+        )
 
     def _grid(self, linear: str) -> Grid | None:
         """Return the grid of a linear of the files."""
         return next((grid for module, grid in self._grids.items() if same_name(linear, module)), None)
-
-    def _dense_size(self, tensor: Tensor) -> int:
-        return (self.form.rest or tensor.dtype).itemsize
 
     def _count(self, entry: PackedEntry, tensor: Tensor) -> None:
         zeros = count_zeros(tensor)
@@ -175,30 +230,23 @@ class Packing:
         self.sums.zeros += zeros
         self.sums.negative_zeros += zeros - (tensor.numel() - entry.kept)
         self.sums.bytes += packed_bytes(entry.rows, entry.cols, entry.num_values, entry.values)
-        self.sums.dense_bytes += tensor.numel() * self._dense_size(tensor)
+        self.sums.dense_bytes += tensor.numel() * self.form.dense_dtype(tensor.dtype).itemsize
 
     def _dense_entry(self, name: str, tensor: Tensor) -> DenseEntry:
-        dtype = PLAIN_NAMES[self.form.converted(tensor[:0] if tensor.ndim else tensor).dtype]
-        self.sums.rest_bytes += tensor.numel() * PLAIN[dtype].itemsize
-        quantized: Quantized = False
-        if self._is_vocabulary(name, tensor):
+        entry = self.form.dense_entry(name, spec_of(tensor))
+        self.sums.rest_bytes += tensor.numel() * PLAIN[entry.dtype].itemsize
+        if self.form.is_table(name, spec_of(tensor)):
             self.tables.append(name)
-            quantized = self.form.embeddings
-        return DenseEntry(dtype=dtype, shape=tuple(tensor.shape), quantized=quantized)  # type: ignore[arg-type]
-
-    def _is_vocabulary(self, name: str, tensor: Tensor) -> bool:
-        """Return whether a tensor is an embedding or a head: a matrix outside the blocks with one row a token."""
-        rows = tensor.ndim == 2 and tensor.is_floating_point() and tensor.shape[0] == self._vocabulary
-        return rows and not IN_BLOCK.search(name)
+        return entry
 
     def _identity(self, name: str, tensor: Tensor) -> str:
         """Return a key that tensors share which are stored once: embeddings and heads of equal bits."""
-        if not self._is_vocabulary(name, tensor):
+        if not self.form.is_table(name, spec_of(tensor)):
             return name
         digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
         return f"{digest} {tensor.dtype} {tuple(tensor.shape)}"
 
-    def quantize_table(self, name: str, form: Quantized) -> None:
+    def quantize_table(self, name: str, form: TableFormat) -> None:
         """Hold an embedding or a head in this format."""
         self.dense[name] = self.dense[name].model_copy(update={"quantized": form})
 
@@ -210,7 +258,7 @@ class Packing:
         writer = PackageWriter(path, self.index(adapter))
         filled: set[str] = set()
 
-        def sink(linear: str, rounded: grid.Quantized) -> None:
+        def sink(linear: str, rounded: Quantized) -> None:
             filled.add(linear)
             self._write_packed(writer, linear, rounded)
 
@@ -219,16 +267,16 @@ class Packing:
         for linear in self.packed:
             if linear not in filled:
                 self._write_packed(writer, linear)
-        for name, plain in self.dense.items():
-            for part, tensor in self._stored(self.files.load(name), plain):
+        for name, entry in self.dense.items():
+            for part, tensor in _stored(self.files.load(name), entry):
                 writer.put(f"dense.{name}{part}", tensor)
         for name, tensor in adapter.items():
             writer.put(f"adapter.{name}", tensor)
         return writer.finish()
 
-    def _write_packed(self, writer: PackageWriter, linear: str, rounded: grid.Quantized | None = None) -> None:
+    def _write_packed(self, writer: PackageWriter, linear: str, rounded: Quantized | None = None) -> None:
         entry = self.packed[linear]
-        stored = self._load(f"{linear}.weight")
+        stored = self.files.load(f"{linear}.weight")
         weight = stored.T.contiguous() if entry.transposed else stored
         grid = self._grid(linear)
         matrix = pack(weight, entry.values, grid) if rounded is None else pack_quantized(kept(weight), rounded)
@@ -237,15 +285,14 @@ class Packing:
             self.sums.square += float(weight.double().square().sum())
             self.sums.error += float((dense(matrix).double() - weight.double()).square().sum())
 
-    def _stored(self, tensor: Tensor, entry: DenseEntry) -> Iterator[tuple[str, Tensor]]:
-        if entry.quantized == "int4":
-            codes, scales, zeros = quantize_blocks(tensor)
-            yield "", pack_nibbles(codes)
-            yield ".scales", scales
-            yield ".zeros", zeros
-        elif entry.quantized:
-            steps, scales = quantize_rows(tensor)
-            yield "", steps
-            yield ".scales", scales
-        else:
-            yield "", tensor.to(PLAIN[entry.dtype])
+
+def _stored(tensor: Tensor, entry: DenseEntry) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parts of a tensor that is not packed, by the endings of their names."""
+    if not entry.quantized:
+        yield "", tensor.to(PLAIN[entry.dtype])
+        return
+    codes, scales, zeros = quantize(tensor, entry.quantized)
+    yield "", codes if zeros is None else pack_nibbles(codes)
+    yield ".scales", scales
+    if zeros is not None:
+        yield ".zeros", zeros

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 
-from shears.checkpoints.packed.layout import num_stored, packed_bytes
-from shears.checkpoints.packed.matrices import is_block_matrix, same_name
+from shears.checkpoints.packed.index import is_block_matrix, same_name
+from shears.checkpoints.packed.layout import is_smaller, num_stored
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.models.blocks import linears, sharing_a_weight, weight_oi
@@ -37,7 +37,7 @@ def grids_of(model: nn.Module, folder: Path) -> dict[str, Grid]:
     files = TensorFiles(folder)
     grids: dict[str, Grid] = {}
     for name in files.names:
-        if not is_block_matrix(name, torch.empty(files.shape(name), dtype=files.dtype(name), device="meta")):
+        if not is_block_matrix(name, (files.dtype(name), files.shape(name))):
             continue
         owners = [module for module in modules if same_name(name.removesuffix(".weight"), module)]
         if len(owners) != 1:
@@ -47,7 +47,7 @@ def grids_of(model: nn.Module, folder: Path) -> dict[str, Grid]:
             )
         weight = weight_oi(modules[owners[0]]).detach()
         rows, cols = weight.shape
-        if packed_bytes(rows, cols, num_stored(weight.cpu() != 0, "int4"), "int4") < DENSE_BYTES * weight.numel():
+        if is_smaller(rows, cols, num_stored(weight.cpu() != 0, "int4"), "int4", DENSE_BYTES):
             grids[owners[0]] = Grid.of(weight)
     if (pair := sharing_a_weight(model, grids)) is not None:
         raise InputError(f"quantize_aware needs weights of their own, {pair[0]} shares its with {pair[1]}")

@@ -26,7 +26,7 @@ from shears.records.folders import partial_folder
 from shears.records.paths import expanded
 from shears.runs.baselines import DENSE_LORA, baseline_configs
 from shears.runs.pipeline import run_folder, stages_of, with_calibration
-from shears.runs.shapes import BF16_BYTES, FP32_BYTES, INT4_SCALE_BYTES, Shape, packed_bytes, shape_of
+from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, shape_of
 from shears.training.loop import num_seen, num_steps
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are estimated as the heuristic
@@ -80,20 +80,16 @@ class _Basis:
         dtype = DTYPES.get(self.recipe.sparsify.dtype)
         return self.shape.parameters * dtype.itemsize if self.shape and dtype else self.dense_bytes
 
-    @property
-    def package_bytes(self) -> int:
-        """Return the size of the pruned model as a package, in the requested formats of values and embeddings."""
+    def package_bytes(self, ranks: Mapping[str, int]) -> int:
+        """Return the size of the package file; an adapter that was trained masked has no `ranks` there."""
         assert self.shape is not None
+        train = self.recipe.train
         export = self.recipe.export
-        own = FP32_BYTES if (self.sparse_bytes or 0) > 3 * self.shape.parameters else BF16_BYTES
-        value_bytes = {"fp32": FP32_BYTES, "bf16": BF16_BYTES, "int8": 1, "int4": 0.5}.get(export.values, own)
-        other_bytes = FP32_BYTES if value_bytes == FP32_BYTES else BF16_BYTES
-        scale_bytes = INT4_SCALE_BYTES if export.values == "int4" else 0.0
-        weights = self.shape.packed_weights
-        others = self.shape.parameters - weights
-        packed = packed_bytes(weights, others, self.recipe.sparsify.sparsity, value_bytes, other_bytes, scale_bytes)
-        of_embedding = {"int8": 1.0, "int4": 0.5 + INT4_SCALE_BYTES}.get(export.embeddings, other_bytes)
-        return packed - round((other_bytes - of_embedding) * self.shape.beside)
+        if train and train.quantize_aware != "none":
+            export = export.model_copy(update={"values": train.quantize_aware})
+        sparsify = self.recipe.sparsify
+        kept_beside = {} if train and train.masks else ranks
+        return self.shape.package_bytes(export, sparsify.sparsity, DTYPES.get(sparsify.dtype), kept_beside)
 
     @property
     def space(self) -> SearchSpace | None:
@@ -101,11 +97,14 @@ class _Basis:
         train = self.recipe.train
         return build_space(self.shape.model, train.groups, train.ranks) if self.shape and train else None
 
+    def ranks(self, choice: Callable[[SearchSpace], RankConfig]) -> dict[str, int]:
+        """Return the rank of every adapted linear; empty without a training or a known shape."""
+        space = self.space
+        return {} if space is None else dict(by_linear(space, choice(space)))
+
     def adapter(self, choice: Callable[[SearchSpace], RankConfig]) -> int:
-        """Return the number of adapter parameters at chosen ranks; 0 without a training or a known shape."""
-        if (space := self.space) is None or self.shape is None:
-            return 0
-        return self.shape.adapter_parameters(by_linear(space, choice(space)))
+        """Return the number of adapter parameters at chosen ranks."""
+        return self.shape.adapter_parameters(self.ranks(choice)) if self.shape else 0
 
     def loaded_bytes(self, stored: int, weights: str) -> int:
         """Return the size of a model loaded in the number format `weights`; auto: the format of its files."""
@@ -250,12 +249,9 @@ def _export(basis: _Basis) -> Estimate:
     work = f"format {config.format}, {ranks}" if basis.recipe.train else f"format {config.format}, {config.values}"
     if basis.shape is None:
         return work, None, None
-    disk = {
-        "adapter": FP32_BYTES * adapter,
-        "model": basis.sparse_bytes,
-        "package": basis.package_bytes + FP32_BYTES * adapter,
-    }
-    return work, 2 * FP32_BYTES * adapter, disk[FORMATS[config.format].holds]
+    holds = FORMATS[config.format].holds
+    disk = basis.package_bytes(basis.ranks(choice)) if holds == "package" else basis.sparse_bytes
+    return work, 2 * FP32_BYTES * adapter, FP32_BYTES * adapter if holds == "adapter" else disk
 
 
 def _evaluate(basis: _Basis) -> Estimate:

@@ -1,10 +1,7 @@
 """The shape of a model without its weights, from which the plan of a run counts memory and disk."""
 
-import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +9,23 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.conversion import LOADING_ERRORS, META, empty_model, known_config
-from shears.checkpoints.packed import layout
-from shears.checkpoints.packed.matrices import is_block_matrix
+from shears.checkpoints.conversion import LOADING_ERRORS, empty_model, known_config
 from shears.checkpoints.tensor_files import TensorFiles
+from shears.checkpoints.tensor_format import Spec
+from shears.config import ExportConfig
 from shears.config.embedded import EMBEDDED
+from shears.export.packing import choose_form, planned_bytes
 from shears.models.blocks import decoder_blocks, linears
 from shears.models.blockwise.matrices import linear_matrix
 from shears.models.fetching import cache_folder, gguf_config
 from shears.models.ref import resolve
-from shears.quantization import grid
 from shears.records.paths import expanded
+from shears.records.peft_files import PREFIX, A, B
 
 FP32_BYTES = 4
 BF16_BYTES = 2
-INT4_SCALE_BYTES = 2.5 / 128  # a weight, of a block's scale and zero points
 
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -85,15 +83,6 @@ class Shape:
         """Return the number of weights in the linears of the decoder blocks."""
         return sum(outputs * inputs for outputs, inputs in self.sides.values())
 
-    @property
-    def packed_weights(self) -> int:
-        """Return the number of weights that a package packs: linears, and experts with one tensor each in the files."""
-        if self.folder is None or self.file_bytes is None:
-            return self.linear_weights
-        files = TensorFiles(self.folder)
-        tensors = {name: torch.empty(files.shape(name), dtype=files.dtype(name), device=META) for name in files.names}
-        return sum(tensor.numel() for name, tensor in tensors.items() if is_block_matrix(name, tensor))
-
     def adapter_parameters(self, ranks: Mapping[str, int]) -> int:
         """Return the number of parameters of LoRA adapters: rank x (outputs + inputs) for every adapted linear."""
         sides = self.sides
@@ -109,41 +98,36 @@ class Shape:
             for name, linear in linears(block).items()
         }
 
-    def package_bytes(self, sparsity: float, values: layout.NumberFormat, embeddings: str) -> int:
-        """Return the size of the packed tensors of a package whose linears all have this sparsity.
+    def package_bytes(
+        self, settings: ExportConfig, sparsity: float, dtype: torch.dtype | None = None, ranks: Mapping[str, int] = {}
+    ) -> int:
+        """Return the size of the package file of the model with this share of zeros (`planned_bytes`).
 
-        The parts are those of docs/package-format.md: exact without zeros, and for int4 the mean over where zeros lie.
-        Other tensors have 16 bits. `embeddings` is keep, int8 or int4, for matrices with a row a word.
+        `dtype` is that of the sparse model's files, None for that of the dense model's. `ranks` are those of an
+        adapter that stays beside the model, by linear.
         """
-        linears = sum(
-            count * _linear_bytes(*size, sparsity, values) for size, count in Counter(self.sides.values()).items()
-        )
-        table: Any = self.model.get_input_embeddings()  # type: ignore[operator]  # of a PreTrainedModel
-        words = int(table.weight.shape[0])
-        outside = [tuple(weight.shape) for weight in self.model.parameters() if tuple(weight.shape)[:1] == (words,)]
-        tables = [shape for shape in outside if len(shape) == 2]
-        saved = sum(math.prod(shape) * BF16_BYTES - _table_bytes(*shape, embeddings) for shape in tables)
-        return linears + BF16_BYTES * (self.parameters - self.linear_weights) - saved
+        config: Any = self.model.config
+        specs = {name: (dtype if dtype and own.is_floating_point else own, shape)
+                 for name, (own, shape) in self._specs.items()}  # fmt: skip
+        form = choose_form(specs, settings, getattr(config.get_text_config(), "vocab_size", None))
+        transposed = [name for name, module in self.model.named_modules() if isinstance(module, Conv1D)]
+        adapter: dict[str, Spec] = {}
+        for name, (outputs, inputs) in self.sides.items():
+            if rank := ranks.get(name):
+                adapter[f"{PREFIX}{name}{A}"] = (torch.float32, (rank, inputs))
+                adapter[f"{PREFIX}{name}{B}"] = (torch.float32, (outputs, rank))
+        return planned_bytes(specs, form, transposed, sparsity, adapter)
 
-
-@cache
-def _linear_bytes(rows: int, cols: int, sparsity: float, values: layout.NumberFormat) -> int:
-    """Return the size of a linear in a package: packed, or dense in 16 bits where that takes fewer bytes."""
-    if values == "int4" and not sparsity:
-        stored = layout.num_stored(torch.ones(rows, cols, dtype=torch.bool), values)
-    elif values == "int4":
-        panels, groups, _ = layout.mask_shape(rows, cols, values)
-        stored = round(rows * cols * (1 - sparsity) / 2 + panels * groups / 4)  # half of the groups end in half a byte
-    else:
-        stored = round(rows * cols * (1 - sparsity))
-    return min(layout.packed_bytes(rows, cols, stored, values), BF16_BYTES * rows * cols)
-
-
-def _table_bytes(rows: int, cols: int, form: str) -> int:
-    """Return the size of a matrix with one row a word."""
-    if form == "int4":
-        return rows * (math.ceil(cols / 2) + 3 * math.ceil(cols / grid.BLOCK))
-    return rows * (cols + FP32_BYTES) if form == "int8" else BF16_BYTES * rows * cols
+    @property
+    def _specs(self) -> dict[str, Spec]:
+        """Dtype and shape of the tensors in the model's files; an output head that is tied is left out."""
+        if self.folder is None or self.file_bytes is None:
+            dtype = torch.float32 if (self.file_bytes or 0) > 3 * self.parameters else torch.bfloat16
+            return {name: (dtype, tuple(weight.shape)) for name, weight in self.model.named_parameters()}
+        files = TensorFiles(self.folder)
+        once = {name for name, _ in self.model.named_parameters()}
+        tied = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - once
+        return {name: (files.dtype(name), files.shape(name)) for name in files.names if name not in tied}
 
 
 def shape_of(name: str, dtype: str = "auto") -> Shape | None:
@@ -192,20 +176,3 @@ def _built(folder: Path, config: Any) -> nn.Module:
     model = empty_model(folder, config, torch.float32)
     model.tie_weights()  # empty_model does not; parameters() then counts tied weights once
     return model
-
-
-def packed_bytes(
-    weights: int,
-    others: int,
-    sparsity: float,
-    value_bytes: int | float = 2,
-    other_bytes: int = 2,
-    scale_bytes: int | float = 0,
-) -> int:
-    """Return the size of a package: per weight of a linear one bit and its scales, and `value_bytes` if it is nonzero.
-
-    All other weights take `other_bytes`; linears that packing does not shrink stay dense.
-    """
-    dense = max(value_bytes, other_bytes) * weights
-    packed = (1 / 8 + scale_bytes + value_bytes * (1 - sparsity)) * weights
-    return round(min(packed, dense) + other_bytes * others)

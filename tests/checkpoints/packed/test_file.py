@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from shears.checkpoints.packed.file import PACKAGE_FILE, DenseEntry, Index, PackageWriter, PackedEntry, read_package
+from shears.checkpoints.packed.file import PACKAGE_FILE, PackageWriter, read_package
+from shears.checkpoints.packed.index import DenseEntry, Index, PackedEntry
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, dense, pack, pack_nibbles
 from shears.errors import InputError
 from shears.quantization.grid import dequantize_blocks, quantize_blocks, quantize_rows

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-import shears
-from shears.checkpoints.packed.file import PACKAGE_FILE
 from shears.config import CompressConfig
 from shears.config.compress import Rival, Target
 from shears.config.resolve import build
@@ -16,8 +14,6 @@ from shears.errors import InputError
 from shears.runs.compress.candidates import Candidate, meeting, ordered, recipe_of
 from shears.runs.compress.losses import Losses, rounded
 from shears.runs.compress.stage import following
-from shears.runs.shapes import shape_of
-from tests.tiny import save_tiny
 
 WEIGHTS = 1000
 
@@ -67,30 +63,6 @@ def test_files_to_compare_with_have_figures_or_none(tmp_path: Path) -> None:
     for wrong, words in ((f"{file},speed=3", "FILE.gguf,loss"), ("model.bin", "a .gguf file")):
         with pytest.raises(InputError, match=words):
             build(CompressConfig, "compress", {"target": "1GB", "compare": wrong})
-
-
-@pytest.mark.parametrize(
-    ("kind", "sparsity", "values", "embeddings"),
-    [
-        ("llama", 0.5, "bf16", "keep"), ("llama_untied", 0.0, "int8", "int8"), ("llama", 0.5, "int8", "keep"),
-        ("llama", 0.0, "int4", "int8"), ("llama_untied", 0.5, "int4", "int4"),
-    ],
-)  # fmt: skip
-def test_the_predicted_size_is_that_of_the_file(
-    kind: str, sparsity: float, values: Any, embeddings: Any, tmp_path: Path
-) -> None:
-    save_tiny(tmp_path / "dense", kind, hidden_size=64, intermediate_size=128)
-    model = tmp_path / "dense"
-    if sparsity:
-        model = shears.sparsify(model, tmp_path / "sparse", sparsity=sparsity, method="magnitude")
-    package = shears.export_adapter(model, tmp_path / "package", format="package", values=values, embeddings=embeddings)
-    file = package / PACKAGE_FILE
-    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")  # names and shapes, as in every safetensors file
-    shape = shape_of(str(tmp_path / "dense"))
-    assert shape is not None
-    is_exact = not sparsity or values != "int4"
-    predicted = shape.package_bytes(sparsity, values, embeddings)
-    assert predicted == pytest.approx(file.stat().st_size - header, rel=0.002 if is_exact else 0.01)
 
 
 def test_without_losses_fewer_zeros_come_first_and_then_more_bits() -> None:

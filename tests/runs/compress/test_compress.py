@@ -67,6 +67,7 @@ def test_a_plan_orders_what_meets_the_target_and_writes_nothing(inputs: Path) ->
     assert losses == sorted(losses)
     assert record["dense"]["loss"] == pytest.approx(math.log(257), rel=0.05)  # a random model knows nothing
     assert [stage["name"] for stage in record["stages"]] == ["sparsify", "export"]
+    assert record["stages"][1]["disk"] == record["candidates"][0]["bytes"]  # `run --dry-run` says the same number
 
 
 def test_the_package_meets_the_target_and_was_measured(made: tuple[Path, dict[str, Any]]) -> None:
@@ -74,6 +75,8 @@ def test_the_package_meets_the_target_and_was_measured(made: tuple[Path, dict[st
     row = next(row for row in record["measured"] if row["name"] == record["chosen"])
     size = (out / row["package"] / "package.safetensors").stat().st_size
     assert row["bytes"] == size
+    (planned,) = [each["bytes"] for each in record["candidates"] if each["name"] == record["chosen"]]
+    assert planned == pytest.approx(size, rel=5e-4)
     assert row["holds"] is True
     assert 8 * size / tiny_parameters() == row["bits_per_weight"] <= 5.2
     assert row["tokens_per_second"] > 0

@@ -61,9 +61,7 @@ def test_weights_of_a_package_are_used_as_they_are(path: str) -> None:
 )
 def test_a_package_runs_as_a_backend(name: str, options: dict[str, Any], path: str, tmp_path: Path) -> None:
     adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base", name))
-    package = export_adapter(
-        adapter, tmp_path / "package", format="package", ranks="maximal", negative_zeros="drop", **options
-    )
+    package = export_adapter(adapter, tmp_path / "package", format="package", ranks="maximal", **options)
     backend = DropInBackend(package, threads=1)
     assert isinstance(backend, Backend)
     tokens = IDS[0].tolist()

@@ -74,6 +74,28 @@ def packed_bytes(rows: int, cols: int, num_values: int, values: NumberFormat) ->
     return math.prod(mask_shape(rows, cols, values)) + of_values + 8 * (panels + 1) + scales
 
 
+def is_smaller(rows: int, cols: int, num_values: int, values: NumberFormat, weight_bytes: int | float) -> bool:
+    """Return whether a weight takes fewer bytes packed than dense, with `weight_bytes` for each of its numbers."""
+    return packed_bytes(rows, cols, num_values, values) < weight_bytes * rows * cols
+
+
+def expected_stored(rows: int, cols: int, num_kept: int, values: NumberFormat) -> int:
+    """Return what `num_stored` returns for zeros at random places: exact except for int4 with zeros, there the mean.
+
+    Of n weights in a group, each zero with probability s, an odd number is kept with probability
+    (1 - (2 s - 1)^n) / 2, and the last nibble of its last byte is empty.
+    """
+    if values != "int4":
+        return num_kept
+    sparsity = 1 - num_kept / max(rows * cols, 1)
+    group = GROUPS[values]
+    halves = 0.0
+    for num_panels, height in ((rows // PANEL, PANEL), (1, rows % PANEL)):
+        for num_groups, width in ((cols // group, group), (1, cols % group)):
+            halves += num_panels * num_groups * (1 - (2 * sparsity - 1) ** (height * width)) / 2
+    return round((num_kept + halves) / 2)
+
+
 def num_stored(mask: Bool[Tensor, "O I"], values: NumberFormat) -> int:
     """Return the number of elements of `values` for a mask of kept weights; of int4, bytes that hold whole groups."""
     if values != "int4":

@@ -52,7 +52,7 @@ def all_candidates(config: CompressConfig, shape: Shape, forecast: Forecast | No
     """Return every combination of sparsities and formats, with its size and speed."""
     found = []
     for sparsity, values, embeddings in product(config.sparsities, config.values, config.embeddings):
-        size = shape.package_bytes(sparsity, values, embeddings)
+        size = shape.package_bytes(ExportConfig(format="package", values=values, embeddings=embeddings), sparsity)
         speed = forecast.tokens_per_second(sparsity, values, embeddings) if forecast else None
         found.append(Candidate(sparsity, values, embeddings, size, 8 * size / shape.parameters, speed))
     return found

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, kept, num_stored, pack, packed_bytes
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, is_smaller, kept, num_stored, pack
 from shears.errors import InputError
 from shears.models.blocks import weight_oi
 from shears.models.devices import set_threads
@@ -176,8 +176,8 @@ class _Packer:
         if values is None or weight.device.type != "cpu" or weight.numel() == 0:
             return None
         rows, cols = weight.shape
-        smaller = packed_bytes(rows, cols, num_stored(kept(weight), values), values) < weight.nbytes
-        return pack(weight, values) if smaller else None
+        stored = num_stored(kept(weight), values)
+        return pack(weight, values) if is_smaller(rows, cols, stored, values, weight.itemsize) else None
 
     def _packed(self, matrix: PackedMatrix, module: nn.Module) -> PackedLinear:
         """Return the packed linear; the kernels' buffer then holds its weight and adapter."""

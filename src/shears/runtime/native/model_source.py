@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import FORMAT_DTYPES, NumberFormat, PackedMatrix, pack, packed_bytes
+from shears.checkpoints.packed.layout import (
+    FORMAT_DTYPES,
+    NumberFormat,
+    PackedMatrix,
+    is_smaller,
+    kept,
+    num_stored,
+    pack,
+)
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate, update_of_layer
 from shears.models.sparse_adapter import SparseLinear
@@ -184,10 +192,8 @@ class _LayerWeights(Mapping[str, PackedMatrix | DenseRows]):
         layer: Any = self._layers[name]
         weight = getattr(layer, "base_layer", layer).weight
         whole = layer.whole_weight() if isinstance(layer, SparseLinear) else weight.detach()
-        if self._sparse and _may_be_packed_smaller(whole, self._values):
-            packed = pack(whole, self._values)
-            if packed.num_bytes < _dense_bytes(whole, self._values):
-                return packed
+        if self._sparse and _packs_smaller(whole, self._values):
+            return pack(whole, self._values)
         return DenseRows(whole).as_values(self._values)
 
     def __contains__(self, name: object) -> bool:
@@ -200,14 +206,11 @@ class _LayerWeights(Mapping[str, PackedMatrix | DenseRows]):
         return len(self._layers)
 
 
-def _may_be_packed_smaller(weight: Tensor, values: NumberFormat) -> bool:
-    """Return whether packing may save memory; False spares a dense weight the packing."""
-    num_stored = int(torch.count_nonzero(weight)) // (2 if values == "int4" else 1)  # at least: of int4 whole groups
-    return packed_bytes(weight.shape[0], weight.shape[1], num_stored, values) < _dense_bytes(weight, values)
-
-
-def _dense_bytes(weight: Tensor, values: NumberFormat) -> int:
-    return weight.numel() * FORMAT_DTYPES[values].itemsize // (2 if values == "int4" else 1)
+def _packs_smaller(weight: Tensor, values: NumberFormat) -> bool:
+    """Return whether packing a weight takes less memory than holding its zeros in the same number format."""
+    rows, cols = weight.shape
+    weight_bytes = 0.5 if values == "int4" else FORMAT_DTYPES[values].itemsize
+    return is_smaller(rows, cols, num_stored(kept(weight), values), values, weight_bytes)
 
 
 def _is_lokr(module: nn.Module) -> bool:
