@@ -27,6 +27,8 @@ STRATEGIES: Mapping[str, str] = {
     "rnsga2": "shears.searching.strategies.nsga2:rnsga2",
 }
 """Functions from (SearchSpace, SearchPlan) to a strategy, as `module:name` (decision 44)."""
+NUM_PROPOSALS: Mapping[str, int] = {"heuristic": 1, "maximal": 2, "minimal": 2}
+"""Configurations that a strategy evaluates if it does not search."""
 if TYPE_CHECKING:
     StrategyName = str
 else:

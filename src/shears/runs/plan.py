@@ -13,6 +13,7 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
 from shears.config.notation import num_bytes
+from shears.config.search import NUM_PROPOSALS
 from shears.config.sparsify import METHODS
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
@@ -234,7 +235,8 @@ def _search(basis: _Basis) -> Estimate:
     assert config is not None
     size = f" of {basis.space.size:.3g}" if basis.space else ""
     data = _amount(config.data, config.limit)[1]
-    work = f"{config.strategy}, up to {config.max_evaluations}{size} configurations, each on {data}"
+    most = min(NUM_PROPOSALS.get(config.strategy, config.max_evaluations), config.max_evaluations)
+    work = f"{config.strategy}, up to {most}{size} configurations, each on {data}"
     if basis.sparse_bytes is None:
         return work, None, None
     loaded = basis.loaded_bytes(basis.sparse_bytes, config.weights)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.config.search import NUM_PROPOSALS
 from shears.progress import Meter, meter
 from shears.searching.measure.evaluators import Evaluator, as_evaluator
 from shears.searching.result import SearchResult, conclude
@@ -10,7 +11,6 @@ from shears.searching.shared.study import SearchStudy, StudyLocation, open_study
 from shears.searching.strategies.base import Evaluated, Goal, Objective, SearchPlan, Strategy, make_strategy
 
 IN_MEMORY = StudyLocation()
-NUM_PROPOSALS = {"heuristic": 1, "maximal": 2, "minimal": 2}  # of the strategies that do not search
 MAX_REPEATS = 100  # known configurations proposed in a row, after which the search ends
 
 
