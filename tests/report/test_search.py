@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tests.report.made import Reader, page_of, records
+from tests.report.made import RANKS, Reader, page_of, records
 
 
 def test_the_gain_on_test_data_is_shown_with_its_interval(tmp_path: Path) -> None:
@@ -18,12 +18,15 @@ def test_the_gain_on_test_data_is_shown_with_its_interval(tmp_path: Path) -> Non
     assert "chosen 0.48, heuristic 0.5 (difference -0.02, no interval). Note: inside the noise." in text
 
 
-def test_the_chosen_configuration_and_the_front_are_marked(tmp_path: Path) -> None:
-    reader = Reader(page_of(tmp_path, records()))
+def test_estimates_of_an_earlier_search_are_left_out(tmp_path: Path) -> None:
+    files = records()
+    estimate = {"ranks": RANKS, "metrics": {"loss": 0.31, "parameters": 20, "examples": 1}}
+    files["search/result.json"]["evaluations"].insert(1, estimate)
+    reader = Reader(page_of(tmp_path, files))
     text = reader.text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "4 configurations measured, 2 of them on the front." in text
-    assert "0.5 of the first one measured, 4 tried" in text
-    assert "evaluationlossbest so far10.50.520.450.4530.40.440.60.4" in text
+    assert "4 configurations measured, 2 of them on the front. 1 more were not measured in full." in text
+    assert "0.5 of the first one measured, 5 tried" in text
+    assert "evaluationlossbest so far10.50.530.450.4540.40.4" in text
     assert text.count("Large and ringed: the chosen configuration. On the line: the Pareto front") == 1
     circles = [mark["class"] for mark in reader.named("circle")]
     assert (circles.count("chosen"), circles.count("front")) == (1, 1)

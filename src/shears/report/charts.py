@@ -21,6 +21,7 @@ ROW_HEIGHT = 44.0  # of a measurement: its name and, below it, its bar or dot
 BAR_HEIGHT = 14.0
 CURVE_HEIGHT = 200.0
 CELL_HEIGHT = 15.0
+MARGIN = 0.06  # share of the range of figures that a scale has on both sides
 LABEL_WIDTH = 30.0  # left of a map
 PALE, DARK = 0.08, 0.92  # opacity of a map's cells, at which letters have a contrast of 4.5:1
 
@@ -46,7 +47,7 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def around(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
+def around(values: Sequence[float], margin: float = MARGIN) -> tuple[float, float]:
     """Return the range of the finite values, widened on both sides by a share of it."""
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
@@ -86,6 +87,19 @@ def axes(across: Scale, up: Scale, names: tuple[str, str], formats: tuple[Format
     parts.append(text((across.start + across.end) / 2, bottom + 28, names[0], "middle", "name"))
     parts.append(text(across.start, up.end - 6, names[1], "start", "name"))
     return element("g", join(parts), class_="axes", aria_hidden="true")
+
+
+def plane(
+    points: Points,
+    names: tuple[str, str],
+    formats: tuple[Format, Format],
+    height: float = CURVE_HEIGHT,
+    margin: float = MARGIN,
+) -> tuple[Scale, Scale, Markup]:
+    """Return the scales, across and up, of a drawing of these points, and its axes."""
+    across = Scale(*around([x for x, _ in points], margin), LEFT, WIDTH - RIGHT)
+    up = Scale(*around([y for _, y in points], margin), height - BOTTOM, TOP + 10)
+    return across, up, axes(across, up, names, formats)
 
 
 def _line(x1: float, x2: float, y1: float, y2: float, class_: str = "grid") -> Markup:

@@ -1,4 +1,4 @@
-"""The report of a `compress` folder: loss over size and over speed, with every candidate that was measured."""
+"""The report of a `compress` folder: loss over size and over speed, with all candidates."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -7,11 +7,12 @@ from typing import Any
 from markupsafe import Markup
 
 from shears.records.artifacts import COMPRESS, read_object
-from shears.report.charts import BOTTOM, CURVE_HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, svg, text
+from shears.report.charts import CURVE_HEIGHT, WIDTH, plane, svg, text
 from shears.report.html import asset, document, element, note, picture, section, table
 from shears.report.records import Record
 from shears.report.words import digits, rate, size
 
+LEGEND = "s50-int4-int8: 50% zeros, weights in int4, embeddings in int8."
 CLOSE = 90.0  # lengths right of a point that its name takes
 KEY = "Grey: the dense model (its speed in bf16 is predicted), and files with figures that the user gave."
 Axis = tuple[str, str, Callable[[float], str]]  # key of a record, name, format
@@ -48,7 +49,7 @@ def compressed_page(folder: Path) -> str:
 
 
 def measured_rows(record: Record) -> Iterator[Mapping[str, Any]]:
-    """Yield name, bytes, tokens_per_second and loss of the dense model, of every candidate made, and of rivals."""
+    """Yield the figures of the dense model, of every candidate made, and of rivals."""
     dense = record["dense"]
     yield {**dense, "name": "dense", "loss": dense.get("held_out_loss"), "mark": "seen"}
     yield from ({**row, "mark": "chosen" if row["name"] == record["chosen"] else "front"} for row in record["measured"])
@@ -70,14 +71,12 @@ def _picture(rows: list[Mapping[str, Any]], axis: Axis) -> Markup | None:
     points = [row for row in rows if row.get(key) is not None and row.get("loss") is not None]
     if len(points) < 2:
         return None
-    across = Scale(*around([float(row[key]) for row in points], 0.1), LEFT, WIDTH - RIGHT)
-    up = Scale(*around([row["loss"] for row in points], 0.1), CURVE_HEIGHT - BOTTOM, TOP + 10)
+    places = [(float(row[key]), row["loss"]) for row in points]
+    across, up, both = plane(places, (name, "loss, nats a token"), (form, digits), margin=0.1)
     title = f"Loss over {name}"
-    parts = [axes(across, up, (name, "loss, nats a token"), (form, digits))]
-    parts += [_point(row, across(row[key]), up(row["loss"]), form(row[key])) for row in points]
-    data = table(
-        title, ("package", name, "loss"), ((row["name"], form(row[key]), digits(row["loss"])) for row in points)
-    )
+    parts = [both, *(_point(row, across(row[key]), up(row["loss"]), form(row[key])) for row in points)]
+    cells = ((row["name"], form(row[key]), digits(row["loss"])) for row in points)
+    data = table(title, ("package", name, "loss"), cells)
     return picture(title, svg(title, CURVE_HEIGHT, *parts), data)
 
 
@@ -114,8 +113,4 @@ def _candidates(record: Record) -> Markup:
         )  # fmt: skip
 
     head = ("candidate", "size", "bits a weight", "tokens a second", "added loss", "meets the target")
-    return element("div", table("Candidates", head, map(cells, record["candidates"])), note(_legend()))
-
-
-def _legend() -> str:
-    return "s50-int4-int8: 50% zeros, weights in int4, embeddings in int8."
+    return element("div", table("Candidates", head, map(cells, record["candidates"])), note(LEGEND))

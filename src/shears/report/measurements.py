@@ -1,4 +1,4 @@
-"""The sections about what evaluation and bench measured: Accuracy, Examples and Speed."""
+"""The sections about what evaluation and bench measured: Accuracy, Ranks, Examples and Speed."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,16 @@ from markupsafe import Markup
 
 from shears.config.evaluate import BASELINES
 from shears.records.figures import other_readings
-from shears.report.charts import interval_dots, measurement_bars
+from shears.report.charts import CURVE_HEIGHT, interval_dots, measurement_bars, plane, polyline, svg, whisker
 from shears.report.html import element, note, picture, table
 from shears.report.pairs import aligned, correct, incomparable, other_prompts, pairs_table, unpaired_words
 from shears.report.records import Record, Run
-from shears.report.words import figure, plural, rate, size
+from shears.report.words import GAP, count, figure, interval, percent, plural, points, rate, size
 
 MOST_EXAMPLES = 8
 MOST_PATTERNS = 8  # as many as three models can have
 MOST_CHARACTERS = 1500  # of a text
+RANKS_TITLE = "Accuracy over rank"
 DENSE_IN_TRANSFORMERS = "dense, transformers"  # prefix of the names of two contestants of a bench
 
 Pattern = tuple[bool, ...]  # of an example: which models are right
@@ -139,6 +140,49 @@ def _shortened(content: object) -> str:
     text = str(content)
     rest = len(text) - MOST_CHARACTERS
     return text if rest <= 0 else f"{text[:MOST_CHARACTERS]} … ({rest} characters more)"
+
+
+def ranks_section(run: Run) -> tuple[object, ...] | None:
+    """Return the lead and the curve of accuracy over rank; None if the run did not measure it."""
+    if run.ranks is None or not (curve := run.ranks.get("curve")):
+        return None
+    low, high = curve["aurac_ci95"]
+    area = f"{percent(curve['aurac'])} ({percent(low)} to {percent(high)})"
+    lead = (
+        f"One super-adapter, all groups at the same rank, on the same {plural(run.ranks['n'], 'question')}. The area "
+        f"under the curve over its span of ranks (AURAC) is {area}: the mean accuracy of all ranks in it. These are "
+        "test questions: no rank was chosen by them."
+    )
+    return lead, picture(RANKS_TITLE, _rank_curve(curve["points"]), _rank_table(curve["points"]))
+
+
+def _rank_curve(curve: list[Record]) -> Markup:
+    """Return accuracies with their intervals over rank, joined by lines."""
+    ends = [(float(point["rank"]), end) for point in curve for end in point["ci95"]]
+    across, up, both = plane(ends, ("rank", "accuracy"), (lambda value: f"{value:,.0f}", percent))
+    parts = [both]
+    parts.append(polyline([(across(point["rank"]), up(point["value"])) for point in curve], "line"))
+    for point in curve:
+        place = across(point["rank"])
+        spoken = f"rank {point['rank']}: {percent(point['value'])}, {interval({'metric': 'accuracy', **point})}"
+        low, high = (up(end) for end in point["ci95"])
+        dot = element("circle", cx=place, cy=up(point["value"]), r=4.0, class_="bar")
+        parts.append(element("g", element("title", spoken), whisker(place, low, high), dot))
+    ends_in_words = f"{percent(curve[-1]['value'])} at the smallest rank to {percent(curve[0]['value'])} at the largest"
+    return svg(f"{RANKS_TITLE}, from {ends_in_words}", CURVE_HEIGHT, *parts)
+
+
+def _rank_table(curve: list[Record]) -> Markup:
+    rows = []
+    for point in curve:
+        gap = point["difference"] or {}
+        ends = f" ({points(gap['ci95'][0])} to {points(gap['ci95'][1])})" if gap else ""
+        minus = f"{points(gap['value'])}{ends}" if gap else "none"
+        p = f"{gap['p_holm']:.3f}" if gap else "none"
+        figures = (percent(point["value"]), interval({"metric": "accuracy", **point}))
+        rows.append((point["rank"], count(point["parameters"]), *figures, minus, p))
+    head = ("rank", "parameters", "accuracy", f"95{GAP}% interval", "minus the largest, points", "p, Holm")
+    return table(RANKS_TITLE, head, rows)
 
 
 def speed_section(run: Run) -> tuple[object, ...] | None:

@@ -17,9 +17,14 @@ from shears.records.figures import seen_words
 from shears.records.paths import expanded
 from shears.report.compressed import compressed_page, is_compressed
 from shears.report.html import asset, document, element, section
-from shears.report.measurements import accuracy_section, examples_section, speed_section, speedup_over_dense
+from shears.report.measurements import (
+    accuracy_section,
+    examples_section,
+    ranks_section,
+    speed_section,
+    speedup_over_dense,
+)
 from shears.report.pairs import aligned, comparison
-from shears.report.ranks import ranks_section
 from shears.report.records import Record, Run, read_run
 from shears.report.search import measured, objectives_of, search_section
 from shears.report.stages import layers_section, recipe_section, training_section
@@ -108,13 +113,8 @@ def _summary(run: Run) -> Iterator[Markup]:
             yield element("p", element("strong", "Warning: "), words, class_="words", role="note")
     if summary := _sentence(run):
         yield element("p", summary, class_="words")
-    yield _headlines(run)
-
-
-def _headlines(run: Run) -> Markup:
-    """Return the headlines of a run as a list."""
     parts = (_quality, _weights, _speed, _size, _search)
-    return element("ul", *(headline for part in parts for headline in part(run)), class_="headlines")
+    yield element("ul", *(headline for part in parts for headline in part(run)), class_="headlines")
 
 
 def _headline(value: str, meaning: str, source: str) -> Markup:
@@ -123,7 +123,7 @@ def _headline(value: str, meaning: str, source: str) -> Markup:
 
 
 def _quality(run: Run) -> Iterator[Markup]:
-    """Yield the difference that the run is about, those to its other baselines, and what pruning alone costs."""
+    """Yield the run's main difference, those to other baselines, and the cost of pruning alone."""
     if not run.models:
         return
     dense, *others = run.models
@@ -140,8 +140,7 @@ def _quality(run: Run) -> Iterator[Markup]:
 
 
 def _difference(run: Run, row: Record, other: Record, about: str = "") -> Markup:
-    """Return the headline of a difference in points with its interval and counts; if it is not
-    paired, both figures.
+    """Return the headline of a paired difference with its interval and counts, or both figures.
 
     `about` are words on what the difference means.
     """
@@ -252,7 +251,7 @@ def _sentence(run: Run) -> str | None:
 
 
 def _beside(run: Run, row: Record, other: Record) -> str:
-    """Return in words how far a model is from another, and whether these questions show a difference."""
+    """Return in words how far a model is from another, and whether the questions show it."""
     name = f"{other['name']}{_untrained(run, row, other)}"
     figures = f"{_value(row)} against {_value(other)}, {_examples(row)}"
     if (gap := _gap(run, row, other)) is None:

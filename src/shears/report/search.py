@@ -1,7 +1,4 @@
-"""The Search section: configurations as points, the front, the chosen one, the history.
-
-An evaluation in a result.json is measured if it has both objectives.
-"""
+"""The Search section: configurations as points, the front, the chosen one, the history."""
 
 import shlex
 from collections import Counter
@@ -14,7 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from shears.config.search import MAXIMISED
-from shears.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, curves, polyline, stairs, svg
+from shears.report.charts import curves, plane, polyline, stairs, svg
 from shears.report.html import element, join, note, picture, table
 from shears.report.records import Record, Run
 from shears.report.words import GAP, figure, plural, rank_counts
@@ -25,6 +22,7 @@ HINT = """Point at a configuration to see its figures; click it or press Enter t
 it. The table lists all configurations."""
 KEY = """Large and ringed: the chosen configuration. On the line: the Pareto front, where no other configuration is \
 better in one figure and as good in the rest."""
+ESTIMATED = "examples"  # figure of evaluations on some examples, as earlier searches made
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,14 @@ def objectives_of(result: Record) -> tuple[str, str]:
 
 
 def measured(result: Record) -> dict[int, Record]:
-    """Return the evaluations with both objectives; those beyond a bound have none."""
-    names = objectives_of(result)
+    """Return the evaluations with both objectives, by number; those beyond a bound have none."""
+    names = set(objectives_of(result))
     numbered = enumerate(result["evaluations"], start=1)
-    return {number: entry for number, entry in numbered if all(name in entry["metrics"] for name in names)}
+    return {
+        number: entry
+        for number, entry in numbered
+        if names <= entry["metrics"].keys() and ESTIMATED not in entry["metrics"]
+    }
 
 
 def search_section(run: Run) -> tuple[object, ...] | None:
@@ -66,7 +68,9 @@ def search_section(run: Run) -> tuple[object, ...] | None:
         f"{plural(len(entries), 'configuration')} measured, {len(result['pareto'])} of them on the front."
     )
     if num_unmeasured:
-        lead += f" {num_unmeasured} more exceed {' and '.join(result.get('constraints', []))} and were not measured."
+        bounds = " and ".join(result.get("constraints", []))
+        reason = f"exceed {bounds} and were not measured" if bounds else "were not measured in full"
+        lead += f" {num_unmeasured} more {reason}."
     lead += _gain_words(result)
     if not entries:
         return (lead,)
@@ -105,17 +109,18 @@ def _configuration(number: int, entry: Record, folder: Path, result: Record) -> 
 def _front_picture(configurations: Sequence[Configuration], quality: str, cost: str) -> Markup:
     """Return the configurations as points over both objectives, with the front as a line."""
     title = f"{len(configurations)} configurations: {quality} against {cost}"
-    xs, ys = ([float(each.metrics[name]) for each in configurations] for name in (cost, quality))
-    across = Scale(*around(xs), LEFT, WIDTH - RIGHT)
-    up = Scale(*around(ys), HEIGHT - BOTTOM, TOP + 10)
-    axis = axes(across, up, (cost, quality), (partial(figure, cost), partial(figure, quality)))
-    placed = [(each, across(x), up(y)) for each, x, y in zip(configurations, xs, ys, strict=True)]
+    places = [(float(each.metrics[cost]), float(each.metrics[quality])) for each in configurations]
+    formats = (partial(figure, cost), partial(figure, quality))
+    across, up, axis = plane(places, (cost, quality), formats, HEIGHT)
+    placed = [(each, across(x), up(y)) for each, (x, y) in zip(configurations, places, strict=True)]
     placed.sort(key=lambda item: list(RADII).index(item[0].mark))
     front = [(x, y) for each, x, y in placed if each.mark in ("front", "chosen")]
     front.sort(reverse=cost in MAXIMISED)  # a step curve leads from the better figure to the worse
-    drawing = svg(title, HEIGHT, axis, polyline(stairs(front), "pale"), *(_point(*item) for item in placed))
+    line = polyline(stairs(front), "pale")
+    drawing = svg(title, HEIGHT, axis, line, *(_point(*item) for item in placed))
     hint = element("output", HINT, class_="note pointed", aria_live="polite")
-    return picture(title, drawing, _front_table(title, configurations, quality), join([note(KEY), hint]))
+    data = _front_table(title, configurations, quality)
+    return picture(title, drawing, data, join([note(KEY), hint]))
 
 
 def _point(configuration: Configuration, x: float, y: float) -> Markup:
@@ -134,7 +139,7 @@ def _point(configuration: Configuration, x: float, y: float) -> Markup:
 
 
 def _front_table(title: str, configurations: Sequence[Configuration], quality: str) -> Markup:
-    """Return a row for each configuration: first the front, then others, each the best first."""
+    """Return a row for each configuration: the front, then the others, each part the best first."""
     names = dict.fromkeys(name for each in configurations for name in each.metrics)
     sign = -1.0 if quality in MAXIMISED else 1.0
 
@@ -153,16 +158,16 @@ def _front_table(title: str, configurations: Sequence[Configuration], quality: s
 
 def _history_picture(configurations: Sequence[Configuration], metric: str) -> Markup:
     """Return the first objective by the order of evaluation, and the best so far."""
-    best = max if metric in MAXIMISED else min
-    values = {each.number: float(each.metrics[metric]) for each in configurations}
-    history = dict(zip(values, accumulate(values.values(), best), strict=True))
     form = partial(figure, metric)
-    lines = {
-        "dot": [(float(number), value) for number, value in values.items()],
-        "stairs": [(float(number), value) for number, value in history.items()],
-    }
+    numbers = [each.number for each in configurations]
+    values = [float(each.metrics[metric]) for each in configurations]
+    best = list(accumulate(values, max if metric in MAXIMISED else min))
+    lines = {"dot": _points(numbers, values), "stairs": _points(numbers, best)}
     title = f"Search: {metric} by evaluation"
-    drawing = curves(title, ("evaluation", metric), lines, form)
-    rows = ((number, form(value), form(history[number])) for number, value in values.items())
+    rows = zip(numbers, map(form, values), map(form, best), strict=True)
     data = table("Search, in order", ("evaluation", metric, "best so far"), rows)
-    return picture(title, drawing, data)
+    return picture(title, curves(title, ("evaluation", metric), lines, form), data)
+
+
+def _points(numbers: Sequence[int], values: Sequence[float]) -> list[tuple[float, float]]:
+    return list(zip(map(float, numbers), values, strict=True))
