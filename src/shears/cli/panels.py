@@ -26,7 +26,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "early_stopping", "optimizer",
     ),
     "Goal and budget": (
-        "target", "objective", "constraint", "strategy", "max_evaluations", "tie_layers", "sparsities", "probe",
+        "target", "objective", "constraint", "strategy", "max_evaluations", "tie_layers", "sparsities",
         "attempts",
     ),
     "Text": (
@@ -36,7 +36,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Server": (
         "host", "port", "name", "api_key", "max_waiting", "max_request_bytes", "shutdown_seconds",
     ),
-    "Measurement": ("against", "compare", "prompt_tokens", "new_tokens", "rounds", "baselines"),
+    "Measurement": ("against", "prompt_tokens", "new_tokens", "rounds", "baselines"),
     "Memory and speed": (
         "batch_size", "micro_batch_size", "gradient_checkpointing", "recompute", "quantize", "shard", "compile",
         "precision", "device", "threads", "activation_budget", "cache_budget", "backend",

@@ -419,12 +419,11 @@ def print_costs(record: Mapping[str, Any]) -> None:
 
 
 def print_compressed(record: Mapping[str, Any]) -> None:
-    """Print the measured candidates beside the dense model and the files that the user compares with."""
+    """Print the measured candidates beside the dense model."""
     dense = record["dense"]
     measured = [
         {**dense, "name": "dense (speed in bf16)", "loss": dense["held_out_loss"]},
         *record["measured"],
-        *({**rival, "name": Path(rival["file"]).name} for rival in record["rivals"]),
     ]
     rows = []
     for row in measured:

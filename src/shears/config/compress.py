@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from shears.config.fields import Columns, Count, Repeated, Seed, Split, StageConfig
+from shears.config.fields import Columns, Count, Seed, Split, StageConfig
 from shears.config.notation import num_bytes
 from shears.config.sparsify import MethodName
 from shears.errors import InputError
@@ -16,25 +16,25 @@ FORMS = "3.3bits (bits a weight), 1.0GB (size of the package) or 40tok/s (tokens
 
 
 @dataclass(frozen=True)
-class Target:
+class Bound:
     """A bound: at most so many bits a weight or bytes, or at least so many tokens a second."""
 
     kind: Kind
     amount: int | float
 
     @classmethod
-    def parse(cls, text: str) -> "Target":
+    def parse(cls, text: str) -> "Bound":
         """Return the bound that a text such as `3.3bits`, `1.0GB` or `40tok/s` names; InputError for other texts."""
         number = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(bits?|tok/s|tokens/s)\s*", text)
         if number is not None:
-            target = cls("bits" if number[2].startswith("bit") else "tokens/s", float(number[1]))
+            bound = cls("bits" if number[2].startswith("bit") else "tokens/s", float(number[1]))
         elif re.search(r"[kKMGT]i?B?\s*$|B\s*$", text):
-            target = cls("bytes", _size(text))
+            bound = cls("bytes", _size(text))
         else:
             raise InputError(f"must be {FORMS}, got {text!r}")
-        if not target.amount:
+        if not bound.amount:
             raise InputError(f"must be above 0, got {text!r}")
-        return target
+        return bound
 
     def holds(self, size: int | float, weights: int, tokens_per_second: int | float | None) -> bool:
         """Tell whether a package of `size` bytes for a model of `weights` meets the bound; an unknown speed does not.
@@ -57,29 +57,6 @@ def _size(text: str) -> float:
         return float(num_bytes(text))
     except InputError:
         raise InputError(f"must be {FORMS}, got {text!r}") from None
-
-
-@dataclass(frozen=True)
-class Rival:
-    """Another tool's file to show beside the candidates, with figures that the user measured."""
-
-    file: str
-    loss: float | None = None
-    tokens_per_second: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "Rival":
-        """Return the file and figures of `FILE.gguf,loss=2.9,tok/s=46.6`; InputError for anything else."""
-        file, *figures = (part.strip() for part in text.split(","))
-        values: dict[str, float] = {}
-        for figure in figures:
-            name, _, value = figure.partition("=")
-            if name not in ("loss", "tok/s") or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
-                raise InputError(f"must be FILE.gguf,loss=NUMBER,tok/s=NUMBER (figures may be left out), got {text!r}")
-            values[name] = float(value)
-        if not file.endswith(".gguf"):
-            raise InputError(f"must name a .gguf file, got {file!r}")
-        return cls(file, values.get("loss"), values.get("tok/s"))
 
 
 Sparsities = Annotated[
@@ -126,18 +103,8 @@ class CompressConfig(StageConfig):
     """Number formats of the weights to try."""
     embeddings: Embeddings = ("keep", "int8", "int4")
     """Number formats of embeddings and head to try; keep: bf16."""
-    probe: bool = True
-    """Order the candidates by losses that are measured first, for each sparsity and format alone; without: fewer zeros
-    first, then more bits a weight, then more bits an embedding."""
     attempts: int = Field(3, gt=0)
     """Candidates to make and measure at most, until one meets the target."""
-    compare: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Repeated()] = ()
-    """File of another tool to show beside the candidates, with figures that you measured with that tool on the same
-    text and machine, such as q4_k_m.gguf,loss=2.31,tok/s=46.6; may be repeated."""
-    new_tokens: int = Field(32, gt=1)
-    """Tokens that are generated to measure a speed."""
-    rounds: int = Field(3, gt=0)
-    """Measurements of each speed; the median counts."""
     threads: int | None = Field(None, gt=0)
     """CPU threads; default: one per core."""
     seed: Seed = 0
@@ -147,17 +114,7 @@ class CompressConfig(StageConfig):
     @classmethod
     def _check_target(cls, value: str) -> str:
         try:
-            Target.parse(value)
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        return value
-
-    @field_validator("compare")
-    @classmethod
-    def _check_rivals(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            for text in value:
-                Rival.parse(text)
+            Bound.parse(value)
         except InputError as error:
             raise ValueError(str(error)) from None
         return value
@@ -169,11 +126,6 @@ class CompressConfig(StageConfig):
         return self
 
     @property
-    def bound(self) -> Target:
+    def bound(self) -> Bound:
         """The target, parsed."""
-        return Target.parse(self.target)
-
-    @property
-    def rivals(self) -> list[Rival]:
-        """The files to compare with, parsed."""
-        return [Rival.parse(text) for text in self.compare]
+        return Bound.parse(self.target)

@@ -15,7 +15,7 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
 from shears.export.project import Text, merge_projected
-from shears.export.target import Target, merge_into, with_masked, with_rounded, with_whole
+from shears.export.target import MergedModel, merge_into, with_masked, with_rounded, with_whole
 from shears.models.load import save_tokenizer
 from shears.records.artifacts import HEALED, SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.rewrite import LinearSparsity, check_saved, overall_sparsity
@@ -74,7 +74,7 @@ def _calibration_text(chosen: SubAdapter, settings: ExportConfig) -> Text:
 
 
 @torch.no_grad()
-def _merge(target: Target, chosen: SubAdapter) -> None:
+def _merge(target: MergedModel, chosen: SubAdapter) -> None:
     """Make every adapted linear W + scaling B A, masked by W != 0 and put on a grid as in the adapter's training."""
     for index in target.indices:
         with target.opened(index) as matrices:

@@ -32,7 +32,7 @@ from shears.data.example import IGNORED, OWN_NAMES
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
-from shears.export.target import Changed, Target, merge_into, with_masked, with_whole
+from shears.export.target import Changed, MergedModel, merge_into, with_masked, with_whole
 from shears.models.blocks import LoraUpdate
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.capture import InputMoments
@@ -77,7 +77,7 @@ class Samples(NamedTuple):
 
 def merge_projected(
     model: ModelRef, work: Path, updates: Mapping[str, LoraUpdate], text: Text, settings: ExportConfig
-) -> tuple[Target, dict[str, Any]]:
+) -> tuple[MergedModel, dict[str, Any]]:
     """Write the model with the updates, projected on its zeros, to `work`; return target and figures.
 
     The figures are losses on the text (nats a token): of the adapter un-merged, of the plainly masked sum, and of the
@@ -85,7 +85,7 @@ def merge_projected(
     """
     tokenizer = load_tokenizer(model)
 
-    def merge(target: Target) -> tuple[Samples, dict[str, dict[str, float]]]:
+    def merge(target: MergedModel) -> tuple[Samples, dict[str, dict[str, float]]]:
         samples = draw_samples(text, tokenizer, target.source.model, settings)
         before = {
             "unmerged": losses(Changed(target, with_whole), samples.parts, work, "loss, un-merged"),
@@ -116,7 +116,7 @@ def merge_projected(
 
 
 @torch.no_grad()
-def project(target: Target, batches: Sequence[Int[Tensor, "_ _"]], folder: Path) -> None:
+def project(target: MergedModel, batches: Sequence[Int[Tensor, "_ _"]], folder: Path) -> None:
     """Merge the target's updates with every zero kept and the smallest output errors.
 
     Hidden states beyond the budget are kept in `folder`. IrregularBlocks where blocks cannot be walked.
@@ -126,7 +126,7 @@ def project(target: Target, batches: Sequence[Int[Tensor, "_ _"]], folder: Path)
         walk_blocks(walk, lambda run: _project_block(target, run), "project")
 
 
-def _project_block(target: Target, run: BlockRun) -> None:
+def _project_block(target: MergedModel, run: BlockRun) -> None:
     matrices = target.by_block[run.index]
     kept: dict[Matrix, Tensor] = {}
     whole: dict[Matrix, Tensor] = {}

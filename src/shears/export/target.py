@@ -28,7 +28,7 @@ from shears.sparsity.rewrite import FormatOf, LinearSparsity, rewrite_model
 Result = TypeVar("Result")
 
 
-class Target:
+class MergedModel:
     """A model to merge into. `before` and `after` hold the zeros of the linears merged so far.
 
     InputError where the model lacks a linear that has an update, or where two linears share one weight, because the
@@ -133,7 +133,7 @@ def in_format(values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], dtype: to
 class Changed(BlockSource):
     """The target's model with its adapted linears changed by `change` while a block is open, and restored after."""
 
-    def __init__(self, target: Target, change: Callable[[Tensor, LoraUpdate], Tensor]) -> None:
+    def __init__(self, target: MergedModel, change: Callable[[Tensor, LoraUpdate], Tensor]) -> None:
         self.model: PreTrainedModel = target.source.model
         self.prefix = target.source.prefix
         self.device = target.source.device
@@ -166,12 +166,12 @@ class Changed(BlockSource):
 
 
 def merge_into(
-    model: ModelRef, work: Path, updates: Mapping[str, LoraUpdate], device: str, merge: Callable[[Target], Result]
-) -> tuple[Target, Result]:
+    model: ModelRef, work: Path, updates: Mapping[str, LoraUpdate], device: str, merge: Callable[[MergedModel], Result]
+) -> tuple[MergedModel, Result]:
     """Let `merge` change the model, and write it to `work`; return the target and the result of `merge`."""
 
-    def change(source: BlockSource, format_of: FormatOf) -> tuple[Target, Result]:
-        target = Target(source, updates, format_of)
+    def change(source: BlockSource, format_of: FormatOf) -> tuple[MergedModel, Result]:
+        target = MergedModel(source, updates, format_of)
         return target, merge(target)
 
     merged = rewrite_model(model, work, device, "auto", change)

@@ -14,7 +14,7 @@ from shears.report.words import digits, rate, size
 
 LEGEND = "s50-int4-int8: 50% zeros, weights in int4, embeddings in int8."
 CLOSE = 90.0  # lengths right of a point that its name takes
-KEY = "Grey: the dense model (its speed in bf16 is predicted), and files with figures that the user gave."
+KEY = "Grey: the dense model; its speed in bf16 is predicted."
 Axis = tuple[str, str, Callable[[float], str]]  # key of a record, name, format
 AXES: tuple[Axis, ...] = (
     ("bytes", "size of the file", size),
@@ -49,11 +49,10 @@ def compressed_page(folder: Path) -> str:
 
 
 def measured_rows(record: Record) -> Iterator[Mapping[str, Any]]:
-    """Yield the figures of the dense model, of every candidate made, and of rivals."""
+    """Yield the figures of the dense model and of every candidate made."""
     dense = record["dense"]
     yield {**dense, "name": "dense", "loss": dense.get("held_out_loss"), "mark": "seen"}
     yield from ({**row, "mark": "chosen" if row["name"] == record["chosen"] else "front"} for row in record["measured"])
-    yield from ({**rival, "name": Path(rival["file"]).name, "mark": "seen"} for rival in record["rivals"])
 
 
 def _outcome(record: Record) -> str:

@@ -15,13 +15,13 @@ from shears.cli import main
 from shears.errors import InputError
 from shears.models.ref import resolve
 from shears.records.artifacts import read_object
-from shears.runs.compress.texts import split_text
+from shears.runs.compress.stage import split_text
 from shears.runtime.forecast import Forecast, forecast_of
 from shears.runtime.native import kernels_available
 from tests.tiny import save_tiny, tiny_model
 
 SETTINGS: dict[str, Any] = {
-    "num_samples": 4, "sequence_length": 16, "new_tokens": 4, "rounds": 1, "sparsities": (0.0, 0.5),
+    "num_samples": 4, "sequence_length": 16, "sparsities": (0.0, 0.5),
     "values": ("bf16", "int4"), "embeddings": ("keep", "int4"),
 }  # fmt: skip
 needs_kernels = pytest.mark.skipif(not kernels_available(), reason="the C++ extension was not built")
@@ -32,6 +32,8 @@ def _without_tuning() -> Any:
     """Take the default walks, and weights that need not exceed the cache: seconds become milliseconds."""
     patch = pytest.MonkeyPatch()
     patch.setenv("SHEARS_TUNING", "off")
+    patch.setattr("shears.runs.compress.stage.NEW_TOKENS", 4)
+    patch.setattr("shears.runs.compress.stage.ROUNDS", 1)
     if kernels_available():
         patch.setattr("shears.runtime.native.tuning.weight_bytes", lambda: 1)
     yield
@@ -127,7 +129,7 @@ def test_a_package_that_misses_is_followed_by_a_better_one_on_the_same_sparse_mo
     )
     settings = {**SETTINGS, "sparsities": (0.5,), "values": ("bf16", "int8", "int4"), "embeddings": ("keep",)}
     record = shears.compress(
-        inputs / "dense", inputs / "fast", target="50tok/s", calibration=inputs / "text.txt", probe=False, **settings
+        inputs / "dense", inputs / "fast", target="50tok/s", calibration=inputs / "text.txt", **settings
     )
     assert [(row["name"], row["holds"]) for row in record["measured"]] == [("s50-int8", False), ("s50-int4", True)]
     assert record["chosen"] == "s50-int4"
@@ -138,7 +140,7 @@ def test_a_package_that_misses_is_followed_by_a_better_one_on_the_same_sparse_mo
 def test_a_sparse_model_is_healed_and_trained_for_the_package(inputs: Path) -> None:
     (inputs / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 8)
     save_tiny(inputs / "tuned", seed=1, hidden_size=64, intermediate_size=128)
-    settings = {**SETTINGS, "sparsities": "0.5", "values": "int4", "embeddings": "int8", "probe": False}
+    settings = {**SETTINGS, "sparsities": "0.5", "values": "int4", "embeddings": "int8"}
     record = shears.compress(
         inputs / "dense", inputs / "trained", target="9bits", calibration=inputs / "text.txt", heal=64,
         data=inputs / "rows.jsonl", max_steps=1, teacher=inputs / "tuned", **settings,
@@ -161,7 +163,6 @@ def test_a_sparse_model_is_healed_and_trained_for_the_package(inputs: Path) -> N
         ({"target": "1bits"}, r"nearest of 8 candidates is s50-int4-int4"),
         ({"target": "9bits", "calibration": None}, r"compress\.calibration must be given"),
         ({"target": "9bits", "heal": 64, "teacher": "nowhere"}, "nowhere"),
-        ({"target": "9bits", "compare": "nowhere.gguf"}, "must name files that are here"),
         ({"target": "9bits", "calibration": "nowhere.txt"}, "readable UTF-8 file"),
         ({"target": "9bits", "sequence_length": 9999}, "sequence_length must be at most this model's context"),
     ],
@@ -176,8 +177,8 @@ def test_bad_input_is_refused_before_anything_is_written(inputs: Path, changes: 
 def test_the_verb_prints_the_plan(
     inputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["--target", "9bits", "--calibration", str(inputs / "text.txt"), "--no-probe", "--dry-run"]
-    sizes = ["--num-samples", "4", "--sequence-length", "16", "--new-tokens", "4", "--rounds", "1", "--values", "int4"]
+    words = ["--target", "9bits", "--calibration", "self", "--dry-run"]
+    sizes = ["--num-samples", "4", "--sequence-length", "16", "--values", "int4"]
     monkeypatch.setattr(sys, "argv", ["shears", "compress", str(inputs / "dense"), str(inputs / "x"), *words, *sizes])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -8,7 +8,7 @@ from typing import Any
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.config import CompressConfig, ExportConfig, HealConfig, Recipe, SparsifyConfig, TrainConfig
 from shears.errors import InputError
-from shears.runs.compress.losses import Losses
+from shears.runs.compress.losses import AddedLosses
 from shears.runs.shapes import Shape
 from shears.runtime.forecast import Forecast
 
@@ -81,7 +81,7 @@ def figures_of(candidate: Candidate) -> str:
     return words if speed is None else f"{words}, {speed:.1f} tokens/s"
 
 
-def ordered(candidates: Sequence[Candidate], losses: Losses | None) -> list[Candidate]:
+def ordered(candidates: Sequence[Candidate], losses: AddedLosses | None) -> list[Candidate]:
     """Return the candidates, the one that is expected to lose least first: by MEASURED, else by RULE."""
 
     def by_rule(each: Candidate) -> tuple[float, int, int]:

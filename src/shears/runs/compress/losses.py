@@ -22,7 +22,7 @@ from shears.models.load import load_model, load_tokenizer
 from shears.models.properties import within_context
 from shears.models.ref import ModelRef
 from shears.progress import meter
-from shears.quantization.grid import dequantize_blocks, quantize_blocks, quantize_rows
+from shears.quantization.grid import quantize
 from shears.sparsity.prune import sparsify_model
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ LENGTH = 256  # tokens of each
 
 
 @dataclass(frozen=True)
-class Losses:
+class AddedLosses:
     """Nats a token above the dense model's loss, by sparsity, by format of weights and by format of embeddings.
 
     `seconds_per_token` is the time of a forward pass of the dense model over many tokens.
@@ -54,7 +54,7 @@ class Losses:
 
 def measured_losses(
     model: ModelRef, kinds: Iterable[tuple[float, str, str]], config: CompressConfig, text: str, held_out: str
-) -> Losses:
+) -> AddedLosses:
     """Return the losses of the sparsities and formats that occur in `kinds`, each alone, on the file `held_out`.
 
     Weights are rounded to nearest and pruned by wanda, or by magnitude where the method is that. InputError for a text
@@ -90,7 +90,7 @@ def measured_losses(
             added[kind][name] = loss(network) - dense
             logger.info("%s %s alone adds %.4f nats a token", kind, name, added[kind][name])
             progress.advance(note=f", {kind} {name}")
-    return Losses(dense, seconds, *added.values())  # type: ignore[arg-type]
+    return AddedLosses(dense, seconds, *added.values())  # type: ignore[arg-type]
 
 
 def _pruning(sparsity: float, config: CompressConfig, calibration: Calibration) -> Callable[[PreTrainedModel], object]:
@@ -104,7 +104,7 @@ def _rounding_linears(values: str) -> Callable[[PreTrainedModel], None]:
         for block in decoder_blocks(network)[1]:
             for linear in linears(block).values():
                 weight = weight_oi(linear)
-                weight.copy_(rounded(weight, values))
+                weight.copy_(quantize(weight, values).dense())
 
     return change
 
@@ -114,14 +114,6 @@ def _rounding_tables(form: str) -> Callable[[PreTrainedModel], None]:
         tables = [network.get_input_embeddings(), network.get_output_embeddings()]
         found: dict[int, Tensor] = {id(table.weight): table.weight for table in tables if isinstance(table, nn.Module)}  # type: ignore[misc]
         for weight in found.values():  # a tied table is rounded once
-            weight.copy_(rounded(weight, form))
+            weight.copy_(quantize(weight, form).dense())
 
     return change
-
-
-def rounded(weight: Tensor, form: str) -> Tensor:
-    """Return the numbers that stand for a weight (O I) in int8 or int4, in float32."""
-    if form == "int4":
-        return dequantize_blocks(*quantize_blocks(weight))
-    steps, scales = quantize_rows(weight)
-    return steps.float() * scales[:, None]

@@ -1,5 +1,6 @@
 """Plan the roads to a bound, take the one that is expected to lose least, measure what comes out, or take the next."""
 
+import json
 import logging
 import math
 import os
@@ -19,6 +20,8 @@ from shears.config.embedded import EMBEDDED
 from shears.config.resolve import build, load_recipe
 from shears.config.sparsify import EMBEDDED_CALIBRATION
 from shears.config.write import WRITTEN
+from shears.data.example import OWN_NAMES, renamed
+from shears.data.rows import is_saved, read_rows, saved_rows
 from shears.errors import InputError
 from shears.evaluation.run import evaluate
 from shears.models.devices import set_threads
@@ -39,8 +42,7 @@ from shears.runs.compress.candidates import (
     ordered,
     recipe_of,
 )
-from shears.runs.compress.losses import Losses, measured_losses
-from shears.runs.compress.texts import split_text
+from shears.runs.compress.losses import AddedLosses, measured_losses
 from shears.runs.pipeline import run
 from shears.runs.plan import plan
 from shears.runs.shapes import BF16_BYTES, Shape, shape_of
@@ -50,6 +52,9 @@ from shears.training.teacher import find_teacher, refuse_other_vocabulary
 from shears.writing.stage import written_text
 
 logger = logging.getLogger(__name__)
+NEW_TOKENS = 32  # that are generated to measure a speed
+ROUNDS = 3  # measurements of a speed; the median counts
+HELD_OUT = 10  # one in so many rows or characters of the calibration text is held out: the last ones
 MOST_OUTSIDE = 0.1  # share of a block's weights outside its linears; experts in stacks are such weights
 PASSES = {"sparsify": 2, "heal": 5}
 """Forward passes of the dense model that a stage's work equals, by token: sparsify walks each block twice; heal asks
@@ -73,8 +78,6 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
     """
     settings = build(CompressConfig, "compress", config)
     set_threads(settings.threads)
-    if missing := [rival.file for rival in settings.rivals if not expanded(rival.file).is_file()]:
-        raise InputError(f"compress.compare must name files that are here, got {missing[0]}; check the path")
     folder = expanded(output).resolve()
     name = str(model)
     ref = resolve(model)
@@ -87,7 +90,10 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
             return _attempted(record, settings, folder, name)
     source = _source(ref, name, settings, dry_run)
     with tempfile.TemporaryDirectory() as scratch:
-        texts = _texts(source, Path(scratch), settings)
+        if source is None:  # the model has not written it yet
+            texts = Texts(Path(scratch) / "calibration.jsonl", Path(scratch) / "held_out.jsonl")
+        else:
+            texts = split_text(source, Path(scratch), settings.columns)
         record = _planned(ref, name, settings, texts, folder)
         if dry_run:
             return record
@@ -129,18 +135,44 @@ def _source(ref: ModelRef, name: str, settings: CompressConfig, dry_run: bool) -
     return str(written_text(ref, tokens, settings.seed))
 
 
-def _texts(source: str | None, folder: Path, settings: CompressConfig) -> Texts:
-    if source is None:
-        return Texts(folder / "calibration.jsonl", folder / "held_out.jsonl")
-    return Texts(*split_text(source, folder, settings.columns))
+def split_text(source: str, folder: Path, columns: Mapping[str, str] = OWN_NAMES) -> Texts:
+    """Write the first part of a text and its held-out last tenth to files in `folder`; return both.
+
+    A .txt file is cut at the end of a line. Columns of rows get the names of `columns`. InputError for a text that
+    cannot be read or has fewer than two parts.
+    """
+    if source.lower().endswith(".txt"):
+        parts = _text_parts(source)
+        ending = ".txt"
+    else:
+        rows = saved_rows(source) if is_saved(source) else read_rows(source)
+        named = renamed(rows, columns, source)
+        lines = [f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in named]
+        cut = len(lines) - max(len(lines) // HELD_OUT, 1)
+        parts = "".join(lines[:cut]), "".join(lines[cut:])
+        ending = ".jsonl"
+    if not all(part.strip() for part in parts):
+        raise InputError(f"the calibration text must have a part to hold out, got less than two parts in {source}")
+    texts = Texts(folder / f"calibration{ending}", folder / f"held_out{ending}")
+    for file, part in zip(texts, parts, strict=True):
+        file.write_text(part, encoding="utf-8")
+    return texts
+
+
+def _text_parts(source: str) -> tuple[str, str]:
+    try:
+        text = expanded(source).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the text must be a readable UTF-8 file, got {source}: {error}; check the path") from None
+    last = len(text) - len(text) // HELD_OUT
+    cut = text.rfind("\n", len(text) // 2, last) + 1 or last
+    return text[:cut], text[cut:]
 
 
 def _planned(ref: ModelRef, name: str, settings: CompressConfig, texts: Texts, folder: Path) -> dict[str, Any]:
     """Return the record with every candidate, those that should meet the target first, in the order to try them."""
     shape = _shape(ref, settings)
-    forecast = forecast_of(
-        known_config(ref.folder), threads=settings.threads, new_tokens=settings.new_tokens, rounds=settings.rounds
-    )
+    forecast = forecast_of(known_config(ref.folder), threads=settings.threads, new_tokens=NEW_TOKENS, rounds=ROUNDS)
     if settings.bound.kind == "tokens/s":
         needed(forecast)
     dense_speed = forecast.tokens_per_second(0.0, "bf16", "keep") if forecast else None
@@ -154,7 +186,7 @@ def _planned(ref: ModelRef, name: str, settings: CompressConfig, texts: Texts, f
     candidates = all_candidates(settings, shape, forecast)
     kept = meeting(settings, candidates, shape.parameters)
     losses = None
-    if settings.probe and texts.calibration.is_file():
+    if texts.calibration.is_file():
         kinds = [(each.sparsity, each.values, each.embeddings) for each in kept]
         losses = measured_losses(ref, kinds, settings, str(texts.calibration), str(texts.held_out))
     best = ordered(kept, losses)
@@ -172,7 +204,6 @@ def _planned(ref: ModelRef, name: str, settings: CompressConfig, texts: Texts, f
         "order": MEASURED if losses else RULE,
         "candidates": [each.as_data() | {"meets": each in best} for each in (*best, *others)],
         "stages": _stages(recipe, folder, texts, losses),
-        "rivals": [asdict(rival) | {"bytes": expanded(rival.file).stat().st_size} for rival in settings.rivals],
         "held_out": texts.held_out.name,
         "measured": [],
         "chosen": None,
@@ -197,7 +228,7 @@ def _shape(ref: ModelRef, settings: CompressConfig) -> Shape:
     return shape
 
 
-def _stages(recipe: Recipe, folder: Path, texts: Texts, losses: Losses | None) -> list[dict[str, Any]]:
+def _stages(recipe: Recipe, folder: Path, texts: Texts, losses: AddedLosses | None) -> list[dict[str, Any]]:
     """Return work, memory, disk and, where forward passes were timed, seconds of every stage of a recipe."""
     scratch = str(texts.calibration.parent)
     tokens = {
@@ -299,7 +330,7 @@ def _figures(
     """Measure the package of a candidate: its size, its speed, its loss on the held-out text."""
     package = folder / candidate.name / "package"
     size = (package / PACKAGE_FILE).stat().st_size
-    speed = package_decoding(package, settings.new_tokens, settings.rounds)
+    speed = package_decoding(package, NEW_TOKENS, ROUNDS)
     return {
         "name": candidate.name,
         "package": str(package.relative_to(folder)),
