@@ -45,7 +45,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def test_only_the_adapter_changes(name: str, kind: str, changes: dict[str, Any], data: str, tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base", name)
     AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[kind]).save_pretrained(base)
-    settings = TrainConfig(data=data, **{**SETTINGS, "max_steps": 25, **changes})
+    settings = TrainConfig(data=data, **{**SETTINGS, "max_steps": 15, **changes})
     prepared = prepare(resolve(base), settings)
     before = {key: tensor.clone() for key, tensor in prepared.model.state_dict().items() if "lora_" not in key}
     formats = {tensor.dtype for key, tensor in before.items() if tensor.is_floating_point() and not _is_norm(key)}

@@ -1,6 +1,7 @@
 """The kernels multiply as the layout says, on every instruction set this machine has, whatever the shape."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import time
@@ -142,13 +143,18 @@ def test_any_shape_and_sparsity(
     native.select_isa(before)
 
 
-@pytest.mark.parametrize("values", VALUES)
-def test_long_rows_and_empty_ones(values: NumberFormat, isa: str) -> None:
+@functools.cache
+def long_rows(values: NumberFormat) -> Weight:
     numbers = torch.randn(40, 5000, generator=torch.Generator().manual_seed(0))
     numbers.masked_fill_(numbers < 0, 0)
     numbers[3] = 0
     numbers[16:32] = 0
-    weight = in_both_forms(numbers, values)
+    return in_both_forms(numbers, values)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_long_rows_and_empty_ones(values: NumberFormat, isa: str) -> None:
+    weight = long_rows(values)
     x = torch.randn(5, 5000, generator=torch.Generator().manual_seed(1))
     y = multiply(native.sparse_matrix(weight.sparse), x, native.Pool(1))
     assert_product(weight, x, y, isa)
@@ -157,9 +163,9 @@ def test_long_rows_and_empty_ones(values: NumberFormat, isa: str) -> None:
 
 @pytest.mark.parametrize(("values", "tokens"), [*itertools.product(VALUES, (1, 5, 40))])
 def test_the_number_of_threads_changes_no_bit(values: NumberFormat, tokens: int, isa: str) -> None:
-    weight = random_weight(300, 2000, values)
+    weight = DenseRows(torch.randn(300, 2000, generator=torch.Generator().manual_seed(0))).as_values(values)
     x = torch.randn(tokens, 2000, generator=torch.Generator().manual_seed(2))
-    matrix = native.dense_matrix(weight.dense)
+    matrix = native.dense_matrix(weight)
     one, two, three = (multiply(matrix, x, native.Pool(threads)) for threads in (1, 2, 3))
     assert torch.equal(one, two)
     assert torch.equal(one, three)
@@ -181,8 +187,8 @@ def test_a_dense_weight_may_begin_anywhere_in_a_file(values: NumberFormat) -> No
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
 def test_a_pool_s_threads_may_run_anywhere_again_after_they_were_kept_off_their_caller_s_processor() -> None:
-    weight = random_weight(300, 2000, "fp32")
-    matrix, x, pool = native.dense_matrix(weight.dense), torch.ones(4, 2000), native.Pool(3)
+    weight = DenseRows(torch.randn(300, 2000, generator=torch.Generator().manual_seed(0)))
+    matrix, x, pool = native.dense_matrix(weight), torch.ones(4, 2000), native.Pool(3)
     expected, allowed = multiply(matrix, x, native.Pool(1)), os.sched_getaffinity(0)
     for _ in range(20):
         time.sleep(0.001)  # its threads fall asleep

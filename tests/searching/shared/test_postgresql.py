@@ -23,7 +23,7 @@ from tests.searching.shared.postgres import PASSWORD, Server, running_server
 from tests.searching.shared.slow_worker import slow_evaluations
 
 pytest.importorskip("psycopg", reason="pip install 'shears-llm[postgresql]'")
-BUDGET = 50
+BUDGET = 30
 ROOT = Path(__file__).parents[3]
 DEADLINE = 120.0
 
