@@ -1,5 +1,4 @@
-"""The decoder blocks and linears of any language model, found by structure; replacing blocks'
-forwards temporarily.
+"""Find a language model's decoder blocks and linears by structure; replace forwards for a while.
 
 Shapes: O output features, I input features of a linear, R rank of its update.
 """
@@ -22,11 +21,11 @@ from shears.errors import InputError
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name of the list of decoder blocks, such as `model.layers`, and the list;
-    InputError without one.
+    """Return the name (`model.layers`) of the list of decoder blocks and the list; InputError
+    without.
 
     It is the largest list (by parameters) of GradientCheckpointingLayer, else the largest list of
-    modules. Lists in towers that take images or sound are ignored unless there is no other.
+    modules. Lists in towers that take images or sound count only if there is no other.
     """
     lists = [(name, child) for name, child in model.named_modules() if isinstance(child, nn.ModuleList) and len(child)]
     if not lists:

@@ -48,8 +48,7 @@ def autocast(precision: str, device: torch.device | str) -> AbstractContextManag
 
 
 def keep_casts(model: nn.Module) -> None:
-    """Let autocast cast frozen weights once instead of at every forward; for forwards without
-    gradients.
+    """Let autocast cast frozen weights once, not at every forward; for forwards without gradients.
 
     autocast caches the casts of parameters that require gradients only.
     """
@@ -59,11 +58,9 @@ def keep_casts(model: nn.Module) -> None:
 
 
 def widen_norms(model: nn.Module) -> list[nn.Module]:
-    """Convert the fp16 LayerNorms of a model on a CPU to fp32, and return them; their values do not
-    change.
+    """Convert the fp16 LayerNorms of a model on a CPU to fp32, without loss, and return them.
 
-    The CPU's kernel accepts fp16 weights with fp16 inputs only, and bf16 autocast gives it other
-    inputs.
+    The CPU's kernel accepts fp16 weights with fp16 inputs only, and autocast gives it bf16 ones.
     """
     norms = [norm for norm in model.modules() if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
     half = [norm for norm in norms if (norm.weight.dtype, norm.weight.device.type) == (torch.float16, "cpu")]

@@ -110,11 +110,9 @@ def _refuse_more_blocks(folder: Path, names: Collection[str], unexpected: Collec
 
 
 def quantization_config(form: Quantized, compute: torch.dtype) -> BitsAndBytesConfig:
-    """Return transformers' configuration for quantizing a model while loading; nf4 multiplies in
-    `compute`.
+    """Return the configuration for quantizing a model while loading; nf4 multiplies in `compute`.
 
-    Zeros stay zeros: both formats contain an exact zero, the nearest value of a weight that is
-    zero. InputError where bitsandbytes is not installed.
+    Zeros stay zeros, which both formats hold exactly. InputError without bitsandbytes.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
@@ -126,10 +124,9 @@ def quantization_config(form: Quantized, compute: torch.dtype) -> BitsAndBytesCo
 
 
 def _quantizing_options(ref: ModelRef, quantization: BitsAndBytesConfig, device: torch.device) -> dict[str, Any]:
-    """Return the options of `from_pretrained` that quantize a model onto a device; InputError where
-    it cannot be.
+    """Return the options that quantize a model onto a device (of several GPUs: this process's).
 
-    Of several GPUs, the device is the one this process uses.
+    InputError for a package and for a model that is already quantized.
     """
     method = quantized_by(ref.folder)
     kind = "a package" if ref.is_package else f"quantized by {method}" if method else ""
@@ -143,11 +140,9 @@ def _quantizing_options(ref: ModelRef, quantization: BitsAndBytesConfig, device:
 
 
 def keep_as_quantized(model: nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights at their first use without gradients, as it
-    does on some CPUs.
+    """Stop bitsandbytes from repacking 4-bit weights at a first use without gradients.
 
-    Repacking rounds the scales to bf16 for good, and models are run once without gradients before
-    training.
+    Repacking, on some CPUs, rounds the scales to bf16 for good, before training begins.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -171,8 +166,7 @@ def save_tokenizer(model: AnyModel, folder: Path) -> None:
 
 
 def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = None) -> None:
-    """Copy the configuration of a model folder, or write `config` in its place, and the one for
-    generation, if any.
+    """Copy a model folder's configuration (or write `config`) and the one for generation, if any.
 
     The copy asks for no code (`auto_map`). InputError for a link to a file outside of the folder.
     """
@@ -203,8 +197,7 @@ def _stored_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[int]:
-    """Return every token that ends a text: the tokenizer's, and those of the model's generation
-    settings.
+    """Return every token that ends a text: the tokenizer's and the generation settings'.
 
     Chat models have several, and name some of them only in the settings.
     """
@@ -248,13 +241,11 @@ def refuse_unknown(largest: int, embeddings: int) -> None:
 def load_with_adapter(
     model: AnyModel, adapter: str | Path | None = None, dtype: str = "auto", device: str = "auto"
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Return a model, ready to evaluate, and its tokenizer; the adapter on it is loaded through
-    stock PEFT.
+    """Return a model, ready to evaluate, and its tokenizer; PEFT loads the adapter on it.
 
-    An adapter trained with sparse_adapter or quantize_aware computes as in its training: its
-    product is masked by the model's zeros, and the weights are rounded. A package comes with its
-    own adapter. InputError where the adapter cannot be loaded, lacks weights, or was trained on
-    another base than this model.
+    An adapter trained with sparse_adapter or quantize_aware computes as in its training. A package
+    comes with its own adapter. InputError if the adapter cannot be loaded, lacks weights, or was
+    trained on another base.
     """
     ref = resolve_with(model, adapter, dtype)
     if ref.is_package:
@@ -299,14 +290,11 @@ def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:
 def put_adapter(
     base: nn.Module, adapter: Path, *, record: Mapping[str, Any] = MappingProxyType({}), shown: Path | None = None
 ) -> PeftModel:
-    """Return the model with an adapter of a folder, in evaluation mode, computing as in its
-    training.
+    """Return the model with a folder's adapter, in evaluation mode, computing as in its training.
 
-    Its record says whether its product is masked (`make_sparse`) and rounded
-    (`make_quantize_aware`).
-
-    `shown` is the folder that messages name, by default the adapter's. InputError for what PEFT
-    cannot load, for missing or pickled weights, and for adapters that put tokens before the text.
+    Its `record` says whether its product is masked and its weights are rounded. Messages name the
+    folder `shown`, by default the adapter's. InputError for what PEFT cannot load, for missing or
+    pickled weights, and for adapters that put tokens before the text.
     """
     shown = shown or adapter
     without_code.refuse_pickled(adapter)

@@ -1,8 +1,10 @@
-"""SparsePEFT: an adapter whose product is masked by the zeros of the frozen weight, so that merging keeps every zero.
+"""SparsePEFT: an adapter whose product is masked by the zeros of the frozen weight, so that merging
+keeps every zero.
 
-y = (W + P) x + bias, P = (scaling * (B * m) A) * (W != 0), m the rank mask of an elastic adapter, else all ones.
-The inputs are multiplied once. Tensors of the weight's size are recomputed in the backward instead of being kept. An
-adapter that was loaded to be used, not trained, keeps the sum W + P between forwards, until one of its parts changes.
+y = (W + P) x + bias, P = (scaling * (B * m) A) * (W != 0), m the rank mask of an elastic adapter,
+else all ones. The inputs are multiplied once. Tensors of the weight's size are recomputed in the
+backward instead of being kept. An adapter that was loaded to be used, not trained, keeps the sum W
++ P between forwards, until one of its parts changes.
 
 Shapes: O output features, I input features, R ranks, * any leading dimensions.
 """
@@ -47,7 +49,8 @@ def wide_dtype(weight: Tensor, a: Tensor) -> torch.dtype:
 
 
 class _MaskedLinear(torch.autograd.Function):
-    """y = (W + P) x + bias for frozen W; `b` is masked by rank and scaled already, outside of this function.
+    """y = (W + P) x + bias for frozen W; `b` is masked by rank and scaled already, outside of this
+    function.
 
     With a grid (scales O B, fp16 numbers in float32, and zero points O B), W + P is rounded to it.
     """
@@ -105,7 +108,8 @@ def masked_linear(
     b: Float[Tensor, "O R"],
     *grid: Tensor,
 ) -> Float[Tensor, "*B O"]:
-    """Return (W + (B A) * (W != 0)) x + bias for frozen W, in the dtype that nn.Linear would compute in.
+    """Return (W + (B A) * (W != 0)) x + bias for frozen W, in the dtype that nn.Linear would
+    compute in.
 
     `grid`, scales and zero points (O B), rounds the sum.
     """
@@ -200,11 +204,12 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
 
 
 def make_sparse(model: PeftModel, adapter: str = "default") -> None:
-    """Mask the adapter's product by the zeros of every base weight, in place; copies of the model stay masked.
+    """Mask the adapter's product by the zeros of every base weight, in place; copies of the model
+    stay masked.
 
-    The layers keep their parameters and files; only their class changes. `make_plain` undoes it. InputError for a model
-    that is sparse already, and for layers other than plain LoRA without dropout on an nn.Linear or Conv1D of
-    floating-point weights.
+    The layers keep their parameters and files; only their class changes. `make_plain` undoes it.
+    InputError for a model that is sparse already, and for layers other than plain LoRA without
+    dropout on an nn.Linear or Conv1D of floating-point weights.
     """
     if is_sparse(model):
         raise InputError("a model can be made sparse only once; call make_plain on it first")

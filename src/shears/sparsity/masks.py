@@ -1,7 +1,6 @@
-"""From sparsities to numbers of zeros, and from scores to masks: exact counts, no full sorts,
-deterministic ties.
+"""From sparsities to numbers of zeros, and from scores to masks with exact counts.
 
-Shapes: O output features, I input features of a linear.
+Ties are decided by order; nothing is fully sorted. Shapes: O output, I input features of a linear.
 """
 
 import math
@@ -21,11 +20,9 @@ Kind = Literal["row", "layer", "groups"]
 
 
 def zero_counts(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return the number of zeros of every weight; their sum is round(sum of size * sparsity)
-    exactly.
+    """Return the number of zeros of every weight, in all exactly round(sum of size * sparsity).
 
-    `sizes` are numbers of weights by name. Remainders are rounded up in falling order until the sum
-    is reached.
+    `sizes` are numbers of weights by name. Remainders are rounded up in falling order.
     """
     for name, sparsity in sparsities.items():
         if not 0.0 <= sparsity < 1.0:
@@ -60,10 +57,9 @@ def lowest(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O I"]:
 
 
 def lowest_per_group(scores: Float[Tensor, "O I"], pattern: "Pattern") -> Bool[Tensor, "O I"]:
-    """Return the pruned mask of N:M sparsity: all but the N highest of every M consecutive inputs,
-    in whole groups.
+    """Return the pruned mask of N:M: all but the N highest of every M consecutive inputs.
 
-    InputError where a score is NaN.
+    InputError if a score is NaN.
     """
     groups = scores.reshape(-1, pattern.size)
     return lowest_per_row(groups, pattern.num_zeros(scores.shape)).reshape(scores.shape)

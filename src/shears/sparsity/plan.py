@@ -43,8 +43,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class CalibrationRun:
-    """A model, calibration batches, and the settings of their forwards; hidden states beyond the
-    budget go to `folder`.
+    """A model, calibration batches and the settings of forwards; `folder` takes spilled states.
 
     Methods that look at weights alone need no batches.
     """
@@ -80,8 +79,7 @@ def linear_name(matrix: Matrix) -> str:
 def zeros_by_weight(
     chosen: Chosen, config: SparsifyConfig, sparsities: Mapping[str, float] | None = None
 ) -> dict[str, int]:
-    """Return the number of zeros of every weight; together they have the configured sparsity, to
-    one weight.
+    """Return the number of zeros of every weight, in all the configured share, to one weight.
 
     `sparsities` has one for every weight; None gives all of them the same, as a pattern N:M does.
     """

@@ -25,16 +25,17 @@ from shears.sparsity.masks import Pattern
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.methods.scores import Pruned, Task, prune_by_magnitude
 from shears.sparsity.plan import CalibrationRun, Chosen, choose, linear_name, zeros_by_weight
-from shears.sparsity.recovery import Recovered, Recoveries
+from shears.sparsity.recovery import Recovered
 from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
 
 logger = logging.getLogger(__name__)
+Measure = Callable[[Sequence[Matrix], Receive], None]
 
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """What pruning did: the target, the pruned linears by name, the share of block weights that
-    were not pruned.
+    """What pruning did: the target, the pruned linears by name, the unpruned share of block
+    weights.
 
     `by_magnitude` names the weights (experts by number) that no calibration token reached.
     """
@@ -52,11 +53,10 @@ class SparsityReport:
 
 
 def sparsify_model(model: PreTrainedModel, batches: Batches, config: SparsifyConfig) -> SparsityReport:
-    """Prune the target linears of a model in memory, in place, block by block.
+    """Prune the linears of a model in memory, in place, block by block.
 
-    `batches` are calibration token ids; a method that looks at weights alone needs none.
-    Embeddings, norms and head stay bitwise as they are. InputError where there is nothing to prune
-    or a weight is not finite.
+    `batches` are calibration token ids; a method that needs weights alone needs none. Embeddings,
+    norms and head stay as they are. InputError if nothing can be pruned or a weight is not finite.
     """
     return prune_blocks(WholeModel(model), batches, config)
 
@@ -65,8 +65,7 @@ def sparsify_model(model: PreTrainedModel, batches: Batches, config: SparsifyCon
 def prune_blocks(
     source: BlockSource, batches: Batches, config: SparsifyConfig, folder: Path | None = None
 ) -> SparsityReport:
-    """Prune the blocks of `source` one after the other; hidden states beyond the memory budget go
-    to `folder`.
+    """Prune the blocks of `source`; hidden states beyond the budget go to `folder`.
 
     InputError as in `sparsify_model`.
     """
@@ -115,14 +114,14 @@ class _Pruner:
         self._pattern = Pattern.parse(config.pattern)
         self._method = METHODS[config.method]
         self._needs: Needs = "moments" if config.reconstruct else self._method.needs
-        self._recoveries = Recoveries(self._model, chosen, config)
+        self._recovered = Recovered(self._model, chosen, config)
         self._linears: dict[str, LinearSparsity] = {}
         self._by_magnitude: list[str] = []
 
     def prune_block(self, block: BlockRun) -> None:
         """Measure a block's inputs and prune it.
 
-        Norms are measured on the dense block, as in Wanda. Moments are measured group by group,
+        Norms are measured on the dense block, as in Wanda. Moments are measured group by group
         behind the linears that are pruned already, so that each group makes up for them. Moments
         for the recovery alone come with the norms.
         """
@@ -158,12 +157,12 @@ class _Pruner:
 
     def report(self) -> SparsityReport:
         """Return the figures of what was pruned."""
-        recovered = self._recoveries.result()
-        return SparsityReport(
-            self._config.sparsity, self._linears, self._chosen.uncovered, self._by_magnitude, recovered
-        )
+        recovered = self._recovered if self._config.recover_rank else None
+        uncovered = self._chosen.uncovered
+        target = self._config.sparsity
+        return SparsityReport(target, self._linears, uncovered, self._by_magnitude, recovered)
 
-    def _prune_measured(self, matrices: Sequence[Matrix], measure: Callable[[Sequence[Matrix], Receive], None]) -> None:
+    def _prune_measured(self, matrices: Sequence[Matrix], measure: Measure) -> None:
         """Prune weights by the statistics of their inputs that pruning or the recovery needs."""
         norms = InputNorms()
         moments = InputMoments()
@@ -171,11 +170,13 @@ class _Pruner:
         def receive(matrix: Matrix, inputs: Tensor) -> None:
             if self._needs != "moments":
                 norms.receive(matrix, inputs)
-            if "moments" in (self._needs, self._recoveries.needs(matrix)):
+            if "moments" in (self._needs, self._recovered.needs(matrix)):
                 moments.receive(matrix, inputs)
 
-        measured = [matrix for matrix in matrices if {self._needs, self._recoveries.needs(matrix)} != {"nothing"}]
-        if measured:
+        def is_measured(matrix: Matrix) -> bool:
+            return {self._needs, self._recovered.needs(matrix)} != {"nothing"}
+
+        if measured := list(filter(is_measured, matrices)):
             measure(measured, receive)
         for matrix in self._checked(matrices):
             self._prune(matrix, norms.of(matrix), moments.of(matrix))
@@ -186,12 +187,12 @@ class _Pruner:
         return matrices
 
     def _keep(self, index: int, matrices: Sequence[Matrix]) -> None:
-        self._run.source.keep(index, list(dict.fromkeys(matrix.parameter for matrix in matrices)))
+        self._run.source.keep(index, [matrix.parameter for matrix in matrices])
 
     def _prune(self, matrix: Matrix, norms: Tensor | None = None, moments: Tensor | None = None) -> None:
         """Prune one weight in place by the statistics of its inputs, and count its zeros."""
         view = matrix.view(self._model)
-        recovers = self._recoveries.needs(matrix) != "nothing"
+        recovers = self._recovered.needs(matrix) != "nothing"
         if moments is not None and not moments.any():
             moments = None  # inputs that are always zero tell as little as none
         if self._needs == "moments" and moments is not None:
@@ -206,7 +207,7 @@ class _Pruner:
         view.copy_(weight)
         view.masked_fill_(pruned, 0.0)
         if recovers:
-            self._recoveries.add(matrix, dense - view.float(), norms, moments)
+            self._recovered.add(matrix, dense - view.float(), norms, moments)
         self._count(matrix, count_zeros(view))
 
     def _count(self, matrix: Matrix, zeros: int) -> None:

@@ -1,9 +1,8 @@
-"""The recovery: a LoRA adapter that gives back what pruning removed, written beside the sparse
-weights.
+"""The recovery: a LoRA adapter that gives back what pruning removed, beside the sparse weights.
 
-With D the removed weights and H the inputs' second moments, ||(D - B A) H^(1/2)||_F is least for B
-A = U U^T D, where U are the first left singular vectors of D H^(1/2) (Eckart and Young). Nothing is
-divided by H or by a norm, so that input features without tokens need no special case.
+With D the removed weights and H the inputs' second moments, ||(D - B A) H^(1/2)||_F is least for
+B A = U U^T D, where U are the first left singular vectors of D H^(1/2) (Eckart and Young). Nothing
+is divided by H, so input features without tokens need no special case.
 
 Shapes: O output features, I input features, R rank.
 """
@@ -42,12 +41,10 @@ NUMERICAL_RANK_TOLERANCE = 1e-12
 
 @dataclass(frozen=True)
 class Recovery:
-    """B and A (float32, CPU) with their components in falling order: the first r are the best of
-    rank r.
+    """B and A (float32, CPU), components in falling order: the first r are the best of rank r.
 
-    The two vectors of a component have equal norms; both are zero where the component has no
-    energy. `energy` holds the squared singular values of the components, `total` the sum of all
-    squared singular values.
+    The two vectors of a component have equal norms, 0 for a component without energy. `energy`
+    holds the squared singular values of the components, `total` the sum of all squared ones.
     """
 
     b: Float[Tensor, "O R"]
@@ -62,7 +59,7 @@ class Recovery:
 
     @property
     def kept(self) -> float:
-        """Share of the energy in the components; 1 where nothing was removed."""
+        """Share of the energy in the components; 1 if nothing was removed."""
         return float(self.energy.sum()) / self.total if self.total else 1.0
 
 
@@ -75,52 +72,43 @@ def recover(
 ) -> Recovery:
     """Return the B A of this rank (min(O, I) at most) with the least ||(removed - B A) H^(1/2)||_F.
 
-    H are the inputs' `moments` (X^T X), or else diag(norms^2), or else the identity; statistics
-    that are all zero do not count. Exact in float64 where the smaller side is at most EXACT, else
-    by seeded subspace iteration in float32.
+    H are the inputs' `moments` (X^T X), else diag(norms^2), else the identity; statistics that are
+    all zero do not count. The result is exact in float64 if the smaller side is at most EXACT, else
+    from seeded subspace iteration in float32.
     """
     exact = min(removed.shape) <= EXACT
     matrix = removed.double() if exact else removed.float()
-    metric = _metric(matrix, norms, moments)
+    metric = matrix.new_ones(matrix.shape[1])  # a diagonal is a vector
+    if moments is not None and moments.any():
+        metric = moments.to(matrix)
+    elif norms is not None and norms.any():
+        metric = norms.double().square().to(matrix)
     leading = _leading if exact else _leading_by_iteration
     energy, outputs = leading(matrix, metric, min(rank, *removed.shape))
     alive = energy > NUMERICAL_RANK_TOLERANCE * energy.max()
     outputs = outputs.masked_fill(~alive, 0.0)
     inputs = outputs.T @ matrix
     root = inputs.norm(dim=1, keepdim=True).sqrt()
-    total = (_weighted(matrix, metric) * matrix).sum(dtype=torch.float64)
     return Recovery(
         (outputs * root.T).float().cpu().contiguous(),
         torch.where(root > 0, inputs / root, 0.0).float().cpu().contiguous(),
         energy.masked_fill(~alive, 0.0).double().cpu(),
-        float(total),
+        float((_weighted(matrix, metric) * matrix).sum(dtype=torch.float64)),
     )
 
 
-def _metric(
-    matrix: Float[Tensor, "O I"], norms: Float[Tensor, " I"] | None, moments: Float[Tensor, "I I"] | None
-) -> Tensor:
-    """Return H as I x I or as its diagonal (I); the identity if all inputs are zero."""
-    if moments is not None and moments.any():
-        return moments.to(matrix)
-    if norms is not None and norms.any():
-        return norms.double().square().to(matrix)
-    return matrix.new_ones(matrix.shape[1])
-
-
 def _weighted(matrix: Float[Tensor, "_ I"], metric: Tensor) -> Float[Tensor, "_ I"]:
-    """Return matrix @ metric, where a diagonal metric is given as a vector."""
+    """Return matrix @ metric; a vector is a diagonal metric."""
     return matrix * metric if metric.ndim == 1 else matrix @ metric
 
 
-def _leading(
-    matrix: Float[Tensor, "O I"], metric: Tensor, rank: int
-) -> tuple[Float[Tensor, " R"], Float[Tensor, "O R"]]:
-    """Return the largest squared singular values of matrix metric^(1/2), falling, and their left
-    singular vectors.
+Leading = tuple[Float[Tensor, " R"], Float[Tensor, "_ R"]]  # falling values, and their vectors
 
-    They come from the smaller Gram matrix. Vectors whose values are zero up to rounding may have
-    any length.
+
+def _leading(matrix: Float[Tensor, "O I"], metric: Tensor, rank: int) -> Leading:
+    """Return the largest squared singular values of matrix metric^(1/2), with left vectors.
+
+    The smaller Gram matrix gives them. Vectors of values that are rounding errors have any length.
     """
     outputs, inputs = matrix.shape
     if outputs <= inputs:
@@ -134,64 +122,40 @@ def _leading(
     return energy, scaled @ vectors / energy.sqrt().clamp_min(torch.finfo(energy.dtype).tiny)
 
 
-def _largest(gram: Float[Tensor, "N N"], rank: int) -> tuple[Float[Tensor, " R"], Float[Tensor, "N R"]]:
-    """Return the largest eigenvalues, falling and at least zero, and their eigenvectors."""
+def _largest(gram: Float[Tensor, "N N"], rank: int) -> Leading:
+    """Return the largest eigenvalues, at least zero, and their eigenvectors."""
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     start = len(values) - rank
     return values[start:].flip(0).clamp_min(0), vectors[:, start:].flip(1)
 
 
-def _leading_by_iteration(
-    matrix: Float[Tensor, "O I"], metric: Tensor, rank: int
-) -> tuple[Float[Tensor, " R"], Float[Tensor, "O R"]]:
-    """Return an approximation of `_leading`, by subspace iteration on matrix metric matrix^T, which
-    is never formed.
-
-    The generator is local and its seed is fixed.
-    """
+def _leading_by_iteration(matrix: Float[Tensor, "O I"], metric: Tensor, rank: int) -> Leading:
+    """Approximate `_leading` by subspace iteration, without forming matrix metric matrix^T."""
 
     def image(basis: Float[Tensor, "O R"]) -> Float[Tensor, "O R"]:
         return matrix @ _weighted(basis.T @ matrix, metric).T
 
     size = min(rank + SPARE, matrix.shape[0])
-    basis = torch.randn(matrix.shape[0], size, generator=torch.Generator().manual_seed(0)).to(matrix)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(matrix.shape[0], size, generator=generator).to(matrix)
     for _ in range(STEPS):
         basis = torch.linalg.qr(image(basis)).Q
     energy, vectors = _largest(basis.T @ image(basis), rank)
     return energy, basis @ vectors
 
 
-@dataclass(frozen=True)
 class Recovered:
-    """Recoveries by name of linear; `transposed` if weights are inputs x outputs (Conv1D)."""
+    """The recoveries of pruned linears that can carry LoRA; empty if `recover_rank` is 0.
 
-    linears: Mapping[str, Recovery]
-    transposed: bool
-
-    @property
-    def rank(self) -> int:
-        """Largest rank of any linear."""
-        return max(recovery.rank for recovery in self.linears.values())
-
-    @property
-    def kept(self) -> float:
-        """Share of the removed energy that the recovery gives back, over all linears together."""
-        total = sum(recovery.total for recovery in self.linears.values())
-        return sum(float(recovery.energy.sum()) for recovery in self.linears.values()) / total if total else 1.0
-
-
-class Recoveries:
-    """Computes the recovery of every pruned linear that can carry LoRA; does nothing where
-    `recover_rank` is 0.
-
-    Pruned weights that cannot carry LoRA are logged. InputError where no pruned weight can.
+    Pruned weights that cannot carry LoRA are logged. InputError if no pruned weight can.
     """
 
     def __init__(self, model: PreTrainedModel, chosen: Chosen, config: SparsifyConfig) -> None:
         self._rank = config.recover_rank
         self._by = config.recover_by
         self._carriers = _carriers(model, chosen) if self._rank else frozenset[Matrix]()
-        self._recoveries: dict[str, Recovery] = {}
+        self.transposed = any(matrix.transposed for matrix in self._carriers)
+        self.linears: dict[str, Recovery] = {}
 
     def needs(self, matrix: Matrix) -> Needs:
         """Return the statistics of the weight's inputs that its recovery needs."""
@@ -206,20 +170,21 @@ class Recoveries:
     ) -> None:
         """Compute the recovery of a weight; `removed` is the dense weight minus the pruned one."""
         removed = removed.cpu() if removed.device.type == "mps" else removed  # mps has no float64
-        self._recoveries[matrix.name] = recover(removed, self._rank, norms, moments if self._by == "moments" else None)
+        moments = moments if self._by == "moments" else None
+        self.linears[matrix.name] = recover(removed, self._rank, norms, moments)
 
-    def result(self) -> Recovered | None:
-        """Return all recoveries in the order of pruning; None where `recover_rank` is 0."""
-        if not self._rank:
-            return None
-        return Recovered(self._recoveries, any(matrix.transposed for matrix in self._carriers))
+    @property
+    def kept(self) -> float:
+        """Share of the removed energy that is given back, over all linears together."""
+        total = sum(recovery.total for recovery in self.linears.values())
+        given = sum(float(recovery.energy.sum()) for recovery in self.linears.values())
+        return given / total if total else 1.0
 
 
 def _carriers(model: PreTrainedModel, chosen: Chosen) -> frozenset[Matrix]:
     """Return the chosen weights that PEFT can put LoRA on."""
-    carriers = frozenset(
-        matrix for matrix in chosen.matrices if matrix.index is None and _takes_lora(model, matrix.name)
-    )
+    linears = [matrix for matrix in chosen.matrices if matrix.index is None]
+    carriers = frozenset(matrix for matrix in linears if _takes_lora(model, matrix.name))
     if not carriers:
         raise InputError(
             "recover_rank needs a pruned linear that PEFT puts LoRA on, and there is none (stacks of experts are not); "
@@ -229,16 +194,16 @@ def _carriers(model: PreTrainedModel, chosen: Chosen) -> frozenset[Matrix]:
     if others:
         sizes = chosen.sizes
         share = 100 * sum(sizes[name] for name in others) / sum(sizes.values())
-        logger.warning("%.1f %% of the pruned weights get no recovery: PEFT puts no LoRA there (%s)", share, others[0])
+        message = "%.1f %% of the pruned weights get no recovery: PEFT puts no LoRA there (%s)"
+        logger.warning(message, share, others[0])
     return carriers
 
 
 def _takes_lora(model: PreTrainedModel, name: str) -> bool:
     """Return whether PEFT puts LoRA on a linear.
 
-    PEFT refuses linears whose weights are read by Mamba's kernels past their module. It also takes
-    names such as up_proj for the experts of mixtures that transformers 5 stores otherwise (the
-    shared experts of DeepSeek).
+    PEFT refuses linears that Mamba's kernels read past their module. It also takes names such as
+    up_proj for experts that transformers 5 stores otherwise (the shared ones of DeepSeek).
     """
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
@@ -254,25 +219,22 @@ def _takes_lora(model: PreTrainedModel, name: str) -> bool:
 
 
 def write_recovery(work: Path, base: Path, recovered: Recovered, by: str) -> None:
-    """Write the folder `recovery`, a PEFT adapter with record and card, into the sparse model's
-    folder `work`.
-
-    `base` is the name that `work` gets at the end.
-    """
+    """Write `work`/recovery, a PEFT adapter with a record, for the model that becomes `base`."""
     factors = {name: (recovery.b, recovery.a) for name, recovery in recovered.linears.items()}
     linears = {name: {"rank": recovery.rank, "kept": recovery.kept} for name, recovery in recovered.linears.items()}
     record = {"by": by, "kept": recovered.kept, "linears": linears}
     write_factors(work, base, factors, transposed=recovered.transposed, record=record)
     size = sum(tensor.numel() for pair in factors.values() for tensor in pair) / 1e6
     message = "recovery of rank %d gives back %.1f %% of what pruning took away (by %s): %.4g M adapter parameters"
-    logger.info(message, recovered.rank, 100 * recovered.kept, by, size)
+    rank = max(recovery.rank for recovery in recovered.linears.values())
+    logger.info(message, rank, 100 * recovered.kept, by, size)
 
 
 def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool, record: Mapping[str, Any]) -> None:
-    """Write the products B A of linears as the folder `recovery` of the model in `work`.
+    """Write the products B A of linears, with a scaling of 1, as `work`/recovery.
 
-    Their scaling is 1. `base` is the name that `work` gets at the end, `transposed` means weights
-    of inputs x outputs, and `record` goes into the adapter's record.
+    `base` is the name that `work` gets at the end, `transposed` means weights of inputs x outputs,
+    and `record` goes into the adapter's record.
     """
     folder = work / RECOVERY_FOLDER
     folder.mkdir()

@@ -29,10 +29,9 @@ FormatOf = Callable[[str], torch.dtype]  # the number format in which a paramete
 def rewrite_model(
     model: ModelRef, work: Path, device: str, dtype: str, change: Callable[[BlockSource, FormatOf], Result]
 ) -> Result:
-    """Let `change` change the blocks of a model, and write the model to `work`; return what
-    `change` returns.
+    """Let `change` change the blocks of a model, write the model to `work`, return its result.
 
-    The configuration is only written where the model is written from memory.
+    The configuration is only written if the model is written from memory.
     """
 
     def by_block() -> Result:

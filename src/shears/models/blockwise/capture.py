@@ -1,12 +1,10 @@
-"""Capture the inputs that a block's weights are multiplied with while the block runs, and their
-statistics.
+"""Capture the inputs of a block's weights while the block runs, and their statistics.
 
 Shapes: T tokens, O output features, I input features, E experts.
 
 Multiplications are watched, not modules: a weight is recognised by the address of its first number,
 whether its linear is called, its weight is used directly, or a stack of experts is sliced (decision
-13). A linear whose outputs are multiplied in groups, each with inputs of its own (DeepSeek V4), is
-not seen.
+13). A linear whose outputs are multiplied in groups (DeepSeek V4) is not seen.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -38,14 +36,13 @@ FACTORS = ("input", "self", "mat1", "batch1", "mat_a", "weight", "tensor2", "oth
 
 @contextmanager
 def capturing(model: nn.Module, block: nn.Module, matrices: Sequence[Matrix], receive: Receive) -> Iterator[None]:
-    """Call `receive(matrix, inputs)` for every multiplication with one of the matrices inside the
-    context.
+    """Call `receive(matrix, inputs)` for every multiplication with a matrix inside the context.
 
-    `inputs` are T x I in their own dtype and must not be changed. Consecutive calls with the same
-    tensor (q, k and v) get the same object. `receive` runs without gradients and without autocast.
-    It is not called for a matrix without tokens, such as an unused expert. On entry the parameters
-    must not be on the meta device, and they must not move. InputError where a weight is multiplied
-    along the side that was taken for its outputs.
+    `inputs` are T x I in their own dtype and must not be changed; consecutive calls with one tensor
+    (q, k and v) get one object. `receive` runs without gradients and autocast, and not for a matrix
+    without tokens, such as an unused expert. The parameters must not be on the meta device, and
+    must not move. InputError if a weight is multiplied along the side that was taken for its
+    outputs.
     """
     views = [(matrix, matrix.view(model)) for matrix in matrices]
     by_address = {view.data_ptr(): (matrix, view) for matrix, view in views}
@@ -74,8 +71,7 @@ def seen_experts(block: nn.Module) -> Iterator[None]:
 
 
 class _Watch(TorchFunctionMode):
-    """A mode that inspects every call of torch. torch disables it meanwhile, so that `receive` is
-    not watched.
+    """A mode that inspects every call of torch, except those inside of `receive`.
 
     `views` has the matrices by the address of their first number, `stacks` the addresses of whole
     stacks of experts.
@@ -138,12 +134,11 @@ def _factors(args: Sequence[Any], keywords: dict[str, Any], at: int) -> tuple[An
 
 
 def _pairs(inputs: Tensor, weight: Tensor, offsets: Any) -> Iterator[tuple[Float[Tensor, "I O"], Tensor]]:
-    """Yield each I x O weight with its inputs: itself, or the members of a batched or grouped
-    multiplication.
+    """Yield each I x O weight of a product, batched or grouped too, with its inputs.
 
-    Grouped inputs are sorted by expert, and `offsets` (E) has the end of each expert's rows. In a
-    batched product every expert gets a row for every token; rows of zeros (Llama 4's routing makes
-    them) are no tokens of the expert.
+    Grouped inputs are sorted by expert, and `offsets` (E) has the end of each expert's rows. A
+    batched product gives every expert a row for every token; rows of zeros (Llama 4) are no tokens
+    of it.
     """
     if weight.ndim == 2:
         yield weight, inputs
@@ -167,11 +162,9 @@ def _check_side(matrix: Matrix, view: Float[Tensor, "O I"], weight: Float[Tensor
 
 
 class InputNorms:
-    """L2 norms of every input feature. Squares are summed in float32 within a call and in float64
-    across calls.
+    """L2 norms of input features, summed in float32 within a call and in float64 across calls.
 
-    Weights that are multiplied consecutively with the same tensor (q, k and v) share the
-    computation.
+    Weights that are multiplied consecutively with the same tensor (q, k and v) share the work.
     """
 
     def __init__(self) -> None:
@@ -194,8 +187,7 @@ class InputNorms:
 class InputMoments:
     """Second moments X^T X (I x I, float32, on the inputs' device).
 
-    Weights that are always multiplied with the same tensors (q, k and v) share one matrix of
-    moments.
+    Weights that are always multiplied with the same tensors (q, k and v) share one matrix.
     """
 
     def __init__(self) -> None:

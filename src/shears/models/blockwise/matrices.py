@@ -1,13 +1,11 @@
-"""The weights of a decoder block that can be pruned, in any architecture: linears, and experts
-stacked in one tensor.
+"""The weights of a decoder block that can be pruned: linears, and stacks of experts.
 
 Shapes: O output features, I input features, E experts, F features between an expert's two matrices,
 H hidden features.
 
-A linear (or Conv1D) is one matrix. A 3-D parameter is a stack of E matrices, one an expert, where
-its module has an attribute equal to E whose name contains `experts` (`num_experts`,
-`total_experts`). This excludes the 3-D weights of convolutions, state-space models and token
-mixing. Routers are excluded too: see `kept_dense`.
+A linear (or Conv1D) is one matrix. A 3-D parameter is a stack of E matrices, one an expert, if its
+module has an attribute equal to E whose name contains `experts` (`num_experts`). This excludes the
+3-D weights of convolutions, state-space models and token mixing. For routers see `kept_dense`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight that can be pruned: the parameter of that name, or slice `index` of it where it is a
-    stack.
+    """A weight that can be pruned: a parameter, or slice `index` of a stack.
 
-    `name` is unique in the model: `model.layers.0.mlp.up_proj`,
-    `model.layers.0.mlp.experts.gate_up_proj.3`. `shape` is (outputs, inputs); a `transposed` weight
-    is stored as inputs x outputs (Conv1D, the experts of GPT-OSS).
+    `name` is unique: `model.layers.0.mlp.up_proj`, `model.layers.0.mlp.experts.gate_up_proj.3`.
+    `shape` is (outputs, inputs); a `transposed` weight is stored as inputs x outputs (Conv1D).
     """
 
     name: str
@@ -73,13 +69,11 @@ def affordable(groups: Iterable[Sequence[Matrix]], budget: int) -> Iterator[Sequ
 
 
 def kept_dense(block: nn.Module) -> dict[str, int]:
-    """Return the number of weights of each parameter that is left dense on purpose, by name in the
-    block.
+    """Return the sizes of the block's parameters that stay dense on purpose, by name.
 
-    These parameters choose experts: all below a module whose name or class contains router; those
-    with as many outputs as there are experts, in a module called gate or one that names this
-    number; and linears with a single output, the gates of shared experts. A wrong choice of expert
-    costs more than so few weights could save.
+    These choose experts: all below a module whose name or class contains router; those with as many
+    outputs as there are experts, in a module called gate or one that names this number; and linears
+    with one output, the gates of shared experts. A wrong choice costs more than they could save.
     """
     experts = _expert_counts(block)
     routers = tuple(
@@ -97,11 +91,9 @@ def kept_dense(block: nn.Module) -> dict[str, int]:
 
 
 def uncovered_parameters(block: nn.Module) -> dict[str, int]:
-    """Return the number of weights of each parameter that neither `block_matrices` nor `kept_dense`
-    covers.
+    """Return the sizes of parameters outside `block_matrices` and `kept_dense`, by name.
 
-    The keys are names in the block. Only parameters of two or more dimensions count, and no stacks
-    of biases.
+    Only parameters of two or more dimensions count, and no stacks of biases.
     """
     covered = {matrix.parameter.removeprefix("block.") for matrix in block_matrices("block", block)}
     covered |= kept_dense(block).keys()
@@ -142,9 +134,8 @@ def _stored_transposed(module: nn.Module, shapes: list[tuple[int, int, int]]) ->
     """Tell whether the module's stacks are E x I x O rather than E x O x I.
 
     Most experts of transformers have the attribute `is_transposed`. In the others, the first stack
-    maps H features to F or 2 F and the next maps F to H: read as E x O x I, the first one's inputs
-    are as many as the next one's outputs. Where only the transposed reading fits, the stacks are
-    transposed (Llama 4).
+    maps H features to F or 2 F and the next maps F to H: read as E x O x I, the inputs of the first
+    are the outputs of the next. If only the transposed reading fits, it holds (Llama 4).
     """
     known = getattr(module, "is_transposed", None)
     if isinstance(known, bool):

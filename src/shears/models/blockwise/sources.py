@@ -19,9 +19,9 @@ from shears.models.blocks import decoder_blocks
 class Skeleton:
     """A causal language model, in evaluation mode, of which only the loaded parts hold memory.
 
-    `files` are its tensors, `dtype` is that of loaded floating-point weights, `blocks` the name of
-    the list of decoder blocks. Buffers that no file holds are in memory from the beginning. A
-    loaded parameter is a new object every time: keep no reference to one across `load` or `evict`.
+    `files` are its tensors, `dtype` is that of loaded weights, `blocks` the name of the list of
+    decoder blocks. Buffers that no file holds are in memory from the beginning. A loaded parameter
+    is a new object every time: keep no reference to one across `load` or `evict`.
     """
 
     def __init__(self, model: PreTrainedModel, files: TensorFiles, dtype: torch.dtype, device: torch.device) -> None:
@@ -50,11 +50,11 @@ class Skeleton:
 
     @classmethod
     def open(cls, folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> "Skeleton":
-        """Return the model of a folder, without weights; they will be loaded as `dtype` (None: the
-        model's own).
+        """Return the model of a folder without weights, which are loaded as `dtype` (None: their
+        own).
 
-        InputError where weights are missing or files are torn; its subclass UnsupportedCheckpoint
-        for adapters, quantised checkpoints, remote code, weights that blocks share, and conversions
+        InputError if weights are missing or files are torn; its subclass UnsupportedCheckpoint for
+        adapters, quantized checkpoints, remote code, weights that blocks share, and conversions
         that cannot be undone.
         """
         folder = Path(folder)
@@ -94,8 +94,7 @@ class Skeleton:
                     setattr(module, name, torch.empty_like(buffer, device=conversion.META))
 
     def store(self, prefix: str, writer: TensorWriter, names: Collection[str] | None = None) -> None:
-        """Convert loaded parameters below `prefix` (by full name; None: all) and put them into the
-        writer.
+        """Put loaded parameters below `prefix` (by full name; None: all) into the writer.
 
         Parameters that are tied to them, or made from the same tensors, are written too. ValueError
         for a name that is not below the prefix.
@@ -111,7 +110,7 @@ class Skeleton:
             writer.put(name, in_dtype_with_zeros(name, tensor, writer.dtype(name)))
 
     def stored(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield loaded parameters, by full name, as the files hold them, by the names there.
+        """Yield the tensors of loaded parameters, given by full name, as the files hold them.
 
         Parameters that are made from the same tensors are converted with them.
         """
@@ -127,8 +126,7 @@ def _below(name: str, prefix: str) -> bool:
 class BlockSource(ABC):
     """A model and its decoder blocks, of which only an open one must be in memory.
 
-    `prefix` is the name of the list of blocks; `resident` is true where all blocks are in memory
-    all the time.
+    `prefix` is the name of the list of blocks; `resident` says whether all stay in memory.
     """
 
     model: PreTrainedModel
@@ -175,8 +173,7 @@ class WholeModel(BlockSource):
 class StreamedModel(BlockSource):
     """One block in memory at a time, read from files and, with a writer, written to others.
 
-    All beside the blocks stays in memory, except a head that is not tied to the embeddings:
-    `with_head` loads it.
+    All beside the blocks stays in memory, except a head of its own, which `with_head` loads.
     """
 
     resident = False

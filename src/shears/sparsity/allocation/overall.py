@@ -1,7 +1,6 @@
-"""Sparsities by weight that keep one overall sparsity: shifted together, or at the least total
-cost. Pure.
+"""Sparsities by weight that keep one overall sparsity: shifted, or at the least cost. Pure.
 
-`sparsities` map names (of weights or of blocks) to shares of zeros, `sizes` map the same names to
+`sparsities` map names (of weights or of blocks) to shares of zeros, `sizes` the same names to
 numbers of weights. The size-weighted mean of every result is the overall sparsity, up to float64
 rounding.
 """
@@ -26,11 +25,9 @@ Point = tuple[float, float]
 def with_overrides(
     sparsities: Mapping[str, float], overrides: Mapping[str, float], sizes: Mapping[str, int], sparsity: float
 ) -> dict[str, float]:
-    """Return the overrides, and the other sparsities shifted by one common amount to the overall
-    sparsity.
+    """Return the overrides, and the others shifted by one amount to the overall sparsity.
 
-    Shifted sparsities stay in [0, HIGHEST_SPARSITY]. InputError where the overall sparsity is out
-    of reach.
+    Shifted sparsities stay in [0, HIGHEST_SPARSITY]. InputError if the overall one is out of reach.
     """
     others = {name: size for name, size in sizes.items() if name not in overrides}
     held = zeros_of(overrides, sizes)
@@ -82,13 +79,12 @@ def check_reach(least: float, most: float, sizes: Mapping[str, int], sparsity: f
 def by_marginal_cost(
     curves: Mapping[str, Curve], sizes: Mapping[str, int], sparsity: float, low: float, high: float
 ) -> dict[str, float]:
-    """Return the sparsities in [low, high] of the least total cost, each cost curve replaced by its
-    convex hull.
+    """Return the sparsities in [low, high] of least total cost, for the curves' convex hulls.
 
-    A curve is linear between its points and ends with them. Where costs are convex, all weights
-    have one marginal cost at the optimum (the Lagrange multiplier): segments of the curves are
-    taken in the order of their slopes until the zeros are reached, and segments of one slope in
-    equal shares. InputError where the bounds do not reach the sparsity.
+    A curve is linear between its points and ends with them. At the optimum of convex costs all
+    weights have one marginal cost (the Lagrange multiplier): segments of the curves are taken in
+    the order of their slopes until the zeros are reached, segments of one slope in equal shares.
+    InputError if the bounds do not reach the sparsity.
     """
     hulls = {name: _hull(_points(name, curve, low, high)) for name, curve in curves.items()}
     sparsities = {name: hull[0][0] for name, hull in hulls.items()}

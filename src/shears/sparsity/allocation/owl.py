@@ -38,22 +38,16 @@ def owl_sparsities(run: CalibrationRun, chosen: Chosen, sparsity: float) -> dict
 
 @torch.no_grad()
 def block_scores(weights: Sequence[tuple[Scores, Float[Tensor, " _"] | None]]) -> list[Scores]:
-    """Return the Wanda scores of a block's (weight, input norms), without the weights that no token
-    reached.
+    """Return the Wanda scores of a block's (weight, input norms) that tokens reached.
 
-    Return magnitudes where no token reached any of them; magnitudes beside Wanda scores would be on
-    another scale.
+    Return all magnitudes if no token reached any; the two are on different scales.
     """
     reached = [wanda_scores(weight, norms) for weight, norms in weights if norms is not None]
     return reached or [magnitude_scores(weight) for weight, _ in weights]
 
 
 def outlier_share(scores: Sequence[Scores], multiple: float = 5.0) -> float:
-    """Return the share of scores above `multiple` times their mean (eq. 1).
-
-    Several matrices count as one, as in the published method, which takes all linears of a block
-    together.
-    """
+    """Return the share of scores above `multiple` times their mean (eq. 1), over a whole block."""
     count = sum(part.numel() for part in scores)
     mean = math.fsum(float(part.sum(dtype=torch.float64)) for part in scores) / count
     return sum(int((part > multiple * mean).sum()) for part in scores) / count
@@ -64,9 +58,8 @@ def owl(
 ) -> dict[str, float]:
     """Return sparsities that fall linearly with the outlier share, in a band of width 2 * spread.
 
-    The largest outlier share gets the lowest sparsity. The band is shifted to the overall sparsity,
-    and cut at 0 and HIGHEST_SPARSITY. InputError where an outlier share is not finite or the
-    overall sparsity is out of reach.
+    The band is shifted to the overall sparsity and cut at 0 and HIGHEST_SPARSITY. InputError if a
+    share is not finite or the overall sparsity is out of reach.
     """
     if not all(map(math.isfinite, outlier_shares.values())) or not spread >= 0:
         raise InputError("outlier shares must be finite and the spread at least 0; check the calibration text")

@@ -1,10 +1,9 @@
-"""Sparsities by the estimated rise of the loss, from squared gradients on a few calibration
-sequences.
+"""Sparsities by the estimated rise of the loss, from squared gradients on a few sequences.
 
 Setting weight w_oi to zero costs about w_oi^2 * F_oi / 2, with F the diagonal of the Fisher
-information (optimal brain damage, LeCun et al. 1990). F is summed over sequences, and approximated
-by the product of its row and column sums over its total, because single entries from few sequences
-are noise. At the optimum the next zero costs the same everywhere.
+information (optimal brain damage, LeCun et al. 1990). F is summed over sequences and approximated
+by the product of its row and column sums over its total, because its entries from few sequences are
+noise. At the optimum the next zero costs the same everywhere.
 
 Shapes: B sequences, T tokens, H hidden features, O output features, I input features of a linear.
 """
@@ -34,12 +33,11 @@ Fisher = dict[Matrix, tuple[Float[Tensor, " O"], Float[Tensor, " I"]]]
 
 
 def sensitivity_sparsities(run: CalibrationRun, chosen: Chosen, sparsity: float) -> dict[str, float]:
-    """Return the sparsity of every chosen weight; the overall one where no gradient comes, as at
-    experts not reached.
+    """Return the sparsity of every weight; the overall one without gradients (unused experts).
 
-    The model is unchanged, and one block is in memory at a time: the forward keeps the inputs of
-    every block, and the backward computes each block again, from the last one to the first.
-    InputError where gradients are not finite.
+    The model is unchanged, and one block is in memory at a time: the forward keeps every block's
+    inputs, the backward computes each block again, from the last one on. InputError if gradients
+    are not finite.
     """
     sequences = [sequence[None] for batch in run.batches for sequence in batch][:SEQUENCES]
     curves: dict[str, Curve] = {}

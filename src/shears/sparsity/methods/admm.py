@@ -38,11 +38,10 @@ def prune_admm(
     zeros: int,
     iterations: int = ITERATIONS,
 ) -> Pruned:
-    """Return the weight with exactly `zeros` weights zero and the others fitted to the dense
-    outputs, and the mask.
+    """Return the weight with exactly `zeros` zeros, fitted to the dense outputs, and the mask.
 
     `hessian` are the second moments X X^T of the inputs. The last steps are those of `refit`.
-    InputError where the moments are not finite.
+    InputError if the moments are not finite.
     """
     if not torch.isfinite(hessian).all():
         raise InputError("second moments of the inputs must be finite; check the weights, or use dtype fp32")

@@ -1,5 +1,4 @@
-"""Least squares for the weights that pruning kept: the zeros stay, and the output error becomes the
-smallest.
+"""Least squares for the weights that pruning kept: zeros stay, the output error becomes least.
 
 Shapes: O output features, I input features of a linear.
 """
@@ -22,13 +21,12 @@ def refit(
     damping: float = DAMPING,
     steps: int = STEPS,
 ) -> Float[Tensor, "O I"]:
-    """Return the kept weights V that minimise ||(V - W) X||^2 + damping * mean(diag H) * ||V -
-    W||^2, as float32.
+    """Return the float32 V of least ||(V - W) X||^2 + damping mean(diag H) ||V - W||^2, zeros kept.
 
     W is the dense `weight`, H = X X^T (`hessian`) the second moments of the inputs, `start` the
     first V. Every row is a problem of its own over its kept weights. All rows take `steps` steps of
-    conjugate gradients (Jacobi preconditioner) together, with one product of O x I with I x I a
-    step. No step raises a row's error. Weights that are not kept are exactly 0.
+    conjugate gradients (Jacobi preconditioner) together, one product of O x I with I x I each. No
+    step raises a row's error. Weights that are not kept are exactly 0.
     """
     damped = hessian.float().clone()
     damped.diagonal().add_(damping * damped.diagonal().mean())

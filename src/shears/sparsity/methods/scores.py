@@ -1,5 +1,4 @@
-"""One weight to prune, and the methods that drop its lowest scores and leave its other weights as
-they are.
+"""One weight to prune, and the methods that only drop its lowest scores.
 
 A method is a function from `Task` to `Pruned`, and an entry of METHODS in config/sparsify.py.
 
@@ -19,11 +18,9 @@ Pruned = tuple[Float[Tensor, "O I"], Bool[Tensor, "O I"]]  # the new weight, its
 
 @dataclass(frozen=True)
 class Task:
-    """A weight to prune (O x I, float32): its number of zeros, their pattern, and the statistics of
-    its inputs.
+    """A weight to prune (float32), its number of zeros and their pattern, its inputs' statistics.
 
-    `norms` (I) and `moments` (I x I, X^T X) are None where the method does not need them or no
-    token came.
+    `norms` and `moments` (X^T X) are None if the method does not need them or no token came.
     """
 
     weight: Float[Tensor, "O I"]

@@ -1,5 +1,4 @@
-"""SparseGPT (arXiv 2301.00774): prune column by column; the columns that follow make up for each
-zero.
+"""SparseGPT (arXiv 2301.00774): prune column by column; later columns make up for each zero.
 
 With H = X^T X over the calibration tokens and H^-1 = U^T U (U upper triangular), pruning a weight
 w_j of column j moves the weights of column k > j by -w_j U_jk / U_jj (optimal brain surgeon on the
@@ -41,14 +40,13 @@ def prune_obs(
     zeros: int,
     block_size: int = 128,
 ) -> Pruned:
-    """Return the weight with exactly `zeros` weights zero and the others updated, in the factor's
-    dtype, and the mask.
+    """Return the updated weight with exactly `zeros` zeros, in the factor's dtype, and the mask.
 
-    The mask of a block of columns is chosen by w^2 / U_jj^2 when the sweep arrives there: within
-    the whole block (`layer`, as published), within each of its rows (`row`: every row of the matrix
-    ends with zeros // O or one more), or per group (N:M; a block is whole groups). Each block gets
-    its share of the zeros up to rounding. InputError for NaN scores, for an impossible number of
-    zeros, and for inputs that are not whole groups.
+    The mask of a block of columns is chosen by w^2 / U_jj^2 when the sweep arrives there: in the
+    whole block (`layer`, as published), in each of its rows (`row`: every row ends with zeros // O
+    or one more), or per group (N:M; a block is whole groups). Each block gets its share of the
+    zeros. InputError for NaN scores, an impossible number of zeros, and inputs that are not whole
+    groups.
     """
     sweep = _Sweep.begin(weight, factor)
     outputs, inputs = weight.shape
