@@ -119,25 +119,19 @@ def _split_name(text: str) -> tuple[str, list[str]]:
 
 
 def _labels(paths: Sequence[str], names: Collection[str]) -> dict[str, str]:
-    """Return a label for each source without a name; no label is one of `names`."""
+    """Return, for each source, the shortest end of its path that is no other's and no name."""
     absolute = {path: Path(os.path.abspath(path)) for path in paths}
-    return {
-        path: _label(path, _parts(own), [_parts(other) for other in absolute.values() if other != own], names)
-        for path, own in absolute.items()
-    }
-
-
-def _parts(path: Path) -> list[str]:
-    return [*path.parent.parts, path.name if path.is_dir() else path.stem]
-
-
-def _label(path: str, own: list[str], others: Sequence[list[str]], names: Collection[str]) -> str:
-    """Return the shortest end of a path that is no other path's end and no other arm's name."""
-    for length in range(1, len(own) + 1):
-        label = "/".join(own[-length:])
-        if label not in names and all(other[-length:] != own[-length:] for other in others):
-            return label
-    return path
+    parts = {path: [*own.parent.parts, own.name if own.is_dir() else own.stem] for path, own in absolute.items()}
+    labels = {}
+    for path, own in parts.items():
+        others = [parts[other] for other in paths if absolute[other] != absolute[path]]
+        labels[path] = path
+        for length in range(1, len(own) + 1):
+            label = "/".join(own[-length:])
+            if label not in names and all(other[-length:] != own[-length:] for other in others):
+                labels[path] = label
+                break
+    return labels
 
 
 def _figures_file(path: Path) -> Path:

@@ -171,13 +171,18 @@ def _bits(records: Sequence[Mapping[str, Any]]) -> dict[Key, bool]:
 
 def _notes(arms: Arms, base: str) -> list[str]:
     """Return sentences on what else differs between the arms, as far as the records tell."""
-    return [
-        *_rule_notes(arms, base),
-        *_answer_notes(arms, base),
-        *_reading_notes(arms),
-        *_contamination_notes(arms),
-        *_prompt_notes(arms, base),
-    ]
+    notes = [*_rule_notes(arms, base), *_answer_notes(arms, base)]
+    readings = dict.fromkeys(
+        name for runs in arms.values() for name in runs[0].records[0] if name.startswith("correct_")
+    )
+    for name in readings:
+        notes.append(f"Accuracy {name.removeprefix('correct_').replace('_', ' ')}: {_accuracies(arms, name)}.")
+    notes += _contamination_notes(arms)
+    prompts = arms[base][0].column("prompt")
+    others = [arm for arm, runs in arms.items() if any(each.column("prompt") != prompts for each in runs)]
+    if others:
+        notes.append(f"Asked in other prompts than {base}: {', '.join(others)}. This changes the figures too.")
+    return notes
 
 
 def _rule_notes(arms: Arms, base: str) -> list[str]:
@@ -201,12 +206,6 @@ def _answer_notes(arms: Arms, base: str) -> list[str]:
     ]
 
 
-def _reading_notes(arms: Arms) -> list[str]:
-    """Return the accuracies by other readings of the answers, the fields `correct_NAME`."""
-    names = dict.fromkeys(name for runs in arms.values() for name in runs[0].records[0] if name.startswith("correct_"))
-    return [f"Accuracy {name.removeprefix('correct_').replace('_', ' ')}: {_accuracies(arms, name)}." for name in names]
-
-
 def _contamination_notes(arms: Arms) -> list[str]:
     seen = {
         arm: {key for each in runs for key, flag in each.column(CONTAMINATION).items() if flag}
@@ -221,12 +220,6 @@ def _contamination_notes(arms: Arms) -> list[str]:
     if not others:
         return [f"{note}; no question is unseen."]
     return [f"{note}. Accuracy on the other {len(others):,}: {_accuracies(arms, 'correct', others)}."]
-
-
-def _prompt_notes(arms: Arms, base: str) -> list[str]:
-    prompts = arms[base][0].column("prompt")
-    others = [arm for arm, runs in arms.items() if any(each.column("prompt") != prompts for each in runs)]
-    return [f"Asked in other prompts than {base}: {', '.join(others)}. This changes the figures too."] if others else []
 
 
 def _accuracies(arms: Arms, name: str, keys: Sequence[Key] | None = None) -> str:

@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,8 +82,8 @@ def check_apart(
     """
     seen = (_rows(data, columns[0]) or [])[:limit]
     tested = (_rows(test, columns[1]) or [])[:test_limit]
-    known = set(map(_identity, seen))
-    if tested and all(_identity(row) in known for row in tested):
+    as_text = partial(json.dumps, sort_keys=True, default=str)
+    if tested and set(map(as_text, tested)) <= set(map(as_text, seen)):
         raise InputError(
             f"search must see validation data, never the test split; all {len(tested)} rows of {test} stand in {data}"
         )
@@ -111,10 +112,6 @@ def _rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row] | No
     except InputError as error:
         logger.info("%s could not be searched for questions of other data: %s", source, error)
         return None
-
-
-def _identity(row: Row) -> str:
-    return json.dumps(row, sort_keys=True, default=str)
 
 
 def _questions(rows: Iterable[Row]) -> list[str]:

@@ -140,26 +140,22 @@ class ContinuousDecoder:
         refuse_unknown(max(map(max, prompts)), self.backend.vocab_size)
         ends = end_tokens(self.tokenizer, self.settings)
         line_ends = frozenset(line_breaks(self.tokenizer).tolist()) if self.one_line else frozenset[int]()
-        kept = {number: self._kept(number) for number in range(len(prompts))}
-        answers = {number: answer for number, answer in kept.items() if answer is not None}
+        kept = {number: self.journal.get([number]) if self.journal else None for number in range(len(prompts))}
+        answers = {number: texts[0] for number, texts in kept.items() if texts is not None}
         longest_first = [number for (number,) in length_buckets([len(prompt) for prompt in prompts], 1)]
-        texts = [
+        missing = [
             GreedyText(number, prompts[number], self.max_new_tokens, ends, line_ends)
             for number in longest_first
             if number not in answers
         ]
         with meter("generating", len(prompts), "questions") as progress:
             progress.skip(len(answers))
-            for text in self._ended(texts):
+            for text in self._ended(missing):
                 [answers[text.number]] = self.tokenizer.batch_decode([text.tokens], skip_special_tokens=True)
                 if self.journal:
                     self.journal.put([text.number], [answers[text.number]])
                 progress.advance(work=len(text.tokens), note="tokens/s")
         return [answers[number] for number in range(len(prompts))]
-
-    def _kept(self, number: int) -> str | None:
-        texts = self.journal.get([number]) if self.journal else None
-        return None if texts is None else texts[0]
 
     def _ended(self, texts: Sequence[GreedyText]) -> Iterator[GreedyText]:
         """Generate all texts and yield each one when it ends; raise the error of one that fails."""

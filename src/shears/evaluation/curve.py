@@ -66,31 +66,31 @@ def curve(by_rank: Mapping[int, Evaluation], parameters: Mapping[int, int]) -> E
     """
     ranks = sorted(by_rank, reverse=True)
     first = by_rank[ranks[0]]
-    points = [_point(rank, by_rank[rank], parameters[rank]) for rank in ranks]
+    points: list[dict[str, Any]] = [
+        {
+            "rank": rank,
+            "parameters": parameters[rank],
+            "value": by_rank[rank].value,
+            "n": by_rank[rank].n,
+            "ci95": list(by_rank[rank].ci95),
+            "details": by_rank[rank].details,
+            "difference": None,
+        }
+        for rank in ranks
+    ]
     found = (paired(by_rank[rank].records, first.records) for rank in ranks[1:])
     differences = [difference for difference in found if difference is not None]
     corrected = holm([difference["p"] for difference in differences])
     for point, difference, p in zip(points[1:], differences, corrected, strict=True):  # all ranks have equal questions
         point["difference"] = {**difference, "p_holm": p}
     area = aurac(ranks, [[record["correct"] for record in by_rank[rank].records] for rank in ranks])
+    answers = {str(rank): list(map(_answer, by_rank[rank].records)) for rank in ranks}
     records = [
-        {**record, "by_rank": {str(rank): _answer(by_rank[rank].records[index]) for rank in ranks}}
+        {**record, "by_rank": {rank: answer[index] for rank, answer in answers.items()}}
         for index, record in enumerate(first.records)
     ]
     content = {"aurac": area.value, "aurac_ci95": [area.low, area.high], "points": points}
     return replace(first, records=records, curve=content)
-
-
-def _point(rank: int, evaluation: Evaluation, parameters: int) -> dict[str, Any]:
-    return {
-        "rank": rank,
-        "parameters": parameters,
-        "value": evaluation.value,
-        "n": evaluation.n,
-        "ci95": list(evaluation.ci95),
-        "details": evaluation.details,
-        "difference": None,
-    }
 
 
 def _answer(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from shears.checkpoints.packed.layout import pack
 from shears.errors import InputError
 from shears.export.stage import export_adapter
 from shears.models.load import load_model, load_with_adapter
-from shears.runtime.drop_in import swap
 from shears.runtime.drop_in.linears import PackedLinear
 from shears.runtime.drop_in.swap import DropInBackend, ReadyWeights, sparsify_linears
 from shears.runtime.generation.backend import Backend
@@ -46,8 +45,12 @@ def test_weights_of_a_package_are_used_as_they_are(path: str) -> None:
     packed = model[0]
     assert isinstance(packed, PackedLinear)
     assert torch.equal(packed.matrix.masks, other.masks)
-    assert swap._by_module_name({"q": other}, "model.q") is other
-    assert swap._by_module_name({"q": other}, "model.qq") is None
+    wrapped = nn.ModuleDict({name: nn.Linear(24, 37) for name in ("q", "qq")})
+    for linear in wrapped.values():
+        linear.weight.data = sparse_weight(37, 24, 0.8)
+    sparsify_linears(nn.Sequential(wrapped), ready=ReadyWeights({"q": other}))  # its names begin with `0.`
+    masks = [linear.matrix.masks for linear in wrapped.values() if isinstance(linear, PackedLinear)]
+    assert [torch.equal(each, other.masks) for each in masks] == [True, False]
 
 
 @pytest.mark.parametrize(

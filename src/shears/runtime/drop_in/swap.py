@@ -169,7 +169,9 @@ class _Packer:
     @torch.no_grad()
     def _matrix(self, name: str, owner: nn.Module) -> PackedMatrix | None:
         weight = weight_oi(owner).detach()
-        matrix = _by_module_name(self._ready.packed, name)
+        parts = name.split(".")  # wrappers such as PEFT add prefixes to the names of the files
+        names = (".".join(parts[start:]) for start in range(len(parts)))
+        matrix = next((self._ready.packed[each] for each in names if each in self._ready.packed), None)
         if matrix is not None and (matrix.rows, matrix.cols) == tuple(weight.shape):
             return matrix
         values = self._values or DEFAULT_VALUES.get(weight.dtype)
@@ -209,13 +211,6 @@ class _Packer:
             return None
         matrix = self._native.dense_matrix(weight, self._buffer)
         return DenseLinear(head, Kernel(matrix, None, self._pool)).train(head.training)
-
-
-def _by_module_name(packed: Mapping[str, PackedMatrix], module: str) -> PackedMatrix | None:
-    """Return a module's packed weight; wrappers such as PEFT add prefixes to file names."""
-    parts = module.split(".")
-    names = (".".join(parts[start:]) for start in range(len(parts)))
-    return next((packed[name] for name in names if name in packed), None)
 
 
 class DropInBackend(TransformersBackend):

@@ -3,7 +3,6 @@
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -67,14 +66,9 @@ class Arena:
         return copied(panels.to(torch.bfloat16 if bf16 else torch.float32), self._rest)
 
 
-@dataclass(frozen=True)
-class SharedInput:
-    """Linears of a layer that share one input; with them the decoder gets their updates."""
-
-    linears: Mapping[str, str]
-
-
+Weight = PackedMatrix | DenseRows
 Call = tuple[str, tuple[object, ...]]  # a method of _native.DecoderWeights and its arguments
+SharedInput = dict[str, str]  # linears of a layer that share one input, by kind; their updates are set together
 
 
 class Builder:
@@ -105,7 +99,7 @@ class Builder:
         weights = _native.DecoderWeights()
         for step in self._taken(head_values):
             self._steps.append(step)
-            self._tell(weights, step, self._updates, self._arena)
+            self._set(weights, step, self._updates, self._arena)
         return weights, self._head_values
 
     def adapted(self, updates: Mapping[str, LoraUpdate], arena: Arena) -> _native.DecoderWeights:
@@ -116,7 +110,7 @@ class Builder:
         self._check_updates(updates)
         weights = _native.DecoderWeights()
         for step in self._steps:
-            self._tell(weights, step, updates, arena)
+            self._set(weights, step, updates, arena)
         return weights
 
     def _check_parts(self) -> None:
@@ -140,19 +134,6 @@ class Builder:
         names = {*self._linear_names()}
         _refuse_rest([name for name in updates if name not in names])
 
-    def _tell(
-        self,
-        weights: _native.DecoderWeights,
-        step: Call | SharedInput,
-        updates: Mapping[str, LoraUpdate],
-        arena: Arena,
-    ) -> None:
-        if isinstance(step, SharedInput):
-            self._add_updates(weights, step.linears, updates, arena)
-        else:
-            method, arguments = step
-            getattr(weights, method)(*arguments)
-
     def _taken(self, head_values: NumberFormat | None) -> Iterator[Call | SharedInput]:
         """Copy all weights; yield what the decoder is to be told, in the order of computation."""
         self._packed = self._packed_ahead()
@@ -165,24 +146,26 @@ class Builder:
         norm = self._take_vector(NORM, self._plan.hidden_size, required=True)
         frequencies = self._arena.floats(self._plan.inverse_frequencies)
         table = self.embeddings
-        addresses = (_address(table.values), _address(table.scales), _address(table.zeros))
+        parts = (table.values, table.scales, table.zeros)
+        addresses = [0 if part is None else part.data_ptr() for part in parts]
         yield (
             "set_ends",
             (CODES[table.values_dtype], *addresses, norm, frequencies, self._arena.matrix(head)),
         )
 
-    def _packed_ahead(self) -> Iterator[PackedMatrix | DenseRows]:
+    def _packed_ahead(self) -> Iterator[Weight]:
         """Yield the linears in the order of computation, a few packed ahead on other threads."""
-        waiting: deque[tuple[str, Future[PackedMatrix | DenseRows]]] = deque()
+        waiting: deque[tuple[str, Future[Weight]]] = deque()
         with ThreadPoolExecutor(self._arena.threads) as workers:
             for name in [name for name in self._linear_names() if name in self._linears]:
                 waiting.append((name, workers.submit(self._linears.__getitem__, name)))
                 if len(waiting) > self._arena.threads:
-                    yield self._packed_one(*waiting.popleft())
+                    yield self._first_of(waiting)
             while waiting:
-                yield self._packed_one(*waiting.popleft())
+                yield self._first_of(waiting)
 
-    def _packed_one(self, name: str, packed: "Future[PackedMatrix | DenseRows]") -> PackedMatrix | DenseRows:
+    def _first_of(self, waiting: deque[tuple[str, Future[Weight]]]) -> Weight:
+        name, packed = waiting.popleft()
         weight = packed.result()
         self._release(name)
         return weight
@@ -203,24 +186,28 @@ class Builder:
                 bias = self._take_vector(f"{linear}.bias", self._sizes[name][0])
                 matrix = self._arena.matrix(self._take_linear(linear, self._sizes[name]))
                 yield "set_linear", (name, matrix, bias)
-            yield SharedInput(linears)
+            yield linears
 
-    def _take_linear(self, name: str, sizes: tuple[int, int]) -> PackedMatrix | DenseRows:
+    def _take_linear(self, name: str, sizes: tuple[int, int]) -> Weight:
         """Return a linear's weight: packed, or dense if packing made it no smaller."""
         weight = next(self._packed) if name in self._linears else self._take_rows(f"{name}.weight")
         shape = (weight.rows, weight.cols) if isinstance(weight, PackedMatrix) else weight.shape
         _check_shape(f"{name}.weight", shape, sizes)
         return weight
 
-    def _add_updates(
+    def _set(
         self,
         weights: _native.DecoderWeights,
-        linears: Mapping[str, str],
+        step: Call | SharedInput,
         given: Mapping[str, LoraUpdate],
         arena: Arena,
     ) -> None:
-        """Add the updates, if any, of the linears that share one input."""
-        updates = {name: given[linear] for name, linear in linears.items() if linear in given}
+        """Make a call, or set the updates, if any, of linears that share one input."""
+        if isinstance(step, tuple):
+            method, arguments = step
+            getattr(weights, method)(*arguments)
+            return
+        updates = {name: given[linear] for name, linear in step.items() if linear in given}
         if not updates:
             return
         bf16 = self.values != "fp32"
@@ -228,20 +215,17 @@ class Builder:
         for name, update in updates.items():
             rank = update.a.shape[0]
             rows, cols = self._sizes[name]
-            _check_shape(f"A of {linears[name]}", update.a.shape, (rank, cols))
-            _check_shape(f"B of {linears[name]}", update.b.shape, (rows, rank))
+            _check_shape(f"A of {step[name]}", update.a.shape, (rank, cols))
+            _check_shape(f"B of {step[name]}", update.b.shape, (rows, rank))
             weights.set_update(name, arena.up(update, bf16=bf16), bf16, rank, first)
             first += rank
         down = DenseRows(torch.cat([update.a.float() for update in updates.values()]))
         down = down.as_values("int8" if self.values == "int4" else self.values)  # 4 bits would be felt in the outputs
-        weights.set_down(next(iter(linears)), arena.matrix(down))
-
-    def _take(self, name: str) -> DenseRows | Tensor:
-        return self._tensors.pop(name)
+        weights.set_down(next(iter(step)), arena.matrix(down))
 
     def _take_rows(self, name: str) -> DenseRows:
         """Return a matrix in a number format of the kernels; one of another format becomes fp32."""
-        tensor = self._take(name)
+        tensor = self._tensors.pop(name)
         if isinstance(tensor, DenseRows):
             return tensor
         return DenseRows((tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()).contiguous())
@@ -250,7 +234,7 @@ class Builder:
         """Copy a bias or a norm; return its address, 0 for one that the model does not have."""
         if not required and name not in self._tensors:
             return 0
-        tensor = self._take(name)
+        tensor = self._tensors.pop(name)
         numbers = tensor.floats() if isinstance(tensor, DenseRows) else tensor
         _check_shape(name, numbers.shape, (length,))
         return self._arena.floats(numbers)
@@ -264,10 +248,6 @@ def linear_name(layer: int, kind: str) -> str:
 def _refuse_rest(rest: Sequence[str]) -> None:
     if rest:
         raise NotCoveredError(f"the native decoder must know every part of a model and its adapter, not {rest[0]}")
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _main_values(source: ModelSource) -> NumberFormat:

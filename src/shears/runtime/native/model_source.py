@@ -176,7 +176,11 @@ def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
     """
     wrapped: Any = model
     base: nn.Module = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
-    adapted = {name: module for name, module in base.named_modules() if hasattr(module, "lora_A") or _is_lokr(module)}
+    adapted = {
+        name: module
+        for name, module in base.named_modules()
+        if hasattr(module, "lora_A") or isinstance(module, LoKrLayer)
+    }
     return {name: _update(name, module) for name, module in adapted.items() if not isinstance(module, SparseLinear)}
 
 
@@ -213,12 +217,8 @@ def _packs_smaller(weight: Tensor, values: NumberFormat) -> bool:
     return is_smaller(rows, cols, num_stored(kept(weight), values), values, weight_bytes)
 
 
-def _is_lokr(module: nn.Module) -> bool:
-    return isinstance(module, LoKrLayer)
-
-
 def _update(name: str, module: Any) -> LoraUpdate:
-    if _is_lokr(module):
+    if isinstance(module, LoKrLayer):
         return _lokr_update(name, module)
     adapters = list(module.lora_A)
     if len(adapters) != 1 or adapters[0] in module.lora_variant or module.lora_bias.get(adapters[0]):
