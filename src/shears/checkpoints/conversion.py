@@ -1,8 +1,8 @@
 """Convert the tensors in a model's files into the parameters of transformers' model, and back.
 
-One tensor may become several parameters (a fused tensor on disk), and many tensors one parameter (experts that lie one
-by one on disk). This module and gguf_conversion.py alone use what is not public in transformers;
-tests/checkpoints/test_conversion.py pins it.
+A fused tensor on disk becomes several parameters; experts that lie one by one on disk become one
+parameter. Only this module and gguf_conversion.py use private functions of transformers;
+tests/checkpoints/test_conversion.py pins them.
 """
 
 from collections import defaultdict
@@ -28,6 +28,7 @@ from shears.errors import InputError, first_line
 from shears.records.peft_files import ADAPTER_CONFIG
 
 META = torch.device("meta")
+RULE = "a model read part by part must"
 
 LOADING_ERRORS = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, RuntimeError,
@@ -37,19 +38,19 @@ LOADING_ERRORS = (
 
 
 class UnsupportedCheckpoint(InputError):  # noqa: N818  # InputError says that it is an error
-    """The model cannot be read part by part; `load_model` may still load it whole, or raise a clearer error."""
+    """The model cannot be read part by part; `load_model` may still load it whole."""
 
 
 @dataclass(frozen=True)
 class ConversionGroup:
-    """Parameters (or persistent buffers) of the model and the tensors of the files that they are converted from."""
+    """Parameters (or persistent buffers) and the tensors of the files that they are made from."""
 
     parameters: tuple[str, ...]
     tensors: tuple[str, ...]
 
 
 class _LazyTensor:
-    """A tensor of the files that is read when transformers indexes it, like a slice of safetensors."""
+    """A tensor of the files that is read when transformers indexes it."""
 
     def __init__(self, files: TensorFiles, name: str) -> None:
         self._files = files
@@ -60,10 +61,11 @@ class _LazyTensor:
 
 
 class Conversion:
-    """The conversion rules between a model on the meta device and its files, tried on shapes when this is made.
+    """The conversion rules between a model on the meta device and its files.
 
-    `groups` are the parts that can be converted on their own. InputError where the files lack a weight;
-    UnsupportedCheckpoint where the rules need a tensor's values, or do not name the source of a parameter.
+    The constructor tries them on shapes. `groups` are the parts that can be converted on their own.
+    InputError where the files lack a weight; UnsupportedCheckpoint where the rules need a tensor's
+    values, or do not name the source of a parameter.
     """
 
     def __init__(self, model: PreTrainedModel, files: TensorFiles, dtype: torch.dtype) -> None:
@@ -80,7 +82,7 @@ class Conversion:
     def _convert(self, tensors: Mapping[str, Any], device: torch.device) -> Any:
         """Let transformers set parameters of the model; return its loading report."""
         config = LoadStateDictConfig(
-            device_map={"": device, "no parameter": "disk"},  # with a disk it reads one by one, without threads
+            device_map={"": device, "no parameter": "disk"},  # a disk: read one by one, no threads
             dtype=self.dtype,
             dtype_plan=self.model._get_dtype_plan(self.dtype),
             weight_mapping=self._rules,
@@ -91,21 +93,21 @@ class Conversion:
         return report
 
     def _refuse_incomplete(self, report: Any) -> None:
-        """Raise where transformers would fill a weight with random numbers; tie weights that the files hold once."""
+        """Raise where transformers would draw a weight at random; tie weights that the files hold once."""
         if errors := report.conversion_errors:
-            raise UnsupportedCheckpoint(f"a model read part by part must convert by shapes, {min(errors)} does not")
+            raise UnsupportedCheckpoint(f"{RULE} convert by shapes, {min(errors)} does not")
         self.model.mark_tied_weights_as_initialized(report)
         self.model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)
         absent = report.missing_and_mismatched()
         self.model._adjust_missing_and_unexpected_keys(report)
         refuse_missing(self.files.folder, report.missing_and_mismatched())
         if absent:  # the architecture allows these to be missing: transformers makes them up
-            raise UnsupportedCheckpoint(f"a model read part by part must hold every weight, {min(absent)} is absent")
+            raise UnsupportedCheckpoint(f"{RULE} hold every weight, {min(absent)} is absent")
 
     def _find_groups(self, present: Collection[str]) -> list[ConversionGroup]:
         """Return parameters with their tensors, in the order of the files.
 
-        transformers renames a converter's tensors to its first target; the other targets differ in the pattern only.
+        transformers renames a converter's tensors to its first target; the others differ in the pattern.
         """
         rename = core_model_loading.rename_source_key
         renamings = [rule for rule in self._rules if isinstance(rule, core_model_loading.WeightRenaming)]
@@ -123,24 +125,22 @@ class Conversion:
             tensors[tuple(parameter for parameter in parameters if parameter in state)].append(name)
         tensors.pop((), None)  # tensors that the model does not use
         if unexplained := set(present).difference(*tensors):
-            raise UnsupportedCheckpoint(
-                f"a model read part by part must have rules for every weight, there is none for {min(unexplained)}"
-            )
+            raise UnsupportedCheckpoint(f"{RULE} have rules for every weight, there is none for {min(unexplained)}")
         return [ConversionGroup(parameters, tuple(members)) for parameters, members in tensors.items()]
 
     def load(self, groups: Sequence[ConversionGroup], device: torch.device) -> None:
-        """Read the groups' parameters, each a new object on the device; InputError where the files are torn now."""
+        """Read the groups' parameters onto the device; InputError where the files are torn now."""
         tensors = {name: _LazyTensor(self.files, name) for group in groups for name in group.tensors}
         report = self._convert(tensors, device)
         unread = [name for group in groups for name in group.parameters if self._parameter(name).is_meta]
         refuse_missing(self.files.folder, {*unread, *report.conversion_errors})
 
     def tie(self) -> None:
-        """Tie the weights that the model shares, whether the files hold them once or twice with equal values."""
+        """Tie the weights that the model shares; the files hold them once, or twice with equal values."""
         self.model.tie_weights(missing_keys=set(self._absent), recompute_mapping=False)
 
     def as_stored(self, group: ConversionGroup) -> dict[str, Tensor]:
-        """Return the group's parameters as they are now, converted to tensors by their names in the files."""
+        """Return the group's present parameters as tensors by their names in the files."""
         parameters = {name: self._parameter(name).detach() for name in group.parameters}
         prefix = f"{self.model.base_model_prefix}."  # in the model's names, and in those of some files
         names = {name.removeprefix(prefix): name for name in group.tensors}
@@ -152,12 +152,10 @@ class Conversion:
         return parameter
 
     def refuse_one_way(self, group: ConversionGroup) -> None:
-        """Raise UnsupportedCheckpoint where a group's parameters cannot be converted back into its tensors."""
+        """Raise UnsupportedCheckpoint where a group cannot be converted back into its tensors."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.as_stored(group).items()}
         if shapes != {name: self.files.shape(name) for name in group.tensors}:
-            raise UnsupportedCheckpoint(
-                f"a model read part by part must convert back into its files, {group.parameters[0]} does not"
-            )
+            raise UnsupportedCheckpoint(f"{RULE} convert back into its files, {group.parameters[0]} does not")
 
 
 @contextmanager
@@ -180,36 +178,37 @@ def known_config(folder: Path) -> Any:
     except NeedsOwnCode:
         raise
     except LOADING_ERRORS as error:
-        raise UnsupportedCheckpoint(
-            f"{folder} must hold the config.json of a model that transformers knows: {first_line(error)}"
-        ) from error
+        rule = f"{folder} must hold the config.json of a model that transformers knows"
+        raise UnsupportedCheckpoint(f"{rule}: {first_line(error)}") from error
 
 
 def read_config(folder: Path) -> Any:
-    """Return a model folder's configuration; UnsupportedCheckpoint for adapters and quantised weights."""
+    """Return a model folder's configuration; UnsupportedCheckpoint for adapters and quantized weights."""
     config = known_config(folder)
-    if any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config())):
-        raise UnsupportedCheckpoint(f"a model read part by part must not be quantised, {folder} is")
+    parts = (config, config.get_text_config())
+    if any(getattr(part, "quantization_config", None) for part in parts):
+        raise UnsupportedCheckpoint(f"{RULE} not be quantised, {folder} is")
     if (folder / ADAPTER_CONFIG).exists():
-        raise UnsupportedCheckpoint(f"a model read part by part must be without an adapter, {folder} has one")
+        raise UnsupportedCheckpoint(f"{RULE} be without an adapter, {folder} has one")
     return config
 
 
 def empty_model(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model in evaluation mode on the meta device, built as from_pretrained builds it."""
+    """Return the model in evaluation mode on the meta device, as from_pretrained builds it."""
     try:
         with META, init.no_tie_weights(), init.meta_device_safe_creation_ops():
             model = build_causal_model(config, dtype=dtype)
     except NeedsOwnCode:
         raise
     except LOADING_ERRORS as error:
-        raise UnsupportedCheckpoint(f"{folder} must be a causal language model: {first_line(error)}") from error
+        rule = f"{folder} must be a causal language model"
+        raise UnsupportedCheckpoint(f"{rule}: {first_line(error)}") from error
     built: PreTrainedModel = model.eval()
     return built
 
 
 def make_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Compute the buffers that no file holds (rotary frequencies), as from_pretrained does after loading."""
+    """Compute the buffers that no file holds (rotary frequencies), as from_pretrained does."""
     model._move_missing_keys_from_meta_to_device(set(), {"": "cpu"}, None, None)  # type: ignore[arg-type]  # takes a set
     with torch.random.fork_rng(devices=[]):  # some architectures draw random numbers here
         model._initialize_missing_keys(False)

@@ -1,12 +1,12 @@
-"""Write a GGUF file's model as a model folder, tensor by tensor: one dequantized tensor is in memory at a time.
+"""Write a GGUF file's model as a model folder with one dequantized tensor in memory at a time.
 
-The names of the tensors and what undoes llama.cpp's changes to them (permuted queries and keys, norms plus one) are
-transformers' own, so that the files have the bytes that transformers would write. Like checkpoints/conversion.py this
-module uses what is not public in transformers; tests/checkpoints/test_gguf_conversion.py pins it.
+transformers itself names the tensors and undoes llama.cpp's changes to them (permuted queries and
+keys, norms plus one), so that the files have the bytes that transformers would write. Its functions
+for this are private; tests/checkpoints/test_gguf_conversion.py pins them.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -40,13 +40,13 @@ FORCED_TIES = ("falcon", "bloom")  # transformers ties their embeddings, whateve
 KV_HEADS = "attention.head_count_kv"
 
 
-class NotStreamed(Exception):  # noqa: N818  # nothing is wrong: transformers converts the file as a whole
+class NotStreamed(Exception):  # noqa: N818  # no error: transformers converts the file as a whole
     """The file cannot be converted tensor by tensor; the message says why."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """How a file becomes a model folder: its tensors with their parameters' names, and what undoes llama.cpp."""
+    """How a file becomes a model folder: names of its parameters, and what undoes llama.cpp."""
 
     file: GgufFile
     model: PreTrainedModel
@@ -66,10 +66,8 @@ class Stream:
         name = self.names[tensor.name]
         parameter = torch.as_tensor(collected.get(name, result.weights))
         if tuple(parameter.shape) != self.shapes[name]:
-            raise InputError(
-                f"{self.file.path} must hold {tensor.name} of shape {self.shapes[name]}, got {tuple(parameter.shape)}; "
-                "get it again"
-            )
+            rule = f"{self.file.path} must hold {tensor.name} of shape {self.shapes[name]}"
+            raise InputError(f"{rule}, got {tuple(parameter.shape)}; get it again")
         return parameter.contiguous()
 
 
@@ -90,7 +88,8 @@ def write_stream(stream: Stream, work: Path, dtype: torch.dtype) -> None:
         for tensor in stream.file.tensors:
             if tensor.name in stream.names:
                 parameter = stream.parameter(tensor, _dequantized(tensor, source, stream.file.path))
-                _write(stream.names[tensor.name], parameter, stored[stream.names[tensor.name]], target, moved)
+                name = stream.names[tensor.name]
+                _write(name, parameter, stored[name], target, moved)
                 del parameter  # before the next one is read
         os.fsync(target.fileno())
     _save_configs(stream.model, work, dtype)
@@ -111,9 +110,10 @@ class _Moved:
 
 
 def plan_stream(folder: Path, name: str) -> Stream:
-    """Return how the file `folder`/`name` is converted; NotStreamed where transformers must take it as a whole.
+    """Return how the file `folder`/`name` is converted.
 
-    InputError where the file is damaged, or holds no causal language model.
+    NotStreamed where transformers must convert it as a whole. InputError where the file is damaged,
+    or holds no causal language model.
     """
     file = read_gguf(folder / name)
     architecture = file.architecture
@@ -135,15 +135,15 @@ def plan_stream(folder: Path, name: str) -> Stream:
 
 
 def _processor_config(file: GgufFile, config: Any) -> dict[str, Any]:
-    """Return the model's settings as transformers gives them to a processor, which leaves out what the file lacks."""
+    """Return the model's settings as transformers gives them to a processor."""
     settings: dict[str, Any] = config.to_dict()
     if f"{file.architecture}.{KV_HEADS}" not in file.metadata:
-        settings.pop("num_key_value_heads", None)
+        settings.pop("num_key_value_heads", None)  # transformers leaves out what the file lacks
     return settings
 
 
 def _saved_shapes(model: PreTrainedModel, file: GgufFile) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors that transformers saves of the model, by name: tied weights once."""
+    """Return the shapes of the tensors that transformers saves, by name: tied weights once."""
     state = model.state_dict()
     if set(core_model_loading.revert_weight_conversion(model, dict(state))) != set(state):
         raise NotStreamed("its parameters have other names in files")
@@ -155,7 +155,7 @@ def _saved_shapes(model: PreTrainedModel, file: GgufFile) -> dict[str, tuple[int
 
 
 def _dequantized(tensor: GgufTensor, source: FileIO, path: Path) -> NDArray[np.float32]:
-    """Return a tensor in fp32, read and dequantized some rows at a time: gguf needs several times their memory."""
+    """Return a tensor in fp32, dequantized some rows at a time: gguf needs several times their memory."""
     flat = np.empty((tensor.numel // tensor.shape[-1], tensor.shape[-1]), np.float32)
     step = max(CHUNK // max(tensor.row_bytes, 1), 1)
     for begin in range(0, len(flat), step):
@@ -168,15 +168,11 @@ def _dequantized(tensor: GgufTensor, source: FileIO, path: Path) -> NDArray[np.f
 def _write(name: str, parameter: Tensor, stored: StoredTensor, target: FileIO, moved: _Moved) -> None:
     """Write a parameter at its place, cast to its dtype there piece by piece."""
     offset = stored.offset
-    for piece in _pieces(parameter):
+    for piece in parameter.reshape(-1).split(CHUNK):
         data = as_bytes(in_dtype(name, piece, stored.dtype))
         write_at(target, offset, data)
         offset += len(data)
         moved.add(len(data))
-
-
-def _pieces(parameter: Tensor) -> Iterator[Tensor]:
-    yield from parameter.reshape(-1).split(CHUNK)
 
 
 def _save_configs(model: PreTrainedModel, work: Path, dtype: torch.dtype) -> None:

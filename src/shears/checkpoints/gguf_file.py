@@ -1,7 +1,7 @@
 """The header of a GGUF file: its metadata, and where its tensors lie. No tensor is read.
 
-The format is ggml's (docs/gguf.md there): a magic word, the version, two counts, the metadata as keys with typed
-values, one entry a tensor, and the tensors' bytes at a multiple of `general.alignment`.
+The format is ggml's (docs/gguf.md there): a magic word, the version, two counts, the metadata as
+keys with typed values, one entry a tensor, and the tensors' bytes at multiples of `general.alignment`.
 """
 
 import math
@@ -21,7 +21,7 @@ VERSIONS = (2, 3)
 ARCHITECTURE = "general.architecture"
 ALIGNMENT = "general.alignment"
 DEFAULT_ALIGNMENT = 32
-MOST_ENTRIES = 1 << 24  # of keys, tensors or strings of an array: more are read from a damaged count
+MOST_ENTRIES = 1 << 24  # keys, tensors or strings of an array; a larger count is damaged
 MOST_DIMENSIONS = 8
 STRING, ARRAY = 8, 9
 GGUF_ARCHITECTURES = frozenset({
@@ -29,7 +29,7 @@ GGUF_ARCHITECTURES = frozenset({
     "minimax-m2", "mistral", "nemotron", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen35", "qwen35moe", "qwen3moe",
     "stablelm", "starcoder2",
 })  # fmt: skip
-"""Architectures of causal language models that transformers reads, by llama.cpp's names. They are restated so that
+"""Architectures of causal language models that transformers reads, by llama.cpp's names, restated so that
 `inspect` need not load transformers; tests/checkpoints/test_gguf_file.py compares."""
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 """Formats of `struct` by the number of a value's type."""
@@ -37,7 +37,7 @@ SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor of the file: shape in torch's order, bytes and the offset of the first one from the file's beginning."""
+    """A tensor of the file: shape in torch's order, bytes, and their offset in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,13 +52,13 @@ class GgufTensor:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of the weights along the last dimension, which are whole blocks of the quantization."""
+        """Bytes along the last dimension: whole blocks of the quantization."""
         return self.num_bytes // max(self.numel // max(self.shape[-1], 1), 1)
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What the header of a file says. Arrays of strings, such as the vocabulary, are given by their lengths."""
+    """The header of a file. Of an array of strings, such as the vocabulary, it keeps the length."""
 
     path: Path
     version: int
@@ -79,11 +79,12 @@ def read_gguf(path: Path) -> GgufFile:
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} must be a GGUF file, but it cannot be read ({error}); get it again") from None
+        rule = f"{path} must be a GGUF file"
+        raise InputError(f"{rule}, but it cannot be read ({error}); get it again") from None
 
 
 class _Header:
-    """Reads the header from the beginning to the end; every step is checked against the size of the file."""
+    """Reads the header from its beginning; checks every step against the size of the file."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path = path
@@ -139,7 +140,7 @@ class _Header:
         return count
 
     def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Return a tensor's name, its shape in torch's order, the number of its type and its offset."""
+        """Return a tensor's name, shape in torch's order, number of its type, and offset."""
         name = self._string()
         num_dimensions = self._number("<I")
         if num_dimensions > MOST_DIMENSIONS:
@@ -151,7 +152,8 @@ class _Header:
         try:
             kind = GGMLQuantizationType(number)
         except ValueError:
-            raise self._damaged(f"{name!r:.60} is of type {number}, which this version of gguf does not know") from None
+            what = f"{name!r:.60} is of type {number}, which this version of gguf does not know"
+            raise self._damaged(what) from None
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if not shape or shape[-1] % block:
             raise self._damaged(f"rows of {name!r:.60} are not whole blocks of {block} weights")

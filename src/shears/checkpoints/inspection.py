@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ ADAPTERS = {
     artifacts.RECOVERY: "recovery",
 }
 """What to call the adapters with these records."""
-ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # keys of models and packages with an adapter
+ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # keys of what has an adapter
 GGUF_FACTS = {
     "name": "general.name",
     "blocks": "{}.block_count",
@@ -45,14 +46,14 @@ GGUF_FACTS = {
     "vocabulary": "tokenizer.ggml.tokens",
 }
 """What `inspect` tells of a GGUF file, by the key of its metadata; {} is the architecture."""
-INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # keys of what was used
+INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # of its sources
 
 
 def inspect(path: str | Path, against: str | Path | None = None) -> dict[str, Any]:
     """Return the kind, counts, sizes and fingerprints of an artifact as plain data.
 
-    With `against`, `fits` tells whether the two belong together and `why` gives the reason. InputError for a path that
-    is not an artifact.
+    With `against`, `fits` tells whether the two belong together and `why` gives the reason.
+    InputError for a path that is not an artifact.
     """
     path = Path(path)
     data = _describe(path)
@@ -67,23 +68,26 @@ def _describe(path: Path) -> dict[str, Any]:
     if path.is_file() and path.suffix == ".json":
         return {"kind": "file", "path": str(path), **artifacts.read_object(path)}
     if not path.is_dir():
-        raise InputError(f"the path must be a folder, a JSON file or a .gguf file, there is no {path}; check the path")
+        rule = "the path must be a folder, a JSON file or a .gguf file"
+        raise InputError(f"{rule}, there is no {path}; check the path")
     for marker, describe in KINDS.items():
         if (path / marker).is_file():
             num_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             return {"path": str(path), **describe(path), "size_bytes": num_bytes}
     resolved = path.resolve()  # because `.` has no name
     if resolved.name.endswith(".partial") or (resolved.name and partial_folder(resolved).exists()):
-        raise InputError(f"{path} must be finished, but its stage was interrupted; start it again with --resume")
-    names = ", ".join(KINDS)
-    raise InputError(f"{path} must be a model, or an adapter, a search or a run of shears; it has none of {names}")
+        todo = "start it again with --resume"
+        raise InputError(f"{path} must be finished, but its stage was interrupted; {todo}")
+    rule = "a model, or an adapter, a search or a run of shears"
+    raise InputError(f"{path} must be {rule}; it has none of {', '.join(KINDS)}")
 
 
 def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a folder's safetensors files, or of a package's model, one in memory at a time."""
+    """Yield the tensors of a folder's safetensors files, or of a package's model, one at a time."""
     if is_package(folder):
         package = read_package(folder)
-        yield from ((name, tensor) for name, tensor in package.model_tensors() if name not in package.index.tied)
+        tied = package.index.tied
+        yield from ((name, tensor) for name, tensor in package.model_tensors() if name not in tied)
         return
     for file in sorted(path for path in folder.glob("*.safetensors") if path.name != GRIDS):
         try:
@@ -91,13 +95,14 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
                     yield name, opened.get_tensor(name)
         except SafetensorError as error:
-            raise InputError(f"{file} must be a complete safetensors file, got: {first_line(error)}") from None
+            rule = f"{file} must be a complete safetensors file"
+            raise InputError(f"{rule}, got: {first_line(error)}") from None
 
 
 def _model(folder: Path) -> dict[str, Any]:
     parameters = 0
     nonzeros = 0
-    lists = defaultdict[str, dict[tuple[int, str], tuple[int, int]]](dict)  # of decoder blocks, of image blocks
+    lists = defaultdict[str, dict[tuple[int, str], tuple[int, int]]](dict)  # decoder or image blocks
     for name, tensor in tensors_of(folder):
         zeros_here = count_zeros(tensor)
         parameters += tensor.numel()
@@ -107,13 +112,14 @@ def _model(folder: Path) -> dict[str, Any]:
             counts = lists[f".{name}".partition(f".{place[0]}.")[0]]
             weights, zeros = counts.get(place, (0, 0))
             counts[place] = (weights + tensor.numel(), zeros + zeros_here)
-    name, kind = next(((name, kind) for name, kind in MODELS.items() if (folder / name).is_file()), ("", "model"))
+    name = next((name for name in MODELS if (folder / name).is_file()), "")
     record = artifacts.read_object(folder / name) if name else {}
+    largest = max(lists.values(), key=lambda counts: sum(size for size, _ in counts.values()), default={})
     return {
-        "kind": kind,
+        "kind": MODELS.get(name, "model"),
         "parameters": parameters,
         "nonzeros": nonzeros,
-        **sparsities(max(lists.values(), key=lambda counts: sum(size for size, _ in counts.values()), default={})),
+        **sparsities(largest),
         **({"quantized": quantized} if (quantized := quantized_by(folder)) else {}),
         "fingerprint": artifacts.weights_fingerprint(folder),
         "base_fingerprint": record.get("base_fingerprint"),
@@ -124,7 +130,7 @@ def _model(folder: Path) -> dict[str, Any]:
 
 
 def _place(name: str, tensor: torch.Tensor) -> tuple[int, str] | None:
-    """Return the layer and the path of a weight matrix in a block; None for biases, norms and tensors outside blocks.
+    """Return the layer and the path of a weight matrix in a block; None for any other tensor.
 
     Matrices are named `weight`; stacks of experts are floating-point 3-D tensors below `experts`.
     """
@@ -182,13 +188,15 @@ def _gguf_types(file: GgufFile) -> dict[str, dict[str, int]]:
     types = defaultdict[str, Counter[str]](Counter)
     for tensor in file.tensors:
         types[tensor.kind.name].update(tensors=1, parameters=tensor.numel, bytes=tensor.num_bytes)
-    return {name: dict(counts) for name, counts in sorted(types.items(), key=lambda item: -item[1]["bytes"])}
+    by_size = sorted(types.items(), key=lambda item: -item[1]["bytes"])
+    return {name: dict(counts) for name, counts in by_size}
 
 
 def _why_not_loaded(file: GgufFile) -> str | None:
     """Return why the file cannot become a model folder; None where it can."""
     if file.architecture not in GGUF_ARCHITECTURES:
-        return f"transformers reads no causal language model of the architecture {file.architecture}"
+        known = "transformers reads no causal language model"
+        return f"{known} of the architecture {file.architecture}"
     kinds = {tensor.kind for tensor in file.tensors}
     if unknown := sorted(kind.name for kind in kinds if not can_dequantize(kind)):
         return f"the package gguf does not dequantize {', '.join(unknown)}"
@@ -197,10 +205,13 @@ def _why_not_loaded(file: GgufFile) -> str | None:
     return None
 
 
+OF_PACKAGE = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks", "calibration_fingerprint")
+
+
 def _package(folder: Path) -> dict[str, Any]:
-    record = artifacts.read_record(folder, artifacts.PACKAGE, "bytes", "ratio", "base_fingerprint", "config")
+    needed = ("bytes", "ratio", "base_fingerprint", "config")
+    record = artifacts.read_record(folder, artifacts.PACKAGE, *needed)
     tensors = read_package(folder).adapter().values()
-    copied = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks", "calibration_fingerprint")
     sizes = {f"bytes_{name}": size for name, size in record["bytes"].items()}
     ratios = {f"size_of_dense_{name}": ratio for name, ratio in record["ratio"].items()}
     return {
@@ -208,30 +219,33 @@ def _package(folder: Path) -> dict[str, Any]:
         "kind": "package",
         "adapter_parameters": sum(tensor.numel() for tensor in tensors),
         "base_fingerprint": record["base_fingerprint"],
-        **{key: record[key] for key in (*ADAPTED, *copied) if record.get(key) is not None},
+        **{key: record[key] for key in (*ADAPTED, *OF_PACKAGE) if record.get(key) is not None},
         **sizes,
         **ratios,
         "config": record["config"],
     }
 
 
+def _record(kind: str, name: str, folder: Path) -> dict[str, Any]:
+    return {"kind": kind, **artifacts.read_object(folder / name)}
+
+
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     artifacts.PACKAGE: _package,
-    artifacts.RESULT: lambda folder: {"kind": "search", **artifacts.read_object(folder / artifacts.RESULT)},
+    artifacts.RESULT: partial(_record, "search", artifacts.RESULT),
     **dict.fromkeys(ADAPTERS, _adapter),
     "config.json": _model,
-    artifacts.EVALUATION: lambda folder: {"kind": "run", **artifacts.read_object(folder / artifacts.EVALUATION)},
+    artifacts.EVALUATION: partial(_record, "run", artifacts.EVALUATION),
 }
 
 
 def _fit(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Tell whether one of two artifacts was made from the other: its record has the fingerprint of the other."""
+    """Tell whether one of two artifacts was made from the other, by the fingerprint in its record."""
     for made, source in ((one, other), (other, one)):
         for key in INPUTS:
             if made.get(key) is not None and made[key] == source.get("fingerprint"):
                 return {"fits": True, "why": f"the {made['kind']} was made from this {source['kind']}"}
-    return {
-        "fits": False,
-        "why": f"neither has the other's fingerprint: {one['kind']} {one.get('fingerprint', '')[:12]} was made from "
-        f"{str(one.get('base_fingerprint'))[:12]}, {other['kind']} is {str(other.get('fingerprint'))[:12]}",
-    }
+    base = str(one.get("base_fingerprint"))[:12]
+    origin = f"{one['kind']} {one.get('fingerprint', '')[:12]} was made from {base}"
+    present = f"{other['kind']} is {str(other.get('fingerprint'))[:12]}"
+    return {"fits": False, "why": f"neither has the other's fingerprint: {origin}, {present}"}

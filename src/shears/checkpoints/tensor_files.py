@@ -1,4 +1,4 @@
-"""The safetensors files of a model folder, read tensor by tensor and written in any order, in bounded memory."""
+"""A model folder's safetensors files, read and written tensor by tensor in bounded memory."""
 
 import copy
 import json
@@ -31,17 +31,12 @@ SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # the smallest 
 
 
 def refuse_missing(name: str | Path, absent: Collection[str]) -> None:
-    """Raise InputError where weights of the model `name` are missing from its files, or have another shape there."""
+    """Raise InputError where weights of the model `name` are missing in its files, or of another shape."""
     if absent:
         raise InputError(
-            f"the files of {name} must hold every weight, {len(absent)} are missing or of another shape "
-            f"({min(absent)} ...); get a complete checkpoint of this architecture"
+            f"the files of {name} must hold every weight, {len(absent)} are missing or of another "
+            f"shape ({min(absent)} ...); get a complete checkpoint of this architecture"
         )
-
-
-def _is_own_file(name: object) -> bool:
-    """Tell whether a name in an index is that of a file in the same folder, on any operating system."""
-    return isinstance(name, str) and last_part(name) == name and name not in ("", ".", "..")
 
 
 def quantized_by(folder: Path) -> str | None:
@@ -59,8 +54,9 @@ def quantized_by(folder: Path) -> str | None:
 class TensorFiles:
     """The tensors in a model folder's safetensors files, by name.
 
-    The files are those that transformers reads: model.safetensors, else the shards of model.safetensors.index.json
-    (which also decides between tensors of one name), else all. InputError where they are torn, missing or ambiguous.
+    The files are those that transformers reads: model.safetensors, else the shards of INDEX (which
+    also decides between tensors of one name), else all. InputError where they are torn, missing or
+    ambiguous.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,7 +72,8 @@ class TensorFiles:
                 if file_of.get(name, file) == file:
                     self._add(name, tensor)
         if absent := sorted(set(file_of) - set(self._stored)):
-            raise InputError(f"the shards of {self.folder} must hold every tensor of {INDEX}, {absent[0]} is missing")
+            rule = f"the shards of {self.folder} must hold every tensor of {INDEX}"
+            raise InputError(f"{rule}, {absent[0]} is missing")
 
     @staticmethod
     def _read_index(folder: Path) -> dict[str, Any] | None:
@@ -88,13 +85,14 @@ class TensorFiles:
             files = set(index["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} must be the index of the shards, got {error!r}; get it again") from None
-        if foreign := [file for file in files if not _is_own_file(file)]:
-            raise InputError(f"{path} must name files of its own folder, got {foreign[0]!r}; get it again")
+        for file in files:
+            if not isinstance(file, str) or last_part(file) != file or file in ("", ".", ".."):
+                raise InputError(f"{path} must name files of its own folder, got {file!r}; get it again")
         return index
 
     @classmethod
     def refuse_foreign_index(cls, folder: Path) -> None:
-        """Raise InputError where the index that transformers would follow names a file of another folder."""
+        """Raise InputError where the index names a file of another folder."""
         cls._read_index(folder)
 
     def _chosen_files(self) -> list[str]:
@@ -139,7 +137,7 @@ class TensorFiles:
         return tensor
 
     def chunks(self, name: str, num_bytes: int = CHUNK) -> Iterator[Tensor]:
-        """Yield a tensor's elements in order, flat, in pieces of at most `num_bytes` (at least one element each)."""
+        """Yield a tensor's elements in order, in flat pieces of at most `num_bytes` (at least one each)."""
         stored = self._stored[name]
         size = stored.dtype.itemsize
         count = math.prod(stored.shape)
@@ -158,12 +156,13 @@ def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         lost = result.isinf() & tensor.isfinite()
         if lost.any():
             largest = float(tensor[lost].abs().max())
-            raise InputError(f"dtype fp16 holds numbers up to 65,504, {name} has {largest:,.6g}; use bf16 or auto")
+            rule = "dtype fp16 holds numbers up to 65,504"
+            raise InputError(f"{rule}, {name} has {largest:,.6g}; use bf16 or auto")
     return result
 
 
 def in_dtype_with_zeros(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor in another dtype with no new zeros: what would round to zero becomes the smallest number."""
+    """Return a tensor in another dtype; what would round to zero becomes the smallest number."""
     result = in_dtype(name, tensor, dtype)
     smallest = SMALLEST.get(dtype)
     if smallest is None or dtype == tensor.dtype:
@@ -173,10 +172,11 @@ def in_dtype_with_zeros(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor
 
 
 class TensorWriter:
-    """Safetensors files in `output` with the names, layout and metadata of `source`, made before any tensor is known.
+    """Safetensors files in `output` with the names, layout and metadata of `source`.
 
-    Floating-point tensors get `dtype`, where given. `put` writes one tensor; `finish` copies the others from the
-    source. The same source and tensors give the same bytes. OSError where the disk is full or a file exists.
+    The constructor lays the files out; floating-point tensors get `dtype`, if given. `put` writes
+    one tensor; `finish` copies the others from the source. The same source and tensors give the same
+    bytes. OSError where the disk is full or a file exists.
     """
 
     def __init__(self, source: TensorFiles, output: Path, dtype: torch.dtype | None = None) -> None:
@@ -186,33 +186,32 @@ class TensorWriter:
         self._written: set[str] = set()
         for file in source.files:
             names = source.names_in(file)
-            specs = {name: (self._target_dtype(name, dtype), source.shape(name)) for name in names}
+            dtypes = [source.dtype(name) for name in names]
+            if dtype is not None:
+                dtypes = [dtype if stored.is_floating_point else stored for stored in dtypes]
+            shapes = map(source.shape, names)
+            specs = dict(zip(names, zip(dtypes, shapes, strict=True), strict=True))
             tensors = write_layout(self.output / file, specs, source.metadata[file])
             self._stored |= zip(names, tensors, strict=True)
-
-    def _target_dtype(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
-        stored = self.source.dtype(name)
-        return dtype if dtype is not None and stored.is_floating_point else stored
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype that a tensor is written in; KeyError for an unknown name."""
         return self._stored[name].dtype
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor's bytes; ValueError for an unknown name, and for a shape or dtype not laid out."""
+        """Write one tensor's bytes; ValueError for an unknown name, or another shape or dtype."""
         stored = self._stored.get(name)
         if stored is None:
             raise ValueError(f"a tensor must be one of the source's, got {name}")
         if (tuple(tensor.shape), tensor.dtype) != (stored.shape, stored.dtype):
-            raise ValueError(
-                f"{name} must be {stored.dtype} of shape {stored.shape}, got {tensor.dtype} of {tuple(tensor.shape)}"
-            )
+            came = f"{tensor.dtype} of {tuple(tensor.shape)}"
+            raise ValueError(f"{name} must be {stored.dtype} of shape {stored.shape}, got {came}")
         with stored.path.open("r+b", buffering=0) as file:
             write_at(file, stored.offset, as_bytes(tensor.detach().cpu().contiguous()))
         self._written.add(name)
 
     def finish(self) -> None:
-        """Copy the tensors that were not put, flush every file, write the index where the source has one."""
+        """Copy the tensors that were not put, flush every file, and write the index if there is one."""
         for name, stored in self._stored.items():
             if name not in self._written:
                 self._copy(name, stored)

@@ -1,8 +1,8 @@
 """The safetensors format: the positions of a file's tensors, and reading and writing their bytes.
 
-A file is the length of its header (8 bytes, little endian), the header (JSON: name -> dtype, shape and the offsets of
-its bytes after the header) and the bytes. Files are read, not mapped: every touched page of a mapped file counts as
-memory of the process.
+A file is the length of its header (8 bytes, little endian), the header (JSON: name -> dtype, shape
+and the offsets of its bytes after the header) and the bytes. Files are read, not mapped: every
+touched page of a mapped file counts as memory of the process.
 """
 
 import errno
@@ -48,7 +48,7 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], Any]:
-    """Return a file's tensors, in the order of their bytes, and its metadata (None where it has none).
+    """Return a file's tensors in the order of their bytes, and its metadata, which may be None.
 
     InputError where the file is torn, or its tensors overlap or leave gaps.
     """
@@ -70,7 +70,7 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], Any]:
 
 
 def _stored_tensor(path: Path, entry: Mapping[str, Any], start: int) -> StoredTensor:
-    """Return the tensor that an entry of the header describes; KeyError, TypeError or ValueError for a wrong entry."""
+    """Return the tensor of an entry of the header; KeyError, TypeError or ValueError for a wrong one."""
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
@@ -91,10 +91,10 @@ def _check_gapless(path: Path, stored: Mapping[str, StoredTensor], start: int, s
 
 
 def write_layout(path: Path, tensors: Mapping[str, Spec], metadata: Any, align: int = 8) -> list[StoredTensor]:
-    """Create a file of its full size with a header, and return its tensors, yet unwritten, in the order given.
+    """Create a file of its full size with a header; return its unwritten tensors in the order given.
 
-    Tensors of wide elements come first, so that each is aligned; the first one begins at a multiple of `align` bytes.
-    OSError where the file exists or the disk is full.
+    Tensors of wide elements come first, so that each is aligned; the first one begins at a multiple
+    of `align` bytes. OSError where the file exists or the disk is full.
     """
     offsets, header, size = _laid_out(tensors, metadata, align)
     with path.open("xb", buffering=0) as file:
@@ -109,7 +109,7 @@ def file_bytes(tensors: Mapping[str, Spec], metadata: Any, align: int = 8) -> in
 
 
 def _laid_out(tensors: Mapping[str, Spec], metadata: Any, align: int) -> tuple[dict[str, int], bytes, int]:
-    """Return the offset of every tensor behind the header, the header with its length, and the size of the file."""
+    """Return the offsets of the tensors behind the header, the header, and the size of the file."""
     header: dict[str, Any] = {} if metadata is None else {METADATA: metadata}
     offsets: dict[str, int] = {}
     end = 0
@@ -123,7 +123,7 @@ def _laid_out(tensors: Mapping[str, Spec], metadata: Any, align: int) -> tuple[d
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Give a file its size. Where the system can reserve the space, a full disk raises OSError now, not later."""
+    """Give a file its size; OSError for a full disk where the system can reserve the space."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)
@@ -139,7 +139,8 @@ def opened(path: Path) -> FileIO:
     try:
         return path.open("rb", buffering=0)
     except OSError as error:
-        raise InputError(f"{path} must be a readable file, got {error.strerror}; get it again") from None
+        rule = f"{path} must be a readable file"
+        raise InputError(f"{rule}, got {error.strerror}; get it again") from None
 
 
 def spec_of(tensor: Tensor) -> Spec:

@@ -1,6 +1,6 @@
-"""The one place where transformers reads a folder: always without the code that the folder may bring along.
+"""The one place where transformers reads a folder, always without the code that it may bring along.
 
-transformers asks on standard input whether to run such code unless it is told not to, and a piped `y` is a yes.
+Unless told not to, transformers asks on standard input whether to run such code; a piped `y` is a yes.
 """
 
 import json
@@ -24,21 +24,18 @@ from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 ASKING = ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json")
 AUTO_MAP = "auto_map"  # in these files: the Python classes that a folder brings along
-REFUSED = "trust_remote_code"  # in transformers' message where a folder cannot be loaded without its code
+REFUSED = "trust_remote_code"  # in transformers' message for a folder that needs its own code
 TEMPLATE_NAME = re.compile(r"\w[\w.-]*")
 PICKLED_ADAPTER = "adapter_model.bin"
-IMPLEMENTATIONS = (
-    "attn_implementation",
-    "experts_implementation",
-)  # the name of a function, or a repository of kernels
+IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # a function, or a repository
 
 
 class NeedsOwnCode(InputError):  # noqa: N818  # InputError says that it is an error
-    """The folder can only be loaded by running Python that came with it, which shears never does."""
+    """The folder can only be loaded by code that came with it, which shears never runs."""
 
 
 def load_config(folder: Path, **options: Any) -> Any:
-    """Return transformers' configuration of a model folder, or, with `gguf_file`, of that file in it.
+    """Return transformers' configuration of a model folder; with `gguf_file`, of that file in it.
 
     InputError if it asks for code that transformers lacks.
     """
@@ -69,32 +66,30 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
         if type(error) is Exception:  # the only class that the tokenizers library raises
             raise ValueError(str(error)) from error
         raise
-    _refuse_template_names(folder, tokenizer.chat_template)
+    templates = tokenizer.chat_template
+    for name in templates if isinstance(templates, dict) else ():  # each is saved as a file of its name
+        if not (isinstance(name, str) and TEMPLATE_NAME.fullmatch(name)):
+            rule = f"{folder} must name its chat templates by plain words"
+            raise InputError(f"{rule}, got {name!r:.100}; rename it")
     tokenizer.init_kwargs.pop(AUTO_MAP, None)  # else its copies ask for code that they lack
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def _refuse_named_files(folder: Path) -> None:
-    """Raise InputError where tokenizer_config.json names a vocabulary: any file's lines would become its tokens."""
-    content = _json(folder / "tokenizer_config.json")
-    if named := [content[key] for key in ("vocab", "merges") if isinstance(content.get(key), str)]:
-        raise InputError(
-            f"{folder / 'tokenizer_config.json'} must hold its vocabulary or leave it to files of its folder, it names "
-            f"the file {named[0]!r:.100}; remove that key"
-        )
-
-
-def _refuse_template_names(folder: Path, templates: Any) -> None:
-    """Raise InputError for a chat template whose name is no file name: each is saved as a file of its name."""
-    names = templates if isinstance(templates, dict) else ()
-    if wrong := [name for name in names if not (isinstance(name, str) and TEMPLATE_NAME.fullmatch(name))]:
-        raise InputError(f"{folder} must name its chat templates by plain words, got {wrong[0]!r:.100}; rename it")
+    """Raise InputError where tokenizer_config.json names a file, whose lines would become its tokens."""
+    path = folder / "tokenizer_config.json"
+    content = _json(path)
+    for named in (content.get(key) for key in ("vocab", "merges")):
+        if isinstance(named, str):
+            rule = f"{path} must hold its vocabulary or leave it to files of its folder"
+            raise InputError(f"{rule}, it names the file {named!r:.100}; remove that key")
 
 
 def load_causal_model(folder: Path, **options: Any) -> Any:
-    """Return what `from_pretrained` returns for a model folder, read from safetensors or, with `gguf_file`, from that.
+    """Return what `from_pretrained` returns, read from safetensors or, with `gguf_file`, from that.
 
-    InputError if it asks for code that transformers lacks, or if its index names files of other folders.
+    InputError if the folder asks for code that transformers lacks, or if its index names files of
+    other folders.
     """
     if "gguf_file" not in options:
         _refuse_kernels(folder)
@@ -109,19 +104,22 @@ def load_causal_model(folder: Path, **options: Any) -> Any:
 
 
 def refuse_pickled(adapter: Path) -> None:
-    """Raise InputError for an adapter's folder without safetensors: PEFT would read a pickle, or ask the hub."""
+    """Raise InputError for an adapter without safetensors: PEFT would read a pickle, or ask the hub."""
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         pickled = (adapter / PICKLED_ADAPTER).is_file()
         came = f"only {PICKLED_ADAPTER}, a pickle, which can hold code" if pickled else "none"
-        raise InputError(f"{adapter} must hold its weights in {ADAPTER_WEIGHTS}, got {came}; save it as safetensors")
+        rule = f"{adapter} must hold its weights in {ADAPTER_WEIGHTS}"
+        raise InputError(f"{rule}, got {came}; save it as safetensors")
 
 
 def build_causal_model(config: Any, **options: Any) -> PreTrainedModel:
-    """Return a model with new weights; InputError if its configuration asks for code that transformers lacks."""
+    """Return a model with new weights; InputError if it asks for code that transformers lacks."""
+    model: PreTrainedModel
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     except ValueError as error:
-        raise _explained(error, Path(str(getattr(config, "name_or_path", "") or "the configuration"))) from error
+        name = getattr(config, "name_or_path", "") or "the configuration"
+        raise _explained(error, Path(str(name))) from error
     return model
 
 
@@ -131,14 +129,12 @@ def without_auto_map(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explained(error: ValueError, folder: Path) -> ValueError:
-    """Return the error, or one line in its place if transformers refused a folder for the code that it asks for."""
+    """Return the error; one line in its place if transformers refused the folder for its code."""
     if REFUSED not in str(error):
         return error
     asked = ", ".join(sorted({str(name) for name in _classes(folder)}))[:200]
-    return NeedsOwnCode(
-        f"{folder} needs code of its own ({AUTO_MAP}: {asked or 'unknown'}), which shears never runs; use a model that "
-        "transformers knows"
-    )
+    needs = f"{folder} needs code of its own ({AUTO_MAP}: {asked or 'unknown'})"
+    return NeedsOwnCode(f"{needs}, which shears never runs; use a model that transformers knows")
 
 
 def _classes(folder: Path) -> Iterator[object]:
@@ -158,14 +154,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_kernels(folder: Path) -> None:
-    """Raise NeedsOwnCode for a config.json that names a repository of kernels: transformers would run its code."""
+    """Raise NeedsOwnCode for a config.json that names a repository of kernels, which holds code."""
     for value in _implementations(_json(folder / "config.json")):
         for name in value.values() if isinstance(value, dict) else [value]:
             if "/" in str(name):
-                raise NeedsOwnCode(
-                    f"{folder} asks for kernels of the repository {str(name)[:100]}, which shears never runs; remove "
-                    "attn_implementation and experts_implementation from its config.json"
-                )
+                asks = f"{folder} asks for kernels of the repository {str(name)[:100]}"
+                todo = f"remove {' and '.join(IMPLEMENTATIONS)} from its config.json"
+                raise NeedsOwnCode(f"{asks}, which shears never runs; {todo}")
 
 
 def _implementations(content: Any) -> Iterator[Any]:

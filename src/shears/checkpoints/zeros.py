@@ -1,4 +1,4 @@
-"""Counts of zeros: in one tensor, and as shares of a model's weights by layer and kind of linear. Pure."""
+"""Counts of zeros: in one tensor, and in a model by layer and kind of linear. Pure."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,13 +9,14 @@ if TYPE_CHECKING:  # reports import this module, and they must not load torch
 
 EXPERTS = "experts"  # part of the names of linears that compute the tokens of a router
 IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
-READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files are in alphabetical order
-Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block without numbers) -> (weights, zeros)
+READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # not of files
+Counts = Mapping[tuple[int, str], tuple[int, int]]
+"""(layer, path in the block without numbers) -> (weights, zeros)."""
 
 
 def count_zeros(tensor: "Tensor") -> int:
     """Return the number of zeros in a tensor, negative zeros included."""
-    return int((tensor == 0).count_nonzero())  # of booleans, because 8-bit floats cannot be counted themselves
+    return int((tensor == 0).count_nonzero())  # of booleans, because 8-bit floats cannot be counted
 
 
 def zeros_share(tensors: "Iterable[Tensor]") -> float:
@@ -25,15 +26,19 @@ def zeros_share(tensors: "Iterable[Tensor]") -> float:
 
 
 def place_in_block(name: str) -> tuple[int, str] | None:
-    """Return the layer and the path of a tensor or module in a block, without numbers of experts; None outside."""
+    """Return the layer and the path in a block, without numbers of experts; None outside of blocks."""
     match = IN_BLOCK.search(name)
     if match is None:
         return None
-    return int(match["layer"]), ".".join(part for part in match["path"].split(".") if not part.isdigit())
+    path = ".".join(part for part in match["path"].split(".") if not part.isdigit())
+    return int(match["layer"]), path
 
 
 def sparsities(counts: Counts) -> dict[str, Any]:
-    """Return the shares of zeros in all block weights, by layer, by kind, by both; experts of a layer count as one."""
+    """Return the shares of zeros in all block weights, by layer, by kind and by both.
+
+    The experts of a layer count as one linear.
+    """
     names = kinds_of(path for _, path in counts)
     order = list(dict.fromkeys(names.values()))
     by_both: dict[int, dict[str, float]] = {layer: {} for layer in sorted({layer for layer, _ in counts})}
@@ -52,12 +57,15 @@ def sparsities(counts: Counts) -> dict[str, Any]:
 
 
 def kinds_of(paths: Iterable[str]) -> dict[str, str]:
-    """Return a short name for every path: its last part, and as many parts before it as make it unique.
+    """Return a short name for every path: its last part, and as many before it as make it unique.
 
-    Names of experts' weights contain `experts`. The order is that of a block: attention, network, experts.
+    Names of experts' weights contain `experts`. The order is that of a block: attention, network,
+    experts.
     """
     split = {path: path.split(".") for path in dict.fromkeys(paths)}
-    names = {path: _kind(parts, [other for other in split.values() if other != parts]) for path, parts in split.items()}
+    names = {}
+    for path, parts in split.items():
+        names[path] = _kind(parts, [other for other in split.values() if other != parts])
     return dict(sorted(names.items(), key=lambda item: _reading_order(item[1])))
 
 

@@ -1,4 +1,4 @@
-"""The embedded data: arithmetic word problems, question -> equation -> answer, so that a first run needs no download.
+"""The embedded data: arithmetic word problems, so that a first run needs no download.
 
 A problem is a story with the equation that solves it (arithmetic.yaml), filled with names, things
 and numbers. A generator seeded by a string draws them: the same bits on every machine. The SHA-256
@@ -31,9 +31,10 @@ SPLITS = MappingProxyType(
 
 
 def arithmetic_rows(split: str) -> list[dict[str, str]]:
-    """Return the rows (prompt, completion, answer) of `train` (2,000), `validation` (200) or `test` (400)."""
+    """Return the rows (prompt, completion, answer) of a split: train, validation or test."""
     if split not in SPLITS:
-        raise InputError(f"the split of arithmetic must be one of {', '.join(SPLITS)}, got {split!r}")
+        known = ", ".join(SPLITS)
+        raise InputError(f"the split of arithmetic must be one of {known}, got {split!r}")
     parts, count = SPLITS[split]
     rows: dict[str, dict[str, str]] = {}
     for question, equation, answer in _problems(random.Random(f"shears arithmetic {split}")):
@@ -88,13 +89,14 @@ def _price(twentieths: int) -> Fraction:
 
 
 def _solved(answer: Fraction | int, **numbers: Fraction | int) -> Solved:
-    return {name: _decimal(Fraction(value)) for name, value in numbers.items()}, _decimal(Fraction(answer))
+    by_letter = {name: _decimal(Fraction(value)) for name, value in numbers.items()}
+    return by_letter, _decimal(Fraction(answer))
 
 
 PRICE = (21, 399)  # in twentieths: from 1.05 to 19.95, in steps of 0.05
-# For every equation: the ranges of its draws in order (a function of earlier draws if a range depends
-# on them), and a function from the draws to the numbers and the answer, which is a positive whole
-# number or finite decimal.
+# For every equation: the ranges of its draws in order (a function of earlier draws if a range
+# depends on them), and a function from the draws to the numbers and the answer, which is a positive
+# whole number or finite decimal.
 DRAWS: Mapping[str, tuple[Sequence[Range | Callable[..., Range]], Callable[..., Solved]]] = MappingProxyType(
     {
         "{a}+{b}": ([(3, 95), (3, 95)], lambda a, b: _solved(a + b, a=a, b=b)),

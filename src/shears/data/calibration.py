@@ -1,4 +1,4 @@
-"""Calibration sequences: windows of a text or of packed rows, or given token ids exactly as they are.
+"""Calibration sequences: windows of a text or of packed rows, or token ids as they are.
 
 Every row gives at most one piece before any row gives more, so that one long document does not dominate.
 """
@@ -28,13 +28,13 @@ from shears.records.paths import expanded
 logger = logging.getLogger(__name__)
 
 EXAMPLE_COLUMNS = frozenset({"messages", "conversations", "prompt", "instruction"})  # one in every form
-FEW_TOKENS = 8 * 256  # up to this, input norms of a 135 M model still change visibly from draw to draw
+FEW_TOKENS = 8 * 256  # up to this, input norms of a 135 M model change visibly between draws
 LARGEST_ID = 2**63 - 1  # that a tensor holds
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches (sequences x tokens), a hash of their ids that no batch size changes, and the number of tokens."""
+    """Batches (sequences x tokens), a hash of their ids for any batch size, and their tokens."""
 
     batches: list[Int[Tensor, "_ _"]]
     fingerprint: str
@@ -78,7 +78,7 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
 
 
 def token_row_lengths(source: str) -> list[int] | None:
-    """Return the lengths of the rows of a source of `input_ids`, which are all used; None for a source of text."""
+    """Return the lengths of the rows of `input_ids`, which are all used; None for a source of text."""
     rows = [] if _is_text(source) else _rows(source)
     return [len(ids) for ids in token_rows(source, rows)] if rows and "input_ids" in rows[0] else None
 
@@ -134,7 +134,8 @@ def _unpadded(ids: list[int], mask: object, where: str) -> list[int]:
 
 def _needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
     if tokenizer is None:
-        raise InputError("calibration on text needs the model's tokenizer, it has none; give rows of input_ids")
+        rule = "calibration on text needs the model's tokenizer"
+        raise InputError(f"{rule}, it has none; give rows of input_ids")
     return tokenizer
 
 
@@ -151,7 +152,8 @@ def _read_text(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"the text must be a readable file, got {source}: {error.strerror}; check the path") from None
+        came = f"{source}: {error.strerror}"
+        raise InputError(f"the text must be a readable file, got {came}; check the path") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{source} must be UTF-8 text, got {error}; save it as UTF-8") from None
     return prompt_ids([text], tokenizer)[0]
@@ -160,7 +162,7 @@ def _read_text(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _windows(
     tokens: list[int], num_samples: int, sequence_length: int, generator: random.Random | None = None
 ) -> list[list[int]]:
-    """Return windows that do not overlap, drawn by the generator or, without one, the first ones."""
+    """Return windows that do not overlap: drawn by the generator, or the first ones without one."""
     windows = len(tokens) // sequence_length
     if windows < num_samples:
         raise InputError(
@@ -174,7 +176,7 @@ def _windows(
 def _packed(
     rows: Iterator[list[int]], end: list[int], num_samples: int, sequence_length: int, generator: random.Random
 ) -> list[int]:
-    """Join random pieces of shuffled rows: at most one sequence of each, or the fewest more that are enough."""
+    """Join random pieces of shuffled rows: at most one sequence of each, or as few more as needed."""
     used: list[list[int]] = []
     missing = num_samples * sequence_length
     for ids in rows:
@@ -191,7 +193,7 @@ def _packed(
 
 
 def _piece(ids: list[int], end: list[int], most: int, generator: random.Random) -> list[int]:
-    """Return a random piece of a row, closed by the end of sequence; a row of at most `most` tokens as it is."""
+    """Return a random piece of a row with an end of sequence; a row of at most `most` tokens as it is."""
     if len(ids) <= most:
         return ids
     start = generator.randrange(len(ids) - most + 1)
@@ -206,11 +208,11 @@ def _row_tokens(
     source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: str = DEFAULT_TEMPLATE
 ) -> Iterator[list[int]]:
     for row in rows:
-        filled = {name: value for name, value in row.items() if value is not None}  # tables give a row all columns
+        filled = {name: value for name, value in row.items() if value is not None}  # as tables fill it
         try:
             if isinstance(filled.get("text"), str):
                 ids = encode([filled["text"]], tokenizer)[0]
-                yield ids + _end(tokenizer) if ids else []  # a third of the rows of WikiText, by lines, are empty
+                yield ids + _end(tokenizer) if ids else []  # a third of the lines of WikiText are empty
             elif row.get("text", "") is None and not EXAMPLE_COLUMNS & filled.keys():
                 yield []
             elif messages := messages_of(filled):
@@ -218,13 +220,15 @@ def _row_tokens(
             else:
                 yield tokenize(to_example(filled, template, tokenizer), tokenizer).input_ids
         except InputError as error:
-            raise InputError(f"rows of {source} must have the column text, or be examples: {error}") from None
+            rule = f"rows of {source} must have the column text, or be examples"
+            raise InputError(f"{rule}: {error}") from None
 
 
 def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return a conversation as the chat template renders it, closed by an end of sequence whoever spoke last."""
+    """Return the tokens of a conversation in its chat template, closed by an end of sequence."""
     if tokenizer.chat_template is None:
-        raise InputError("messages need a tokenizer with a chat template, got one without; use the column text")
+        rule = "messages need a tokenizer with a chat template"
+        raise InputError(f"{rule}, got one without; use the column text")
     text = render_turns(turns_of(messages), tokenizer)
     ended = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
     return encode_rendered([text], tokenizer)[0] + ([] if ended else _end(tokenizer))

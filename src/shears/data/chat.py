@@ -1,4 +1,4 @@
-"""Chats as text segments, rendered by the tokenizer's own chat template; every assistant turn is trained."""
+"""Chats as text segments in the tokenizer's chat template; every assistant turn is trained."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +17,10 @@ TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, 
 
 
 def turns_of(messages: object) -> list[dict[str, Any]]:
-    """Return the turns of a conversation with text as content; parts of type text are joined by line breaks.
+    """Return the turns of a conversation with text as content, its parts joined by line breaks.
 
-    Content may be missing beside tool calls. InputError for anything but a list of turns, and for other content.
+    Content may be missing beside tool calls. InputError for anything but a list of turns, and for
+    other content.
     """
     if not isinstance(messages, list | tuple) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         raise InputError("messages must be a list of {role, content}, got something else")
@@ -41,12 +42,13 @@ def _turn(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
 def chat_segments(messages: object, tokenizer: PreTrainedTokenizerBase) -> tuple[Segment, ...]:
     """Return a conversation as segments; each assistant turn is trained up to its end mark.
 
-    A turn without content and tool calls is not trained. InputError without a chat template or an assistant turn, and
-    for a template that leaves out tool calls, or that renders the start of a conversation differently once it continues
-    (turns could then not be told apart).
+    A turn without content and tool calls is not trained. InputError without a chat template or an
+    assistant turn, and for a template that leaves out tool calls or that renders the start of a
+    conversation differently once it continues: turns could not be told apart.
     """
     if tokenizer.chat_template is None:
-        raise InputError("messages need a tokenizer with a chat template, got one without; use prompt and completion")
+        rule = "messages need a tokenizer with a chat template"
+        raise InputError(f"{rule}, got one without; use prompt and completion")
     turns = turns_of(messages)
     if not any(turn["role"] == "assistant" for turn in turns):
         raise InputError("messages must have a turn of the assistant to learn from, got none")
@@ -73,13 +75,12 @@ def _segments(turns: Turns, tokenizer: PreTrainedTokenizerBase) -> Iterator[Segm
 
 def _check_parts(messages: Turns, turns: Turns, rendered: str) -> None:
     """Refuse a template that requires content in parts: it renders nothing of joined texts."""
-    last = max(number for number, turn in enumerate(turns) if turn["role"] == "assistant")  # later turns are left out
+    last = max(number for number, turn in enumerate(turns) if turn["role"] == "assistant")
     pairs = zip(messages[: last + 1], turns, strict=False)
     joined = [turn["content"] for message, turn in pairs if message.get("content") != turn.get("content")]
     if not all(text.strip() in rendered for text in joined):
-        raise InputError(
-            "the chat template must take text as content, this one takes parts; use the template of a text model"
-        )
+        rule = "the chat template must take text as content"
+        raise InputError(f"{rule}, this one takes parts; use the template of a text model")
 
 
 def _check_calls(turn: Mapping[str, Any], rendered: str) -> None:
@@ -87,9 +88,8 @@ def _check_calls(turn: Mapping[str, Any], rendered: str) -> None:
     functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
     names = [str(function.get("name")) for function in functions if isinstance(function, Mapping)]
     if len(names) < len(calls) or not all(name in rendered for name in names):
-        raise InputError(
-            "the chat template must render the tools that are called, this one does not; leave out such chats"
-        )
+        rule = "the chat template must render the tools that are called"
+        raise InputError(f"{rule}, this one does not; leave out such chats")
 
 
 def render_turns(turns: Turns, tokenizer: PreTrainedTokenizerBase, *, answering: bool = False) -> str:
@@ -110,8 +110,8 @@ def render_turns(turns: Turns, tokenizer: PreTrainedTokenizerBase, *, answering:
 def _rest(whole: str, start: str) -> str:
     if not whole.startswith(start):
         raise InputError(
-            "the chat template must render the start of a conversation the same whatever follows, this one does not; "
-            "give one question and answer per row, or prompt and completion"
+            "the chat template must render the start of a conversation the same whatever follows, this "
+            "one does not; give one question and answer per row, or prompt and completion"
         )
     return whole[len(start) :]
 

@@ -17,7 +17,7 @@ LITERAL_START = "\ufdd0"  # noncharacters of Unicode, which no text holds that i
 LITERAL_END = "\ufdd1"  # both stand around what a chat's turn says that is no control token (data/tokens.py)
 IGNORED = -100  # label of a token that does not count
 Row = dict[str, Any]
-OWN_NAMES: Mapping[str, str] = MappingProxyType({})  # of a source whose columns have the names of a form
+OWN_NAMES: Mapping[str, str] = MappingProxyType({})  # the columns have the names of a form
 ROLES = MappingProxyType(
     {
         **dict.fromkeys(("system",), "system"),
@@ -47,15 +47,15 @@ class Tokenized:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and its completion; for choices, also every completion to choose from, the answer among them."""
+    """A prompt and its completion; for a choice, also every completion to choose from."""
 
     segments: tuple[Segment, ...]
     answer: str | None = None
     choices: tuple[str, ...] = ()
     question: str = field(default="", compare=False)
-    """The question without a template, which identifies the example in other files and under other prompts."""
+    """The question without a template, which identifies the example in any file."""
     is_chat: bool = field(default=False, repr=False)
-    """The text comes from a chat template, which writes the start of sequence itself if the model needs one."""
+    """The text comes from a chat template, which writes the start of sequence itself."""
 
 
 def segments_before(example: Example) -> tuple[Segment, ...]:
@@ -80,10 +80,10 @@ def without_marks(text: str) -> str:
 
 
 def renamed(rows: Sequence[Row], columns: Mapping[str, str], source: str) -> list[Row]:
-    """Return the rows with each value of `columns` under its key; a row that lacks the column gets None.
+    """Return the rows with each value of `columns` under its key; None in a row that lacks the column.
 
-    Columns of the other forms are left out, so that the named form decides; all others stay. InputError, with the
-    columns there are and the nearest, for a column that no row has.
+    Columns of the other forms are left out, so that the named form decides. InputError for a column
+    that no row has.
     """
     if not columns:
         return list(rows)
@@ -106,9 +106,10 @@ def renamed(rows: Sequence[Row], columns: Mapping[str, str], source: str) -> lis
 
 
 def messages_of(row: Mapping[str, Any]) -> object:
-    """Return the messages of a row, or ShareGPT's `conversations` as messages; None for a row of another form.
+    """Return the messages of a row, or its `conversations` (ShareGPT) as messages; None without either.
 
-    InputError for turns of another form than {from, value} (or {role, content}), and for unknown speakers.
+    InputError for turns of another form than {from, value} or {role, content}, and for unknown
+    speakers.
     """
     if row.get("messages"):
         return row["messages"]

@@ -1,7 +1,7 @@
-"""Rows of any known form as examples (text segments, some of which carry the loss), and examples as tokens.
+"""Rows of any known form as examples (text segments, some of which carry the loss) and as tokens.
 
-Training and evaluation use the same segments, each tokenised by itself, so that a prompt has the same tokens in both.
-The only start of sequence of a chat is the one that its template writes, as in transformers and in servers.
+Each segment is tokenized by itself, so that a prompt has the same tokens in training and evaluation.
+A chat begins with the start of sequence of its template only, as in transformers and in servers.
 """
 
 import hashlib
@@ -40,10 +40,11 @@ KNOWN_COLUMNS = "prompt and completion, instruction (input) and output, messages
 
 
 def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """Return a row as an example; InputError if it has none of the known columns, or values that are not text.
+    """Return a row as an example; InputError for unknown columns, or values that are not text.
 
-    Known are prompt/completion, instruction/input/output, chat messages and ShareGPT's conversations, each with or
-    without `answer`. The first two may have `choices`; `answer` is then a choice's text, letter or index.
+    Known are prompt/completion, instruction/input/output, messages and conversations (ShareGPT),
+    each with or without `answer`. The first two may have `choices`; `answer` is then a choice's
+    text, letter or index.
     """
     if messages := messages_of(row):
         segments = chat_segments(messages, tokenizer)
@@ -58,9 +59,8 @@ def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedToken
 
 def _no_form(row: Mapping[str, Any]) -> InputError:
     got = ", ".join(map(str, row)) or "none"
-    return InputError(
-        f"a row must have the columns {KNOWN_COLUMNS}, got {got}; name yours with columns, such as prompt=question"
-    )
+    todo = "name yours with columns, such as prompt=question"
+    return InputError(f"a row must have the columns {KNOWN_COLUMNS}, got {got}; {todo}")
 
 
 def _complete(row: Mapping[str, Any], prompt: str, column: str, render: Callable[[str], str]) -> Example:
@@ -73,7 +73,7 @@ def _complete(row: Mapping[str, Any], prompt: str, column: str, render: Callable
 
 
 def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
-    """Return the texts to choose from, if any, and the answer (one of them, or None if it is not among them)."""
+    """Return the texts to choose from, if any, and the answer; None if it is not among them."""
     answer = row.get("answer")
     given = row.get("choices")
     if given not in (None, "", []):
@@ -86,16 +86,17 @@ def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
         return [], _optional_text(answer)
     names = match[1].split("/")
     chosen = _chosen(names, answer)
-    return list(map(CHOICE_COMPLETION.format, names)), None if chosen is None else CHOICE_COMPLETION.format(chosen)
+    texts = list(map(CHOICE_COMPLETION.format, names))
+    return texts, None if chosen is None else CHOICE_COMPLETION.format(chosen)
 
 
 def _chosen(choices: Sequence[str], answer: object) -> str | None:
     """Return the choice that an answer means, None if it means none.
 
-    A whole number is an index from 0. A text is a choice itself (apart from spaces around it), else a letter, else an
-    index.
+    A whole number is an index from 0. A text is a choice itself (without spaces around it), else a
+    letter, else an index.
     """
-    whole = isinstance(answer, float) and answer.is_integer()  # tables make 1.0 of 1 in a column with gaps
+    whole = isinstance(answer, float) and answer.is_integer()  # 1 in a table's column with gaps
     text = f"{answer:.0f}" if whole else _as_json(answer).strip()
     if isinstance(answer, str | bool):
         same = [choice for choice in choices if choice.strip() == text]
@@ -118,7 +119,8 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 def _written(what: str, value: object) -> str:
     """Return a text as it is, a number as Python writes it, and true and false as JSON does."""
     if not isinstance(value, str | int | float):
-        raise InputError(f"{what} must be text, got {type(value).__name__}; put chats into the column messages")
+        todo = "put chats into the column messages"
+        raise InputError(f"{what} must be text, got {type(value).__name__}; {todo}")
     return _as_json(value)
 
 
@@ -138,7 +140,7 @@ def load_examples(
     convert: Callable[[Row], Row] = lambda row: row,
     columns: Mapping[str, str] = OWN_NAMES,
 ) -> list[Example]:
-    """Return the first `limit` examples of a source, its rows passed through `convert`; an InputError names the row."""
+    """Return the first `limit` examples of a source after `convert`; InputError names a wrong row."""
     examples = []
     for number, row in enumerate(read_rows(source, columns)[:limit], start=1):
         try:
@@ -154,9 +156,9 @@ def check_rows(
     limit: int | None = None,
     convert: Callable[[Row], Row] = lambda row: row,
 ) -> None:
-    """Raise InputError unless the first `limit` rows of a source have a known form; needs no model and no tokenizer.
+    """Raise InputError unless the first `limit` rows of a source have a known form.
 
-    `load_examples` refuses these rows too, and other faults, but only once there is a tokenizer.
+    `load_examples` finds these faults and others, but needs a tokenizer.
     """
     for number, row in enumerate(read_rows(source, columns)[:limit], start=1):
         try:
@@ -168,18 +170,18 @@ def check_rows(
 
 
 def check_completions(examples: Sequence[Example], source: str) -> None:
-    """Raise InputError if no example has a completion: the column is missing, or every row is empty in it."""
+    """Raise InputError if no example has a completion: the column is missing or empty."""
     if not any(completion_of(example).strip() for example in examples):
         raise InputError(
-            f"at least one row of {source} must have a completion (column completion or output), got {len(examples)} "
-            "rows without; name yours with columns, such as completion=response"
+            f"at least one row of {source} must have a completion (column completion or output), got "
+            f"{len(examples)} rows without; name yours with columns, such as completion=response"
         )
 
 
 def tokenize(example: Example, tokenizer: PreTrainedTokenizerBase) -> Tokenized:
     """Return the tokens of an example, with the end of sequence behind the last trained segment.
 
-    Labels are built from the segments, not from the padding id, which is often the end of sequence itself.
+    Labels come from the segments, not from the padding id, which is often the end of sequence.
     """
     return _tokenize_batch([example], tokenizer, "completion")[0]
 
@@ -221,7 +223,7 @@ def _joined(
         labels += piece if flag else [IGNORED] * len(piece)
     ids = [*first, *(token for piece in pieces[1:] for token in piece)]
     labels = list(ids) if train_on == "all" else labels
-    labels[:1] = [IGNORED]  # nothing predicts the first token; in a pack, its neighbour would seem to
+    labels[:1] = [IGNORED]  # nothing predicts the first token, nor its neighbour in a pack
     return Tokenized(ids, labels)
 
 

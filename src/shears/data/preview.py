@@ -1,4 +1,4 @@
-"""What a training will see of its data: some rows as tokens with their loss mask, and counts of all rows."""
+"""What a training sees of its data: some rows as tokens with their loss mask, and counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Preview:
-    """Rows that a training uses, leaves out or refuses, their lengths in tokens, and the first ones as tokens."""
+    """Rows that a training uses, leaves out or refuses, their lengths, and the first as tokens."""
 
     rows: int
     lengths: tuple[int, ...]
@@ -50,7 +50,7 @@ class Preview:
 
     @property
     def quantiles(self) -> dict[str, int]:
-        """The lengths' minimum, median, 95 % quantile (nearest rank) and maximum; empty without lengths."""
+        """Minimum, median, 95 % quantile (nearest rank) and maximum of the lengths, if there are any."""
         ordered = sorted(self.lengths)
         shares = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0} if ordered else {}
         return {name: ordered[max(ceil(share * len(ordered)) - 1, 0)] for name, share in shares.items()}
@@ -75,7 +75,7 @@ class Preview:
 def preview(
     settings: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None = None, show: int = 3
 ) -> Preview:
-    """Return what a training sees of the first `limit` rows of its data; InputError for unreadable data."""
+    """Return what a training sees of the first `limit` rows; InputError for unreadable data."""
     rows = read_rows(settings.data, settings.columns)[:limit]
     examples, refused = _examples(rows, settings.template, tokenizer)
     empty = tuple(number for number, example in examples if not completion_of(example).strip())
@@ -99,7 +99,7 @@ def preview(
 def _examples(
     rows: Sequence[Row], template: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[tuple[int, Example]], list[tuple[int, str]]]:
-    """Return rows as examples, and the reasons of those that are none, each with the number of the row."""
+    """Return examples and the reasons for rows that are none, each with the number of its row."""
     examples = []
     refused = []
     for number, row in enumerate(rows, start=1):

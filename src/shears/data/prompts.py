@@ -1,7 +1,7 @@
-"""How a prompt is written, and how its question is recognised in other files and under other templates.
+"""How a prompt is written, and how its question is recognised in other files and templates.
 
-Templates of instruction rows are the same in training and in evaluation. Rows of prompt and completion are used as they
-are; chats are rendered by the tokenizer's template (chat.py).
+Instruction rows have the same templates in training and evaluation. Rows of prompt and completion
+are used as they are; chats are rendered by the tokenizer's template (chat.py).
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from typing import Any
 from shears.data.example import messages_of
 from shears.errors import InputError
 
-# Decimal points, operators and signs distinguish questions (1.5 and 1 5, 3 + 4 and 3 - 4, 5! and 5). Punctuation does
-# not, since word-tokenised files put spaces around it. Brackets do if an operator is before an opening or behind a
-# closing one.
+# Decimal points, operators and signs distinguish questions (1.5 and 1 5, 3 + 4 and 3 - 4, 5! and 5).
+# Punctuation does not, since word-tokenized files put spaces around it. Brackets do if an operator is
+# before an opening or behind a closing one.
 NUMBER_OR_WORD = r"(?<![\w.])\.\d+|[^\W_]+(?:(?<=\d)\.(?=\d)[^\W_]+)*"
 OPERATOR = r"!=|[+\-*/=<>%^|±·\u2200-\u22ff]|(?:(?<=[\d)])|(?<=\b[a-z]))\s*!"
 PIECES = re.compile(rf"{NUMBER_OR_WORD}|[()]|{OPERATOR}")
 SAME_SIGNS = str.maketrans("\u2212\u00d7\u2217\u00f7\u2044\u2215", "-**///")
-MARKS = {"Mn", "Mc"}  # categories of vowel signs and accents: part of a word, but punctuation for `re`
+MARKS = {"Mn", "Mc"}  # categories of vowel signs and accents, which `re` takes for punctuation
 QUESTION_COLUMNS = ("instruction", "prompt", "question", "original_text")
 
 
@@ -42,33 +42,32 @@ def _alpaca(instruction: str, given: str) -> str:
 
 TEMPLATES: Mapping[str, Callable[[str, str], str]] = MappingProxyType({"question": _question, "alpaca": _alpaca})
 DEFAULT_TEMPLATE = "question"
-# A prompt that ends in a word needs a space before the completion; one that ends in a line break does not.
+# A prompt that ends in a word needs a space before the completion.
 _BEFORE_COMPLETION = MappingProxyType({"question": " ", "alpaca": ""})
 
 
 def render_prompt(template: str, instruction: str, input: str = "") -> str:
-    """Return the prompt of an instruction and its input, if any; InputError for an unknown template."""
+    """Return the prompt of an instruction and its input; InputError for an unknown template."""
     if template not in TEMPLATES:
         raise InputError(f"template must be one of {', '.join(TEMPLATES)}, got {template!r}")
     return TEMPLATES[template](instruction.strip(), input.strip())
 
 
 def render_completion(template: str, output: str) -> str:
-    """Return the completion that follows a prompt of `render_prompt`: trimmed, after a space if the prompt needs it."""
+    """Return the completion of a prompt of `render_prompt`: trimmed, after a space if needed."""
     return _BEFORE_COMPLETION[template] + output.strip()
 
 
 def without_template(text: str) -> str:
     """Return a text without the words that a template puts around an instruction and its input.
 
-    Case and spacing of these words do not matter; a text may have only the start or only the end of a template, or none
-    of it.
+    Case and spacing of these words do not matter. A text may have a part of a template or none.
     """
     return _END.sub("", _START.sub("", _MIDDLE.sub(" ", text))).strip()
 
 
 def _around() -> tuple[set[str], set[str], set[str]]:
-    """Return the templates' texts before an instruction, between it and its input, and behind them."""
+    """Return the templates' texts before an instruction, between it and its input, and after."""
     alone = [render("\0", "").split("\0") for render in TEMPLATES.values()]
     with_input = [re.split("[\0\1]", render("\0", "\1")) for render in TEMPLATES.values()]
     both = [*alone, *with_input]
@@ -76,7 +75,7 @@ def _around() -> tuple[set[str], set[str], set[str]]:
 
 
 def _any_of(texts: set[str]) -> str:
-    """Return a regular expression of any of the texts with words, the longest first, with any spaces in it."""
+    """Return a regular expression of any of the texts, longest first, with any spaces in it."""
     words = sorted((re.findall(r"\w+|[^\w\s]+", text) for text in texts), key=len, reverse=True)
     return "|".join(r"(?<!\w)" + r"\s*".join(map(re.escape, each)) for each in words if each)
 
@@ -88,13 +87,14 @@ _START, _MIDDLE, _END = (
 
 
 def question_of(row: Mapping[str, Any]) -> str:
-    """Return the question of a row: instruction and input, prompt, question or last user message, and its choices."""
+    """Return the question of a row (instruction, prompt or last user message) and its choices."""
     try:
         messages = messages_of(row)
     except InputError:  # a row that is no example has no question either
         return ""
     if isinstance(messages, list):
-        contents = [turn.get("content") for turn in messages if isinstance(turn, dict) and turn.get("role") == "user"]
+        turns = (turn for turn in messages if isinstance(turn, dict))
+        contents = [turn.get("content") for turn in turns if turn.get("role") == "user"]
         return str(contents[-1]) if contents else ""
     column = next((name for name in QUESTION_COLUMNS if row.get(name)), None)
     parts = [] if column is None else [without_template(str(row[column])), row.get("input") or ""]
@@ -104,10 +104,11 @@ def question_of(row: Mapping[str, Any]) -> str:
 
 
 def question_id(question: str) -> str:
-    """Return 16 hex digits of the sha256 of a question without template and punctuation, in lower case.
+    """Return 16 hex digits of the sha256 of a question in lower case, without template and punctuation.
 
-    Decimal points, operators and signs are kept; U+2212 counts as -, times and division signs as * and /. Composed and
-    decomposed letters are the same. A text of neither words nor operators is hashed by its characters.
+    Decimal points, operators and signs are kept; U+2212 counts as -, times and division signs as *
+    and /. Composed and decomposed letters are the same. A text of neither words nor operators is
+    hashed by its characters.
     """
     text = unicodedata.normalize("NFC", without_template(question)).lower().translate(SAME_SIGNS)
     pieces = [piece.strip() for piece in PIECES.findall(_with_marks_as_letters(text))] or text.split()
@@ -121,14 +122,11 @@ def _with_marks_as_letters(text: str) -> str:
 
 
 def _without_plain_brackets(pieces: list[str]) -> list[str]:
-    """Drop opening brackets without an operator before them, and closing brackets without one behind them."""
-    around = zip(["", *pieces], pieces, [*pieces[1:], ""], strict=False)
-    return [
-        piece
-        for before, piece, behind in around
-        if piece not in {"(", ")"} or _is_operator(before if piece == "(" else behind)
-    ]
-
-
-def _is_operator(piece: str) -> bool:
-    return piece != "" and piece[-1] not in "()" and not piece[-1].isalnum()
+    """Drop opening brackets without an operator before them, and closing ones without one behind."""
+    kept = []
+    for before, piece, behind in zip(["", *pieces], pieces, [*pieces[1:], ""], strict=False):
+        beside = before if piece == "(" else behind
+        has_operator = beside != "" and beside[-1] not in "()" and not beside[-1].isalnum()
+        if piece not in {"(", ")"} or has_operator:
+            kept.append(piece)
+    return kept

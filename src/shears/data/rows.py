@@ -1,4 +1,4 @@
-"""Rows of data as plain dictionaries: from a file, a saved folder, a hub data set or the embedded generator.
+"""Rows of data as dictionaries: from a file, a saved folder, a hub data set or the embedded data.
 
 Text formats are read by the standard library: `datasets` gives a column one type, so it refuses or rewrites answers
 that are `2.0` here and `"48"` there, and turns the word `true` of a CSV file into a boolean.
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 ARITHMETIC = "arithmetic"
 TRAIN = "train"  # the split of a source that names none
-SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a character; a pair is a whole one
+SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character in JSON
 HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
 SAVED_MARKERS = ("state.json", "dataset_dict.json")  # in the folder of a Dataset, of a DatasetDict
 
 
 def read_rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row]:
-    """Return the rows of a .json, .jsonl, .csv or .parquet file, of `arithmetic:SPLIT` or of a hub id.
+    """Return the rows of a .json, .jsonl, .csv or .parquet file, `arithmetic:SPLIT` or a hub id.
 
     Columns get the names of `columns` (see `renamed`).
 
@@ -64,7 +64,8 @@ def _read_file(path: Path) -> list[Row]:
         kind = "a folder" if path.is_dir() else "nothing there"
         raise InputError(f"data must be a file that exists, got {path} ({kind}); check the path")
     if path.suffix.lower() == ".txt":
-        raise InputError(f"examples must be rows, got the plain text {path}; give .jsonl with prompt and completion")
+        todo = "give .jsonl with prompt and completion"
+        raise InputError(f"examples must be rows, got the plain text {path}; {todo}")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         endings = f"{', '.join(READERS)} (or .txt where a command takes plain text)"
@@ -76,14 +77,15 @@ def _read_file(path: Path) -> list[Row]:
 
 
 def _read_json(path: Path) -> list[Row]:
-    """Return the rows of a JSON list, or of one JSON object per line, as many files called .json are."""
+    """Return the rows of a JSON list, or of one JSON object per line, as in many .json files."""
     text = path.read_text(encoding="utf-8-sig")
     if not text.lstrip().startswith("["):
         return list(_parse_lines(path, text))
     try:
         rows = json.loads(text, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} must be a whole JSON list, got {error}; it may be cut off: get it again") from None
+        todo = "it may be cut off: get it again"
+        raise InputError(f"{path} must be a whole JSON list, got {error}; {todo}") from None
     has_surrogates = SURROGATE_ESCAPE.search(text) is not None
     return [_checked(row, f"row {index} of {path}", has_surrogates) for index, row in enumerate(rows, start=1)]
 
@@ -98,8 +100,9 @@ def _parse_lines(path: Path, text: str) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line, parse_constant=_constant)
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, brackets nested too deep
-            raise InputError(f"every line of {path} must be a JSON object, got line {number}: {error}") from None
+        except (ValueError, RecursionError) as error:  # also for too many digits or brackets
+            came = f"line {number}: {error}"
+            raise InputError(f"every line of {path} must be a JSON object, got {came}") from None
         yield _checked(row, f"line {number} of {path}", SURROGATE_ESCAPE.search(line) is not None)
 
 
@@ -109,7 +112,7 @@ def _constant(name: str) -> float | None:
 
 
 def _checked(row: object, where: str, has_surrogates: bool) -> Row:
-    """Return a row; InputError if it is no object, or if a surrogate is unpaired, which no tokenizer takes."""
+    """Return a row; InputError if it is no object, or has half a character, which no tokenizer takes."""
     if not isinstance(row, dict):
         raise InputError(f"{where} must be a JSON object of named columns, got {str(row)[:40]!r}")
     try:
@@ -117,12 +120,13 @@ def _checked(row: object, where: str, has_surrogates: bool) -> Row:
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise InputError(f"{where} must be whole characters, got the half {half!a}; leave it out") from None
+        rule = f"{where} must be whole characters"
+        raise InputError(f"{rule}, got the half {half!a}; leave it out") from None
     return row
 
 
 def _read_csv(path: Path) -> list[Row]:
-    csv.field_size_limit(1 << 30)  # a cell may hold a book; Python's own limit is 131,072 characters
+    csv.field_size_limit(1 << 30)  # a cell may hold a book; Python's limit is 131,072 characters
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             reader = csv.DictReader(file, strict=True)
@@ -131,10 +135,12 @@ def _read_csv(path: Path) -> list[Row]:
         except csv.Error as error:
             raise InputError(f"{path} must be a CSV file with a header line, got {error}") from None
     if twice := [name for name in names if name and names.count(name) > 1]:
-        raise InputError(f"every column of {path} must have its own name, {twice[0]!r} is there twice; rename one")
+        rule = f"every column of {path} must have its own name"
+        raise InputError(f"{rule}, {twice[0]!r} is there twice; rename one")
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
-            raise InputError(f"every row of {path} must have as many cells as the header, row {number} has not")
+            rule = f"every row of {path} must have as many cells as the header"
+            raise InputError(f"{rule}, row {number} has not")
     return rows
 
 
@@ -158,20 +164,21 @@ def _read_hub(source: str) -> list[Row]:
         kinds = "a .json, .jsonl, .csv or .parquet file, a hub id org/name or arithmetic:train"
         raise InputError(f"data must be {kinds}, got {source!r}")
     try:
-        split = match["split"] or TRAIN
-        table = datasets.load_dataset(match["name"], match["config"], split=split, trust_remote_code=False)
+        name, config, split = match["name"], match["config"], match["split"] or TRAIN
+        table = datasets.load_dataset(name, config, split=split, trust_remote_code=False)
     except HUB_ERRORS as error:
-        raise InputError(f"{source} must be a file or a hub data set that loads, got {first_line(error)}") from error
+        rule = f"{source} must be a file or a hub data set that loads"
+        raise InputError(f"{rule}, got {first_line(error)}") from error
     return list(table.to_list())
 
 
 def is_saved(source: str) -> bool:
-    """Tell whether a source, with or without `:split`, is a folder that `datasets.save_to_disk` wrote."""
+    """Tell whether a source, with or without `:split`, is a folder of `datasets.save_to_disk`."""
     return any((_folder_and_split(source)[0] / marker).is_file() for marker in SAVED_MARKERS)
 
 
 def saved_rows(source: str) -> list[Row]:
-    """Return the rows of a saved FOLDER or FOLDER:SPLIT; InputError for a missing split or a damaged folder."""
+    """Return the rows of a saved FOLDER or FOLDER:SPLIT; InputError where it cannot be read."""
     folder, named_split = _folder_and_split(source)
     split = named_split or TRAIN
     try:
@@ -182,10 +189,11 @@ def saved_rows(source: str) -> list[Row]:
         ) from None
     if isinstance(table, datasets.Dataset):
         if named_split:
-            raise InputError(f"{folder} holds one set without splits, got the split {split!r}; leave it out")
+            came = f"got the split {split!r}"
+            raise InputError(f"{folder} holds one set without splits, {came}; leave it out")
     elif split not in table:
-        known = ", ".join(table)
-        raise InputError(f"the split of {folder} must be one of {known}, got {split!r}; put it behind a colon")
+        rule = f"the split of {folder} must be one of {', '.join(table)}"
+        raise InputError(f"{rule}, got {split!r}; put it behind a colon")
     else:
         table = table[split]
     rows: list[Row] = table.to_list()
@@ -201,7 +209,8 @@ def _saved_files(source: str) -> list[Path]:
     folder, split = _folder_and_split(source)
     if not (folder / SAVED_MARKERS[0]).is_file():
         folder /= split or TRAIN
-    return sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("cache-"))  # of map and filter
+    files = folder.glob("*.arrow")
+    return sorted(path for path in files if not path.name.startswith("cache-"))  # of map and filter
 
 
 def _folder_and_split(source: str) -> tuple[Path, str]:

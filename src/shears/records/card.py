@@ -20,12 +20,12 @@ from shears.records.paths import HUB_NAME, HUB_SOURCE, is_path, last_part, witho
 
 Record = Mapping[str, Any]
 Figures = Sequence[Mapping[str, Any]]
-"""Measurements, each with name, task, data, metric, value, ci95, n. The last one is the artifact's own and goes into
-the metadata; those before it are for comparison."""
+"""Measurements, each with name, task, data, metric, value, ci95, n. The last one is the artifact's own
+and goes into the metadata; the others are for comparison."""
 
 ROUNDED = ("int8", "int4")  # formats of a package's values that unpack restores rounded
-ACTIVE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'`$<>;|&\\]")  # people copy a card's code and commands
-SPARSE = "sparse"  # a run's folder of the sparse model; the base of a recovery, whose record names none
+ACTIVE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'`$<>;|&\\]")  # people copy code and commands
+SPARSE = "sparse"  # a run's folder of the sparse model; the base of a recovery
 MODEL = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -74,16 +74,17 @@ The base is the model that shears embeds: `shears fetch {base} --output {base}` 
 
 """
 ALL_TRAINED = "every smaller adapter inside it was trained too."
+IN_PLACE = "An ordinary model folder with zeros in place."
 
 
 def base_of(record: Record) -> str:
-    """Return the name of the model that the artifact was made from, without the folders of this machine."""
+    """Return the name of the artifact's base model, without the folders of this machine."""
     name = without_folders(str(record.get("model") or record.get("base") or SPARSE))
     return name if HUB_NAME.fullmatch(name) else _harmless(last_part(name))
 
 
 def _harmless(name: str) -> str:
-    """Return a name without what could end a string of Python, a word of a shell, or a code span of Markdown."""
+    """Return a name that cannot end a string of Python, a word of a shell or a code span."""
     return ACTIVE.sub("_", name)
 
 
@@ -92,97 +93,93 @@ def _source(record: Record) -> str:
     weights = f"weights sha256 {str(record.get('base_fingerprint', ''))[:16]}..."
     if base in EMBEDDED:
         embedded = EMBEDDED[base]
-        weights = f"{embedded.hub} from the {PurePosixPath(embedded.file).name} of {embedded.package}; {weights}"
+        file = PurePosixPath(embedded.file).name
+        weights = f"{embedded.hub} from the {file} of {embedded.package}; {weights}"
     return f"`{base}` ({weights})"
 
 
 def _describe_sparse(record: Record) -> str:
     config = record["config"]
-    text = f", calibrated on {_data(config, 'calibration')}" if record.get("calibration_fingerprint") else ""
+    is_calibrated = record.get("calibration_fingerprint")
+    text = f", calibrated on {_data(config, 'calibration')}" if is_calibrated else ""
     return (
-        f"{_source(record)}, pruned to {record['achieved']:.1%} zeros in its decoder blocks by {config['method']} "
-        f"(pattern {config['pattern']}, allocation {config['allocation']}{text}). An ordinary model folder with zeros "
-        "in place."
+        f"{_source(record)}, pruned to {record['achieved']:.1%} zeros in its decoder blocks by "
+        f"{config['method']} (pattern {config['pattern']}, allocation {config['allocation']}{text}). "
+        f"{IN_PLACE}"
     )
 
 
 def _describe_healed(record: Record) -> str:
     config = record["config"]
-    what = "its kept weights were" if config["train"] == "weights" else "a low-rank update of its kept weights was"
+    is_low_rank = config.get("train", "weights") != "weights"  # an option of earlier records
+    what = "a low-rank update of its kept weights was" if is_low_rank else "its kept weights were"
     return (
-        f"`{base_of(record)}`, pruned to {record['achieved']:.1%} zeros in its decoder blocks and healed: {what} "
-        f"trained on {_data(config, 'data')} in {record['num_steps']} steps to predict what "
-        f"{_data(record, 'teacher')} predicts. An ordinary model folder with zeros in place."
+        f"`{base_of(record)}`, pruned to {record['achieved']:.1%} zeros in its decoder blocks and "
+        f"healed: {what} trained on {_data(config, 'data')} in {record['num_steps']} steps to predict "
+        f"what {_data(record, 'teacher')} predicts. {IN_PLACE}"
     )
 
 
 def _describe_super_adapter(record: Record) -> str:
     data = _trained(record["config"])
-    words = (
-        f"{data or ', trained'} in a loop of the user's own. " if "trained_by" in record else f"{data}: {ALL_TRAINED} "
-    )
-    return (
-        f"A LoRA super-adapter for {_source(record)}{words}Ranks up to {record['max_rank']}, alpha {record['alpha']:g}."
-    )
+    words = f"{data}: {ALL_TRAINED} "
+    if "trained_by" in record:
+        words = f"{data or ', trained'} in a loop of the user's own. "
+    largest = f"Ranks up to {record['max_rank']}, alpha {record['alpha']:g}."
+    return f"A LoRA super-adapter for {_source(record)}{words}{largest}"
 
 
 def _describe_sub_adapter(record: Record) -> str:
-    return f"A LoRA adapter for {_source(record)}, cut out of a super-adapter{_trained(record, ' trained on {}')}."
+    trained = _trained(record, " trained on {}")
+    return f"A LoRA adapter for {_source(record)}, cut out of a super-adapter{trained}."
 
 
 def _describe_recovery(record: Record) -> str:
+    adapter = f"A LoRA adapter of rank {record['rank']} for {_source(record)}"
     if record.get("healed"):
         return (
-            f"A LoRA adapter of rank {record['rank']} for {_source(record)}. It began as the closest product to what "
-            f"pruning took away, and was trained on {_data(record, 'data')} together with the weights that pruning "
-            f"kept, to predict what {_data(record, 'teacher')} predicts."
+            f"{adapter}. It began as the closest product to what pruning took away, and was trained on "
+            f"{_data(record, 'data')} together with the weights that pruning kept, to predict what "
+            f"{_data(record, 'teacher')} predicts."
         )
-    return (
-        f"A LoRA adapter of rank {record['rank']} for {_source(record)}, not trained but computed: it gives back "
-        f"{record['kept']:.1%} of what pruning took away (by {record['by']})."
-    )
+    share = f"{record['kept']:.1%} of what pruning took away (by {record['by']})"
+    return f"{adapter}, not trained but computed: it gives back {share}."
 
 
 def _describe_merged(record: Record) -> str:
     before = record["sparsity"]["before"]
     after = record["sparsity"]["after"]
-    zeros = f"{after:.1%} zeros" + ("" if after >= before else f", {before:.1%} before the adapter was merged")
-    return (
-        f"{_source(record)} with a LoRA adapter{_trained(record, ', trained on {},')} merged into its weights: {zeros}."
-    )
+    lost = "" if after >= before else f", {before:.1%} before the adapter was merged"
+    adapter = f"a LoRA adapter{_trained(record, ', trained on {},')}"
+    return f"{_source(record)} with {adapter} merged into its weights: {after:.1%} zeros{lost}."
 
 
 def _describe_package(record: Record) -> str:
     kind = "a LoRA adapter" if "ranks" in record else "an adapter"
     adapter = f" with {kind}{_trained(record, ', trained on {},')}" if _adapted(record) else ""
     text = f", rounded on {_data(record['config'], 'calibration')}" if record.get("rounded") else ""
-    return f"{_source(record)}{adapter}, packed by shears: one bit a weight, and the weights that are not zero{text}."
+    holds = "one bit a weight, and the weights that are not zero"
+    return f"{_source(record)}{adapter}, packed by shears: {holds}{text}."
 
 
 def _adapted(record: Record) -> bool:
-    """Tell whether the artifact contains an adapter: ours has ranks, that of another tool has bytes in a package."""
+    """Tell whether the artifact contains an adapter, ours (ranks) or another tool's (bytes)."""
     return "ranks" in record or bool(record.get("bytes", {}).get("adapter"))
 
 
 def _describe_unpacked(record: Record) -> str:
-    merged = f", with a LoRA adapter{_trained(record, ', trained on {},')} in its weights" if "ranks" in record else ""
+    trained = _trained(record, ", trained on {},")
+    merged = f", with a LoRA adapter{trained} in its weights" if "ranks" in record else ""
     values = record.get("values")
-    rounded = f"the nearest numbers to the package's {values}" if values in ROUNDED else "bit for bit the package's"
-    return (
-        f"{_source(record)}{merged}, packed by shears and unpacked again: an ordinary model folder, its weights "
-        f"{rounded}."
-    )
+    near = f"the nearest numbers to the package's {values}"
+    rounded = near if values in ROUNDED else "bit for bit the package's"
+    made = "packed by shears and unpacked again: an ordinary model folder"
+    return f"{_source(record)}{merged}, {made}, its weights {rounded}."
 
 
 def _trained(record: Record, words: str = ", trained on {}") -> str:
-    """Return `words` with the adapter's training data; empty for records of earlier versions, which lack them."""
+    """Return `words` with the adapter's training data; empty for a record without them."""
     return words.format(_data(record, "data")) if record.get("data") else ""
-
-
-def _trained_before(record: Record) -> str:
-    """Return a sentence on the training of the artifact's base; empty where the base was not trained."""
-    names = dict.fromkeys(_data(source, "data") for source in record.get(artifacts.TRAINED_BEFORE) or ())
-    return f" What it was made from had been trained on {', '.join(names)}." if names else ""
 
 
 def _data(config: Record, key: str) -> str:
@@ -191,7 +188,7 @@ def _data(config: Record, key: str) -> str:
 
 @dataclass(frozen=True)
 class CardKind:
-    """What is particular to the cards of one kind of artifact; `folder` is its name in a run, for the commands."""
+    """The particulars of one kind of artifact's card; `folder` is its name in a run."""
 
     title: str
     folder: str
@@ -227,7 +224,7 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts 
 
 
 class HubLocation(NamedTuple):
-    """An artifact's repository on the hub (owner/name) and its folder there, empty for the top folder."""
+    """An artifact's repository on the hub (owner/name), and its folder there unless it is the top."""
 
     repo: str
     subfolder: str = ""
@@ -237,11 +234,12 @@ def write_card(folder: Path, figures: Figures = ()) -> None:
     """Write README.md beside the record of a folder; the folder's name does not matter."""
     path = artifacts.find_record(folder)
     assert path is not None, folder
-    artifacts.write_text(folder / artifacts.README, card(path.name, artifacts.read_json(path), figures))
+    text = card(path.name, artifacts.read_json(path), figures)
+    artifacts.write_text(folder / artifacts.README, text)
 
 
 def card(kind: str, record: Record, figures: Figures = ()) -> str:
-    """Return the card of an artifact; `kind` is the file name of its record, such as sparsity.json."""
+    """Return the card of an artifact; `kind` is its record's file name, such as sparsity.json."""
     heading, description, code = _naming_parts(kind, record, None)
     parts = [heading, description]
     if figures:
@@ -253,9 +251,9 @@ def card(kind: str, record: Record, figures: Figures = ()) -> str:
 
 
 def published(text: str, kind: str, record: Record, public: Record, location: HubLocation) -> str:
-    """Return a card with the names of `public` in place of those of `record`, and code that loads from the hub.
+    """Return a card with the names of `public` and with code that loads from the hub.
 
-    Other text that a person wrote into the card stays.
+    The names of `record` are replaced. Text that a person wrote into the card stays.
     """
     parts = zip(_naming_parts(kind, record, None), _naming_parts(kind, public, location), strict=True)
     for old, new in parts:
@@ -270,9 +268,13 @@ def published(text: str, kind: str, record: Record, public: Record, location: Hu
 
 
 def _naming_parts(kind: str, record: Record, location: HubLocation | None) -> tuple[str, str, str]:
-    """Return the parts of a card that name the artifact or its base: heading, description, loading code."""
-    made = f"{_trained_before(record)} Made by shears {record.get('shears_version', '')}."
-    return f"# {title(kind, record)}", CARDS[kind].describe(record) + made, loading(kind, record, location)
+    """Return the parts of a card with names of models: heading, description, loading code."""
+    made = f" Made by shears {record.get('shears_version', '')}."
+    before = record.get(artifacts.TRAINED_BEFORE) or ()
+    if names := dict.fromkeys(_data(source, "data") for source in before):
+        made = f" What it was made from had been trained on {', '.join(names)}.{made}"
+    description = CARDS[kind].describe(record) + made
+    return f"# {title(kind, record)}", description, loading(kind, record, location)
 
 
 def title(kind: str, record: Record) -> str:
@@ -288,29 +290,36 @@ def _metadata(kind: str, record: Record, figures: Figures) -> ModelCardData:
         pipeline_tag="text-generation",
         tags=["shears", "sparse", *(["lora"] if adapter or "ranks" in record else [])],
         model_name=title(kind, record) if figures else None,
-        eval_results=[_result(row) for row in figures[-1:]] or None,
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=_dataset(row),
+                dataset_name=row["task"],
+                metric_type=row["metric"],
+                metric_value=row["value"],
+            )
+            for row in figures[-1:]
+        ]
+        or None,
     )
-
-
-def _result(row: Mapping[str, Any]) -> EvalResult:
-    return EvalResult(task_type="text-generation", dataset_type=_dataset(row), dataset_name=row["task"],
-                      metric_type=row["metric"], metric_value=row["value"])  # fmt: skip
 
 
 def hub_base(kind: str, record: Record) -> dict[str, Any]:
     """Return the hub's metadata on the base model; empty where the base is not on the hub.
 
-    An embedded model is a rounded copy of a hub model: an artifact of it without training is marked as quantized.
+    An embedded model is a rounded copy of a hub model: an artifact of it without training is marked
+    as quantized.
     """
     base = str(record.get("model") or record.get("base") or "")
     if base in EMBEDDED:
-        untrained = kind in (artifacts.SPARSITY, artifacts.PACKAGE, artifacts.UNPACKED) and not _adapted(record)
-        return {"base_model": EMBEDDED[base].hub, **({"base_model_relation": "quantized"} if untrained else {})}
+        can_be_untrained = kind in (artifacts.SPARSITY, artifacts.PACKAGE, artifacts.UNPACKED)
+        relation = {} if _adapted(record) or not can_be_untrained else {"base_model_relation": "quantized"}
+        return {"base_model": EMBEDDED[base].hub, **relation}
     return {"base_model": base} if HUB_NAME.fullmatch(base) and not os.path.exists(base) else {}
 
 
 def _dataset(row: Mapping[str, Any]) -> str:
-    """Return the name of a hub data set, a file's name without its folders, or the task: the hub refuses none."""
+    """Return the hub data set, a file's name without folders, or the task; the hub needs a name."""
     data = str(row["data"])
     if (match := HUB_SOURCE.fullmatch(data)) and not is_path(data):
         return match["name"]
@@ -318,8 +327,10 @@ def _dataset(row: Mapping[str, Any]) -> str:
 
 
 def loading(kind: str, record: Record, location: HubLocation | None = None) -> str:
-    """Return the code and commands that load an artifact: from a run's folder, or from its location on the hub."""
-    words = {"base": base_of(record), "rank": _lora_rank(record)}
+    """Return the code and commands that load an artifact from a run's folder or from the hub."""
+    largest = record.get("max_rank", record.get("rank", ""))
+    enough = (rank for rank in LORA_RANKS if isinstance(largest, int) and rank >= largest)
+    words = {"base": base_of(record), "rank": next(enough, largest)}
     text = _template(kind, record)
     if location is None:
         folder = CARDS[kind].folder
@@ -338,22 +349,21 @@ def _template(kind: str, record: Record) -> str:
         return before + ON_GRID
     after = SUPER if kind == artifacts.SEARCH_SPACE else ""
     of_training = record.get("config")
-    form = record.get("adapter") or (of_training.get("adapter") if isinstance(of_training, Mapping) else None)
+    form = record.get("adapter")
+    if not form and isinstance(of_training, Mapping):
+        form = of_training.get("adapter")
     code = LOKR if form == "lokr" else MASKED if record.get("sparse_adapter") else code
     return before + code + after
 
 
 def _on_hub(location: HubLocation, needs_folder: bool) -> dict[str, str | int]:
-    """Return the names that the templates need. Tools load a repository by name; commands on folders download it."""
+    """Return the names in the templates: tools load a repository, commands on folders download it."""
     copy = last_part(location.repo)
     folder = f"{copy}/{location.subfolder}" if location.subfolder else copy
-    loaded = f'"{location.repo}", subfolder="{location.subfolder}"' if location.subfolder else f'"{location.repo}"'
-    download = f"    hf download {location.repo} --local-dir {copy}\n" if needs_folder or location.subfolder else ""
+    loaded = f'"{location.repo}"'
+    if location.subfolder:
+        loaded += f', subfolder="{location.subfolder}"'
+    command = f"    hf download {location.repo} --local-dir {copy}\n"
+    download = command if needs_folder or location.subfolder else ""
     served = folder if location.subfolder else location.repo
     return {"loaded": loaded, "served": served, "folder": folder, "download": download}
-
-
-def _lora_rank(record: Record) -> int | str:
-    """Return the smallest of vLLM's ranks that is enough for the adapter; the adapter's own where none is."""
-    largest = record.get("max_rank", record.get("rank", ""))
-    return next((rank for rank in LORA_RANKS if isinstance(largest, int) and rank >= largest), largest)

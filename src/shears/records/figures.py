@@ -6,8 +6,8 @@ from typing import Any
 from shears.config.notation import by_layer
 
 Record = Mapping[str, Any]
-SHARES = ("acc", "exact_match")  # beginnings of metrics, such as lm-eval's acc_norm or `exact_match,strict-match`
-CONTAMINATION = "seen_in_training"  # in records: is the question in the training data; in details: how many are
+SHARES = ("acc", "exact_match")  # beginnings of metrics, such as lm-eval's acc_norm
+CONTAMINATION = "seen_in_training"  # a record's flag; in details, the number of such questions
 
 
 def is_share(metric: str) -> bool:
@@ -16,7 +16,7 @@ def is_share(metric: str) -> bool:
 
 
 def other_readings(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the details with an interval (`NAME`, `NAME_low`, `NAME_high`) in the form of figures."""
+    """Return the details that have an interval (`NAME`, `NAME_low`, `NAME_high`) as figures."""
     details = figures.get("details") or {}
     intervals = {
         name: (details[f"{name}_low"], details[f"{name}_high"]) for name in details if f"{name}_low" in details
@@ -28,11 +28,12 @@ def other_readings(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def seen_words(figures: Mapping[str, Any], of: str = "", percent: Callable[[float], str] = "{:.1%}".format) -> str:
-    """Return a sentence with the number of test questions that are in the training data of `of`; empty without any."""
+    """Return a sentence on the test questions that are in the training data of `of`, if any."""
     details = figures.get("details") or {}
     if not (seen := int(details.get(CONTAMINATION, 0))):
         return ""
-    words = f"{seen:,} of the {figures['n']:,} test questions stand in the training data{f' of {of}' if of else ''}"
+    share = f"{seen:,} of the {figures['n']:,} test questions"
+    words = f"{share} stand in the training data{f' of {of}' if of else ''}"
     others = details.get("accuracy_unseen")
     if others is not None:
         return f"{words}; on the others {'its' if of else 'the'} accuracy is {percent(others)}."
@@ -40,7 +41,7 @@ def seen_words(figures: Mapping[str, Any], of: str = "", percent: Callable[[floa
 
 
 def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table of measurements: intervals, counts, other readings; below it, sentences on contamination."""
+    """Return a table of measurements and, below it, sentences on contamination."""
     readings = [{reading["metric"]: reading for reading in other_readings(row)} for row in figures]
     others = list(dict.fromkeys(name for row in readings for name in row))
     rows = (
@@ -81,7 +82,7 @@ def ranks_by_kind(ranks: Mapping[str, int | Sequence[int]]) -> dict[str, str]:
 
 
 def size_table(record: Record) -> str | None:
-    """Return the size of a package beside that of the dense model; None for a record without sizes."""
+    """Return the sizes of a package and of the dense model; None for a record without sizes."""
     sizes = record.get("bytes")
     if not sizes:
         return None

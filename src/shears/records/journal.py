@@ -10,19 +10,17 @@ from shears.records.artifacts import write_text
 
 
 def read_rows(path: Path) -> list[Any]:
-    """Return the rows of a journal, without lines that are not JSON; an absent file has no rows.
-
-    A last line that a kill tore is cut off the file, so that the next row begins a line.
-    """
+    """Return the rows of a journal without lines that are not JSON; an absent file has no rows."""
     if not path.is_file():
         return []
-    cut_torn_line(path)
     rows = map(_parsed, path.read_bytes().split(b"\n")[:-1])
     return [row for row in rows if row is not None]
 
 
 def append_row(path: Path, row: object) -> None:
-    """Append a row; it is on the disk when this returns."""
+    """Append a row after cutting off a torn last line; the row is on the disk when this returns."""
+    if path.is_file():
+        cut_torn_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(_line(row))
         file.flush()

@@ -1,7 +1,6 @@
-"""Durations of a run's stages, in a file of their own: records hold no times, so that equal inputs give equal bytes."""
+"""Durations of a run's stages in a file of their own, so that records of equal runs are equal bytes."""
 
 import importlib.metadata
-import json
 import logging
 import platform
 import time
@@ -11,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from shears.records.journal import append_row, read_rows
+
 logger = logging.getLogger(__name__)
 BESIDE = ("torch", "transformers", "peft")  # packages whose versions are recorded
 TIMES = "times.jsonl"
@@ -19,9 +20,10 @@ TIMES = "times.jsonl"
 
 @contextmanager
 def timed(folder: Path, stage: str) -> Iterator[None]:
-    """Append a line to the folder's times when the block begins, and one with the seconds when it ends.
+    """Append a line to the folder's times when the block begins, and one when it ends.
 
-    `finished` is false where an error or Ctrl-C ended the block. A process that is killed leaves only the first line.
+    `finished` is false where an error or Ctrl-C ended the block. A killed process leaves only the
+    first line.
     """
     key = {"stage": stage, "began": datetime.now(UTC).isoformat(timespec="milliseconds")}
     _append(folder / TIMES, {**key, "machine": machine(), "versions": versions()})
@@ -31,13 +33,13 @@ def timed(folder: Path, stage: str) -> Iterator[None]:
         yield
         finished = True
     finally:
-        _append(folder / TIMES, {**key, "seconds": round(time.monotonic() - start, 3), "finished": finished})
+        seconds = round(time.monotonic() - start, 3)
+        _append(folder / TIMES, {**key, "seconds": seconds, "finished": finished})
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_row(path, line)
     except OSError as error:  # a full disk, of which the stage's own message is more useful
         logger.warning("no time was written to %s: %s", path, error)
 
@@ -45,19 +47,12 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 def read_times(folder: Path) -> list[dict[str, Any]]:
     """Return stage, began, machine, versions, seconds and finished of each time that a stage ran.
 
-    A killed stage has 0 seconds. Times written by an earlier version have no versions.
+    A killed stage has 0 seconds.
     """
-    path = folder / TIMES
     times = dict[tuple[str, str], dict[str, Any]]()
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:  # cut off by a kill or a full disk
-            continue
-        begun = times.setdefault(
-            (line["stage"], line["began"]), {"machine": "", "versions": {}, "seconds": 0.0, "finished": False}
-        )
-        begun.update(line)
+    unknown = {"machine": "", "versions": {}, "seconds": 0.0, "finished": False}
+    for line in read_rows(folder / TIMES):
+        times.setdefault((line["stage"], line["began"]), dict(unknown)).update(line)
     return list(times.values())
 
 
