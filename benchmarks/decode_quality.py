@@ -1,5 +1,7 @@
 """How exactly the native decoder computes a model: logits, greedy tokens, perplexity and answers.
 
+    python -m benchmarks.decode_quality --sparse FOLDER [--adapter FOLDER] --data FOLDER [--questions FILE.jsonl]
+
 The reference is transformers in float32 arithmetic with the same bf16 weights; transformers in bf16 arithmetic is
 reported beside the native decoder.
 """
@@ -7,14 +9,15 @@ reported beside the native decoder.
 import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks.decode_arms import adapted, continued, native
-from benchmarks.report import points
+from benchmarks.decode import adapted, continued, native
+from benchmarks.report import environment, log_to_stderr, parser_of, points
 from shears.data.calibration import text_tokens
 from shears.data.example import prompt_of
 from shears.data.examples import load_examples
@@ -36,7 +39,23 @@ NATIVE = {
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def report_quality(arguments: argparse.Namespace) -> Iterator[str]:
+def main() -> None:
+    """Measure and print."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--sparse", required=True)
+    parser.add_argument("--adapter")
+    parser.add_argument("--data", type=Path, required=True, help="folder of WikiText-2")
+    parser.add_argument("--questions", help="a file of MAWPS questions; the adapter was trained on others")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    log_to_stderr()
+    torch.set_num_threads(arguments.threads)
+    print(environment(), flush=True)
+    for line in report(arguments):
+        print(line, flush=True)
+
+
+def report(arguments: argparse.Namespace) -> Iterator[str]:
     """Yield the lines of the report."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.sparse, trust_remote_code=False)
     tokens = text_tokens(str(arguments.data / "test.txt"), tokenizer)
@@ -154,3 +173,7 @@ def _answer(backend: NativeBackend, prompt: Sequence[int], tokenizer: Any) -> st
             break
         logits = backend.step([0], tokens[-1:])[0]
     return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,13 +3,16 @@
     python -m benchmarks.every_rank run --data FOLDER --task mawps --seeds 0,1,2 --work DIR --results FILE.jsonl
     python -m benchmarks.every_rank search --data FOLDER --task mawps --seeds 0,1,2 --work DIR --results FILE.jsonl
     python -m benchmarks.every_rank cost --data FOLDER --task mawps --work DIR --results FILE.jsonl
+    python -m benchmarks.every_rank tune --data FOLDER --start dense --ways lora-nested,polar-nested,lokr-2-nested \\
+        --rates 0.001,0.003,0.01 --scalings 2 --epochs 0.1 --validation 32 --work DIR --results FILE.jsonl
     python -m benchmarks.every_rank table FILE.jsonl...
 
 FOLDER is that of benchmarks.tasks. `run` tunes every way on the mean validation loss over its ranks
 with the first seed and a third of the epochs (the best of three learning rates, then the better of
 two values of alpha at that rate), trains the best for every seed and measures its test answers at
 every rank. `search` needs the adapters of `run`: validation chooses a configuration with no more
-parameters than a uniform one, test measures both. `cost` times steps in turns. Cells that are in the
+parameters than a uniform one, test measures both. `cost` times steps in turns, `tune` ends before
+the test. LoRA, PoLAR and LoKr are compared at equal numbers of parameters. Cells that are in the
 results are skipped, and an interrupted training resumes. `--start` is plain, recovery, sparse-peft
 (merged at every rank) or dense; a base of `--sparse` and a `--teacher` need a DIR and a FILE of their
 own. No test trains as it does: it needs the data.
@@ -37,9 +40,10 @@ from benchmarks.report import (
     parser_of,
     rows_of,
     seeds,
+    setting,
     words,
 )
-from benchmarks.tasks import TASKS, Task
+from benchmarks.tasks import TASKS, Task, lines_of, write_rows
 from benchmarks.turns import step_seconds
 from shears.adapt.load import load_super_adapter
 from shears.data.examples import load_examples, tokenize_all
@@ -85,8 +89,20 @@ WAYS: Mapping[str, Way] = {
         Way("reordered", {"sampling": "maximal", "reorder": True}),
         Way("lora-multiplied", {"sampling": "maximal"}, same_sum=True),
         *(Way(f"lora-{rank}", ranks=(rank,)) for rank in RANKS),
+        Way("lora-nested", {"sampling": "nested"}),
+        Way("polar-nested", {"sampling": "nested", "adapter": "polar"}),
+        Way("lokr-2-nested", {"sampling": "nested", "adapter": "lokr", "decompose_factor": 2}, (64, 48, 32, 16)),
+        Way("lokr-4-nested", {"sampling": "nested", "adapter": "lokr", "decompose_factor": 4}, (64, 32)),
     )
 }
+RELATIVES: Mapping[str, int] = {"lora-nested": 1, "polar-nested": 1, "lokr-2-nested": 2, "lokr-4-nested": 4}
+"""How many ranks of a way have the parameters of one rank of LoRA.
+
+A LoKr whose small factor is f x f has the parameters of a LoRA of rank r at its rank f * r (and f * f
+more for every linear). PEFT factorizes its other matrix below half of its longer side only, so f = 4
+ends at rank 64.
+"""
+USUAL = tuple(name for name in WAYS if name not in RELATIVES)
 STARTS: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
     "recovery": {"init": "recovery"},
@@ -108,10 +124,15 @@ class Bench:
         self.rates: list[float] = arguments.rates
         self.scalings: list[float] = arguments.scalings
         self.taught: dict[str, Any] = {"teacher": str(arguments.teacher)} if arguments.teacher else {}
+        self.settings: dict[str, Any] = dict(arguments.set)
         self.results: Path = arguments.results
         self.work: Path = arguments.work / self.task.name
         self.work.mkdir(parents=True, exist_ok=True)
         self.data: Mapping[str, Path] = self.task.write(arguments.data, self.work)
+        if arguments.validation:
+            few = lines_of(self.data["validation"])[: arguments.validation]
+            path = self.work / f"validation-{arguments.validation}.jsonl"
+            self.data = {**self.data, "validation": write_rows(path, few)}
         self.base = arguments.model if self.start == "dense" else str(arguments.sparse or self._sparse(arguments.model))
 
     def _sparse(self, model: str) -> Path:
@@ -231,10 +252,8 @@ class Bench:
 
     def _train(self, folder: Path, keywords: Mapping[str, Any]) -> None:
         """Train a folder from the start of these cells, beside their teacher, if they have one."""
-        shears.train(
-            self.base, folder, data=str(self.data["train"]), max_length=self.task.max_length, **keywords,
-            **STARTS[self.start], **self.taught,
-        )  # fmt: skip
+        settings = {**keywords, **STARTS[self.start], **self.taught, **self.settings}
+        shears.train(self.base, folder, data=str(self.data["train"]), max_length=self.task.max_length, **settings)
 
 
 def multiply_cuts(adapter: Path) -> None:
@@ -251,6 +270,12 @@ def run(bench: Bench, arguments: argparse.Namespace) -> None:
         bench.measure(WAYS[name])
 
 
+def tune(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Tune every way."""
+    for name in arguments.ways:
+        bench.tuned(WAYS[name])
+
+
 def search(bench: Bench, arguments: argparse.Namespace) -> None:
     """Search on every elastic super-adapter that was measured."""
     for way in (WAYS[name] for name in arguments.ways):
@@ -262,8 +287,12 @@ def search(bench: Bench, arguments: argparse.Namespace) -> None:
 
 def cost(bench: Bench, arguments: argparse.Namespace) -> None:
     """Time the steps of several ways, which take turns."""
-    steps = {name: partial(bench.steps, WAYS[name], arguments.steps) for name in COST_WAYS}
+    names = arguments.ways if arguments.ways != list(USUAL) else COST_WAYS
+    steps = {name: partial(bench.steps, WAYS[name], arguments.steps) for name in names}
     bench.once({"kind": "cost"}, lambda: {"seconds": step_seconds(steps, arguments.steps)})
+
+
+COMMANDS = {"run": run, "tune": tune, "search": search, "cost": cost}
 
 
 def main() -> None:
@@ -276,34 +305,30 @@ def main() -> None:
         return
     log_to_stderr()
     print(environment(), flush=True)
-    {"run": run, "search": search, "cost": cost}[arguments.command](Bench(arguments), arguments)
-
-
-def add_cells(command: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Add the options that say which cells a `Bench` makes; `defaults` are by the names of the options."""
-    command.set_defaults(**defaults)
-    command.add_argument("--data", type=Path, required=True)
-    command.add_argument("--task", choices=list(TASKS), default="mawps")
-    command.add_argument("--model", default=MODEL)
-    command.add_argument("--sparse", type=Path, help="base of the sparse starts; default: pruned here by Wanda")
-    command.add_argument("--teacher", type=Path, help="adapter of the dense model that all ways also learn from")
-    command.add_argument("--start", choices=list(STARTS))
-    command.add_argument("--ways", type=words)
-    command.add_argument("--seeds", type=seeds, default=[0])
-    command.add_argument("--rates", type=numbers, help="learning rates to choose from")
-    command.add_argument("--scalings", type=numbers, help="alpha / rank, to choose from")
-    command.add_argument("--epochs", type=float)
-    command.add_argument("--limit", type=int, help="only the first so many test examples")
-    command.add_argument("--steps", type=int, help="timed steps")
+    COMMANDS[arguments.command](Bench(arguments), arguments)
 
 
 def _arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table").add_argument("files", type=Path, nargs="+")
-    for name in ("run", "search", "cost"):
+    for name in COMMANDS:
         command = commands.add_parser(name)
-        add_cells(command, start="plain", ways=list(WAYS), rates=RATES, scalings=SCALINGS, epochs=3.0, steps=30)
+        command.add_argument("--data", type=Path, required=True)
+        command.add_argument("--task", choices=list(TASKS), default="mawps")
+        command.add_argument("--model", default=MODEL)
+        command.add_argument("--sparse", type=Path, help="base of the sparse starts; default: pruned here by Wanda")
+        command.add_argument("--teacher", type=Path, help="adapter of the dense model that all ways also learn from")
+        command.add_argument("--start", choices=list(STARTS), default="plain")
+        command.add_argument("--ways", type=words, default=list(USUAL), help=", ".join(WAYS))
+        command.add_argument("--seeds", type=seeds, default=[0])
+        command.add_argument("--rates", type=numbers, default=list(RATES), help="learning rates to choose from")
+        command.add_argument("--scalings", type=numbers, default=list(SCALINGS), help="alpha / rank, to choose from")
+        command.add_argument("--epochs", type=float, default=3.0)
+        command.add_argument("--limit", type=int, help="only the first so many test examples")
+        command.add_argument("--validation", type=int, help="only the first so many validation examples")
+        command.add_argument("--steps", type=int, default=30, help="timed steps")
+        command.add_argument("--set", type=setting, action="append", default=[], help="KEY=VALUE of shears train")
         command.add_argument("--evaluations", type=int, default=100, help="of a search")
         command.add_argument("--work", type=Path, default=Path("runs/every-rank"))
         command.add_argument("--results", type=Path, default=Path("every_rank.jsonl"))

@@ -155,7 +155,7 @@ def _check_scales(matrix: PackedMatrix, panels: int) -> None:
 
 
 def _multiply(matrix: PackedMatrix) -> None:
-    from benchmarks.sparse_linear_arms import multiply
+    from benchmarks.sparse_linear import multiply
     from shears.runtime.native import kernels as native
 
     loaded = native.sparse_matrix(matrix)

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import shears
 from benchmarks.report import (
     add_row,
@@ -32,6 +30,7 @@ from benchmarks.report import (
     points,
     rows_of,
     seeds,
+    setting,
 )
 from shears.evaluation.records import Evaluation
 from shears.evaluation.statistics import paired_difference, wilson_interval
@@ -192,13 +191,8 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--seeds", type=seeds, default=[0])
-    parser.add_argument("--set", type=_setting, action="append", default=[], help="KEY=VALUE of shears train")
+    parser.add_argument("--set", type=setting, action="append", default=[], help="KEY=VALUE of shears train")
     parser.add_argument("--work", type=Path, default=Path("runs/quantize-aware"), help="keeps adapters and results")
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    return name, yaml.safe_load(value)
 
 
 if __name__ == "__main__":

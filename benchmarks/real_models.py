@@ -143,14 +143,9 @@ def _lines(arguments: argparse.Namespace) -> list[Row]:
 
 
 def _wanted(arguments: argparse.Namespace) -> Wanted:
-    return Wanted(
-        tuple(arguments.models), tuple(map(parse_task, arguments.tasks)), tuple(arguments.arms),
-        tuple(arguments.sparsities), tuple(arguments.seeds), tuple(arguments.readings), tuple(arguments.rates),
-        tuple(arguments.alphas), arguments.examples, arguments.epochs, arguments.limit, arguments.validation_limit,
-arguments.evaluations,
-        arguments.max_new_tokens,
-        arguments.tune_at,
-    )  # fmt: skip
+    given = {name: vars(arguments)[name] for name in Wanted.__dataclass_fields__ if name in vars(arguments)}
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list | dict)}
+    return Wanted(**{**given, **lists, "tasks": tuple(map(parse_task, arguments.tasks))})
 
 
 def _setting(arguments: argparse.Namespace, wanted: Wanted) -> Setting:

@@ -12,6 +12,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+import yaml
 
 from shears.evaluation.statistics import Bits, bootstrap_difference, holm, paired_difference
 from shears.records.timing import processor
@@ -92,6 +93,12 @@ def seeds(text: str) -> list[int]:
     return [int(part) for part in words(text)]
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """Return the name and the value of an option KEY=VALUE."""
+    name, _, value = text.partition("=")
+    return name, yaml.safe_load(value)
+
+
 def percent(interval: Sequence[float], digits: int = 1) -> str:
     """Return a share and its interval in percent: 62.5 (58.1 to 66.9)."""
     value, low, high = (f"{100 * each:.{digits}f}" for each in interval)
@@ -108,6 +115,11 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     """Return the median of some values and their range: 2.10 (2.00 to 2.30)."""
     middle, low, high = (f"{each:.{digits}f}" for each in (median(values), min(values), max(values)))
     return f"{middle} ({low} to {high})"
+
+
+def quotients(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Return the quotients of two series, one by one."""
+    return [one / other for one, other in zip(values, others, strict=True)]
 
 
 def paired_table(pairs: Sequence[Pair]) -> Iterator[str]:

@@ -7,7 +7,7 @@ climbs get stuck). Every strategy sees the same landscapes. The second table is 
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
 from statistics import mean
 
@@ -31,6 +31,7 @@ STRATEGIES: Mapping[str, tuple[str, StrategyOptions]] = {
     "RNSGA-II": ("rnsga2", StrategyOptions()),
 }
 FRONTS = ("random", "hill climbing", "NSGA-II", "RNSGA-II")
+ALL = "all 729"
 
 
 def small_space(num_groups: int = NUM_GROUPS) -> SearchSpace:
@@ -99,25 +100,20 @@ def distance_row(name: str, ruggedness: float, num_landscapes: int = LANDSCAPES)
 
 
 def front_row(name: str, num_groups: int, budget: int, seeds: Sequence[int] = range(SEEDS)) -> list[float]:
-    """Return for each seed the hypervolume of a strategy's front, as a share of the box between both ends."""
+    """Return for each seed the hypervolume of a strategy's front, as a share of the box between both ends.
+
+    `ALL` stands for the front of all configurations.
+    """
     space, shares = small_space(num_groups), list[float]()
     for seed in seeds:
         objective = trade_off(space, seed)
         low, high = LOSS.cost(objective(space.maximal())), LOSS.cost(objective(space.minimal()))
         box = (high[0] - low[0]) * (low[1] - high[1])
-        costs = [LOSS.cost(each.metrics) for each in searched(name, space, objective, seed, budget).evaluations]
-        shares.append(hypervolume(costs, (high[0], low[1])) / box)
-    return shares
-
-
-def whole_front(seeds: Sequence[int] = range(SEEDS)) -> list[float]:
-    """Return for each seed the hypervolume of all configurations of the small space, as `front_row`."""
-    space, shares = small_space(), list[float]()
-    for seed in seeds:
-        objective = trade_off(space, seed)
-        low, high = LOSS.cost(objective(space.maximal())), LOSS.cost(objective(space.minimal()))
-        costs = [LOSS.cost(objective(ranks)) for ranks in every(space)]
-        shares.append(hypervolume(costs, (high[0], low[1])) / ((high[0] - low[0]) * (low[1] - high[1])))
+        if name == ALL:
+            figures = [objective(ranks) for ranks in every(space)]
+        else:
+            figures = [each.metrics for each in searched(name, space, objective, seed, budget).evaluations]
+        shares.append(hypervolume(list(map(LOSS.cost, figures)), (high[0], low[1])) / box)
     return shares
 
 
@@ -130,13 +126,13 @@ def distances(ruggedness: float) -> None:
         print(f"| {name} | {row['evaluations']:.0f} | {row['found']:.0%} | {row['when']:.0f} | {row['gap']:.3f} |")
 
 
-def fronts(num_groups: int, budget: int, rows: Callable[[str], list[float]]) -> None:
+def fronts(names: Sequence[str], num_groups: int, budget: int) -> None:
     """Print what each strategy's front dominates."""
     print(f"\nloss against parameters, 3^{num_groups} configurations, {budget} evaluations: hypervolume by seed")
     print("| strategy | " + " | ".join(f"seed {seed}" for seed in range(SEEDS)) + " | mean |")
     print("| --- " * (SEEDS + 2) + "|")
-    for name in FRONTS:
-        shares = rows(name)
+    for name in names:
+        shares = front_row(name, num_groups, budget)
         print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in [*shares, mean(shares)]) + " |")
 
 
@@ -145,9 +141,8 @@ def main() -> None:
     print(environment())
     for ruggedness in (0.0, 0.5):
         distances(ruggedness)
-    fronts(NUM_GROUPS, 60, lambda name: front_row(name, NUM_GROUPS, 60))
-    print("| all 729 | " + " | ".join(f"{share:.3f}" for share in [*whole_front(), mean(whole_front())]) + " |")
-    fronts(90, 200, lambda name: front_row(name, 90, 200))
+    fronts([*FRONTS, ALL], NUM_GROUPS, 60)
+    fronts(FRONTS, 90, 200)
 
 
 if __name__ == "__main__":

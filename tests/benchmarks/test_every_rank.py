@@ -12,7 +12,7 @@ from benchmarks.every_rank_table import area_weights, tables
 from benchmarks.report import rows_of
 from benchmarks.tasks import Task
 
-from benchmarks import every_rank, relatives, turns
+from benchmarks import every_rank, turns
 from shears.records.artifacts import SEARCH_SPACE, read_json, write_json
 from tests.searching.test_stage import rows
 from tests.tiny import save_tiny
@@ -64,9 +64,8 @@ def test_cuts_of_plain_lora_are_multiplied_to_the_sum_of_the_largest_rank(tmp_pa
         assert record["alpha"] == 32
 
 
-@pytest.mark.parametrize(("benchmark", "ways"), [(every_rank, COST_WAYS), (relatives, tuple(relatives.FACTORS))])
 def test_the_cost_of_a_step_is_kept_as_the_seconds_of_every_step(
-    benchmark: Any, ways: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def take(steps: Mapping[str, Any], count: int) -> dict[str, turns.Taken]:
         return {name: turns.Taken([float(step) for step in range(count)], peak=1) for name in steps}
@@ -77,9 +76,26 @@ def test_the_cost_of_a_step_is_kept_as_the_seconds_of_every_step(
     common = ["--data", str(tmp_path), "--task", "tiny", "--start", "dense", "--steps", "2", "--work",
               str(tmp_path / "work"), "--results", str(results)]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["benchmark", "cost", *common])
-    benchmark.main()
+    every_rank.main()
     [row] = rows_of(results)
-    assert (row["kind"], row["seconds"]) == ("cost", {way: [0.0, 1.0] for way in ways})
+    assert (row["kind"], row["seconds"]) == ("cost", {way: [0.0, 1.0] for way in COST_WAYS})
+
+
+def test_forms_of_adapters_are_paired_by_parameters() -> None:
+    def tuned(way: str, losses: Mapping[str, float], rate: float = 1e-3) -> dict[str, Any]:
+        return cell(way, 0, "", kind="tuning", losses=losses, rate=rate)
+
+    lines = list(tables([
+        tuned("lora-nested", {"32": 0.5, "24": 0.5, "16": 0.6, "8": 0.7}),
+        tuned("lokr-4-nested", {"64": 0.4, "32": 0.45}), tuned("lokr-4-nested", {"64": 0.3, "32": 0.35}, 4e-3),
+        cell("lora-nested", 0, {"32": "1110", "24": "1110", "16": "1100", "8": "1000"}),
+        cell("lokr-4-nested", 0, {"64": "1110", "32": "1110"}),
+    ]))  # fmt: skip
+    assert "| lora-nested | 0.001 | 0.5000 | 0.5000 | 0.6000 | 0.7000 |" in lines
+    assert "| lokr-4-nested | 0.004 | - | - | 0.3000 | 0.3500 |" in lines  # the better rate
+    accuracies = next(line for line in lines if line.startswith("| lokr-4-nested | 0.001 |"))
+    assert "75.0%, +25.0 (" in accuracies
+    assert "75.0%, +50.0 (" in accuracies
 
 
 def test_a_run_tunes_trains_measures_and_searches_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,7 @@ from shears.runtime import kernels_available
 if not kernels_available() and not os.environ.get("CI"):
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
-from benchmarks.sparse_linear import default_isas, measured, table, targets, verdicts
-from benchmarks.sparse_linear_arms import (
+from benchmarks.sparse_linear import (
     ALL_VALUES,
     DEFAULT,
     FP32,
@@ -23,8 +22,13 @@ from benchmarks.sparse_linear_arms import (
     Turns,
     Weights,
     all_arms,
+    default_isas,
     dense_name,
+    measured,
     sparse_name,
+    table,
+    targets,
+    verdicts,
 )
 
 from shears.runtime.native import kernels as native
