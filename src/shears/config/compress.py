@@ -1,4 +1,4 @@
-"""Options of `shears compress`: the bound that a package must meet, and the roads to it that are tried."""
+"""Options of `shears compress`: the bound that a package must meet, and what is tried for it."""
 
 import re
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Bound:
 
     @classmethod
     def parse(cls, text: str) -> "Bound":
-        """Return the bound that a text such as `3.3bits`, `1.0GB` or `40tok/s` names; InputError for other texts."""
+        """Return the bound of a text such as `3.3bits`, `1.0GB` or `40tok/s`; InputError for others."""
         number = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(bits?|tok/s|tokens/s)\s*", text)
         if number is not None:
             bound = cls("bits" if number[2].startswith("bit") else "tokens/s", float(number[1]))
@@ -37,7 +37,8 @@ class Bound:
         return bound
 
     def holds(self, size: int | float, weights: int, tokens_per_second: int | float | None) -> bool:
-        """Tell whether a package of `size` bytes for a model of `weights` meets the bound; an unknown speed does not.
+        """Tell whether a package of `size` bytes for a model of `weights` meets the bound; an
+        unknown speed does not.
 
         `tokens_per_second` is None where it is unknown.
         """
@@ -73,12 +74,13 @@ class CompressConfig(StageConfig):
     """How to reach a bound on size or speed with the least loss."""
 
     target: str
-    """What the package must meet on this machine: 3.3bits (bits a weight at most, of the whole file), 1.0GB (size of
-    the file at most) or 40tok/s (tokens a second at least, when it generates)."""
+    """What the package must meet on this machine: 3.3bits (bits a weight at most, of the whole
+    file), 1.0GB (size of the file at most) or 40tok/s (tokens a second at least, when it
+    generates)."""
     calibration: str | None = None
-    """Text like that which the model will see: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, or self (text
-    that the model writes itself, see write). Its last tenth is held out: losses are measured there. Default:
-    arithmetic:train for the embedded model, none for others."""
+    """Text like that which the model will see: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub
+    id, or self (text that the model writes itself, see write). Its last tenth is held out: losses
+    are measured there. Default: arithmetic:train for the embedded model, none for others."""
     columns: Columns = Field({})
     """Columns of the calibration rows that stand for those of a known form of row, such as
     instruction=question,output=answer."""
@@ -91,12 +93,13 @@ class CompressConfig(StageConfig):
     heal: Count | None = None
     """Tokens of the calibration text to heal a sparse model on, such as 1M; default: none."""
     data: str | None = None
-    """Rows to train an adapter of one rank on, which is merged into the package; default: no training."""
+    """Rows to train an adapter of one rank on, merged into the package; default: none."""
     max_steps: int | None = Field(None, gt=0)
     """Optimizer steps of that training; default: those of one train."""
     teacher: str | None = None
-    """Dense model that was trained for the task, or the folder of an adapter that was trained on MODEL: healing and
-    training learn its predictions. Default: healing learns those of MODEL, training the rows alone."""
+    """Dense model that was trained for the task, or the folder of an adapter that was trained on
+    MODEL: healing and training learn its predictions. Default: healing learns those of MODEL,
+    training the rows alone."""
     sparsities: Sparsities = (0.0, 0.5, 0.6, 0.7)
     """Sparsities to try, such as 0,0.5,0.6."""
     values: Values = ("bf16", "int8", "int4")

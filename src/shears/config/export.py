@@ -10,15 +10,15 @@ from shears.config.fields import Device, DtypeMark, Seed, StageConfig
 
 PACKAGE_ONLY = ("values", "embeddings")  # options of format package
 EMBEDDINGS_BOUND = 0.01
-"""Nats a token by which embeddings and head that are chosen by their loss (`auto`) may raise it: 1 % of perplexity."""
+"""Nats a token by which `embeddings auto` may raise the loss: 1 % of perplexity."""
 
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """An export format: one entry of FORMATS holds everything that stages, records, cards and reports know of it."""
+    """An export format: an entry of FORMATS is all that stages, records, cards and reports know."""
 
     holds: Literal["adapter", "model", "package"]
-    """Contents of the folder: an adapter, which needs its base model; an ordinary model folder; a package."""
+    """Contents of the folder: an adapter without its base, an ordinary model folder, a package."""
     called: str
     """What `shears inspect` and messages call the folder."""
     folder: str
@@ -28,8 +28,8 @@ class ExportFormat:
     title: str
     """Title of the model card; {} is the base model's name."""
     writer: str
-    """Function that writes the folder, as `module:name`. It is imported when it is called, because reading a recipe or
-    a record must not import torch."""
+    """Function that writes the folder, as `module:name`. It is imported when it is called, because
+    reading a recipe or a record must not import torch."""
     pads: bool = False
     """Whether every tensor of the adapter has the largest rank."""
 
@@ -70,9 +70,9 @@ FORMATS: Mapping[str, ExportFormat] = {
     "merged-sparse": _MERGED,
     "package": _PACKAGE,
 }
-"""Every export format by name. `writer` is called with (source, work, model, settings) and returns the record."""
+"""Every export format by name; `writer` takes (source, work, model, settings)."""
 FORMAT_OF_RECORD: Mapping[str, ExportFormat] = {form.record: form for form in FORMATS.values()}
-"""One of the formats that write a record, by the record's file name; all of them write the same kind of folder."""
+"""A format by the file name of its record; formats with one record write one kind of folder."""
 
 if TYPE_CHECKING:
     FormatName = str
@@ -84,24 +84,26 @@ class ExportConfig(StageConfig):
     """Which sub-adapter to write, and in what format."""
 
     ranks: str | None = None
-    """Ranks to keep: heuristic (the middle one of every group), maximal, minimal, RESULT.json (what search chose),
-    RESULT.json:N (the Nth configuration it evaluated) or RANKS.json ({group: rank}); default: in a
-    run with a search what search chose, else heuristic."""
+    """Ranks to keep: heuristic (the middle one of every group), maximal, minimal, RESULT.json (what
+    search chose), RESULT.json:N (the Nth configuration it evaluated) or RANKS.json ({group: rank});
+    default: in a run with a search what search chose, else heuristic."""
     format: FormatName = "peft"
-    """peft: an adapter whose tensors have their own ranks; padded: an adapter whose tensors all have the largest
-    rank, filled up with zeros (for llama.cpp); merged: one model, in which the base's zeros are lost; merged-sparse:
-    one model that keeps every zero; package: sparse model and adapter in one packed file, smaller and faster on a
-    CPU."""
+    """peft: an adapter whose tensors have their own ranks; padded: an adapter whose tensors all
+    have the largest rank, filled up with zeros (for llama.cpp); merged: one model, in which the
+    base's zeros are lost; merged-sparse: one model that keeps every zero; package: sparse model and
+    adapter in one packed file, smaller and faster on a CPU."""
     values: Annotated[Literal["auto", "fp32", "bf16", "int8", "int4"], DtypeMark] = "auto"
-    """For a package: number format of the nonzero weights; auto: the model's own, but bf16 for an fp16 model, and int4
-    for an adapter trained with quantize_aware."""
+    """For a package: number format of the nonzero weights; auto: the model's own, but bf16 for an
+    fp16 model, and int4 for an adapter trained with quantize_aware."""
     embeddings: Literal["keep", "int8", "int4", "auto"] = "keep"
-    """For a package: keep embeddings and output head as they are, or quantize them to 8 bits with one scale per row,
-    or to 4 bits with a scale and a zero point per row and 128 inputs; auto: the smallest of these formats that raises
-    the loss on the calibration text by less than 0.01 nats a token."""
+    """For a package: keep embeddings and output head as they are, or quantize them to 8 bits with
+    one scale per row, or to 4 bits with a scale and a zero point per row and 128 inputs; auto: the
+    smallest of these formats that raises the loss on the calibration text by less than 0.01 nats a
+    token."""
     calibration: str | None = None
-    """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its training data), and on
-    which a package of int8 or int4 values is rounded (default: none, round to nearest)."""
+    """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its
+    training data), and on which a package of int8 or int4 values is rounded (default: none, round
+    to nearest)."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)

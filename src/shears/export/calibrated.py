@@ -1,9 +1,9 @@
-"""Packages that know their inputs: weights rounded on a calibration text, embeddings chosen by their measured loss.
+"""Packages rounded on a calibration text: weights block by block, embeddings chosen by their loss.
 
-The walk of pruning visits the blocks. Every linear is rounded on inputs that come from the embeddings as the package
-holds them, from the blocks rounded before, and from the adapter of the package. It is fitted to the outputs that it
-has in the model that is not rounded, whose hidden states are carried along (GPTAQ, arXiv 2504.02692): so it makes up
-for what was lost before it, too. Memory holds one block, and both models' hidden states up to a budget.
+Every linear is rounded on inputs that come from the embeddings as the package holds them, from the
+blocks rounded before, and from the adapter of the package. It is fitted to its outputs in the model
+that is not rounded, whose hidden states are carried along (GPTAQ, arXiv 2504.02692), so it makes up
+for earlier errors too. Memory holds one block, and both models' hidden states up to a budget.
 
 Shapes: T tokens of a batch, O output features, I input features of a linear.
 """
@@ -24,7 +24,7 @@ from shears.checkpoints.packed.index import TableFormat
 from shears.checkpoints.packed.layout import QUANTIZED
 from shears.config import ExportConfig
 from shears.config.export import EMBEDDINGS_BOUND
-from shears.data.calibration import Calibration, calibration_batches
+from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.packing import Packing, Sink
@@ -49,7 +49,7 @@ SMALLEST_FIRST: tuple[TableFormat, ...] = ("int4", "int8", False)
 
 
 class Inputs(NamedTuple):
-    """What a package is calibrated with: the model, the adapter's updates by linear, the settings."""
+    """The model to calibrate, the adapter's updates by linear, and the settings."""
 
     model: ModelRef
     updates: Mapping[str, LoraUpdate]
@@ -61,7 +61,7 @@ def write_calibrated(
 ) -> tuple[str, dict[str, Any]]:
     """Write the package file; return its fingerprint and the record's figures of the calibration.
 
-    InputError for a text that cannot be used, and for a model whose blocks cannot be read and walked one by one.
+    InputError for an unusable text, and for a model whose blocks cannot be walked one by one.
     """
     try:
         return _write(inputs, packing, path, adapter)
@@ -74,51 +74,44 @@ def _write(inputs: Inputs, packing: Packing, path: Path, adapter: Mapping[str, T
     settings = inputs.settings
     text = str(settings.calibration)
     source = _PackedTables(inputs, packing)
-    calibration = _calibration(inputs, source)
+    length = settings.sequence_length
+    check_sequence_length(source.model, length)
+    tokenizer = load_tokenizer(inputs.model)
+    drawn = calibration_batches(text, tokenizer, settings.num_samples, length, BATCH, settings.seed)
     figures: dict[str, Any] = {
-        "calibration_fingerprint": calibration.fingerprint,
+        "calibration_fingerprint": drawn.fingerprint,
         "calibration_sha256": source_fingerprint(text),
     }
     with _updated(source.model, inputs.updates):
         if settings.embeddings == "auto":
-            figures["embeddings"] = _choose_tables(source, calibration.batches, path.parent)
+            figures["embeddings"] = _choose_tables(source, drawn.batches, path.parent)
         source.put()
         if packing.form.values not in QUANTIZED:
             return packing.write(path, adapter), figures
         rounding = _Rounding(source, packing, inputs.updates)
-        fingerprint = packing.write(path, adapter, lambda sink: rounding.run(calibration.batches, path.parent, sink))
+        run = partial(rounding.run, drawn.batches, path.parent)
+        fingerprint = packing.write(path, adapter, run)
     return fingerprint, {**figures, "rounded": rounding.figures()}
-
-
-def _calibration(inputs: Inputs, source: BlockSource) -> Calibration:
-    settings = inputs.settings
-    check_sequence_length(source.model, settings.sequence_length)
-    return calibration_batches(
-        str(settings.calibration), load_tokenizer(inputs.model), settings.num_samples, settings.sequence_length, BATCH,
-        settings.seed,
-    )  # fmt: skip
 
 
 @contextmanager
 def _updated(model: nn.Module, updates: Mapping[str, LoraUpdate]) -> Iterator[None]:
     """Add the updates to the outputs of their linears, whose weights stay as they are."""
 
-    def hook(update: LoraUpdate) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            a = update.a.to(output.device, torch.float32)
-            b = update.b.to(output.device, torch.float32) * update.scaling
-            return output + nn.functional.linear(nn.functional.linear(args[0], a), b).to(output.dtype)
-
-        return add
+    def add(update: LoraUpdate, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        a = update.a.to(output.device, torch.float32)
+        b = update.b.to(output.device, torch.float32) * update.scaling
+        return output + nn.functional.linear(nn.functional.linear(args[0], a), b).to(output.dtype)
 
     with ExitStack() as hooks:
         for name, update in updates.items():
-            hooks.callback(model.get_submodule(name).register_forward_hook(hook(update)).remove)
+            hook = model.get_submodule(name).register_forward_hook(partial(add, update))
+            hooks.callback(hook.remove)
         yield
 
 
 class _PackedTables(BlockSource):
-    """The model of a package, read block by block, whose embeddings and head are rounded as the package holds them."""
+    """The model block by block; embeddings and head have the values that the package gives them."""
 
     def __init__(self, inputs: Inputs, packing: Packing) -> None:
         self.skeleton = Skeleton.open(inputs.model.folder, torch.float32, pick_device(inputs.settings.device))
@@ -130,11 +123,11 @@ class _PackedTables(BlockSource):
         self.packing = packing
         owner = {name: packing.tied.get(name, name) for name in packing.files.names}
         names = {name: self.skeleton.disk_names(name) for name, _ in self.model.named_parameters()}
-        of_parameters = {name: owner[tensors[0]] for name, tensors in names.items() if len(tensors) == 1}
-        self._tables = {name: table for name, table in of_parameters.items() if table in packing.tables}
+        owners = {name: owner[stored[0]] for name, stored in names.items() if len(stored) == 1}
+        self._tables = {name: table for name, table in owners.items() if table in packing.tables}
 
     def put(self) -> None:
-        """Give embeddings and head the values that the package has for them now, where they are in memory."""
+        """Give the embeddings and the head in memory their present values in the package."""
         for name, table in self._tables.items():
             parameter = self.model.get_parameter(name)
             if not parameter.is_meta:
@@ -158,9 +151,10 @@ class _PackedTables(BlockSource):
 
 
 def _choose_tables(source: _PackedTables, batches: Batches, folder: Path) -> dict[str, Any]:
-    """Give each table the smallest format whose loss stays below the bound; return losses and choice for the record.
+    """Give each table the smallest format whose loss stays below the bound; return the record of
+    it.
 
-    Tables are chosen one after the other, in the order of the files; the bound holds for all of them together.
+    Tables are chosen in the order of the files; the bound holds for all of them together.
     """
     packing = source.packing
     rows = [row[None] for batch in batches for row in batch][:MEASURED]
@@ -182,10 +176,15 @@ def _choose_tables(source: _PackedTables, batches: Batches, folder: Path) -> dic
             by_form[table][form] = measured
             if measured <= before + EMBEDDINGS_BOUND:
                 break
-        shown = ", ".join(f"{value - before:+.4f} in {form}" for form, value in by_form[table].items())
-        logger.info("%s: %s; nats a token %s", table, packing.dense[table].quantized or "kept", shown)
-    chosen = {table: packing.dense[table].quantized or "keep" for table in packing.tables}
-    return {"chosen": chosen, "bound": EMBEDDINGS_BOUND, "kept_loss": before, "losses": by_form}
+        chosen = packing.dense[table].quantized or "kept"
+        added = ", ".join(f"{loss - before:+.4f} in {form}" for form, loss in by_form[table].items())
+        logger.info("%s: %s; nats a token %s", table, chosen, added)
+    return {
+        "chosen": {table: packing.dense[table].quantized or "keep" for table in packing.tables},
+        "bound": EMBEDDINGS_BOUND,
+        "kept_loss": before,
+        "losses": by_form,
+    }
 
 
 class _Rounding:
@@ -203,8 +202,9 @@ class _Rounding:
 
     def run(self, batches: Batches, folder: Path, sink: Sink) -> None:
         """Round every block; hidden states beyond the budget are kept in `folder`."""
+        device = self._source.device
         with Activations(BUDGET, folder) as hidden, Activations(BUDGET, folder) as exact:
-            walk = Walk(self._source, batches, hidden, lambda: autocast("auto", self._source.device))
+            walk = Walk(self._source, batches, hidden, lambda: autocast("auto", device))
             for states in hidden:
                 exact.append(states)
             walk_blocks(walk, lambda block: self._round_block(block, exact, folder, sink), "round")
@@ -217,20 +217,20 @@ class _Rounding:
         return [*self._unreached, *sorted(self._packing.packed.keys() - self._done)]
 
     def figures(self) -> dict[str, Any]:
-        """Return the record's figures: the method, and the output error as a share of that of rounding to nearest.
+        """Return the record's figures: method, and output error as a share of rounding to nearest.
 
-        The error is each linear's against itself on the same inputs; linears are fitted to the outputs before any
-        rounding, so that it may exceed that of rounding to nearest where their inputs have moved far.
+        The error compares each linear with itself on its own inputs. Linears are fitted to outputs
+        of the model before rounding, so the share may exceed 1 where inputs have moved far.
         """
         ratio = self._error / self._nearest if self._nearest > 0 else 1.0
         logger.info(
-            "errors of single linears on their inputs: %.1f %% of those of rounding to nearest, summed (not what is "
-            "minimized: that is the distance to the model before rounding)", 100 * ratio,
+            "errors of single linears on their inputs: %.1f %% of those of rounding to nearest "
+            "(minimized is the distance to the model before rounding)", 100 * ratio,
         )  # fmt: skip
         return {"method": METHOD, "output_error_of_nearest": ratio, "to_nearest": self.to_nearest}
 
     def _round_block(self, block: BlockRun, exact: Activations, folder: Path, sink: Sink) -> None:
-        matrices = [matrix for matrix in block_matrices(block.name, block.block) if self._is_packed(matrix)]
+        matrices = [each for each in block_matrices(block.name, block.block) if self._is_packed(each)]
         rounded: dict[Matrix, Quantized] = {}
         groups = list(affordable(block.groups(matrices) if matrices else [], BUDGET))
         with Activations(BUDGET, folder) as inputs:
@@ -241,7 +241,7 @@ class _Rounding:
                 for matrix in group:
                     rounded[matrix] = self._rounded(matrix, moments.of(matrix), drift)
                     matrix.view(self._source.model).copy_(rounded[matrix].dense())
-        for linear, quantized in self._as_stored(block.name, rounded):
+        for linear, quantized in self._as_stored(rounded):
             sink(linear, quantized)
             self._done.add(linear)
 
@@ -262,22 +262,22 @@ class _Rounding:
         return rounded
 
     def _with_update(self, matrix: Matrix, weight: Tensor) -> Tensor:
-        """Return the weight with the update of the package's adapter, which multiplies the same inputs."""
+        """Return the weight plus the update of the package's adapter."""
         update = self._updates.get(matrix.name)
         if update is None:
             return weight
         return weight.addmm(update.b.to(weight), update.a.to(weight), alpha=update.scaling)
 
-    def _as_stored(self, block: str, rounded: Mapping[Matrix, Quantized]) -> Iterator[tuple[str, Quantized]]:
+    def _as_stored(self, rounded: Mapping[Matrix, Quantized]) -> Iterator[tuple[str, Quantized]]:
         """Yield codes, scales and zero points by the linears of the files.
 
-        The model's own conversion takes them apart where the files hold weights otherwise (experts one by one, fused
-        linears): codes, scales and zero points take the weights' places in turn, repeated to the weights' shape.
+        Files may hold experts one by one and fused linears. The model's own conversion splits them:
+        codes, scales and zero points take the weights' places in turn, repeated to their shape.
         """
-        codes = self._converted(block, {matrix: weight.codes for matrix, weight in rounded.items()})
-        scales = self._converted(block, {matrix: _repeated(w.scales, w.codes) for matrix, w in rounded.items()})
+        codes = self._converted({each: weight.codes for each, weight in rounded.items()})
+        scales = self._converted({each: _repeated(w.scales, w.codes) for each, w in rounded.items()})
         zeros = self._converted(
-            block, {matrix: _repeated(w.zeros, w.codes) for matrix, w in rounded.items() if w.zeros is not None}
+            {each: _repeated(w.zeros, w.codes) for each, w in rounded.items() if w.zeros is not None}
         )
         for matrix, weight in rounded.items():
             matrix.view(self._source.model).copy_(weight.dense())
@@ -285,22 +285,20 @@ class _Rounding:
             if _same_in_blocks(scales[linear], self._values):
                 yield linear, _quantized(code, scales[linear], zeros.get(linear))
 
-    def _converted(self, block: str, tensors: Mapping[Matrix, Tensor]) -> dict[str, Tensor]:
-        """Return what the files' packed linears (O I) hold where the matrices hold these tensors."""
+    def _converted(self, tensors: Mapping[Matrix, Tensor]) -> dict[str, Tensor]:
+        """Return the files' packed linears (O I) if the matrices hold these tensors."""
         for matrix, tensor in tensors.items():
             matrix.view(self._source.model).copy_(tensor)
-        names = {matrix.parameter for matrix in tensors}
-        stored = {name.removesuffix(".weight"): tensor for name, tensor in self._source.skeleton.stored(names)}
-        packed = self._packing.packed
-        return {
-            linear: (tensor.T if packed[linear].transposed else tensor).cpu().clone()
-            for linear, tensor in stored.items()
-            if linear in packed
-        }
+        found = {}
+        for name, tensor in self._source.skeleton.stored({each.parameter for each in tensors}):
+            linear = name.removesuffix(".weight")
+            if (entry := self._packing.packed.get(linear)) is not None:
+                found[linear] = (tensor.T if entry.transposed else tensor).cpu().clone()
+        return found
 
 
 def _measured(block: BlockRun, group: Sequence[Matrix], known: "_ExactInputs") -> tuple[InputMoments, "_Drift | None"]:
-    """Return the moments of a group's inputs, and their drift where they have counterparts in the exact model."""
+    """Return the moments of a group's inputs and their drift, None without exact counterparts."""
     moments = InputMoments()
     drift = known.drift(group[0])
 
@@ -316,8 +314,8 @@ def _measured(block: BlockRun, group: Sequence[Matrix], known: "_ExactInputs") -
 class _ExactInputs:
     """Inputs of a block's linears in the model that is not rounded, kept in `inputs`.
 
-    A linear has none unless every batch multiplies it once, with all tokens: experts get other tokens in the rounded
-    model, and their inputs have no counterparts.
+    A linear has none unless every batch multiplies it once, with all tokens: experts get other
+    tokens in the rounded model.
     """
 
     def __init__(self, linears: Sequence[Matrix], inputs: Activations) -> None:
@@ -326,7 +324,7 @@ class _ExactInputs:
         self._calls: dict[Matrix, list[Tensor]] = {}
 
     def run(self, block: BlockRun, exact: Activations) -> None:
-        """Run the block, not rounded yet, on the hidden states of the exact model; its outputs replace them."""
+        """Run the block, not rounded yet, on the exact hidden states; its outputs replace them."""
         for batch, states in enumerate(exact):
             self._calls = {linear: [] for linear in self._places}
             with capturing(block.model, block.block, list(self._places), self._receive):
@@ -344,11 +342,13 @@ class _ExactInputs:
     def drift(self, linear: Matrix) -> "_Drift | None":
         """Return the accumulator of a linear's drift; None for a linear without inputs."""
         places = self._places.get(linear)
-        return None if places is None else _Drift(linear, [partial(self._inputs.__getitem__, at) for at in places])
+        if places is None:
+            return None
+        return _Drift(linear, [partial(self._inputs.__getitem__, place) for place in places])
 
 
 class _Drift:
-    """X^T (X' - X) (I x I, float32): X are the inputs of a linear, X' its inputs in the model that is not rounded."""
+    """X^T (X' - X) (I x I, float32): inputs X of a linear, X' in the model that is not rounded."""
 
     def __init__(self, linear: Matrix, exact: Sequence[Callable[[], Tensor]]) -> None:
         self._linear = linear
@@ -367,7 +367,7 @@ class _Drift:
         self._num_batches += 1
 
     def missed(self, weight: Float[Tensor, "O I"]) -> Float[Tensor, "I O"] | None:
-        """Return X^T (X' - X) W^T, by which the outputs of the exact model differ, seen through the inputs."""
+        """Return X^T (X' - X) W^T, the difference to the exact outputs seen through the inputs."""
         return None if self._moments is None else self._moments @ weight.T
 
 
@@ -379,12 +379,13 @@ def _repeated(table: Tensor, codes: Tensor) -> Tensor:
 def _same_in_blocks(scales: Tensor, values: str) -> bool:
     """Return whether a conversion left the blocks of inputs, each of one scale, where they were."""
     width = BLOCK if values == "int4" else scales.shape[1]
-    return torch.equal(scales, scales[:, ::width].repeat_interleave(width, 1)[:, : scales.shape[1]])
+    in_blocks = scales[:, ::width].repeat_interleave(width, 1)[:, : scales.shape[1]]
+    return torch.equal(scales, in_blocks)
 
 
 def _quantized(codes: Tensor, scales: Tensor, zeros: Tensor | None) -> Quantized:
     if zeros is None:
         return Quantized(codes.to(torch.int8), scales[:, 0].contiguous(), None)
-    return Quantized(
-        codes.to(torch.uint8), scales[:, ::BLOCK].half().contiguous(), zeros[:, ::BLOCK].to(torch.uint8).contiguous()
-    )
+    block_scales = scales[:, ::BLOCK].half().contiguous()
+    block_zeros = zeros[:, ::BLOCK].to(torch.uint8).contiguous()
+    return Quantized(codes.to(torch.uint8), block_scales, block_zeros)

@@ -1,4 +1,4 @@
-"""Formats merged and merged-sparse: a sub-adapter in the weights of its base, as one ordinary model folder."""
+"""Formats merged and merged-sparse: one model folder with a sub-adapter in its weights."""
 
 import logging
 from collections.abc import Mapping
@@ -26,9 +26,10 @@ logger = logging.getLogger(__name__)
 def write_merged(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
     """Write the base with the sub-adapter of `source` in its weights; return its record.
 
-    `source` is a super-adapter or an exported sub-adapter. Every format but `merged` keeps each zero of the base: an
-    adapter that was trained without the mask is projected on these zeros. InputError for ranks outside the search
-    space, for another base, for a quantized one, and where the projection has no calibration text.
+    `source` is a super-adapter or an exported sub-adapter. Every format but `merged` keeps each
+    zero of the base: an adapter that was trained without the mask is projected on these zeros.
+    InputError for ranks outside the search space, for another base, for a quantized one, and where
+    the projection has no calibration text.
     """
     adapter = Path(source)
     chosen = read_sub_adapter(adapter, settings)
@@ -56,7 +57,7 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
 
 
 def _calibration_text(chosen: SubAdapter, settings: ExportConfig) -> Text:
-    """Return the calibration text of the settings, or else the adapter's training data, which must be unchanged."""
+    """Return the calibration text of the settings, or the adapter's unchanged training data."""
     trained = training_source(chosen.record)
     source = settings.calibration or trained["data"]
     expected = trained["data_sha256"]
@@ -75,7 +76,7 @@ def _calibration_text(chosen: SubAdapter, settings: ExportConfig) -> Text:
 
 @torch.no_grad()
 def _merge(target: MergedModel, chosen: SubAdapter) -> None:
-    """Make every adapted linear W + scaling B A, masked by W != 0 and put on a grid as in the adapter's training."""
+    """Make every adapted linear W + scaling B A, masked and on a grid as in training."""
     for index in target.indices:
         with target.opened(index) as matrices:
             for matrix in matrices:
@@ -93,7 +94,7 @@ Linears = Mapping[str, LinearSparsity]
 
 
 def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -> dict[str, float]:
-    """Return the shares of zeros before and after merging, over the pruned linears or else the adapted ones."""
+    """Return the shares of zeros before and after, over the pruned or else the adapted linears."""
     path = next((folder / name for name in (SPARSITY, HEALED) if (folder / name).is_file()), None)
     record = {} if path is None else record_in(path)
     if path is not None and record.get("fingerprint") == fingerprint:

@@ -1,4 +1,5 @@
-"""Format package: a sparse model with packed weights, and a sub-adapter un-merged beside it, in one file.
+"""Format package: a sparse model with packed weights, and a sub-adapter un-merged beside it, in one
+file.
 
 `unpack` is the inverse: a package becomes an ordinary model folder and an ordinary PEFT adapter.
 """
@@ -46,7 +47,7 @@ from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A
 
 logger = logging.getLogger(__name__)
 OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks", artifacts.TRAINED_BEFORE)
-"""Keys of a model's record that its package's record repeats: the origin of the adapter that was merged into it."""
+"""Keys of a model's record that its package's record repeats: the origin of a merged adapter."""
 OF_PACKAGE = ("base", "base_fingerprint", "values", artifacts.TRAINED_BEFORE)
 """Keys of a package's record that the unpacked model's record repeats."""
 OF_ADAPTER = (
@@ -60,7 +61,7 @@ SHARD = 5_000_000_000  # bytes of a file; transformers writes 50 GB, but hubs pr
 
 
 class Source(NamedTuple):
-    """What goes into a package: a model, an adapter with PEFT's configuration, the record's first keys."""
+    """The parts of a package: a model, an adapter with its PEFT configuration, keys of the record."""
 
     model: ModelRef
     adapter: Mapping[str, Tensor]
@@ -75,8 +76,8 @@ class Source(NamedTuple):
 def write_package(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
     """Write a package of a model, a super-adapter or a sub-adapter; return its record.
 
-    InputError for `ranks` where there is no choice of ranks, for another base than the adapter's, and for weights that
-    int8 or int4 cannot hold.
+    InputError for `ranks` where there is no choice of ranks, for another base than the adapter's,
+    and for weights that int8 or int4 cannot hold.
     """
     with _opened(source, work, model, settings) as parts:
         figures = _write(parts, work, settings)
@@ -86,7 +87,7 @@ def write_package(source: str, work: Path, model: str | None, settings: ExportCo
 
 @contextmanager
 def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) -> Iterator[Source]:
-    """Yield the parts of the package; an adapter that was trained masked is merged into its base, which is exact."""
+    """Yield the parts of the package; an adapter that was trained masked is merged, which is exact."""
     folder = Path(source)
     if not any((folder / name).is_file() for name in (artifacts.SEARCH_SPACE, artifacts.SUB_ADAPTER)):
         yield _foreign_source(source, model, settings)
@@ -103,7 +104,7 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
             f"already, got {settings.calibration}; leave it out"
         )
     if chosen.masked:
-        with tempfile.TemporaryDirectory(dir=work) as merged:  # a kill leaves it in `work`, which the next run empties
+        with tempfile.TemporaryDirectory(dir=work) as merged:  # the next run empties `work`
             record = write_merged(source, Path(merged), model, settings)
             yield Source(resolve(merged), {}, None, record, chosen.grids)
         return
@@ -145,7 +146,7 @@ def _named_base(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _read_foreign_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return another tool's tensors and configuration; InputError for what a package does not hold."""
+    """Return another tool's tensors and configuration; InputError for unsupported adapters."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"an adapter must hold {ADAPTER_WEIGHTS}, {folder} does not; save it as safetensors")
     try:
@@ -196,8 +197,8 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
 def _misfit(adapter: Mapping[str, Tensor], model: nn.Module) -> str | None:
     """Return why an adapter does not fit a model; None where it fits.
 
-    Checked are A and B of linears, and tensors named like one of the model's. PEFT itself places other tensors, such as
-    A and B of experts and convolutions.
+    Checked are A and B of linears, and tensors named like one of the model's. PEFT itself places
+    other tensors, such as A and B of experts and convolutions.
     """
     shapes = {name: tuple(weight_oi(linear).shape) for name, linear in linears(model).items()}
     parameters = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -208,7 +209,7 @@ def _misfit(adapter: Mapping[str, Tensor], model: nn.Module) -> str | None:
 def _tensor_misfit(
     name: str, shape: Shape, linears: Mapping[str, Shape], parameters: Mapping[str, Shape]
 ) -> str | None:
-    """Return why one tensor of an adapter does not fit; `linears` are the shapes (O I) of linears."""
+    """Return why a tensor of an adapter does not fit; `linears` are shapes (O I)."""
     if not name.endswith((A, B)):
         parameter = name.removeprefix(PREFIX).replace(WRAPPED, ".")
         expected = parameters.get(parameter, shape)
@@ -223,7 +224,7 @@ def _tensor_misfit(
 
 
 def _copy_configs(source: Source, work: Path, dtype: torch.dtype | None) -> None:
-    """Copy the configurations of model and adapter; `dtype` replaces the model's where the weights were converted."""
+    """Copy the configurations of model and adapter; `dtype` is that of converted weights."""
     config = artifacts.read_json(source.model.folder / "config.json")
     for key in ("dtype", "torch_dtype"):
         if dtype is not None and (key in config or key == "dtype"):
@@ -234,7 +235,7 @@ def _copy_configs(source: Source, work: Path, dtype: torch.dtype | None) -> None
 
 
 def _figures(packing: Packing, work: Path, source: Source) -> dict[str, Any]:
-    """Return sparsity, rounding error and sizes in bytes, packed and in a dense folder of the same dtype."""
+    """Return sparsity, rounding error, and the sizes in bytes, packed and dense in the same dtype."""
     sums = packing.sums
     adapter = sum(tensor.numel() * tensor.element_size() for tensor in source.adapter.values())
     model = (work / PACKAGE_FILE).stat().st_size - adapter
@@ -268,15 +269,17 @@ def _log(figures: Mapping[str, Any]) -> None:
 
 
 def unpack(package: str | Path, output: str | Path) -> Path:
-    """Write `output`/model, an ordinary model folder, and `output`/adapter where the package has one; return `output`.
+    """Write `output`/model, an ordinary model folder, and `output`/adapter where the package has
+    one; return `output`.
 
-    fp32 and bf16 values come out bit for bit as they were packed, int8 and int4 values as the nearest numbers of the
-    model's dtype. Each folder gets a record and a card. InputError for a folder that is no whole package.
+    fp32 and bf16 values come out bit for bit as they were packed, int8 and int4 values as the
+    nearest numbers of the model's dtype. Each folder gets a record and a card. InputError for a
+    folder that is no whole package.
     """
     folder = expanded(package)
     output = expanded(output)
     record = artifacts.read_record(folder, artifacts.PACKAGE)
-    opened = read_package(folder, verify="fingerprint" not in record)  # the fingerprint covers every byte
+    opened = read_package(folder, verify="fingerprint" not in record)  # covers every byte
     with working_folder(output, {"package": str(folder)}, resume=None) as work:
         _write_model(opened, folder, work / "model")
         _write_record(work / "model", record, has_adapter=bool(opened.index.adapter))
@@ -297,7 +300,7 @@ def _write_model(package: Package, folder: Path, output: Path) -> None:
 
 
 def _write_record(model: Path, record: Mapping[str, Any], has_adapter: bool) -> None:
-    """Write the model's record and card; without an adapter beside it, the record names the one merged into it."""
+    """Write the model's record and card; the record names an adapter that was merged."""
     keys = OF_PACKAGE if has_adapter else (*OF_PACKAGE, *OF_MERGED)
     kept = {key: record[key] for key in keys if key in record}
     kept["fingerprint"] = artifacts.weights_fingerprint(model)
@@ -308,7 +311,7 @@ def _write_record(model: Path, record: Mapping[str, Any], has_adapter: bool) -> 
 def write_shards(
     folder: Path, specs: dict[str, Spec], tensors: Iterable[tuple[str, Tensor]], size: int = SHARD
 ) -> None:
-    """Write tensors, in the order of `specs`, to files of at most `size` bytes; a larger tensor gets its own file."""
+    """Write tensors, in the order of `specs`, to files of at most `size` bytes or one tensor."""
     split = split_state_dict_into_shards_factory(
         specs,
         get_storage_size=lambda spec: math.prod(spec[1]) * spec[0].itemsize,

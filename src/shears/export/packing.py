@@ -1,7 +1,8 @@
-"""The tensors of a package: which are packed, in what number format, and how many bytes they take; and their writing.
+"""The tensors of a package: which are packed, in what number format, and how many bytes they take;
+and their writing.
 
-A weight is packed where that takes fewer bytes: at 50 % zeros nearly always, without zeros only in int8 and int4.
-Routers, and tensors that are no plain matrices of a decoder block, are not packed.
+A weight is packed where that takes fewer bytes: at 50 % zeros nearly always, without zeros only in
+int8 and int4. Routers, and tensors that are no plain matrices of a decoder block, are not packed.
 """
 
 import hashlib
@@ -53,7 +54,7 @@ Sink = Callable[[str, Quantized], None]
 
 @dataclass(frozen=True)
 class Form:
-    """Number formats of a package: of packed values, of other tensors (None: unchanged), of embeddings and head."""
+    """Number formats: of packed values, of other tensors (None: unchanged), of embeddings and head."""
 
     values: NumberFormat
     rest: torch.dtype | None
@@ -66,7 +67,7 @@ class Form:
         return dtype if self.rest is None or not dtype.is_floating_point else self.rest
 
     def packed_values(self, dtype: torch.dtype) -> NumberFormat:
-        """Return the format of a packed weight; it keeps its own dtype where the package keeps the model's."""
+        """Return the format of a packed weight: its own dtype where the package keeps the model's."""
         if self.rest is None and self.values not in QUANTIZED and dtype in (torch.float32, torch.bfloat16):
             return "fp32" if dtype == torch.float32 else "bf16"
         return self.values
@@ -74,7 +75,7 @@ class Form:
     def packed_entry(
         self, spec: Spec, num_kept: int, num_values: int, *, transposed: bool, on_grid: bool = False
     ) -> PackedEntry | None:
-        """Return the entry of a packed weight; None where it takes fewer bytes dense and is not on a grid."""
+        """Return the entry of a packed weight; None if it is smaller dense and not on a grid."""
         dtype, shape = spec
         rows, cols = reversed(shape) if transposed else shape
         values = self.packed_values(dtype)
@@ -90,17 +91,19 @@ class Form:
         return DenseEntry(dtype=dtype, shape=spec[1], quantized=quantized)  # type: ignore[arg-type]
 
     def is_table(self, name: str, spec: Spec) -> bool:
-        """Return whether a tensor is an embedding or a head: a matrix outside the blocks with one row a word."""
+        """Return whether a tensor is an embedding or a head: a matrix with one row a word."""
         dtype, shape = spec
         is_matrix = len(shape) == 2 and dtype.is_floating_point and shape[0] == self.vocabulary
         return is_matrix and not IN_BLOCK.search(name)
 
 
 def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: int | None) -> Form:
-    """Return the formats that the settings name; `auto` is the main dtype of the tensors where that is fp32, else bf16.
+    """Return the formats that the settings name; `auto` is the main dtype of the tensors where that
+    is fp32, else bf16.
 
-    Other tensors keep their dtypes where the values have the main one. Otherwise they are converted too (to bf16 beside
-    int8 and int4), so that the model has one dtype. InputError for tensors whose numbers are not plain.
+    Other tensors keep their dtypes where the values have the main one. Otherwise they are converted
+    too (to bf16 beside int8 and int4), so that the model has one dtype. InputError for tensors
+    whose numbers are not plain.
     """
     sizes = Counter[torch.dtype]()
     for name, (dtype, shape) in specs.items():
@@ -119,10 +122,12 @@ def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: i
 def planned_bytes(
     specs: Mapping[str, Spec], form: Form, transposed: Collection[str], sparsity: float, adapter: Mapping[str, Spec]
 ) -> int:
-    """Return the size of the package file of a model whose packed weights all have this share of zeros.
+    """Return the size of the package file of a model whose packed weights all have this share of
+    zeros.
 
-    `specs` are the tensors of the model's files, tied ones once; `transposed` names the linears that they hold as
-    inputs x outputs. Exact but for int4 with zeros, where it is the mean over the places of the zeros.
+    `specs` are the tensors of the model's files, tied ones once; `transposed` names the linears
+    that they hold as inputs x outputs. Exact but for int4 with zeros, where it is the mean over the
+    places of the zeros.
     """
     packed: dict[str, PackedEntry] = {}
     others: dict[str, DenseEntry] = {}
@@ -173,9 +178,11 @@ class Sums:
 
 
 class Packing:
-    """The tensors of a model's files, each packed, dense, or tied to another one; `write` makes the package.
+    """The tensors of a model's files, each packed, dense, or tied to another one; `write` makes the
+    package.
 
-    With `grids`, by the model's names, their linears are packed in int4 on these grids, and no others.
+    With `grids`, by the model's names, their linears are packed in int4 on these grids, and no
+    others.
     """
 
     def __init__(
@@ -240,7 +247,7 @@ class Packing:
         return entry
 
     def _identity(self, name: str, tensor: Tensor) -> str:
-        """Return a key that tensors share which are stored once: embeddings and heads of equal bits."""
+        """Return a key of a tensor; embeddings and heads of equal bits share it and are stored once."""
         if not self.form.is_table(name, spec_of(tensor)):
             return name
         digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
@@ -251,9 +258,11 @@ class Packing:
         self.dense[name] = self.dense[name].model_copy(update={"quantized": form})
 
     def write(self, path: Path, adapter: Mapping[str, Tensor], fill: Callable[[Sink], None] | None = None) -> str:
-        """Write the package file and return its fingerprint; InputError for weights that int8 or int4 cannot hold.
+        """Write the package file and return its fingerprint; InputError for weights that int8 or
+        int4 cannot hold.
 
-        `fill` may hand rounded linears to the sink that it is given; the others are rounded to nearest.
+        `fill` may hand rounded linears to the sink that it is given; the others are rounded to
+        nearest.
         """
         writer = PackageWriter(path, self.index(adapter))
         filled: set[str] = set()
@@ -281,7 +290,7 @@ class Packing:
         grid = self._grid(linear)
         matrix = pack(weight, entry.values, grid) if rounded is None else pack_quantized(kept(weight), rounded)
         writer.put_packed(linear, matrix)
-        if matrix.values.dtype != weight.dtype and grid is None:  # a weight on its grid is stored as it is
+        if matrix.values.dtype != weight.dtype and grid is None:  # else it is exact
             self.sums.square += float(weight.double().square().sum())
             self.sums.error += float((dense(matrix).double() - weight.double()).square().sum())
 

@@ -1,7 +1,8 @@
-"""A sub-adapter, cut out of a super-adapter or exported before, and the formats peft and padded that stock tools load.
+"""A sub-adapter, cut out of a super-adapter or exported before, and the formats peft and padded
+that stock tools load.
 
-PEFT names the tensors of a linear `base_model.model.<linear>.lora_A.weight` (R I) and `...lora_B.weight` (O R); of LoKr
-`...lokr_w1` (L M), `...lokr_w2_a` (K R) and `...lokr_w2_b` (R N).
+PEFT names the tensors of a linear `base_model.model.<linear>.lora_A.weight` (R I) and
+`...lora_B.weight` (O R); of LoKr `...lokr_w1` (L M), `...lokr_w2_a` (K R) and `...lokr_w2_b` (R N).
 
 Shapes: R rank, O = L * K output features, I = M * N input features of a linear.
 """
@@ -45,11 +46,11 @@ from shears.records.peft_files import (
 
 logger = logging.getLogger(__name__)
 Resize = Callable[[Mapping[str, Tensor], Mapping[str, int]], dict[str, Tensor]]
-NEEDED = ("base", "base_fingerprint", "fingerprint", "template")  # keys of a record that every export repeats
+NEEDED = ("base", "base_fingerprint", "fingerprint", "template")  # keys of every record
 
 
 def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> dict[str, Any]:
-    """Write the adapter, each tensor at its own rank or, for format padded, at the largest; return its record."""
+    """Write the adapter, each tensor at its own or (padded) the largest rank; return its record."""
     folder = Path(source)
     record = artifacts.read_record(folder, artifacts.SEARCH_SPACE, *NEEDED, "groups", "config", "alpha", "max_rank")
     if "quantize_aware" in record:
@@ -90,7 +91,7 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
 
 
 def recorded_settings(settings: ExportConfig) -> dict[str, Any]:
-    """Return the settings for a record; a file of ranks is named without its folder, which may be moved."""
+    """Return the settings for a record; a file of ranks is named without its folder."""
     file = ranks_file(settings.ranks)
     return artifacts.as_data(settings) | ({"ranks": file.name} if file else {})
 
@@ -106,7 +107,8 @@ def _cut(folder: Path, space: SearchSpace, ranks: RankConfig, resize: Resize) ->
 
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the first r rows of every A (or w2_b) and columns of every B (or w2_a); `ranks` maps linears to r.
+    """Return the first r rows of every A (or w2_b) and columns of every B (or w2_a); `ranks` maps
+    linears to r.
 
     LoKr's w1 stays. InputError for a linear without a rank.
     """
@@ -114,7 +116,7 @@ def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str,
 
 
 def padded(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return tensors of unchanged shapes that are zero beyond each linear's rank; InputError as in `sliced`."""
+    """Return unchanged shapes, zero beyond each linear's rank; InputError as in `sliced`."""
     result = {}
     for name, tensor in tensors.items():
         result[name] = torch.zeros_like(tensor)
@@ -132,7 +134,7 @@ def _first(name: str, tensor: Tensor, ranks: Mapping[str, int]) -> Tensor:
 
 
 class SubAdapter(NamedTuple):
-    """An adapter to write: its folder's record, its ranks by group, its tensors and PEFT's configuration."""
+    """An adapter to write: its record, its ranks by group, its tensors and PEFT's configuration."""
 
     record: Mapping[str, Any]
     ranks: dict[str, int]
@@ -164,7 +166,7 @@ class SubAdapter(NamedTuple):
 
     @property
     def padded_updates(self) -> dict[str, LoraUpdate]:
-        """The updates of all linears that have a grid, each of the largest rank: sums of training's shapes and bits."""
+        """The updates of all linears on a grid, at the largest rank: the sums of training, bit for bit."""
         rank = self.config["r"]
         updates = {
             linear: LoraUpdate(
@@ -177,10 +179,11 @@ class SubAdapter(NamedTuple):
 
 
 def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
-    """Return an exported sub-adapter as it is, or the part of a super-adapter with the ranks of the settings.
+    """Return an exported sub-adapter as it is, or the part of a super-adapter with the ranks of the
+    settings.
 
-    InputError for a folder without the record of either, for ranks outside the search space, and for `ranks` beside an
-    exported sub-adapter.
+    InputError for a folder without the record of either, for ranks outside the search space, and
+    for `ranks` beside an exported sub-adapter.
     """
     if (folder / artifacts.SUB_ADAPTER).is_file():
         record = artifacts.read_record(folder, artifacts.SUB_ADAPTER, *NEEDED, "ranks")
@@ -202,7 +205,7 @@ def refuse_ranks(settings: ExportConfig) -> None:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return PEFT's configuration of a LoRA or LoKr adapter; InputError where r or its alpha is missing."""
+    """Return PEFT's configuration of a LoRA or LoKr adapter; InputError without r or alpha."""
     config: Any = artifacts.read_json(folder / ADAPTER_CONFIG)
     values: dict[str, Any] = config if isinstance(config, dict) else {}
     rank = values.get("r")
@@ -228,10 +231,12 @@ def alpha_of(config: Mapping[str, Any]) -> int | float:
 
 
 def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[str, Any]:
-    """Return the super-adapter's PEFT configuration, with patterns for the linears of smaller ranks.
+    """Return the super-adapter's PEFT configuration, with patterns for the linears of smaller
+    ranks.
 
-    PEFT scales a linear by alpha_pattern / rank_pattern. An alpha_pattern of alpha * rank / max_rank makes that
-    alpha / max_rank, as in training. Tools that ignore patterns scale by lora_alpha / r, which is the same constant.
+    PEFT scales a linear by alpha_pattern / rank_pattern. An alpha_pattern of alpha * rank /
+    max_rank makes that alpha / max_rank, as in training. Tools that ignore patterns scale by
+    lora_alpha / r, which is the same constant.
     """
     config = read_adapter_config(folder)
     patterns = rank_patterns(by_linear(space, ranks), config["r"])
@@ -242,7 +247,7 @@ def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[s
 
 
 def origin(base: ModelRef, chosen: SubAdapter, settings: ExportConfig) -> dict[str, Any]:
-    """Return the keys of an export's record that name its base, its adapter and its training data."""
+    """Return an export's record keys of the base, the adapter and the training data."""
     record = chosen.record
     ranks = ranks_file(settings.ranks)
     return {

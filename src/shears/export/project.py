@@ -1,15 +1,17 @@
 """Projection of a merged model on the zeros of its base, and what it costs.
 
-An adapter trained without the mask fills the zeros when it is merged. Instead, each adapted linear gets the weights
-that W keeps, fitted by least squares so that its outputs come nearest to those of W + scaling B A. Blocks, and the
-groups of linears in a block, are fitted in order, each on inputs that come from the already projected ones.
+An adapter trained without the mask fills the zeros when it is merged. Instead, each adapted linear
+gets the weights that W keeps, fitted by least squares so that its outputs come nearest to those of
+W + scaling B A. Blocks, and the groups of linears in a block, are fitted in order, each on inputs
+that come from the already projected ones.
 
-The cost is a loss on calibration sequences, on held-out ones and on completions. The loss on all tokens measures how
-well the projection imitates the un-merged model. Where the text consists of examples, the loss on completions measures
-the task itself, because an adapter is trained on completions alone.
+The cost is a loss on calibration sequences, on held-out ones and on completions. The loss on all
+tokens measures how well the projection imitates the un-merged model. Where the text consists of
+examples, the loss on completions measures the task itself, because an adapter is trained on
+completions alone.
 
-Shapes: O output features, I input features of a linear; B sequences, T tokens, V words of the vocabulary, N labelled
-tokens.
+Shapes: O output features, I input features of a linear; B sequences, T tokens, V words of the
+vocabulary, N labelled tokens.
 """
 
 import logging
@@ -61,14 +63,14 @@ class Text(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """Sequences of one length; a label is the token itself, or -100 where the token does not count."""
+    """Sequences of one length; a label is the token, or -100 where the token does not count."""
 
     tokens: Int[Tensor, "B T"]
     labels: Int[Tensor, "B T"]
 
 
 class Samples(NamedTuple):
-    """Batches to fit on, the parts that losses are measured on by name, and the fingerprint of the text's tokens."""
+    """Batches to fit on, parts to measure losses on by name, and the fingerprint of the tokens."""
 
     fit: list[Int[Tensor, "_ _"]]
     parts: Mapping[str, list[Labelled]]
@@ -78,10 +80,12 @@ class Samples(NamedTuple):
 def merge_projected(
     model: ModelRef, work: Path, updates: Mapping[str, LoraUpdate], text: Text, settings: ExportConfig
 ) -> tuple[MergedModel, dict[str, Any]]:
-    """Write the model with the updates, projected on its zeros, to `work`; return target and figures.
+    """Write the model with the updates, projected on its zeros, to `work`; return target and
+    figures.
 
-    The figures are losses on the text (nats a token): of the adapter un-merged, of the plainly masked sum, and of the
-    projection. InputError for a text that cannot be used and for a model whose blocks cannot be walked.
+    The figures are losses on the text (nats a token): of the adapter un-merged, of the plainly
+    masked sum, and of the projection. InputError for a text that cannot be used and for a model
+    whose blocks cannot be walked.
     """
     tokenizer = load_tokenizer(model)
 
@@ -119,7 +123,8 @@ def merge_projected(
 def project(target: MergedModel, batches: Sequence[Int[Tensor, "_ _"]], folder: Path) -> None:
     """Merge the target's updates with every zero kept and the smallest output errors.
 
-    Hidden states beyond the budget are kept in `folder`. IrregularBlocks where blocks cannot be walked.
+    Hidden states beyond the budget are kept in `folder`. IrregularBlocks where blocks cannot be
+    walked.
     """
     with Activations(BUDGET, folder) as hidden:
         walk = Walk(target.source, batches, hidden, lambda: autocast("auto", target.source.device))
@@ -148,7 +153,8 @@ def _project_block(target: MergedModel, run: BlockRun) -> None:
 def nearest(
     weight: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], moments: Float[Tensor, "I I"] | None
 ) -> Float[Tensor, "O I"]:
-    """Return the weight that is zero where not `kept` and whose outputs are nearest to those of `weight`.
+    """Return the weight that is zero where not `kept` and whose outputs are nearest to those of
+    `weight`.
 
     `moments` are X^T X of the inputs; without them, return the weight with zeros put in.
     """
@@ -161,11 +167,12 @@ def nearest(
 def draw_samples(
     text: Text, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, settings: ExportConfig
 ) -> Samples:
-    """Return `num_samples` sequences to fit on, as many held-out ones, and up to twice as many examples.
+    """Return `num_samples` sequences to fit on, as many held-out ones, and up to twice as many
+    examples.
 
-    A text that is too short has no held-out sequences, and one without examples no completions. Token ids from a file
-    are all for the fit, unless their number is exactly twice `num_samples`. InputError where the text is too short for
-    the fit or the sequences are too long for the model.
+    A text that is too short has no held-out sequences, and one without examples no completions.
+    Token ids from a file are all for the fit, unless their number is exactly twice `num_samples`.
+    InputError where the text is too short for the fit or the sequences are too long for the model.
     """
     check_sequence_length(model, settings.sequence_length)
     count = settings.num_samples
@@ -188,7 +195,7 @@ def draw_samples(
 
 
 def _completions(text: Text, tokenizer: PreTrainedTokenizerBase, settings: ExportConfig) -> list[Labelled]:
-    """Return examples drawn from the text, with their completions labelled; an empty list for other texts."""
+    """Return drawn examples with labelled completions; an empty list for a text without any."""
     try:
         examples = load_examples(text.source, text.template, tokenizer, columns=text.columns)
         generator = random.Random(f"completions {settings.seed}")
@@ -215,8 +222,8 @@ def _batched(sequences: Sequence[Labelled], size: int) -> list[Labelled]:
 def losses(source: BlockSource, parts: Mapping[str, Sequence[Labelled]], folder: Path, title: str) -> dict[str, float]:
     """Return the mean negative log-likelihood of a labelled token, in nats, over each of the parts.
 
-    Hidden states beyond the budget are kept in `folder`. IrregularBlocks where blocks cannot be walked, InputError
-    where a loss is not finite.
+    Hidden states beyond the budget are kept in `folder`. IrregularBlocks where blocks cannot be
+    walked, InputError where a loss is not finite.
     """
     batches = [batch for part in parts.values() for batch in part]
     by_batch: list[Tensor] = []

@@ -17,17 +17,18 @@ from shears.records.paths import expanded
 
 logger = logging.getLogger(__name__)
 Writer = Callable[[str, Path, str | None, ExportConfig], dict[str, Any]]
-"""Writes what `source` names into the folder `work`, with the base model `model` where it was moved, as the settings
-ask; returns the record, its fingerprint included."""
+"""Writes what `source` names into the folder `work`, with the base model `model` where it was
+moved, as the settings ask; returns the record, its fingerprint included."""
 
 
 def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str | None = None, **config: Any) -> Path:
     """Write the chosen sub-adapter to the folder `output`; return that folder.
 
-    The keywords are the fields of `ExportConfig`. The formats peft and padded write an adapter and read no model. The
-    merged formats write a whole model: the base model (`model` where it was moved) with the sub-adapter in its weights;
-    they also take a sub-adapter that was exported before. A package also takes a model without an adapter, by any name.
-    InputError for ranks outside the search space and for another base model.
+    The keywords are the fields of `ExportConfig`. The formats peft and padded write an adapter and
+    read no model. The merged formats write a whole model: the base model (`model` where it was
+    moved) with the sub-adapter in its weights; they also take a sub-adapter that was exported
+    before. A package also takes a model without an adapter, by any name. InputError for ranks
+    outside the search space and for another base model.
     """
     started = time.monotonic()
     settings = build(ExportConfig, "export", config)

@@ -31,8 +31,8 @@ Result = TypeVar("Result")
 class MergedModel:
     """A model to merge into. `before` and `after` hold the zeros of the linears merged so far.
 
-    InputError where the model lacks a linear that has an update, or where two linears share one weight, because the
-    update of one would change the other.
+    InputError where the model lacks a linear that has an update, or where two linears share one
+    weight, because the update of one would change the other.
     """
 
     def __init__(self, source: BlockSource, updates: Mapping[str, LoraUpdate], format_of: FormatOf) -> None:
@@ -69,7 +69,8 @@ class MergedModel:
         return matrix.view(self.source.model)
 
     def put(self, matrix: Matrix, values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"] | None) -> None:
-        """Make `values` the weight, rounded to the files' number format; it is zero exactly where not `kept`.
+        """Make `values` the weight, rounded to the files' number format; it is zero exactly where
+        not `kept`.
 
         `kept` None keeps every weight. InputError where a rounded weight is not finite.
         """
@@ -123,7 +124,8 @@ def with_rounded(weight: Float[Tensor, "O I"], update: LoraUpdate, grid: Grid) -
 def in_format(values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], dtype: torch.dtype) -> Float[Tensor, "O I"]:
     """Return the values rounded to `dtype`, zero exactly where not `kept`.
 
-    A kept value that rounds to zero becomes the smallest normal number with its sign, because zero means pruned.
+    A kept value that rounds to zero becomes the smallest normal number with its sign, because zero
+    means pruned.
     """
     rounded = values.to(dtype).masked_fill_(~kept, 0.0)
     smallest = torch.full_like(rounded, torch.finfo(dtype).tiny).copysign_(values.to(dtype))
@@ -131,7 +133,7 @@ def in_format(values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], dtype: to
 
 
 class Changed(BlockSource):
-    """The target's model with its adapted linears changed by `change` while a block is open, and restored after."""
+    """A merged model whose open block has its adapted linears changed by `change`, then restored."""
 
     def __init__(self, target: MergedModel, change: Callable[[Tensor, LoraUpdate], Tensor]) -> None:
         self.model: PreTrainedModel = target.source.model
@@ -168,7 +170,7 @@ class Changed(BlockSource):
 def merge_into(
     model: ModelRef, work: Path, updates: Mapping[str, LoraUpdate], device: str, merge: Callable[[MergedModel], Result]
 ) -> tuple[MergedModel, Result]:
-    """Let `merge` change the model, and write it to `work`; return the target and the result of `merge`."""
+    """Let `merge` change the model and write it to `work`; return the model and `merge`'s result."""
 
     def change(source: BlockSource, format_of: FormatOf) -> tuple[MergedModel, Result]:
         target = MergedModel(source, updates, format_of)

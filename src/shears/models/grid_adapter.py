@@ -58,7 +58,7 @@ def grids_of(model: nn.Module, folder: Path) -> dict[str, Grid]:
 
 
 class GridLinear(SparseLinear):
-    """A masked LoRA layer whose sum with the base weight is rounded to a grid; made by `make_quantize_aware`."""
+    """A LoRA layer whose masked sum with the base is rounded to a grid (`make_quantize_aware`)."""
 
     grid_scales: Tensor
     grid_zeros: Tensor

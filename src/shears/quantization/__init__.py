@@ -1,1 +1,1 @@
-"""Weights as whole numbers: grids, rounding to nearest and with known inputs, training on the grid of int4."""
+"""Weights as whole numbers: grids, rounding to nearest and with known inputs, training on a grid."""

@@ -1,7 +1,8 @@
 """The grids of int8 and int4, and rounding to the nearest number on them. Pure.
 
-int8 is symmetric: weight = scale * step, one scale a row. int4 is asymmetric: weight = scale * (code - zero point),
-one scale and one zero point for each block of 128 inputs of a row. docs/package-format.md describes both.
+int8 is symmetric: weight = scale * step, one scale a row. int4 is asymmetric: weight = scale *
+(code - zero point), one scale and one zero point for each block of 128 inputs of a row.
+docs/package-format.md describes both.
 
 Shapes: O rows (outputs), I columns (inputs), B = ceil(I / 128) blocks.
 """
@@ -23,7 +24,7 @@ _QUANTIZED_AT_ONCE = 1 << 24  # weights; bounds the memory that quantizing an em
 
 
 class Quantized(NamedTuple):
-    """A weight in whole numbers: int8 with a scale a row, or codes 0..15 with a scale and a zero point a block."""
+    """A weight in whole numbers: int8, a scale a row; or codes 0..15, scale and zero point a block."""
 
     codes: Int8[Tensor, "O I"] | UInt8[Tensor, "O I"]
     scales: Float[Tensor, " O"] | Float16[Tensor, "O B"]
@@ -37,7 +38,7 @@ class Quantized(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The numbers of int4 that a linear's weights may take: scales, and zero points as whole numbers."""
+    """The grid of a linear's int4 weights: scales, and zero points as whole numbers."""
 
     scales: Float16[Tensor, "O B"]
     zeros: UInt8[Tensor, "O B"]
@@ -59,15 +60,17 @@ def block_shape(rows: int, cols: int) -> tuple[int, int]:
 
 
 def quantize(weight: Float[Tensor, "O I"], values: str) -> Quantized:
-    """Return the weight rounded to nearest in int8 or int4; InputError as in `quantize_rows` and `quantize_blocks`."""
+    """Return the weight rounded to nearest; InputError as in `quantize_rows`, `quantize_blocks`."""
     assert values in ("int8", "int4"), values
     return Quantized(*quantize_blocks(weight)) if values == "int4" else Quantized(*quantize_rows(weight), None)
 
 
 def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Float[Tensor, " O"]]:
-    """Return whole numbers q in -127..127 and float32 scales: weight ~ q * scale of the row, scale = max |w| / 127.
+    """Return whole numbers q in -127..127 and float32 scales: weight ~ q * scale of the row, scale
+    = max |w| / 127.
 
-    A row whose scale would be no normal number (zeros, or nearly zeros) has scale 0. InputError for NaN and infinity.
+    A row whose scale would be no normal number (zeros, or nearly zeros) has scale 0. InputError for
+    NaN and infinity.
     """
     wide = weight.float()
     _check_finite(wide)
@@ -81,10 +84,12 @@ def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Fl
 def quantize_blocks(
     weight: Float[Tensor, "O I"],
 ) -> tuple[UInt8[Tensor, "O I"], Float16[Tensor, "O B"], UInt8[Tensor, "O B"]]:
-    """Return int4 codes q in 0..15, and by row and block of 128 inputs a scale and a zero point z in 0..15.
+    """Return int4 codes q in 0..15, and by row and block of 128 inputs a scale and a zero point z
+    in 0..15.
 
-    weight ~ scale * (q - z), scale = (max(0, max w) - min(0, min w)) / 15 rounded to fp16, z = round(-min(0, min w) /
-    scale); a zero is exact. A scale of 0 has zero weights alone. InputError for NaN, infinity, and a scale beyond fp16.
+    weight ~ scale * (q - z), scale = (max(0, max w) - min(0, min w)) / 15 rounded to fp16, z =
+    round(-min(0, min w) / scale); a zero is exact. A scale of 0 has zero weights alone. InputError
+    for NaN, infinity, and a scale beyond fp16.
     """
     rows, cols = weight.shape
     codes = torch.empty(rows, cols, dtype=torch.uint8)
@@ -115,16 +120,17 @@ def _quantized_blocks(wide: Float[Tensor, "O I"]) -> tuple[Tensor, Tensor, Tenso
 def grid_of_range(
     low: Float[Tensor, "O B"], high: Float[Tensor, "O B"]
 ) -> tuple[Float16[Tensor, "O B"], Float[Tensor, "O B"]]:
-    """Return int4's scales and zero points (whole numbers) for weights from low <= 0 to high >= 0."""
+    """Return int4's scales and zero points for weights from low <= 0 to high >= 0."""
     scales = ((high - low) / LARGEST_CODE).half()
-    steps = scales.float().where(scales > 0, 1.0)  # with scale 0 all weights are below 1e-6 and round to 0
+    steps = scales.float().where(scales > 0, 1.0)  # with scale 0 all weights round to 0
     return scales, (-low / steps).round_().clamp_(0, LARGEST_CODE)
 
 
 def codes_on_grid(
     weight: Float[Tensor, "O I"], scales: Float[Tensor, "O B"], zeros: Shaped[Tensor, "O B"]
 ) -> UInt8[Tensor, "O I"]:
-    """Return the int4 codes nearest to a weight on the grid of scales and zero points, on any device.
+    """Return the int4 codes nearest to a weight on the grid of scales and zero points, on any
+    device.
 
     A weight of 0 gets the zero point of its block. `dequantize_blocks` is the way back.
     """

@@ -13,15 +13,17 @@ from shears.errors import InputError
 
 RETRIES = 3  # each with ten times the damping
 DAMPING_FLOOR = 1e-3  # retries start from at least this damping
-DEAD_CURVATURE = 1e-12  # share of the mean, for an input that is always zero; its weights become the cheapest
+DEAD_CURVATURE = 1e-12  # share of the mean, for an input that is always zero
 
 
 def inverse_factor(hessian: Float[Tensor, "I I"], damping: float) -> tuple[Float[Tensor, "I I"], float]:
-    """Return U, upper triangular in float32 with U^T U = (H + damping * mean(diag H) * Id)^-1, and the damping used.
+    """Return U, upper triangular in float32 with U^T U = (H + damping * mean(diag H) * Id)^-1, and
+    the damping used.
 
-    Where the float32 Cholesky factorisation fails, float64 is tried, then both with ten times the damping, up to
-    RETRIES times. The weights of an input that is always zero cost next to nothing, so they are pruned first.
-    InputError where H is not finite, and where it is not positive definite with the largest damping.
+    Where the float32 Cholesky factorisation fails, float64 is tried, then both with ten times the
+    damping, up to RETRIES times. The weights of an input that is always zero cost next to nothing,
+    so they are pruned first. InputError where H is not finite, and where it is not positive
+    definite with the largest damping.
     """
     scale = float(hessian.diagonal().double().mean())
     if damping < 0:
@@ -45,7 +47,8 @@ def inverse_factor(hessian: Float[Tensor, "I I"], damping: float) -> tuple[Float
 def _factor(hessian: Float[Tensor, "I I"], damping: float, scale: float) -> Float[Tensor, "I I"] | None:
     """Return U, or None where H is not positive definite in this dtype.
 
-    H = A A^T with A upper triangular is a Cholesky factorisation that starts at the last input; U is the inverse of A.
+    H = A A^T with A upper triangular is a Cholesky factorisation that starts at the last input; U
+    is the inverse of A.
     """
     damped = hessian.clone()
     diagonal = damped.diagonal()

@@ -1,9 +1,11 @@
-"""Training on the grid of int4: weights rounded in every forward, gradients passed through, grids kept in a file.
+"""Training on the grid of int4: weights rounded in every forward, gradients passed through, grids
+kept in a file.
 
-With the sum W + P of a weight and its adapter's product, u = (W + P) / scale and k = clamp(round(u), -zero, 15 - zero),
-the forward multiplies by Q = scale * k, which a package of int4 values holds bit for bit (QA-SparsePEFT, SQFT,
-arXiv 2410.03750). dQ/d(W + P) is 1 where round(u) = k, else 0; dQ/dscale is k - u there, else k (LSQ, arXiv 1902.08153,
-eq. 3). The layers that train so are in models/grid_adapter.py.
+With the sum W + P of a weight and its adapter's product, u = (W + P) / scale and k =
+clamp(round(u), -zero, 15 - zero), the forward multiplies by Q = scale * k, which a package of int4
+values holds bit for bit (QA-SparsePEFT, SQFT, arXiv 2410.03750). dQ/d(W + P) is 1 where round(u) =
+k, else 0; dQ/dscale is k - u there, else k (LSQ, arXiv 1902.08153, eq. 3). The layers that train so
+are in models/grid_adapter.py.
 
 Shapes: O output features, I input features, B = ceil(I / 128) blocks.
 """
@@ -25,18 +27,18 @@ from shears.quantization.grid import BLOCK, LARGEST_CODE, Grid
 GRIDS = "quantization_grids.safetensors"  # beside PEFT's files in an adapter's folder
 SCALES = ".scales"
 ZEROS = ".zeros"
-LSQ_FACTOR = 1 / math.sqrt(BLOCK * LARGEST_CODE)  # of the scales' gradients, so that they do not rule its norm
+LSQ_FACTOR = 1 / math.sqrt(BLOCK * LARGEST_CODE)  # of the scales' gradients
 
 
 def on_grid(whole: Float[Tensor, "O I"], grid: Grid) -> Float[Tensor, "O I"]:
-    """Return the grid's numbers nearest to the weights, in float32 or wider: +0.0 where a weight is zero."""
+    """Return the grid's numbers nearest to the weights, in float32 or wider; +0.0 for a zero."""
     wide = torch.promote_types(whole.dtype, torch.float32)
     scales = grid.scales.to(wide)
     return round_steps_(in_steps_(whole.to(wide, copy=True), scales), scales, grid.zeros)
 
 
 def in_steps_(whole: Float[Tensor, "O I"], scales: Float[Tensor, "O B"]) -> Float[Tensor, "O I"]:
-    """Divide weights by their scales, in place; a scale of 0 counts as 1, because `round_steps_` makes its block 0."""
+    """Divide weights by their scales, in place; a scale of 0 counts as 1 (`round_steps_`)."""
     for part, scale in _in_blocks([whole], [scales]):
         part.div_(scale.where(scale > 0, 1.0))
     return whole
@@ -45,7 +47,7 @@ def in_steps_(whole: Float[Tensor, "O I"], scales: Float[Tensor, "O B"]) -> Floa
 def round_steps_(
     steps: Float[Tensor, "O I"], scales: Float[Tensor, "O B"], zeros: UInt8[Tensor, "O B"]
 ) -> Float[Tensor, "O I"]:
-    """Replace weights in steps by the nearest numbers of the grid, in place. Equal shapes and steps give equal bits."""
+    """Replace steps by the grid's nearest numbers, in place; equal shapes give equal bits."""
     for part, scale, zero in _in_blocks([steps], [scales, zeros.to(scales.dtype)]):
         part.round_().clamp_(-zero, LARGEST_CODE - zero).mul_(scale).add_(0.0)  # -0.0 + 0.0 is +0.0
     return steps
@@ -72,7 +74,8 @@ def pass_through_(
 
 
 def _in_blocks(wholes: Sequence[Tensor], tables: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield views of weights (O I) in blocks (O, blocks, inputs), and of tables (O B) as (O, blocks, 1).
+    """Yield views of weights (O I) in blocks (O, blocks, inputs), and of tables (O B) as (O,
+    blocks, 1).
 
     A last block that is narrower than the others comes by itself.
     """
@@ -86,7 +89,8 @@ def _in_blocks(wholes: Sequence[Tensor], tables: Sequence[Tensor]) -> Iterator[l
 
 
 class LearntScales(torch.autograd.Function):
-    """scale * exp(t) rounded to fp16, in float32; the gradient ignores the rounding and is multiplied by LSQ_FACTOR.
+    """scale * exp(t) rounded to fp16, in float32; the gradient ignores the rounding and is
+    multiplied by LSQ_FACTOR.
 
     The logarithm keeps scales positive, and makes the learning rate relative to their size.
     """
@@ -105,7 +109,7 @@ class LearntScales(torch.autograd.Function):
 
 
 def write_grids(folder: Path, grids: Mapping[str, Grid]) -> None:
-    """Write the grids to GRIDS in a folder; InputError where a learnt scale is not finite in fp16."""
+    """Write the grids to GRIDS in a folder; InputError for a scale that is not finite in fp16."""
     for name, grid in grids.items():
         if not bool(torch.isfinite(grid.scales).all()):
             raise InputError(f"learnt scales must be finite in fp16, {name} has others; lower the learning rate")

@@ -1,16 +1,19 @@
-"""Rounding to int4 or int8 with the inputs known: zeros stay, and the kept weights make up for each other's errors.
+"""Rounding to int4 or int8 with the inputs known: zeros stay, and the kept weights make up for each
+other's errors.
 
 Three steps, each on the grid of a package (docs/package-format.md):
 
-1. The range of every row and block is shrunk to where rounding to nearest errs least, every input weighted by its
-   second moment.
-2. Columns are rounded from left to right; each error moves the columns that follow (GPTQ, arXiv 2210.17323). What
-   moves a weight that is not kept is dropped, so that one factor serves all rows.
-3. Coordinate descent (QuantEase, arXiv 2309.01885): one weight after the other takes the best code, all others given.
-   This is exact for every mask, makes up for what step 2 dropped, and never raises the output error. Between two
-   sweeps each scale of int4 becomes the best one for its codes.
+1. The range of every row and block is shrunk to where rounding to nearest errs least, every input
+   weighted by its second moment.
+2. Columns are rounded from left to right; each error moves the columns that follow (GPTQ, arXiv
+   2210.17323). What moves a weight that is not kept is dropped, so that one factor serves all rows.
+3. Coordinate descent (QuantEase, arXiv 2309.01885): one weight after the other takes the best code,
+   all others given. This is exact for every mask, makes up for what step 2 dropped, and never
+   raises the output error. Between two sweeps each scale of int4 becomes the best one for its
+   codes.
 
-Shapes: O output features, I input features of a linear; B blocks of inputs, J inputs of a span of columns.
+Shapes: O output features, I input features of a linear; B blocks of inputs, J inputs of a span of
+columns.
 """
 
 from collections.abc import Iterator
@@ -26,7 +29,7 @@ from shears.errors import InputError
 from shears.quantization.grid import BLOCK, LARGEST_CODE, LARGEST_STEP, Quantized, grid_of_range, quantize
 from shears.quantization.inverse import inverse_factor
 
-DAMPING = 0.3  # share of the mean moment; of 0.01 to 0.3, least divergence on held-out text (decision 54)
+DAMPING = 0.3  # share of the mean moment; the best of 0.01 to 0.3 (decision 54)
 RATIOS = tuple(1 - step / 20 for step in range(10))  # of the range that the search tries
 SWEEPS = 4  # of coordinate descent; six lower the output error by another 2 %
 SPAN = BLOCK  # columns whose gradients are computed together
@@ -35,7 +38,7 @@ CHUNK = 32  # columns of step 2 that are swept one by one
 
 @dataclass
 class _Grid:
-    """The numbers that weights may take: scale * step, low <= step <= high, by row and block of `width` inputs."""
+    """The grid: scale * step, low <= step <= high, by row and block of `width` inputs."""
 
     scales: Float[Tensor, "B O"]
     lows: Float[Tensor, "B O"]
@@ -64,11 +67,13 @@ def round_with_inputs(
     damping: float = DAMPING,
     missed: Float[Tensor, "I O"] | None = None,
 ) -> Quantized:
-    """Return the codes, scales and zero points with a small error of the outputs; a weight that is not kept is 0.
+    """Return the codes, scales and zero points with a small error of the outputs; a weight that is
+    not kept is 0.
 
-    `hessian` are the second moments X^T X of the inputs. `missed` are X^T (Y - X W^T) for outputs Y that differ from
-    those of the weight on these inputs, and None if Y = X W^T. No row's output error |X q - Y|^2 exceeds that of
-    rounding to nearest. InputError for weights that the format cannot hold, and for moments that are not finite.
+    `hessian` are the second moments X^T X of the inputs. `missed` are X^T (Y - X W^T) for outputs Y
+    that differ from those of the weight on these inputs, and None if Y = X W^T. No row's output
+    error |X q - Y|^2 exceeds that of rounding to nearest. InputError for weights that the format
+    cannot hold, and for moments that are not finite.
     """
     wide = weight.float()
     nearest = quantize(wide, values)
@@ -97,7 +102,8 @@ def output_error(
 ) -> Float[Tensor, " O"]:
     """Return the squared output error of every row: e H e^T of the row's rounding error e.
 
-    With `missed` (see `round_with_inputs`) the error to Y instead, less that of the weight itself: it may be negative.
+    With `missed` (see `round_with_inputs`) the error to Y instead, less that of the weight itself:
+    it may be negative.
     """
     error = rounded.dense().to(weight) - weight
     slope = error @ hessian if missed is None else error @ hessian - 2 * missed.T
@@ -107,7 +113,7 @@ def output_error(
 def _target(
     weight: Float[Tensor, "O I"], factor: Float[Tensor, "I I"], missed: Float[Tensor, "I O"] | None
 ) -> Float[Tensor, "I O"]:
-    """Return the weights, not rounded and not masked, whose outputs are nearest to Y: W^T + H^-1 M, as H^-1 = U^T U."""
+    """Return the dense weights with outputs nearest to Y: W^T + H^-1 M, H^-1 = U^T U."""
     target = weight.T.contiguous()
     return target if missed is None else target.addmm(factor.T, factor @ missed)
 
@@ -128,7 +134,7 @@ def _better_rows(
 
 
 def _searched(weight: Float[Tensor, "O I"], moments: Float[Tensor, " I"], values: Literal["int8", "int4"]) -> _Grid:
-    """Return the grid of least error to nearest, every input weighted by its moment, over all RATIOS."""
+    """Return the grid over RATIOS with the least error, every input weighted by its moment."""
     outputs, inputs = weight.shape
     width = BLOCK if values == "int4" else max(inputs, 1)
     blocks = pad(weight, (0, -inputs % width)).view(outputs, -1, width)
@@ -162,7 +168,7 @@ def _grid_of(low: Tensor, high: Tensor, values: Literal["int8", "int4"]) -> tupl
 def _swept(
     target: Float[Tensor, "I O"], kept: Bool[Tensor, "I O"], factor: Float[Tensor, "I I"], grid: _Grid
 ) -> Float[Tensor, "I O"]:
-    """Return the weights rounded from the first column to the last, each error handed on; `factor` is U of H^-1."""
+    """Round column by column, each error moving the following columns; `factor` is U of H^-1."""
     current = target.clone()
     rounded = torch.zeros_like(target)
     errors = torch.zeros_like(target)  # (w - q) / U_jj of the columns done
@@ -184,7 +190,7 @@ def _descend(
     *,
     fit_scales: bool,
 ) -> None:
-    """Give every weight its best number, all others given, column by column and in place; then scales, span by span."""
+    """Give each weight its best number given all others, in place, by column; then fit the scales."""
     for start, stop in _spans(len(target), SPAN):
         own = hessian[start:stop, start:stop]
         gradient = hessian[start:stop] @ (rounded - target)
@@ -204,7 +210,7 @@ def _fit_scales(
     hessian: Float[Tensor, "J J"],
     scales: Float[Tensor, " O"],
 ) -> None:
-    """Move the scales of a block, in place, to the fp16 numbers of least output error where those are better."""
+    """Set a block's scales, in place, to the fp16 numbers of least output error if they are better."""
     steps = rounded / scales.where(scales > 0, 1.0)
     slope = (steps * gradient).sum(0)
     curvature = ((hessian @ steps) * steps).sum(0)

@@ -1,4 +1,4 @@
-"""The plan of a run: the work, memory and disk of each stage, without loading weights or downloading anything."""
+"""The plan of a run: work, memory and disk of each stage; no weight is loaded or downloaded."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -30,16 +30,17 @@ from shears.runs.pipeline import run_folder, stages_of, with_calibration
 from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, shape_of
 from shears.training.loop import num_seen, num_steps
 
-CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are estimated as the heuristic
+CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others: as heuristic
 NUM_SAMPLED = 500  # examples that are tokenized to estimate the length of one
 ADAM_BYTES = 4 * FP32_BYTES  # weight, gradient and two moments of a trained weight, all fp32
 
-Estimate = tuple[str, int | None, int | None]  # the work in words, memory and disk in bytes, None if unknown
+Estimate = tuple[str, int | None, int | None]  # work in words; memory and disk in bytes
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage: done, interrupted or to do; its work in words; memory and disk in bytes, None if unknown.
+    """A stage: done, interrupted or to do; its work in words; memory and disk in bytes, None if
+    unknown.
 
     Memory is without the activations of a forward pass, which depend on lengths and batch.
     """
@@ -70,19 +71,19 @@ class _Basis:
 
     @property
     def dense_bytes(self) -> int | None:
-        """Return the size of the dense model, in memory and in its files; most unknown files have 16 bits a weight."""
+        """Return the size of the dense model; unknown files are taken to have 16 bits a weight."""
         if self.shape is None:
             return None
         return self.shape.file_bytes or BF16_BYTES * self.shape.parameters
 
     @property
     def sparse_bytes(self) -> int | None:
-        """Return the size of the pruned model, in memory and in its files, in its own or the requested format."""
+        """Return the size of the pruned model in its own or the requested number format."""
         dtype = DTYPES.get(self.recipe.sparsify.dtype)
         return self.shape.parameters * dtype.itemsize if self.shape and dtype else self.dense_bytes
 
     def package_bytes(self, ranks: Mapping[str, int]) -> int:
-        """Return the size of the package file; an adapter that was trained masked has no `ranks` there."""
+        """Return the size of the package file; an adapter that was trained masked is merged."""
         assert self.shape is not None
         train = self.recipe.train
         export = self.recipe.export
@@ -108,7 +109,7 @@ class _Basis:
         return self.shape.adapter_parameters(self.ranks(choice)) if self.shape else 0
 
     def loaded_bytes(self, stored: int, weights: str) -> int:
-        """Return the size of a model loaded in the number format `weights`; auto: the format of its files."""
+        """Return the size of a model loaded in the format `weights`; auto: that of its files."""
         dtype = DTYPES.get(weights)
         return stored if dtype is None or self.shape is None else dtype.itemsize * self.shape.parameters
 
@@ -116,8 +117,9 @@ class _Basis:
 def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     """Return what `run` would do, without loading weights and without a download.
 
-    InputError for whatever `run` refuses before it begins: an incomplete recipe, a search on rows of the test data (if
-    both are here), a stage that was made with another configuration, groups that match no linear.
+    InputError for whatever `run` refuses before it begins: an incomplete recipe, a search on rows
+    of the test data (if both are here), a stage that was made with another configuration, groups
+    that match no linear.
     """
     folder = run_folder(recipe, output)
     recipe = with_calibration(recipe)
@@ -137,7 +139,7 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
 
 
 def _is_evaluated(config: RunEvaluateConfig, folder: Path) -> bool:
-    """Tell whether a run has the figures of these data and settings; unlike `run`, it does not check the weights."""
+    """Tell whether a run has the figures of these data and settings; weights are not checked."""
     if not (folder / EVALUATION).is_file():
         return False
     names = [row["name"] for row in read_object(folder / EVALUATION)["models"]]
@@ -172,7 +174,7 @@ def _sparsify(basis: _Basis) -> Estimate:
     recovers_by_moments = config.recover_rank > 0 and config.recover_by == "moments"
     needs_moments = METHODS[config.method].needs == "moments" or config.reconstruct or recovers_by_moments
     moments = max(inputs for _, inputs in shape.sides.values()) ** 2 if needs_moments else 0
-    # in fp32: the weights outside the blocks, a block and its copy, twice the second moments of the widest linear
+    # fp32: weights outside the blocks, two blocks, twice the second moments of the widest linear
     memory = FP32_BYTES * (shape.beside + 2 * shape.block + 2 * moments) + hidden
     recovery = FP32_BYTES * shape.adapter_parameters(dict.fromkeys(shape.sides, config.recover_rank))
     return work, memory, basis.sparse_bytes + recovery
@@ -189,7 +191,7 @@ def _heal(basis: _Basis) -> Estimate:
         recovery_rank = basis.recipe.sparsify.recover_rank if config.recovery else 0
         kept = round(basis.shape.linear_weights * (1 - basis.recipe.sparsify.sparsity))
         recovery = basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, recovery_rank))
-        trained = (ADAM_BYTES + FP32_BYTES) * kept + ADAM_BYTES * recovery  # with the place of every kept weight
+        trained = (ADAM_BYTES + FP32_BYTES) * kept + ADAM_BYTES * recovery  # + places
     else:
         trained = ADAM_BYTES * basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, config.rank))
     return work, basis.dense_bytes + basis.sparse_bytes + trained, basis.sparse_bytes
@@ -269,7 +271,7 @@ def _evaluate(basis: _Basis) -> Estimate:
     adapted = sparse + FP32_BYTES * basis.adapter(SearchSpace.heuristic)
     bases = (dense if name == DENSE_LORA else sparse for name in config.baselines)
     largest = FP32_BYTES * basis.adapter(SearchSpace.maximal)
-    return work, max(dense, adapted, *(base + largest for base in bases)), 0  # one model is loaded at a time
+    return work, max(dense, adapted, *(base + largest for base in bases)), 0  # one model at a time
 
 
 ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = {
@@ -315,7 +317,7 @@ def _evaluation_data(config: EvaluateConfig) -> str:
 
 
 def _calibration_tokens(config: SparsifyConfig) -> tuple[int, str]:
-    """Return the number of calibration tokens, and the same in words; InputError if local rows cannot be read."""
+    """Return the number of calibration tokens, and the same in words; InputError as in `_amount`."""
     text = str(config.calibration)
     if _is_local(text):
         with _quietly():
@@ -327,7 +329,7 @@ def _calibration_tokens(config: SparsifyConfig) -> tuple[int, str]:
 
 
 def _example_length(config: TrainConfig, model: Path) -> tuple[float, float]:
-    """Return the mean tokens of a training example and the share that is short enough, estimated on the first ones."""
+    """Estimate the mean tokens of a training example and the share of those that are not too long."""
     tokenizer = load_tokenizer(model)
     with _quietly():
         examples = load_examples(config.data, config.template, tokenizer, NUM_SAMPLED, columns=config.columns)

@@ -44,13 +44,13 @@ PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Qwen/Qwen2.5-Coder-0.5B-Instruct": ("qwen2", _QWEN_2_5_CODER_05B),
     "Qwen/Qwen2.5-Coder-1.5B-Instruct": ("qwen2", _QWEN_2_5_CODER_15B),
 }
-"""The models of our recipes, which can be planned before a download: type in transformers, settings beside its
-defaults."""
+"""The models of our recipes, which can be planned before a download: type in transformers, settings
+beside its defaults."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model whose parameters have no memory, its folder if it needs no download, the bytes of its files if known."""
+    """A model on the meta device, its folder if it is here, the bytes of its files if known."""
 
     model: nn.Module
     folder: Path | None
@@ -84,7 +84,7 @@ class Shape:
         return sum(outputs * inputs for outputs, inputs in self.sides.values())
 
     def adapter_parameters(self, ranks: Mapping[str, int]) -> int:
-        """Return the number of parameters of LoRA adapters: rank x (outputs + inputs) for every adapted linear."""
+        """Return the number of LoRA's parameters: rank x (outputs + inputs) for every linear."""
         sides = self.sides
         return sum(rank * sum(sides[name]) for name, rank in ranks.items())
 
@@ -101,10 +101,11 @@ class Shape:
     def package_bytes(
         self, settings: ExportConfig, sparsity: float, dtype: torch.dtype | None = None, ranks: Mapping[str, int] = {}
     ) -> int:
-        """Return the size of the package file of the model with this share of zeros (`planned_bytes`).
+        """Return the size of the package file of the model with this share of zeros
+        (`planned_bytes`).
 
-        `dtype` is that of the sparse model's files, None for that of the dense model's. `ranks` are those of an
-        adapter that stays beside the model, by linear.
+        `dtype` is that of the sparse model's files, None for that of the dense model's. `ranks` are
+        those of an adapter that stays beside the model, by linear.
         """
         config: Any = self.model.config
         specs = {name: (dtype if dtype and own.is_floating_point else own, shape)
@@ -120,7 +121,7 @@ class Shape:
 
     @property
     def _specs(self) -> dict[str, Spec]:
-        """Dtype and shape of the tensors in the model's files; an output head that is tied is left out."""
+        """Dtype and shape of the tensors in the model's files, without a tied head."""
         if self.folder is None or self.file_bytes is None:
             dtype = torch.float32 if (self.file_bytes or 0) > 3 * self.parameters else torch.bfloat16
             return {name: (dtype, tuple(weight.shape)) for name, weight in self.model.named_parameters()}
@@ -131,10 +132,11 @@ class Shape:
 
 
 def shape_of(name: str, dtype: str = "auto") -> Shape | None:
-    """Return the shape of a model by its name; None if it must be downloaded first and its shape is not published.
+    """Return the shape of a model by its name; None if it must be downloaded first and its shape is
+    not published.
 
-    A .gguf file becomes a folder in bf16 where `dtype` says so, else in fp32. InputError for a folder or a .gguf file
-    without a model that transformers knows.
+    A .gguf file becomes a folder in bf16 where `dtype` says so, else in fp32. InputError for a
+    folder or a .gguf file without a model that transformers knows.
     """
     if (path := expanded(name)).is_file() and path.suffix == ".gguf":
         shape = Shape(_built(path, gguf_config(path)), None, None)

@@ -1,1 +1,1 @@
-"""Sparse weights as a bit mask and the kept values, and the one file that a package keeps them in."""
+"""Sparse weights as a bit mask and the kept values, and the package file that holds them."""

@@ -1,7 +1,8 @@
-"""The file of a package: written tensor by tensor, mapped when read, and checked before anything uses it.
+"""The file of a package: written tensor by tensor, mapped when read, and checked before anything
+uses it.
 
-It is a safetensors file (docs/package-format.md) with its index in the metadata. Its fingerprint is the sha256 of the
-whole file in which the 64 digits of the fingerprint are zeros.
+It is a safetensors file (docs/package-format.md) with its index in the metadata. Its fingerprint is
+the sha256 of the whole file in which the 64 digits of the fingerprint are zeros.
 """
 
 import hashlib
@@ -50,7 +51,7 @@ PARTS = ("masks", "values", "offsets", "scales", "zeros")
 
 @dataclass(frozen=True)
 class Package:
-    """A checked package file. Its tensors are views of the private mapping: writing to one does not change the file."""
+    """A checked package file. Its tensors are a private mapping: writing does not change the file."""
 
     path: Path
     index: Index
@@ -60,11 +61,11 @@ class Package:
 
     @property
     def folder(self) -> Path:
-        """The folder of the package, which holds the model's configuration and tokenizer beside the file."""
+        """The folder of the package, with the model's configuration and tokenizer."""
         return self.path.parent
 
     def adapter_config_file(self) -> Path:
-        """Return the configuration file of the package's adapter; InputError where it is missing."""
+        """Return the configuration file of the adapter; InputError where it is missing."""
         path = self.folder / ADAPTER_CONFIG
         if not path.is_file():
             raise InputError(
@@ -73,12 +74,12 @@ class Package:
         return path
 
     def dense(self, name: str) -> Tensor:
-        """Return a dense tensor of the model by its name, dequantized; of a tied name, the tensor it is tied to."""
+        """Return a dense or tied tensor of the model by its name, dequantized."""
         name = self.index.tied.get(name, name)
         return self._plain(f"dense.{name}", self.index.dense[name])
 
     def weight(self, linear: str) -> Tensor:
-        """Return a packed weight in the form of the model's files (may be transposed); float32 where quantized."""
+        """Return a packed weight in the layout of the model's files; float32 where quantized."""
         whole = layout.dense(self.packed[linear])
         return whole.T.contiguous() if self.index.packed[linear].transposed else whole
 
@@ -90,7 +91,7 @@ class Package:
             yield name, self.dense(name)
 
     def model_specs(self, quantized: torch.dtype) -> dict[str, Spec]:
-        """Return dtype and shape of the tensors of `model_tensors`, in order; int8 and int4 become `quantized`."""
+        """Return dtype and shape of `model_tensors`, in order; int8 and int4 become `quantized`."""
         specs: dict[str, Spec] = {}
         for linear, entry in self.index.packed.items():
             dtype = quantized if entry.values in layout.QUANTIZED else layout.FORMAT_DTYPES[entry.values]
@@ -122,10 +123,12 @@ def is_package(folder: str | Path) -> bool:
 
 
 def read_package(folder: str | Path, *, verify: bool = True) -> Package:
-    """Map the package file of a folder and check it; `verify` also checks the fingerprint, which reads every byte.
+    """Map the package file of a folder and check it; `verify` also checks the fingerprint, which
+    reads every byte.
 
-    Without `verify`, everything that a kernel depends on is still checked: shapes, offsets, masks, the file's length.
-    InputError, in one line, for a file that is torn, foreign, of another version, or contradicts itself.
+    Without `verify`, everything that a kernel depends on is still checked: shapes, offsets, masks,
+    the file's length. InputError, in one line, for a file that is torn, foreign, of another
+    version, or contradicts itself.
     """
     path = Path(folder) / PACKAGE_FILE
     if not path.is_file():
@@ -209,13 +212,13 @@ def _matrix(linear: str, index: Index, tensors: Mapping[str, Tensor]) -> PackedM
 
 
 def _check_kept(linear: str, entry: PackedEntry, matrix: PackedMatrix) -> None:
-    """Raise InputError where an int4 weight keeps another number than its index says; others are checked by size."""
+    """Raise InputError where an int4 weight does not keep the number that its index says."""
     if entry.values == "int4" and matrix.num_kept != entry.kept:
         raise InputError(f"its index must give the kept weights of {linear}, {matrix.num_kept}, it gives {entry.kept}")
 
 
 def _check_scales(index: Index, tensors: Mapping[str, Tensor]) -> None:
-    """Raise InputError where a scale or a zero point of a quantized dense tensor is out of its range."""
+    """Raise InputError where a scale or a zero point of a dense tensor is out of range."""
     quantized = {name: entry.quantized for name, entry in index.plain().items() if entry.quantized}
     for name, values in quantized.items():
         scales = tensors[f"{name}.scales"]
@@ -250,7 +253,7 @@ def _replaced(header: bytes, before: str, after: str) -> bytes:
 
 
 class PackageWriter:
-    """A package file that is created from its index and filled in any order. OSError where the disk is full."""
+    """A package file, created from its index and filled in any order. OSError on a full disk."""
 
     def __init__(self, path: Path, index: Index) -> None:
         self.path = path
@@ -260,7 +263,7 @@ class PackageWriter:
         self._missing = set(self._specs) - {PADDING}
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor by its name in the file; ValueError for a tensor that is not in the index."""
+        """Write a tensor by its name in the file; ValueError if the index does not have it."""
         if self._specs.get(name) != spec_of(tensor):
             raise ValueError(f"{name} must be {self._specs.get(name)}, got {spec_of(tensor)}")
         with self.path.open("r+b", buffering=0) as file:
@@ -275,7 +278,7 @@ class PackageWriter:
                 self.put(f"packed.{linear}.{part}", tensor)
 
     def finish(self) -> str:
-        """Write the fingerprint into the header and return it; ValueError where a tensor was not put."""
+        """Write the fingerprint into the header and return it; ValueError if a tensor is missing."""
         if self._missing:
             raise ValueError(f"every tensor must be put, {min(self._missing)} was not")
         fingerprint = _fingerprint(self.path, NO_FINGERPRINT)

@@ -1,7 +1,8 @@
-"""The index of a package file: which tensors it holds, in what number format, and how many bytes they take.
+"""The index of a package file: which tensors it holds, in what number format, and how many bytes
+they take.
 
-The index is JSON in the metadata of the file (docs/package-format.md). It may come from a stranger, so unknown keys are
-refused and sizes are bounded.
+The index is JSON in the metadata of the file (docs/package-format.md). It may come from a stranger,
+so unknown keys are refused and sizes are bounded.
 """
 
 import math
@@ -20,7 +21,7 @@ from shears.quantization import grid
 FORMAT = "shears-package"
 NO_FINGERPRINT = "0" * 64
 ALIGNMENT = 64  # bytes; of the first tensor
-PADDING = "padding"  # the last tensor: a vector that a kernel reads at the last value stays inside the file
+PADDING = "padding"  # the last tensor: a kernel's vector reads beyond the last value
 PADDING_BYTES = 64
 MAX_NUMBERS = 1 << 48  # of a tensor
 Size = Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -33,11 +34,11 @@ PLAIN = {
 }  # fmt: skip
 PLAIN_NAMES = {dtype: name for name, dtype in PLAIN.items()}
 IN_BLOCK = re.compile(r"(?:^|\.)\d+\.(?P<path>.+)\.weight$")
-ROUTERS = {"router", "shared_expert_gate"}  # modules that choose experts; so does one whose last name is `gate`
+ROUTERS = {"router", "shared_expert_gate"}  # they choose experts, as modules named `gate` do
 
 
 def is_block_matrix(name: str, spec: Spec) -> bool:
-    """Return whether a tensor may be packed: a plain matrix of a decoder block that is no router."""
+    """Return whether a tensor may be packed: a matrix of a decoder block that is no router."""
     match = IN_BLOCK.search(name)
     dtype, shape = spec
     plain = len(shape) == 2 and dtype.is_floating_point and dtype.itemsize <= 4 and math.prod(shape) > 0
@@ -48,7 +49,7 @@ def is_block_matrix(name: str, spec: Spec) -> bool:
 
 
 def same_name(linear: str, module: str) -> bool:
-    """Return whether a linear of the files is that module; files may leave out the first part of a name."""
+    """Return whether a linear of the files is that module; files may omit the first part."""
     return module == linear or module.endswith(f".{linear}")
 
 
@@ -57,13 +58,13 @@ class _Entry(BaseModel):
 
 
 class PackedEntry(_Entry):
-    """A packed weight; `transposed` where the model's files hold it as inputs x outputs (Conv1D)."""
+    """A packed weight; `transposed` if the model's files hold it as inputs x outputs (Conv1D)."""
 
     rows: Size
     cols: Size
     values: NumberFormat
     kept: Count
-    bytes: Count | None = None  # of int4 alone: the size of `values`, whose groups begin with a new byte
+    bytes: Count | None = None  # of int4: size of `values`; a group begins with a new byte
     transposed: bool = False
 
     @property
@@ -81,8 +82,8 @@ class PackedEntry(_Entry):
 class DenseEntry(_Entry):
     """A tensor that is not packed.
 
-    `quantized`, for 2-D tensors: stored as int8 with a scale a row, or as int4 with a scale and a zero point for each
-    block of a row. A version 1 file says true for int8.
+    `quantized`, for 2-D tensors: stored as int8 with a scale a row, or as int4 with a scale and a
+    zero point for each block of a row. A version 1 file says true for int8.
     """
 
     dtype: Literal["fp32", "bf16", "fp16", "fp64", "int64", "int32", "int16", "int8", "uint8", "bool"]
@@ -105,7 +106,7 @@ class DenseEntry(_Entry):
 
 
 class Index(_Entry):
-    """Linears and other tensors of the model by name, tensors of the adapter by PEFT's name, and tied tensors."""
+    """The packed linears, the other tensors and the tied ones by name; the adapter by PEFT's names."""
 
     packed: dict[str, PackedEntry] = {}
     dense: dict[str, DenseEntry] = {}
@@ -133,7 +134,7 @@ class Index(_Entry):
         return file_bytes(self.tensors(), self.metadata(), ALIGNMENT)
 
     def plain(self) -> dict[str, DenseEntry]:
-        """Return the tensors that are not packed, of model and adapter, by their names in the file."""
+        """Return the tensors of model and adapter that are not packed, by their names in the file."""
         of_model = {f"dense.{name}": entry for name, entry in self.dense.items()}
         return of_model | {f"adapter.{name}": entry for name, entry in self.adapter.items()}
 
@@ -165,7 +166,7 @@ def packed_specs(entry: PackedEntry) -> dict[str, Spec]:
 
 
 def _dense_specs(entry: DenseEntry) -> dict[str, Spec]:
-    """Return dtype and shape of a tensor and of its scales and zero points, by the endings of their names."""
+    """Return dtype and shape of a tensor, its scales and zero points, by the ends of their names."""
     if not entry.quantized:
         return {"": (PLAIN[entry.dtype], entry.shape)}
     rows, cols = entry.shape
@@ -182,7 +183,8 @@ def _dense_specs(entry: DenseEntry) -> dict[str, Spec]:
 def parse_index(text: str, version: str) -> Index:
     """Return the index of a file of that version.
 
-    InputError where it is invalid, needs a newer version, or its names or sizes contradict each other.
+    InputError where it is invalid, needs a newer version, or its names or sizes contradict each
+    other.
     """
     try:
         index = Index.model_validate_json(text, context=version)

@@ -1,13 +1,15 @@
-"""The packed layout of a sparse weight: one bit a weight, and the values of the kept weights in a kernel's order. Pure.
+"""The packed layout of a sparse weight: one bit a weight, and the values of the kept weights in a
+kernel's order. Pure.
 
-A weight (O I) is cut into panels of 16 rows, its inputs into groups of g = 1 (fp32), 2 (bf16) or 4 (int8, int4). For
-panel p and group j there is one little-endian mask word of 16 g bits: bit r g + i stands for weight[16 p + r, g j + i],
-and is set where that weight is kept. Rows and inputs beyond the weight have bit 0. The kept values are in the order
-(p, j, bit). int4 values are nibbles, two a byte, and every group begins with a new byte; each row has a scale and a
-zero point for each block of 128 inputs. docs/package-format.md describes every byte.
+A weight (O I) is cut into panels of 16 rows, its inputs into groups of g = 1 (fp32), 2 (bf16) or 4
+(int8, int4). For panel p and group j there is one little-endian mask word of 16 g bits: bit r g + i
+stands for weight[16 p + r, g j + i], and is set where that weight is kept. Rows and inputs beyond
+the weight have bit 0. The kept values are in the order (p, j, bit). int4 values are nibbles, two a
+byte, and every group begins with a new byte; each row has a scale and a zero point for each block
+of 128 inputs. docs/package-format.md describes every byte.
 
-Shapes: O rows (outputs), I columns (inputs), P = ceil(O / 16) panels, G = ceil(I / g) groups, W = 16 g weights of a
-group, B = ceil(I / 128) blocks, N elements of `values`.
+Shapes: O rows (outputs), I columns (inputs), P = ceil(O / 16) panels, G = ceil(I / g) groups, W =
+16 g weights of a group, B = ceil(I / 128) blocks, N elements of `values`.
 """
 
 import math
@@ -30,14 +32,14 @@ FORMAT_DTYPES: dict[NumberFormat, torch.dtype] = {
 }  # fmt: skip
 """The dtype of `values`; an element of int4 is a byte of two nibbles."""
 GROUPS: dict[NumberFormat, int] = {"fp32": 1, "bf16": 2, "int8": 4, "int4": 4}
-QUANTIZED: frozenset[NumberFormat] = frozenset(("int8", "int4"))  # formats of whole numbers and scales
+QUANTIZED: frozenset[NumberFormat] = frozenset(("int8", "int4"))  # whole numbers and scales
 Counts: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """A packed weight. `pack` makes consistent ones; `check_matrix` checks those that were read from a file."""
+    """A packed weight. `check_matrix` checks one that was read from a file."""
 
     rows: int
     cols: int
@@ -45,8 +47,8 @@ class PackedMatrix:
     masks: UInt8[Tensor, "P G M"]  # M = 2 g bytes, the mask word
     values: Shaped[Tensor, " N"]  # float32, bfloat16, int8, or bytes of two nibbles
     offsets: Int64[Tensor, " P1"]  # P + 1; index in `values` of a panel's first element
-    scales: Float[Tensor, " O"] | Float16[Tensor, "P B 16"] | None  # of int8 a float32 a row, of int4 an fp16 a block
-    zeros: UInt8[Tensor, "P B 8"] | None = None  # of int4 alone: zero points as nibbles, row 2 k in the low one
+    scales: Float[Tensor, " O"] | Float16[Tensor, "P B 16"] | None  # int8: by row
+    zeros: UInt8[Tensor, "P B 8"] | None = None  # of int4: nibbles, row 2 k in the low one
 
     @property
     def num_bytes(self) -> int:
@@ -67,7 +69,7 @@ def mask_shape(rows: int, cols: int, values: NumberFormat) -> tuple[int, int, in
 
 
 def packed_bytes(rows: int, cols: int, num_values: int, values: NumberFormat) -> int:
-    """Return the bytes that a weight takes when packed; `num_values` is what `num_stored` returns."""
+    """Return the bytes of a packed weight; `num_values` is what `num_stored` returns."""
     panels, blocks = math.ceil(rows / PANEL), math.ceil(cols / BLOCK)
     scales = {"int8": 4 * rows, "int4": panels * blocks * (2 * PANEL + PANEL // 2)}.get(values, 0)
     of_values = num_values * FORMAT_DTYPES[values].itemsize
@@ -75,12 +77,13 @@ def packed_bytes(rows: int, cols: int, num_values: int, values: NumberFormat) ->
 
 
 def is_smaller(rows: int, cols: int, num_values: int, values: NumberFormat, weight_bytes: int | float) -> bool:
-    """Return whether a weight takes fewer bytes packed than dense, with `weight_bytes` for each of its numbers."""
+    """Return whether a weight is smaller packed than dense with `weight_bytes` a number."""
     return packed_bytes(rows, cols, num_values, values) < weight_bytes * rows * cols
 
 
 def expected_stored(rows: int, cols: int, num_kept: int, values: NumberFormat) -> int:
-    """Return what `num_stored` returns for zeros at random places: exact except for int4 with zeros, there the mean.
+    """Return what `num_stored` returns for zeros at random places: exact except for int4 with
+    zeros, there the mean.
 
     Of n weights in a group, each zero with probability s, an odd number is kept with probability
     (1 - (2 s - 1)^n) / 2, and the last nibble of its last byte is empty.
@@ -97,14 +100,14 @@ def expected_stored(rows: int, cols: int, num_kept: int, values: NumberFormat) -
 
 
 def num_stored(mask: Bool[Tensor, "O I"], values: NumberFormat) -> int:
-    """Return the number of elements of `values` for a mask of kept weights; of int4, bytes that hold whole groups."""
+    """Return the number of elements of `values` for a mask of kept weights; of int4, of bytes."""
     if values != "int4":
         return int(mask.sum())
     return int(_panel_sizes(_in_panels(mask, values), values).sum())
 
 
 def kept(weight: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
-    """Return a mask of the weights whose bits are not those of +0.0: -0.0, NaN and infinities are kept."""
+    """Return a mask of the weights that are not +0.0; -0.0, NaN and infinities are kept."""
     return weight.contiguous().view(_BITS[weight.element_size()]) != 0
 
 
@@ -115,9 +118,10 @@ def pack(
 ) -> PackedMatrix:
     """Return the packed weight, its kept values converted to `values`.
 
-    Bit for bit lossless where that is the weight's own dtype. A kept weight that becomes zero in `values` stays kept.
-    `grid` are the scales and zero points of int4, by default those of the weight (`quantize_blocks`).
-    InputError for NaN or infinity in int8 or int4, and for a scale of int4 beyond fp16.
+    Bit for bit lossless where that is the weight's own dtype. A kept weight that becomes zero in
+    `values` stays kept. `grid` are the scales and zero points of int4, by default those of the
+    weight (`quantize_blocks`). InputError for NaN or infinity in int8 or int4, and for a scale of
+    int4 beyond fp16.
     """
     mask = kept(weight)
     if values in QUANTIZED:
@@ -128,7 +132,7 @@ def pack(
 
 
 def pack_quantized(mask: Bool[Tensor, "O I"], weight: Quantized) -> PackedMatrix:
-    """Return the packed weight of codes, of which those in the mask are kept; the others must stand for 0."""
+    """Return the packed weight; codes outside of the mask must stand for 0."""
     if weight.zeros is None:
         bits = _in_panels(mask, "int8")
         return _packed(mask, bits, "int8", _in_panels(weight.codes, "int8")[bits], weight.scales, None)
@@ -179,7 +183,7 @@ def unpack(matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
 def unpack_codes(
     matrix: PackedMatrix,
 ) -> tuple[UInt8[Tensor, "O I"], Float16[Tensor, "O B"], UInt8[Tensor, "O B"]]:
-    """Return what `quantize_blocks` returns of an int4 weight; a weight that is not kept has its zero point as code."""
+    """Undo the packing of int4: codes, scales, zero points; a zero has its zero point as code."""
     assert matrix.zeros is not None
     assert matrix.scales is not None
     zeros = _by_row(unpack_nibbles(matrix.zeros, PANEL), matrix.rows)
@@ -188,7 +192,7 @@ def unpack_codes(
 
 
 def dense(matrix: PackedMatrix, dtype: torch.dtype | None = None) -> Float[Tensor, "O I"]:
-    """Return the unpacked weight with scales applied; by default in its own dtype, float32 for int8 and int4."""
+    """Return the unpacked weight with scales applied; by default float32 for int8 and int4."""
     whole = unpack(matrix)
     if matrix.scales is not None:
         int4 = matrix.values_dtype == "int4"
@@ -233,15 +237,15 @@ def _panel_sizes(bits: Bool[Tensor, "P G W"], values: NumberFormat) -> Int64[Ten
 
 
 def _group_sizes(bits: Bool[Tensor, "P G W"]) -> Int64[Tensor, "P G"]:
-    """Return the number of kept weights by group, counted in words, which is ten times as fast as a sum of bits."""
+    """Return the number of kept weights by group (counting words is ten times as fast as bits)."""
     words = np.packbits(bits.contiguous().numpy(), axis=-1).view(f"u{bits.shape[2] // 8}")
     return torch.from_numpy(np.bitwise_count(words[..., 0]).astype(np.int64))
 
 
 def _paired(codes: UInt8[Tensor, "P G W"], bits: Bool[Tensor, "P G W"]) -> UInt8[Tensor, " N"]:
-    """Return the kept codes in pairs, the first one in the low nibble; a group's last byte is filled up with 0."""
+    """Return the kept codes in pairs, low nibble first; a group's last byte is filled up with 0."""
     codes = pad(codes, (0, 1))
-    nibbles = torch.from_numpy(codes.numpy()[_filled_up(bits).numpy()])  # torch takes three times as long
+    nibbles = torch.from_numpy(codes.numpy()[_filled_up(bits).numpy()])  # torch: 3 times as long
     return nibbles[0::2] | (nibbles[1::2] << 4)
 
 
@@ -253,12 +257,12 @@ def _spread_pairs(stored: UInt8[Tensor, " N"], bits: Bool[Tensor, "P G W"]) -> U
 
 
 def _filled_up(bits: Bool[Tensor, "P G W"]) -> Bool[Tensor, "P G W1"]:
-    """Return the bits and one more a group, which is set where the group keeps an odd number of weights."""
+    """Return the bits and one more a group, set where the group keeps an odd number of weights."""
     return torch.cat([bits, _group_sizes(bits)[:, :, None] % 2 == 1], 2)
 
 
 def blocks_by_panel(table: Shaped[Tensor, "O B"]) -> Shaped[Tensor, "P B 16"]:
-    """Return numbers by row and block in the order (panel, block, row), 0 for rows beyond the weight."""
+    """Return a table in the order (panel, block, row), 0 for rows beyond the weight."""
     rows, blocks = table.shape
     padded = pad(table, (0, 0, 0, -rows % PANEL))
     return padded.view(math.ceil(rows / PANEL), PANEL, blocks).transpose(1, 2).contiguous()
@@ -270,7 +274,8 @@ def _by_row(table: Shaped[Tensor, "P B 16"], rows: int) -> Shaped[Tensor, "O B"]
 
 
 def check_matrix(name: str, matrix: PackedMatrix) -> None:
-    """Raise InputError where offsets, masks and values are inconsistent, so that a kernel could read out of bounds.
+    """Raise InputError where offsets, masks and values are inconsistent, so that a kernel could
+    read out of bounds.
 
     The caller has checked the tensors' shapes and dtypes against `rows`, `cols` and `values_dtype`.
     """
@@ -295,7 +300,7 @@ def _byte_counts(matrix: PackedMatrix) -> Counts:
 
 
 def _popcounts(by_panel: UInt8[Tensor, "P M"]) -> Counts:
-    """Return the number of bits by panel, counting eight bytes at once where a panel is a multiple of eight bytes."""
+    """Return the number of bits by panel, counting eight bytes at once where that is possible."""
     masks = by_panel.numpy()
     wide = masks.view(np.uint64) if masks.shape[1] % 8 == 0 and masks.ctypes.data % 8 == 0 else masks
     counts: Counts = np.bitwise_count(wide).sum(1, dtype=np.int64)

@@ -1,1 +1,1 @@
-"""`shears compress`: the shortest road to a bound on size or speed, chosen and checked by measuring."""
+"""`shears compress`: a package that meets a bound on size or speed, chosen by measuring."""

@@ -19,7 +19,8 @@ MEASURED = "the sum of the losses that each sparsity and each format adds alone"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A package that could be made: its zeros and formats, and what is predicted of it (None: unknown).
+    """A package that could be made: its zeros and formats, and what is predicted of it (None:
+    unknown).
 
     `added_loss` is in nats a token, above the loss of the dense model.
     """
@@ -34,7 +35,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The name of the folder of its run, such as s50-int4-int8: sparsity, weights, embeddings."""
+        """The name of its run's folder, such as s50-int4-int8: sparsity, weights, embeddings."""
         form = "" if self.embeddings == "keep" else f"-{self.embeddings}"
         return f"s{100 * self.sparsity:g}-{self.values}{form}"
 
@@ -59,7 +60,7 @@ def all_candidates(config: CompressConfig, shape: Shape, forecast: Forecast | No
 
 
 def meeting(config: CompressConfig, candidates: Sequence[Candidate], weights: int) -> list[Candidate]:
-    """Return the candidates that are predicted to meet the target; InputError, with the nearest one, if none is."""
+    """Return the candidates predicted to meet the target; InputError names the nearest otherwise."""
     bound = config.bound
     kept = [each for each in candidates if bound.holds(each.bytes, weights, each.tokens_per_second)]
     if not kept:
@@ -82,7 +83,7 @@ def figures_of(candidate: Candidate) -> str:
 
 
 def ordered(candidates: Sequence[Candidate], losses: AddedLosses | None) -> list[Candidate]:
-    """Return the candidates, the one that is expected to lose least first: by MEASURED, else by RULE."""
+    """Return the candidates by expected loss, the least first: by MEASURED, else by RULE."""
 
     def by_rule(each: Candidate) -> tuple[float, int, int]:
         return each.sparsity, -BITS[each.values], -BITS[each.embeddings]
@@ -97,11 +98,11 @@ def ordered(candidates: Sequence[Candidate], losses: AddedLosses | None) -> list
 
 
 def recipe_of(candidate: Candidate, config: CompressConfig, model: str, text: str) -> Recipe:
-    """Return the recipe of a run that makes a candidate, calibrated and healed on the file `text`."""
+    """Return the recipe that makes a candidate, calibrated and healed on the file `text`."""
     sampling: dict[str, Any] = {"num_samples": config.num_samples, "sequence_length": config.sequence_length,
                                 "seed": config.seed}  # fmt: skip
     pruning: dict[str, Any] = {"method": config.method, "calibration": text}
-    dense: dict[str, Any] = {"method": "magnitude"}  # no weight becomes zero, so that nothing must be measured
+    dense: dict[str, Any] = {"method": "magnitude"}  # needs no text
     heal = _heal(config, text, candidate.values) if candidate.sparsity and config.heal else None
     on_grid = config.data is not None or (heal is not None and heal.quantize_aware != "none")
     rounds = candidate.values in ("int8", "int4") and not on_grid
@@ -132,10 +133,11 @@ def _heal(config: CompressConfig, text: str, values: str) -> HealConfig:
 
 
 def _train(candidate: Candidate, config: CompressConfig) -> TrainConfig | None:
-    """Return how the adapter is trained: for the zeros, and for the grid of int4, so that the package is exact.
+    """Return how the adapter is trained: for the zeros, and for the grid of int4, so that the
+    package is exact.
 
-    It has one rank, the largest: it vanishes into the package, whose size and speed no smaller rank would change. The
-    zeros mask a share of its product, which alpha makes up for.
+    It has one rank, the largest: it vanishes into the package, whose size and speed no smaller rank
+    would change. The zeros mask a share of its product, which alpha makes up for.
     """
     if config.data is None:
         return None

@@ -1,7 +1,8 @@
-"""Losses that each sparsity and each number format adds alone, measured on a model in memory before anything is made.
+"""Losses that each sparsity and each number format adds alone, measured on a model in memory before
+anything is made.
 
-Their sum orders the candidates. It is an estimate: a weight that pruning removed needs no rounding, and healing and
-training are not in it.
+Their sum orders the candidates. It is an estimate: a weight that pruning removed needs no rounding,
+and healing and training are not in it.
 """
 
 import logging
@@ -26,13 +27,14 @@ from shears.quantization.grid import quantize
 from shears.sparsity.prune import sparsify_model
 
 logger = logging.getLogger(__name__)
-SEQUENCES = 8  # of the calibration text, and windows of the held-out text: enough to order, few enough to take minutes
+SEQUENCES = 8  # of each text: enough to order candidates, few enough to take minutes
 LENGTH = 256  # tokens of each
 
 
 @dataclass(frozen=True)
 class AddedLosses:
-    """Nats a token above the dense model's loss, by sparsity, by format of weights and by format of embeddings.
+    """Nats a token above the dense model's loss, by sparsity, by format of weights and by format of
+    embeddings.
 
     `seconds_per_token` is the time of a forward pass of the dense model over many tokens.
     """
@@ -55,10 +57,11 @@ class AddedLosses:
 def measured_losses(
     model: ModelRef, kinds: Iterable[tuple[float, str, str]], config: CompressConfig, text: str, held_out: str
 ) -> AddedLosses:
-    """Return the losses of the sparsities and formats that occur in `kinds`, each alone, on the file `held_out`.
+    """Return the losses of the sparsities and formats that occur in `kinds`, each alone, on the
+    file `held_out`.
 
-    Weights are rounded to nearest and pruned by wanda, or by magnitude where the method is that. InputError for a text
-    that is too short.
+    Weights are rounded to nearest and pruned by wanda, or by magnitude where the method is that.
+    InputError for a text that is too short.
     """
     tokenizer = load_tokenizer(model)
     network = load_model(model, "auto", "cpu")

@@ -1,4 +1,4 @@
-"""Plan the roads to a bound, take the one that is expected to lose least, measure what comes out, or take the next."""
+"""Predict candidates for a bound, make the one that should lose least, measure it, or go on."""
 
 import json
 import logging
@@ -54,27 +54,30 @@ from shears.writing.stage import written_text
 logger = logging.getLogger(__name__)
 NEW_TOKENS = 32  # that are generated to measure a speed
 ROUNDS = 3  # measurements of a speed; the median counts
-HELD_OUT = 10  # one in so many rows or characters of the calibration text is held out: the last ones
-MOST_OUTSIDE = 0.1  # share of a block's weights outside its linears; experts in stacks are such weights
+HELD_OUT = 10  # the last of so many parts of the calibration text is held out
+MOST_OUTSIDE = 0.1  # share of a block's weights outside its linears, such as stacked experts
 PASSES = {"sparsify": 2, "heal": 5}
-"""Forward passes of the dense model that a stage's work equals, by token: sparsify walks each block twice; heal asks
-the dense model, and trains the sparse one forward and backward (about three, and one to recompute)."""
+"""Forward passes of the dense model that a stage's work equals, by token: sparsify walks each block
+twice; heal asks the dense model, and trains the sparse one forward and backward (about three, and
+one to recompute)."""
 
 
 class Texts(NamedTuple):
-    """Files of the calibration text and of its held-out part; they do not exist yet where the model must write them."""
+    """Files of the calibration text and its held-out part; the model may have yet to write them."""
 
     calibration: Path
     held_out: Path
 
 
 def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **config: Any) -> dict[str, Any]:
-    """Make a package of `model` that meets a bound, below the folder `output`; return the record, COMPRESS there.
+    """Make a package of `model` that meets a bound, below the folder `output`; return the record,
+    COMPRESS there.
 
-    The keywords are the fields of `CompressConfig`. Each candidate is a run in a folder of its own. An interrupted call
-    continues with the plan that it made. `dry_run` returns the plan and writes nothing. InputError, before anything is
-    written, for a bound that no candidate is predicted to meet (with the nearest one), for a model that meets it as it
-    is, and for a text that cannot be used.
+    The keywords are the fields of `CompressConfig`. Each candidate is a run in a folder of its own.
+    An interrupted call continues with the plan that it made. `dry_run` returns the plan and writes
+    nothing. InputError, before anything is written, for a bound that no candidate is predicted to
+    meet (with the nearest one), for a model that meets it as it is, and for a text that cannot be
+    used.
     """
     settings = build(CompressConfig, "compress", config)
     set_threads(settings.threads)
@@ -106,7 +109,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
 
 
 def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, Any] | None:
-    """Return the record of an earlier call; None for a new folder. InputError for another folder or configuration."""
+    """Return the record of an earlier call, None for a new folder; InputError for another folder."""
     if not (folder / COMPRESS).is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"the output must be a new folder or one of compress, got {folder}; choose another output")
@@ -138,8 +141,8 @@ def _source(ref: ModelRef, name: str, settings: CompressConfig, dry_run: bool) -
 def split_text(source: str, folder: Path, columns: Mapping[str, str] = OWN_NAMES) -> Texts:
     """Write the first part of a text and its held-out last tenth to files in `folder`; return both.
 
-    A .txt file is cut at the end of a line. Columns of rows get the names of `columns`. InputError for a text that
-    cannot be read or has fewer than two parts.
+    A .txt file is cut at the end of a line. Columns of rows get the names of `columns`. InputError
+    for a text that cannot be read or has fewer than two parts.
     """
     if source.lower().endswith(".txt"):
         parts = _text_parts(source)
@@ -170,7 +173,7 @@ def _text_parts(source: str) -> tuple[str, str]:
 
 
 def _planned(ref: ModelRef, name: str, settings: CompressConfig, texts: Texts, folder: Path) -> dict[str, Any]:
-    """Return the record with every candidate, those that should meet the target first, in the order to try them."""
+    """Return the record with every candidate in the order to try them."""
     shape = _shape(ref, settings)
     forecast = forecast_of(known_config(ref.folder), threads=settings.threads, new_tokens=NEW_TOKENS, rounds=ROUNDS)
     if settings.bound.kind == "tokens/s":
@@ -211,7 +214,7 @@ def _planned(ref: ModelRef, name: str, settings: CompressConfig, texts: Texts, f
 
 
 def _shape(ref: ModelRef, settings: CompressConfig) -> Shape:
-    """Return the shape of the model; InputError where the sizes of its packages or its windows cannot be told."""
+    """Return the shape of the model; InputError if it has experts or too small a context."""
     shape = shape_of(str(ref.folder))
     assert shape is not None, "the model was resolved"
     inside = shape.parameters - shape.beside
@@ -229,7 +232,7 @@ def _shape(ref: ModelRef, settings: CompressConfig) -> Shape:
 
 
 def _stages(recipe: Recipe, folder: Path, texts: Texts, losses: AddedLosses | None) -> list[dict[str, Any]]:
-    """Return work, memory, disk and, where forward passes were timed, seconds of every stage of a recipe."""
+    """Return work, memory, disk and, if forward passes were timed, seconds of every stage."""
     scratch = str(texts.calibration.parent)
     tokens = {
         "sparsify": recipe.sparsify.num_samples * recipe.sparsify.sequence_length * recipe.sparsify.needs_calibration,
@@ -246,7 +249,7 @@ def _stages(recipe: Recipe, folder: Path, texts: Texts, losses: AddedLosses | No
 
 
 def _attempted(record: dict[str, Any], settings: CompressConfig, folder: Path, model: str) -> dict[str, Any]:
-    """Make and measure candidates until one meets the target; write the record after each, and return it."""
+    """Make and measure candidates until one meets the target; return the record."""
     promising = [Candidate.from_data(_without_mark(each)) for each in record["candidates"] if each["meets"]]
     text = str(next(folder.glob("calibration.*")))
     held_out = folder / record["held_out"]
@@ -276,10 +279,11 @@ def _without_mark(data: Mapping[str, Any]) -> dict[str, Any]:
 def following(
     promising: Sequence[Candidate], measured: Sequence[Mapping[str, Any]], settings: CompressConfig, weights: int
 ) -> Candidate | None:
-    """Return the next candidate: the first that meets the target if predictions are as wrong as they were last time.
+    """Return the next candidate: the first that meets the target if predictions are as wrong as
+    they were last time.
 
-    If none does then, the smallest or the fastest that is left, unless that is no better than what was tried. None at
-    the end.
+    If none does then, the smallest or the fastest that is left, unless that is no better than what
+    was tried. None at the end.
     """
     if not measured:
         return promising[0]
@@ -303,7 +307,7 @@ def _speed(candidate: Candidate) -> float:
 
 
 def _share(recipe: Recipe, others: Sequence[Path], folder: Path) -> None:
-    """Take over the sparse and the healed model of another candidate that were made in the same way, as links."""
+    """Link the sparse and the healed model of another candidate that has the same settings."""
     for other in others:
         earlier = load_recipe(other / RECIPE)
         same = {"sparse": earlier.sparsify == recipe.sparsify}
