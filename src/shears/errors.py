@@ -40,12 +40,20 @@ ALLOCATION = re.compile(
 
 def memory_error(error: BaseException) -> BaseException | None:
     """Return the error, or the one that it was raised from, that says that memory is used up; None for others."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and ALLOCATION.search(str(cause))):
             return cause
-        cause = cause.__cause__
     return None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it was raised from, each once: an error can be its own cause."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and not any(cause is each for each in seen):
+        seen.append(cause)
+        yield cause
+        cause = cause.__cause__
 
 
 @contextmanager

@@ -43,7 +43,8 @@ def load_config(folder: Path, **options: Any) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
     except ValueError as error:
-        raise _explained(error, folder) from error
+        _refuse_own_code(error, folder)
+        raise
 
 
 def load_generation_config(folder: Path) -> GenerationConfig:
@@ -61,7 +62,8 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     except ValueError as error:
-        raise _explained(error, folder) from error
+        _refuse_own_code(error, folder)
+        raise
     except Exception as error:
         if type(error) is Exception:  # the only class that the tokenizers library raises
             raise ValueError(str(error)) from error
@@ -100,7 +102,8 @@ def load_causal_model(folder: Path, **options: Any) -> Any:
     try:
         return cast("Any", AutoModelForCausalLM).from_pretrained(folder, trust_remote_code=False, **options)
     except ValueError as error:
-        raise _explained(error, folder) from error
+        _refuse_own_code(error, folder)
+        raise
 
 
 def refuse_pickled(adapter: Path) -> None:
@@ -119,7 +122,8 @@ def build_causal_model(config: Any, **options: Any) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     except ValueError as error:
         name = getattr(config, "name_or_path", "") or "the configuration"
-        raise _explained(error, Path(str(name))) from error
+        _refuse_own_code(error, Path(str(name)))
+        raise
     return model
 
 
@@ -128,13 +132,12 @@ def without_auto_map(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != AUTO_MAP}
 
 
-def _explained(error: ValueError, folder: Path) -> ValueError:
-    """Return the error; one line in its place if transformers refused the folder for its code."""
-    if REFUSED not in str(error):
-        return error
-    asked = ", ".join(sorted({str(name) for name in _classes(folder)}))[:200]
-    needs = f"{folder} needs code of its own ({AUTO_MAP}: {asked or 'unknown'})"
-    return NeedsOwnCode(f"{needs}, which shears never runs; use a model that transformers knows")
+def _refuse_own_code(error: ValueError, folder: Path) -> None:
+    """Raise NeedsOwnCode if transformers refused a folder for the code that it asks for."""
+    if REFUSED in str(error):
+        asked = ", ".join(sorted({str(name) for name in _classes(folder)}))[:200]
+        needs = f"{folder} needs code of its own ({AUTO_MAP}: {asked or 'unknown'})"
+        raise NeedsOwnCode(f"{needs}, which shears never runs; use a model that transformers knows") from error
 
 
 def _classes(folder: Path) -> Iterator[object]:
