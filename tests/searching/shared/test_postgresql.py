@@ -4,11 +4,10 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,16 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from shears.searching.shared.storage import open_storage
-from shears.searching.shared.study import WITHDRAWN_KEY, WORKER_KEY
+from shears.searching.shared.study import WITHDRAWN_KEY, WORKER_KEY, SearchStudy
 from shears.searching.stage import search
-from tests.processes import Process
+from tests.processes import Process, command_line
 from tests.searching.shared.postgres import PASSWORD, Server, running_server
-from tests.searching.shared.slow_worker import slow_evaluations
 
 pytest.importorskip("psycopg", reason="pip install 'shears-llm[postgresql]'")
 BUDGET = 30
 ROOT = Path(__file__).parents[3]
 DEADLINE = 120.0
+SECONDS = 0.3  # of an evaluation; a tiny model is evaluated in milliseconds, before a test could stop the server
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +39,29 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def start_as_a_user(adapter: Path, output: Path, **settings: str) -> subprocess.Popen[str]:
+def make_evaluations_slow() -> None:
+    """In a worker's process: stay inside an evaluation most of the time."""
+    evaluating = SearchStudy.evaluating
+
+    @contextmanager
+    def slowly(study: SearchStudy) -> Iterator[None]:
+        with evaluating(study):
+            time.sleep(SECONDS)
+            yield
+
+    SearchStudy.evaluating = slowly  # type: ignore[method-assign, assignment]
+
+
+def start_as_a_user(log: Path, adapter: Path, output: Path, **settings: str) -> Process:
     """Start a worker by the command line; the password is in its environment."""
     given = {**SETTINGS, **settings}
     options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    command = [
-        sys.executable,
-        "-m",
-        "tests.searching.shared.slow_worker",
-        "search",
-        str(adapter),
-        str(output),
-        "--resume",
-    ]
-    return subprocess.Popen([*command, *options], cwd=ROOT,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", "SHEARS_STORAGE_PASSWORD": PASSWORD},
-                            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+    def begin() -> None:
+        os.environ["SHEARS_STORAGE_PASSWORD"] = PASSWORD
+        make_evaluations_slow()
+
+    return command_line(log, ROOT, "search", str(adapter), str(output), "--resume", *options, before=begin)
 
 
 def search_and_log(log: Path, adapter: Path, output: Path, **settings: str) -> None:
@@ -63,8 +69,8 @@ def search_and_log(log: Path, adapter: Path, output: Path, **settings: str) -> N
     logger = logging.getLogger("shears")  # a fork's, which the command line of another test may have set up
     logger.handlers, logger.propagate = [logging.FileHandler(log)], False
     logger.setLevel(logging.INFO)
-    with slow_evaluations():
-        search(adapter, output, resume=True, **{**SETTINGS, **settings})
+    make_evaluations_slow()
+    search(adapter, output, resume=True, **{**SETTINGS, **settings})
 
 
 def trials(url: str) -> list[FrozenTrial]:
@@ -77,14 +83,12 @@ def trials(url: str) -> list[FrozenTrial]:
         return found
 
 
-def wait_for(reached: Callable[[], bool], *workers: Process | subprocess.Popen[str]) -> None:
+def wait_for(reached: Callable[[], bool], *workers: Process) -> None:
     """Wait for a moment; fail if a worker ends before it."""
     end = time.monotonic() + DEADLINE
     while not reached():
         for worker in workers:
-            if worker.poll() is not None:
-                printed = worker.communicate()[0] if isinstance(worker, subprocess.Popen) else ""
-                raise AssertionError(f"ended before the moment: {printed}")
+            assert worker.poll() is None, f"ended before the moment: {worker.printed()}"
         assert time.monotonic() < end, "the moment did not come"
         time.sleep(0.05)
 
@@ -134,8 +138,8 @@ def test_one_worker_killed_and_the_server_restarted_nothing_is_lost_and_nothing_
     open_url, secret_url = server.url(None), server.url(PASSWORD)
     first, second, log = tmp_path / "first", tmp_path / "second", tmp_path / "log"
     given = (log, super_adapter, first)
-    other = start_as_a_user(super_adapter, second, data=validation, storage=open_url)
-    wait_for(lambda: num_at_work(secret_url) == 1, other)  # it is the slower one to start
+    other = start_as_a_user(tmp_path / "other", super_adapter, second, data=validation, storage=open_url)
+    wait_for(lambda: num_at_work(secret_url) == 1, other)
     killed = Process(log, search_and_log, *given, data=validation, storage=secret_url)
     wait_for(lambda: num_at_work(secret_url) == 2, killed, other)
     server.control("stop", "-m", "fast")
@@ -146,8 +150,9 @@ def test_one_worker_killed_and_the_server_restarted_nothing_is_lost_and_nothing_
     name = (tmp_path / "first.partial" / ".worker").read_text()
     wait_for(lambda: is_frozen_inside_an_evaluation(killed, name, secret_url), other)
     killed.kill()
-    printed = other.communicate(timeout=DEADLINE)[0]
-    assert other.returncode == 0, printed
+    code = other.wait()
+    printed = other.printed()
+    assert code == 0, printed
     assert f"worker {name} gave no sign of life for 4 s; another worker evaluates its configuration" in printed
     assert Process(log, search_and_log, *given, data=validation, storage=secret_url).wait() == 0, log.read_text()
 
