@@ -27,8 +27,8 @@ from shears.config.export import EMBEDDINGS_BOUND
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
+from shears.export.merge import BATCH, BUDGET, Labelled, losses
 from shears.export.packing import Packing, Sink
-from shears.export.project import BATCH, BUDGET, Labelled, losses
 from shears.models.blocks import LoraUpdate
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.capture import InputMoments, capturing

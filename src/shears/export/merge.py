@@ -1,26 +1,71 @@
-"""Formats merged and merged-sparse: one model folder with a sub-adapter in its weights."""
+"""Formats merged and merged-sparse: one model folder with a sub-adapter in its weights.
+
+An adapter trained without the mask fills the zeros when it is merged. For merged-sparse, each adapted linear
+gets the weights that W keeps, fitted by least squares so that its outputs come nearest to those of
+W + scaling B A. Blocks, and the groups of linears in a block, are fitted in order, each on inputs
+that come from the already projected ones.
+
+The cost is a loss on calibration sequences, on held-out ones and on completions. The loss on all
+tokens measures how well the projection imitates the un-merged model. Where the text consists of
+examples, the loss on completions measures the task itself, because an adapter is trained on
+completions alone.
+
+Shapes: O output features, I input features of a linear; B sequences, T tokens, V words of the
+vocabulary, N labelled tokens.
+"""
 
 import logging
-from collections.abc import Mapping
+import math
+import random
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.adapt.load import checked_base
 from shears.checkpoints.tensor_files import quantized_by
-from shears.config import ExportConfig
-from shears.data.example import OWN_NAMES
+from shears.config import ExportConfig, SparsifyConfig
+from shears.config.notation import num_bytes
+from shears.data.calibration import calibration_batches
+from shears.data.example import IGNORED, OWN_NAMES
+from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
-from shears.export.project import Text, merge_projected
-from shears.export.target import MergedModel, merge_into, with_masked, with_rounded, with_whole
-from shears.models.load import save_tokenizer
+from shears.export.target import Changed, MergedModel, merge_into, with_masked, with_rounded, with_whole
+from shears.models.blocks import LoraUpdate
+from shears.models.blockwise.activations import Activations
+from shears.models.blockwise.capture import InputMoments
+from shears.models.blockwise.matrices import Matrix
+from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
+from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
+from shears.models.devices import autocast
+from shears.models.load import load_tokenizer, save_tokenizer
+from shears.models.properties import check_sequence_length
+from shears.models.ref import ModelRef
 from shears.records.artifacts import HEALED, SPARSITY, record_in, training_source, weights_fingerprint
+from shears.sparsity.methods.refit import refit
 from shears.sparsity.rewrite import LinearSparsity, check_saved, overall_sparsity
 
 logger = logging.getLogger(__name__)
+BUDGET = num_bytes(SparsifyConfig.model_fields["activation_budget"].default)  # hidden states in memory
+BATCH = 2  # sequences in a forward; more would need much memory for logits
+EXAMPLES = 8  # examples in a forward; they are shorter than sequences
+POSITIONS_AT_ONCE = 128  # positions of a batch whose logits are float32 at the same time
+Linears = Mapping[str, LinearSparsity]
+
+
+class Text(NamedTuple):
+    """A calibration text, the prompt template for its examples, and the columns of its rows."""
+
+    source: str
+    template: str
+    columns: Mapping[str, str] = OWN_NAMES
 
 
 def write_merged(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
@@ -90,9 +135,6 @@ def _merge(target: MergedModel, chosen: SubAdapter) -> None:
                     target.put(matrix, with_whole(weight, update), None)
 
 
-Linears = Mapping[str, LinearSparsity]
-
-
 def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -> dict[str, float]:
     """Return the shares of zeros before and after, over the pruned or else the adapted linears."""
     path = next((folder / name for name in (SPARSITY, HEALED) if (folder / name).is_file()), None)
@@ -118,3 +160,200 @@ def _pruned_linears(path: Path, record: Mapping[str, Any]) -> dict[str, LinearSp
         raise InputError(
             f"{path} must have the shape and the zeros of every linear, it does not; make the folder again"
         ) from None
+
+
+class Labelled(NamedTuple):
+    """Sequences of one length; a label is the token, or -100 where the token does not count."""
+
+    tokens: Int[Tensor, "B T"]
+    labels: Int[Tensor, "B T"]
+
+
+class Samples(NamedTuple):
+    """Batches to fit on, parts to measure losses on by name, and the fingerprint of the tokens."""
+
+    fit: list[Int[Tensor, "_ _"]]
+    parts: Mapping[str, list[Labelled]]
+    fingerprint: str
+
+
+def merge_projected(
+    model: ModelRef, work: Path, updates: Mapping[str, LoraUpdate], text: Text, settings: ExportConfig
+) -> tuple[MergedModel, dict[str, Any]]:
+    """Write the model with the updates, projected on its zeros, to `work`; return target and
+    figures.
+
+    The figures are losses on the text (nats a token): of the adapter un-merged, of the plainly
+    masked sum, and of the projection. InputError for a text that cannot be used and for a model
+    whose blocks cannot be walked.
+    """
+    tokenizer = load_tokenizer(model)
+
+    def merge(target: MergedModel) -> tuple[Samples, dict[str, dict[str, float]]]:
+        samples = draw_samples(text, tokenizer, target.source.model, settings)
+        before = {
+            "unmerged": losses(Changed(target, with_whole), samples.parts, work, "loss, un-merged"),
+            "masked": losses(Changed(target, with_masked), samples.parts, work, "loss, masked"),
+        }
+        project(target, samples.fit, work)
+        return samples, before
+
+    try:
+        target, (samples, before) = merge_into(model, work, updates, settings.device, merge)
+    except IrregularBlocks as error:
+        raise InputError(f"{error}; train with --sparse-adapter to merge such a model without loss") from error
+    written = target.source
+    if not written.resident:
+        written = StreamedModel(Skeleton.open(work, torch.float32, written.device))
+    by_model = {**before, "projected": losses(written, samples.parts, work, "loss, projected")}
+    for part in by_model["unmerged"]:
+        logger.info(
+            "nats a token, %s: %.4f un-merged, %.4f plainly masked, %.4f projected",
+            part.replace("_", " "),
+            *(by_model[name][part] for name in ("unmerged", "masked", "projected")),
+        )
+    return target, {
+        "losses": by_model,
+        "calibration_fingerprint": samples.fingerprint,
+        "calibration_sha256": source_fingerprint(text.source),
+    }
+
+
+@torch.no_grad()
+def project(target: MergedModel, batches: Sequence[Int[Tensor, "_ _"]], folder: Path) -> None:
+    """Merge the target's updates with every zero kept and the smallest output errors.
+
+    Hidden states beyond the budget are kept in `folder`. IrregularBlocks where blocks cannot be
+    walked.
+    """
+    with Activations(BUDGET, folder) as hidden:
+        walk = Walk(target.source, batches, hidden, lambda: autocast("auto", target.source.device))
+        walk_blocks(walk, lambda run: _project_block(target, run), "project")
+
+
+def _project_block(target: MergedModel, run: BlockRun) -> None:
+    matrices = target.by_block[run.index]
+    kept: dict[Matrix, Tensor] = {}
+    whole: dict[Matrix, Tensor] = {}
+    for matrix in matrices:
+        view = target.view(matrix)
+        kept[matrix] = view != 0
+        whole[matrix] = with_whole(view, target.updates[matrix.name])
+        view.copy_(whole[matrix])
+    for group in run.groups(matrices) if matrices else []:
+        moments = InputMoments()
+        run.measure(group, moments.receive)
+        for matrix in group:
+            if moments.of(matrix) is None:
+                logger.warning("no calibration token reached %s: its zeros are put in without a fit", matrix.name)
+            target.put(matrix, nearest(whole.pop(matrix), kept[matrix], moments.of(matrix)), kept[matrix])
+    target.keep(run.index)
+
+
+def nearest(
+    weight: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], moments: Float[Tensor, "I I"] | None
+) -> Float[Tensor, "O I"]:
+    """Return the weight that is zero where not `kept` and whose outputs are nearest to those of
+    `weight`.
+
+    `moments` are X^T X of the inputs; without them, return the weight with zeros put in.
+    """
+    masked = weight.masked_fill(~kept, 0.0)
+    if moments is None or not moments.any() or bool(kept.all()):
+        return masked
+    return refit(weight, masked, kept, moments)
+
+
+def draw_samples(
+    text: Text, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, settings: ExportConfig
+) -> Samples:
+    """Return `num_samples` sequences to fit on, as many held-out ones, and up to twice as many
+    examples.
+
+    A text that is too short has no held-out sequences, and one without examples no completions.
+    Token ids from a file are all for the fit, unless their number is exactly twice `num_samples`.
+    InputError where the text is too short for the fit or the sequences are too long for the model.
+    """
+    check_sequence_length(model, settings.sequence_length)
+    count = settings.num_samples
+    length = settings.sequence_length
+    try:
+        drawn = calibration_batches(
+            text.source, tokenizer, 2 * count, length, BATCH, settings.seed, columns=text.columns
+        )
+    except InputError:  # too short for both parts; any other error comes again
+        drawn = calibration_batches(text.source, tokenizer, count, length, BATCH, settings.seed, columns=text.columns)
+    sequences = [Labelled(row[None], row[None]) for batch in drawn.batches for row in batch]
+    share = count if len(sequences) == 2 * count else len(sequences)
+    parts = {
+        "calibration": _batched(sequences[:share], BATCH),
+        "held_out": _batched(sequences[share:], BATCH),
+        "completions": _completions(text, tokenizer, settings),
+    }
+    fit = [batch.tokens for batch in parts["calibration"]]
+    return Samples(fit, {name: part for name, part in parts.items() if part}, drawn.fingerprint)
+
+
+def _completions(text: Text, tokenizer: PreTrainedTokenizerBase, settings: ExportConfig) -> list[Labelled]:
+    """Return drawn examples with labelled completions; an empty list for a text without any."""
+    try:
+        examples = load_examples(text.source, text.template, tokenizer, columns=text.columns)
+        generator = random.Random(f"completions {settings.seed}")
+        chosen = generator.sample(examples, min(2 * settings.num_samples, len(examples)))
+        rows = tokenize_all(chosen, tokenizer, settings.sequence_length)
+    except InputError:
+        return []
+    by_length = sorted(rows, key=lambda row: len(row.input_ids))
+    return _batched(
+        [Labelled(torch.tensor([row.input_ids]), torch.tensor([row.labels])) for row in by_length], EXAMPLES
+    )
+
+
+def _batched(sequences: Sequence[Labelled], size: int) -> list[Labelled]:
+    """Return batches of neighbours of equal length."""
+    groups = [list(group) for _, group in groupby(sequences, key=lambda sequence: sequence.tokens.shape[1])]
+    pieces = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+    return [
+        Labelled(torch.cat([row.tokens for row in piece]), torch.cat([row.labels for row in piece])) for piece in pieces
+    ]
+
+
+@torch.no_grad()
+def losses(source: BlockSource, parts: Mapping[str, Sequence[Labelled]], folder: Path, title: str) -> dict[str, float]:
+    """Return the mean negative log-likelihood of a labelled token, in nats, over each of the parts.
+
+    Hidden states beyond the budget are kept in `folder`. IrregularBlocks where blocks cannot be
+    walked, InputError where a loss is not finite.
+    """
+    batches = [batch for part in parts.values() for batch in part]
+    by_batch: list[Tensor] = []
+    with Activations(BUDGET, folder) as hidden:
+        tokens = [batch.tokens for batch in batches]
+        walk = Walk(source, tokens, hidden, lambda: autocast("auto", source.device))
+
+        def visit(run: BlockRun) -> None:
+            if run.index == len(walk) - 1:
+                with source.with_head():
+                    by_batch.extend(
+                        _token_losses(walk.logits(index, states), batches[index].labels)
+                        for index, states in enumerate(run.outputs())
+                    )
+
+        walk_blocks(walk, visit, title)
+    means = {name: float(torch.cat([by_batch.pop(0) for _ in part]).double().mean()) for name, part in parts.items()}
+    for name, mean in means.items():
+        if not math.isfinite(mean):
+            raise InputError(f"losses must be finite, {title} on {name} is {mean}; look for NaN in embeddings and head")
+    return means
+
+
+def _token_losses(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> Float[Tensor, " N"]:
+    """Return the loss of every labelled token on the CPU."""
+    following = labels[:, 1:].to(logits.device)
+    counts = following != IGNORED
+    pieces = zip(
+        logits[:, :-1][counts].split(POSITIONS_AT_ONCE), following[counts].split(POSITIONS_AT_ONCE), strict=True
+    )
+    return torch.cat(
+        [torch.nn.functional.cross_entropy(piece.float(), tokens, reduction="none") for piece, tokens in pieces]
+    ).cpu()

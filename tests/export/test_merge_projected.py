@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.export import project
-from shears.export.project import Samples, Text, draw_samples, nearest
+from shears.export import merge
+from shears.export.merge import Samples, Text, draw_samples, nearest
 from shears.export.stage import export_adapter
 from shears.export.target import with_masked, with_whole
 from shears.models.blocks import LoraUpdate, weight_oi
@@ -48,7 +48,7 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare with float64 oracles on any machine: without bf16."""
-    monkeypatch.setattr(project, "autocast", lambda *_: torch.autocast("cpu", enabled=False))
+    monkeypatch.setattr(merge, "autocast", lambda *_: torch.autocast("cpu", enabled=False))
 
 
 def samples(base: Path, text: Path) -> Samples:
@@ -215,7 +215,7 @@ def test_what_cannot_be_fitted_is_refused_in_words(tmp_path: Path, text: Path, m
     def refuse(*_: Any) -> None:
         raise IrregularBlocks("every decoder block must run once in a forward; those of X do not")
 
-    monkeypatch.setattr(project, "Walk", refuse)
+    monkeypatch.setattr(merge, "Walk", refuse)
     with pytest.raises(InputError, match="those of X do not; train with --sparse-adapter to merge such a model"):
         export_adapter(adapter, tmp_path / "out", calibration=str(text), **OPTIONS)
     assert not list(tmp_path.glob("out*"))
