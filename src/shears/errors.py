@@ -1,4 +1,4 @@
-"""The exception for wrong input; its messages say what must hold, what came and what to do, in one line each.
+"""The exception for wrong input; each message says in one line what must hold, what came, what to do.
 
 Also: which of other libraries' errors mean that memory is used up.
 """
@@ -15,7 +15,7 @@ RECORD_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticE
 
 
 class InputError(ValueError):
-    """The input cannot be used; the command line prints each message in a line and exits with code 2."""
+    """The input cannot be used; the command line prints a line per message and exits with code 2."""
 
     def __init__(self, *messages: str) -> None:
         super().__init__("; ".join(messages))
@@ -23,12 +23,12 @@ class InputError(ValueError):
 
 
 def install_hint(extra: str) -> str:
-    """Return the command that installs an optional part of shears, such as serve: the only place that names it."""
+    """Return the command that installs an optional part of shears, such as serve."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of the message of another library's error, or its class name for an empty message."""
+    """Return the first line of an error's message; the name of its class if that is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -39,7 +39,7 @@ ALLOCATION = re.compile(
 
 
 def memory_error(error: BaseException) -> BaseException | None:
-    """Return the error, or the one that it was raised from, that says that memory is used up; None for others."""
+    """Return the error, or one that caused it, if it says that memory is used up; else None."""
     for cause in causes(error):
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and ALLOCATION.search(str(cause))):
             return cause

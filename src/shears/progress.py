@@ -1,4 +1,4 @@
-"""The progress bar: rate and time left in a terminal, a log line every 15 s elsewhere; and what a terminal is shown."""
+"""The progress bar (a log line every 15 s without a terminal), and text made safe for a terminal."""
 
 import logging
 import os
@@ -14,16 +14,16 @@ from rich.segment import Segment
 
 logger = logging.getLogger(__name__)
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""Control characters, with which a name or a model's text could change the terminal, and how they are shown."""
+"""How control characters are shown; as they are, a model's text could change the terminal."""
 
 
 def visible(text: str) -> str:
-    """Return a text whose control characters are written out, such as \\x1b; line breaks and tabs stay."""
+    """Return a text with its control characters written out, such as \\x1b."""
     return text.translate(CONTROLS)
 
 
 class VisibleConsole(Console):
-    """A console whose texts come from anywhere: only its own styles and movements reach the terminal."""
+    """A console for text from anywhere: only its own styles and movements reach the terminal."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Yield the segments of anything that is printed, their texts made visible."""
@@ -37,7 +37,7 @@ SECONDS_BETWEEN_LOG_LINES = 15.0
 
 
 def is_first_process() -> bool:
-    """Tell whether this is the only process, or the first one that a launcher (torchrun, accelerate) started."""
+    """Tell whether this is the only process, or the first one of a launcher (torchrun, accelerate)."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -64,7 +64,7 @@ class Meter:
             self._bar.update(self._task, advance=count)
 
     def advance(self, count: int = 1, note: str = "", work: int | None = None) -> None:
-        """Count finished units; the bar also shows the rate of a second kind of `work` (tokens) and a note."""
+        """Count finished units; the bar also shows a note and the rate of `work`, such as tokens."""
         self._done += count
         self._work += work or 0
         seconds = max(time.monotonic() - self._start, 1e-9)

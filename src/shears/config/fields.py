@@ -1,4 +1,4 @@
-"""The types of configuration fields, and how their text is parsed: sizes, lists of names, shares by name."""
+"""The types of configuration fields and how their text is parsed; the base class of all sections."""
 
 import difflib
 import re
@@ -25,7 +25,7 @@ def _split_commas(value: object) -> object:
 
 
 def _split_shares(value: object) -> object:
-    """Parse `down_proj=0.4,o_proj=0.6`; the last = separates name and share, because a regex may contain one."""
+    """Parse `down_proj=0.4,o_proj=0.6`; the last = separates, because a regex may contain one."""
     if not isinstance(value, str):
         return value
     shares = {}
@@ -38,29 +38,32 @@ def _split_shares(value: object) -> object:
 
 
 def _split_columns(value: object) -> object:
-    """Parse `prompt=question,completion=answer`; the first = separates, because a column's name may contain one."""
+    """Parse `prompt=question,completion=answer`; the first = separates, a column may contain one."""
     if not isinstance(value, str):
         return value
     columns = {}
     for part in filter(None, map(str.strip, value.split(","))):
         name, _, column = part.partition("=")
         if not column.strip():
-            raise ValueError(f"must be NAME=COLUMN, got {part!r}; for example prompt=question,completion=answer")
+            example = "for example prompt=question,completion=answer"
+            raise ValueError(f"must be NAME=COLUMN, got {part!r}; {example}")
         columns[name.strip()] = column.strip()
     return columns
 
 
 def _check_columns(value: dict[str, str]) -> dict[str, str]:
-    """Return the columns; ValueError for a name that no form of row has, or for names of several forms."""
+    """Return the columns; ValueError for an unknown name, or for names of several forms of row."""
     known = [*chain(*FORMS), *BESIDE_FORMS]
     if unknown := [name for name in value if name not in known]:
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"must name columns that are known ({', '.join(known)}), got {unknown[0]!r}{hint}")
+        rule = f"must name columns that are known ({', '.join(known)})"
+        raise ValueError(f"{rule}, got {unknown[0]!r}{hint}")
     named = [name for name in value if name not in BESIDE_FORMS]
     if named and not any(set(named) <= set(form) for form in FORMS):
         forms = " or ".join(", ".join(form) for form in FORMS)
-        raise ValueError(f"must name the columns of one form of row ({forms}), got {', '.join(named)}")
+        rule = f"must name the columns of one form of row ({forms})"
+        raise ValueError(f"{rule}, got {', '.join(named)}")
     return value
 
 
@@ -102,21 +105,22 @@ TORCH_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def _short_dtype(value: object) -> object:
-    """Return the short name of a number format that torch names, such as bfloat16 or torch.bfloat16."""
+    """Return the short name of a dtype that torch names, such as bfloat16 or torch.bfloat16."""
     return TORCH_NAMES.get(str(value).removeprefix("torch."), value)
 
 
 def full_names(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """Return a section's keys by their full names; InputError where a key stands under both of its names."""
+    """Return a section's keys by their full names; InputError for a key under both of its names."""
     for short, name in ALIASES.items():
         if short in values and name in values:
             where = f"{section}." if section else ""
-            raise InputError(f"{where}{name} must be given once, got it as {short} too; drop one of them")
+            rule = f"{where}{name} must be given once"
+            raise InputError(f"{rule}, got it as {short} too; drop one of them")
     return {ALIASES.get(key, key): value for key, value in values.items()}
 
 
 def hide_passwords(text: str) -> str:
-    """Return a text in which *** replaces the password of every URL; in doubt it hides more than the password."""
+    """Return a text with *** for the password of every URL; in doubt it hides more."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
     return re.sub(r"([?&](?:password|passwd|sslpassword)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
@@ -131,7 +135,7 @@ Split = BeforeValidator(_split_commas)
 Names = Annotated[tuple[str, ...], Split]
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
 Columns = Annotated[dict[str, str], BeforeValidator(_split_columns), AfterValidator(_check_columns)]
-"""The column of the data that stands for each column of a form, such as {prompt: question, completion: answer}."""
+"""The data's column for each column of a form, such as {prompt: question, completion: answer}."""
 Size = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_size)]
 Count = Annotated[int, BeforeValidator(_counted), Field(gt=0)]
 """A whole number that may be written with a unit, such as 50k or 1M."""
@@ -144,7 +148,7 @@ StorageURL = Annotated[str, PlainSerializer(hide_passwords, when_used="json")]
 
 
 class Repeated:
-    """Marks a field whose flag may be given several times, each time with one string that may contain commas."""
+    """Marks a field whose flag may be repeated, each time with one string that may contain commas."""
 
 
 class StageConfig(BaseModel):
@@ -165,9 +169,10 @@ class StageConfig(BaseModel):
 
     @classmethod
     def of_record(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the configuration in a record of any version as plain JSON data with the keys of this version.
+        """Return the configuration in a record of any version as plain JSON data of this version.
 
-        A key that this version does not know is left out; one that the record lacks gets its default, if it has one.
+        A key that this version does not know is left out; a key that the record lacks gets its
+        default, if it has one.
         """
         optional = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
         defaults = {name: field.get_default(call_default_factory=True) for name, field in optional.items()}

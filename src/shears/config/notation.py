@@ -1,4 +1,4 @@
-"""Sizes, counts, patterns and figures of layers as text: `2GB`, `2:4`, `24 in layers 0-3; 16 in layer 4`. Pure."""
+"""Sizes, counts, patterns and figures by layer as text: `2GB`, `2:4`, `24 in layers 0-3`. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def kept_of_every(pattern: str) -> tuple[int, int] | None:
 
 
 def by_layer(figures: Mapping[int, str]) -> str:
-    """Return each figure with its layers, the most frequent figure first; `24 in all 6 layers` if there is only one."""
+    """Return each figure with its layers, the most frequent first, such as `24 in all 6 layers`."""
     layers: dict[str, list[int]] = {}
     for layer, figure in sorted(figures.items()):
         layers.setdefault(figure, []).append(layer)

@@ -1,4 +1,4 @@
-"""Build checked configurations from YAML files, `--set key=value` and flags; errors say how to mend the input."""
+"""Build checked configurations from YAML files, `--set key=value` and flags."""
 
 import difflib
 import re
@@ -17,14 +17,14 @@ from shears.errors import InputError
 Config = TypeVar("Config", bound=StageConfig)
 UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # of invalid YAML, impossible dates, endless brackets
 ONLY_OF_RUNS = RunEvaluateConfig.model_fields.keys() - EvaluateConfig.model_fields.keys()
-LARGEST = 100_000  # values; nested aliases make a few lines many millions of them
+MOST_VALUES = 100_000  # in a YAML text; nested aliases make millions of values of a few lines
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads 2:4 as text (YAML 1.1: the number 124 in base 60), and a date as text.
+    """A YAML loader that reads 2:4 (124 in base 60 for YAML 1.1) and dates as text.
 
-    A duplicate key is an error, as YAML specifies; PyYAML silently takes the last one.
+    A duplicate key is an error, as YAML specifies; PyYAML takes the last one.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012
@@ -42,13 +42,14 @@ class _Loader(yaml.SafeLoader):
         keys = set[str]()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in keys:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+                what = f"the key {key.value!r} stands twice"
+                raise yaml.MarkedYAMLError(problem=what, problem_mark=key.start_mark)
             keys.add(key.value)
         return node
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the content of a YAML text; one of UNREADABLE if it is none, or grows beyond LARGEST by its aliases."""
+    """Return the content of a YAML text; one of UNREADABLE for any other text, or too many values."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -61,15 +62,17 @@ def parse_yaml(text: str) -> Any:
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many values a node holds, those behind aliases as often as they are named; ValueError if too many."""
+    """Return how many values a node holds, aliases resolved; ValueError for MOST_VALUES and more."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = LARGEST  # for an alias to a list inside itself
-        children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = MOST_VALUES  # for an alias to a list inside itself
+        is_list = isinstance(node, yaml.SequenceNode)
+        children = node.value if is_list else [part for pair in node.value for part in pair]
         known[id(node)] = 1 + sum(_count(child, known) for child in children)
-    if known[id(node)] >= LARGEST:
-        raise ValueError(f"it must hold fewer than {LARGEST:,} values, its aliases counted; write it without aliases")
+    if known[id(node)] >= MOST_VALUES:
+        rule = f"it must hold fewer than {MOST_VALUES:,} values, its aliases counted"
+        raise ValueError(f"{rule}; write it without aliases")
     return known[id(node)]
 
 
@@ -85,7 +88,7 @@ def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the content of a recipe file; InputError if it cannot be read or is not a mapping of sections."""
+    """Return the content of a recipe file; InputError unless it is a readable mapping of sections."""
     try:
         content = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -93,7 +96,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except UNREADABLE as error:
         raise InputError(f"the recipe {path} must be YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise InputError(f"the recipe {path} must hold sections such as `sparsify:`, got {type(content).__name__}")
+        rule = f"the recipe {path} must hold sections such as `sparsify:`"
+        raise InputError(f"{rule}, got {type(content).__name__}")
     if others := [key for key in content if not isinstance(key, str)]:
         raise InputError(f"the sections of the recipe {path} must have names, got {others[0]!r}")
     return content
@@ -106,7 +110,8 @@ def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
         key, equals, value = setting.partition("=")
         section, _, name = key.strip().partition(".")
         if not equals or not section:
-            raise InputError(f"--set must be section.key=value, got {setting!r}; for example --set train.alpha=32")
+            example = "for example --set train.alpha=32"
+            raise InputError(f"--set must be section.key=value, got {setting!r}; {example}")
         if name:
             result[section] = {**_section(result, section), ALIASES.get(name, name): _value(value)}
         else:
@@ -129,14 +134,16 @@ def _section(values: Mapping[str, Any], section: str) -> dict[str, Any]:
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """Return a whole recipe, with `--set` settings applied over the file; an empty section has all defaults."""
+    """Return a recipe file with `--set` settings applied; an empty section has all defaults."""
     values = override(read_yaml(path), settings)
-    always = [name for name, field in Recipe.model_fields.items() if isinstance(field.default, StageConfig)]
-    return build(Recipe, "", values | {name: {} for name in always if values.get(name, ...) is None})
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.default, StageConfig) and values.get(name, ...) is None:
+            values[name] = {}
+    return build(Recipe, "", values)
 
 
 def stage_values(section: str, config: str | None, settings: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of one stage: those of the recipe file, overridden by --set, overridden by flags."""
+    """Return the keys of one stage: flags override --set, which overrides the recipe file."""
     values = override(_for_verbs(read_yaml(config)) if config else {}, settings)
     if unknown := [key for key in values if key not in Recipe.model_fields]:
         raise InputError(*(_unknown(key, "", list(Recipe.model_fields)) for key in unknown))
@@ -144,12 +151,21 @@ def stage_values(section: str, config: str | None, settings: Sequence[str], flag
 
 
 def _for_verbs(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe without the keys that only a run reads: it trains baselines, `evaluate` measures one model."""
+    """Return a recipe without the keys of `evaluate` that only a run reads."""
     section = content.get("evaluate")
     if not isinstance(section, dict):
         return dict(content)
     own = {key: value for key, value in section.items() if key not in ONLY_OF_RUNS}
     return {**content, "evaluate": own}
+
+
+WORDS = {
+    "Input should be": "must be",
+    "String should match": "must match",
+    "must be a valid number, unable to parse string as a number": "must be a number",
+    "must be a valid integer, unable to parse string as an integer": "must be a whole number",
+}
+"""Words of pydantic's messages and ours, replaced in this order."""
 
 
 def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str:
@@ -161,42 +177,40 @@ def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str
     if detail["type"] == "missing":
         field = section_class(kind, location[:-1]).model_fields[location[-1]]
         return f"{name} must be given (--{location[-1].replace('_', '-')}): {field.description}"
-    message = detail["msg"].replace("Input should be", "must be").replace("String should match", "must match")
-    message = message.replace("must be a valid number, unable to parse string as a number", "must be a number")
-    message = message.replace("must be a valid integer, unable to parse string as an integer", "must be a whole number")
+    message = detail["msg"]
+    for theirs, ours in WORDS.items():
+        message = message.replace(theirs, ours)
     if detail["type"] == "value_error":
         text = str(detail["ctx"]["error"])
-        if text.startswith("must "):  # about the field itself; other messages begin with the name of a field
+        if text.startswith("must "):  # about this field; other messages begin with a field's name
             return f"{name} {text}"
         return ".".join(filter(None, [section, *location, text]))
-    return f"{name} {message}, got {detail['input']!r}{_share_hint(detail)}{_choice_hint(detail)}"
-
-
-def _choice_hint(detail: ErrorDetails) -> str:
-    """Return the choice that a wrong one is most like, if any is: text that begins with a semicolon."""
     choices = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
     close = difflib.get_close_matches(str(detail["input"]), choices, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else _share_hint(detail)
+    return f"{name} {message}, got {detail['input']!r}{hint}"
 
 
 def _share_hint(detail: ErrorDetails) -> str:
-    """Return what to write in place of a percentage, where a share is wanted: text that begins with a semicolon."""
+    """Return a hint, such as `; for 50 % give 0.5`, if a percentage came where a share is wanted."""
     limits = detail.get("ctx", {})
     match = re.fullmatch(r"\s*(\d{1,3}(?:\.\d+)?)\s*(%?)\s*", str(detail["input"]))
     is_above = 1.0 in (limits.get("lt"), limits.get("le"))
-    if match is None or not (is_above or (match[2] and detail["type"] == "float_parsing")) or float(match[1]) > 100:
+    is_percent = is_above or (match is not None and match[2] and detail["type"] == "float_parsing")
+    if match is None or not is_percent or float(match[1]) > 100:
         return ""
     return f"; for {match[1]} % give {float(match[1]) / 100:g}"
 
 
 def section_class(kind: type[StageConfig], location: Sequence[str]) -> type[StageConfig]:
-    """Return the configuration class of a section of `kind`, such as TrainConfig for ['train'] of Recipe."""
+    """Return the class of a section of `kind`, such as TrainConfig for ['train'] of Recipe."""
     for part in location:
-        if part not in kind.model_fields:  # a key of a field that is a mapping, such as the name of a baseline
+        if part not in kind.model_fields:  # a key of a mapping, such as the name of a baseline
             continue
         annotation: Any = kind.model_fields[part].annotation
         options = getattr(annotation, "__args__", (annotation,))
-        kind = next(option for option in options if isinstance(option, type) and issubclass(option, StageConfig))
+        classes = (option for option in options if isinstance(option, type))
+        kind = next(option for option in classes if issubclass(option, StageConfig))
     return kind
 
 
