@@ -51,7 +51,8 @@ def explore(strategy: Strategy, objective: Objective | Evaluator, study: SearchS
             with study.evaluating():
                 if (anchor := _anchor(strategy, study, best)) is not None:
                     evaluator.anchor(anchor)
-                figures = [goal.check(*pair) for pair in zip(claimed, evaluator.many(claimed), strict=True)]
+                measured = zip(claimed, evaluator.many(claimed), strict=True)
+                figures = [goal.check(*pair) for pair in measured]
                 for evaluated in map(Evaluated, claimed, figures):
                     study.add(evaluated)
                     best = _best(goal, [evaluated] if best is None else [best, evaluated])
@@ -92,7 +93,7 @@ def _is_wanted(claimed: Sequence[RankConfig], strategy: Strategy, study: SearchS
     state = study.state
     if len(state.known) == num_known or any(ranks in state.abandoned for ranks in claimed):
         return True
-    # without the constant liar: two claims written at the same moment would each keep the other alive
+    # without the constant liar: two claims of the same moment would each keep the other alive
     is_over = state.num_repeats >= MAX_REPEATS or not strategy.propose(state.history)
     if is_over:
         study.give_back()
@@ -104,10 +105,11 @@ def _anchor(strategy: Strategy, study: SearchStudy, best: Evaluated | None) -> R
 
     None if that was not measured.
     """
-    incumbent = getattr(strategy, "incumbent", None)  # only of a strategy that looks around one configuration
-    candidates = (None if incumbent is None else study.state.known.get(incumbent), best)
-    goal = study.plan.goal
-    return next((each.ranks for each in candidates if each is not None and goal.is_measured(each.metrics)), None)
+    incumbent = study.state.known.get(getattr(strategy, "incumbent", None) or RankConfig({}))
+    for each in (incumbent, best):
+        if each is not None and study.plan.goal.is_measured(each.metrics):
+            return each.ranks
+    return None
 
 
 def _best(goal: Goal, evaluations: Sequence[Evaluated]) -> Evaluated | None:

@@ -1,4 +1,4 @@
-"""The held-out gain: the chosen configuration against the heuristic on examples unseen by the search.
+"""The held-out gain: the chosen configuration against the heuristic on unseen examples.
 
 The best of many configurations on the validation examples looks better there than it is (the
 winner's curse). So these two are measured on test examples once, and their difference comes with a
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Gain(NamedTuple):
-    """Figures of two configurations on the same N examples: chosen minus heuristic, with its 95 % interval."""
+    """Figures of two configurations on N examples; the difference is chosen minus heuristic."""
 
     n: int
     heuristic: float
@@ -64,7 +64,8 @@ def open_gain(
         return lambda result: {}
     quality = ACCURACY.quality if settings.task else LOSS.quality
     test = open_quality(adapter, settings, quality, test_data, trained=validation.trained)
-    own = validation.qualities.get(quality) or open_quality(adapter, settings, quality, settings.data, settings.limit)
+    own = validation.qualities.get(quality)
+    own = own or open_quality(adapter, settings, quality, settings.data, settings.limit)
 
     def record(result: SearchResult) -> dict[str, Any]:
         heuristic = adapter.elastic.space.heuristic()
@@ -77,7 +78,7 @@ def open_gain(
 def gain_report(
     validation: GaugedEvaluator, test: GaugedEvaluator, chosen: RankConfig, heuristic: RankConfig, num_evaluated: int
 ) -> dict[str, Any]:
-    """Return the record of the gains on validation and on test examples, with notes on what they show."""
+    """Return the record of the gains on validation and test examples, with notes on them."""
     quality = test.quality
     seen = gain(validation, chosen, heuristic)
     unseen = gain(test, chosen, heuristic)
@@ -98,7 +99,8 @@ def gain(evaluator: GaugedEvaluator, chosen: RankConfig, heuristic: RankConfig) 
     values = evaluator.values(chosen)
     reference = evaluator.values(heuristic)
     if evaluator.quality in MAXIMISED:
-        difference = paired_difference([values.astype(bool).tolist()], [reference.astype(bool).tolist()])
+        pair = [values.astype(bool).tolist()], [reference.astype(bool).tolist()]
+        difference = paired_difference(*pair)
     else:
         difference = ratio_difference(values - reference, evaluator.weights)
     heuristic_figure = float(evaluator(heuristic)[evaluator.quality])
@@ -127,13 +129,14 @@ def _notes(seen: Gain, unseen: Gain, num_evaluated: int, is_maximised: bool) -> 
     notes = list[str]()
     if seen.is_noise:
         notes.append(
-            f"the gain on the validation examples is inside the noise ({seen.low:+.4g} to {seen.high:+.4g}): of "
-            f"{num_evaluated} configurations the best looks better there than it is (winner's curse)"
+            f"the gain on the validation examples is inside the noise ({seen.low:+.4g} to "
+            f"{seen.high:+.4g}): of {num_evaluated} configurations the best looks better there than "
+            "it is (winner's curse)"
         )
     if unseen.is_noise:
         notes.append(
-            f"the difference on the test examples is inside the noise ({unseen.low:+.4g} to {unseen.high:+.4g}): they "
-            "do not tell the chosen configuration from the heuristic"
+            f"the difference on the test examples is inside the noise ({unseen.low:+.4g} to "
+            f"{unseen.high:+.4g}): they do not tell the chosen configuration from the heuristic"
         )
     elif (unseen.difference > 0) != is_maximised:
         notes.append("the chosen configuration is worse than the heuristic on the test examples; take the heuristic")

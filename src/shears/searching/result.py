@@ -1,4 +1,4 @@
-"""The result of a search: every evaluation, the chosen one, the Pareto front, its hypervolume. Pure."""
+"""The result of a search: the chosen configuration, the front, its hypervolume. Pure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +33,8 @@ class SearchResult:
             return replace(evaluated, ranks=expand(evaluated.ranks))
 
         evaluations = list(map(of, self.evaluations))
-        return replace(self, evaluations=evaluations, chosen=of(self.chosen), pareto=list(map(of, self.pareto)))
+        pareto = list(map(of, self.pareto))
+        return replace(self, evaluations=evaluations, chosen=of(self.chosen), pareto=pareto)
 
     def as_data(self) -> dict[str, Any]:
         """Return the result as plain JSON data."""
@@ -47,15 +48,15 @@ class SearchResult:
 
 def conclude(evaluations: Sequence[Evaluated], goal: Goal) -> SearchResult:
     """Return the result of a search; InputError if no configuration meets the constraints."""
-    feasible = [evaluated for evaluated in goal.feasible(evaluations) if goal.is_measured(evaluated.metrics)]
+    feasible = [each for each in goal.feasible(evaluations) if goal.is_measured(each.metrics)]
     if not feasible:
         nearest = goal.best(evaluations).metrics
-        bounded = [constraint.figure for constraint in goal.constraints]
-        broken = ", ".join(f"{name} {nearest[name]:,.6g}" for name in dict.fromkeys(bounded) if name in nearest)
+        bounded = dict.fromkeys(constraint.figure for constraint in goal.constraints)
+        found = ", ".join(f"{name} {nearest[name]:,.6g}" for name in bounded if name in nearest)
         raise InputError(
-            f"a configuration must meet {', '.join(map(str, goal.constraints))}, and none of {len(evaluations)} "
-            f"evaluated does; the nearest has {broken}; go on with --resume and a larger --max-evaluations, or "
-            "loosen the constraint in another output"
+            f"a configuration must meet {', '.join(map(str, goal.constraints))}, and none of "
+            f"{len(evaluations)} evaluated does; the nearest has {found}; go on with --resume and a "
+            "larger --max-evaluations, or loosen the constraint in another output"
         )
     costs = [goal.cost(evaluated.metrics) for evaluated in feasible]
     worst = tuple(map(max, zip(*costs, strict=True)))
@@ -77,7 +78,7 @@ def pareto_front(points: Sequence[Costs]) -> list[int]:
     """
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda index: (*points[index], index)):
-        # in this order no later point dominates an earlier one; the last of the front are the likeliest to dominate
+        # no later point dominates an earlier one; the last of the front are the likeliest to dominate
         if not any(_dominates(points[other], points[index]) for other in reversed(front)):
             front.append(index)
     return front
@@ -94,7 +95,7 @@ def hypervolume(points: Sequence[Costs], reference: Costs) -> float:
     While et al., 2006): between two neighbouring values of it, the cross-section is the volume of
     the points below in one dimension less.
     """
-    inside = [point for point in points if all(a < b for a, b in zip(point, reference, strict=True))]
+    inside = [each for each in points if all(a < b for a, b in zip(each, reference, strict=True))]
     if len(reference) == 1:
         return reference[0] - min((point[0] for point in inside), default=reference[0])
     order = sorted((inside[index] for index in pareto_front(inside)), key=lambda point: point[-1])
@@ -102,5 +103,6 @@ def hypervolume(points: Sequence[Costs], reference: Costs) -> float:
     volume = 0.0
     for count, (point, end) in enumerate(zip(order, ends, strict=True), 1):
         if end > point[-1]:
-            volume += (end - point[-1]) * hypervolume([other[:-1] for other in order[:count]], reference[:-1])
+            below = [other[:-1] for other in order[:count]]
+            volume += (end - point[-1]) * hypervolume(below, reference[:-1])
     return volume

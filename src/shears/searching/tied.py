@@ -51,7 +51,8 @@ def tie_layers(space: SearchSpace, num_layers: int) -> TiedSpace:
         tied: tuple(name for group in groups for name in space.modules.get(group, ()))
         for tied, groups in members.items()
     }
-    return TiedSpace(SearchSpace({tied: _ranks(space, groups) for tied, groups in members.items()}, modules), members)
+    ranks = {tied: _ranks(space, groups) for tied, groups in members.items()}
+    return TiedSpace(SearchSpace(ranks, modules), members)
 
 
 def _ranks(space: SearchSpace, groups: tuple[str, ...]) -> tuple[int, ...]:

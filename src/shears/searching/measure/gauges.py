@@ -67,7 +67,7 @@ class WholeGauge(Gauge):
     def __init__(self, elastic: ElasticAdapter, scorer: Scorer, precision: str) -> None:
         self.elastic = elastic
         self.scorer = scorer
-        self.autocast = partial(autocast, precision, device_of(scorer.model))  # the context of forwards
+        self.autocast = partial(autocast, precision, device_of(scorer.model))
         self.weights = scorer.weights
 
     def measure(self, configs: Sequence[RankConfig]) -> list[TensorByExample]:
@@ -132,7 +132,7 @@ class PrefixGauge(WholeGauge):
         return min(first_difference(self._first, ranks, other.ranks, len(self.prefix)), other.top)
 
     def anchor(self, ranks: RankConfig) -> None:
-        """Make a configuration the anchor; it inherits the inputs that it shares with the last anchor."""
+        """Make a configuration the anchor; it inherits what it shares with the last anchor."""
         before = self._anchor
         if before is not None and before.ranks == ranks:
             return

@@ -1,10 +1,10 @@
-"""Which worker evaluates which configuration: a fold over the claims on a study, in the order of its trials. Pure.
+"""Which worker evaluates which configuration: a fold over the claims on a study in their order. Pure.
 
-A worker claims a configuration before it evaluates it. The storage puts all claims in one order, and a worker reads
-all earlier claims after it made one. So all workers agree who evaluates a configuration without talking to each other:
-the first claim holds it until it is withdrawn (another claim was first) or abandoned (its worker is dead). After that
-any worker may claim it again. Configurations are numbered in the order of their first claims; those beyond the budget
-are not evaluated.
+A worker claims a configuration before it evaluates it. The storage puts all claims in one order,
+and a worker reads all earlier claims after it made one. So all workers agree who evaluates a
+configuration: the first claim holds it until it is withdrawn (another claim was first) or abandoned
+(its worker is dead). After that any worker may claim it again. Configurations are numbered in the
+order of their first claims; those beyond the budget are not evaluated.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from shears.searching.strategies.base import Evaluated, Figures, Goal
 
 
 class ClaimState(Enum):
-    """The states of a claim; the values are the names of the states of Optuna's trials, and one of our own."""
+    """The states of a claim; the values are the states of Optuna's trials, and one of our own."""
 
     RUNNING = "RUNNING"
     COMPLETE = "COMPLETE"
@@ -27,7 +27,7 @@ class ClaimState(Enum):
 
 @dataclass(frozen=True)
 class Claim:
-    """A worker's claim on a configuration, with the worker's last heartbeat (a count) and the figures if complete."""
+    """A worker's claim on a configuration: its last heartbeat (a count), its figures if complete."""
 
     trial_id: int
     ranks: RankConfig
@@ -39,7 +39,7 @@ class Claim:
 
 @dataclass
 class StudyState:
-    """The configurations of a study that are known, pending or abandoned, after some claims in their order.
+    """The configurations of a study that are known, pending or abandoned after some claims.
 
     `places` numbers the configurations that count towards the budget: all of these.
     """
@@ -47,9 +47,9 @@ class StudyState:
     goal: Goal
     known: dict[RankConfig, Evaluated] = field(default_factory=dict)
     pending: dict[RankConfig, Claim] = field(default_factory=dict)
-    abandoned: set[RankConfig] = field(default_factory=set)  # at least once; they may be known by now
+    abandoned: set[RankConfig] = field(default_factory=set)  # at least once; may be known by now
     places: dict[RankConfig, int] = field(default_factory=dict)
-    _proposals: list[tuple[RankConfig, bool]] = field(default_factory=list)  # the bool marks repeats
+    _proposals: list[tuple[RankConfig, bool]] = field(default_factory=list)  # True for a repeat
 
     @classmethod
     def of(cls, goal: Goal, claims: Iterable[Claim]) -> "StudyState":
@@ -88,16 +88,15 @@ class StudyState:
         return [self.known[ranks] for ranks, _ in self._proposals if ranks in self.known]
 
     def history_with_constant_liar(self) -> list[Evaluated]:
-        """Return the history in which pending configurations have the figures of the worst known one.
+        """Return the history in which pending configurations have the worst known figures.
 
-        The constant liar (Ginsbourger et al., 2010): a strategy proposes something else than what is being evaluated.
-        Empty as long as nothing is known.
+        With this constant liar (Ginsbourger et al., 2010), a strategy proposes something else than
+        what is being evaluated. Empty as long as nothing is known.
         """
         if not self.pending or not self.known:
             return self.history
-        worst = max(self.known.values(), key=lambda evaluated: self.goal.key(evaluated.metrics)).metrics
-        lies = {ranks: Evaluated(ranks, worst) for ranks in self.pending}
-        figures = {**lies, **self.known}
+        worst = max((each.metrics for each in self.known.values()), key=self.goal.key)
+        figures = {ranks: Evaluated(ranks, worst) for ranks in self.pending} | self.known
         return [figures[ranks] for ranks, _ in self._proposals if ranks in figures]
 
     @property
@@ -111,28 +110,29 @@ class StudyState:
         return count
 
     def to_retry(self, budget: int) -> list[RankConfig]:
-        """Return the abandoned configurations within the budget that nobody evaluates now, the first claimed first."""
-        waiting = [ranks for ranks in self.abandoned if ranks not in self.known and ranks not in self.pending]
-        return sorted((ranks for ranks in waiting if self.places[ranks] < budget), key=self.places.__getitem__)
+        """Return the abandoned configurations that nobody evaluates, in the order of their claims."""
+        waiting = self.abandoned - self.known.keys() - self.pending.keys()
+        within = (ranks for ranks in waiting if self.places[ranks] < budget)
+        return sorted(within, key=self.places.__getitem__)
 
     def holder(self, ranks: RankConfig, budget: int) -> Claim | None:
-        """Return the claim under which a configuration is being evaluated; None if it is not, or is over budget."""
+        """Return the claim under which a configuration is evaluated; None if over budget."""
         claim = self.pending.get(ranks)
         return claim if claim is not None and self.places[ranks] < budget else None
 
 
 class StaleClaims:
-    """Finds claims whose heartbeat no longer changes, by the clock of this process; machines' clocks are not compared.
+    """Finds claims whose heartbeat no longer changes, by the clock of this process alone.
 
     `stale_after` and `now` are in seconds.
     """
 
     def __init__(self, stale_after: float) -> None:
         self._stale_after = stale_after
-        self._last_change: dict[int, tuple[int, float]] = {}  # of each trial: heartbeat, when it was first seen
+        self._last_change: dict[int, tuple[int, float]] = {}  # heartbeat and its time, by trial
 
     def find(self, running: Sequence[Claim], now: float) -> list[Claim]:
-        """Return those of the running claims whose heartbeat has not changed for longer than `stale_after`."""
+        """Return the claims whose heartbeat has not changed for longer than `stale_after`."""
         before = self._last_change
         self._last_change = {
             claim.trial_id: before[claim.trial_id]
@@ -140,7 +140,8 @@ class StaleClaims:
             else (claim.heartbeat, now)
             for claim in running
         }
-        return [claim for claim in running if now - self._last_change[claim.trial_id][1] > self._stale_after]
+        changed = {trial: time for trial, (_, time) in self._last_change.items()}
+        return [claim for claim in running if now - changed[claim.trial_id] > self._stale_after]
 
     def reset(self) -> None:
         """Start anew: the storage was away, so no worker could write a heartbeat."""

@@ -1,7 +1,7 @@
-"""The storages that can hold a study: memory, a SQLite file, PostgreSQL, MySQL, or a journal file for NFS.
+"""The storages that can hold a study: memory, SQLite, PostgreSQL, MySQL, or a journal file for NFS.
 
-Optuna implements all of them. Added here: URLs without drivers and passwords, settings that make SQLite safe for
-several workers and a lost server noticed, journal lines that a killed worker left half written, and retries.
+Optuna implements all of them. Added here: URLs without drivers and passwords, a SQLite that is safe
+for several workers, detection of a lost server, repair of torn journal lines, and retries.
 """
 
 import errno
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -38,26 +37,29 @@ PASSWORD = "SHEARS_STORAGE_PASSWORD"  # the environment variable that completes 
 HIDDEN = "***"  # stands for a password in records
 POSTGRESQL = "postgresql+psycopg"
 MYSQL = "mysql+pymysql"
-DRIVERS: Mapping[str, str] = MappingProxyType(
-    {"postgres": POSTGRESQL, "postgresql": POSTGRESQL, "mysql": MYSQL, "mariadb": MYSQL}
-)
-EXTRAS: Mapping[str, str] = MappingProxyType({"psycopg": "postgresql", "pymysql": "mysql"})
-TIMEOUTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(  # seconds after which a lost server is noticed
-    {
-        "psycopg": {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3},
-        "pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
-        "pysqlite": {"timeout": 60},
-    }
-)
+DRIVERS: Mapping[str, str] = {
+    "postgres": POSTGRESQL, "postgresql": POSTGRESQL, "mysql": MYSQL, "mariadb": MYSQL,
+}  # fmt: skip
+EXTRAS: Mapping[str, str] = {"psycopg": "postgresql", "pymysql": "mysql"}
+KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+TIMEOUTS: Mapping[str, Mapping[str, Any]] = {  # seconds after which a lost server is noticed
+    "psycopg": {"connect_timeout": 10, **KEEPALIVE},
+    "pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
+    "pysqlite": {"timeout": 60},
+}
 ATTEMPTS = 6  # to make the tables: workers that start at the same moment make the same ones
 MADE_BY_ANOTHER = ("exists", "duplicate", "Duplicate", "UNIQUE", "locked", "restarting transaction")
 FIRST_WAIT = 0.1  # seconds before the first retry, doubled up to
 LONGEST_WAIT = 10.0
 STORAGE_ERRORS = (StorageInternalError, exc.SQLAlchemyError, OSError)
-TEMPORARY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError, exc.PendingRollbackError)
-TEMPORARY_ERRNO = frozenset(  # a network file system that is away
-    {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOTCONN}
-)
+TEMPORARY = (
+    exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError,
+    exc.PendingRollbackError,
+)  # fmt: skip
+TEMPORARY_ERRNO = (  # a network file system that is away
+    errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR,
+    errno.ENOTCONN,
+)  # fmt: skip
 
 
 @contextmanager
@@ -72,16 +74,16 @@ def quiet_optuna() -> Iterator[None]:
 
 
 def distributions(space: SearchSpace) -> dict[str, CategoricalDistribution]:
-    """Return the space as Optuna has it: one categorical parameter a group, its values the ranks."""
+    """Return the space as Optuna has it: a categorical parameter of ranks for every group."""
     return {group: CategoricalDistribution(list(ranks)) for group, ranks in space.ranks.items()}
 
 
 @contextmanager
 def open_storage(url: str | None) -> Iterator[BaseStorage]:
-    """Yield the storage of a URL (None: this process's memory); its connections are closed afterwards.
+    """Yield the storage of a URL (None: in memory); close its connections afterwards.
 
-    A password can come from the environment: SHEARS_STORAGE_PASSWORD, or what the database's own client reads.
-    InputError, without the password, if the storage cannot be opened.
+    A password can come from the environment: SHEARS_STORAGE_PASSWORD, or what the database's own
+    client reads. InputError, without the password, if the storage cannot be opened.
     """
     if url is None:
         yield InMemoryStorage()
@@ -101,17 +103,20 @@ def _journal(url: str) -> JournalStorage:
     if not path.is_absolute() or not path.parent.is_dir():
         raise InputError(f"a journal must be {JOURNAL}/ABSOLUTE/FILE in an existing folder, got {url}")
     try:
-        with suppress(FileNotFoundError), open(path, "rb") as file:  # the lock would cut lines off a foreign file
+        # before there is a lock, which would cut lines off a file of something else
+        with suppress(FileNotFoundError), open(path, "rb") as file:
             first = file.read(len(FIRST_BYTES))
             if first != FIRST_BYTES[: len(first)]:  # a torn first line will do
                 raise ValueError("it is not a journal")
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_RepairingLock(str(path))))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:  # foreign lines
-        raise InputError(f"storage must be a journal file that can be opened, got {url}: {first_line(error)}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        # most of them are of lines that are JSON and not Optuna's
+        reason = first_line(error)
+        raise InputError(f"storage must be a journal file that can be opened, got {url}: {reason}") from None
 
 
 class _RepairingLock(JournalFileSymlinkLock):  # type: ignore[misc]  # optuna is not typed for us
-    """Optuna's lock for NFS; its next holder cuts off a line that a killed worker left half written."""
+    """Optuna's lock for NFS; its next holder cuts off a line that a killed worker left torn."""
 
     def acquire(self) -> bool:
         """Wait for the lock and return True."""
@@ -121,7 +126,7 @@ class _RepairingLock(JournalFileSymlinkLock):  # type: ignore[misc]  # optuna is
 
 
 def _database(url: str) -> RDBStorage:
-    """Return the storage of a database; an attempt that fails because another worker makes its tables is repeated."""
+    """Return the storage of a database; try again while another worker makes its tables."""
     secrets = [url]
     try:
         full = _completed(sqlalchemy.make_url(url))
@@ -145,11 +150,11 @@ def _database(url: str) -> RDBStorage:
 
 
 def _completed(url: sqlalchemy.URL) -> sqlalchemy.URL:
-    """Return the URL with the driver that our extras install and the password of the environment."""
+    """Return the URL with our extras' driver and the password of the environment."""
     url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
     if url.password not in (None, HIDDEN):
         return url
-    # without a password, libpq goes on to PGPASSWORD, ~/.pgpass and PGSERVICE, PyMySQL to read_default_file
+    # without one, libpq goes on to PGPASSWORD, ~/.pgpass and PGSERVICE, PyMySQL to read_default_file
     password = os.environ.get(PASSWORD) if url.host or url.username else None
     return sqlalchemy.URL.create(url.drivername, url.username, password, url.host, url.port, url.database, url.query)
 
@@ -168,19 +173,22 @@ def _tuned(url: sqlalchemy.URL) -> RDBStorage:
 
 
 def make_fast(connection: Any, _record: object) -> None:
-    """Set a write-ahead log without fsync per commit: 12 times faster, safe on kill -9, consistent on power loss."""
+    """Set a write-ahead log without fsync per commit: 12 times as fast, and safe on kill -9.
+
+    A loss of power may lose commits, but leaves the file consistent.
+    """
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.isolation_level = None  # transactions are begun by `_begin`
 
 
 def _begin(connection: sqlalchemy.Connection) -> None:
-    """Lock the file for a whole transaction: SQLite has no SELECT FOR UPDATE, which locks a row in other databases."""
+    """Lock the file for a whole transaction, because SQLite has no SELECT FOR UPDATE."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def without(text: str, *secrets: str) -> str:
-    """Return a text of another library without the passwords of URLs, and without secrets that are not URLs."""
+    """Return a text without the passwords of URLs, and without those secrets that are not URLs."""
     for secret in secrets:
         if secret and "://" not in secret:
             text = text.replace(secret, HIDDEN)
@@ -194,18 +202,19 @@ def reason_of(error: BaseException) -> str:
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Tell whether an error may pass by itself: a server that restarts, a lock, a file system that is away."""
+    """Tell whether an error may pass by itself, such as a lock or a server that restarts."""
     if isinstance(error, StorageInternalError):
         return error.__cause__ is not None and is_temporary(error.__cause__)
     if isinstance(error, OSError):
         return error.errno in TEMPORARY_ERRNO
     if isinstance(error, exc.DBAPIError) and type(error.orig).__module__ == "sqlite3":
         return "locked" in str(error)
-    return isinstance(error, TEMPORARY) or (isinstance(error, exc.DBAPIError) and error.connection_invalidated)
+    is_lost_connection = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+    return is_lost_connection or isinstance(error, TEMPORARY)
 
 
 class RetryingStorage:
-    """A storage whose operations are retried while it does not answer; used by both threads of a worker.
+    """A storage whose operations are retried while it does not answer; safe for threads.
 
     `timeout` is in seconds. `outages` counts how often the storage did not answer.
     """
@@ -219,7 +228,7 @@ class RetryingStorage:
         self._away_since: float | None = None
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
-        """Return an operation of the storage that is retried; it raises OSError, in one line, if it fails for good."""
+        """Return an operation of the storage that is retried; OSError if it fails for good."""
         return partial(self._retry, getattr(self._storage, operation))
 
     def _retry(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -229,7 +238,7 @@ class RetryingStorage:
                 result = call(*args, **kwargs)
             except STORAGE_ERRORS as error:
                 self._raise_if_final(error, deadline)
-                if attempt:  # a clash of two workers is over by the second attempt, and not worth a line
+                if attempt:  # a clash of two workers is over by the second attempt
                     self._set_away(error)
             else:
                 self._set_back()

@@ -39,13 +39,13 @@ STUDY = "study.db"
 NAME = "search"  # of a study in a file of its own
 IDENTITY = "shears"  # the study attribute that names the search it belongs to
 OPTIONS = "way"  # its entry with the strategy's options
-POPULATION = "population"  # the study attribute with the size of a generation, as of the first budget
+POPULATION = "population"  # the study attribute with the size of a generation of the first budget
 IDENTITY_POLLS = 50  # x 0.1 s, waiting for the study's creator
 OUTAGE = 5  # x stale_after, how long a storage that does not answer is retried
 WORKER_KEY = "shears:worker"  # attributes of a trial: who claimed it,
 HEARTBEAT_KEY = "shears:beat"  # a count that rises while it is evaluated,
 WITHDRAWN_KEY = "shears:withdrawn"  # and whether it counts for nothing
-ESTIMATED = "examples"  # a figure of estimates by races, which were removed; they are measured again
+ESTIMATED = "examples"  # a figure of estimates by races, which were removed: measured again
 HEARTBEATS = 6  # in the time after which a worker without one is given up
 
 
@@ -77,7 +77,7 @@ def location_of(settings: SearchConfig, work: Path, about: Mapping[str, str], re
     """
     if settings.storage is None:
         return StudyLocation(_own_url(work), _own_name(work), resume, {"data": about["data"]})
-    worker = work / WORKER  # unique, and kept in the folder: a search resumed there is the same worker
+    worker = work / WORKER  # kept in the folder: a search resumed there is the same worker
     if not worker.exists():
         write_text(worker, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
     scoring: dict[str, str] = {"precision": settings.precision}
@@ -98,7 +98,7 @@ def _own_url(work: Path) -> str:
 
 
 def _own_name(work: Path) -> str:
-    """Return the name of the study in the folder `work`, whatever a resumed search called it."""
+    """Return the name of the study in the folder `work`, whatever an earlier version called it."""
     if not (work / STUDY).is_file():
         return NAME
     with open_storage(_own_url(work)) as storage:
@@ -107,21 +107,21 @@ def _own_name(work: Path) -> str:
 
 @contextmanager
 def deleted_if_unused(work: Path) -> Iterator[None]:
-    """Delete the study in the folder `work` if the search is refused before anything is evaluated."""
+    """Delete the study in the folder `work` if its search is refused before it evaluates anything."""
     try:
         yield
     except InputError:
         with suppress(InputError):  # a file that is not a study stays
-            if (work / STUDY).is_file() and not _num_evaluated(work):
+            if (work / STUDY).is_file() and not _is_used(work):
                 for path in work.glob(f"{STUDY}*"):
                     path.unlink()
         raise
 
 
-def _num_evaluated(work: Path) -> int:
+def _is_used(work: Path) -> bool:
     with open_storage(_own_url(work)) as storage:
-        studies = storage.get_all_studies()
-        return sum(storage.get_n_trials(study._study_id, (TrialState.COMPLETE,)) for study in studies)
+        ids = [study._study_id for study in storage.get_all_studies()]
+        return any(storage.get_n_trials(each, (TrialState.COMPLETE,)) for each in ids)
 
 
 @contextmanager
@@ -132,7 +132,8 @@ def open_study(space: SearchSpace, plan: SearchPlan, location: StudyLocation) ->
     or it belongs to another search. OSError if the storage does not answer for too long.
     """
     with open_storage(location.url) as backend:
-        storage = RetryingStorage(backend, location.url or "in memory", OUTAGE * location.stale_after)
+        timeout = OUTAGE * location.stale_after
+        storage = RetryingStorage(backend, location.url or "in memory", timeout)
         study_id = _join(storage, plan, location, {**location.identity, **_identity(space, plan)})
         begun_with = storage.get_study_user_attrs(study_id).get(POPULATION, plan.population)
         begun = replace(plan, begun_with=begun_with)
@@ -151,14 +152,17 @@ def _join(storage: RetryingStorage, plan: SearchPlan, location: StudyLocation, i
         if before == identity:
             return study_id
         if before is not None:
-            changed = [key for key in sorted({*before, *identity}) if before.get(key) != identity.get(key)]
-            advice = "name another with --study" if location.worker else "name another output or delete it"
+            keys = sorted({*before, *identity})
+            changed = [key for key in keys if before.get(key) != identity.get(key)]
+            differ = "differs" if len(changed) == 1 else "differ"
+            advice = "another with --study" if location.worker else "another output or delete it"
             raise InputError(
                 f"the study {location.name!r} must be of this search, and its {', '.join(changed)} "
-                f"{'differs' if len(changed) == 1 else 'differ'}; {advice}"
+                f"{differ}; name {advice}"
             ) from None
     storage.set_study_user_attr(study_id, POPULATION, plan.population)
-    storage.set_study_user_attr(study_id, IDENTITY, dict(identity))  # last: other workers wait for it
+    # last, because other workers wait for it
+    storage.set_study_user_attr(study_id, IDENTITY, dict(identity))
     return study_id
 
 
@@ -179,7 +183,9 @@ def _identity_of(storage: RetryingStorage, study_id: int, location: StudyLocatio
 def _identity(space: SearchSpace, plan: SearchPlan) -> dict[str, Any]:
     """Return what the proposals depend on; goal and options only if they are not the default."""
     ranks = json.dumps({group: list(ranks) for group, ranks in space.ranks.items()})
-    identity = {"strategy": plan.strategy, "seed": plan.seed, "quality": plan.goal.quality, "space": digest(ranks)[:16]}
+    identity = {
+        "strategy": plan.strategy, "seed": plan.seed, "quality": plan.goal.quality, "space": digest(ranks)[:16],
+    }  # fmt: skip
     goal = [*plan.goal.objectives, *map(str, plan.goal.constraints)]
     if goal != [plan.goal.quality, PARAMETERS]:
         identity["goal"] = " ".join(goal)
@@ -243,8 +249,10 @@ class SearchStudy:
         trial_id: int = trial._trial_id
         if trial.state is TrialState.WAITING:  # queued by another tool, it has no parameters
             return Claim(trial_id, RankConfig({}), ClaimState.WITHDRAWN)
-        state = ClaimState.WITHDRAWN if WITHDRAWN_KEY in trial.system_attrs else ClaimState(trial.state.name)
-        if ESTIMATED in trial.user_attrs and not self._worker:  # races needed a study of one worker
+        state = ClaimState(trial.state.name)
+        if WITHDRAWN_KEY in trial.system_attrs:
+            state = ClaimState.WITHDRAWN
+        elif ESTIMATED in trial.user_attrs and not self._worker:  # a race had one worker
             state = ClaimState.ABANDONED
         claim = Claim(
             trial_id,
@@ -259,12 +267,13 @@ class SearchStudy:
         return claim
 
     def _abandon(self, running: Sequence[Claim]) -> bool:
-        """Give up claims of this worker's last life and stale ones of others; tell whether any was."""
+        """Fail what this worker had claimed before a restart, and stale claims; tell whether any was."""
         if self._outages != self._storage.outages:
             self._outages = self._storage.outages
             self._stale_claims.reset()
         own = [claim for claim in running if claim.worker == self._worker]
-        stale = self._stale_claims.find([claim for claim in running if claim not in own], time.monotonic())
+        others = [claim for claim in running if claim.worker != self._worker]
+        stale = self._stale_claims.find(others, time.monotonic())
         for claim in stale:
             logger.warning(
                 "worker %s gave no sign of life for %g s; another worker evaluates its configuration",
@@ -275,22 +284,24 @@ class SearchStudy:
         return bool(own or stale)
 
     def claim(self, proposed: Sequence[RankConfig], budget: int) -> list[RankConfig]:
-        """Write the proposals as claims, in order; return those that this worker is to evaluate now."""
+        """Write the proposals as claims, in order; return those that this worker evaluates now."""
         for ranks in proposed:
             is_repeat = ranks in self.state.known or ranks in self.state.pending
-            self.state.add(self._create(ranks, ClaimState.REPEAT if is_repeat else ClaimState.RUNNING))
+            state = ClaimState.REPEAT if is_repeat else ClaimState.RUNNING
+            self.state.add(self._create(ranks, state))
         if self._worker and proposed:  # without a proposal, the state that it was made from decides
             self._withdraw_lost(budget)
         held = {claim.ranks for claim in self._held()}
         return [ranks for ranks in dict.fromkeys(proposed) if ranks in held]
 
     def _create(self, ranks: RankConfig, state: ClaimState) -> Claim:
-        """Create the trial of a claim; if the connection was lost meanwhile, there may be two of it."""
+        """Create the trial of a claim; if the connection is lost meanwhile, there may be two."""
+        attributes = {WORKER_KEY: self._worker, HEARTBEAT_KEY: 0}
         template = create_trial(
             state=TrialState[state.value],
             params=dict(ranks),
             distributions=distributions(self.space),
-            system_attrs={} if state is ClaimState.REPEAT else {WORKER_KEY: self._worker, HEARTBEAT_KEY: 0},
+            system_attrs={} if state is ClaimState.REPEAT else attributes,
         )
         return Claim(self._storage.create_new_trial(self._id, template), ranks, state, self._worker)
 
@@ -298,16 +309,19 @@ class SearchStudy:
         """Withdraw own claims that came second, are over budget or were written twice."""
         claims = self._claims()
         self.state = StudyState.of(self.plan.goal, claims)
-        own = [claim for claim in claims if claim.state is ClaimState.RUNNING and claim.worker == self._worker]
+        running = [claim for claim in claims if claim.state is ClaimState.RUNNING]
+        own = [claim for claim in running if claim.worker == self._worker]
         lost = [claim for claim in own if self.state.holder(claim.ranks, budget) is not claim]
         for claim in lost:
             self._fail(claim, is_withdrawn=True)
         if lost:
-            self.state = StudyState.of(self.plan.goal, (claim for claim in claims if claim not in lost))
+            valid = [claim for claim in claims if claim not in lost]
+            self.state = StudyState.of(self.plan.goal, valid)
 
     def _held(self) -> list[Claim]:
         """Return the claims under which this worker evaluates something."""
-        return [claim for claim in list(self.state.pending.values()) if claim.worker == self._worker]
+        pending = list(self.state.pending.values())  # a copy: the heartbeats' thread calls this, too
+        return [claim for claim in pending if claim.worker == self._worker]
 
     def give_back(self) -> None:
         """Withdraw all claims that this worker holds."""
@@ -316,7 +330,7 @@ class SearchStudy:
 
     def _fail(self, claim: Claim, is_withdrawn: bool = False) -> None:
         """End a claim without figures."""
-        with suppress(UpdateFinishedTrialError):  # ended by another, or before a connection was lost
+        with suppress(UpdateFinishedTrialError):  # see `_complete`
             if is_withdrawn:
                 self._storage.set_trial_system_attr(claim.trial_id, WITHDRAWN_KEY, True)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
@@ -331,7 +345,8 @@ class SearchStudy:
             yield
             return
         done = threading.Event()
-        thread = threading.Thread(target=self._write_heartbeats, args=(done,), name="heartbeat", daemon=True)
+        target = self._write_heartbeats
+        thread = threading.Thread(target=target, args=(done,), name="heartbeat", daemon=True)
         thread.start()
         try:
             yield
@@ -354,7 +369,8 @@ class SearchStudy:
     def add(self, evaluated: Evaluated) -> None:
         """Write the figures of a configuration that this worker holds, or claims now."""
         ranks = evaluated.ranks
-        if ranks not in [claim.ranks for claim in self._held()] and not self.claim([ranks], self.space.size):
+        is_held = ranks in [claim.ranks for claim in self._held()]
+        if not is_held and not self.claim([ranks], self.space.size):
             return
         claim = self.state.pending[ranks]
         if self._complete(claim, evaluated):
@@ -369,10 +385,10 @@ class SearchStudy:
         goal = self.plan.goal
         values = goal.values(evaluated.metrics)
         constrained = create_trial(values=values, constraints=goal.excesses(evaluated.metrics))
-        with suppress(UpdateFinishedTrialError):  # ended by another, or before a connection was lost
+        with suppress(UpdateFinishedTrialError):  # by another, or here before a connection was lost
             for name, value in evaluated.metrics.items():
                 self._storage.set_trial_user_attr(claim.trial_id, name, value)
-            for name, value in constrained.system_attrs.items():  # the constraints, under Optuna's names
+            for name, value in constrained.system_attrs.items():  # constraints, by Optuna's names
                 self._storage.set_trial_system_attr(claim.trial_id, name, value)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.COMPLETE, values)
         return bool(self._storage.get_trial(claim.trial_id).state is TrialState.COMPLETE)

@@ -1,4 +1,4 @@
-"""What all strategies share: goal, plan and history of a search, and the interface of a strategy."""
+"""What all strategies share: goal, plan and history of a search, and their interface."""
 
 import hashlib
 import math
@@ -167,7 +167,7 @@ class SearchPlan:
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Proposes configurations from the history alone, so that a resumed search proposes the same."""
+    """Proposes configurations from the history alone: a resumed search proposes the same."""
 
     def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
         """Return at most `most` configurations to evaluate next; nothing at the end of the search.

@@ -22,13 +22,13 @@ class HillClimbing:
     def __init__(self, space: SearchSpace, plan: SearchPlan) -> None:
         self.space = space
         self.plan = plan
-        self.incumbent: RankConfig | None = None  # of the last proposal; `explore` makes it the anchor
+        self.incumbent: RankConfig | None = None  # of the last proposal
         self._forget()
 
     def _forget(self) -> None:
         self._seen: list[Evaluated] = []
         self._known: dict[RankConfig, tuple[float, ...]] = {}  # the sort keys of `Goal.key`
-        self._steps: dict[RankConfig, RankConfig] = {}  # to the next incumbent; a summit leads to itself
+        self._steps: dict[RankConfig, RankConfig] = {}  # a summit leads to itself
 
     def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
         """Return the unknown starts, then the next unknown configuration on the way.
@@ -52,7 +52,7 @@ class HillClimbing:
             self._forget()
         new = history[len(self._seen) :]
         self._seen.extend(new)
-        self._known.update({evaluated.ranks: self.plan.goal.key(evaluated.metrics) for evaluated in new})
+        self._known.update({each.ranks: self.plan.goal.key(each.metrics) for each in new})
 
     def _starts(self) -> list[RankConfig]:
         """Return the heuristic, and both ends of the space too if the heuristic is infeasible.
@@ -86,7 +86,8 @@ class HillClimbing:
     def _step(self, incumbent: RankConfig) -> RankConfig | None:
         """Cache the next incumbent, or return the neighbour that must be known before."""
         generator = random.Random(self.plan.stream(tuple(incumbent.values())))
-        for neighbour in shuffled_neighbours(self.space, incumbent, self.plan.options.step, generator):
+        step = self.plan.options.step
+        for neighbour in shuffled_neighbours(self.space, incumbent, step, generator):
             if neighbour not in self._known:
                 self.incumbent = incumbent
                 return neighbour
@@ -107,7 +108,8 @@ def shuffled_neighbours(
     moves = list[tuple[str, int]]()
     for group, rank in space.check(config).items():
         ranks = space.ranks[group]
-        places = [ranks.index(rank) + sign * distance for distance in range(1, step + 1) for sign in (-1, 1)]
+        place = ranks.index(rank)
+        places = [place + sign * distance for distance in range(1, step + 1) for sign in (-1, 1)]
         moves += [(group, ranks[place]) for place in places if 0 <= place < len(ranks)]
     generator.shuffle(moves)
     yield from (RankConfig({**config, group: rank}) for group, rank in moves)

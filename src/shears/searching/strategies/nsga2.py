@@ -25,7 +25,7 @@ from shears.searching.shared.storage import distributions, quiet_optuna
 from shears.searching.strategies.base import Evaluated, SearchPlan, digest, landmarks
 
 Survival = Callable[[Study, list[FrozenTrial]], list[FrozenTrial]]
-EPSILON = 0.001  # pymoo's: of two nearer than this, in shares of the population's range, one survives
+EPSILON = 0.001  # pymoo's: of two nearer than this share of the range, one survives
 
 
 class Nsga2:
@@ -79,9 +79,10 @@ class Nsga2:
         self._study.sampler = sampler
         trial = self._study.ask()
         self._settle_parents(sampler, trial)
-        ranks = {group: trial.suggest_categorical(group, list(ranks)) for group, ranks in self._space.ranks.items()}
+        space = self._space.ranks
+        drawn = {group: trial.suggest_categorical(group, list(ranks)) for group, ranks in space.items()}
         self._study.tell(trial, state=TrialState.FAIL)
-        return RankConfig(ranks)
+        return RankConfig(drawn)
 
     def _settle_parents(self, sampler: NSGAIISampler, trial: Trial) -> None:
         """Let Optuna cache the parents of the trial's generation now.
@@ -92,14 +93,17 @@ class Nsga2:
         """
         trials = reversed(self._study.get_trials(deepcopy=False))
         running = next(each for each in trials if each.number == trial.number)
-        sampler.get_parent_population(self._study, sampler.get_trial_generation(self._study, running))
+        generation = sampler.get_trial_generation(self._study, running)
+        sampler.get_parent_population(self._study, generation)
 
     def _sampler(self, stream: str) -> NSGAIISampler:
         seed = int(digest(stream)[:8], 16)  # numpy takes 32 bits
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # the survival is experimental in Optuna
+            warnings.simplefilter("ignore", ExperimentalWarning)  # of a survival
             return NSGAIISampler(
-                population_size=self._population, seed=seed, elite_population_selection_strategy=self._survival
+                population_size=self._population,
+                seed=seed,
+                elite_population_selection_strategy=self._survival,
             )
 
 
@@ -126,13 +130,15 @@ def rnsga2(space: SearchSpace, plan: SearchPlan) -> Nsga2:
     def survive(study: Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         measured = np.array([trial.values for trial in trials], dtype=np.float64)
         worst = np.max(measured, axis=0, initial=0.0, where=np.isfinite(measured))
-        costs = np.where(np.isfinite(measured), measured, worst)  # a configuration over a bound is not measured
+        costs = np.where(np.isfinite(measured), measured, worst)  # not measured: over a bound
         points = wanted if len(wanted) else np.minimum(_default_points(space, study), worst)
         low = costs.min(axis=0)
         scale = np.ptp(costs, axis=0)
         scale[scale == 0.0] = 1.0  # an objective in which all are equal does not count
-        selection = survivals.RankAndModifiedCrowdingSurvival((points - low) / scale, EPSILON, None, "no", False)
-        excesses = [[sum(max(excess, 0.0) for excess in trial.constraints.values())] for trial in trials]
+        scaled = (points - low) / scale
+        selection = survivals.RankAndModifiedCrowdingSurvival(scaled, EPSILON, None, "no", False)
+        bounds = [trial.constraints.values() for trial in trials]
+        excesses = [[sum(max(excess, 0.0) for excess in each)] for each in bounds]
         population = populations.Population.new(F=(costs - low) / scale, G=np.array(excesses))
         kept = selection.do(_Constrained(), population, n_survive=size, return_indices=True)
         return [trials[index] for index in kept]
@@ -152,19 +158,20 @@ def _wanted(plan: SearchPlan) -> Float64[np.ndarray, "P M"]:
     """Return the plan's reference points as costs; no rows if it names none."""
     num = len(plan.goal.objectives)
     try:
-        points = [plan.goal.as_costs(parse_point(text, num)) for text in plan.options.reference_points]
+        wanted = plan.options.reference_points
+        points = [plan.goal.as_costs(parse_point(text, num)) for text in wanted]
     except ValueError as error:
         raise InputError(str(error)) from None
     return np.array(points, dtype=np.float64).reshape(len(points), num)
 
 
 def _default_points(space: SearchSpace, study: Study) -> Float64[np.ndarray, "2 M"]:
-    """Return the costs of the heuristic, and the least of each cost among the landmarks.
+    """Return the costs of the first landmark, the heuristic, and the least of each cost.
 
     For loss against parameters, the second point is the maximal configuration's loss at the minimal
     one's size.
     """
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state is TrialState.COMPLETE]
+    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     costs = {RankConfig(trial.params): trial.values for trial in trials}
-    known = np.array([costs[ranks] for ranks in landmarks(space)], dtype=np.float64)  # the heuristic is first
+    known = np.array([costs[ranks] for ranks in landmarks(space)], dtype=np.float64)
     return np.stack([known[0], known.min(axis=0)])
