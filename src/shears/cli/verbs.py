@@ -46,7 +46,7 @@ def fetch(
 @app.command(rich_help_panel="Stages")
 @with_stage_options("write", config.WriteConfig)
 def write(model: BaseModel, out: Out, values: Values) -> None:
-    """Let a model write text itself, to calibrate or to heal on.
+    """Let a model write text, to calibrate or to heal on.
 
     OUT/text.jsonl holds texts that the model samples behind random first words and, with a chat template, whole chats.
     The same command continues an interrupted one, and a longer text begins with a shorter one beside OUT.

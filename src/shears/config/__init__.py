@@ -49,7 +49,7 @@ class Recipe(StageConfig):
     fetch: FetchConfig = FetchConfig()
     """Where to write the embedded model."""
     write: WriteConfig = WriteConfig()
-    """How the model writes text itself."""
+    """How the model writes text."""
     sparsify: SparsifyConfig = SparsifyConfig()
     """How to prune."""
     heal: HealConfig | None = None

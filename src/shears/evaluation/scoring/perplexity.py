@@ -21,7 +21,7 @@ from shears.progress import track
 
 logger = logging.getLogger(__name__)
 POSITIONS_AT_ONCE = 128  # turned into float32 log-probabilities: 25 MB for 49 k words
-LARGEST = 709.0  # nats; the exponential of more exceeds float64
+MAX_LOSS = 709.0  # nats; the exponential of more exceeds float64
 
 
 @torch.no_grad()
@@ -45,9 +45,9 @@ def perplexity(model: nn.Module, tokens: Sequence[int], sequence_length: int, li
         raise InputError(f"the model's loss must be finite, got {mean}; it may be damaged, or need --precision fp32")
     values = losses.mean(dim=1) if len(losses) > 1 else losses[0]
     half = Z95 * (float(values.std()) / math.sqrt(len(values))) if len(values) > 1 else 0.0
-    if mean + half > LARGEST:
+    if mean + half > MAX_LOSS:
         raise InputError(
-            f"the model's loss must be at most {LARGEST:.0f} nats for a perplexity, got {mean:.5g} +- {half:.5g}; "
+            f"the model's loss must be at most {MAX_LOSS:.0f} nats for a perplexity, got {mean:.5g} +- {half:.5g}; "
             "it may be damaged"
         )
     value, low, high = (math.exp(nats) for nats in (mean, mean - half, mean + half))

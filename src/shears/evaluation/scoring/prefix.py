@@ -23,7 +23,7 @@ HIDDEN = "hidden_states"
 States = dict[int, Tensor]
 """The inputs of the blocks in one forward, by the block's number."""
 TRIED = 8  # blocks that a trial begins at, beside the last one
-ROUNDING = 0.2  # of the logits' standard deviation: the largest error of bf16 (docs/runtime.md)
+MAX_ROUNDING_ERROR = 0.2  # of the logits' standard deviation: the largest error of bf16 (docs/runtime.md)
 Fill = Callable[[Mapping[str, Tensor]], Any]
 """Returns a cache of a batch without its last tokens, from which `generate` continues."""
 
@@ -245,7 +245,7 @@ def open_prompt_caches(
             ways = [Way(lambda: None), Way(lambda: None, len(prefix) // 2)]
             actual = logits(caches.fill(batch, ways)).float()
             expected = logits(None).float()
-            if actual.shape != expected.shape or (actual - expected).abs().max() > ROUNDING * expected.std():
+            if actual.shape != expected.shape or (actual - expected).abs().max() > MAX_ROUNDING_ERROR * expected.std():
                 raise PrefixError("from a combined cache, the model gives other logits")
     except (InputError, *TRIAL_ERRORS) as error:
         logger.info("prompt caches are not shared, every configuration computes all blocks: %s", first_line(error))
