@@ -3,7 +3,7 @@
     python -m benchmarks.every_rank run --data FOLDER --task mawps --seeds 0,1,2 --work DIR --results FILE.jsonl
     python -m benchmarks.every_rank search --data FOLDER --task mawps --seeds 0,1,2 --work DIR --results FILE.jsonl
     python -m benchmarks.every_rank cost --data FOLDER --task mawps --work DIR --results FILE.jsonl
-    python -m benchmarks.every_rank tune --data FOLDER --start dense --ways lora-nested,polar-nested,lokr-2-nested \\
+    python -m benchmarks.every_rank tune --data FOLDER --start dense --ways lora-nested,polar-nested,lokr-4-nested \\
         --rates 0.001,0.003,0.01 --scalings 2 --epochs 0.1 --validation 32 --work DIR --results FILE.jsonl
     python -m benchmarks.every_rank table FILE.jsonl...
 
@@ -48,7 +48,6 @@ from benchmarks.turns import step_seconds
 from shears.adapt.load import load_super_adapter
 from shears.data.examples import load_examples, tokenize_all
 from shears.models.devices import autocast
-from shears.records.artifacts import SEARCH_SPACE, read_json, write_json
 from shears.training.batches import padding
 
 RANKS = (32, 24, 16, 8)
@@ -67,8 +66,6 @@ class Way:
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     ranks: tuple[int, ...] = RANKS
-    same_sum: bool = False
-    """Whether a cut to rank r is multiplied by largest rank / r, as a nested adapter's cuts are by their factors."""
 
     @property
     def is_elastic(self) -> bool:
@@ -86,16 +83,14 @@ WAYS: Mapping[str, Way] = {
     for way in (
         Way("nested", {"sampling": "nested"}),
         Way("uniform", {"sampling": "uniform"}),
-        Way("reordered", {"sampling": "maximal", "reorder": True}),
-        Way("lora-multiplied", {"sampling": "maximal"}, same_sum=True),
+        Way("reordered", {"sampling": "maximal"}),
         *(Way(f"lora-{rank}", ranks=(rank,)) for rank in RANKS),
         Way("lora-nested", {"sampling": "nested"}),
         Way("polar-nested", {"sampling": "nested", "adapter": "polar"}),
-        Way("lokr-2-nested", {"sampling": "nested", "adapter": "lokr", "decompose_factor": 2}, (64, 48, 32, 16)),
-        Way("lokr-4-nested", {"sampling": "nested", "adapter": "lokr", "decompose_factor": 4}, (64, 32)),
+        Way("lokr-4-nested", {"sampling": "nested", "adapter": "lokr"}, (64, 32)),
     )
 }
-RELATIVES: Mapping[str, int] = {"lora-nested": 1, "polar-nested": 1, "lokr-2-nested": 2, "lokr-4-nested": 4}
+RELATIVES: Mapping[str, int] = {"lora-nested": 1, "polar-nested": 1, "lokr-4-nested": 4}
 """How many ranks of a way have the parameters of one rank of LoRA.
 
 A LoKr whose small factor is f x f has the parameters of a LoRA of rank r at its rank f * r (and f * f
@@ -158,8 +153,6 @@ class Bench:
         folder = self.work / f"{way.name}-{self.start}-{rate:g}-{scaling:g}-epochs{epochs:.4g}-seed{seed}"
         if not folder.exists():
             self._train(folder, {**way.keywords(rate, scaling), "resume": True, "seed": seed, "epochs": epochs})
-        if way.same_sum:
-            multiply_cuts(folder)
         return folder
 
     def tuned(self, way: Way) -> tuple[float, float]:
@@ -254,14 +247,6 @@ class Bench:
         """Train a folder from the start of these cells, beside their teacher, if they have one."""
         settings = {**keywords, **STARTS[self.start], **self.taught, **self.settings}
         shears.train(self.base, folder, data=str(self.data["train"]), max_length=self.task.max_length, **settings)
-
-
-def multiply_cuts(adapter: Path) -> None:
-    """Give a super-adapter the factor largest rank / r for each rank r of a group: plain LoRA cut to the same sum."""
-    record = read_json(adapter / SEARCH_SPACE)
-    for group in record["groups"].values():
-        group["factors"] = [group["ranks"][0] / rank for rank in group["ranks"]]
-    write_json(adapter / SEARCH_SPACE, record)
 
 
 def run(bench: Bench, arguments: argparse.Namespace) -> None:

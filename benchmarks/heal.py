@@ -1,7 +1,7 @@
 """Perplexity of a dense, a sparse and several healed models, on WikiText-2 and other texts, as a table.
 
     python -m benchmarks.heal SPARSE --work FOLDER --data TRAIN.txt --test wikitext=TEST.txt prose=OTHER.txt \\
-        --arm kl: --arm labels:cross_entropy=0.1 --arm lora:train=lora,learning_rate=3e-4 [--tokens 1M]
+        --arm kl: --arm labels:cross_entropy=0.1 [--tokens 1M]
 
 An arm is NAME:KEY=VALUE,... with keys of `shears heal`. A model that has a recovery is also measured with it. FOLDER
 keeps every healed model and every figure: a run that was interrupted goes on where it was. Figures are of 16 windows of

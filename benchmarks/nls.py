@@ -84,7 +84,7 @@ RECOVERY: Mapping[str, Any] = {"init": "recovery"}
 MOMENTS = "moments"
 RECONSTRUCT: Mapping[str, Any] = {"reconstruct": True}
 BEST: Mapping[str, Any] = {"method": "admm", "allocation": "sensitivity", "num_samples": 120}
-REORDERED: Mapping[str, Any] = {**RECOVERY, "sampling": "maximal", "reorder": True}
+REORDERED: Mapping[str, Any] = {**RECOVERY, "sampling": "maximal"}
 ARMS: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (

@@ -41,6 +41,7 @@ from benchmarks.report import MODEL, environment, log_to_stderr, parser_of, quot
 from benchmarks.tasks import lines_of, solved, write_mawps, write_rows
 from benchmarks.turns import take_turns
 from shears.adapt.prepare import prepare
+from shears.adapt.train import training_of
 from shears.config import TrainConfig
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.models.devices import resolved_precision
@@ -73,8 +74,8 @@ ARMS: dict[str, dict[str, Any]] = {
     LORA: {"ranks": 32},
     HOOKLESS: {"ranks": 32},  # LoRA has the hooks that mask ranks even with one rank; this arm removes them
     NLS: {},
-    "NLS uniform, packed, nothing recomputed": {"recompute": False},
-    "NLS uniform, packed, gradient checkpointing": {"gradient_checkpointing": True},
+    "NLS uniform, packed, nothing recomputed": {"recompute": "none"},
+    "NLS uniform, packed, gradient checkpointing": {"recompute": "blocks"},
     "NLS uniform, packed, two forwards": {"micro_batch_size": 8},  # gradients accumulate: less memory
     "nested, packed": {"sampling": "nested"},
     SPARSE: {"sparse_adapter": True},
@@ -131,7 +132,7 @@ def loaded(arm: str, job: Job) -> Callable[[], object]:
     if arm == HOOKLESS:
         for hook in prepared.elastic._hooks:
             hook.remove()
-    return partial(fit, prepared, work, settings)
+    return partial(fit, training_of(prepared, settings), work, settings)
 
 
 def _read(model: nn.Module | None) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.prepare import add_lora, build_space, prepare
 from shears.adapt.space import SearchSpace
+from shears.adapt.train import training_of
 from shears.config import TrainConfig
 from shears.errors import InputError
 from shears.models.ref import resolve
@@ -26,16 +27,16 @@ from tests.training.small_training import SETTINGS, log
 GPT2 = ("c_attn", "mlp.c_fc+mlp.c_proj")
 OPT = ("q_proj+k_proj+v_proj", "fc1", "fc2")
 BASES: list[tuple[str, str, dict[str, Any]]] = [
-    ("llama", "fp32", {"sampling": "per-example"}),
-    ("llama", "bf16", {"sampling": "per-example"}),
-    ("llama", "bf16", {"precision": "bf16", "sampling": "sandwich"}),
-    ("llama", "fp16", {"sampling": "per-example"}),
+    ("llama", "fp32", {"sampling": "uniform"}),
+    ("llama", "bf16", {"sampling": "uniform"}),
+    ("llama", "bf16", {"precision": "bf16", "sampling": "uniform"}),
+    ("llama", "fp16", {"sampling": "uniform"}),
     ("llama", "fp16", {"precision": "bf16"}),
     ("llama", "bf16", {"sparse_adapter": True}),
-    ("gpt2", "fp32", {"groups": GPT2, "sampling": "per-example"}),
-    ("gpt2", "bf16", {"groups": GPT2, "sampling": "per-example", "precision": "bf16"}),
+    ("gpt2", "fp32", {"groups": GPT2, "sampling": "uniform"}),
+    ("gpt2", "bf16", {"groups": GPT2, "sampling": "uniform", "precision": "bf16"}),
     ("gpt2", "fp16", {"groups": GPT2, "precision": "bf16"}),
-    ("opt", "fp32", {"groups": OPT, "sampling": "per-example"}),
+    ("opt", "fp32", {"groups": OPT, "sampling": "uniform"}),
     ("opt", "fp16", {"groups": OPT, "precision": "bf16", "sparse_adapter": True}),
 ]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,7 +52,7 @@ def test_only_the_adapter_changes(name: str, kind: str, changes: dict[str, Any],
     formats = {tensor.dtype for key, tensor in before.items() if tensor.is_floating_point() and not _is_norm(key)}
     assert formats == {DTYPES[kind]}
     (tmp_path / "work").mkdir()
-    fit(prepared, tmp_path / "work", settings)
+    fit(training_of(prepared, settings), tmp_path / "work", settings)
     after = prepared.model.state_dict()
     as_computed = {key: tensor.to(after[key].dtype) for key, tensor in before.items()}  # linears may be held in bf16
     assert all(torch.equal(after[key], tensor) for key, tensor in as_computed.items())
@@ -71,7 +72,7 @@ def test_a_model_that_cannot_be_packed_is_padded_with_a_message(
     settings = TrainConfig(data=data, **{**SETTINGS, "groups": OPT, "max_steps": 1})
     (tmp_path / "work").mkdir()
     with caplog.at_level(logging.INFO, "shears"):
-        fit(prepare(resolve(base), settings), tmp_path / "work", settings)
+        fit(training_of(prepare(resolve(base), settings), settings), tmp_path / "work", settings)
     assert "does not keep packed examples apart" in caplog.text
 
 
@@ -194,5 +195,5 @@ def test_rows_of_packed_examples_stay_within_the_models_positions(tmp_path: Path
     changes = {"groups": ("q_proj", "v_proj"), "max_steps": 2, "max_length": 256, "batch_size": 4}
     settings = TrainConfig(data=str(tmp_path / "long.jsonl"), **{**SETTINGS, **changes})
     (tmp_path / "work").mkdir()
-    fit(prepare(resolve(base), settings), tmp_path / "work", settings)
+    fit(training_of(prepare(resolve(base), settings), settings), tmp_path / "work", settings)
     assert [line["tokens"] for line in log(tmp_path / "work")] == [sum((240, 100, 90, 60)) + 4 * 3] * 2

@@ -2,7 +2,6 @@
 
 import copy
 import random
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -13,10 +12,7 @@ from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.prepare import add_lora, build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import TrainConfig
-from shears.data.example import IGNORED
-from shears.data.examples import Tokenized
 from shears.errors import InputError
-from shears.training.batches import pack
 from tests.tiny import tiny_model
 
 IDS = torch.arange(12).view(2, 6)
@@ -168,31 +164,6 @@ def test_ranks_by_row_are_single_configurations_row_by_row(name: str) -> None:
     for row, config in enumerate(configs):
         elastic.activate(config)
         torch.testing.assert_close(together[row], logits(peft_model)[row], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("capacity", [100, 9])
-def test_ranks_by_packed_example_are_single_configurations(capacity: int) -> None:
-    peft_model, elastic = elastic_model()
-    check_packed_examples(peft_model, elastic, random_configs(elastic.space, 4), (6, 3, 8, 4), capacity)
-
-
-def check_packed_examples(
-    model: PeftModel,
-    elastic: ElasticAdapter,
-    configs: Sequence[RankConfig],
-    lengths: Sequence[int],
-    capacity: int = 100,
-) -> None:
-    """Packed examples, each at its own ranks, have the logits that they have alone."""
-    rows = [Tokenized(list(range(5, 5 + length)), [IGNORED, *range(6, 5 + length)]) for length in lengths]
-    batch = pack(rows, capacity, pad_id=0)
-    elastic.activate_rows(configs, batch["examples"])
-    with torch.no_grad():
-        packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-        for number, (row, config) in enumerate(zip(rows, configs, strict=True)):
-            elastic.activate(config)
-            alone = model(input_ids=torch.tensor([row.input_ids])).logits[0]
-            torch.testing.assert_close(packed[batch["examples"] == number], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_by_row_are_the_sum_of_the_rows_own() -> None:

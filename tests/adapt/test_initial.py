@@ -96,7 +96,7 @@ def test_the_start_is_the_recovery_of_that_rank_at_any_scaling(
 
 
 def test_the_start_of_the_recoverys_own_rank_is_the_recovery(sparse: Callable[..., Path]) -> None:
-    folder = sparse(targets="q_proj,k_proj,v_proj,up_proj,down_proj")
+    folder = sparse(skip="o_proj,gate_proj")
     model = with_lora(folder, 8, 64)
     start_from_recovery(model, resolve(folder))
     stock = PeftModel.from_pretrained(load_model(folder), str(folder / RECOVERY_FOLDER))

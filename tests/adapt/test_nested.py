@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.load import load_super_adapter
 from shears.adapt.prepare import prepare
-from shears.adapt.sampling import NLSCallback, rank_sampling
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.train import train
 from shears.config import TrainConfig
@@ -23,7 +22,7 @@ from shears.export.stage import export_adapter
 from shears.models.ref import resolve
 from shears.models.sparse_adapter import make_sparse
 from shears.sparsity.stage import sparsify
-from tests.adapt.test_elastic import check_packed_examples, elastic_model, logits
+from tests.adapt.test_elastic import elastic_model, logits
 from tests.oracles import nested as oracle
 from tests.tiny import save_tiny, tiny_model
 from tests.training.small_training import SETTINGS, log, weights
@@ -141,11 +140,6 @@ def test_unfolding_undoes_folding() -> None:
         torch.testing.assert_close(tensor, kept[name])
 
 
-def test_packed_examples_have_their_own_cuts_of_the_diagonal() -> None:
-    model, elastic = nested_model()
-    check_packed_examples(model, elastic, [elastic.space.minimal(), elastic.space.heuristic()], (6, 3))
-
-
 def by_hand(elastic: ElasticAdapter) -> dict[str, torch.Tensor]:
     """The factors that must be saved: those in memory, times the root of the share of ranks with the component."""
     share = torch.tensor([sum(index < rank for rank in RANKS) / 3 for index in range(6)]).sqrt()
@@ -215,26 +209,13 @@ def test_a_start_from_the_recovery_keeps_its_product_at_every_rank(data: str, tm
         torch.testing.assert_close(logits(nested.model.eval()), logits(plain.model.eval()))
 
 
-@pytest.mark.parametrize(("sampling", "nested"), [("nested", False), ("uniform", True)])
-def test_the_callback_refuses_a_strategy_without_its_diagonal_and_the_reverse(
-    tmp_path: Path, sampling: str, nested: bool
-) -> None:
-    model, elastic = elastic_model()
-    elastic.remove()
-    elastic = make_elastic(model, elastic.space, nested=nested)
-    callback = NLSCallback(elastic, strategy=rank_sampling(sampling, elastic.space, 0))
-    with pytest.raises(InputError, match=r"need each other.*set both"):
-        callback.on_train_begin(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"))
-
-
 def test_nested_is_the_default_where_it_can_be() -> None:
     def sampling(**options: Any) -> str:
         return TrainConfig(data="-", **options).sampling
 
-    assert sampling() == sampling(curriculum=0.0) == sampling(curriculum="0") == sampling(quantize_aware="none")
-    assert sampling() == sampling(curriculum="0.00") == "nested"
-    assert sampling(curriculum=0.5) == sampling(quantize_aware="int4") == "uniform"
-    assert sampling(curriculum=0.5, sampling="per-example") == "per-example"
+    assert sampling() == sampling(quantize_aware="none") == "nested"
+    assert sampling(quantize_aware="int4") == "uniform"
+    assert sampling(quantize_aware="int4", sampling="maximal") == "maximal"
 
 
 def test_an_adapter_that_vanishes_into_a_package_has_one_rank_unless_more_are_named() -> None:
@@ -242,10 +223,5 @@ def test_an_adapter_that_vanishes_into_a_package_has_one_rank_unless_more_are_na
         return TrainConfig(data="-", **options).ranks
 
     assert ranks(quantize_aware="int4") == (32,)
-    assert ranks() == ranks(sparse_adapter=True) == ranks(quantize_aware="int4", curriculum=0.5) == (32, 24, 16)
+    assert ranks() == ranks(sparse_adapter=True) == (32, 24, 16)
     assert ranks(quantize_aware="int4", ranks="16,8") == (16, 8)
-
-
-def test_a_curriculum_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"curriculum needs a sampling that draws ranks, got nested"):
-        TrainConfig(data="-", sampling="nested", curriculum=0.5)

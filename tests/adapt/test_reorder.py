@@ -10,7 +10,6 @@ import torch
 from shears.adapt.elastic import by_size, reorder
 from shears.adapt.load import load_super_adapter
 from shears.adapt.train import train
-from shears.config import TrainConfig
 from tests.adapt.test_elastic import elastic_model, logits
 from tests.training.small_training import SETTINGS
 
@@ -48,11 +47,6 @@ def test_the_model_computes_what_it_did(name: str) -> None:
 def test_largest_ranks_and_reordering_train_lora_that_can_be_cut(base: Path, data: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {**SETTINGS, "data": data}
     whole = load_super_adapter(train(base, tmp_path / "lora", **{**settings, "ranks": (6,)}))
-    cut = load_super_adapter(train(base, tmp_path / "cut", sampling="maximal", reorder=True, **settings))
+    cut = load_super_adapter(train(base, tmp_path / "cut", sampling="maximal", **settings))
     assert cut.elastic.space.size > 1
     torch.testing.assert_close(logits(cut.model), logits(whole.model), rtol=1e-4, atol=1e-5)
-
-
-def test_reorder_needs_maximal_sampling() -> None:
-    with pytest.raises(ValueError, match=r"reorder.*maximal.*nested"):
-        TrainConfig(data="-", reorder=True)

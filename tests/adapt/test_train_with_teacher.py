@@ -46,7 +46,7 @@ def test_the_first_steps_loss_is_that_of_labels_and_teacher(
     base: Path, teacher: Path, data: str, tmp_path: Path
 ) -> None:
     """A new adapter changes nothing, so that an oracle computes the loss from the two models alone."""
-    settings = {**SETTINGS, "max_steps": 3, "batch_size": 18, "teacher_top_k": 5, "teacher_weight": 0.3}
+    settings = {**SETTINGS, "max_steps": 3, "batch_size": 18, "teacher_top_k": 5, "kl": 0.3, "cross_entropy": 0.7}
     train(base, tmp_path / "adapter", data=data, teacher=str(teacher), **settings)
     expected = 0.0
     count = 0
@@ -67,7 +67,7 @@ def test_the_first_steps_loss_is_that_of_labels_and_teacher(
 def test_a_resumed_training_is_the_undisturbed_one_though_the_teacher_moved(
     base: Path, teacher: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {**SETTINGS, "sampling": "per-example", "max_steps": 5}
+    settings = {**SETTINGS, "sampling": "uniform", "max_steps": 5}
     whole = train(base, tmp_path / "whole", data=data, teacher=str(teacher), **settings)
     with monkeypatch.context() as patched:
         stop_after(2, patched)
@@ -116,7 +116,7 @@ def test_an_adapter_on_the_dense_model_teaches(
     folder = train(base, tmp_path / "taught", data=data, teacher=str(adapter), **FEW)
     train(base, tmp_path / "bf16", data=data, teacher=str(adapter), **{**FEW, "precision": "bf16"})  # of fp32 weights
     monkeypatch.setattr(cached, "_write_shards", None)  # the validation of another run reads the same targets
-    other = {**FEW, "learning_rate": 1e-3, "teacher_weight": 1.0}
+    other = {**FEW, "learning_rate": 1e-3, "kl": 1.0, "cross_entropy": 0.0}
     again = train(base, tmp_path / "again", data=data, teacher=str(adapter), **other)
     assert log(again)[0]["loss"] != log(folder)[0]["loss"]
 
@@ -130,7 +130,10 @@ def test_the_validation_measures_the_labels_alone(base: Path, teacher: Path, dat
         "validation_every": 3,
         "learning_rate": 1e-12,
     }
-    arms: dict[str, dict[str, Any]] = {"plain": {}, "taught": {"teacher": str(teacher), "teacher_weight": 1.0}}
+    arms: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "taught": {"teacher": str(teacher), "kl": 1.0, "cross_entropy": 0.0},
+    }
     losses = [
         log(train(base, tmp_path / name, **settings, **options))[-1]["validation_loss"]
         for name, options in arms.items()

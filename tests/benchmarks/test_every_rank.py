@@ -13,7 +13,6 @@ from benchmarks.report import rows_of
 from benchmarks.tasks import Task
 
 from benchmarks import every_rank, turns
-from shears.records.artifacts import SEARCH_SPACE, read_json, write_json
 from tests.searching.test_stage import rows
 from tests.tiny import save_tiny
 
@@ -53,15 +52,6 @@ def test_the_tables_pair_each_rank_with_its_own_lora_and_areas_with_areas() -> N
     assert "| area: nested against lora | +20.0 |" in text
     assert "| nested | 3.00 | 2.000 | 2.000 | 2.000 |" in text
     assert "| nested: searched against uniform rank 16 | +20.0 |" in text
-
-
-def test_cuts_of_plain_lora_are_multiplied_to_the_sum_of_the_largest_rank(tmp_path: Path) -> None:
-    write_json(tmp_path / SEARCH_SPACE, {"groups": {"g": {"ranks": [16, 8, 4], "modules": ["m"]}}, "alpha": 32})
-    for _ in range(2):  # a resumed run does it again
-        every_rank.multiply_cuts(tmp_path)
-        record = read_json(tmp_path / SEARCH_SPACE)
-        assert record["groups"]["g"] == {"ranks": [16, 8, 4], "modules": ["m"], "factors": [1, 2, 4]}
-        assert record["alpha"] == 32
 
 
 def test_the_cost_of_a_step_is_kept_as_the_seconds_of_every_step(

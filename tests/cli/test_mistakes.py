@@ -22,9 +22,9 @@ MISTAKES = {
     "train base out --daat rows.jsonl": ["No such option: --daat (did you mean --data?). See shears train --help"],
     "train base out --data rows.jsonl --alhpa 3 --ranks 8,x --lr -1 --bs 7.5": [
         "No such option: --alhpa (did you mean --alpha?)",
-        "train.ranks.1 must be a whole number, got 'x'",
         "train.learning_rate must be greater than 0, got '-1'",
-        "train.batch_size must be a whole number, got '7.5'. See shears train --help",
+        "train.batch_size must be a whole number, got '7.5'",
+        "train.ranks.1 must be a whole number, got 'x'. See shears train --help",
     ],
     "train base out --data": ["Option '--data' requires an argument. See shears train --help"],
     "train base out --data rows.json": ["data must be a file that exists, got rows.json (nothing there)"],
@@ -135,8 +135,8 @@ NEEDS_GPU = "train needs more GPU memory than there is (2.00 GiB more); --micro-
     ("words", "raised_in", "error", "answer"),
     [
         (TRAIN, "train", torch.OutOfMemoryError(OUT_OF_MEMORY),
-         f"{NEEDS_GPU}, --gradient-checkpointing or --quantize nf4 needs less"),
-        (f"{TRAIN} --gradient-checkpointing", "train", torch.OutOfMemoryError(OUT_OF_MEMORY),
+         f"{NEEDS_GPU}, --recompute blocks or --quantize nf4 needs less"),
+        (f"{TRAIN} --recompute blocks", "train", torch.OutOfMemoryError(OUT_OF_MEMORY),
          f"{NEEDS_GPU} or --quantize nf4 needs less"),
         (TRAIN, "train", RuntimeError(OF_CPU), "train needs more memory than there is (8.6 GB more); --micro-batch"),
         (TRAIN, "train", MemoryError(), "train needs more memory than there is; --micro"),

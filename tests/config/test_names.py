@@ -6,7 +6,6 @@ from typing import Any, get_args
 
 import pytest
 
-from shears.adapt.sampling import STRATEGIES as SAMPLINGS
 from shears.checkpoints.packed.layout import FORMAT_DTYPES
 from shears.config import EvaluateConfig, ExportConfig, TrainConfig
 from shears.config.evaluate import ANSWER_FORMS, ExampleTask, PaperTask, TaskName
@@ -14,7 +13,6 @@ from shears.config.export import FORMATS
 from shears.config.fields import DtypeName
 from shears.config.search import OWNERS, STRATEGIES, StrategyOptions
 from shears.config.sparsify import ALLOCATIONS, METHODS
-from shears.config.train import SamplingName
 from shears.data.prompts import TEMPLATES
 from shears.evaluation.tasks.paper_tasks import HUB_FORMS, LABELS
 from shears.evaluation.tasks.registry import ACCURACY_TASKS, GENERATED
@@ -25,7 +23,6 @@ from shears.models.load import BITS
 @pytest.mark.parametrize(
     ("names", "registry"),
     [
-        (SamplingName, SAMPLINGS),
         (TaskName, [*ACCURACY_TASKS, "perplexity", "harness"]),
         (ExampleTask, ["choices", *GENERATED]),
         (PaperTask, HUB_FORMS),
@@ -36,7 +33,6 @@ from shears.models.load import BITS
         (ExportConfig.model_fields["values"].annotation, ["auto", *FORMAT_DTYPES]),
     ],
     ids=[
-        "samplings",
         "tasks",
         "examples",
         "paper",

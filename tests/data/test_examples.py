@@ -52,10 +52,7 @@ def test_the_end_label_is_kept_although_padding_is_the_same_token() -> None:
     assert tokens.labels[2:] == tokens.input_ids[2:]
 
 
-def test_training_on_all_labels_every_token_but_the_first_which_nothing_predicts() -> None:
-    example = to_example({"prompt": "ab", "completion": "cd"}, "question", TOKENIZER)
-    tokens = tokenize_all([example], TOKENIZER, max_length=10, train_on="all")[0]
-    assert tokens.labels == [-100, *tokens.input_ids[1:]]
+def test_an_empty_completion_labels_its_end_and_the_first_token_has_no_label() -> None:
     without = to_example({"prompt": "ab", "completion": ""}, "question", TOKENIZER)
     assert tokenize(without, TOKENIZER).labels == [-100, -100, END_ID]
     alone = Example((Segment("ef", True),))

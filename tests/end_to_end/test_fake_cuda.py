@@ -16,7 +16,7 @@ from shears.evaluation.run import evaluate
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.searching.stage import search
 from shears.sparsity.prune import sparsify_model
-from shears.training.loop import recompute_between_products
+from shears.training.memory import recompute_between_products
 from tests.adapt.test_elastic import elastic_model
 from tests.fake_cuda import OnCuda, fake_cuda
 from tests.tiny import save_tiny, tiny_model
@@ -78,8 +78,8 @@ def test_a_model_is_pruned_on_the_device(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"sampling": "per-example"}, {"sparse_adapter": True}, {"init": "pissa", "ranks": (4,)},
-     {"packing": False, "gradient_checkpointing": True, "sampling": "maximal", "reorder": True}],
+    [{}, {"sampling": "uniform"}, {"sparse_adapter": True}, {"init": "pissa", "ranks": (4,)},
+     {"packing": False, "recompute": "blocks", "sampling": "maximal"}],
     ids=str,
 )  # fmt: skip
 def test_training_on_the_device_ends_with_the_weights_of_the_cpu(
@@ -99,7 +99,7 @@ def test_the_trial_of_recomputing_succeeds_on_the_device() -> None:
     """A tensor on the CPU would make it fail in silence, and training would take more memory."""
     model, _ = elastic_model()
     with fake_cuda():
-        assert recompute_between_products(model.to("cuda"))
+        assert recompute_between_products(model.to("cuda"), 6)
 
 
 def test_search_and_generation_run_on_the_device(data: str, tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ def test_cached_targets_of_all_words_heal_as_the_teacher_does(
     text.write_bytes((models / "text.txt").read_bytes())
     options = {**FEW, "data": str(text), "teacher": str(models / "dense")}
     live = heal(models / "sparse", tmp_path / "live", **options)
-    kept = heal(models / "sparse", tmp_path / "kept", **options, teacher_top_k=VOCABULARY)
+    kept = heal(models / "sparse", tmp_path / "kept", **{**options, "teacher_top_k": VOCABULARY})
     for one, other in zip(log(live), log(kept), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)  # fp16 in the files
     monkeypatch.setattr(cached, "_write_shards", None)
-    heal(models / "sparse", tmp_path / "arm", **{**options, "learning_rate": 1e-3}, teacher_top_k=VOCABULARY)
+    heal(models / "sparse", tmp_path / "arm", **{**options, "learning_rate": 1e-3, "teacher_top_k": VOCABULARY})
 
 
 def test_the_teacher_reads_no_more_text_than_healing_does(models: Path, tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_teacher_in_fp32_is_cached_as_it_computes_in_bf16(models: Path, tmp_pa
     (tmp_path / "text.txt").write_bytes((models / "text.txt").read_bytes())
     options = {**FEW, "data": str(tmp_path / "text.txt"), "teacher": str(models / "dense"), "precision": "bf16"}
     live = heal(models / "sparse", tmp_path / "live", **options)
-    kept = heal(models / "sparse", tmp_path / "kept", **options, teacher_top_k=VOCABULARY)
+    kept = heal(models / "sparse", tmp_path / "kept", **{**options, "teacher_top_k": VOCABULARY})
     assert log(kept)[0]["loss"] == pytest.approx(log(live)[0]["loss"], rel=1e-2)
 
 

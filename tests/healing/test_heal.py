@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.healing.stage import heal
 from shears.quantization.grid import quantize
-from shears.records.folders import partial_folder
+from shears.records.folders import CONFIG, partial_folder
 from shears.sparsity.stage import sparsify
 from shears.training.distillation import kl_from_logits
 from tests.healing.conftest import SETTINGS, prune
@@ -27,8 +28,7 @@ from tests.training.small_training import log, stop_after
 
 WAYS: dict[str, dict[str, Any]] = {
     "weights": {},
-    "lora": {"train": "lora", "rank": 4, "alpha": 8, "learning_rate": 1e-2},
-    "labels": {"cross_entropy": 0.1, "kl": 0.9, "recompute": False, "micro_batch_size": 2},
+    "labels": {"cross_entropy": 0.1, "kl": 0.9, "recompute": "none", "micro_batch_size": 2},
     "int4": {"quantize_aware": "int4"},
 }
 
@@ -76,6 +76,8 @@ def test_the_log_has_the_loss_and_the_tokens_of_every_step(models: Path, tmp_pat
     lines = log(healed(models, tmp_path / "healed", **WAYS["labels"]))
     assert all(line["loss"] > 0 for line in lines)
     assert [line["tokens"] for line in lines] == [64] * 7
+    rates = [0.0, *((1 + math.cos(math.pi * done / 6)) / 2 for done in range(6))]  # half a cosine after warmup
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2 * rate for rate in rates])
 
 
 def test_the_first_loss_is_that_of_the_package(models: Path, tmp_path: Path) -> None:
@@ -96,8 +98,8 @@ def test_one_forward_or_several_make_the_same_steps(models: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, WAYS["lora"], WAYS["int4"], {"optimizer": "adamw-8bit"}],
-    ids=["weights", "lora", "int4", "8bit"],
+    [{}, WAYS["int4"], {"recompute": "blocks"}],
+    ids=["weights", "int4", "blocks"],
 )
 def test_an_interrupted_healing_resumes_to_the_same_bits(
     models: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -118,10 +120,10 @@ def test_stopped_while_it_writes_no_step_is_repeated(
 ) -> None:
     whole = healed(models, tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr("shears.healing.write.check_saved", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("shears.healing.stage.check_saved", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             healed(models, tmp_path / "resumed")
-    monkeypatch.setattr("shears.healing.fit.train_from", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("shears.training.loop._train_from", lambda *_: pytest.fail("trained again"))
     resumed = healed(models, tmp_path / "resumed", resume=True)
     assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
 
@@ -133,6 +135,14 @@ def test_another_setting_is_not_resumed(models: Path, tmp_path: Path, monkeypatc
             healed(models, tmp_path / "healed")
     with pytest.raises(InputError, match=r"kl was 1\.0 and is now 2\.0"):
         healed(models, tmp_path / "healed", resume=True, kl=2.0)
+    asked = partial_folder(tmp_path / "healed") / CONFIG
+    config = json.loads(asked.read_text())
+    asked.write_text(json.dumps(config | {"train": "lora"}))
+    with pytest.raises(InputError, match="made with train 'lora', an option that this version lacks: only 'weights'"):
+        healed(models, tmp_path / "healed", resume=True)
+    earlier = {"train": "weights", "rank": 32, "alpha": 64.0, "optimizer": "adamw", "scheduler": "cosine"}
+    asked.write_text(json.dumps(config | earlier | {"recompute": True}))
+    assert healed(models, tmp_path / "healed", resume=True).is_dir()
 
 
 def test_files_in_bf16_stay_in_bf16_with_their_zeros(models: Path, tmp_path: Path) -> None:
@@ -188,7 +198,7 @@ def test_a_sparse_teacher_is_warned_of(
 
 def test_a_rate_that_does_harm_is_warned_of(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     near = sparsify(models / "dense", tmp_path / "near", method="magnitude", sparsity=0.05, device="cpu")
-    settings = {**SETTINGS, "data": str(models / "text.txt"), "scheduler": "constant"}
+    settings = {**SETTINGS, "data": str(models / "text.txt")}
     with caplog.at_level(logging.WARNING, logger="shears"):
         heal(near, tmp_path / "healed", **{**settings, "learning_rate": 1e-3})
         assert "did not fall" not in caplog.text
@@ -219,10 +229,6 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
         },
         r"kl or cross_entropy must be above 0": {"kl": 0.0},
         r"tokens must be a whole number such as 1000, 50k or 1M, got '1MB'": {"tokens": "1MB"},
-        r"quantize_aware rounds trained weights and needs train weights, got lora": {
-            **WAYS["lora"],
-            **WAYS["int4"],
-        },
         r"micro_batch_size must divide batch_size": {"micro_batch_size": 3},
     }
     for message, changes in cases.items():

@@ -26,7 +26,7 @@ def test_a_run_heals_what_it_trains_on_and_skips_it_when_it_is_done(
     whole = recipe(models, tmp_path / "run", heal={**SETTINGS, "data": str(models / "text.txt")}, train=train)
     plan = shears.plan(whole)
     assert [stage.name for stage in plan.stages] == ["sparsify", "heal", "train", "export"]
-    assert plan.stages[1].work.startswith("weights, 7 steps, 448 tokens of ")
+    assert plan.stages[1].work.startswith("7 steps, 448 tokens of ")
     shears.run(whole)
     healed, space = (
         json.loads((tmp_path / "run" / name).read_text())

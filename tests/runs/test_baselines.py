@@ -19,7 +19,7 @@ from tests.end_to_end.recipe import write_recipe
 
 SMALL = ["search.strategy=heuristic", "train.max_steps=4", "train.warmup_steps=1"]
 BOTH = "evaluate.baselines={dense-lora: {learning_rate: 0.02}, sparse-lora: }"
-OF_PLAIN_LORA = {"ranks": [6], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
+OF_PLAIN_LORA = {"ranks": [6], "sampling": "maximal"}
 
 
 def recipe_of(folder: Path, *settings: str) -> Recipe:
@@ -48,9 +48,9 @@ def stamps(run: Path) -> dict[str, int]:
     [
         {"init": "recovery", "epochs": 2.0, "alpha": 12.0, "seed": 3, "dropout": 0.1},
         {"sparse_adapter": True, "batch_size": 4},
-        {"quantize_aware": "int4", "learn_scales": True},
-        {"sampling": "sandwich", "curriculum": 0.5, "groups": ("up_proj",)},
-        {"sampling": "maximal", "reorder": True},
+        {"quantize_aware": "int4"},
+        {"sampling": "uniform", "groups": ("up_proj",)},
+        {"sampling": "maximal"},
     ],
 )
 def test_a_baseline_has_the_budget_of_the_run_and_one_rank(settings: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ def test_a_baseline_has_the_budget_of_the_run_and_one_rank(settings: dict[str, A
     assert recipe.train is not None
     own, configs = as_data(recipe.train), baseline_configs(recipe)
     assert as_data(configs["sparse-lora"]) == {**own, **OF_PLAIN_LORA}
-    of_dense = {"init": "lora", "sparse_adapter": False, "quantize_aware": "none", "learn_scales": False}
+    of_dense = {"init": "lora", "sparse_adapter": False, "quantize_aware": "none"}
     assert as_data(configs["dense-lora"]) == {**own, **OF_PLAIN_LORA, **of_dense}
 
 

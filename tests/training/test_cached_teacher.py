@@ -14,10 +14,10 @@ from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
 from shears.errors import InputError
 from shears.training import cached_teacher as cached
-from shears.training.cached_teacher import Asked, CachedTeacher, bytes_per_position, cache_targets
-from shears.training.live import LiveTeacher
+from shears.training.cached_teacher import CachedTeacher, TargetCacheKey, bytes_per_position, cache_targets
+from shears.training.distillation import Loss
 from shears.training.losses import labelled_positions
-from shears.training.teaching import Teaching
+from shears.training.teacher import LiveTeacher
 from shears.training.trainer import BLANK, Collator, NumberedExamples
 from tests.oracles import distillation as oracle
 from tests.tiny import VOCABULARY, tiny_model
@@ -38,8 +38,8 @@ ROWS = rows_of()
 BATCH = [3, 0, BLANK, 5, 2, 4]
 
 
-def asked(top_k: int = 8) -> Asked:
-    return Asked("teacher", "fp32", top_k)
+def asked(top_k: int = 8) -> TargetCacheKey:
+    return TargetCacheKey("teacher", "fp32", top_k)
 
 
 def teacher_on(collate: Collator) -> Callable[[], tuple[LiveTeacher, Collator]]:
@@ -90,27 +90,27 @@ def test_an_examples_targets_are_those_it_has_alone_wherever_it_stands(collate: 
         )  # fp16 has 11 bits
 
 
-def loss_and_gradient(teaching: Teaching, collate: Collator) -> tuple[Tensor, Tensor]:
-    student = lively(seed=2).requires_grad_(False)
+def loss_and_gradient(loss: Loss, collate: Collator) -> tuple[Tensor, Tensor]:
+    student = lively(seed=2).requires_grad_(False).train()
     weight = student.get_parameter("model.layers.0.mlp.up_proj.weight").requires_grad_()
-    losses = teaching.losses(student, batch_of(collate), 1.0, in_pieces=True)
+    losses = loss.of_tokens(student, batch_of(collate), 1.0, in_pieces=True)
     (gradient,) = torch.autograd.grad(losses.losses.sum(), weight)
     return losses.losses.detach(), gradient
 
 
 def test_all_words_give_the_loss_and_the_gradient_of_the_teacher_itself(tmp_path: Path) -> None:
     live = LiveTeacher(lively(seed=1), "fp32")
-    losses, gradient = loss_and_gradient(Teaching(live, 0.5), PACKED)
-    with_cache, its_gradient = loss_and_gradient(Teaching(made(tmp_path, top_k=VOCABULARY), 0.5), PADDED)
+    losses, gradient = loss_and_gradient(Loss(live, 0.5, 0.5), PACKED)
+    with_cache, its_gradient = loss_and_gradient(Loss(made(tmp_path, top_k=VOCABULARY), 0.5, 0.5), PADDED)
     torch.testing.assert_close(with_cache.sum(), losses.sum(), rtol=1e-4, atol=0)  # log-probabilities of 11 bits
     torch.testing.assert_close(its_gradient, gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
 
 
 def test_fewer_words_come_closer_the_more_they_are(tmp_path: Path) -> None:
     live = LiveTeacher(lively(seed=1), "fp32")
-    _, gradient = loss_and_gradient(Teaching(live, 1.0), PACKED)
+    _, gradient = loss_and_gradient(Loss(live, 1.0, 0.0), PACKED)
     errors = [
-        float((loss_and_gradient(Teaching(made(tmp_path, top_k=count), 1.0), PACKED)[1] - gradient).norm())
+        float((loss_and_gradient(Loss(made(tmp_path, top_k=count), 1.0, 0.0), PACKED)[1] - gradient).norm())
         for count in (2, 16, 128)
     ]
     assert errors == sorted(errors, reverse=True)
@@ -125,7 +125,8 @@ def test_the_loss_weighs_labels_and_teacher(tmp_path: Path) -> None:
         return oracle.divergence(*pair)
 
     teacher, student = lively(seed=1), lively(seed=2)
-    losses = Teaching(made(tmp_path, top_k=VOCABULARY), 0.25).losses(student, batch_of(PACKED), 1.0, in_pieces=True)
+    loss = Loss(made(tmp_path, top_k=VOCABULARY), 0.25, 0.75)
+    losses = loss.of_tokens(student.train(), batch_of(PACKED), 1.0, in_pieces=True)
     expected = 0.0
     for number in set(BATCH) - {BLANK}:
         said, says = alone(student, number), alone(teacher, number)
@@ -134,16 +135,14 @@ def test_the_loss_weighs_labels_and_teacher(tmp_path: Path) -> None:
         expected += 0.75 * float(right) + 0.25 * sum(map(kl, said, says))
     assert float(losses.losses.detach().sum()) == pytest.approx(expected, rel=1e-4)
     blank = batch_of(PADDED, [BLANK, BLANK])
-    assert (
-        float(Teaching(made(tmp_path, top_k=8), 1.0).losses(student, blank, 1.0, in_pieces=True).losses.detach().sum())
-        == 0
-    )
+    of_blank = Loss(made(tmp_path, top_k=8), 1.0, 0.0).of_tokens(student, blank, 1.0, in_pieces=True)
+    assert float(of_blank.losses.detach().sum()) == 0
 
 
 def test_targets_are_computed_once_for_the_same_teacher_examples_and_words(tmp_path: Path) -> None:
     made(tmp_path)
     cache_targets(tmp_path, ROWS, asked(), VOCABULARY, lambda: pytest.fail("the teacher was loaded again"))
-    for other in (Asked("another", "fp32", 8), asked(top_k=4)):
+    for other in (TargetCacheKey("another", "fp32", 8), asked(top_k=4)):
         cache_targets(tmp_path, ROWS, other, VOCABULARY, teacher_on(PADDED))
     cache_targets(tmp_path, ROWS[:-1], asked(), VOCABULARY, teacher_on(PADDED))
     assert len(list(tmp_path.iterdir())) == 4

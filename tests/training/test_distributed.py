@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 
-from shears.adapt.load import load_super_adapter
-from shears.adapt.sampling import RowPosition, per_process
 from shears.adapt.train import train
 from shears.cli import main
 from shears.errors import InputError
@@ -26,17 +24,15 @@ from tests.training.small_training import SETTINGS, assert_close, assert_same, l
 PYTHON = sys.executable
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SAME: dict[str, dict[str, Any]] = {
-    "uniform": {},
+    "uniform": {"sampling": "uniform"},
     "taught-padded-split": {"teacher": "teacher", "packing": False, "micro_batch_size": 1},
     "nested-padded-split": {"sampling": "nested", "packing": False, "micro_batch_size": 1},
-    "example": {"sampling": "per-example", "curriculum": 0.5},
     "sharded": {"shard": True, "validation": "0.2", "validation_every": 3},
     "sharded-sparse": {"shard": True, "sparse_adapter": True, "micro_batch_size": 1},
-    "sharded-example": {"shard": True, "sampling": "per-example", "recompute": False},
-    "sharded-checkpointing": {"shard": True, "gradient_checkpointing": True, "packing": False},
-    "sandwich-padded-split": {"sampling": "sandwich", "packing": False, "micro_batch_size": 1},
+    "sharded-uniform": {"shard": True, "sampling": "uniform", "recompute": "none"},
+    "sharded-checkpointing": {"shard": True, "recompute": "blocks", "packing": False},
 }
-LONG: dict[str, Any] = {**SETTINGS, "max_steps": 30, "dropout": 0.1, "sampling": "per-example",
+LONG: dict[str, Any] = {**SETTINGS, "max_steps": 30, "dropout": 0.1, "sampling": "uniform",
                         "validation": "0.06", "validation_every": 3, "early_stopping": 9}  # fmt: skip
 
 
@@ -53,7 +49,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"data": str(folder / "train.jsonl")}
     save_tiny(folder / "teacher", seed=3)
     trainings = {f"two-{name}": {**SETTINGS, **data, **placed(folder, name)} for name in SAME}
-    trainings["process"] = {**SETTINGS, **data, "sampling": "per-process"}
     trainings["whole"] = {**LONG, **data}
     trainings["taken"] = {**SETTINGS, **data}
     trainings["diverging"] = {**SETTINGS, **data, "learning_rate": 1e30, "max_steps": 30}
@@ -107,24 +102,8 @@ def test_two_processes_make_the_steps_of_one(folder: Path, name: str) -> None:
     for alone, shared in zip(log(one), log(folder / f"two-{name}"), strict=True):
         for key in ("loss", "validation_loss"):
             assert alone.pop(key, 0.0) == pytest.approx(shared.pop(key, 0.0), rel=1e-5)
-        for lines in (alone, shared):
-            lines.get("examples", []).sort(key=lambda example: example["example"])
-        for example, twin in zip(alone.get("examples", []), shared.get("examples", []), strict=True):
-            assert example.pop("loss") == pytest.approx(twin.pop("loss"), rel=1e-4)
-        assert alone == shared  # step, tokens, learning rate, ranks, every example's tokens and ranks
+        assert alone == shared  # step, tokens, learning rate, ranks
     assert_close(one, folder / f"two-{name}")
-
-
-def test_ranks_per_process_are_logged_with_their_examples(folder: Path) -> None:
-    space = load_super_adapter(folder / "process").elastic.space
-    lines = log(folder / "process")
-    assert [len(line["examples"]) for line in lines] == [4, 4, 4, 4, 2, 4, 4]  # the step of two is the first process's
-    for line in lines:
-        first, second = (
-            list(per_process(space, 0, RowPosition(line["step"] - 1, process)).values()) for process in range(2)
-        )
-        drawn = [first, first, second, second]
-        assert [example["ranks"] for example in line["examples"]] == drawn[: len(line["examples"])]
 
 
 def test_only_the_first_process_is_told_why_a_folder_is_refused(folder: Path) -> None:
@@ -223,7 +202,7 @@ def test_one_process_has_nothing_to_shard(folder: Path) -> None:
     assert_same(one, other)
 
 
-@pytest.mark.parametrize("setting", [{"quantize": "nf4"}, {"compile": True}])
-def test_settings_that_cannot_be_sharded_are_refused(folder: Path, setting: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="shard needs plain weights and blocks that are not compiled"):
-        train(folder / "base", folder / "refused", data=str(folder / "train.jsonl"), shard=True, **SETTINGS, **setting)
+def test_quantized_weights_cannot_be_sharded(folder: Path) -> None:
+    settings = {**SETTINGS, "shard": True, "quantize": "nf4"}
+    with pytest.raises(InputError, match="shard needs plain weights: quantize must be none, got nf4"):
+        train(folder / "base", folder / "refused", data=str(folder / "train.jsonl"), **settings)

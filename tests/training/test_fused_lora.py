@@ -9,10 +9,8 @@ from torch import Tensor
 
 from shears.adapt.elastic import make_elastic
 from shears.adapt.space import SearchSpace
-from shears.training.frozen import hold_as_computed
 from shears.training.fused_lora import FusedLora, fuse_lora, unfuse_lora
-from shears.training.heap import kept_heap
-from shears.training.loop import recompute_between_products
+from shears.training.memory import hold_as_computed, kept_heap, recompute_between_products
 from tests.tiny import tiny_model
 
 IDS = torch.arange(20).view(2, 10)
@@ -27,7 +25,7 @@ def adapted(name: str = "qwen2", dropout: float = 0.0, recompute: bool = False) 
         r=4, lora_alpha=8, lora_dropout=dropout, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM"
     )
     model = get_peft_model(tiny_model(name), lora).train()
-    assert not recompute or recompute_between_products(model)
+    assert not recompute or recompute_between_products(model, 4)
     hold_as_computed(model, "bf16")
     return model
 
@@ -92,15 +90,13 @@ def test_ranks_beyond_the_active_ones_get_no_gradient() -> None:
     assert all(not each[:, 2:].any() for name, each in found.items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_rows_and_packed_examples_have_their_own_ranks(packed: bool) -> None:
+def test_rows_have_their_own_ranks() -> None:
     plain = adapted()
     fused = copy.deepcopy(plain)
     fuse_lora(fused, "bf16")
-    examples = torch.tensor([[0] * 4 + [1] * 6, [1] * 10]) if packed else None
     for model in (plain, fused):
         elastic = make_elastic(model, space_of(model))
-        elastic.activate_rows([elastic.space.minimal(), elastic.space.maximal()], examples)
+        elastic.activate_rows([elastic.space.minimal(), elastic.space.maximal()])
     assert_near(gradients(fused), gradients(plain))
 
 

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from shears.adapt.prepare import Prepared
 from shears.adapt.train import train
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized, load_examples, to_example, tokenize_all
 from shears.evaluation.scoring.score import plainly
 from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
-from shears.training import loop as fit
+from shears.training import loop
 from shears.training.batches import pack, pad
 from shears.training.losses import packed_predictions, padded_predictions
 from tests.oracles.losses import completion_losses
@@ -55,14 +54,14 @@ def test_a_training_step_has_no_other_logits(
     packing: bool, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[list[int]] = []
-    trained = fit._trainer
+    trained = loop._trainer
 
-    def listening(prepared: Prepared, *arguments: Any) -> Any:
-        trainer = trained(prepared, *arguments)  # what it tries of the model is over
-        counts.append(heard(prepared.model.get_base_model()))
+    def listening(*arguments: Any) -> Any:
+        trainer = trained(*arguments)  # what it tries of the model is over
+        counts.append(heard(arguments[0].weights.model.get_base_model()))
         return trainer
 
-    monkeypatch.setattr(fit, "_trainer", listening)
+    monkeypatch.setattr(loop, "_trainer", listening)
     train(base, tmp_path / "out", data=data, **{**SETTINGS, "max_steps": 1, "batch_size": 18, "packing": packing})
     rows = tokenize_all(load_examples(data, "question", tiny_tokenizer()), tiny_tokenizer(), 512)
     labelled = [sum(label != IGNORED for label in row.labels) for row in rows]

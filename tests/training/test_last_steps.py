@@ -15,9 +15,10 @@ from shears.errors import InputError
 from shears.records import folders
 from shears.records.artifacts import read_json, write_json
 from shears.records.folders import partial_folder
+from shears.training import stage
 from shears.training.checkpoints import last_whole_checkpoint
 from shears.training.step_log import StepLog
-from shears.training.trainer import CompletionTrainer
+from shears.training.trainer import StepTrainer
 from tests.models.foreign import Armed
 from tests.tiny import save_tiny
 from tests.training.small_training import SETTINGS, assert_same, log, weights
@@ -47,8 +48,8 @@ def test_stopped_after_the_last_checkpoint_no_step_is_repeated(
 @pytest.mark.parametrize(
     ("owner", "spoilt"),
     [
-        (train_module, {"shutil": SimpleNamespace(rmtree=_interrupted)}),
-        (train_module, {"write_card": _interrupted}),
+        (stage, {"shutil": SimpleNamespace(rmtree=_interrupted)}),
+        (stage, {"write_card": _interrupted}),
         (folders, {"sync_tree": _interrupted}),
     ],
 )
@@ -102,16 +103,16 @@ def _spoil_gradient(model: Any) -> None:
 def test_gradients_that_are_not_finite_stop_a_step_with_a_finite_loss(
     step: int, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training_step = CompletionTrainer.training_step
+    training_step = StepTrainer.training_step
 
-    def spoilt(self: CompletionTrainer, model: Any, *arguments: Any, **keywords: Any) -> torch.Tensor:
+    def spoilt(self: StepTrainer, model: Any, *arguments: Any, **keywords: Any) -> torch.Tensor:
         loss = training_step(self, model, *arguments, **keywords)
         if self.state.global_step == step - 1:
             _spoil_gradient(model)
         return loss
 
     with monkeypatch.context() as patch:
-        patch.setattr(CompletionTrainer, "training_step", spoilt)
+        patch.setattr(StepTrainer, "training_step", spoilt)
         with pytest.raises(InputError, match=f"norm of the gradients must be finite, got nan at step {step}; train"):
             train(base, tmp_path / "out", data=data, **SETTINGS)
     _assert_kept(step - 1, base, data, tmp_path)

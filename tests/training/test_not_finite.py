@@ -10,7 +10,7 @@ from shears.adapt.train import train
 from shears.errors import InputError
 from shears.records.folders import partial_folder
 from shears.training.checkpoints import last_whole_checkpoint
-from shears.training.trainer import CompletionTrainer, StepTrainer
+from shears.training.trainer import StepTrainer
 from tests.training.small_training import SETTINGS, assert_same, log, stop_after, weights
 
 RARELY = {**SETTINGS, "save_steps": 50, "dropout": 0.1}
@@ -18,9 +18,9 @@ RARELY = {**SETTINGS, "save_steps": 50, "dropout": 0.1}
 
 def spoil(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the loss of a step nan, with gradients that are nan too."""
-    training_step = CompletionTrainer.training_step
+    training_step = StepTrainer.training_step
 
-    def spoilt(self: CompletionTrainer, model: Any, *arguments: Any, **keywords: Any) -> torch.Tensor:
+    def spoilt(self: StepTrainer, model: Any, *arguments: Any, **keywords: Any) -> torch.Tensor:
         loss = training_step(self, model, *arguments, **keywords)
         if self.state.global_step == step - 1:
             self.step_loss = float("nan")
@@ -29,7 +29,7 @@ def spoil(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
                     weight.grad.fill_(float("nan"))
         return loss
 
-    monkeypatch.setattr(CompletionTrainer, "training_step", spoilt)
+    monkeypatch.setattr(StepTrainer, "training_step", spoilt)
 
 
 def test_a_loss_that_is_not_finite_names_its_step(base: Path, data: str, tmp_path: Path) -> None:
@@ -83,15 +83,15 @@ def test_without_a_finite_state_no_checkpoint_is_named(
     spoil(1, monkeypatch)
     with pytest.raises(InputError, match=r"got nan at step 1; .*\(no earlier step was saved\)"):
         train(base, tmp_path / "first", data=data, **SETTINGS)
-    step_figures = CompletionTrainer.step_figures
+    step_figures = StepTrainer.step_figures
 
-    def unseen_at_first(self: CompletionTrainer) -> tuple[float, int, dict[str, Any]]:
+    def unseen_at_first(self: StepTrainer) -> tuple[float, int]:
         if self.state.global_step:
             return step_figures(self)
         self.gradient_norm = 1.0
-        return 1.0, 1, {}
+        return 1.0, 1
 
-    monkeypatch.setattr(CompletionTrainer, "step_figures", unseen_at_first)
+    monkeypatch.setattr(StepTrainer, "step_figures", unseen_at_first)
     with pytest.raises(InputError, match=r"got nan at step 2; .*\(no earlier step was saved\)"):  # its weights are nan
         train(base, tmp_path / "spoilt", data=data, **RARELY)
     assert not list((partial_folder(tmp_path / "spoilt") / "checkpoints").glob("*"))

@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from shears.config import TrainConfig
-from shears.training import loop as fit
+from shears.training.loop import training_arguments
 
 
 @pytest.mark.parametrize(("device", "used"), [("cuda:1", 1), ("cuda", 0), ("auto", 0)])
@@ -21,7 +21,7 @@ def test_without_a_launcher_one_gpu_is_used(
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     try:
         settings = TrainConfig(data="-", batch_size=4, device=device, precision="fp32")
-        arguments = fit.training_arguments(settings, tmp_path)
+        arguments = training_arguments(settings, tmp_path, 1)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)  # it took the machine for one with GPUs
     assert arguments.n_gpu == 1

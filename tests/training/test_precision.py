@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from shears.adapt.prepare import Prepared
 from shears.adapt.train import train
 from shears.models import devices
-from shears.training import loop as fit
+from shears.training import loop
 from tests.training.small_training import SETTINGS
 
 
@@ -29,17 +28,17 @@ def test_forwards_of_a_training_run_in(
 ) -> None:  # fmt: skip
     precision, has_bf16 = requested
     dtypes: list[torch.dtype] = []
-    trained = fit._trainer
+    trained = loop._trainer
 
-    def listening(prepared: Prepared, *arguments: Any) -> Any:
-        trainer = trained(prepared, *arguments)  # what it tries of the model is over
-        linear = prepared.model.get_base_model().get_submodule("model.layers.0.mlp.gate_proj")
+    def listening(*arguments: Any) -> Any:
+        trainer = trained(*arguments)  # what it tries of the model is over
+        linear = arguments[0].weights.model.get_base_model().get_submodule("model.layers.0.mlp.gate_proj")
         linear.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
         return trainer
 
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)  # as accelerate launch sets it from its own file
     monkeypatch.setattr(devices, "_has_bf16", lambda kind: has_bf16)
-    monkeypatch.setattr(fit, "_trainer", listening)
-    settings = {**SETTINGS, "max_steps": 2, "precision": precision, "recompute": False}
+    monkeypatch.setattr(loop, "_trainer", listening)
+    settings = {**SETTINGS, "max_steps": 2, "precision": precision, "recompute": "none"}
     train(tmp_path / "base", tmp_path / "out", data=data, **settings)
     assert dtypes == [expected] * 2

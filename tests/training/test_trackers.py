@@ -12,8 +12,8 @@ import pytest
 
 import shears
 from shears.config import TrainConfig
+from shears.config.loop import TRACKERS
 from shears.config.resolve import build
-from shears.config.train import TRACKERS
 from shears.errors import InputError
 from shears.training.loop import training_arguments
 from shears.training.step_log import TENSORBOARD_FOLDER, check_trackers, tracking
@@ -162,7 +162,7 @@ def test_mlflow_sees_losses_and_validations_in_a_database_beside_the_output(
 
 def test_trackers_are_handed_to_the_trainer(tmp_path: Path) -> None:
     settings = TrainConfig(data="-", report_to=("wandb", "trackio"), device="cpu")
-    arguments = training_arguments(settings, tmp_path)
+    arguments = training_arguments(settings, tmp_path, 1)
     assert arguments.report_to == ["wandb", "trackio"]
     assert (arguments.logging_strategy, arguments.logging_steps) == ("steps", 1)
-    assert training_arguments(TrainConfig(data="-", device="cpu"), tmp_path).report_to == []
+    assert training_arguments(TrainConfig(data="-", device="cpu"), tmp_path, 1).report_to == []

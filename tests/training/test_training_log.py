@@ -1,76 +1,54 @@
-"""training_log.jsonl holds what was trained: every example of an epoch once, under the ranks of (seed, step, row)."""
+"""training_log.jsonl holds what was trained: loss, tokens, learning rate and ranks of every step."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
-from shears.adapt.prepare import build_space
-from shears.adapt.sampling import RowPosition, rank_sampling
 from shears.adapt.train import train
 from shears.data.examples import load_examples, tokenize_all
-from shears.models.load import load_model, load_tokenizer
+from shears.models.load import load_tokenizer
+from shears.training.trainer import LengthBucketSampler
 from tests.training.small_training import SETTINGS, log
 
-WAYS: list[dict[str, Any]] = [
-    {"sampling": "per-example"},
-    {"sampling": "per-example", "packing": False, "micro_batch_size": 1},
-    {"sampling": "sandwich", "curriculum": 1.0, "micro_batch_size": 2},
-    {"sampling": "per-process"},
-]
 
-
-@pytest.mark.parametrize("way", WAYS)
-def test_every_example_of_an_epoch_is_there_once(base: Path, data: str, tmp_path: Path, way: dict[str, Any]) -> None:
-    lines = log(train(base, tmp_path / "out", data=data, **{**SETTINGS, **way, "max_steps": 10}))
-    assert [len(line["examples"]) for line in lines] == [4, 4, 4, 4, 2] * 2
-    for epoch in (lines[:5], lines[5:]):
-        assert sorted(example["example"] for line in epoch for example in line["examples"]) == list(range(18))
-    orders = [
-        [example["example"] for line in epoch for example in line["examples"]] for epoch in (lines[:5], lines[5:])
-    ]
-    assert orders[0] != orders[1]
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_ranks_are_those_of_seed_step_and_row(base: Path, data: str, tmp_path: Path, way: dict[str, Any]) -> None:
-    settings = {**SETTINGS, **way, "seed": 3}
-    output = train(base, tmp_path / "out", data=data, **settings)
-    space = build_space(load_model(base), ("q_proj+k_proj+v_proj", "up_proj", "down_proj"), SETTINGS["ranks"])
-    strategy = rank_sampling(settings["sampling"], space, 3, curriculum=round(settings.get("curriculum", 0) * 7))
-    for step, line in enumerate(log(output)):
-        drawn = [strategy.config(RowPosition(step, row=row)) for row, _ in enumerate(line["examples"])]
-        # in the order of the space
-        assert [example["ranks"] for example in line["examples"]] == [
-            [c[group] for group in space.ranks] for c in drawn
-        ]
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_steps_loss_is_its_examples_mean_by_token(base: Path, data: str, tmp_path: Path, way: dict[str, Any]) -> None:
-    output = train(base, tmp_path / "out", data=data, **{**SETTINGS, **way})
-    tokenizer = load_tokenizer(base)
-    rows = tokenize_all(load_examples(data, "question", tokenizer), tokenizer, 512)
-    for line in log(output):
-        examples = line["examples"]
-        mean = sum(each["loss"] * each["tokens"] for each in examples) / sum(each["tokens"] for each in examples)
-        assert line["loss"] == pytest.approx(mean, abs=2e-5)
-        for each in examples:
-            assert each["tokens"] == sum(label >= 0 for label in rows[each["example"]].labels)
-        assert line["tokens"] == sum(len(rows[each["example"]].input_ids) for each in examples)
-
-
-@pytest.mark.parametrize("sampling_name", ["uniform", "per-process", "sandwich"])
-def test_ranks_and_losses_are_logged_by_step_or_by_example(
-    base: Path, data: str, tmp_path: Path, sampling_name: str
+@pytest.mark.parametrize("way", [{}, {"packing": False, "micro_batch_size": 1}])
+def test_a_step_counts_the_tokens_of_its_own_examples(
+    base: Path, data: str, tmp_path: Path, way: dict[str, Any]
 ) -> None:
-    lines = log(train(base, tmp_path / "out", data=data, sampling=sampling_name, **SETTINGS))
-    if sampling_name == "uniform":
-        assert len([line["ranks"] for line in lines if "examples" not in line]) == 7
-    else:
-        assert len([example["ranks"] for line in lines for example in line["examples"]]) == 26
+    """Two epochs of 18 examples: each has four steps of four examples and one of two, in an order of its own."""
+    lines = log(train(base, tmp_path / "out", data=data, sampling="uniform", **{**SETTINGS, **way, "max_steps": 10}))
+    tokenizer = load_tokenizer(base)
+    lengths = [len(row.input_ids) for row in tokenize_all(load_examples(data, "question", tokenizer), tokenizer, 512)]
+    order = LengthBucketSampler([1] * 18 if way.get("packing", True) else lengths, 4, 0)
+    orders = []
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        orders.append(list(order))
+    assert orders[0] != orders[1]
+    assert [sorted(numbers) for numbers in orders] == [list(range(18))] * 2
+    batches = [numbers[start : start + 4] for numbers in orders for start in range(0, 18, 4)]
+    assert [line["tokens"] for line in lines] == [sum(lengths[number] for number in batch) for batch in batches]
+    assert len({tuple(line["ranks"].values()) for line in lines}) > 5
 
 
-def test_a_space_of_one_configuration_logs_steps(base: Path, data: str, tmp_path: Path) -> None:
-    output = train(base, tmp_path / "out", data=data, sampling="sandwich", **{**SETTINGS, "ranks": (4,)})
+def test_the_first_loss_and_the_learning_rates_have_their_closed_forms(base: Path, data: str, tmp_path: Path) -> None:
+    """A new adapter changes nothing: the loss is the base's, a token. The rate rises to its peak, then falls to 0."""
+    lines = log(train(base, tmp_path / "out", data=data, **{**SETTINGS, "batch_size": 18}))
+    tokenizer = load_tokenizer(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    losses = []
+    for row in tokenize_all(load_examples(data, "question", tokenizer), tokenizer, 512):
+        with torch.no_grad():
+            log_probs = model(torch.tensor([row.input_ids])).logits[0, :-1].log_softmax(-1)
+        losses += [-log_probs[i, label].item() for i, label in enumerate(row.labels[1:]) if label >= 0]
+    assert lines[0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    rates = [0.0, 0.5, *(1 - done / 5 for done in range(5))]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2 * rate for rate in rates])
+
+
+def test_a_space_of_one_configuration_logs_its_rank(base: Path, data: str, tmp_path: Path) -> None:
+    output = train(base, tmp_path / "out", data=data, **{**SETTINGS, "ranks": (4,)})
     assert all(set(line["ranks"].values()) == {4} for line in log(output))

@@ -1,21 +1,18 @@
 """Every way of training resumes without a trace, recomputes the same gradients, and loads as what was trained."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainingArguments
 
 from shears.adapt import train as train_module
 from shears.adapt.load import load_super_adapter
-from shears.adapt.prepare import Prepared
+from shears.adapt.prepare import PreparedAdapter
 from shears.adapt.train import train
 from shears.sparsity.stage import sparsify
-from shears.training import loop as fit
+from shears.training import trainer
 from tests.tiny import save_tiny
 from tests.training.small_training import SETTINGS, assert_close, assert_same, log, stop_after
 
@@ -31,12 +28,11 @@ def sparse(data: str, tmp_path: Path) -> Path:
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "sandwich, curriculum": {"sampling": "sandwich", "curriculum": 0.8, "dropout": 0.1},
-    "per-example, padded, split": {"sampling": "per-example", "packing": False, "micro_batch_size": 2, "dropout": 0.1},
-    "per-process": {"sampling": "per-process", "gradient_checkpointing": True},
-    "recovery, per-example": {"init": "recovery", "sampling": "per-example"},
+    "uniform, padded, split": {"sampling": "uniform", "packing": False, "micro_batch_size": 2, "dropout": 0.1},
+    "maximal, blocks recomputed": {"sampling": "maximal", "recompute": "blocks"},
+    "recovery, uniform": {"init": "recovery", "sampling": "uniform"},
     "sparse adapter": {"sparse_adapter": True},
-    "for int4, scales learnt": {"quantize_aware": "int4", "learn_scales": True},
+    "for int4": {"quantize_aware": "int4"},
     "nested, sparse adapter, recovery": {"sampling": "nested", "sparse_adapter": True, "init": "recovery"},
     "pissa": {"init": "pissa", "ranks": (4,)},
 }
@@ -59,13 +55,14 @@ def test_an_interruption_leaves_no_trace_in(
 def test_what_is_loaded_is_what_was_trained(
     sparse: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    trained: list[Prepared] = []
+    trained: list[PreparedAdapter] = []
+    save = train_module._save
 
-    def keep(prepared: Prepared, *rest: Any) -> None:
+    def keep(prepared: PreparedAdapter, *rest: Any) -> None:
         trained.append(prepared)
-        fit.fit(prepared, *rest)
+        save(prepared, *rest)
 
-    monkeypatch.setattr(train_module, "fit", keep)
+    monkeypatch.setattr(train_module, "_save", keep)
     loaded = load_super_adapter(train(sparse, tmp_path / "out", data=data, **{**SETTINGS, **WAYS[way]}))
     ours = trained[0]
     ours.model.eval()
@@ -85,14 +82,14 @@ def logits(model: torch.nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("packing", [True, False])
-@pytest.mark.parametrize("sampling", ["uniform", "per-example"])
-def test_recomputed_activations_give_the_same_gradients(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool, sampling: str
+def test_recomputed_blocks_give_the_same_gradients(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
 ) -> None:
-    monkeypatch.setattr(fit, "PACK_TOKENS", 24)  # two rows or three a batch
-    settings = {**SETTINGS, "max_length": 24, "packing": packing, "sampling": sampling, "data": data, "dropout": 0.1}
+    monkeypatch.setattr(trainer, "PACK_TOKENS", 24)  # two rows or three a batch
+    options = {"max_length": 24, "packing": packing, "sampling": "uniform", "dropout": 0.1}
+    settings = {**SETTINGS, **options, "data": data}
     plain = train(base, tmp_path / "plain", **settings)
-    assert_same(plain, train(base, tmp_path / "recomputed", gradient_checkpointing=True, **settings))
+    assert_same(plain, train(base, tmp_path / "recomputed", recompute="blocks", **settings))
 
 
 def test_packed_training_is_padded_training(base: Path, data: str, tmp_path: Path) -> None:
@@ -102,19 +99,3 @@ def test_packed_training_is_padded_training(base: Path, data: str, tmp_path: Pat
     padded = train(base, tmp_path / "padded", packing=False, **settings)
     assert [line["loss"] for line in log(packed)] == pytest.approx([line["loss"] for line in log(padded)], rel=1e-5)
     assert_close(packed, padded)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("backend", "sampling"), [("eager", "per-example"), ("inductor", "uniform")])
-@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself, and hides it
-def test_a_compiled_model_trains_the_same(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, sampling: str
-) -> None:
-    settings = {**SETTINGS, "data": data, "sampling": sampling, "packing": sampling == "uniform"}
-    plain = train(base, tmp_path / "plain", **settings)
-    arguments: Callable[..., Any] = partial(TrainingArguments, torch_compile_backend=backend)
-    monkeypatch.setattr(fit, "TrainingArguments", arguments)
-    torch._dynamo.reset()
-    compiled = train(base, tmp_path / "compiled", compile=True, **settings)
-    assert [line["loss"] for line in log(compiled)] == pytest.approx([line["loss"] for line in log(plain)], rel=1e-5)
-    assert_close(plain, compiled)

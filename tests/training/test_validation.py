@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.errors import InputError
 from shears.models.load import load_tokenizer
 from shears.records.artifacts import read_json
-from shears.training.validation import Losses, Schedule, Validator, own_module
+from shears.training.validation import Validation, ValidationLosses, Validator, own_module
 from tests.training.small_training import SETTINGS, assert_same, log, stop_after, weights
 
 EVERY_TWO: dict[str, Any] = {**SETTINGS, "validation_every": 2, "dropout": 0.1}
@@ -38,7 +39,7 @@ def losses_of(folder: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(
-    "way", [{"sampling": "per-example"}, {"packing": False, "micro_batch_size": 1, "sparse_adapter": True}]
+    "way", [{"sampling": "uniform"}, {"packing": False, "micro_batch_size": 1, "sparse_adapter": True}]
 )
 def test_the_loss_is_that_of_the_saved_adapter_at_its_largest_ranks(
     base: Path, data: str, held_out: str, tmp_path: Path, way: dict[str, Any]
@@ -149,9 +150,7 @@ def test_a_share_of_the_rows_is_validated_and_not_trained_on(base: Path, data: s
     assert sorted([*trained, *validated], key=lambda row: row.input_ids) == rows
     assert split_off(rows, 0.2, 0) == (trained, validated) != split_off(rows, 0.2, 1)
     assert [len(part) for part in split_off(rows, 0.001, 0)] == [17, 1]
-    output = train(base, tmp_path / "out", data=data, validation=0.2, sampling="per-example", **SETTINGS)
-    numbers = {example["example"] for line in log(output) for example in line["examples"]}
-    assert numbers == set(range(14))
+    output = train(base, tmp_path / "out", data=data, validation=0.2, **SETTINGS)
     assert list(losses_of(output)) == [4, 7]  # an epoch of 14 examples has four steps
     with pytest.raises(InputError, match="validation by a share needs at least two examples, got 1"):
         split_off(rows[:1], 0.2, 0)
@@ -180,13 +179,13 @@ def test_other_validation_examples_are_refused_by_a_resume(
 
 
 def test_what_follows_is_a_function_of_the_losses() -> None:
-    losses = Losses({2: 3.0, 4: 2.0, 6: 2.0, 8: 2.5}, patience=2)
+    losses = ValidationLosses({2: 3.0, 4: 2.0, 6: 2.0, 8: 2.5}, patience=2)
     assert losses.best == 4
     assert losses.is_over
     assert not losses.until(6).is_over
-    assert not Losses(losses.by_step).is_over
-    assert Losses({}).best is None
-    assert [step for step in range(1, 8) if Schedule(3, 7).is_due(step)] == [3, 6, 7]
+    assert not ValidationLosses(losses.by_step).is_over
+    assert ValidationLosses({}).best is None
+    assert [step for step in range(1, 8) if Validation((), 3, 7, None, nullcontext).is_due(step)] == [3, 6, 7]
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@
 
 Rank r means the first r rows of A and the first r columns of B. Zeroing A's output beyond r equals slicing both, gives
 the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and merging as they are. Rows of a batch
-share one mask, or each has its own, so that one forward trains or scores many sub-adapters at once. Of PEFT's LoKr, A
-and B are the factors of the low-rank part w2, and the layer itself masks its ranks (models/lokr.py).
+share one mask, or each has its own, so that one forward scores many sub-adapters at once. Of PEFT's LoKr, A
+and B are the factors of the low-rank part w2, and the layer itself masks its ranks (lokr.py).
 
 A nested adapter computes scaling * B D A while it trains: D, a fixed diagonal, weighs each component by the share of
 the allowed ranks that contain it, and `fold` moves D into A and B. Smaller ranks are multiplied by the space's factors
 (decision 53). The masks hold these numbers.
 
-B rows of a batch, R ranks, O output and I input features of a linear; P packed rows of L tokens.
+B rows of a batch, R ranks, O output and I input features of a linear.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from peft import PeftModel
 from peft.tuners.lokr import Linear as LoKrLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from shears.adapt.lokr import ElasticLoKr
-from shears.adapt.own_loop import save_own_loop
-from shears.adapt.own_loop_config import OwnLoopConfig
+from shears.adapt.own_loop import OwnLoopConfig, save_own_loop
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.checkpoints.zeros import EXPERTS
 from shears.config.resolve import build
@@ -47,8 +46,8 @@ def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     rows, length, _ = mask.shape  # some blocks (OPT's) flatten rows and tokens into one dimension
     if output.shape[0] % (rows * length):
         raise InputError(
-            f"ranks by example need linears that see every token of all {rows} rows, one gets {output.shape[0]} tokens "
-            "(an expert?); set sampling to uniform, or leave the linear out of groups"
+            f"ranks by row need linears that see every token of all {rows} rows, one gets {output.shape[0]} tokens "
+            "(an expert?); activate one configuration for all rows"
         )
     return (output.reshape(rows, -1, output.shape[-1]) * mask).view(output.shape)
 
@@ -143,6 +142,17 @@ class ElasticAdapter:
         self.active = config
         return config
 
+    @contextmanager
+    def at(self, config: RankConfig) -> Iterator[None]:
+        """Use these ranks inside the context, and those from before afterwards."""
+        before = self.active
+        self.activate(config)
+        try:
+            yield
+        finally:
+            if before is not None:
+                self.activate(before)
+
     def _mask(self, group: str, size: int, ranks: int | Tensor, factors: float | Tensor) -> Float[Tensor, "*B R"]:
         """Return the mask of `size` components at a rank, or at many (* x 1), each with its factor."""
         mask = (torch.arange(size) < ranks).float() * factors
@@ -211,38 +221,35 @@ class ElasticAdapter:
         """Why ranks per row are unsupported here; empty if they are supported."""
         if self._routed:
             return (
-                f"ranks by example need linears that see every token of all rows, {self._routed[0]} is an expert's; "
-                "set sampling to uniform, or leave the linear out of groups"
+                f"ranks by row need linears that see every token of all rows, {self._routed[0]} is an expert's; "
+                "activate one configuration for all rows"
             )
         if self._variants:
             return (
-                "ranks by example need plain LoRA, whose A sees only the rows of the batch, got "
+                "ranks by row need plain LoRA, whose A sees only the rows of the batch, got "
                 f"{self._variants[0]}; activate one configuration for all rows"
             )
         return ""
 
-    def activate_rows(self, configs: Sequence[RankConfig], examples: Int[Tensor, "P L"] | None = None) -> None:
-        """Use one configuration per row of the batch (B configurations) in the next forwards.
+    def activate_rows(self, configs: Sequence[RankConfig]) -> None:
+        """Use one configuration per row of the batch (B configurations) in the next forwards, to score many at once.
 
-        With `examples`, rows are packed: each token has the ranks of its example, an index into the configurations
-        (tokens of no example may have any). InputError if the ranks are not in the space, for variants of LoRA (DoRA's
-        A also gets an identity), or if a linear sees only the tokens that a router sends it.
+        InputError if the ranks are not in the space, for variants of LoRA (DoRA's A also gets an identity),
+        or if a linear sees only the tokens that a router sends it.
         """
         if self.refuses_rows:
             raise InputError(self.refuses_rows)
         checked = [self.space.check(config) for config in configs]
-        rows = torch.arange(len(checked))[:, None] if examples is None else examples.cpu()
         for group, layers in self._layers.items():
-            ranks = torch.tensor([config[group] for config in checked])[rows][..., None]
-            factors = torch.tensor([self.space.factor(group, config[group]) for config in checked])[rows][..., None]
+            ranks = torch.tensor([config[group] for config in checked])[:, None, None]
+            factors = torch.tensor([self.space.factor(group, config[group]) for config in checked])[:, None, None]
             masks: dict[tuple[int, torch.device], Tensor] = {}  # shared by the linears of a group
             for layer in layers:
                 a, _ = factors_of(layer, self.adapter)
-                size = len(a)
-                device = a.device
-                if (size, device) not in masks:
-                    masks[size, device] = self._mask(group, size, ranks, factors).to(device)
-                masked_module(layer, self.adapter).register_buffer(MASK, masks[size, device], persistent=False)
+                key = (len(a), a.device)
+                if key not in masks:
+                    masks[key] = self._mask(group, len(a), ranks, factors).to(a.device)
+                masked_module(layer, self.adapter).register_buffer(MASK, masks[key], persistent=False)
         self.active = None
 
     def num_parameters(self, config: RankConfig) -> int:

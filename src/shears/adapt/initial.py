@@ -5,22 +5,21 @@ Shapes: R rank, O output and I input features of a linear. A linear computes (W 
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import lora_layers
 from shears.errors import InputError
 from shears.models.blocks import sharing_a_weight, weight_oi
+from shears.models.recovery import read_recovery
 from shears.models.ref import ModelRef
-from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER, check_input, read_record
-from shears.records.peft_files import ADAPTER_WEIGHTS, PREFIX, A, B
+from shears.records.artifacts import RECOVERY_FOLDER
+from shears.records.peft_files import PREFIX, A, B
 
 logger = logging.getLogger(__name__)
 
@@ -57,29 +56,6 @@ def start_from_recovery(model: PeftModel, base: ModelRef, adapter: str = "defaul
         logger.warning(
             "%d linears start with fewer recovered components than their rank, with %d at least", len(short), min(short)
         )
-
-
-def read_recovery(base: ModelRef) -> dict[str, Tensor]:
-    """Return the tensors of the recovery in the folder of a sparse model, by PEFT's names.
-
-    Its alpha is its rank, so that their product needs no scaling. InputError as in `recovery_record`.
-    """
-    recovery_record(base)
-    tensors: dict[str, Tensor] = load_file(base.folder / RECOVERY_FOLDER / ADAPTER_WEIGHTS)
-    return tensors
-
-
-def recovery_record(base: ModelRef) -> dict[str, Any]:
-    """Return the record of the recovery in the folder of a sparse model, once its weights are verified.
-
-    InputError if it is missing or was made for other weights.
-    """
-    recovery = base.folder / RECOVERY_FOLDER
-    if not (recovery / RECOVERY).is_file():
-        raise InputError(f"init recovery needs {recovery}; make it with shears sparsify --recover-rank N")
-    record = read_record(recovery, RECOVERY)
-    check_input(f"the base model of {recovery}", record["base_fingerprint"], base.fingerprint)
-    return record
 
 
 @torch.no_grad()

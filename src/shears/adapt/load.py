@@ -1,6 +1,5 @@
 """Load a finished super-adapter: its frozen base, its search space and the handle on its ranks."""
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +10,8 @@ from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.space import SearchSpace
 from shears.errors import InputError
 from shears.models.load import load_both, put_adapter
-from shears.models.ref import ModelRef, resolve
-from shears.records.artifacts import SEARCH_SPACE, check_input, inherited, read_record
+from shears.models.ref import checked_base
+from shears.records.artifacts import SEARCH_SPACE, inherited, read_record
 
 
 class SuperAdapter(NamedTuple):
@@ -48,22 +47,6 @@ def _is_group(group: Any) -> bool:
             names = all(isinstance(name, str) for name in modules)
             return numbers and names and all(type(rank) is int for rank in ranks)
     return False
-
-
-def checked_base(folder: Path, record: dict[str, Any], model: str | None = None) -> ModelRef:
-    """Return an adapter's base model: the named one, else the recorded one, or its folder beside a moved adapter.
-
-    InputError if it is not the model that the adapter was trained on.
-    """
-    name = model or str(record["base"])
-    beside = folder.resolve().parent / Path(name).name
-    if model is None and not Path(name).exists() and beside.is_dir():
-        name = str(beside)
-    if model is None and os.path.isabs(name) and not os.path.exists(name):
-        raise InputError(f"the base model of {folder} must be where it was, there is no {name}; name it with --model")
-    base = resolve(name)
-    check_input(f"the base model {name}", record["base_fingerprint"], base.fingerprint)
-    return base
 
 
 def load_super_adapter(

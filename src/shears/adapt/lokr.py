@@ -59,7 +59,7 @@ class ElasticLoKr(LoKrLinear):  # type: ignore[misc]
         tokens = hidden.shape[:-2].numel()
         if tokens % (rows * length):
             raise InputError(
-                f"ranks by example need linears that see every token of all {rows} rows, one gets {tokens} tokens "
-                "(an expert?); set sampling to uniform, or leave the linear out of groups"
+                f"ranks by row need linears that see every token of all {rows} rows, one gets {tokens} tokens "
+                "(an expert?); activate one configuration for all rows"
             )
         return (hidden.reshape(rows, -1, *hidden.shape[-2:]) * mask[:, :, None]).view(hidden.shape)

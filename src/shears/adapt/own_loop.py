@@ -6,18 +6,20 @@ The folder has the form of those that `train` writes, so that search, export, ev
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from shears import __version__
-from shears.adapt.own_loop_config import OwnLoopConfig
 from shears.adapt.space import SearchSpace
 from shears.checkpoints.tensor_files import TensorFiles
+from shears.config import TrainConfig
+from shears.config.fields import StageConfig
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.models.grid_adapter import is_quantize_aware
@@ -33,6 +35,21 @@ from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, A, B, lin
 OWN_LOOP = "own loop"  # value of the record's key `trained_by`, which the records of `train` lack
 BASE_LAYER = ".base_layer."  # PEFT's part of the names of adapted linears
 UNSCALED = ("rank_pattern", "alpha_pattern", "layer_replication")  # PEFT's settings that an export would overwrite
+
+
+_TRAIN = TrainConfig.model_fields
+
+
+class OwnLoopConfig(StageConfig):
+    """What `ElasticAdapter.save` cannot read off a model: the training's examples and how they became tokens."""
+
+    data: str | None = None
+    """Training examples, as `train --data` names them: they are recorded with their hash, and questions
+    of a validation or test file that stand in them are marked; default: unknown, nothing is marked."""
+    template: Literal["question", "alpaca"] = _TRAIN["template"].default
+    """Prompt template of instruction/input/output rows that the training used; other rows need none."""
+    max_length: int = Field(_TRAIN["max_length"].default, gt=1)
+    """Largest number of tokens in an example; search skips longer examples and counts them."""
 
 
 def save_own_loop(

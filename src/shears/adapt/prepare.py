@@ -8,7 +8,15 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from peft import LoKrConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    LoKrConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lokr.layer import factorization
 from peft.tuners.lora import LoraLayer
@@ -16,11 +24,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.elastic import ElasticAdapter, adapted_layers, factors_of, make_elastic
 from shears.adapt.groups import with_auto
 from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.polar import make_polar
-from shears.adapt.sampling import NESTED
 from shears.adapt.space import SearchSpace
 from shears.checkpoints.conversion import known_config
 from shears.config import TrainConfig
@@ -41,8 +48,10 @@ from shears.models.properties import positions_in
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
 from shears.quantization.grid import Grid
+from shears.records.peft_files import ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
+LOKR_SIDE = 4  # rows and columns of LoKr's full matrix, or their nearest divisor of a linear's sides
 
 
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
@@ -122,7 +131,7 @@ def target_modules(model: nn.Module, space: SearchSpace) -> list[str]:
     return endings if meant == chosen else sorted(chosen)
 
 
-class Prepared(NamedTuple):
+class PreparedAdapter(NamedTuple):
     """A model to train, its tokenizer, the handle on its ranks, the examples.
 
     `start` holds the adapter's first tensors if they were moved out of the model's weights (init pissa), else nothing.
@@ -139,6 +148,28 @@ class Prepared(NamedTuple):
     grids: Mapping[str, Grid] = MappingProxyType({})
 
 
+class AdapterWeights:
+    """An adapter as the trained weights of a training (`trainer.TrainedWeights`)."""
+
+    file = ADAPTER_WEIGHTS
+
+    def __init__(self, model: PeftModel) -> None:
+        self.model = model
+
+    @property
+    def narrow(self) -> int:
+        """The largest rank."""
+        return max(len(factors_of(layer, "default")[0]) for _, layer in adapted_layers(self.model, "default"))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the adapter's tensors by PEFT's names."""
+        return dict(get_peft_model_state_dict(self.model))
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Give the adapter tensors that `tensors` returned."""
+        set_peft_model_state_dict(self.model, tensors)
+
+
 class Rows(NamedTuple):
     """The tokenized examples to train on, and those to validate on, if any."""
 
@@ -152,13 +183,13 @@ def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
     sources = [settings.data, *([] if settings.validation_source is None else [settings.validation_source])]
     examples = [_examples(source, settings, tokenizer) for source in sources]
     longest = min(settings.max_length, positions_in(known_config(model.folder)) or settings.max_length)
-    rows, *held_out = (tokenize_all(each, tokenizer, longest, settings.train_on) for each in examples)
+    rows, *held_out = (tokenize_all(each, tokenizer, longest) for each in examples)
     if settings.validation_share is not None:
         rows, *held_out = split_off(rows, settings.validation_share, settings.seed)
     return Rows(rows, list(chain(*held_out)))
 
 
-def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) -> Prepared:
+def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) -> PreparedAdapter:
     """Load the model, the adapter and, without `rows`, the examples of `settings`. InputError for anything unusable."""
     rows = rows or read_training_rows(model, settings)
     tokenizer = load_tokenizer(model)
@@ -178,7 +209,7 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) ->
     elastic, start = _elastic(peft_model, model, space, settings)
     _mask(peft_model, grids, settings)
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
-    return Prepared(peft_model, tokenizer, elastic, rows.train, start, rows.validation, grids)
+    return PreparedAdapter(peft_model, tokenizer, elastic, rows.train, start, rows.validation, grids)
 
 
 def _mask(peft_model: PeftModel, grids: Mapping[str, Grid], settings: TrainConfig) -> None:
@@ -186,7 +217,7 @@ def _mask(peft_model: PeftModel, grids: Mapping[str, Grid], settings: TrainConfi
     if settings.masks and settings.init == "recovery":
         logger.warning("sparse_adapter masks out what init recovery restores: init lora is as good")
     if grids:
-        make_quantize_aware(peft_model, grids, learn_scales=settings.learn_scales)
+        make_quantize_aware(peft_model, grids, learn_scales=True)
         logger.info("%d linears are trained as int4 holds them", len(grids))
     elif settings.sparse_adapter:
         make_sparse(peft_model)
@@ -197,7 +228,7 @@ def _elastic(
 ) -> tuple[ElasticAdapter, dict[str, Tensor]]:
     """Return the handle on the ranks of an adapter with its initial values, and those moved out of the weights."""
     start = _start(peft_model, model, settings)
-    elastic = make_elastic(peft_model, space, nested=settings.sampling == NESTED)
+    elastic = make_elastic(peft_model, space, nested=settings.sampling == "nested")
     has_product = settings.init != "lora"  # which then stays
     if settings.adapter == "polar":
         make_polar(peft_model, settings.seed, roots=elastic.roots() if has_product else {})
@@ -285,16 +316,16 @@ def _lokr_config(model: PreTrainedModel, space: SearchSpace, settings: TrainConf
             raise InputError(
                 f"adapter lokr must be on plain linears, {name} is a {type(linear).__name__}; use adapter lora"
             )
-        sides = [factorization(side, settings.decompose_factor)[1] for side in _sides(linear)]
+        sides = [factorization(side, LOKR_SIDE)[1] for side in _sides(linear)]
         if space.max_rank >= max(sides) / 2:  # PEFT then holds w2 whole
             raise InputError(
                 f"ranks of adapter lokr must be below {max(sides) / 2:g}, half the longer side of w2 of {name}, got "
-                f"{space.max_rank}; lower the largest rank or decompose_factor"
+                f"{space.max_rank}; lower the largest rank"
             )
     return LoKrConfig(
         r=space.max_rank,
         alpha=_alpha(settings),
-        decompose_factor=settings.decompose_factor,
+        decompose_factor=LOKR_SIDE,
         target_modules=target_modules(model, space),
         init_weights="lycoris",  # as in LoRA, one of the two factors between which ranks are cut is zero
         task_type="CAUSAL_LM",

@@ -1,10 +1,10 @@
-"""The verb `train`: fit a super-adapter on a frozen sparse model (training), then save it with its record."""
+"""The verb `train`: fit a super-adapter on a frozen sparse model, then save it with its record."""
 
 import json
 import logging
-import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from shears.adapt.elastic import reorder
 from shears.adapt.groups import resolved_groups
 from shears.adapt.initial import without_start
 from shears.adapt.polar import fold_polar
-from shears.adapt.prepare import Prepared, prepare, read_training_rows
+from shears.adapt.prepare import LOKR_SIDE, AdapterWeights, PreparedAdapter, prepare, read_training_rows
+from shears.adapt.sampling import NLSCallback
 from shears.adapt.space import SearchSpace
 from shears.config import TrainConfig
 from shears.config.resolve import build
@@ -27,32 +28,32 @@ from shears.models.ref import ModelRef, resolve
 from shears.progress import is_first_process
 from shears.quantization.training import write_grids
 from shears.records import artifacts
-from shears.records.card import write_card
-from shears.records.folders import partial_folder
-from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from shears.training.cached_teacher import cached_teacher
-from shears.training.checkpoints import CHECKPOINTS
-from shears.training.loop import examples_seen, fit
-from shears.training.processes import join_processes, raise_in_all, shared_folder, wait
-from shears.training.step_log import check_trackers, tracking
-from shears.training.teacher import TeacherSource, find_teacher, refuse_other_vocabulary
-from shears.training.teaching import Teaching
-from shears.training.validation import read_losses
+from shears.training.cached_teacher import open_teacher
+from shears.training.distillation import Loss
+from shears.training.loop import Training, fit
+from shears.training.packed_attention import attend_by_example
+from shears.training.processes import raise_in_all, shard_frozen, wait
+from shears.training.stage import Origin, Stage, origin_of, run_stage
+from shears.training.step_log import check_trackers
+from shears.training.teacher import LiveTeacher, TeacherSource, find_teacher, refuse_other_vocabulary
+from shears.training.trainer import LengthBucketSampler, collator_of
+from shears.training.validation import Validation, read_losses
 
 logger = logging.getLogger(__name__)
+SCHEDULER = "linear"  # the learning rate falls to 0 at the last step
+TEXT_LOSS = Loss()
 
 
 def train(model: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
     """Train a super-adapter on `model` and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `TrainConfig`. `resume` continues an interrupted run of the same configuration from
-    its last whole checkpoint. Under a launcher all processes call this, and the first one writes. InputError if an
-    input is unusable, or if the loss, the gradients or the weights stop being finite.
+    The keywords are the fields of `TrainConfig`. `resume` continues an interrupted run of the same
+    configuration from its last whole checkpoint. Under a launcher all processes call this, and the first
+    one writes. InputError if an input is unusable, or if the loss, the gradients or the weights stop being
+    finite.
     """
-    started = time.monotonic()
     settings = build(TrainConfig, "train", config)
-    output = expanded(output)
     check_trackers(settings.report_to)
     base = resolve(model)
     base.refuse_package("train")
@@ -61,70 +62,105 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     if teacher:
         refuse_other_vocabulary(teacher, base)
     origin = _origin(base, settings, teacher)
-    fixed = _fixed(settings, origin)
-    if resume and not partial_folder(output).exists():
-        logger.info("no interrupted training of %s to resume: starting anew", output)
-    join_processes(cpu=pick_device(settings.device).type == "cpu")
-    with tracking(settings.report_to, output), shared_folder(output, fixed, resume=resume, kind=TrainConfig) as work:
-        is_saved = (work / artifacts.SEARCH_SPACE).is_file()  # interrupted between saving and renaming the folder
-        wait()  # before the first process continues and renames the folder
-        if not is_saved:
-            _fit_and_save(base, work, settings, {"base": base.recorded_name, **origin}, teacher)
+    stage = Stage("train", artifacts.SEARCH_SPACE, _removed(settings))
+    recorded = {"base": base.recorded_name, **origin}
+
+    def fit_and_save(work: Path) -> None:
+        prepared = _fitted(base, teacher, work, settings)
+        wait()  # for checkpoints that other processes still write
         if is_first_process():
-            write_card(work)
-            shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs them until all is saved
-    logger.info("trained %s in %.0f s", output, time.monotonic() - started)
-    return output
+            _save(prepared, work, settings, recorded)
+
+    return run_stage(stage, settings, output, origin, fit_and_save, resume=resume)
 
 
-def _origin(base: ModelRef, settings: TrainConfig, teacher: TeacherSource | None) -> dict[str, str | None]:
-    """Return the fingerprints of the base, of the data, of the teacher, and of local validation examples."""
+def _origin(base: ModelRef, settings: TrainConfig, teacher: TeacherSource | None) -> Origin:
+    """Return the fingerprints of all that is read, local validation examples among it."""
     validation = source_fingerprint(settings.validation_source) if settings.validation_source else None
+    return origin_of(base, settings, teacher) | ({"validation_sha256": validation} if validation else {})
+
+
+def _removed(settings: TrainConfig) -> dict[str, Any]:
+    """Return what options of earlier versions are now: the values with which an interrupted run resumes."""
     return {
-        "base_fingerprint": base.fingerprint,
-        "data_sha256": source_fingerprint(settings.data),
-        **({"validation_sha256": validation} if validation else {}),
-        **({"teacher_fingerprint": teacher.fingerprint} if teacher else {}),
+        "compile": False,
+        "curriculum": 0.0,
+        "decompose_factor": LOKR_SIDE,
+        "learn_scales": settings.quantize_aware != "none",
+        "reorder": settings.reorders,
+        "scheduler": SCHEDULER,
+        "train_on": "completion",
+        "weight_decay": 0.0,
     }
 
 
-def _fixed(settings: TrainConfig, origin: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return the configuration that a resume must not change: all that decides the weights, without file names.
+def _fitted(base: ModelRef, source: TeacherSource | None, work: Path, settings: TrainConfig) -> PreparedAdapter:
+    """Return the model with its trained adapter."""
+    rows = raise_in_all(lambda: read_training_rows(base, settings))
+    loss, packing = Loss(), settings.packing
+    if source:
+        seen = _examples_seen(settings, [len(row.input_ids) for row in rows.train])
+        teacher = open_teacher(source, base, rows.train, settings, packing=packing, seen=seen)
+        loss = Loss(teacher, settings.kl, settings.cross_entropy)
+        packing = packing and not (isinstance(teacher, LiveTeacher) and not teacher.keeps_apart)
+    prepared = raise_in_all(lambda: prepare(base, settings, rows))
+    fit(training_of(prepared, settings, loss, packing=packing), work, settings)
+    return prepared
 
-    A model is identified by its weights, local data by its content.
+
+def training_of(
+    prepared: PreparedAdapter, settings: TrainConfig, loss: Loss = TEXT_LOSS, *, packing: bool = True
+) -> Training:
+    """Return what the loop trains: the adapter, at the ranks that the settings' sampling gives each step."""
+    model, elastic = prepared.model, prepared.elastic
+    if settings.shard:
+        shard_frozen(model, pick_device(settings.device))
+    collator = collator_of(model, prepared.tokenizer, packing=packing)
+    if collator.capacity is not None:
+        attend_by_example(model)
+    elif settings.packing:
+        logger.info("this model does not keep packed examples apart: batches are padded")
+    count = len(prepared.rows)
+    steps = settings.num_steps(count)
+    validation = None
+    if prepared.validation:
+        every = settings.validation_every or settings.steps_per_epoch(count)
+        at_largest = partial(elastic.at, elastic.space.maximal())
+        validation = Validation(prepared.validation, every, steps, settings.early_stopping, at_largest)
+    return Training(
+        AdapterWeights(model),
+        prepared.rows,
+        collator,
+        loss,
+        steps,
+        SCHEDULER,
+        callbacks=[NLSCallback(elastic, settings.seed, settings.sampling)],
+        details=lambda: {"ranks": dict(elastic.active or {})},
+        validation=validation,
+        holds_frozen=not settings.shard,  # a shard's weights are of one number format
+    )
+
+
+def _examples_seen(settings: TrainConfig, lengths: Sequence[int]) -> set[int]:
+    """Return the numbers of the examples that a training may read, of all that have these lengths.
+
+    Which order it takes is known once the model is loaded: with packing, that of examples of equal lengths,
+    unless the model does not keep packed examples apart. Both are covered.
     """
-    hashed = {name for name in ("data", "validation") if origin.get(f"{name}_sha256") is not None}
-    hashed |= {"teacher"} if "teacher_fingerprint" in origin else set()
-    changeable = {"save_steps", "report_to"} | hashed
-    return {**origin, **{name: value for name, value in artifacts.as_data(settings).items() if name not in changeable}}
+    count = settings.num_seen(len(lengths))
+    if count >= len(lengths):
+        return set(range(len(lengths)))
+    assumed = ([1] * len(lengths), lengths) if settings.packing else (lengths,)
+    orders = (LengthBucketSampler(each, settings.batch_size, settings.seed) for each in assumed)
+    return {number for order in orders for number in islice(order, count)}
 
 
-def _fit_and_save(
-    model: ModelRef,
-    work: Path,
-    settings: TrainConfig,
-    origin: dict[str, str | None],
-    teacher: TeacherSource | None,
-) -> None:
-    rows = raise_in_all(lambda: read_training_rows(model, settings))
-    teaching = None
-    if teacher:
-        seen = examples_seen(settings, [len(row.input_ids) for row in rows.train])
-        targets = cached_teacher(teacher, model, rows.train, settings, packing=settings.packing, seen=seen)
-        teaching = Teaching(targets, settings.teacher_weight)
-    prepared = raise_in_all(lambda: prepare(model, settings, rows))
-    fit(prepared, work, settings, teaching)
-    wait()  # for checkpoints that other processes still write
-    if is_first_process():
-        fold_polar(prepared.model)
-        prepared.elastic.fold()
-        if settings.reorder:
-            reorder(prepared.model)
-        _save(prepared, work, settings, origin)
-
-
-def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:
+def _save(prepared: PreparedAdapter, work: Path, settings: TrainConfig, origin: Origin) -> None:
     """Write a plain PEFT adapter; last the record that makes the folder a super-adapter, so that it marks it whole."""
+    fold_polar(prepared.model)
+    prepared.elastic.fold()
+    if settings.reorders:
+        reorder(prepared.model)
     config = prepared.model.peft_config["default"]
     config.base_model_name_or_path = origin["base"]
     prepared.model.save_pretrained(str(work))
@@ -153,7 +189,7 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
     artifacts.write_json(work / artifacts.SEARCH_SPACE, record)
 
 
-def _save_grids(prepared: Prepared, work: Path) -> None:
+def _save_grids(prepared: PreparedAdapter, work: Path) -> None:
     """Write the grids of quantize_aware into a file of their own, so that the adapter's file is plain LoRA."""
     if not prepared.grids:
         return
@@ -172,7 +208,7 @@ def _validated(log: Path, settings: TrainConfig) -> dict[str, Any]:
     return {"validation": {"step": step, "loss": losses.by_step[step]}}
 
 
-def _without_start(prepared: Prepared, work: Path, alpha: float) -> tuple[SearchSpace, float, dict[str, int]]:
+def _without_start(prepared: PreparedAdapter, work: Path, alpha: float) -> tuple[SearchSpace, float, dict[str, int]]:
     """Subtract from the saved adapter what init pissa moved out of the model; return its space, alpha and sizes.
 
     The adapter then has twice the rank at the same scaling, and fits the model as it is in its folder. Without such a

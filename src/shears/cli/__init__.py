@@ -29,7 +29,7 @@ HOW_TO_CONTINUE = {
 ADVICE: Mapping[str, tuple[str, ...]] = {
     "write": ("max_new_tokens=128", "precision=bf16", "device=cpu"),
     "sparsify": ("activation_budget=500MB", "sequence_length=256", "num_samples=16"),
-    "train": ("micro_batch_size=1", "gradient_checkpointing=true", "quantize=nf4"),
+    "train": ("micro_batch_size=1", "recompute=blocks", "quantize=nf4"),
     "heal": ("micro_batch_size=1", "sequence_length=256", "precision=bf16"),
     "search": ("batch_size=4", "cache_budget=0", "precision=bf16"),
     "export": ("num_samples=16", "sequence_length=256", "device=cpu"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from shears.data.preview import Piece, Preview
 
-FIELDS = ("columns", "template", "train_on", "max_length")  # of train: they decide what it sees of the data
+FIELDS = ("columns", "template", "max_length")  # of train: they decide what it sees of the data
 FIRST = 300  # pieces of a long row that are shown
 LAST = 100
 REFUSED = 3  # reasons that are shown

@@ -9,21 +9,20 @@ REQUIRED = "Required"
 OTHER = "Options"
 PANELS: Mapping[str, tuple[str, ...]] = {
     "Data": (
-        "data", "columns", "validation", "test", "task", "harness", "include_path", "template", "train_on",
+        "data", "columns", "validation", "test", "task", "harness", "include_path", "template",
         "max_length", "packing", "limit", "protocol", "calibration", "num_samples", "sequence_length",
-        "teacher", "teacher_weight", "teacher_top_k", "tokens",
+        "teacher", "teacher_top_k", "tokens",
     ),
-    "Healing": ("train", "recovery", "heal", "kl", "cross_entropy"),
+    "Loss and healing": ("kl", "cross_entropy", "recovery", "heal"),
     "Pruning": (
         "sparsity", "method", "pattern", "allocation", "reconstruct", "skip", "sparsity_of",
     ),
     "Adapter": (
-        "ranks", "groups", "adapter", "decompose_factor", "alpha", "init", "sampling", "reorder", "curriculum",
-        "sparse_adapter", "quantize_aware", "learn_scales", "dropout", "recover_rank", "recover_by", "rank",
+        "ranks", "groups", "adapter", "alpha", "init", "sampling",
+        "sparse_adapter", "quantize_aware", "dropout", "recover_rank", "recover_by",
     ),
     "Schedule": (
-        "epochs", "max_steps", "learning_rate", "scheduler", "warmup_steps", "weight_decay", "validation_every",
-        "early_stopping", "optimizer",
+        "epochs", "max_steps", "learning_rate", "warmup_steps", "validation_every", "early_stopping",
     ),
     "Goal and budget": (
         "target", "objective", "constraint", "strategy", "max_evaluations", "tie_layers", "sparsities",
@@ -38,7 +37,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Measurement": ("against", "prompt_tokens", "new_tokens", "rounds", "baselines"),
     "Memory and speed": (
-        "batch_size", "micro_batch_size", "gradient_checkpointing", "recompute", "quantize", "shard", "compile",
+        "batch_size", "micro_batch_size", "recompute", "quantize", "shard",
         "precision", "device", "threads", "activation_budget", "cache_budget", "backend",
     ),
     "Output": (

@@ -176,7 +176,8 @@ def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str
         return _unknown(location[-1], name.rpartition(".")[0], list(owner.model_fields))
     if detail["type"] == "missing":
         field = section_class(kind, location[:-1]).model_fields[location[-1]]
-        return f"{name} must be given (--{location[-1].replace('_', '-')}): {field.description}"
+        words = " ".join(str(field.description).split())
+        return f"{name} must be given (--{location[-1].replace('_', '-')}): {words}"
     message = detail["msg"]
     for theirs, ours in WORDS.items():
         message = message.replace(theirs, ours)

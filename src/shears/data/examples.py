@@ -8,7 +8,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -35,7 +35,6 @@ __all__ = ["Example", "Segment", "Tokenized", "completion_of"]  # those of examp
 # The form of LLM-Adapters' commonsense sets: the choices stand at the end of the instruction.
 ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
 CHOICE_COMPLETION = "the correct answer is {}"
-TrainOn = Literal["completion", "all"]
 KNOWN_COLUMNS = "prompt and completion, instruction (input) and output, messages or conversations"
 
 
@@ -183,7 +182,7 @@ def tokenize(example: Example, tokenizer: PreTrainedTokenizerBase) -> Tokenized:
 
     Labels come from the segments, not from the padding id, which is often the end of sequence.
     """
-    return _tokenize_batch([example], tokenizer, "completion")[0]
+    return _tokenize_batch([example], tokenizer)[0]
 
 
 def prompts_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -193,11 +192,9 @@ def prompts_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
     return [row if example.is_chat else with_start(row, tokenizer) for example, row in zip(examples, rows, strict=True)]
 
 
-def _tokenize_batch(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
-) -> list[Tokenized]:
+def _tokenize_batch(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokenized]:
     pieces = _pieces([(example.segments, example.is_chat) for example in examples], tokenizer)
-    return [_joined(example, each, tokenizer, train_on) for example, each in zip(examples, pieces, strict=True)]
+    return [_joined(example, each, tokenizer) for example, each in zip(examples, pieces, strict=True)]
 
 
 def _pieces(
@@ -209,9 +206,7 @@ def _pieces(
     return [[next(rendered if is_chat else written) for _ in parts] for parts, is_chat in rows]
 
 
-def _joined(
-    example: Example, pieces: list[list[int]], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
-) -> Tokenized:
+def _joined(example: Example, pieces: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> Tokenized:
     trained = [segment.trained for segment in example.segments]
     last = max(index for index, flag in enumerate(trained) if flag)
     end = tokenizer.eos_token_id
@@ -222,7 +217,6 @@ def _joined(
     for flag, piece in zip(trained, pieces, strict=True):
         labels += piece if flag else [IGNORED] * len(piece)
     ids = [*first, *(token for piece in pieces[1:] for token in piece)]
-    labels = list(ids) if train_on == "all" else labels
     labels[:1] = [IGNORED]  # nothing predicts the first token, nor its neighbour in a pack
     return Tokenized(ids, labels)
 
@@ -231,14 +225,13 @@ def tokenize_all(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    train_on: TrainOn = "completion",
 ) -> list[Tokenized]:
     """Return the tokens of the examples, without those that are too long or have no completion, whose number is logged.
 
     InputError if none remains.
     """
     with_text = [example for example in examples if completion_of(example).strip()]
-    rows = _tokenize_batch(with_text, tokenizer, train_on)
+    rows = _tokenize_batch(with_text, tokenizer)
     fitting = [row for row in rows if len(row.input_ids) <= max_length]
     empty = len(examples) - len(with_text)
     long = len(rows) - len(fitting)

@@ -82,7 +82,7 @@ def preview(
     usable = [(number, example) for number, example in examples if number not in set(empty)]
     longest = 10**9  # none is left out here: the long ones are counted
     texts = [example for _, example in usable]
-    tokenized = tokenize_all(texts, tokenizer, longest, settings.train_on) if texts else []
+    tokenized = tokenize_all(texts, tokenizer, longest) if texts else []
     fitting = [row for row in tokenized if len(row.input_ids) <= settings.max_length]
     pairs = zip(usable, tokenized, strict=True)
     return Preview(

@@ -27,7 +27,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shears.adapt.load import checked_base
 from shears.checkpoints.tensor_files import quantized_by
 from shears.config import ExportConfig, SparsifyConfig
 from shears.config.notation import num_bytes
@@ -47,7 +46,7 @@ from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_b
 from shears.models.devices import autocast
 from shears.models.load import load_tokenizer, save_tokenizer
 from shears.models.properties import check_sequence_length
-from shears.models.ref import ModelRef
+from shears.models.ref import ModelRef, checked_base
 from shears.records.artifacts import HEALED, SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.rewrite import LinearSparsity, check_saved, overall_sparsity

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shears import __version__
-from shears.adapt.load import checked_base
 from shears.checkpoints.conversion import empty_model, read_config
 from shears.checkpoints.packed.file import PACKAGE_FILE, Package, read_package
 from shears.checkpoints.packed.index import PLAIN_NAMES
@@ -37,7 +36,7 @@ from shears.export.peft import origin, read_sub_adapter, refuse_ranks
 from shears.models.blocks import LoraUpdate, linears, weight_oi
 from shears.models.devices import DTYPES
 from shears.models.load import copy_configs, save_tokenizer
-from shears.models.ref import ModelRef, resolve
+from shears.models.ref import ModelRef, checked_base, resolve
 from shears.quantization.grid import Grid
 from shears.records import artifacts
 from shears.records.card import write_card

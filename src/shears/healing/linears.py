@@ -1,12 +1,11 @@
-"""Linears of a sparse model whose zeros stay zero while they are trained: kept weights themselves, or a masked product.
+"""Linears of a sparse model of which the weights that are not zero are trained.
 
-Both change a linear of the model in place, by its class. Its `weight` is frozen; what is trained is beside it.
+They change a linear of the model in place, by its class. Its `weight` is frozen; what is trained is beside it.
 
-Shapes: O output features, I input features, N weights that are not zero, R rank, * any leading dimensions.
+Shapes: O output features, I input features, N weights that are not zero, * any leading dimensions.
 """
 
 import math
-from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.models.blocks import decoder_blocks, sharing_a_weight, weight_oi
 from shears.models.blockwise.matrices import Matrix, block_matrices
-from shears.models.sparse_adapter import compute_dtype, masked_linear, masked_product
+from shears.models.sparse_adapter import compute_dtype
 from shears.quantization.grid import quantize
 
 
@@ -51,21 +50,7 @@ class _KeptProduct(torch.autograd.Function):
             return dx, dense.flatten().index_select(0, linear.places).float().mul_(linear.scale), None
 
 
-class TrainedLinear(nn.Module):
-    """A linear of which something is trained that leaves its zeros zero."""
-
-    weight: Any  # a parameter, as in the classes beside which this one is a base
-    bias: Any
-
-    @abstractmethod
-    def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-        """Return the trained weight, from the weight in the files as outputs x inputs in float32."""
-
-    def refresh(self) -> None:
-        """Compute with what was trained so far; after every step."""
-
-
-class KeptWeights(TrainedLinear):
+class KeptWeights(nn.Module):
     """A linear of which the N weights that are not zero are trained, as float32 `values` times `scale`.
 
     `scale` is the power of two next to the root mean square of the kept weights, so that a learning rate is a share of
@@ -75,6 +60,8 @@ class KeptWeights(TrainedLinear):
     flat.
     """
 
+    weight: Any  # a parameter, as in the classes beside which this one is a base
+    bias: Any
     values: nn.Parameter
     places: Tensor
     packed_as: NumberFormat | None
@@ -113,9 +100,9 @@ class KeptWeights(TrainedLinear):
         else:
             weight_oi(self).copy_(quantize(self._placed(self._kept()), self.packed_as).dense())
 
-    def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-        """Return the values at their places, zero elsewhere."""
-        return self._placed(self._kept()).to(stored.device)
+    def healed(self) -> Float[Tensor, "O I"]:
+        """Return the trained weight in float32: the values at their places, zero elsewhere."""
+        return self._placed(self._kept())
 
     def _kept(self) -> Float[Tensor, " N"]:
         """Return the kept weights; the product with a power of two is exact."""
@@ -133,46 +120,12 @@ def power_of_two(kept: Float[Tensor, "..."]) -> float:
     return 2.0 ** round(math.log2(mean_square) / 2) if mean_square > 0 else 1.0
 
 
-class MaskedProduct(TrainedLinear):
-    """A linear with a LoRA product that is masked by its zeros: W + (scaling B A) * (W != 0)."""
-
-    a: nn.Parameter
-    b: nn.Parameter
-    scaling: float
-
-    def start(self, rank: int, scaling: float, generator: torch.Generator) -> None:
-        """Begin with a product of zero: A uniform as in PEFT, B zero."""
-        outputs, inputs = weight_oi(self).shape
-        bound = 1 / math.sqrt(inputs)  # of kaiming_uniform_ with a = sqrt(5)
-        a = (2 * torch.rand(rank, inputs, generator=generator) - 1) * bound
-        self.a = nn.Parameter(a.to(self.weight.device))
-        self.b = nn.Parameter(torch.zeros(outputs, rank, device=self.weight.device))
-        self.scaling = scaling
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs."""
-        return masked_linear(x, weight_oi(self), self.bias, self.a, self.b * self.scaling)
-
-    def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-        """Return the weight with its masked product."""
-        a, b = (each.detach().to(stored.device) for each in (self.a, self.b))
-        return stored + masked_product(stored, a, b, self.scaling)
-
-
 class KeptLinear(KeptWeights, nn.Linear):
     """An nn.Linear with `KeptWeights`."""
 
 
 class KeptConv1D(KeptWeights, Conv1D):
     """A Conv1D with `KeptWeights`."""
-
-
-class MaskedLinear(MaskedProduct, nn.Linear):
-    """An nn.Linear with a `MaskedProduct`."""
-
-
-class MaskedConv1D(MaskedProduct, Conv1D):
-    """A Conv1D with a `MaskedProduct`."""
 
 
 def trainable(model: nn.Module) -> dict[str, Matrix]:
@@ -206,27 +159,12 @@ def train_kept(
         linear.start(dtype, packed_as)
 
 
-def train_products(model: nn.Module, names: Iterable[str], rank: int, scaling: float, seed: int) -> None:
-    """Give the named linears masked products, the only trained weights."""
-    model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
-    for name in names:
-        linear: Any = model.get_submodule(name)
-        linear.__class__ = MaskedConv1D if isinstance(linear, Conv1D) else MaskedLinear
-        linear.start(min(rank, *linear.weight.shape), scaling, generator)
-
-
-def trained_linears(model: nn.Module) -> dict[str, TrainedLinear]:
-    """Return the linears that are trained, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, TrainedLinear)}
-
-
-def kept_weights(model: Any) -> dict[str, KeptWeights]:
+def kept_weights(model: nn.Module) -> dict[str, KeptWeights]:
     """Return the linears whose kept weights are trained, by name."""
-    return {name: linear for name, linear in trained_linears(model).items() if isinstance(linear, KeptWeights)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, KeptWeights)}
 
 
 def refresh(model: nn.Module) -> None:
     """Let every trained linear compute with what was trained so far."""
-    for linear in trained_linears(model).values():
+    for linear in kept_weights(model).values():
         linear.refresh()

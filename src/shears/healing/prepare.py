@@ -3,6 +3,8 @@
 import logging
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.checkpoints.zeros import zeros_share
@@ -10,23 +12,47 @@ from shears.config import HealConfig
 from shears.data.calibration import text_tokens
 from shears.data.example import IGNORED, Tokenized
 from shears.errors import InputError
-from shears.healing.linears import train_kept, train_products, trainable
-from shears.healing.recovery import add_recovery
+from shears.healing.linears import refresh, train_kept, trainable
+from shears.healing.recovery import add_recovery, recovery_rank
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import load_model, load_tokenizer, num_embeddings, refuse_unknown
 from shears.models.properties import check_sequence_length
 from shears.models.ref import ModelRef, resolve
-from shears.training.cached_teacher import cached_teacher
-from shears.training.live import LiveTeacher
-from shears.training.targets import Teacher
+from shears.training.cached_teacher import open_teacher
+from shears.training.distillation import Teacher
 from shears.training.teacher import TeacherSource, find_teacher, refuse_other_vocabulary
 
 logger = logging.getLogger(__name__)
 MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text (arXiv 2305.16264)
 
 
-class Prepared(NamedTuple):
+class HealedWeights:
+    """The kept weights of a sparse model as the trained weights of a training (`trainer.TrainedWeights`)."""
+
+    file = "trained.safetensors"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @property
+    def narrow(self) -> int:
+        """The rank of the recovery, 0 without one."""
+        return recovery_rank(self.model)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the trained parameters by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Give the model what was trained until a checkpoint."""
+        for name, parameter in self.tensors().items():
+            parameter.copy_(tensors[name])
+        refresh(self.model)
+
+
+class PreparedHealing(NamedTuple):
     """A sparse model of which only what healing trains requires gradients, its tokenizer, a teacher, the sequences."""
 
     model: PreTrainedModel
@@ -58,20 +84,17 @@ def _pruned_from(sparse: ModelRef) -> TeacherSource:
     return teacher
 
 
-def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Prepared:
+def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> PreparedHealing:
     """Load models and text. InputError for anything unusable, before the text is trained on."""
     refuse_other_vocabulary(source, sparse)
     tokenizer = load_tokenizer(sparse)
     rows = sequences(tokenizer, settings)
-    precision = resolved_precision(settings.precision, pick_device(settings.device))
-    cached = cached_teacher(source, sparse, rows, settings, packing=True) if settings.teacher_top_k else None
+    teacher = open_teacher(source, sparse, rows, settings, packing=True)
     model = load_model(sparse, device=settings.device)
     check_sequence_length(model, settings.sequence_length)
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
-    _start(sparse, model, settings, precision)
-    if cached is not None:
-        return Prepared(model, tokenizer, cached, rows)
-    return Prepared(model, tokenizer, LiveTeacher(source.load(device=settings.device), precision), rows)
+    _start(sparse, model, settings)
+    return PreparedHealing(model, tokenizer, teacher, rows)
 
 
 def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:
@@ -100,7 +123,7 @@ def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[
     return [Tokenized(ids, [IGNORED, *ids[1:]]) for ids in pieces]
 
 
-def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig, precision: str) -> None:
+def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig) -> None:
     """Make what is to be trained the only trained parameters; InputError for a model without zeros."""
     linears = trainable(model)
     zeros = zeros_share(model.get_parameter(f"{name}.weight") for name in linears)
@@ -115,12 +138,10 @@ def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig, preci
         logger.warning(
             "%.0f %% of the blocks' weights are in no plain linear: they stay as they are", 100 - 100 * size / total
         )
-    if settings.train == "weights":
-        packed_as = None if settings.quantize_aware == "none" else settings.quantize_aware
-        train_kept(model, linears, None if precision == "fp32" else DTYPES[precision], packed_as)
-        if settings.recovery:
-            add_recovery(model, sparse)
-    else:
-        train_products(model, linears, settings.rank, settings.alpha / settings.rank, settings.seed)
+    precision = resolved_precision(settings.precision, pick_device(settings.device))
+    packed_as = None if settings.quantize_aware == "none" else settings.quantize_aware
+    train_kept(model, linears, None if precision == "fp32" else DTYPES[precision], packed_as)
+    if settings.recovery:
+        add_recovery(model, sparse)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("healing %d linears, %.1f %% zeros: %.4g M trained numbers", len(linears), 100 * zeros, trained / 1e6)

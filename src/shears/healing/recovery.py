@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shears.adapt.initial import read_recovery, recovery_record
 from shears.errors import InputError
 from shears.healing.linears import kept_weights, power_of_two
+from shears.models.recovery import read_recovery, recovery_record
 from shears.models.ref import ModelRef
 from shears.records.artifacts import RECOVERY_FOLDER
 from shears.records.peft_files import PREFIX, A, B

@@ -2,22 +2,28 @@
 
 import json
 import logging
-import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
 from shears import __version__
+from shears.checkpoints.tensor_files import TensorFiles
+from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
-from shears.data.rows import source_fingerprint
-from shears.healing.fit import fit
-from shears.healing.prepare import Prepared, prepare, teacher_of
+from shears.errors import InputError
+from shears.export.target import in_format
+from shears.healing.linears import kept_weights, refresh
+from shears.healing.prepare import HealedWeights, PreparedHealing, prepare, teacher_of
 from shears.healing.recovery import recovery_fingerprint, write_healed_recovery
-from shears.healing.write import write_healed
-from shears.models.devices import pick_device
+from shears.models.blockwise.matrices import block_matrices
+from shears.models.blockwise.sources import BlockSource
+from shears.models.load import copy_configs, save_tokenizer
 from shears.models.ref import ModelRef, resolve
 from shears.progress import is_first_process
 from shears.records.artifacts import (
@@ -30,65 +36,70 @@ from shears.records.artifacts import (
     weights_fingerprint,
     write_json,
 )
-from shears.records.card import write_card
-from shears.records.folders import partial_folder
 from shears.records.paths import expanded
-from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
-from shears.training.checkpoints import CHECKPOINTS
-from shears.training.processes import join_processes, raise_in_all, shared_folder, wait
-from shears.training.step_log import check_trackers, tracking
-from shears.training.teacher import TeacherSource
+from shears.sparsity.plan import linear_name
+from shears.sparsity.rewrite import FormatOf, LinearSparsity, check_saved, overall_sparsity, rewrite_model
+from shears.training.batches import padding
+from shears.training.distillation import Loss
+from shears.training.loop import Training, fit
+from shears.training.processes import raise_in_all, wait
+from shears.training.stage import Stage, origin_of, run_stage
+from shears.training.step_log import check_trackers
+from shears.training.trainer import Collator
 from shears.writing.stage import text_source
 
 logger = logging.getLogger(__name__)
+SCHEDULER = "cosine"  # the learning rate falls along half a cosine to 0
+OPTIMIZER = "adamw_torch"
+STAGE = Stage(
+    "heal",
+    HEALED,
+    removed={"optimizer": "adamw", "scheduler": SCHEDULER, "train": "weights", "weight_decay": 0.0},
+)
 
 
 def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
     """Train `sparse` to predict what its teacher predicts and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`. `resume` continues an
-    interrupted run of the same configuration from its last whole checkpoint. Under a launcher all processes call this,
-    and the first one writes. InputError if an input is unusable, or if the loss or the weights stop being finite.
+    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`. `resume`
+    continues an interrupted run of the same configuration from its last whole checkpoint. Under a launcher
+    all processes call this, and the first one writes. InputError if an input is unusable, or if the loss or
+    the weights stop being finite.
     """
-    started = time.monotonic()
     settings = build(HealConfig, "heal", config)
+    check_trackers(settings.report_to)
     output = expanded(output)
-    check_trackers((*settings.report_to, *(["bitsandbytes"] if settings.optimizer == "adamw-8bit" else [])))
     base = resolve(sparse)
     base.refuse_package("heal")
     teacher = teacher_of(base, settings)
-    origin = _origin(base, teacher, settings)
-    fixed = _fixed(settings, origin)
-    if resume and not partial_folder(output).exists():
-        logger.info("no interrupted healing of %s to resume: starting anew", output)
-    join_processes(cpu=pick_device(settings.device).type == "cpu")
-    with tracking(settings.report_to, output), shared_folder(output, fixed, resume=resume, kind=HealConfig) as work:
-        is_saved = (work / HEALED).is_file()  # interrupted between saving and renaming the folder
-        wait()  # before the first process continues and renames the folder
-        if not is_saved:
-            text = _text(teacher.model, settings)
-            prepared = raise_in_all(lambda: prepare(base, teacher, settings.model_copy(update={"data": text})))
-            fit(prepared, work, settings)
-            wait()  # for checkpoints that other processes still write
-            if is_first_process():
-                _save(prepared, base, work, output, {"teacher": teacher.recorded_name, **origin}, settings)
-        if is_first_process():
-            write_card(work)
-            shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs them until all is saved
-    logger.info("healed %s in %.0f s", output, time.monotonic() - started)
-    return output
-
-
-def _origin(base: ModelRef, teacher: TeacherSource, settings: HealConfig) -> dict[str, str | None]:
-    """Return the fingerprints of what is read."""
-    origin = {
-        "base_fingerprint": base.fingerprint,
-        "teacher_fingerprint": teacher.fingerprint,
-        "data_sha256": source_fingerprint(settings.data),
-    }
+    origin = origin_of(base, settings, teacher)
     if settings.recovery:
         origin["recovery_fingerprint"] = recovery_fingerprint(base)
-    return origin
+    recorded = {"teacher": teacher.recorded_name, **origin}
+
+    def fit_and_save(work: Path) -> None:
+        text = _text(teacher.model, settings)
+        prepared = raise_in_all(lambda: prepare(base, teacher, settings.model_copy(update={"data": text})))
+        fit(_training(prepared, settings), work, settings)
+        wait()  # for checkpoints that other processes still write
+        if is_first_process():
+            _save(prepared, base, work, output, recorded, settings)
+
+    return run_stage(STAGE, settings, output, origin, fit_and_save, resume=resume)
+
+
+def _training(prepared: PreparedHealing, settings: HealConfig) -> Training:
+    """Return what the loop trains: the kept weights, on padded sequences of one length."""
+    return Training(
+        HealedWeights(prepared.model),
+        prepared.rows,
+        Collator(padding(prepared.tokenizer), None),
+        Loss(prepared.teacher, settings.kl, settings.cross_entropy),
+        settings.num_steps,
+        SCHEDULER,
+        OPTIMIZER,
+        callbacks=[_Refresh()],
+    )
 
 
 def _text(dense: ModelRef, settings: HealConfig) -> str:
@@ -102,15 +113,15 @@ def _text(dense: ModelRef, settings: HealConfig) -> str:
     return write()  # the others find it there
 
 
-def _fixed(settings: HealConfig, origin: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return the configuration that a resume must not change: all that decides the weights, without file names."""
-    hashed = {"teacher", *(["data"] if origin["data_sha256"] is not None else [])}
-    changeable = {"save_steps", "report_to"} | hashed
-    return {**origin, **{name: value for name, value in as_data(settings).items() if name not in changeable}}
+class _Refresh(TrainerCallback):
+    """Lets the model compute with its trained weights after every step; a resumed one does so from the start."""
+
+    def on_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
+        refresh(kwargs["model"])
 
 
 def _save(
-    prepared: Prepared,
+    prepared: PreparedHealing,
     base: ModelRef,
     work: Path,
     output: Path,
@@ -120,7 +131,7 @@ def _save(
     """Write the model, whose folder gets the name `output`; last the record that marks it as a whole healed model."""
     lines = [json.loads(line) for line in (work / TRAINING_LOG).read_text().splitlines()]
     _warn_if_worse([line["loss"] for line in lines], settings.learning_rate)
-    linears = write_healed(base, prepared.model, work)
+    linears = _write_healed(base, prepared.model, work)
     if settings.recovery:
         healed = {"healed": True, "data": settings.data, "teacher": origin["teacher"]}
         write_healed_recovery(prepared.model, work, output, healed)
@@ -159,3 +170,58 @@ def _warn_if_worse(losses: Sequence[float], rate: float) -> None:
 
 def _linear(linear: LinearSparsity) -> dict[str, Any]:
     return {"shape": list(linear.shape), "zeros": linear.zeros, "sparsity": linear.sparsity}
+
+
+def _write_healed(sparse: ModelRef, model: nn.Module, work: Path) -> dict[str, LinearSparsity]:
+    """Write the sparse model with what was trained in `model` to `work`; return the zeros of its linears.
+
+    InputError where a weight is not finite in the files' number format, and where the files have their zeros in
+    other places than the sparse model.
+    """
+    for file in work.glob("*.safetensors*"):
+        file.unlink()  # of an interruption while writing
+    linears = rewrite_model(sparse, work, "cpu", "auto", lambda source, form: _change(source, form, model))
+    if not (work / "config.json").is_file():
+        copy_configs(sparse.folder, work)
+    save_tokenizer(sparse, work)
+    check_saved(work, linears)
+    _check_zeros(sparse.folder, work)
+    return linears
+
+
+@torch.no_grad()
+def _change(source: BlockSource, format_of: FormatOf, model: nn.Module) -> dict[str, LinearSparsity]:
+    trained = kept_weights(model)
+    linears: dict[str, LinearSparsity] = {}
+    for index, _ in enumerate(source.model.get_submodule(source.prefix).children()):
+        with source.opened(index) as block:
+            matrices = block_matrices(f"{source.prefix}.{index}", block)
+            for matrix in matrices:
+                view = matrix.view(source.model)
+                if matrix.name in trained:
+                    weight = trained[matrix.name].healed().to(view.device)
+                    _refuse_not_finite(matrix.name, weight, format_of(matrix.parameter))
+                    view.copy_(in_format(weight, view != 0, format_of(matrix.parameter)))
+                name = linear_name(matrix)
+                before = linears.get(name, LinearSparsity((0, matrix.shape[1]), 0))
+                shape = (before.shape[0] + matrix.shape[0], matrix.shape[1])
+                linears[name] = LinearSparsity(shape, before.zeros + count_zeros(view))
+            source.keep(index, [matrix.parameter for matrix in matrices if matrix.name in trained])
+    return linears
+
+
+def _refuse_not_finite(name: str, weight: torch.Tensor, dtype: torch.dtype) -> None:
+    if not torch.isfinite(weight.to(dtype)).all():
+        raise InputError(f"healed weights must be finite in {dtype}, {name} is not; lower learning_rate")
+
+
+def _check_zeros(before: Path, after: Path) -> None:
+    """Raise InputError where a matrix in the files of both folders has its zeros in other places."""
+    files = TensorFiles(before)
+    written = TensorFiles(after)
+    for name in sorted({*files.names} & {*written.names}):
+        if len(files.shape(name)) < 2:
+            continue
+        zeros, found = (each.load(name) == 0 for each in (files, written))
+        if not torch.equal(zeros, found):
+            raise InputError(f"{name} must have its zeros where {before} has them, it has others; make it again")

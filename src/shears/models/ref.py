@@ -1,5 +1,6 @@
 """Resolve a model's name once: a folder, a .gguf file, a hub id, or an embedded model."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,15 @@ from shears.checkpoints.packed.file import Package, is_package, read_package
 from shears.config.embedded import EMBEDDED
 from shears.errors import InputError, first_line
 from shears.models.fetching import convert_gguf, download, fetch
-from shears.records.artifacts import KINDS, PACKAGE, find_record, read_record, record_in, weights_fingerprint
+from shears.records.artifacts import (
+    KINDS,
+    PACKAGE,
+    check_input,
+    find_record,
+    read_record,
+    record_in,
+    weights_fingerprint,
+)
 from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG
 
@@ -125,3 +134,19 @@ def _downloaded(name: str) -> Path:
         raise InputError(
             f"the model must be a folder, a .gguf file or a reachable hub id, got {name!r}: {first_line(error)}"
         ) from error
+
+
+def checked_base(folder: Path, record: dict[str, Any], model: str | None = None) -> ModelRef:
+    """Return an adapter's base model: the named one, else the recorded one, or its folder beside a moved adapter.
+
+    InputError if it is not the model that the adapter was trained on.
+    """
+    name = model or str(record["base"])
+    beside = folder.resolve().parent / Path(name).name
+    if model is None and not Path(name).exists() and beside.is_dir():
+        name = str(beside)
+    if model is None and os.path.isabs(name) and not os.path.exists(name):
+        raise InputError(f"the base model of {folder} must be where it was, there is no {name}; name it with --model")
+    base = resolve(name)
+    check_input(f"the base model {name}", record["base_fingerprint"], base.fingerprint)
+    return base

@@ -34,10 +34,10 @@ def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
     On the pruned model the run and its baseline differ in the choice of ranks only. The dense model
     has nothing to recover, no zeros to keep and no teacher.
     """
-    one_rank = {"adapter": "lora", "ranks": train.ranks[:1], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
+    one_rank = {"adapter": "lora", "ranks": train.ranks[:1], "sampling": "maximal"}
     if name == SPARSE_LORA:
         return one_rank
-    plain = {"sparse_adapter": False, "quantize_aware": "none", "learn_scales": False, "teacher": None}
+    plain = {"sparse_adapter": False, "quantize_aware": "none", "teacher": None}
     return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, **plain}
 
 

@@ -28,7 +28,6 @@ from shears.records.paths import expanded
 from shears.runs.baselines import DENSE_LORA, baseline_configs
 from shears.runs.pipeline import run_folder, stages_of, with_calibration
 from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, shape_of
-from shears.training.loop import num_seen, num_steps
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others: as heuristic
 NUM_SAMPLED = 500  # examples that are tokenized to estimate the length of one
@@ -184,16 +183,13 @@ def _heal(basis: _Basis) -> Estimate:
     config = basis.recipe.heal
     assert config is not None
     tokens = config.num_sequences * config.sequence_length
-    work = f"{config.train}, {config.num_steps:,} steps, {tokens:,} tokens of {_shown(config.data)}"
+    work = f"{config.num_steps:,} steps, {tokens:,} tokens of {_shown(config.data)}"
     if basis.shape is None or basis.sparse_bytes is None or basis.dense_bytes is None:
         return work, None, None
-    if config.train == "weights":
-        recovery_rank = basis.recipe.sparsify.recover_rank if config.recovery else 0
-        kept = round(basis.shape.linear_weights * (1 - basis.recipe.sparsify.sparsity))
-        recovery = basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, recovery_rank))
-        trained = (ADAM_BYTES + FP32_BYTES) * kept + ADAM_BYTES * recovery  # + places
-    else:
-        trained = ADAM_BYTES * basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, config.rank))
+    recovery_rank = basis.recipe.sparsify.recover_rank if config.recovery else 0
+    kept = round(basis.shape.linear_weights * (1 - basis.recipe.sparsify.sparsity))
+    recovery = basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, recovery_rank))
+    trained = (ADAM_BYTES + FP32_BYTES) * kept + ADAM_BYTES * recovery  # + places
     return work, basis.dense_bytes + basis.sparse_bytes + trained, basis.sparse_bytes
 
 
@@ -218,8 +214,8 @@ def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None) -> Es
     if examples is not None and basis.shape is not None and basis.shape.folder is not None:
         length, kept = _example_length(config, basis.shape.folder)
         count = round(examples * kept * (1 - (config.validation_share or 0)))
-        tokens = f", about {length * num_seen(config, count):,.0f} tokens"
-    steps = f"{num_steps(config, count):,} steps" if count or config.max_steps else f"{config.epochs:g} epochs in steps"
+        tokens = f", about {length * config.num_seen(count):,.0f} tokens"
+    steps = f"{config.num_steps(count):,} steps" if count or config.max_steps else f"{config.epochs:g} epochs in steps"
     held_out = f", validated on {config.validation}" if config.validation else ""
     work = f"{steps} of {config.batch_size} examples, {words}{tokens}{held_out}"
     if model_bytes is None or basis.shape is None:
@@ -333,7 +329,7 @@ def _example_length(config: TrainConfig, model: Path) -> tuple[float, float]:
     tokenizer = load_tokenizer(model)
     with _quietly():
         examples = load_examples(config.data, config.template, tokenizer, NUM_SAMPLED, columns=config.columns)
-        rows = tokenize_all(examples, tokenizer, config.max_length, config.train_on)
+        rows = tokenize_all(examples, tokenizer, config.max_length)
     return sum(len(row.input_ids) for row in rows) / len(rows), len(rows) / len(examples)
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shears import __version__
-from shears.config import HealConfig, TrainConfig
+from shears.config.loop import LoopConfig
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized, rows_fingerprint
 from shears.errors import InputError
@@ -31,12 +31,10 @@ from shears.models.load import load_tokenizer
 from shears.models.ref import ModelRef
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import read_object, sync_path, write_json
-from shears.training.distillation import TopK
-from shears.training.live import LiveTeacher
+from shears.training.distillation import Teacher, TopK
 from shears.training.losses import labelled_positions
 from shears.training.processes import num_processes, raise_in_all, shared_folder, wait
-from shears.training.targets import Teacher
-from shears.training.teacher import TeacherSource, targets_folder
+from shears.training.teacher import LiveTeacher, TeacherSource, targets_folder
 from shears.training.trainer import BLANK, Collator, collator_of
 
 logger = logging.getLogger(__name__)
@@ -50,8 +48,8 @@ SMALL_VOCABULARY = 2**16  # words that 16 bits number
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What decides the targets: the teacher, its arithmetic, the examples, the kept words."""
+class TargetCacheKey:
+    """Key of cached targets: teacher, arithmetic, kept words; and the examples, whose hash `key` adds."""
 
     teacher_fingerprint: str
     precision: str
@@ -134,35 +132,38 @@ class CachedTeacher:
         return result
 
 
-def cached_teacher(
-    teacher: TeacherSource,
+def open_teacher(
+    source: TeacherSource,
     student: ModelRef,
     rows: Sequence[Tokenized],
-    settings: TrainConfig | HealConfig,
+    settings: LoopConfig,
     *,
     packing: bool,
     seen: Collection[int] | None = None,
-) -> CachedTeacher:
-    """Return a teacher's targets of the examples in `rows`, which came from `settings.data`; see `cache_targets`.
+) -> Teacher:
+    """Return the teacher of a training on `rows`, which came from `settings.data`: in memory, or its cached targets.
 
-    It is loaded only where targets are missing, before the student needs its memory, and computes as training does.
-    `seen` are the numbers of the examples that will be asked for, by default all: no others are computed.
+    For cached targets it is loaded only where some are missing, before the student needs its memory, and
+    computes as training does. `seen` are the numbers of the examples that will be asked for, by default
+    all: no others are computed.
     """
     precision = resolved_precision(settings.precision, pick_device(settings.device))
-    asked = Asked(teacher.fingerprint, precision, settings.teacher_top_k)
+    if not settings.teacher_top_k:
+        return LiveTeacher(source.load(device=settings.device), precision)
+    request = TargetCacheKey(source.fingerprint, precision, settings.teacher_top_k)
     folder = targets_folder(settings.data)
-    if seen is not None and len(seen) < len(rows) and not _is_whole(_folder_of(folder, asked.key(rows))):
+    if seen is not None and len(seen) < len(rows) and not _is_whole(_folder_of(folder, request.key(rows))):
         rows = [
             row if number in seen else Tokenized(row.input_ids, [IGNORED] * len(row.labels))
             for number, row in enumerate(rows)
         ]
 
     def load() -> tuple[LiveTeacher, Collator]:
-        network = teacher.load(device=settings.device)
+        network = source.load(device=settings.device)
         collate = collator_of(network, load_tokenizer(student), packing=packing)  # tried as it was loaded
         return LiveTeacher(network, precision), collate
 
-    return cache_targets(folder, rows, asked, teacher.num_words, load)
+    return cache_targets(folder, rows, request, source.num_words, load)
 
 
 def _folder_of(folder: Path, key: Mapping[str, Any]) -> Path:
@@ -177,7 +178,7 @@ def _is_whole(output: Path) -> bool:
 def cache_targets(
     folder: Path,
     rows: Sequence[Tokenized],
-    asked: Asked,
+    request: TargetCacheKey,
     num_words: int,
     open_teacher: Callable[[], tuple[Teacher, Collator]],
 ) -> CachedTeacher:
@@ -187,18 +188,18 @@ def cache_targets(
     batches are made; it is called only if targets are missing, and what it returned is freed. An interruption loses
     one shard; several processes compute shards in turn. InputError where the disk has no room.
     """
-    key = asked.key(rows)
+    key = request.key(rows)
     output = _folder_of(folder, key)
     if _is_whole(output):
         logger.info("taking the teacher's targets from %s", output)
         return CachedTeacher(output, rows)
     places = Places(rows)
-    size = bytes_per_position(asked.top_k, num_words)
+    size = bytes_per_position(request.top_k, num_words)
     shards = list(_shards(places.firsts, max(min(SHARD_BYTES // size, SHARD_POSITIONS), 1)))
     raise_in_all(lambda: _check_room(folder, len(places), size))
     folder.mkdir(parents=True, exist_ok=True)
     with shared_folder(output, key, resume=True) as work:
-        _write_shards(work, rows, shards, asked, num_words, open_teacher)
+        _write_shards(work, rows, shards, request, num_words, open_teacher)
         if is_first_process():
             record = {
                 "shears_version": __version__,
@@ -238,7 +239,7 @@ def _write_shards(
     work: Path,
     rows: Sequence[Tokenized],
     shards: Sequence[range],
-    asked: Asked,
+    request: TargetCacheKey,
     num_words: int,
     open_teacher: Callable[[], tuple[Teacher, Collator]],
 ) -> None:
@@ -256,7 +257,7 @@ def _write_shards(
             batches = _batches(rows, labelled[index], collate)
             first = places.firsts[shards[index].start]
             count = places.firsts[shards[index].stop] - first
-            tensors = _empty(count, asked.top_k, num_words)
+            tensors = _empty(count, request.top_k, num_words)
             for numbers, batch in batches:
                 _put(tensors, teacher, batch, places, first)
                 progress.advance(sum(len(rows[number].input_ids) for number in numbers))

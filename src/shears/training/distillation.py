@@ -1,18 +1,31 @@
-"""What a student loses against a teacher on the next token's distribution.
+"""The loss of a training: its text, and the divergence of a teacher's next-token distribution from the student's.
 
-K positions, V words of the vocabulary, N of them kept, H features before the head.
+K positions that predict a label, V words of the vocabulary, N of them kept, H features before the head.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from shears.data.example import IGNORED
 from shears.models.properties import own_model
-from shears.training.losses import InPieces, PieceLoss, TokenLosses, before_head, labelled_positions, logits_at, pieces
+from shears.training.losses import (
+    InPieces,
+    PieceLoss,
+    TokenLosses,
+    before_head,
+    labelled_positions,
+    logits_at,
+    packed_predictions,
+    padded_predictions,
+    pieces,
+    piecewise_losses,
+)
 
 PIECE = 2**23  # logits that are computed together: 32 MiB in float32, held several times
 HeadLoss = Callable[[Float[Tensor, "K V"], slice], Float[Tensor, " K"]]
@@ -147,6 +160,68 @@ def _by_autograd(loss: HeadLoss, scale: float, rows: int) -> PieceLoss:
         return values.detach(), torch.autograd.grad(total, leaf)[0] if with_gradient else None
 
     return PieceLoss(compute, rows)
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Gives the distribution of the next token at K positions of a batch: from a model in memory, or from files."""
+
+    def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Distribution:
+        """Return the targets of the wanted positions, row after row.
+
+        `batch` is one of `trainer.Collator`: input_ids and labels, position_ids that restart with every
+        example, `numbers` (of the examples in the training set) and, in packed rows, `examples` (of the
+        batch).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Loss:
+    """kl times the divergence from a teacher plus cross_entropy times the loss of the text, at every label.
+
+    Without a teacher it is the loss of the text alone.
+    """
+
+    teacher: Teacher | None = None
+    kl: float = 0.0
+    cross_entropy: float = 1.0
+
+    def of_tokens(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], scale: float, *, in_pieces: bool
+    ) -> TokenLosses:
+        """Return the losses of a batch of `trainer.Collator`, each to be differentiated with the weight `scale`.
+
+        0 where there is no label. With `in_pieces`, for a model that `losses.takes_pieces`, the head runs
+        on some positions at a time; else all K positions have logits at once. A model in evaluation mode
+        is measured by the text alone.
+        """
+        batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
+        if self.teacher is not None and model.training:
+            return self._taught(self.teacher, model, inputs, scale, in_pieces=in_pieces)
+        if in_pieces:
+            return piecewise_losses(model, batch, scale)
+        predict = packed_predictions if "examples" in batch else padded_predictions
+        predictions = predict(model, batch)
+        return TokenLosses(predictions.losses(), predictions.targets, predictions.rows)
+
+    def _taught(
+        self, teacher: Teacher, model: nn.Module, inputs: Mapping[str, Tensor], scale: float, *, in_pieces: bool
+    ) -> TokenLosses:
+        wanted = labelled_positions(inputs["labels"])
+        targets = inputs["labels"].roll(-1, dims=1)[wanted]
+        distribution = teacher.targets(inputs, wanted)
+
+        def loss(logits: Float[Tensor, "P V"], rows: slice) -> Float[Tensor, " P"]:
+            divergence = distribution.divergence(logits, rows)
+            total = torch.where(targets[rows] == IGNORED, 0.0, self.kl * divergence)
+            if not self.cross_entropy:
+                return total
+            text = nn.functional.cross_entropy(logits.float(), targets[rows], ignore_index=IGNORED, reduction="none")
+            return total + self.cross_entropy * text
+
+        batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
+        return losses_behind_head(model, batch, loss, scale, in_pieces=in_pieces)
 
 
 def losses_behind_head(

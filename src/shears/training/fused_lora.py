@@ -63,10 +63,9 @@ def _forward(  # noqa: PLR0913, PLR0917  # an operator takes lists of tensors, n
 
 
 def _mask(part: Float[Tensor, "T R"], mask: Tensor) -> None:
-    """Multiply by a mask of ranks, in place: one for all tokens (R), or one for each token or row (rows, L or 1, R)."""
+    """Multiply by a mask of ranks, in place."""
     if mask.numel():
-        shaped = part if mask.ndim == 1 else part.view(mask.shape[0], -1, part.shape[-1])
-        shaped.mul_(mask.to(part.dtype))
+        part.mul_(mask.to(part.dtype))
 
 
 class _LoraLinears(torch.autograd.Function):
@@ -148,17 +147,21 @@ class FusedLora(LoraLinear):  # type: ignore[misc]  # PEFT has no types here
             and self.get_base_layer().weight.dtype == torch.get_autocast_dtype(kind)
             and self.active_adapters == [self.fused_adapter]
             and not (self.disable_adapters or self.merged)
+            and self._rank_mask().ndim == 1  # not one a row
         )
+
+    def _rank_mask(self) -> Tensor:
+        """Return the mask of ranks, empty without one."""
+        a = self.lora_A[self.fused_adapter]
+        mask: Tensor | None = a._buffers.get(MASK)
+        return a.weight.new_empty(0) if mask is None else mask
 
     def _tensors(self, flat: Float[Tensor, "T I"]) -> _Layer:
         base = self.get_base_layer()
         a = self.lora_A[self.fused_adapter]
-        mask = a._buffers.get(MASK)
-        none = flat.new_empty(0)
         b = self.lora_B[self.fused_adapter].weight
-        return _Layer(
-            base.weight, none if base.bias is None else base.bias, a.weight, b, none if mask is None else mask
-        )
+        bias = flat.new_empty(0) if base.bias is None else base.bias
+        return _Layer(base.weight, bias, a.weight, b, self._rank_mask())
 
 
 @torch.no_grad()

@@ -17,6 +17,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from shears.models.properties import own_model
+from shears.training.batches import keeps_apart
+
 NAME = "shears_packed"
 Segments = Sequence[int]
 """Row, first token and end of each example, one after the other."""
@@ -30,6 +33,18 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
     return True
+
+
+def attend_by_example(model: nn.Module) -> bool:
+    """Let a model that keeps packed examples apart compute attention by example, if it still keeps them apart then."""
+    base: Any = own_model(model)
+    before = base.config._attn_implementation
+    if not use_packed_attention(base):
+        return False
+    if keeps_apart(model):
+        return True
+    base.set_attn_implementation(before)
+    return False
 
 
 def packed_attention_forward(  # noqa: PLR0913, PLR0917  # the interface of transformers

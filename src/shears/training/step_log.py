@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,22 @@ STORES = {"tensorboard": (TENSORBOARD_FOLDER, "{}_tensorboard"), "mlflow": (MLFL
 
 
 class StepLog(TrainerCallback):
-    """Writes every step: loss, tokens, learning rate, and what the trainer adds, such as ranks.
+    """Writes every step: loss, tokens, learning rate, and what `details` returns, such as ranks.
 
     The seconds of a step go into a file of their own.
     """
 
-    def __init__(self, path: Path, trainer: StepTrainer, meter: Meter, validator: Validator | None = None) -> None:
+    validator: Validator | None = None
+
+    def __init__(self, path: Path, trainer: StepTrainer, meter: Meter, details: Callable[[], dict[str, Any]]) -> None:
         self.path = path
+        self.details = details
         self.trainer = trainer
         self.meter = meter
-        self.validator = validator
         self.note = ""  # the last validation loss, for the progress bar
         self.learning_rate = 0.0
         self.step_start = 0.0  # when the previous step ended, or training began
-        self.figures: tuple[float, int, dict[str, Any]] = (0.0, 0, {})
+        self.figures = (0.0, 0)  # loss and tokens of the step
         self.random_states: list[Tensor] = []  # after the previous step; a checkpoint of that step must hold them
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -84,13 +86,13 @@ class StepLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *_: Any, **__: Any
     ) -> None:
         """Log the step, with its validation if one is due, which may end the training."""
-        loss, tokens, details = self.figures
+        loss, tokens = self.figures
         line: dict[str, Any] = {
             "step": state.global_step,
             "loss": loss,
             "tokens": tokens,
             "learning_rate": self.learning_rate,
-            **details,
+            **self.details(),
         }
         seconds = round(time.monotonic() - self.step_start, 4)  # with the making of the batch
         line |= self._validated(args, state.global_step, control)
@@ -103,7 +105,7 @@ class StepLog(TrainerCallback):
 
     def _validated(self, args: TrainingArguments, step: int, control: TrainerControl) -> dict[str, float]:
         """Return the validation loss if it is due; tell the trainer to stop where it no longer falls."""
-        if self.validator is None or not self.validator.schedule.is_due(step):
+        if self.validator is None or not self.validator.validation.is_due(step):
             return {}
         loss = self.validator.validate(step)
         self.note = f", validation {loss:.3f}"

@@ -1,23 +1,32 @@
-"""A teacher by its name: a model, or an adapter on the model that it was trained on."""
+"""A teacher: found by its name, a model or an adapter on the model that it was trained on; and run beside a student."""
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
 
-from shears.adapt.load import checked_base
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.zeros import zeros_share
 from shears.errors import InputError
+from shears.models.devices import autocast, device_of, resolved_precision
 from shears.models.fetching import cache_folder
 from shears.models.load import load_tokenizer, load_with_adapter
-from shears.models.ref import ModelRef, resolve
+from shears.models.properties import own_model
+from shears.models.ref import ModelRef, checked_base, resolve
 from shears.records.artifacts import find_record, read_record, weights_fingerprint
 from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG
+from shears.training.batches import keeps_apart
+from shears.training.distillation import Logits
+from shears.training.losses import before_head, logits_at, product_dtype, takes_pieces
+from shears.training.memory import hold_as_computed
 
 logger = logging.getLogger(__name__)
 FOLDER = "teacher_targets"
@@ -91,6 +100,42 @@ def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
             f"and {student.name} {sizes[1]:,}{' others' if sizes[0] == sizes[1] else ''}; take the model that it was "
             "pruned from"
         )
+
+
+class LiveTeacher:
+    """Runs a frozen model on every batch, without gradients; its head runs when the student's does, in pieces.
+
+    `precision` is the arithmetic (see `devices.autocast`). The model is put into evaluation mode and
+    frozen, and its linears are held as they compute.
+    """
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.keeps_apart = keeps_apart(model)  # packed examples
+        hold_as_computed(self.model, resolved_precision(precision, device_of(model)))
+        self.precision = precision
+        self.head = self._head() if takes_pieces(model) else None
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        """Return the head's weight and bias in the arithmetic: autocast would convert the weight for every piece."""
+        head: Any = own_model(self.model).get_output_embeddings()  # type: ignore[operator]
+        with autocast(self.precision, device_of(self.model)):
+            dtype = product_dtype(head.weight)
+        return head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+
+    @torch.no_grad()
+    def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Logits:
+        """Return the model's targets of the wanted positions."""
+        names = (
+            ("input_ids", "position_ids") if "examples" in batch else ("input_ids", "attention_mask", "position_ids")
+        )
+        device = device_of(self.model)
+        inputs = {name: batch[name].to(device) for name in names}
+        with autocast(self.precision, device):
+            if self.head is not None:  # it may run outside of autocast, which would convert its input
+                hidden = before_head(self.model, inputs, wanted.to(device))
+                return Logits(hidden.to(self.head[0].dtype), *self.head)
+            return Logits(logits_at(self.model, inputs, wanted.to(device)))
 
 
 def targets_folder(data: str) -> Path:

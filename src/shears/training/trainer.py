@@ -1,4 +1,4 @@
-"""The Trainer of the frozen sparse model: completion-only logits, packed rows, ranks by example, order of examples.
+"""transformers' Trainer with our batches, order of examples, loss and checkpoints.
 
 B examples of a forward.
 """
@@ -6,24 +6,23 @@ B examples of a forward.
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate.utils import gather_object
 from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 
-from shears.adapt.elastic import ElasticAdapter
-from shears.adapt.sampling import RankSampling, RowPosition
-from shears.adapt.space import RankConfig
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
 from shears.models.properties import num_positions
 from shears.training.batches import PACK_TOKENS, ignores_padding, keeps_apart, pack, pad, padding
-from shears.training.losses import TokenLosses, packed_predictions, padded_predictions, piecewise_losses, takes_pieces
-from shears.training.teaching import Teaching
+from shears.training.distillation import Loss
+from shears.training.losses import takes_pieces
 
 BATCHES_PER_POOL = 16  # examples are sorted by length within pools this large: little padding, still a random mix
 BLANK = -1  # the number of an example without labels, which fills up the last batch of several processes
@@ -110,30 +109,45 @@ def collator_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, packing
     return Collator(padding(tokenizer), PACK_TOKENS if packed else None, behind, num_positions(model))
 
 
-class ExampleLoss(NamedTuple):
-    """The loss of a training example (nats per labelled token) and the ranks that it was computed with."""
+@runtime_checkable
+class TrainedWeights(Protocol):
+    """What is trained in a model, and how a checkpoint holds it."""
 
-    example: int
-    loss: float
-    tokens: int
-    ranks: tuple[int, ...]
+    file: str
+    """The name of the file in a checkpoint."""
 
-    def as_data(self) -> dict[str, Any]:
-        """Return it as plain JSON data."""
-        return {**self._asdict(), "loss": round(self.loss, 5), "ranks": list(self.ranks)}
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        ...
+
+    @property
+    def narrow(self) -> int:
+        """The largest inner dimension of the products that are trained; 0 without any."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the trained tensors by name."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Give the model tensors that `tensors` returned."""
+        ...
 
 
 class StepTrainer(Trainer):
-    """A Trainer with our order of examples, bucketed by `lengths`, and figures of every optimizer step.
+    """A Trainer whose loss is the mean over the optimizer step's labelled tokens, however they are split.
 
-    A subclass computes the loss as a sum over the tokens of the whole step, and adds to the step's figures.
+    Examples are bucketed by `lengths`. A checkpoint holds the trained weights alone.
     """
 
-    def __init__(self, *, lengths: list[int], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, lengths: list[int], weights: TrainedWeights, loss: Loss, **kwargs: Any) -> None:
+        super().__init__(model=weights.model, **kwargs)
         self.lengths = lengths
+        self.weights = weights
+        self.loss = loss
         self.model_accepts_loss_kwargs = True  # makes Trainer count the step's labels and not divide again
-        self.in_pieces = not self.args.torch_compile and takes_pieces(kwargs["model"])
+        self.in_pieces = takes_pieces(weights.model)
         self.add_callback(_EpochOrder(self))
         self.begin_step()
 
@@ -143,25 +157,57 @@ class StepTrainer(Trainer):
         self.step_tokens = 0
         self.gradient_norm = 0.0
 
-    def step_figures(self) -> tuple[float, int, dict[str, Any]]:
-        """Return the step's loss, its tokens, and what else its line in the log says, over all processes."""
-        own = (self.step_loss, self.step_tokens, self._own_details())
+    def step_figures(self) -> tuple[float, int]:
+        """Return the step's loss and its tokens over all processes."""
+        own = (self.step_loss, self.step_tokens)
         parts = [own] if self.accelerator.num_processes == 1 else gather_object([own])
-        details = self._details([part[2] for part in parts])
-        return sum(part[0] for part in parts), sum(part[1] for part in parts), details
-
-    def _own_details(self) -> Any:
-        """Return what this process knows of the step beside loss and tokens."""
-        return None
-
-    def _details(self, parts: Sequence[Any]) -> dict[str, Any]:
-        """Return keys of the step's line in the log from the details of all processes."""
-        return {}
+        return sum(part[0] for part in parts), sum(part[1] for part in parts)
 
     def save_state(self) -> None:
         """Save the state after the last step as a checkpoint, in all processes."""
         self._save_checkpoint(self.model_wrapped, trial=None)
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Give the model the trained weights of a checkpoint."""
+        self.weights.load(load_file(checkpoint / self.weights.file))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return the summed loss of this forward over the number of labelled tokens in the whole step."""
+        labelled = (inputs["labels"][:, 1:] != IGNORED).sum()
+        total = max(int(num_items_in_batch if num_items_in_batch is not None else labelled), 1)
+        processes = self.accelerator.num_processes
+        losses, _ = self.example_losses(model, inputs, processes / total * self._scaler_scale())
+        self.step_loss += (losses.detach().sum() / total).item()
+        self.step_tokens += num_tokens(inputs)
+        # DDP averages the gradients of the processes, and the step's loss is their sum
+        scaled: Tensor = losses.sum() / total * processes
+        return scaled
+
+    def example_losses(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], scale: float = 1.0
+    ) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+        """Return each example's summed loss, to be differentiated with the weight `scale`, and its labelled tokens."""
+        count = len(inputs["numbers"])
+        with self.accelerator.autocast():  # prepared models switch it on in their own forward alone
+            losses, targets, rows = self.loss.of_tokens(model, inputs, scale, in_pieces=self.in_pieces)
+        sums = losses.new_zeros(count).index_add(0, rows, losses)
+        return sums, torch.bincount(rows[targets != IGNORED], minlength=count)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(str(output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.weights.tensors().items()}
+        save_file(tensors, folder / self.weights.file, metadata={"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.restore(Path(resume_from_checkpoint))
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)  # of all processes, before the clipping
@@ -179,104 +225,6 @@ class StepTrainer(Trainer):
         """Return what accelerate multiplies the loss with, so that fp16 holds small gradients; 1 without a scaler."""
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.get_scale())
-
-
-class CompletionTrainer(StepTrainer):
-    """A trainer whose loss is the mean over the optimizer step's completion tokens, however they are split.
-
-    A `strategy` by example draws the ranks here; otherwise NLSCallback has activated those of the step.
-    """
-
-    teaching: Teaching | None = None
-    """A teacher, whose predictions the loss of training also counts."""
-
-    def __init__(self, *, elastic: ElasticAdapter, strategy: RankSampling, **kwargs: Any) -> None:
-        self.elastic = elastic
-        self.strategy = strategy
-        super().__init__(**kwargs)
-
-    def begin_step(self) -> None:
-        """Reset the figures of the step."""
-        super().begin_step()
-        self.step_examples: list[ExampleLoss] = []
-        self._forwards = 0
-
-    def _own_details(self) -> list[ExampleLoss]:
-        return self.step_examples
-
-    def _details(self, parts: Sequence[list[ExampleLoss]]) -> dict[str, Any]:
-        """Return the step's ranks, or its examples if their ranks differ."""
-        if self.strategy.by_step:
-            return {"ranks": dict(self.elastic.active or {})}
-        return {"examples": [example.as_data() for part in parts for example in part]}
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """Return the summed loss of this forward over the number of labelled tokens in the whole step."""
-        numbers: list[int] = inputs["numbers"].tolist()
-        configs = self._draw(len(numbers)) if self.strategy.by_example else []
-        labelled = (inputs["labels"][:, 1:] != IGNORED).sum()
-        total = max(int(num_items_in_batch if num_items_in_batch is not None else labelled), 1)
-        scale = self.accelerator.num_processes / total * self._scaler_scale()
-        losses, counts = self._example_losses(model, inputs, len(numbers), configs, scale)
-        self.step_loss += (losses.detach().sum() / total).item()
-        self.step_tokens += num_tokens(inputs)
-        if not self.strategy.by_step:
-            self._note(numbers, losses.detach() / counts.clamp(min=1), counts, configs)
-        self._forwards += 1
-        # DDP averages the gradients of the processes, and the step's loss is their sum
-        scaled: Tensor = losses.sum() / total * self.accelerator.num_processes
-        return scaled
-
-    def _draw(self, count: int) -> list[RankConfig]:
-        """Draw the ranks of this forward's examples, the same for any number of processes and forwards a step."""
-        forward = self._forwards * self.accelerator.num_processes + self.accelerator.process_index
-        first = forward * self.args.train_batch_size
-        step = self.state.global_step
-        return [self.strategy.config(RowPosition(step, row=row)) for row in range(first, first + count)]
-
-    def _example_losses(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Tensor],
-        count: int,
-        configs: Sequence[RankConfig],
-        scale: float = 1.0,
-    ) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        """Return each example's summed loss, to be differentiated with the weight `scale`, and its labelled tokens."""
-        if configs:
-            self.elastic.activate_rows(configs, inputs.get("examples"))
-        losses, targets, rows = self._token_losses(model, inputs, scale)
-        sums = losses.new_zeros(count).index_add(0, rows, losses)
-        return sums, torch.bincount(rows[targets != IGNORED], minlength=count)
-
-    def _token_losses(self, model: nn.Module, inputs: Mapping[str, Tensor], scale: float) -> TokenLosses:
-        if self.teaching is not None and model.training:  # a validation measures the labels' loss
-            with self.accelerator.autocast():
-                return self.teaching.losses(model, inputs, scale, in_pieces=self.in_pieces)
-        if self.in_pieces:
-            batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
-            with self.accelerator.autocast():  # prepared models switch it on in their own forward alone
-                return piecewise_losses(model, batch, scale)
-        predict = packed_predictions if "examples" in inputs else padded_predictions
-        predictions = predict(model, inputs)
-        return TokenLosses(predictions.losses(), predictions.targets, predictions.rows)
-
-    def _note(self, numbers: Sequence[int], losses: Tensor, counts: Tensor, configs: Sequence[RankConfig]) -> None:
-        if not configs:  # every example of this process has the active configuration
-            assert self.elastic.active is not None
-            configs = [self.elastic.active] * len(numbers)
-        figures = zip(numbers, losses.tolist(), counts.tolist(), configs, strict=True)
-        self.step_examples += [
-            ExampleLoss(number, loss, tokens, tuple(ranks.values()))
-            for number, loss, tokens, ranks in figures
-            if number != BLANK
-        ]
 
 
 class _EpochOrder(TrainerCallback):

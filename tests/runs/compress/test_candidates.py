@@ -99,7 +99,6 @@ def test_the_recipe_has_a_stage_for_what_is_asked_alone() -> None:
     assert recipe.train is not None
     assert (recipe.train.quantize_aware, recipe.train.ranks) == ("int4", (32,))  # merged: no rank to choose
     assert recipe.train.alpha == 128  # half of the product is masked
-    assert recipe.train.learn_scales
     assert (recipe.export.format, recipe.export.values, recipe.export.embeddings) == ("package", "int4", "int4")
     dense = recipe_of(FOUR, config.model_copy(update={"data": None}), "model", "text.txt")
     assert (dense.heal, dense.train, dense.sparsify.method) == (None, None, "magnitude")

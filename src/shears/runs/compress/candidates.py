@@ -141,8 +141,7 @@ def _train(candidate: Candidate, config: CompressConfig) -> TrainConfig | None:
     """
     if config.data is None:
         return None
-    on_grid: dict[str, Any] = {"quantize_aware": "int4", "learn_scales": True}
-    masked = on_grid if candidate.values == "int4" else {"sparse_adapter": True}
+    masked: dict[str, Any] = {"quantize_aware": "int4"} if candidate.values == "int4" else {"sparse_adapter": True}
     length: dict[str, Any] = {"max_steps": config.max_steps}
     options = TrainConfig.model_fields
     if config.max_steps is not None:

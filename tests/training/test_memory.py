@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from shears.models.sparse_adapter import make_sparse
-from shears.training.frozen import hold_as_computed
+from shears.training.memory import hold_as_computed
 from tests.tiny import tiny_model
 
 IDS = torch.arange(20).view(2, 10)

@@ -10,8 +10,8 @@ from shears.data.examples import Tokenized
 from shears.models.blocks import linears
 from shears.training.batches import pack, pad
 from shears.training.distillation import Logits
-from shears.training.live import LiveTeacher
 from shears.training.losses import labelled_positions
+from shears.training.teacher import LiveTeacher
 from tests.tiny import tiny_model
 
 ROWS = [Tokenized(list(range(3, 3 + length)), [IGNORED, *range(4, 3 + length)]) for length in (12, 20, 7)]

@@ -1,0 +1,87 @@
+"""Options that every training has, whatever it trains: the base of `TrainConfig` and `HealConfig`."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from shears.config.fields import Columns, Device, DtypeName, Names, Seed, StageConfig
+
+TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
+
+
+class LoopConfig(StageConfig):
+    """How a training reads its data, weighs its losses, and uses the machine."""
+
+    data: str
+    """Rows to train on: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded arithmetic:train."""
+    columns: Columns = Field({})
+    """Columns of the data, and of a validation file, that stand for those of a known form of row,
+    such as prompt=question,completion=answer."""
+    template: Literal["question", "alpaca"] = "question"
+    """Prompt template of instruction/input/output rows."""
+    teacher: str | None = None
+    """Model whose predictions are learnt: the dense one, or the folder of an adapter that was
+    trained on it."""
+    teacher_top_k: int = Field(64, ge=0)
+    """Likeliest words that are kept of each prediction of the teacher; the others count as one. They
+    are computed once and kept beside the data, so that training does not hold the teacher in memory.
+    0: training holds it, and all words count."""
+    kl: float = Field(0.5, ge=0)
+    """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution."""
+    cross_entropy: float = Field(0.5, ge=0)
+    """Weight of the loss on the text itself."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps over which the learning rate rises from 0 to its peak; must be below the number of steps."""
+    batch_size: int = Field(16, gt=0)
+    """Examples in an optimizer step."""
+    micro_batch_size: int | None = Field(None, gt=0)
+    """Examples in one forward pass; must divide batch_size. Fewer examples need less memory
+    (gradients accumulate)."""
+    recompute: Literal["none", "products", "blocks"] = "products"
+    """What the backward pass recomputes to save memory; the result has the same bits. products: all
+    but the matrix products, a seventh to a third more time. blocks: all, slower, least memory. none."""
+    precision: DtypeName = "auto"
+    """Arithmetic; auto: bf16 autocast where the processor supports it, else fp32. A 16-bit base model
+    computes in its own number format even with fp32."""
+    report_to: Names = ()
+    """Trackers that receive loss and learning rate of every step: mlflow, tensorboard, trackio,
+    wandb; default: none."""
+    save_steps: int = Field(50, gt=0)
+    """Optimizer steps between two checkpoints; an interruption loses at most this many."""
+    device: Device = "auto"
+    """Where to compute: auto, cpu, cuda or mps."""
+    seed: Seed = 0
+    """Random seed of all that training draws."""
+
+    @classmethod
+    def of_record(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration in a record of any version as plain JSON data with the keys of this version.
+
+        Earlier records have a boolean `recompute`, and say `teacher_weight` for the two weights of the loss.
+        """
+        known = dict(recorded)
+        if isinstance(known.get("recompute"), bool):
+            del known["recompute"]  # it does not change the result
+        if "teacher_weight" in known:
+            known = {"kl": known["teacher_weight"], "cross_entropy": 1 - known["teacher_weight"], **known}
+        return super().of_record(known)
+
+    @field_validator("report_to")
+    @classmethod
+    def _check_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in value if name not in TRACKERS]:
+            raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_loop(self) -> "LoopConfig":
+        if self.batch_size % (self.micro_batch_size or self.batch_size):
+            raise ValueError(
+                f"micro_batch_size must divide batch_size ({self.batch_size}), got {self.micro_batch_size}"
+            )
+        if not self.kl + self.cross_entropy:
+            raise ValueError("kl or cross_entropy must be above 0, got 0 for both; set one")
+        return self

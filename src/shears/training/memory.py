@@ -1,0 +1,172 @@
+"""Less memory for a training step, with the same bits.
+
+Frozen linears are held in the number format that they compute in, the backward pass recomputes what
+lies between two products, and the process keeps the pages of freed tensors.
+"""
+
+import ctypes
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers.pytorch_utils import Conv1D
+
+from shears.models.blocks import linears
+from shears.models.devices import DTYPES, autocast
+from shears.models.properties import own_model
+from shears.models.sparse_adapter import SparseLinear
+from shears.training.batches import TRIAL_ERRORS, drawn
+
+logger = logging.getLogger(__name__)
+TRIAL = 8  # tokens
+KEPT_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_int_mm", "_scaled_mm")
+WHOLE = (  # so begin the names of fused operators, and of PoLAR's reflections, which are slow
+    "_scaled_dot_product", "shears::packed_attention", "shears::lora_linears", "linalg_householder_product"
+)  # fmt: skip
+M_TRIM_THRESHOLD = -1  # mallopt(3): free bytes at the heap's end that are returned; -1 returns none
+M_MMAP_MAX = -4  # mallopt(3): blocks that may be mapped each on their own
+DEFAULTS = ((M_MMAP_MAX, 65536), (M_TRIM_THRESHOLD, 128 * 1024))
+
+
+def hold_as_computed(model: nn.Module, precision: str) -> int:
+    """Convert frozen linears to `precision`, in place; return how many, 0 where a trial shows that an output changes.
+
+    Autocast would convert them in every forward and again in every backward pass. What lies outside of linears
+    (embeddings, norms) and what shares its weight with something else keeps its numbers: they are read as they are.
+    """
+    dtype = DTYPES[precision]
+    device = next(model.parameters()).device
+    chosen = [] if precision == "fp32" else [each for each in _convertible(model) if each.weight.dtype != dtype]
+    if not chosen:
+        return 0
+    expected = _trial_logits(model, precision, device)
+    before = [(linear, dict(linear.named_parameters(recurse=False))) for linear in chosen]
+    for linear, parameters in before:
+        for name, parameter in parameters.items():
+            setattr(linear, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+    actual = None if expected is None else _trial_logits(model, precision, device)
+    if expected is not None and actual is not None and torch.equal(expected, actual):
+        _leave_files(model, chosen)
+        return len(chosen)
+    for linear, parameters in before:
+        for name, parameter in parameters.items():
+            setattr(linear, name, parameter)
+    logger.info("this model computes with its weights outside of its linears: they keep their number format")
+    return 0
+
+
+def _leave_files(model: nn.Module, converted: Sequence[nn.Module]) -> None:
+    """Copy the other frozen parameters on a CPU: while one of them lies in a mapped file, every page of it counts."""
+    done = {id(parameter) for linear in converted for parameter in linear.parameters()}
+    for parameter in model.parameters():
+        if not parameter.requires_grad and id(parameter) not in done and parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
+
+
+def _convertible(model: nn.Module) -> Iterator[nn.Linear]:
+    """Yield the frozen plain linears that own their weights; those of a sparse adapter add to theirs in float32."""
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    masked = {id(layer.get_base_layer()) for layer in model.modules() if isinstance(layer, SparseLinear)}
+    for linear in linears(model).values():
+        own = list(linear.parameters())
+        frozen = all(each.is_floating_point() and not each.requires_grad and owners[id(each)] == 1 for each in own)
+        if type(linear) in (nn.Linear, Conv1D) and id(linear) not in masked and frozen:
+            yield linear  # type: ignore[misc]
+
+
+@torch.no_grad()
+def _trial_logits(model: nn.Module, precision: str, device: torch.device) -> Tensor | None:
+    """Return the logits of a few tokens as training computes them; None where that fails."""
+    was_training = model.training
+    model.eval()
+    try:
+        with autocast(precision, device):
+            ids = torch.tensor(drawn(model, TRIAL), device=device)
+            logits: Tensor = own_model(model)(input_ids=ids, use_cache=False).logits
+            return logits
+    except TRIAL_ERRORS as error:
+        logger.debug("trial of weights in %s: %s", precision, error)
+        return None
+    finally:
+        model.train(was_training)
+
+
+def recompute_between_products(model: nn.Module, narrow: int) -> bool:
+    """Make every decoder block keep only the results that `keeps` selects; return whether a trial shows that it works.
+
+    `narrow` is the largest rank of the trained products. The backward pass recomputes the operations
+    between two products (norms, rotations, activations, sums, casts, LoRA's narrow products): they are
+    cheap, but their results take most of the memory. The recomputed values have the same bits, because
+    ranks are set before the forward and never inside it. The inverse is
+    `own_model(model).activation_checkpointing_disable()`. The model's training mode, its gradients and
+    torch's generators stay as they are.
+    """
+    base: Any = own_model(model)
+    if base.supports_gradient_checkpointing:
+        contexts = partial(create_selective_checkpoint_contexts, partial(_policy, narrow))
+        base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        if _can_recompute(model):
+            return True
+        base.activation_checkpointing_disable()
+    logger.info("this model cannot recompute between its matrix products: training takes more memory")
+    return False
+
+
+def _can_recompute(model: nn.Module) -> bool:
+    """Try a backward pass: some blocks modify kept results in place, which torch refuses."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    was_training = model.training
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            ids = torch.arange(TRIAL, device=trained[0].device)[None]
+            torch.autograd.grad(model(input_ids=ids, use_cache=False).logits.sum(), trained, allow_unused=True)
+    except RuntimeError as error:
+        logger.debug("recomputing between products: %s", error)
+        return False
+    finally:
+        model.train(was_training)
+    return True
+
+
+def _policy(narrow: int, _context: Any, operator: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if keeps(operator, args, narrow) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def keeps(operator: torch._ops.OpOverload, args: tuple[Any, ...], narrow: int) -> bool:
+    """Tell whether a result is kept: that of WHOLE, and products whose inner dimension is larger than `narrow`."""
+    name = operator._schema.name.removeprefix("aten::")
+    if name.startswith(WHOLE):
+        return True
+    if name not in KEPT_PRODUCTS:
+        return False
+    factors = [argument for argument in args if isinstance(argument, torch.Tensor) and argument.ndim > 1]
+    return factors[0].shape[-1] > narrow
+
+
+@contextmanager
+def kept_heap() -> Iterator[bool]:
+    """Keep freed memory in the process inside the context, and return it at the end; yield whether that works here.
+
+    glibc maps every tensor above 32 MB anew and unmaps it once it is freed; the system then clears its
+    pages at the first write. In a training step on a CPU that took a fifth of the time (docs/log.md).
+    Other C libraries stay as they are.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    works = hasattr(libc, "gnu_get_libc_version")
+    if libc is not None and works:
+        works = bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
+    try:
+        yield works
+    finally:
+        if libc is not None and works:
+            for option, value in DEFAULTS:
+                libc.mallopt(option, value)
+            libc.malloc_trim(0)
