@@ -149,7 +149,11 @@ def _measurements(file: Path) -> Iterator[tuple[str, Measurement]]:
     if "models" not in content:
         yield from (("", each) for each in _by_task(file, content))
         return
-    for name in _model_names(file, content["models"]):
+    models = content["models"]
+    named = isinstance(models, list) and all(isinstance(row, dict) for row in models)
+    if not named or not all(isinstance(row.get("name"), str) for row in models):
+        raise InputError(f"the models of {file} must be a list of objects with a name, got {str(models)[:40]}")
+    for name in [row["name"] for row in models]:
         own = evaluation_file(file.parent, name)
         yield from ((name, each) for each in _by_task(own, read_json(own)))
 
@@ -164,11 +168,3 @@ def _by_task(file: Path, content: Any) -> Iterator[Measurement]:
     tasks = list(dict.fromkeys(str(record.get("task", "")) for record in records)) or [""]
     for task in tasks:
         yield Measurement(str(file), [each for each in records if str(each.get("task", "")) == task], task, rule)
-
-
-def _model_names(file: Path, rows: Any) -> list[str]:
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows
-    ):
-        raise InputError(f"the models of {file} must be a list of objects with a name, got {str(rows)[:40]}")
-    return [row["name"] for row in rows]

@@ -241,19 +241,19 @@ async def _events(answers: PendingAnswers, builder: ResponseBuilder, count: int,
 
 async def unless_disconnected(request: Request, work: Any) -> Any:
     """Return the result of the work, or None as soon as the client has closed the connection."""
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
     task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_disconnected(request))
+    watch = asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else None
     finally:
         task.cancel()
         watch.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _log(builder: ResponseBuilder, results: Sequence[Generation], start: float) -> None:

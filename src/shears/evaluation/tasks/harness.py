@@ -164,17 +164,13 @@ def summary(figures: Sequence[Figure], records: Sequence[Record]) -> Evaluation:
     else:
         half = Z95 * math.sqrt(sum((figure["stderr"] or 0.0) ** 2 for figure in firsts)) / len(firsts)
         low, high = value - half, value + half
-    metric = _name_of_mean({figure["metric"] for figure in firsts})
+    names = sorted({figure["metric"] for figure in firsts})
+    metric = names[0]
+    if len(names) > 1:  # a mean of shares is called an accuracy, which is shown in percent
+        mean = f"accuracy (mean of {', '.join(names)})"
+        metric = mean if all(map(is_share, names)) else "mean of the first metrics"
     logger.info("harness: %s %.4f (%.4f to %.4f) over %d tasks", metric, value, low, high, len(firsts))
     return Evaluation("harness", metric, value, n, (low, high), list(records), figures=list(figures))
-
-
-def _name_of_mean(names: Collection[str]) -> str:
-    """Return the name of a mean of metrics; accuracies are shown in percent."""
-    if len(names) == 1:
-        return next(iter(names))
-    name = f"accuracy (mean of {', '.join(sorted(names))})"
-    return name if all(map(is_share, names)) else "mean of the first metrics"
 
 
 def task_records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[Record]:
@@ -182,16 +178,12 @@ def task_records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[Record
     of_example: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
         of_example[int(sample["doc_id"])].append(sample)
-    binary = _binary_metrics(samples)
-    return [_record(task, of_example[number], binary) for number in sorted(of_example)]
-
-
-def _binary_metrics(samples: Sequence[Mapping[str, Any]]) -> set[tuple[str, object]]:
-    """Return the metrics, with filters, that are 0 or 1 for every example."""
     values = [
         (name, sample.get("filter"), sample.get(name)) for sample in samples for name in sample.get("metrics", [])
     ]
-    return {key[:2] for key in values} - {key[:2] for key in values if key[2] not in (0, 1)}
+    # a metric that is 1 for an example is no right answer if it is neither 0 nor 1 for another one
+    binary = {key[:2] for key in values} - {key[:2] for key in values if key[2] not in (0, 1)}
+    return [_record(task, of_example[number], binary) for number in sorted(of_example)]
 
 
 def _record(task: str, samples: Sequence[Mapping[str, Any]], binary: Collection[tuple[str, object]]) -> Record:

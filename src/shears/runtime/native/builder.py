@@ -184,16 +184,11 @@ class Builder:
             linears = {name: linear_name(index, name) for name in names}
             for name, linear in linears.items():
                 bias = self._take_vector(f"{linear}.bias", self._sizes[name][0])
-                matrix = self._arena.matrix(self._take_linear(linear, self._sizes[name]))
-                yield "set_linear", (name, matrix, bias)
+                weight = next(self._packed) if linear in self._linears else self._take_rows(f"{linear}.weight")
+                shape = (weight.rows, weight.cols) if isinstance(weight, PackedMatrix) else weight.shape
+                _check_shape(f"{linear}.weight", shape, self._sizes[name])
+                yield "set_linear", (name, self._arena.matrix(weight), bias)
             yield linears
-
-    def _take_linear(self, name: str, sizes: tuple[int, int]) -> Weight:
-        """Return a linear's weight: packed, or dense if packing made it no smaller."""
-        weight = next(self._packed) if name in self._linears else self._take_rows(f"{name}.weight")
-        shape = (weight.rows, weight.cols) if isinstance(weight, PackedMatrix) else weight.shape
-        _check_shape(f"{name}.weight", shape, sizes)
-        return weight
 
     def _set(
         self,

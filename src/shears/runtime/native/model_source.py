@@ -219,18 +219,14 @@ def _packs_smaller(weight: Tensor, values: NumberFormat) -> bool:
 
 def _update(name: str, module: Any) -> LoraUpdate:
     if isinstance(module, LoKrLayer):
-        return _lokr_update(name, module)
+        adapters = list(module._available_adapters)
+        if len(adapters) != 1 or adapters[0] not in module.lokr_w1 or adapters[0] not in module.lokr_w2_a:
+            raise NotCoveredError(f"the native decoder covers one LoKr of whole w1 and low-rank w2, {name} has another")
+        return update_of_layer(module, adapters[0])
     adapters = list(module.lora_A)
     if len(adapters) != 1 or adapters[0] in module.lora_variant or module.lora_bias.get(adapters[0]):
         raise NotCoveredError(f"the native decoder covers one plain LoRA, {name} has another adapter; merge it first")
     return lora_update(module, adapters[0])
-
-
-def _lokr_update(name: str, module: Any) -> LoraUpdate:
-    adapters = list(module._available_adapters)
-    if len(adapters) != 1 or adapters[0] not in module.lokr_w1 or adapters[0] not in module.lokr_w2_a:
-        raise NotCoveredError(f"the native decoder covers one LoKr of whole w1 and low-rank w2, {name} has another")
-    return update_of_layer(module, adapters[0])
 
 
 def lora_update(layer: Any, adapter: str) -> LoraUpdate:
