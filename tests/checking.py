@@ -11,7 +11,7 @@ from typing import Any
 
 import jaxtyping
 
-CALLS = 20  # of a function in a test that are checked
+CALLS = 5  # of a function in a test that are checked
 MADE = 20  # functions of one text that are checked: those within a function are made anew whenever it is called
 _jaxtyped, _test = jaxtyping.jaxtyped, [0]
 _made: Counter[CodeType] = Counter()

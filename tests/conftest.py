@@ -1,5 +1,6 @@
 """Shapes and types in signatures are checked while the tests run; nothing reaches a hub."""
 
+import functools
 import gc
 import os
 import sys
@@ -12,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("SHEARS_TUNING", "off")  # tests of the kernels take the default walks
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers that share a core slow each other down many times over
 
+import jinja2
 import pytest
 import torch
 import transformers
@@ -26,6 +28,10 @@ with warnings.catch_warnings():
         import_module(name)
 
 install()
+
+# PEFT writes a model card at every checkpoint, and compiles its template of 200 lines anew: a fifth of a training here.
+jinja2.Environment.compile = functools.lru_cache(jinja2.Environment.compile)  # type: ignore[method-assign, assignment]
+os.fsync = lambda fd: None  # tests kill processes, which loses nothing that was written, and never the machine
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
