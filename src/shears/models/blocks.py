@@ -21,11 +21,11 @@ from shears.errors import InputError
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name (`model.layers`) of the list of decoder blocks and the list; InputError
-    without.
+    """Return the name, such as `model.layers`, and the list of the decoder blocks.
 
     It is the largest list (by parameters) of GradientCheckpointingLayer, else the largest list of
-    modules. Lists in towers that take images or sound count only if there is no other.
+    modules. Lists in towers that take images or sound count only if there is no other. InputError
+    without any.
     """
     lists = [(name, child) for name, child in model.named_modules() if isinstance(child, nn.ModuleList) and len(child)]
     if not lists:

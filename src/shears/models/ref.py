@@ -31,8 +31,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model in a local folder, and its name as the user gave it; files are read once, at first
-    use.
+    """A model in a local folder, and the user's name for it; files are read at most once.
 
     A stage makes one with `resolve` where it takes a model's name, and passes it on whole.
     """

@@ -34,8 +34,7 @@ Measure = Callable[[Sequence[Matrix], Receive], None]
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """What pruning did: the target, the pruned linears by name, the unpruned share of block
-    weights.
+    """What pruning did: the target, the pruned linears, the share of weights left dense.
 
     `by_magnitude` names the weights (experts by number) that no calibration token reached.
     """

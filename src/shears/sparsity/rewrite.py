@@ -56,7 +56,7 @@ def rewrite_model(
 
 @dataclass(frozen=True)
 class LinearSparsity:
-    """Zeros of a linear; `shape` is (outputs, inputs), in a stack with the outputs of all experts."""
+    """Zeros of a linear; `shape` is (outputs, inputs), in a stack with all experts' outputs."""
 
     shape: tuple[int, int]
     zeros: int

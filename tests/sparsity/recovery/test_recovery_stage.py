@@ -67,8 +67,10 @@ def closeness(folder: Path, name: str) -> float:
     return float((logits(with_recovery(folder)) - dense).norm() / (sparse - dense).norm())
 
 
-@pytest.mark.parametrize("by", BOTH)
-@pytest.mark.parametrize("name", [*CONFIGS, "jamba", "mamba", "rwkv"])
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [*((name, "norms") for name in CONFIGS), *((name, "moments") for name in ("llama", "jamba", "mamba", "rwkv"))],
+)
 def test_stock_peft_loads_it_and_it_brings_the_model_nearer_to_the_dense_one(
     name: str, by: str, stage: Callable[..., Path]
 ) -> None:
@@ -77,32 +79,26 @@ def test_stock_peft_loads_it_and_it_brings_the_model_nearer_to_the_dense_one(
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("name", "settings"),
     [
-        {"method": "magnitude"},
-        {"method": "magnitude", "pattern": "layer", "recover_by": "moments"},
-        {"method": "sparsegpt"},
-        {"method": "admm", "recover_by": "moments"},
-        {"method": "ria", "pattern": "2:4"},
-        {"pattern": "layer", "reconstruct": True, "recover_by": "moments"},
-        {"allocation": "owl", "sparsity_of": {"down_proj": 0.4}},
+        ("llama", {"method": "magnitude"}),
+        ("llama", {"method": "magnitude", "pattern": "layer", "recover_by": "moments"}),
+        ("llama", {"method": "sparsegpt"}),
+        ("gpt2", {"method": "admm", "recover_by": "moments"}),
+        ("llama", {"method": "ria", "pattern": "2:4"}),
+        ("llama", {"pattern": "layer", "reconstruct": True, "recover_by": "moments"}),
+        ("llama", {"allocation": "owl", "sparsity_of": {"down_proj": 0.4}}),
+        ("mixtral", {}),
     ],
 )
 def test_every_method_and_pattern_has_one_and_keeps_its_weights(
-    settings: dict[str, Any], stage: Callable[..., Path]
+    name: str, settings: dict[str, Any], stage: Callable[..., Path]
 ) -> None:
-    folder, without = stage(**settings), stage(output="without", **{**settings, "recover_rank": 0})
-    assert closeness(folder, "llama") < 0.8
+    folder, without = stage(name, **settings), stage(name, "without", **{**settings, "recover_rank": 0})
+    assert closeness(folder, name) < (0.95 if name == "mixtral" else 0.8)  # its experts have none
     assert weights_fingerprint(folder) == weights_fingerprint(without)
     assert read_record(folder, SPARSITY)["linears"] == read_record(without, SPARSITY)["linears"]
     assert not (without / RECOVERY_FOLDER).exists()
-
-
-@pytest.mark.parametrize("by", BOTH)
-def test_the_sparse_weights_are_those_of_a_run_without_recovery(by: str, stage: Callable[..., Path]) -> None:
-    for name in ("llama", "gpt2", "mixtral"):
-        runs = [stage(name, f"{name}{rank}", recover_rank=rank, recover_by=by) for rank in (0, 4)]
-        assert weights_fingerprint(runs[0]) == weights_fingerprint(runs[1])
 
 
 def test_the_adapter_on_the_sparse_weights_is_what_was_computed(stage: Callable[..., Path]) -> None:
@@ -153,9 +149,9 @@ def test_dense_linears_get_none(stage: Callable[..., Path]) -> None:
     assert closeness(folder, "llama") < 1.0
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
-@pytest.mark.parametrize("settings", [{}, {"recover_by": "moments"}, {"method": "sparsegpt"}, {"method": "magnitude"}])
-def test_block_by_block_and_all_at_once_give_the_same_adapter(
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("settings", [{"recover_by": "moments"}, {"method": "sparsegpt"}])
+def test_block_by_block_and_all_at_once_give_the_same_weights_and_adapter(
     name: str, settings: dict[str, str], stage: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> Skeleton:
@@ -164,11 +160,11 @@ def test_block_by_block_and_all_at_once_give_the_same_adapter(
     streamed = stage(name, "streamed", **settings)
     monkeypatch.setattr(Skeleton, "open", refuse)
     whole = stage(name, "whole", **settings)
-    found, expected = (
-        load_file(folder / RECOVERY_FOLDER / "adapter_model.safetensors") for folder in (streamed, whole)
-    )
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in found)
+    for file in ("model.safetensors", f"{RECOVERY_FOLDER}/adapter_model.safetensors"):
+        found, expected = (load_file(folder / file) for folder in (streamed, whole))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in found)
+    assert read_record(streamed, SPARSITY)["linears"] == read_record(whole, SPARSITY)["linears"]
 
 
 @pytest.mark.parametrize("by", BOTH)
@@ -203,15 +199,6 @@ def test_a_rank_above_all_sides_gives_the_dense_model_back(stage: Callable[..., 
     record = read_record(folder / RECOVERY_FOLDER, RECOVERY)
     assert (record["rank"], record["kept"]) == (32, pytest.approx(1.0))
     assert closeness(folder, "llama") < 1e-4
-
-
-def test_more_rank_keeps_more(stage: Callable[..., Path]) -> None:
-    kept = [
-        read_record(stage(output=str(rank), recover_rank=rank) / RECOVERY_FOLDER, RECOVERY)["kept"]
-        for rank in (2, 4, 8)
-    ]
-    assert kept == sorted(kept)
-    assert 0 < kept[0] < kept[-1] < 1
 
 
 def test_the_record_says_what_it_is_and_other_bases_are_refused(stage: Callable[..., Path], tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def block_matrices(prefix: str, block: nn.Module) -> list[Matrix]:
 
 
 def affordable(groups: Iterable[Sequence[Matrix]], budget: int) -> Iterator[Sequence[Matrix]]:
-    """Split stacks of experts so that the moments of a part (I x I each) fit into `budget` bytes."""
+    """Split stacks of experts so that a part's moments (I x I each) fit into `budget` bytes."""
     for group in groups:
         size = len(group)
         if group[0].index is not None:

@@ -1,4 +1,4 @@
-"""Sources of decoder blocks: a model in memory, or files that are read and written block by block."""
+"""Sources of decoder blocks: a model in memory, or files read and written block by block."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
@@ -50,8 +50,7 @@ class Skeleton:
 
     @classmethod
     def open(cls, folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> "Skeleton":
-        """Return the model of a folder without weights, which are loaded as `dtype` (None: their
-        own).
+        """Return the model of a folder, without weights, to be loaded as `dtype` (None: its own).
 
         InputError if weights are missing or files are torn; its subclass UnsupportedCheckpoint for
         adapters, quantized checkpoints, remote code, weights that blocks share, and conversions

@@ -119,7 +119,7 @@ def _curve(weight: Float[Tensor, "O I"], sums: tuple[Float[Tensor, " O"], Float[
 
 
 def _stride(shape: Sequence[int]) -> int:
-    """Return the step of a sample of about SAMPLE weights, without a factor of I: all inputs occur."""
+    """Return the step of a sample of about SAMPLE weights; it has no factor of I."""
     stride = max(math.prod(shape) // SAMPLE, 1)
     while math.gcd(stride, shape[1]) > 1:
         stride += 1
