@@ -22,7 +22,7 @@ from shears.evaluation.run import evaluate
 from shears.models.sparse_adapter import make_sparse
 from shears.runtime.choice import native_backend
 from shears.runtime.generation.backend import Backend
-from tests.evaluation.test_generate import _always, lively
+from tests.runtime.generation.backends import always, lively
 from tests.runtime.native.decoders import covered, extension_is_missing, with_lora
 from tests.tiny import LONGEST, save_tiny, tiny_model, tiny_tokenizer
 
@@ -87,11 +87,11 @@ def test_the_answers_are_those_of_transformers(name: str, one_line: bool) -> Non
 
 def test_a_text_ends_where_transformers_ends_it() -> None:
     letter, line = TOKENIZER("z\n")["input_ids"]
-    model = _always(letter)
+    model = always(letter)
     assert _answers(model, _native(model), [[1, 2]], 3) == ["zzz"]
     model.generation_config.eos_token_id = [256, letter]
     assert _answers(model, _native(model), [[1, 2]], 3) == Decoder(model, TOKENIZER, 3).answers([[1, 2]], 1)
-    model = _always(line)
+    model = always(line)
     assert _answers(model, _native(model), [[1, 2]], 3, one_line=True) == ["\n\n\n"]
 
 
@@ -162,7 +162,7 @@ def test_no_bit_of_an_answer_depends_on_company_or_on_shared_beginnings(precisio
 
 
 def test_an_ended_text_is_replaced_at_once_and_the_longest_prompt_is_first() -> None:
-    model = _always(TOKENIZER("z")["input_ids"][0])
+    model = always(TOKENIZER("z")["input_ids"][0])
     backend = Logged(_native(model, batch_size=2))
     _answers(model, backend, [[n] * n for n in (3, 9, 6, 4, 8)], 4)
     assert backend.read == [9, 8, 6, 4, 3]

@@ -11,23 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shears.data.tokens import prompt_ids
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder, EndOfLine, line_breaks
+from tests.runtime.generation.backends import PROMPTS, TOKENIZER, always, greedy, lively
 from tests.tiny import tiny_model, tiny_tokenizer
-
-TOKENIZER = tiny_tokenizer()
-PROMPTS = ["a", "Question: how many apples?\nAnswer:", "xy" * 20, "the same length!!", "and another one.."]
-
-
-def greedy(model: PreTrainedModel, prompt: str, count: int) -> str:
-    """Oracle: no cache and no padding, the whole text is computed again for every token."""
-    ids = TOKENIZER(prompt)["input_ids"]
-    start = len(ids)
-    for _ in range(count):
-        with torch.no_grad():
-            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
-        if token == TOKENIZER.eos_token_id:
-            break
-        ids = [*ids, token]
-    return str(TOKENIZER.decode(ids[start:]))
 
 
 def generate_answers(
@@ -36,16 +21,6 @@ def generate_answers(
 ) -> list[str]:  # fmt: skip
     """Return the greedy continuation of every prompt."""
     return Decoder(model, tokenizer, max_new_tokens, one_line).answers(prompt_ids(prompts, tokenizer), batch_size)
-
-
-def lively(name: str) -> PreTrainedModel:
-    """Return a random model with larger weights, so that it does not repeat a single token."""
-    model = tiny_model(name)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(8)
-    return model
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom", "mpt"])
@@ -57,26 +32,14 @@ def test_a_batch_answers_as_each_prompt_alone_without_cache(name: str) -> None:
     assert len(set(expected)) > 1
 
 
-def _always(token: int) -> PreTrainedModel:
-    """Return a model that always predicts the same token."""
-    model = tiny_model("llama_untied")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.get_parameter("model.norm.weight").fill_(1.0)
-        model.get_parameter("model.embed_tokens.weight").fill_(1.0)
-        model.get_parameter("lm_head.weight")[token] = 1.0
-    return model
-
-
 def test_the_end_of_sequence_ends_an_answer() -> None:
-    model = _always(256)
+    model = always(256)
     assert generate_answers(model, TOKENIZER, ["a", "bcd"], 5, 2) == ["", ""]
 
 
 def test_a_second_end_token_of_the_model_ends_an_answer_too() -> None:
     letter = TOKENIZER("z")["input_ids"][0]
-    model = _always(letter)
+    model = always(letter)
     assert generate_answers(model, TOKENIZER, ["a"], 3, 1) == ["zzz"]
     model.generation_config.eos_token_id = [256, letter]
     assert len(generate_answers(model, TOKENIZER, ["a"], 3, 1)[0]) <= 1
@@ -94,7 +57,7 @@ def test_a_row_ends_at_the_line_break_behind_its_first_line() -> None:
     criterion = EndOfLine(line_breaks(TOKENIZER), prompt_length=1)
     rows = torch.tensor([[line, letter, line], [letter, line, line], [line, letter, letter], [line, line, letter]])
     assert criterion(rows, None).tolist() == [True, False, False, False]
-    assert generate_answers(_always(line), TOKENIZER, ["a"], 4, 1, one_line=True) == ["\n" * 4]
+    assert generate_answers(always(line), TOKENIZER, ["a"], 4, 1, one_line=True) == ["\n" * 4]
 
 
 def test_a_peft_model_generates_like_any_other() -> None:

@@ -11,8 +11,9 @@ from shears.evaluation.scoring.score import choose, plainly
 from shears.evaluation.scoring.scorers import LossScorer
 from shears.training.batches import ignores_padding
 from tests.evaluation.scoring.test_score import PAD, some_rows
-from tests.evaluation.test_generate import PROMPTS, generate_answers, greedy, lively
+from tests.evaluation.test_generate import generate_answers
 from tests.oracles.losses import completion_losses
+from tests.runtime.generation.backends import PROMPTS, greedy, lively
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -15,10 +15,11 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 from shears.config import EvaluateConfig
+from shears.config.evaluate import ANSWER_FORMS
 from shears.evaluation.run import evaluate
 from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks.harness import TASKS, run_harness
-from shears.evaluation.tasks.paper_tasks import rows_for_lm_eval
+from shears.evaluation.tasks.paper_tasks import rows_for_lm_eval, score_for_lm_eval
 from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import SUB_ADAPTER, write_json
@@ -235,3 +236,28 @@ def test_the_command_line_of_lm_eval_agrees_and_knows_our_tasks(made: Path, data
                     template="question", device="cpu")  # fmt: skip
     figures = {each["metric"]: (each["value"], each["stderr"]) for each in ours.figures}
     assert figures == {name: (plain[f"{name},none"], plain[f"{name}_stderr,none"]) for name in ("acc", "acc_norm")}
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "text", "figures"),
+    [
+        ("mawps", "3.0", "The answer is 3. 2 left", {"acc": 0.0, "acc_strict": 1.0}),
+        ("aqua", "B", "Because", {"acc": 1.0, "acc_strict": 0.0}),
+        ("boolq", "true", "the correct answer is true", {"acc": 1.0, "acc_strict": 1.0}),
+    ],
+)
+def test_generated_answers_are_scored_by_both_rules(
+    task: str, answer: str, text: str, figures: dict[str, float]
+) -> None:
+    assert score_for_lm_eval({"task": task, "answer": answer}, [text]) == figures
+
+
+def test_every_task_of_the_paper_is_a_yaml() -> None:
+    names = {path.stem for path in TASKS.glob("shears_*.yaml")}
+    expected = {f"shears_{task.replace('-', '_')}" for task in ANSWER_FORMS}
+    generated = {f"shears_{task.replace('-', '_')}_generate" for task, form in ANSWER_FORMS.items() if form == "label"}
+    assert names == expected | generated
+    for path in TASKS.glob("shears_*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        assert content["task"] == path.stem
+        assert content["dataset_kwargs"]["task"].replace("-", "_") in path.stem

@@ -9,6 +9,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 END = TOKENIZER.eos_token_id
+PROMPTS = ["a", "Question: how many apples?\nAnswer:", "xy" * 20, "the same length!!", "and another one.."]
 
 
 def lively(name: str = "llama") -> PreTrainedModel:
@@ -31,6 +32,19 @@ def always(token: int) -> PreTrainedModel:
         model.get_parameter("model.embed_tokens.weight").fill_(1.0)
         model.get_parameter("lm_head.weight")[token] = 1.0
     return model
+
+
+def greedy(model: PreTrainedModel, prompt: str, count: int) -> str:
+    """Oracle: no cache and no padding, the whole text is computed again for every token."""
+    ids = TOKENIZER(prompt)["input_ids"]
+    start = len(ids)
+    for _ in range(count):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        if token == END:
+            break
+        ids = [*ids, token]
+    return str(TOKENIZER.decode(ids[start:]))
 
 
 def engine_of(model: PreTrainedModel, max_sequences: int = 16) -> Engine:

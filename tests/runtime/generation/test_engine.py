@@ -6,34 +6,18 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
 
 from shears.errors import InputError
 from shears.runtime.generation.batch import PREFILL_CHUNK
 from shears.runtime.generation.engine import Engine
-from tests.runtime.generation.backends import END, TOKENIZER, always, engine_of, lively
+from tests.runtime.generation.backends import END, PROMPTS, TOKENIZER, always, engine_of, greedy, lively
 from tests.tiny import LONGEST, tiny_model
-
-PROMPTS = ["a", "Question: how many apples?\nAnswer:", "xy" * 20, "the same length!!", "and another one.."]
-
-
-def _greedy(model: PreTrainedModel, prompt: str, count: int) -> str:
-    """The oracle: no cache, no padding, the whole text again for every token."""
-    ids = TOKENIZER(prompt)["input_ids"]
-    start = len(ids)
-    for _ in range(count):
-        with torch.no_grad():
-            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
-        if token == END:
-            break
-        ids = [*ids, token]
-    return str(TOKENIZER.decode(ids[start:]))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom"])
 def test_greedy_text_is_that_of_the_model_without_cache(name: str) -> None:
     model = lively(name)
-    expected = [_greedy(model, prompt, 12) for prompt in PROMPTS]
+    expected = [greedy(model, prompt, 12) for prompt in PROMPTS]
     engine = engine_of(model)
     assert [result.text for result in engine.generate_all(PROMPTS, max_new_tokens=12)] == expected
     assert "".join(engine.stream(PROMPTS[1], max_new_tokens=12)) == expected[1]
@@ -42,7 +26,7 @@ def test_greedy_text_is_that_of_the_model_without_cache(name: str) -> None:
 
 def test_a_peft_model_generates_like_any_other() -> None:
     model = lively()
-    expected = _greedy(model, PROMPTS[0], 6)
+    expected = greedy(model, PROMPTS[0], 6)
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
     assert engine_of(wrapped).generate(PROMPTS[0], max_new_tokens=6).text == expected
 
@@ -72,26 +56,22 @@ def test_a_seed_gives_the_same_text_in_any_company() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_end_of_sequence_ends_a_text() -> None:
-    result = engine_of(always(END)).generate("ab", max_new_tokens=5)
-    assert (result.text, result.tokens, result.finish, result.num_prompt_tokens) == ("", (), "stop", 2)
+LETTER = TOKENIZER("z")["input_ids"][0]
 
 
-def test_the_longest_answer_ends_a_text() -> None:
-    (letter,) = TOKENIZER("z")["input_ids"]
-    result = engine_of(always(letter)).generate("ab", max_new_tokens=5)
-    assert (result.text, result.finish) == ("zzzzz", "length")
-
-
-def test_a_full_model_ends_a_text() -> None:
-    (letter,) = TOKENIZER("z")["input_ids"]
-    result = engine_of(always(letter)).generate("a" * (LONGEST - 3), max_new_tokens=50)
-    assert (result.text, result.finish) == ("zzz", "length")
+@pytest.mark.parametrize(
+    ("token", "length", "limit", "text", "finish"),
+    [(END, 2, 5, "", "stop"), (LETTER, 2, 5, "zzzzz", "length"), (LETTER, LONGEST - 3, 50, "zzz", "length")],
+    ids=["end of sequence", "longest answer", "full model"],
+)
+def test_a_text_ends(token: int, length: int, limit: int, text: str, finish: str) -> None:
+    result = engine_of(always(token)).generate("a" * length, max_new_tokens=limit)
+    assert (result.text, len(result.tokens), result.finish) == (text, len(text), finish)
+    assert result.num_prompt_tokens == length
 
 
 def test_a_stop_string_ends_a_text_and_is_not_shown() -> None:
-    (letter,) = TOKENIZER("z")["input_ids"]
-    engine = engine_of(always(letter))
+    engine = engine_of(always(LETTER))
     assert engine.generate("a", stop="zzz").text == ""
     assert engine.generate("a", stop=["y", "zz"], max_new_tokens=1).text == "z"
     assert engine.generate("a", stop=["zz"]).finish == "stop"
@@ -99,8 +79,7 @@ def test_a_stop_string_ends_a_text_and_is_not_shown() -> None:
 
 
 def test_pieces_come_as_they_are_made() -> None:
-    (letter,) = TOKENIZER("z")["input_ids"]
-    stream = engine_of(always(letter)).stream("a", max_new_tokens=10**6)
+    stream = engine_of(always(LETTER)).stream("a", max_new_tokens=10**6)
     assert [next(stream) for _ in range(4)] == ["z"] * 4
 
 
@@ -117,8 +96,8 @@ def test_several_streams_share_an_engine() -> None:
     engine = engine_of(lively())
     one, other = (engine.stream(prompt, max_new_tokens=8) for prompt in PROMPTS[:2])
     text = next(one)
-    assert next(other) + "".join(other) == _greedy(lively(), PROMPTS[1], 8)
-    assert text + "".join(one) == _greedy(lively(), PROMPTS[0], 8)
+    assert next(other) + "".join(other) == greedy(lively(), PROMPTS[1], 8)
+    assert text + "".join(one) == greedy(lively(), PROMPTS[0], 8)
 
 
 def test_a_stream_shows_no_half_characters() -> None:
