@@ -1,13 +1,14 @@
 """Elastic LoRA: ranks beyond the active one are masked by a forward hook on PEFT's own `lora_A`.
 
-Rank r means the first r rows of A and the first r columns of B. Zeroing A's output beyond r equals slicing both, gives
-the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and merging as they are. Rows of a batch
-share one mask, or each has its own, so that one forward scores many sub-adapters at once. Of PEFT's LoKr, A
-and B are the factors of the low-rank part w2, and the layer itself masks its ranks (lokr.py).
+Rank r means the first r rows of A and the first r columns of B. Zeroing A's output beyond r equals
+slicing both, gives the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and
+merging as they are. Rows of a batch share one mask, or each has its own, so that one forward scores
+many sub-adapters at once. Of PEFT's LoKr, A and B are the factors of the low-rank part w2, and the
+layer itself masks its ranks (lokr.py).
 
-A nested adapter computes scaling * B D A while it trains: D, a fixed diagonal, weighs each component by the share of
-the allowed ranks that contain it, and `fold` moves D into A and B. Smaller ranks are multiplied by the space's factors
-(decision 53). The masks hold these numbers.
+A nested adapter computes scaling * B D A while it trains: D, a fixed diagonal, weighs each
+component by the share of the allowed ranks that contain it, and `fold` moves D into A and B.
+Smaller ranks are multiplied by the space's factors (decision 53). The masks hold these numbers.
 
 B rows of a batch, R ranks, O output and I input features of a linear.
 """
@@ -92,8 +93,8 @@ def _set_full_mask(layer: Layer, adapter: str) -> None:
 class ElasticAdapter:
     """The handle on a PEFT model whose LoRA ranks can be switched; `remove` undoes it.
 
-    `nested` weighs the components by the diagonal D of nested training until `fold`; an adapter with a start of its
-    own, whose B is not zero, must be divided by it first (`unfold`).
+    `nested` weighs the components by the diagonal D of nested training until `fold`; an adapter
+    with a start of its own, whose B is not zero, must be divided by it first (`unfold`).
     """
 
     def __init__(self, model: PeftModel, space: SearchSpace, adapter: str = "default", *, nested: bool = False) -> None:
@@ -182,8 +183,8 @@ class ElasticAdapter:
     def unfold(self) -> None:
         """Divide A and B by the roots of D, in place, so that every cut of B D A is what that of B A was.
 
-        For an adapter that has a start of its own before nested training. Its components are parts of a whole, not
-        estimates of one update, so smaller ranks then have no factors.
+        For an adapter that has a start of its own before nested training. Its components are parts
+        of a whole, not estimates of one update, so smaller ranks then have no factors.
         """
         self._multiply({name: 1 / roots for name, roots in self.roots().items()})
         self.drop_factors()
@@ -234,8 +235,8 @@ class ElasticAdapter:
     def activate_rows(self, configs: Sequence[RankConfig]) -> None:
         """Use one configuration per row of the batch (B configurations) in the next forwards, to score many at once.
 
-        InputError if the ranks are not in the space, for variants of LoRA (DoRA's A also gets an identity),
-        or if a linear sees only the tokens that a router sends it.
+        InputError if the ranks are not in the space, for variants of LoRA (DoRA's A also gets an
+        identity), or if a linear sees only the tokens that a router sends it.
         """
         if self.refuses_rows:
             raise InputError(self.refuses_rows)
@@ -255,7 +256,8 @@ class ElasticAdapter:
     def num_parameters(self, config: RankConfig) -> int:
         """Return the number of parameters of the sub-adapter, summed over its linears.
 
-        They are rank * (inputs + outputs); of LoKr rank * (inputs and outputs of w2), and w1, which every rank has.
+        They are rank * (inputs + outputs); of LoKr rank * (inputs and outputs of w2), and w1, which
+        every rank has.
         """
         return sum(
             config[group] * _size_of_rank(layer, self.adapter) + _size_of_all_ranks(layer, self.adapter)
@@ -272,12 +274,13 @@ class ElasticAdapter:
     def save(self, folder: str | Path, *, base: str | Path | None = None, **about: Any) -> Path:
         """Write the trained adapter to `folder` as a super-adapter for search, export, evaluate; return the folder.
 
-        For a training loop of your own, such as transformers' or TRL's Trainer with an `NLSCallback`. `base` is the
-        model's folder or hub id, by default the name that it was loaded by; the other keywords are the fields of
-        `OwnLoopConfig`. A nested adapter is written folded and stays as it is in memory. The folder appears whole; of
-        several processes the first one writes. InputError if the folder
-        exists and is not empty, if the adapter is not plain LoRA on the space's linears, or if the frozen weights in
-        memory are not those of `base`.
+        For a training loop of your own, such as transformers' or TRL's Trainer with an
+        `NLSCallback`. `base` is the model's folder or hub id, by default the name that it was
+        loaded by; the other keywords are the fields of `OwnLoopConfig`. A nested adapter is written
+        folded and stays as it is in memory. The folder appears whole; of several processes the
+        first one writes. InputError if the folder exists and is not empty, if the adapter is not
+        plain LoRA on the space's linears, or if the frozen weights in memory are not those of
+        `base`.
         """
         settings = build(OwnLoopConfig, "save", about)
         named = None if base is None else str(base)
@@ -359,7 +362,8 @@ def make_elastic(
 ) -> ElasticAdapter:
     """Return the handle that switches the ranks of a PEFT model's LoRA adapter; the largest are active at first.
 
-    `nested` trains all allowed ranks at once, by a diagonal between the factors (see `ElasticAdapter`).
+    `nested` trains all allowed ranks at once, by a diagonal between the factors (see
+    `ElasticAdapter`).
     """
     return ElasticAdapter(model, space, adapter, nested=nested)
 
@@ -368,8 +372,8 @@ def make_elastic(
 def reorder(model: PeftModel, adapter: str = "default") -> None:
     """Order every layer's components by size, in place: B and A become the singular value decomposition of B A.
 
-    The product stays. Of all adapters of rank r, the first r components then have the nearest product (Eckart and
-    Young). Both vectors of a component are equally long.
+    The product stays. Of all adapters of rank r, the first r components then have the nearest
+    product (Eckart and Young). Both vectors of a component are equally long.
     """
     for _, layer in lora_layers(model, adapter):
         a = layer.lora_A[adapter].weight
@@ -382,7 +386,8 @@ def reorder(model: PeftModel, adapter: str = "default") -> None:
 def by_size(a: Float[Tensor, "R I"], b: Float[Tensor, "O R"]) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:
     """Return A and B with the same product, its singular values falling, the root of each value in both factors.
 
-    Computed in float64 from the R x R core between two orthonormal bases; components beyond min(O, I) are zero.
+    Computed in float64 from the R x R core between two orthonormal bases; components beyond min(O,
+    I) are zero.
     """
     left, left_core = torch.linalg.qr(b.double())
     right, right_core = torch.linalg.qr(a.double().T)

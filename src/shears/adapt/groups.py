@@ -1,9 +1,9 @@
 """Groups `auto`: the attention and MLP linears of any architecture, found in the structure of its decoder blocks.
 
-A module that owns linears is an attention if its name or class says so, and an MLP if its linears lead out of the
-hidden states and back. Queries, keys and values (all of an attention's linears but the last, its output) share a rank;
-the first linear of an MLP has one, and the second. Of two parallel first linears, the gate gets no adapter, as in the
-Shears paper.
+A module that owns linears is an attention if its name or class says so, and an MLP if its linears
+lead out of the hidden states and back. Queries, keys and values (all of an attention's linears but
+the last, its output) share a rank; the first linear of an MLP has one, and the second. Of two
+parallel first linears, the gate gets no adapter, as in the Shears paper.
 """
 
 from collections import Counter, defaultdict
@@ -42,8 +42,8 @@ def with_auto(groups: Sequence[str], model: nn.Module) -> tuple[str, ...]:
 def auto_groups(model: nn.Module) -> tuple[str, ...]:
     """Return the groups of the attention and MLP linears, as `build_space` reads them; InputError without any.
 
-    Blocks with experts keep their MLPs as they are: experts are stacked in one tensor, and PEFT takes the names of
-    other linears of such MLPs for theirs.
+    Blocks with experts keep their MLPs as they are: experts are stacked in one tensor, and PEFT
+    takes the names of other linears of such MLPs for theirs.
     """
     blocks = list(decoder_blocks(model)[1])
     width = int(_text_config(model).hidden_size)

@@ -28,9 +28,10 @@ logger = logging.getLogger(__name__)
 def start_from_recovery(model: PeftModel, base: ModelRef, adapter: str = "default") -> None:
     """Set the adapter to the first components of the recovery in the folder of the sparse base.
 
-    The adapter's scaling is folded in, so that scaling * B A is the recovery's product of that rank. For ranks beyond
-    the recovery's components with energy, A's rows stay as they are and B's columns are zero.
-    InputError if the recovery is missing, was made for other weights, or lacks a linear of the adapter.
+    The adapter's scaling is folded in, so that scaling * B A is the recovery's product of that
+    rank. For ranks beyond the recovery's components with energy, A's rows stay as they are and B's
+    columns are zero. InputError if the recovery is missing, was made for other weights, or lacks a
+    linear of the adapter.
     """
     folder = base.folder / RECOVERY_FOLDER
     tensors = read_recovery(base)
@@ -62,8 +63,9 @@ def start_from_recovery(model: PeftModel, base: ModelRef, adapter: str = "defaul
 def start_from_principal(model: PeftModel, adapter: str = "default") -> dict[str, Tensor]:
     """Move the first singular triplets of every weight W into its adapter: W becomes W - scaling * B A, in place.
 
-    Return the initial tensors by PEFT's names (on the CPU), which `without_start` needs. The model's outputs stay.
-    InputError if a weight is quantized, does not belong to a linear, or is shared with another module.
+    Return the initial tensors by PEFT's names (on the CPU), which `without_start` needs. The
+    model's outputs stay. InputError if a weight is quantized, does not belong to a linear, or is
+    shared with another module.
     """
     weights = {name: _plain_weight(name, layer) for name, layer in lora_layers(model, adapter)}
     if (pair := sharing_a_weight(model.get_base_model(), [f"{name}.base_layer" for name in weights])) is not None:
@@ -88,8 +90,9 @@ def start_from_principal(model: PeftModel, adapter: str = "default") -> dict[str
 def without_start(tensors: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a LoRA of twice the rank on the original base, equal to `tensors` on the base that PiSSA changed.
 
-    B' = [B, -B0] and A' = [A; A0], so that B' A' = B A - B0 A0. The scaling is the same: alpha doubles with the rank.
-    `start` is what `start_from_principal` returned. KeyError if it lacks one of the tensors.
+    B' = [B, -B0] and A' = [A; A0], so that B' A' = B A - B0 A0. The scaling is the same: alpha
+    doubles with the rank. `start` is what `start_from_principal` returned. KeyError if it lacks one
+    of the tensors.
     """
     doubled = {}
     for name, tensor in tensors.items():

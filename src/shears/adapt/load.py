@@ -17,7 +17,8 @@ from shears.records.artifacts import SEARCH_SPACE, inherited, read_record
 class SuperAdapter(NamedTuple):
     """A loaded super-adapter; `elastic.activate` chooses the ranks of the next forward.
 
-    `record` is its search_space.json, with the earlier trainings of its base (records/artifacts.py).
+    `record` is its search_space.json, with the earlier trainings of its base
+    (records/artifacts.py).
     """
 
     model: PeftModel

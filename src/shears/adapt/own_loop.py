@@ -1,6 +1,7 @@
 """Save an adapter that a loop of the user's own trained, such as transformers' or TRL's Trainer, as a super-adapter.
 
-The folder has the form of those that `train` writes, so that search, export, evaluate and inspect take it.
+The folder has the form of those that `train` writes, so that search, export, evaluate and inspect
+take it.
 """
 
 import copy
@@ -44,8 +45,9 @@ class OwnLoopConfig(StageConfig):
     """What `ElasticAdapter.save` cannot read off a model: the training's examples and how they became tokens."""
 
     data: str | None = None
-    """Training examples, as `train --data` names them: they are recorded with their hash, and questions
-    of a validation or test file that stand in them are marked; default: unknown, nothing is marked."""
+    """Training examples, as `train --data` names them: they are recorded with their hash, and
+    questions of a validation or test file that stand in them are marked; default: unknown, nothing
+    is marked."""
     template: Literal["question", "alpaca"] = _TRAIN["template"].default
     """Prompt template of instruction/input/output rows that the training used; other rows need none."""
     max_length: int = Field(_TRAIN["max_length"].default, gt=1)
@@ -57,8 +59,9 @@ def save_own_loop(
 ) -> Path:
     """Write the adapter of a model and its search space to the folder `output`; return that folder.
 
-    Only the first process of a launcher writes. InputError if the output exists, if the adapter is not plain LoRA on
-    the space's linears, or if the weights of `base` (default: the name in PEFT's configuration) are not the model's.
+    Only the first process of a launcher writes. InputError if the output exists, if the adapter is
+    not plain LoRA on the space's linears, or if the weights of `base` (default: the name in PEFT's
+    configuration) are not the model's.
     """
     output = expanded(output)
     if not is_first_process():
@@ -133,8 +136,9 @@ def _refuse_scalings(config: Any, space: SearchSpace) -> None:
 def _check_base(model: PeftModel, ref: ModelRef) -> None:
     """Raise InputError where a frozen weight in memory differs from the tensor of its name in the base's files.
 
-    The files' numbers are compared in the number format that they have in memory. Tensors that are quantized, sharded
-    or offloaded there, or that transformers renames while loading, are not compared.
+    The files' numbers are compared in the number format that they have in memory. Tensors that are
+    quantized, sharded or offloaded there, or that transformers renames while loading, are not
+    compared.
     """
     files = TensorFiles(ref.folder)
     stored = set(files.names)

@@ -1,9 +1,9 @@
 """PoLAR: LoRA with orthonormal directions X and Y and a small core C between them (arXiv 2506.03133).
 
-A linear computes (W + scaling * X C Y^T) x. PEFT's `lora_A` holds Y^T and `lora_B` holds X C, both by torch's
-parametrizations, so that masks, SparsePEFT and checkpoints read and train them as those of LoRA. A mask of the first r
-ranks behind `lora_A` keeps the first r columns of C, which is what remains when B = X C and A = Y^T are cut
-(decision 57).
+A linear computes (W + scaling * X C Y^T) x. PEFT's `lora_A` holds Y^T and `lora_B` holds X C, both
+by torch's parametrizations, so that masks, SparsePEFT and checkpoints read and train them as those
+of LoRA. A mask of the first r ranks behind `lora_A` keeps the first r columns of C, which is what
+remains when B = X C and A = Y^T are cut (decision 57).
 
 Shapes: R rank, O output and I input features of a linear.
 """
@@ -45,11 +45,12 @@ def make_polar(
 ) -> None:
     """Write every layer's product B A as X C Y^T, in place, with X and Y held orthonormal by Householder's reflections.
 
-    Y are the orthonormalized rows of A, so that rank r begins as B A restricted to the first r rows of A: the cut of
-    B A itself where these are orthogonal. Where B is zero, X gets random directions, a function of the seed. `roots`
-    are those of the diagonal of nested training by linear (`ElasticAdapter.roots`): C is divided by the diagonal, so
-    that the product with it is B A. `fold_polar` is the inverse. InputError, before any layer is changed, if a rank
-    exceeds the outputs or the inputs of a linear.
+    Y are the orthonormalized rows of A, so that rank r begins as B A restricted to the first r rows
+    of A: the cut of B A itself where these are orthogonal. Where B is zero, X gets random
+    directions, a function of the seed. `roots` are those of the diagonal of nested training by
+    linear (`ElasticAdapter.roots`): C is divided by the diagonal, so that the product with it is B
+    A. `fold_polar` is the inverse. InputError, before any layer is changed, if a rank exceeds the
+    outputs or the inputs of a linear.
     """
     layers = dict(lora_layers(model, adapter))
     for name, layer in layers.items():

@@ -57,10 +57,10 @@ LOKR_SIDE = 4  # rows and columns of LoKr's full matrix, or their nearest diviso
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
     """Return the search space: in each decoder block, the linears joined by + share one of the ranks.
 
-    Each part is a name's ending or a regex (see `models.blocks.matching`); the group `auto` stands for those of
-    `auto_groups`. InputError if a part matches nothing, if
-    two groups claim one linear, if a linear does not return one tensor of its outputs (routers that return their
-    choice, grouped products), or if a rank exceeds min(inputs, outputs) of every linear in its group.
+    Each part is a name's ending or a regex (see `models.blocks.matching`); the group `auto` stands
+    for those of `auto_groups`. InputError if a part matches nothing, if two groups claim one
+    linear, if a linear does not return one tensor of its outputs (routers that return their choice,
+    grouped products), or if a rank exceeds min(inputs, outputs) of every linear in its group.
     """
     groups = with_auto(groups, model)
     prefix, blocks = decoder_blocks(model)
@@ -134,9 +134,9 @@ def target_modules(model: nn.Module, space: SearchSpace) -> list[str]:
 class PreparedAdapter(NamedTuple):
     """A model to train, its tokenizer, the handle on its ranks, the examples.
 
-    `start` holds the adapter's first tensors if they were moved out of the model's weights (init pissa), else nothing.
-    `validation` are examples that are not trained on; none without a validation. `grids` are those of quantize_aware at
-    the start, else nothing.
+    `start` holds the adapter's first tensors if they were moved out of the model's weights (init
+    pissa), else nothing. `validation` are examples that are not trained on; none without a
+    validation. `grids` are those of quantize_aware at the start, else nothing.
     """
 
     model: PeftModel
@@ -256,8 +256,8 @@ def _examples(source: str, settings: TrainConfig, tokenizer: PreTrainedTokenizer
 def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[Tokenized], list[Tokenized]]:
     """Return the rows to train on and those of the share, each in the given order; InputError for a single row.
 
-    The share is rounded, and both parts have at least one row. The draw is a function of the seed and the number of
-    rows.
+    The share is rounded, and both parts have at least one row. The draw is a function of the seed
+    and the number of rows.
     """
     if len(rows) < 2:
         raise InputError(f"validation by a share needs at least two examples, got {len(rows)}; give a file")
@@ -270,9 +270,10 @@ def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[
 def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:
     """Return the model with a new LoRA or LoKr of the largest rank on the space's linears, the base frozen.
 
-    PoLAR begins as LoRA (see `polar.make_polar`). InputError if PEFT adds none to one of the linears: it skips those
-    whose weights Mamba's kernels read directly, and those with the names of a mixture's experts (up_proj of DeepSeek's
-    first layers), which it reads as the experts' stacked weights.
+    PoLAR begins as LoRA (see `polar.make_polar`). InputError if PEFT adds none to one of the
+    linears: it skips those whose weights Mamba's kernels read directly, and those with the names of
+    a mixture's experts (up_proj of DeepSeek's first layers), which it reads as the experts' stacked
+    weights.
     """
     config = (_lokr_config if settings.adapter == "lokr" else _lora_config)(model, space, settings)
     with torch.random.fork_rng():

@@ -26,8 +26,8 @@ class RanksFile(NamedTuple):
 def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> RankConfig:
     """Return the ranks named: heuristic (None), maximal, minimal, a search's RESULT.json or a RANKS.json {group: rank}.
 
-    RESULT.json:N is the Nth configuration evaluated, from 1. `fingerprint` is the super-adapter's. InputError for the
-    result of a search on another super-adapter, and for ranks outside the space.
+    RESULT.json:N is the Nth configuration evaluated, from 1. `fingerprint` is the super-adapter's.
+    InputError for the result of a search on another super-adapter, and for ranks outside the space.
     """
     ranks = "heuristic" if ranks is None else ranks
     if ranks in NAMED:

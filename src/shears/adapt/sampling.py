@@ -1,7 +1,7 @@
 """Which ranks are trained: strategies that choose a step's configuration, and the callback that activates it.
 
-A choice is a function of the seed and of the step alone. So it depends neither on the order of the data
-nor on how a step is split into forwards, and a resumed training continues the same sequence.
+A choice is a function of the seed and of the step alone. So it depends neither on the order of the
+data nor on how a step is split into forwards, and a resumed training continues the same sequence.
 """
 
 import random
@@ -18,8 +18,8 @@ from shears.errors import InputError
 def ranks_of_step(sampling: SamplingName, space: SearchSpace, seed: int, step: int) -> RankConfig:
     """Return the ranks to train in a step: uniform draws them (Shears, section 3.2).
 
-    maximal trains the largest, plain LoRA, whose ranks are cut afterwards (`elastic.reorder`). So does
-    nested, whose elastic adapter has a diagonal that stands for the smaller ranks.
+    maximal trains the largest, plain LoRA, whose ranks are cut afterwards (`elastic.reorder`). So
+    does nested, whose elastic adapter has a diagonal that stands for the smaller ranks.
     """
     return space.random(random.Random(f"ranks/{seed}/{step}")) if sampling == "uniform" else space.maximal()
 
@@ -27,8 +27,8 @@ def ranks_of_step(sampling: SamplingName, space: SearchSpace, seed: int, step: i
 class NLSCallback(TrainerCallback):
     """Neural Low-rank adapter Search in any `transformers.Trainer`: draws ranks per step, never inside a forward.
 
-    The sampling of a nested adapter is nested, that of any other one uniform by default. InputError for a
-    sampling that misfits the adapter.
+    The sampling of a nested adapter is nested, that of any other one uniform by default. InputError
+    for a sampling that misfits the adapter.
     """
 
     def __init__(self, elastic: ElasticAdapter, seed: int = 0, sampling: SamplingName | None = None) -> None:

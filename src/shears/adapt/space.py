@@ -46,9 +46,10 @@ class RankConfig(Mapping[str, int]):
 class SearchSpace:
     """Allowed ranks of every group, largest first, and the linears that share a group's rank.
 
-    `factors` are what a group's components are multiplied with at each of its ranks, in their order; a group without
-    any has 1 everywhere. Raises InputError if there is no group, or if a group has no rank, a rank below 1, ranks that
-    are not strictly falling, or not as many factors as ranks.
+    `factors` are what a group's components are multiplied with at each of its ranks, in their
+    order; a group without any has 1 everywhere. Raises InputError if there is no group, or if a
+    group has no rank, a rank below 1, ranks that are not strictly falling, or not as many factors
+    as ranks.
     """
 
     ranks: Mapping[str, Sequence[int]]
@@ -93,8 +94,9 @@ class SearchSpace:
     def nested_weights(self, group: str) -> tuple[float, ...]:
         """Return, for every component of a group's largest rank, the share of its allowed ranks that contain it.
 
-        This is the mean over the allowed ranks of the masks that keep the first components, the diagonal of
-        MatryoshkaLoRA (arXiv 2605.07850, Algorithm 1) for ranks that are all scaled alike.
+        This is the mean over the allowed ranks of the masks that keep the first components, the
+        diagonal of MatryoshkaLoRA (arXiv 2605.07850, Algorithm 1) for ranks that are all scaled
+        alike.
         """
         ranks = self.ranks[group]
         return tuple(sum(rank > index for rank in ranks) / len(ranks) for index in range(ranks[0]))
@@ -102,12 +104,13 @@ class SearchSpace:
     def nested(self) -> "SearchSpace":
         """Return the space with the factors of nested training: the kept components' weights sum to that of all.
 
-        Early in a training, every component is an estimate of the same update of the weight, so that a cut needs the
-        sum of the weights that the whole was trained with (decision 53).
+        Early in a training, every component is an estimate of the same update of the weight, so
+        that a cut needs the sum of the weights that the whole was trained with (decision 53).
         """
         factors = {}
         for group, ranks in self.ranks.items():
-            # a component that k ranks contain has the weight k / len(ranks): these sums are of whole numbers
+            # a component that k ranks contain has the weight k / len(ranks): these sums are of
+            # whole numbers
             kept = {rank: sum(min(rank, other) for other in ranks) for rank in ranks}
             factors[group] = tuple(kept[ranks[0]] / kept[rank] for rank in ranks)
         return replace(self, factors=factors)

@@ -49,9 +49,9 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     """Train a super-adapter on `model` and write it to the folder `output`; return that folder.
 
     The keywords are the fields of `TrainConfig`. `resume` continues an interrupted run of the same
-    configuration from its last whole checkpoint. Under a launcher all processes call this, and the first
-    one writes. InputError if an input is unusable, or if the loss, the gradients or the weights stop being
-    finite.
+    configuration from its last whole checkpoint. Under a launcher all processes call this, and the
+    first one writes. InputError if an input is unusable, or if the loss, the gradients or the
+    weights stop being finite.
     """
     settings = build(TrainConfig, "train", config)
     check_trackers(settings.report_to)
@@ -144,8 +144,8 @@ def training_of(
 def _examples_seen(settings: TrainConfig, lengths: Sequence[int]) -> set[int]:
     """Return the numbers of the examples that a training may read, of all that have these lengths.
 
-    Which order it takes is known once the model is loaded: with packing, that of examples of equal lengths,
-    unless the model does not keep packed examples apart. Both are covered.
+    Which order it takes is known once the model is loaded: with packing, that of examples of equal
+    lengths, unless the model does not keep packed examples apart. Both are covered.
     """
     count = settings.num_seen(len(lengths))
     if count >= len(lengths):
@@ -211,8 +211,8 @@ def _validated(log: Path, settings: TrainConfig) -> dict[str, Any]:
 def _without_start(prepared: PreparedAdapter, work: Path, alpha: float) -> tuple[SearchSpace, float, dict[str, int]]:
     """Subtract from the saved adapter what init pissa moved out of the model; return its space, alpha and sizes.
 
-    The adapter then has twice the rank at the same scaling, and fits the model as it is in its folder. Without such a
-    start, the adapter stays as it is. Sizes are numbers of parameters.
+    The adapter then has twice the rank at the same scaling, and fits the model as it is in its
+    folder. Without such a start, the adapter stays as it is. Sizes are numbers of parameters.
     """
     elastic = prepared.elastic
     space = elastic.space

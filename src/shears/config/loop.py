@@ -24,9 +24,9 @@ class LoopConfig(StageConfig):
     """Model whose predictions are learnt: the dense one, or the folder of an adapter that was
     trained on it."""
     teacher_top_k: int = Field(64, ge=0)
-    """Likeliest words that are kept of each prediction of the teacher; the others count as one. They
-    are computed once and kept beside the data, so that training does not hold the teacher in memory.
-    0: training holds it, and all words count."""
+    """Likeliest words that are kept of each prediction of the teacher; the others count as one.
+    They are computed once and kept beside the data, so that training does not hold the teacher in
+    memory. 0: training holds it, and all words count."""
     kl: float = Field(0.5, ge=0)
     """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution."""
     cross_entropy: float = Field(0.5, ge=0)
@@ -42,10 +42,11 @@ class LoopConfig(StageConfig):
     (gradients accumulate)."""
     recompute: Literal["none", "products", "blocks"] = "products"
     """What the backward pass recomputes to save memory; the result has the same bits. products: all
-    but the matrix products, a seventh to a third more time. blocks: all, slower, least memory. none."""
+    but the matrix products, a seventh to a third more time. blocks: all, slower, least memory.
+    none."""
     precision: DtypeName = "auto"
-    """Arithmetic; auto: bf16 autocast where the processor supports it, else fp32. A 16-bit base model
-    computes in its own number format even with fp32."""
+    """Arithmetic; auto: bf16 autocast where the processor supports it, else fp32. A 16-bit base
+    model computes in its own number format even with fp32."""
     report_to: Names = ()
     """Trackers that receive loss and learning rate of every step: mlflow, tensorboard, trackio,
     wandb; default: none."""
@@ -60,7 +61,8 @@ class LoopConfig(StageConfig):
     def of_record(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration in a record of any version as plain JSON data with the keys of this version.
 
-        Earlier records have a boolean `recompute`, and say `teacher_weight` for the two weights of the loss.
+        Earlier records have a boolean `recompute`, and say `teacher_weight` for the two weights of
+        the loss.
         """
         known = dict(recorded)
         if isinstance(known.get("recompute"), bool):

@@ -29,39 +29,41 @@ class TrainConfig(LoopConfig):
     template: Literal["question", "alpaca"] = "question"
     """Prompt template of instruction/input/output rows, in training and in evaluation."""
     ranks: Ranks = (32, 24, 16)
-    """Allowed ranks of every group, largest first; a single rank is plain LoRA, and the default with
-    quantize_aware (32): no rank makes that package smaller, and several cost it accuracy."""
+    """Allowed ranks of every group, largest first; a single rank is plain LoRA, and the default
+    with quantize_aware (32): no rank makes that package smaller, and several cost it accuracy."""
     groups: Names = (AUTO,)
     """Linears that get an adapter; those joined by + share one rank in each decoder block. auto:
     queries, keys and values, the first and the second linear of the MLP, whatever they are called:
-    q_proj+k_proj+v_proj,up_proj,down_proj in Llama, attn.c_attn,mlp.c_fc,mlp.c_proj in GPT-2. Stacked
-    experts get no adapter."""
+    q_proj+k_proj+v_proj,up_proj,down_proj in Llama, attn.c_attn,mlp.c_fc,mlp.c_proj in GPT-2.
+    Stacked experts get no adapter."""
     adapter: AdapterName = "lora"
-    """Form of the adapter: lora (B A), polar (PoLAR: X C Y^T, its directions X and Y held orthonormal
-    while training; saved as LoRA with B = X C and A = Y^T) or lokr (PEFT's LoKr: the Kronecker product
-    of a small full matrix and a low-rank one). On a CPU a step of polar takes five times one of lora,
-    of lokr 1.3 times; at equal parameters neither has a clearly lower validation loss."""
+    """Form of the adapter: lora (B A), polar (PoLAR: X C Y^T, its directions X and Y held
+    orthonormal while training; saved as LoRA with B = X C and A = Y^T) or lokr (PEFT's LoKr: the
+    Kronecker product of a small full matrix and a low-rank one). On a CPU a step of polar takes
+    five times one of lora, of lokr 1.3 times; at equal parameters neither has a clearly lower
+    validation loss."""
     alpha: float = Field(64.0, gt=0)
     """LoRA alpha; the adapter is scaled by alpha / max_rank at every rank."""
     init: Literal["lora", "recovery", "pissa"] = "lora"
-    """Initial adapter: lora (PEFT's own, leaves the model unchanged), recovery (restores what pruning
-    removed, see sparsify --recover-rank; best for the largest ranks) or pissa (principal components of
-    the sparse weights; a control that allows one rank only and is saved at twice the rank)."""
+    """Initial adapter: lora (PEFT's own, leaves the model unchanged), recovery (restores what
+    pruning removed, see sparsify --recover-rank; best for the largest ranks) or pissa (principal
+    components of the sparse weights; a control that allows one rank only and is saved at twice the
+    rank)."""
     sampling: SamplingName = "nested"
     """Which ranks a step trains: nested (all of them, by a fixed diagonal between the factors that
-    weighs a component by the share of the ranks that contain it), uniform (one configuration at random,
-    as in the paper; the default with quantize_aware) or maximal (the largest: plain LoRA, whose
-    components are sorted by size after training, so that cutting ranks loses little)."""
+    weighs a component by the share of the ranks that contain it), uniform (one configuration at
+    random, as in the paper; the default with quantize_aware) or maximal (the largest: plain LoRA,
+    whose components are sorted by size after training, so that cutting ranks loses little)."""
     quantize: Literal["none", "nf4", "int8"] = "none"
-    """Hold the frozen linears in 4 (nf4) or 8 bits (int8) while training, by bitsandbytes: less memory,
-    and zeros stay zeros. The adapter belongs to the unquantized model in the folder."""
+    """Hold the frozen linears in 4 (nf4) or 8 bits (int8) while training, by bitsandbytes: less
+    memory, and zeros stay zeros. The adapter belongs to the unquantized model in the folder."""
     sparse_adapter: bool = False
-    """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps every
-    zero. At a sparsity of 0.5 the mask halves the product: double alpha."""
+    """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps
+    every zero. At a sparsity of 0.5 the mask halves the product: double alpha."""
     quantize_aware: Literal["none", "int4"] = "none"
-    """QA-SparsePEFT: int4 trains the weights that a package of int4 values will hold, adapter merged,
-    zeros kept and rounded, so that export --format package is exact. The scale of every row and 128
-    inputs is trained too."""
+    """QA-SparsePEFT: int4 trains the weights that a package of int4 values will hold, adapter
+    merged, zeros kept and rounded, so that export --format package is exact. The scale of every row
+    and 128 inputs is trained too."""
     kl: float = Field(0.5, ge=0)
     """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution; has no
     effect without a teacher."""
@@ -77,19 +79,19 @@ class TrainConfig(LoopConfig):
     """Experimental. With several processes, each holds a part of the frozen weights and gathers one
     block at a time (FSDP2): for models that do not fit on one GPU."""
     packing: bool = True
-    """Pack several examples into one row, separated by their positions; turned off if a test shows that
-    the model does not support it. Batches then have about equal lengths, so examples come in another
-    order."""
+    """Pack several examples into one row, separated by their positions; turned off if a test shows
+    that the model does not support it. Batches then have about equal lengths, so examples come in
+    another order."""
     max_length: int = Field(512, gt=1)
     """Largest number of tokens in an example; longer examples are skipped and counted."""
     validation: Source | None = None
-    """Validation examples, whose loss is measured at the largest ranks without dropout: a source of rows
-    like data, or a share of the training rows such as 0.05, which is then not trained on."""
+    """Validation examples, whose loss is measured at the largest ranks without dropout: a source of
+    rows like data, or a share of the training rows such as 0.05, which is then not trained on."""
     validation_every: int | None = Field(None, gt=0)
     """Optimizer steps between two validations; default: an epoch. The last step is always validated."""
     early_stopping: int | None = Field(None, gt=0)
-    """Stop after this many validations in a row without a lower loss; the result is the adapter with
-    the lowest."""
+    """Stop after this many validations in a row without a lower loss; the result is the adapter
+    with the lowest."""
     seed: Seed = 0
     """Random seed of the initial adapter, the order of the examples and the ranks drawn at every step."""
 

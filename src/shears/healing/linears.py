@@ -1,6 +1,7 @@
 """Linears of a sparse model of which the weights that are not zero are trained.
 
-They change a linear of the model in place, by its class. Its `weight` is frozen; what is trained is beside it.
+They change a linear of the model in place, by its class. Its `weight` is frozen; what is trained is
+beside it.
 
 Shapes: O output features, I input features, N weights that are not zero, * any leading dimensions.
 """
@@ -53,11 +54,11 @@ class _KeptProduct(torch.autograd.Function):
 class KeptWeights(nn.Module):
     """A linear of which the N weights that are not zero are trained, as float32 `values` times `scale`.
 
-    `scale` is the power of two next to the root mean square of the kept weights, so that a learning rate is a share of
-    it: models differ in the size of their weights by more than ten times, and AdamW's steps do not know it. `weight`
-    holds the products rounded to the number format that is computed in, and before that, with `packed_as`, to the
-    numbers that a package gives them; gradients pass straight through the rounding. `places` are their indices in it,
-    flat.
+    `scale` is the power of two next to the root mean square of the kept weights, so that a learning
+    rate is a share of it: models differ in the size of their weights by more than ten times, and
+    AdamW's steps do not know it. `weight` holds the products rounded to the number format that is
+    computed in, and before that, with `packed_as`, to the numbers that a package gives them;
+    gradients pass straight through the rounding. `places` are their indices in it, flat.
     """
 
     weight: Any  # a parameter, as in the classes beside which this one is a base
@@ -131,7 +132,8 @@ class KeptConv1D(KeptWeights, Conv1D):
 def trainable(model: nn.Module) -> dict[str, Matrix]:
     """Return the linears of the decoder blocks that healing can train, by name.
 
-    Left out: stacks of experts, routers, linears of other classes, and linears that share their weight.
+    Left out: stacks of experts, routers, linears of other classes, and linears that share their
+    weight.
     """
     prefix, blocks = decoder_blocks(model)
     found = {

@@ -100,7 +100,8 @@ def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Pr
 def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:
     """Return the text cut into sequences, each token but the first predicted; InputError for too short a text.
 
-    Of more text than all steps read, evenly spaced sequences, whatever the seed: no other needs a teacher's targets.
+    Of more text than all steps read, evenly spaced sequences, whatever the seed: no other needs a
+    teacher's targets.
     """
     length = settings.sequence_length
     tokens = text_tokens(settings.data, tokenizer, settings.columns, settings.template)

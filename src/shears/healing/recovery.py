@@ -65,7 +65,8 @@ def recovery_fingerprint(sparse: ModelRef) -> str:
 def add_recovery(model: nn.Module, sparse: ModelRef) -> None:
     """Give linears of kept weights the product of the recovery in the folder of `sparse`.
 
-    InputError if there is none, if it belongs to other weights, or if it has a linear that is not trained.
+    InputError if there is none, if it belongs to other weights, or if it has a linear that is not
+    trained.
     """
     tensors = read_recovery(sparse)
     linears = kept_weights(model)

@@ -61,10 +61,10 @@ STAGE = Stage(
 def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
     """Train `sparse` to predict what its teacher predicts and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`. `resume`
-    continues an interrupted run of the same configuration from its last whole checkpoint. Under a launcher
-    all processes call this, and the first one writes. InputError if an input is unusable, or if the loss or
-    the weights stop being finite.
+    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`.
+    `resume` continues an interrupted run of the same configuration from its last whole checkpoint.
+    Under a launcher all processes call this, and the first one writes. InputError if an input is
+    unusable, or if the loss or the weights stop being finite.
     """
     settings = build(HealConfig, "heal", config)
     check_trackers(settings.report_to)
@@ -175,8 +175,8 @@ def _linear(linear: LinearSparsity) -> dict[str, Any]:
 def _write_healed(sparse: ModelRef, model: nn.Module, work: Path) -> dict[str, LinearSparsity]:
     """Write the sparse model with what was trained in `model` to `work`; return the zeros of its linears.
 
-    InputError where a weight is not finite in the files' number format, and where the files have their zeros in
-    other places than the sparse model.
+    InputError where a weight is not finite in the files' number format, and where the files have
+    their zeros in other places than the sparse model.
     """
     for file in work.glob("*.safetensors*"):
         file.unlink()  # of an interruption while writing

@@ -14,7 +14,8 @@ from shears.records.peft_files import ADAPTER_WEIGHTS
 def read_recovery(base: ModelRef) -> dict[str, Tensor]:
     """Return the tensors of the recovery in the folder of a sparse model, by PEFT's names.
 
-    Its alpha is its rank, so that their product needs no scaling. InputError as in `recovery_record`.
+    Its alpha is its rank, so that their product needs no scaling. InputError as in
+    `recovery_record`.
     """
     recovery_record(base)
     tensors: dict[str, Tensor] = load_file(base.folder / RECOVERY_FOLDER / ADAPTER_WEIGHTS)

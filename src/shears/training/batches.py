@@ -1,7 +1,7 @@
 """Tokenized examples as batches: padded to their longest, or packed several to a row without seeing each other.
 
-A trial decides which batches a model computes correctly, not a list of architectures. B examples, T tokens of the
-longest; P packed rows, L tokens of the longest; V words of the vocabulary.
+A trial decides which batches a model computes correctly, not a list of architectures. B examples, T
+tokens of the longest; P packed rows, L tokens of the longest; V words of the vocabulary.
 """
 
 import math
@@ -38,8 +38,9 @@ def padding(tokenizer: PreTrainedTokenizerBase) -> int:
 def pad(rows: Sequence[Tokenized], pad_id: int, *, behind: bool = False) -> dict[str, Tensor]:
     """Return input_ids, attention_mask, position_ids and labels, each Int "B T"; padding has no label.
 
-    Positions count from each row's first real token, so that a row's logits are the same in every batch. Completions
-    end together. For models that read padding it can stand `behind` the rows, where no real token comes after it.
+    Positions count from each row's first real token, so that a row's logits are the same in every
+    batch. Completions end together. For models that read padding it can stand `behind` the rows,
+    where no real token comes after it.
     """
     length = max(len(row.input_ids) for row in rows)
 
@@ -69,9 +70,9 @@ def length_buckets(lengths: Sequence[int], batch_size: int, padded: bool = True)
 def pack(rows: Sequence[Tokenized], capacity: int, pad_id: int, limit: int | None = None) -> dict[str, Tensor]:
     """Return input_ids, position_ids, labels and examples, each Int "P L".
 
-    Positions restart with every example, which is all that transformers needs to keep examples apart (no attention
-    mask, no cache). `examples` is the number of each token's example in `rows`. Rows have about `capacity` tokens, and
-    at most `limit` (see `balanced`).
+    Positions restart with every example, which is all that transformers needs to keep examples
+    apart (no attention mask, no cache). `examples` is the number of each token's example in `rows`.
+    Rows have about `capacity` tokens, and at most `limit` (see `balanced`).
     """
     packs = balanced([len(row.input_ids) for row in rows], capacity, limit)
     length = max(sum(len(rows[index].input_ids) for index in indices) for indices in packs)
@@ -97,8 +98,8 @@ def balanced(lengths: Sequence[int], capacity: int, limit: int | None = None) ->
 
     No group has more than `limit` tokens (a model's positions), unless it is a single index.
 
-    In rows of L tokens, a position costs 4 x capacity + L: its linears, and its attention to the others. Padding costs
-    as much, so that a few long examples are not spread over many rows.
+    In rows of L tokens, a position costs 4 x capacity + L: its linears, and its attention to the
+    others. Padding costs as much, so that a few long examples are not spread over many rows.
     """
     allowed = math.inf if limit is None else limit
     most = min(len(lengths), -(-2 * sum(lengths) // capacity))
@@ -136,8 +137,8 @@ def _longest(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
 def keeps_apart(model: nn.Module) -> bool:
     """Tell whether restarting positions suffice for the model not to look across examples of a packed row.
 
-    An example must not depend on its neighbour, and must have about the logits that it has alone. The model's mode and
-    the random generators stay as they are.
+    An example must not depend on its neighbour, and must have about the logits that it has alone.
+    The model's mode and the random generators stay as they are.
     """
     if "position_ids" not in forward_parameters(model):
         return False
@@ -158,8 +159,8 @@ def keeps_apart(model: nn.Module) -> bool:
 def ignores_padding(model: nn.Module) -> bool:
     """Tell whether a row that is padded on the left and masked has the logits that it has alone, for any padding token.
 
-    Some recurrent models read padding like any other token: for them, only rows of equal lengths may share a batch.
-    Tried in the arithmetic of the weights.
+    Some recurrent models read padding like any other token: for them, only rows of equal lengths
+    may share a batch. Tried in the arithmetic of the weights.
     """
     device = next(model.parameters()).device
     words = num_words(model)

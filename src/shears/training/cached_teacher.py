@@ -2,8 +2,8 @@
 
 K positions that predict a label, N kept words.
 
-A folder holds shards of safetensors, each of whole examples in the order of the training set, and a record. The rest's
-mass is not stored: it is what the kept words leave to one.
+A folder holds shards of safetensors, each of whole examples in the order of the training set, and a
+record. The rest's mass is not stored: it is what the kept words leave to one.
 """
 
 import hashlib
@@ -143,9 +143,9 @@ def open_teacher(
 ) -> Teacher:
     """Return the teacher of a training on `rows`, which came from `settings.data`: in memory, or its cached targets.
 
-    For cached targets it is loaded only where some are missing, before the student needs its memory, and
-    computes as training does. `seen` are the numbers of the examples that will be asked for, by default
-    all: no others are computed.
+    For cached targets it is loaded only where some are missing, before the student needs its
+    memory, and computes as training does. `seen` are the numbers of the examples that will be asked
+    for, by default all: no others are computed.
     """
     precision = resolved_precision(settings.precision, pick_device(settings.device))
     if not settings.teacher_top_k:
@@ -184,9 +184,10 @@ def cache_targets(
 ) -> CachedTeacher:
     """Return the cached targets of a training set's labels; what is not below `folder` yet is computed first.
 
-    The folder of the targets is named by all that decides them. `open_teacher` loads the teacher and says how its
-    batches are made; it is called only if targets are missing, and what it returned is freed. An interruption loses
-    one shard; several processes compute shards in turn. InputError where the disk has no room.
+    The folder of the targets is named by all that decides them. `open_teacher` loads the teacher
+    and says how its batches are made; it is called only if targets are missing, and what it
+    returned is freed. An interruption loses one shard; several processes compute shards in turn.
+    InputError where the disk has no room.
     """
     key = request.key(rows)
     output = _folder_of(folder, key)

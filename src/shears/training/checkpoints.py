@@ -1,6 +1,7 @@
 """Checkpoints that are whole or do not count: a folder counts once its marker is written, after an fsync of the rest.
 
-The marker holds the files' sizes, so that a checkpoint whose files were cut short afterwards does not count either.
+The marker holds the files' sizes, so that a checkpoint whose files were cut short afterwards does
+not count either.
 """
 
 import logging
@@ -34,8 +35,8 @@ class MarkWhole(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Flush the checkpoint of this step, then mark it, once every process has written its part.
 
-        InputError, in all processes, if a trained weight is not finite: a loss can be finite while the gradients are
-        not. The earlier checkpoints then remain the last.
+        InputError, in all processes, if a trained weight is not finite: a loss can be finite while
+        the gradients are not. The earlier checkpoints then remain the last.
         """
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         name = first_non_finite(kwargs["model"])

@@ -1,6 +1,7 @@
 """The loss of a training: its text, and the divergence of a teacher's next-token distribution from the student's.
 
-K positions that predict a label, V words of the vocabulary, N of them kept, H features before the head.
+K positions that predict a label, V words of the vocabulary, N of them kept, H features before the
+head.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,9 +48,9 @@ def kl_from_top_k(
 ) -> Float[Tensor, " K"]:
     """Return the divergence between the N kept words and one bucket of all others, in nats, float32.
 
-    `log_probs` are the teacher's log-probabilities over the whole vocabulary of the words in `indices`; the bucket has
-    the rest of the mass, in the student too. It is at most the divergence over all words. With N = V there is no
-    bucket.
+    `log_probs` are the teacher's log-probabilities over the whole vocabulary of the words in
+    `indices`; the bucket has the rest of the mass, in the student too. It is at most the divergence
+    over all words. With N = V there is no bucket.
     """
     result: Tensor = _TopKDivergence.apply(student_logits, indices, log_probs.float())
     return result
@@ -58,9 +59,9 @@ def kl_from_top_k(
 class _TopKDivergence(torch.autograd.Function):
     """The divergence of `kl_from_top_k` and its gradient by the student's logits, in few passes over them.
 
-    With the kept words k, teacher's p and rest r, student's q and rest Q, the loss is
-    sum_k p_k (log p_k - log q_k) + r (log r - log Q). Its gradient by a logit is (sum_k p_k + r) q_v - p_v for a kept
-    word and (sum_k p_k + r - r / Q) q_v for another.
+    With the kept words k, teacher's p and rest r, student's q and rest Q, the loss is sum_k p_k
+    (log p_k - log q_k) + r (log r - log Q). Its gradient by a logit is (sum_k p_k + r) q_v - p_v
+    for a kept word and (sum_k p_k + r - r / Q) q_v for another.
     """
 
     @staticmethod
@@ -109,7 +110,8 @@ class TopK(NamedTuple):
 class Logits(NamedTuple):
     """Logits of all words: those in `hidden`, or where `weight` is given, what this head makes of `hidden`.
 
-    The head runs on the positions that are asked for only: the logits of all K positions need not exist at once.
+    The head runs on the positions that are asked for only: the logits of all K positions need not
+    exist at once.
     """
 
     hidden: Float[Tensor, "K H"]
@@ -169,9 +171,9 @@ class Teacher(Protocol):
     def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Distribution:
         """Return the targets of the wanted positions, row after row.
 
-        `batch` is one of `trainer.Collator`: input_ids and labels, position_ids that restart with every
-        example, `numbers` (of the examples in the training set) and, in packed rows, `examples` (of the
-        batch).
+        `batch` is one of `trainer.Collator`: input_ids and labels, position_ids that restart with
+        every example, `numbers` (of the examples in the training set) and, in packed rows,
+        `examples` (of the batch).
         """
         ...
 
@@ -192,9 +194,9 @@ class Loss:
     ) -> TokenLosses:
         """Return the losses of a batch of `trainer.Collator`, each to be differentiated with the weight `scale`.
 
-        0 where there is no label. With `in_pieces`, for a model that `losses.takes_pieces`, the head runs
-        on some positions at a time; else all K positions have logits at once. A model in evaluation mode
-        is measured by the text alone.
+        0 where there is no label. With `in_pieces`, for a model that `losses.takes_pieces`, the
+        head runs on some positions at a time; else all K positions have logits at once. A model in
+        evaluation mode is measured by the text alone.
         """
         batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
         if self.teacher is not None and model.training:
@@ -229,9 +231,10 @@ def losses_behind_head(
 ) -> TokenLosses:
     """Return a loss at the K positions that predict a label of packed or padded rows (`labelled_positions`, in order).
 
-    `batch` is as in `losses.packed_predictions` or `losses.padded_predictions`. With `in_pieces`, for a model that
-    `losses.takes_pieces`, the head runs on some positions at a time, and every loss is expected to weigh `scale` in
-    what is differentiated; else all K positions have logits at once.
+    `batch` is as in `losses.packed_predictions` or `losses.padded_predictions`. With `in_pieces`,
+    for a model that `losses.takes_pieces`, the head runs on some positions at a time, and every
+    loss is expected to weigh `scale` in what is differentiated; else all K positions have logits at
+    once.
     """
     wanted = labelled_positions(batch["labels"])
     names = ("input_ids", "position_ids") if "examples" in batch else tuple(batch)

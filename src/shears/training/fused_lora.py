@@ -1,11 +1,13 @@
 """LoRA on linears that share one input, in one operator: their As are one product, each B adds to its linear's output.
 
-PEFT computes every layer alone: it casts the input for the linear and again for A, multiplies B's output by the scaling
-and adds it to the linear's, each in a pass over memory, and under selective checkpointing all of that once more in the
-backward pass. Here the sum is the last step of B's product, and its result is what a checkpoint keeps.
+PEFT computes every layer alone: it casts the input for the linear and again for A, multiplies B's
+output by the scaling and adds it to the linear's, each in a pass over memory, and under selective
+checkpointing all of that once more in the backward pass. Here the sum is the last step of B's
+product, and its result is what a checkpoint keeps.
 
-y_i = W_i x + b_i + (scaling_i B_i) (m_i * A_i x) for the linears i of one input x; m masks ranks (see `adapt.elastic`).
-Both products sum in float32 and their sum is rounded once, where PEFT rounds each, so that results differ by rounding.
+y_i = W_i x + b_i + (scaling_i B_i) (m_i * A_i x) for the linears i of one input x; m masks ranks
+(see `adapt.elastic`). Both products sum in float32 and their sum is rounded once, where PEFT rounds
+each, so that results differ by rounding.
 
 T tokens (all leading dimensions of x), I input features, O output features of a linear, R ranks.
 """
@@ -114,8 +116,8 @@ def _layers(fields: Sequence[Tensor]) -> list[_Layer]:
 class FusedLora(LoraLinear):  # type: ignore[misc]  # PEFT has no types here
     """PEFT's LoRA on a linear, computed together with the layers of `partners` that get the same input.
 
-    The first of them that gets an input computes all outputs, and the others take theirs. A subclass of PEFT's layer
-    with the same parameters: a layer gets it by `fuse_lora`.
+    The first of them that gets an input computes all outputs, and the others take theirs. A
+    subclass of PEFT's layer with the same parameters: a layer gets it by `fuse_lora`.
     """
 
     partners: "tuple[FusedLora, ...]"
@@ -168,9 +170,9 @@ class FusedLora(LoraLinear):  # type: ignore[misc]  # PEFT has no types here
 def fuse_lora(model: PeftModel, precision: str, adapter: str = "default") -> int:
     """Fuse plain LoRA on the linears of a model, in place, those of one input together; return how many are fused.
 
-    Which of them share one input shows in a trial under autocast to `precision`; in fp32 none is fused. Only LoRA
-    without dropout, variants and biases on an nn.Linear is fused. Parameters, their names and files stay as they are;
-    `unfuse_lora` is the inverse.
+    Which of them share one input shows in a trial under autocast to `precision`; in fp32 none is
+    fused. Only LoRA without dropout, variants and biases on an nn.Linear is fused. Parameters,
+    their names and files stay as they are; `unfuse_lora` is the inverse.
     """
     groups: dict[int, list[LoraLinear]] = {}
     if precision == "fp32":
@@ -183,7 +185,8 @@ def fuse_lora(model: PeftModel, precision: str, adapter: str = "default") -> int
             each.__class__ = FusedLora
             each.fused_adapter = adapter
             each.waiting = None
-            # not a tuple of modules that torch registers: the layers stay where they are in the model
+            # not a tuple of modules that torch registers: the layers stay where they are in the
+            # model
             each.__dict__["partners"] = tuple(layers)
     return sum(map(len, groups.values()))
 

@@ -34,9 +34,10 @@ logger = logging.getLogger(__name__)
 class Training:
     """What a verb trains, on which examples, for how many steps; `LoopConfig` has the options.
 
-    `callbacks` act on the steps, such as by drawing ranks. `details` returns what the log says of a step
-    beside its loss. `holds_frozen` converts frozen linears to the arithmetic and fuses LoRA's products.
-    `scheduler` is the course of the learning rate and `optimizer` the form of AdamW, by transformers' names.
+    `callbacks` act on the steps, such as by drawing ranks. `details` returns what the log says of a
+    step beside its loss. `holds_frozen` converts frozen linears to the arithmetic and fuses LoRA's
+    products. `scheduler` is the course of the learning rate and `optimizer` the form of AdamW, by
+    transformers' names.
     """
 
     weights: TrainedWeights
@@ -55,7 +56,8 @@ class Training:
 def fit(training: Training, work: Path, settings: LoopConfig) -> None:
     """Train until the last step, from the last whole checkpoint in `work` if there is one.
 
-    With early stopping, the model then has the weights of the lowest validation loss, in the process that saves it.
+    With early stopping, the model then has the weights of the lowest validation loss, in the
+    process that saves it.
     """
     steps = training.steps
     if steps <= settings.warmup_steps:

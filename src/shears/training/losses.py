@@ -1,6 +1,7 @@
 """The loss of completion tokens, for training and for scoring: logits only where a label needs them.
 
-B examples, P packed rows of L tokens, T tokens, K positions that carry labels, V words of the vocabulary.
+B examples, P packed rows of L tokens, T tokens, K positions that carry labels, V words of the
+vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,8 @@ def kept_logits(labels: Int[Tensor, "B T"]) -> int:
 def trailing_logits(model: nn.Module, batch: Mapping[str, Tensor], keep: int) -> Float[Tensor, "B K V"]:
     """Return the logits of the last `keep` positions, computing no others where the model's forward allows it.
 
-    Labels, and keys of the batch that the forward does not take (such as position_ids), are left out.
+    Labels, and keys of the batch that the forward does not take (such as position_ids), are left
+    out.
     """
     takes = forward_parameters(model)
     inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name in takes - {"labels"}}
@@ -64,8 +66,8 @@ class Predictions(NamedTuple):
 def padded_predictions(model: nn.Module, batch: Mapping[str, Tensor]) -> Predictions:
     """Return the predictions of all rows from the position before the first label of any row, row after row.
 
-    `batch` holds input_ids, attention_mask, position_ids and labels, padded on the left: completions end together, so
-    that K is about the number of rows times the longest completion.
+    `batch` holds input_ids, attention_mask, position_ids and labels, padded on the left:
+    completions end together, so that K is about the number of rows times the longest completion.
     """
     labels = batch["labels"]
     keep = min(kept_logits(labels), labels.shape[1])
@@ -86,8 +88,8 @@ def completion_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Te
 def packed_predictions(model: nn.Module, batch: Mapping[str, Tensor]) -> Predictions:
     """Return the predictions at the K positions before the labels of packed rows, with their examples.
 
-    `batch` holds input_ids, position_ids, labels and examples, each Int "P L" (see `data.packing`). The head runs on
-    these positions only; without any label, on one position without a target.
+    `batch` holds input_ids, position_ids, labels and examples, each Int "P L" (see `data.packing`).
+    The head runs on these positions only; without any label, on one position without a target.
     """
     predicting = labelled_positions(batch["labels"])
     logits = logits_at(model, {name: batch[name] for name in ("input_ids", "position_ids")}, predicting)
@@ -103,11 +105,13 @@ def packed_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Float[
 def logits_at(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Float[Tensor, "K V"]:
     """Return the logits at the K wanted positions, row after row, computing no others where the head can be hooked.
 
-    Labels, and keys of the batch that the forward does not take (such as position_ids), are left out.
+    Labels, and keys of the batch that the forward does not take (such as position_ids), are left
+    out.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name in forward_parameters(model) - {"labels"}}
 
-    # transformers' `logits_to_keep` selects the same positions of every row, and packed rows need different ones
+    # transformers' `logits_to_keep` selects the same positions of every row, and packed rows need
+    # different ones
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the number of positions is not static
     def choose(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
@@ -126,8 +130,9 @@ def logits_at(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor
 class PieceLoss(NamedTuple):
     """A loss by position, and how many positions have their logits at once.
 
-    `compute(logits, piece, with_gradient)` returns the losses of a slice of the positions, and if asked the gradients
-    by its logits, of a loss that weighs `scale`, in the logits' dtype. It may overwrite the logits.
+    `compute(logits, piece, with_gradient)` returns the losses of a slice of the positions, and if
+    asked the gradients by its logits, of a loss that weighs `scale`, in the logits' dtype. It may
+    overwrite the logits.
     """
 
     compute: Callable[[Float[Tensor, "P V"], slice, bool], tuple[Float[Tensor, " P"], Float[Tensor, "P V"] | None]]
@@ -137,8 +142,9 @@ class PieceLoss(NamedTuple):
 class InPieces(torch.autograd.Function):
     """A loss behind a frozen head, some positions at a time: no logits outlive their piece.
 
-    The gradient is computed with the loss, for a weight `scale` of every loss, and multiplied by what the backward pass
-    brings over `scale`: exactly 1 where that is `scale`, so that its logits are rounded as autograd would round them.
+    The gradient is computed with the loss, for a weight `scale` of every loss, and multiplied by
+    what the backward pass brings over `scale`: exactly 1 where that is `scale`, so that its logits
+    are rounded as autograd would round them.
     """
 
     @staticmethod
@@ -227,8 +233,8 @@ def _cross_entropy(targets: Int[Tensor, " K"], scale: float, rows: int, words: i
 def piecewise_losses(model: nn.Module, batch: Mapping[str, Tensor], scale: float) -> TokenLosses:
     """Return the losses of the K labelled tokens of packed or padded rows, without the logits of all of them at once.
 
-    `batch` is as in `packed_predictions` or `padded_predictions`, for a model that `takes_pieces`. Every loss is
-    expected to weigh `scale` in what is differentiated (see `InPieces`).
+    `batch` is as in `packed_predictions` or `padded_predictions`, for a model that `takes_pieces`.
+    Every loss is expected to weigh `scale` in what is differentiated (see `InPieces`).
     """
     wanted = labelled_positions(batch["labels"])
     names = ("input_ids", "position_ids") if "examples" in batch else tuple(batch)
@@ -261,7 +267,8 @@ def before_head(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tens
 def takes_pieces(model: nn.Module) -> bool:
     """Tell whether a model's logits are what a plain frozen head returns, so that losses can be computed in pieces.
 
-    Some models scale or bound their logits behind the head. Tried with two tokens; the model's mode stays as it is.
+    Some models scale or bound their logits behind the head. Tried with two tokens; the model's mode
+    stays as it is.
     """
     head = own_model(model).get_output_embeddings()  # type: ignore[operator]
     if type(head) is not nn.Linear or any(

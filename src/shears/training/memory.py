@@ -38,8 +38,9 @@ DEFAULTS = ((M_MMAP_MAX, 65536), (M_TRIM_THRESHOLD, 128 * 1024))
 def hold_as_computed(model: nn.Module, precision: str) -> int:
     """Convert frozen linears to `precision`, in place; return how many, 0 where a trial shows that an output changes.
 
-    Autocast would convert them in every forward and again in every backward pass. What lies outside of linears
-    (embeddings, norms) and what shares its weight with something else keeps its numbers: they are read as they are.
+    Autocast would convert them in every forward and again in every backward pass. What lies outside
+    of linears (embeddings, norms) and what shares its weight with something else keeps its numbers:
+    they are read as they are.
     """
     dtype = DTYPES[precision]
     device = next(model.parameters()).device
@@ -101,12 +102,12 @@ def _trial_logits(model: nn.Module, precision: str, device: torch.device) -> Ten
 def recompute_between_products(model: nn.Module, narrow: int) -> bool:
     """Make every decoder block keep only the results that `keeps` selects; return whether a trial shows that it works.
 
-    `narrow` is the largest rank of the trained products. The backward pass recomputes the operations
-    between two products (norms, rotations, activations, sums, casts, LoRA's narrow products): they are
-    cheap, but their results take most of the memory. The recomputed values have the same bits, because
-    ranks are set before the forward and never inside it. The inverse is
-    `own_model(model).activation_checkpointing_disable()`. The model's training mode, its gradients and
-    torch's generators stay as they are.
+    `narrow` is the largest rank of the trained products. The backward pass recomputes the
+    operations between two products (norms, rotations, activations, sums, casts, LoRA's narrow
+    products): they are cheap, but their results take most of the memory. The recomputed values have
+    the same bits, because ranks are set before the forward and never inside it. The inverse is
+    `own_model(model).activation_checkpointing_disable()`. The model's training mode, its gradients
+    and torch's generators stay as they are.
     """
     base: Any = own_model(model)
     if base.supports_gradient_checkpointing:
@@ -155,9 +156,9 @@ def keeps(operator: torch._ops.OpOverload, args: tuple[Any, ...], narrow: int) -
 def kept_heap() -> Iterator[bool]:
     """Keep freed memory in the process inside the context, and return it at the end; yield whether that works here.
 
-    glibc maps every tensor above 32 MB anew and unmaps it once it is freed; the system then clears its
-    pages at the first write. In a training step on a CPU that took a fifth of the time (docs/log.md).
-    Other C libraries stay as they are.
+    glibc maps every tensor above 32 MB anew and unmaps it once it is freed; the system then clears
+    its pages at the first write. In a training step on a CPU that took a fifth of the time
+    (docs/log.md). Other C libraries stay as they are.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     works = hasattr(libc, "gnu_get_libc_version")

@@ -1,10 +1,12 @@
 """Causal attention of packed rows on a CPU, an example at a time: nothing is computed between examples.
 
-torch's attention multiplies whole rows and masks what lies across examples or ahead, and copies the keys for every head
-that shares them. Here each example is two products over its own tokens, its heads in one batch. The products and the
-softmax between them are one operator, whose backward pass recomputes the probabilities: it keeps what torch's keeps.
+torch's attention multiplies whole rows and masks what lies across examples or ahead, and copies the
+keys for every head that shares them. Here each example is two products over its own tokens, its
+heads in one batch. The products and the softmax between them are one operator, whose backward pass
+recomputes the probabilities: it keeps what torch's keeps.
 
-P rows of L tokens, H heads, G heads of keys and values, D features of a head; T tokens of an example.
+P rows of L tokens, H heads, G heads of keys and values, D features of a head; T tokens of an
+example.
 """
 
 from collections.abc import Iterator, Sequence

@@ -82,8 +82,8 @@ def shared_folder(
 ) -> Iterator[Path]:
     """Yield the working folder of `folders.working_folder`, which the first process opens for all of them.
 
-    The folder is renamed once every process has left the block. InputError, in the first process alone, for what
-    `working_folder` refuses; the others then exit with code 2.
+    The folder is renamed once every process has left the block. InputError, in the first process
+    alone, for what `working_folder` refuses; the others then exit with code 2.
     """
     folder = working_folder(output, config, resume=resume, kind=kind)
     if num_processes() == 1:
@@ -111,9 +111,10 @@ def shared_folder(
 def shard_frozen(model: PeftModel, device: torch.device) -> None:
     """Split the frozen weights, so that each process holds its part on `device`; a single process holds all.
 
-    Each decoder block is gathered where it is needed, then freed. Trained parameters stay whole in every process,
-    outside of the sharding, so that gradients, optimizer and files are those of plain data parallelism. Weights are
-    moved a block at a time: no device holds the whole model. FSDP2 (`fully_shard`) does it, in the order of ZeRO-3.
+    Each decoder block is gathered where it is needed, then freed. Trained parameters stay whole in
+    every process, outside of the sharding, so that gradients, optimizer and files are those of
+    plain data parallelism. Weights are moved a block at a time: no device holds the whole model.
+    FSDP2 (`fully_shard`) does it, in the order of ZeRO-3.
     """
     count = num_processes()
     if count == 1:
@@ -131,7 +132,8 @@ def shard_frozen(model: PeftModel, device: torch.device) -> None:
 def reshard(model: nn.Module) -> None:
     """Free what a forward without a backward pass left gathered in a sharded model, in every process.
 
-    The process that saves a checkpoint frees it by itself; in the next forward it would gather alone.
+    The process that saves a checkpoint frees it by itself; in the next forward it would gather
+    alone.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):

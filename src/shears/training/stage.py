@@ -33,8 +33,8 @@ CHANGEABLE = {"save_steps", "report_to", "recompute"}  # options that do not cha
 class Stage:
     """A verb that trains: its name, the record that marks its output as whole, and options that it had earlier.
 
-    `removed` maps each of these options to the value that this version computes with. An interrupted run
-    of an earlier version resumes if it had that value.
+    `removed` maps each of these options to the value that this version computes with. An
+    interrupted run of an earlier version resumes if it had that value.
     """
 
     verb: str
@@ -61,8 +61,8 @@ def run_stage(
 ) -> Path:
     """Let `train` make the artifact in a working folder, and return the finished folder `output`.
 
-    Under a launcher all processes call this, and the first one writes. InputError if an output or an
-    interrupted run is in the way, or if the run to resume had another configuration.
+    Under a launcher all processes call this, and the first one writes. InputError if an output or
+    an interrupted run is in the way, or if the run to resume had another configuration.
     """
     started = time.monotonic()
     output = expanded(output)

@@ -60,8 +60,9 @@ class StepLog(TrainerCallback):
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Take the figures of the step; InputError, in all processes, if its loss or gradients are not finite.
 
-        The update is then not made, and the state after the previous step is saved if it is finite itself. In fp16,
-        gradients may overflow: torch's scaler skips such a step and lowers its scale.
+        The update is then not made, and the state after the previous step is saved if it is finite
+        itself. In fp16, gradients may overflow: torch's scaler skips such a step and lowers its
+        scale.
         """
         self.figures = self.trainer.step_figures()
         values = {"loss": self.figures[0]}

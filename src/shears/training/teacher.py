@@ -76,7 +76,8 @@ class TeacherSource:
 def find_teacher(name: str | Path) -> TeacherSource:
     """Return the teacher of a name: a model by any name, or the folder of an adapter that shears trained.
 
-    InputError where there is none, for a package, and for an adapter whose base is not the one it was trained on.
+    InputError where there is none, for a package, and for an adapter whose base is not the one it
+    was trained on.
     """
     folder = expanded(name)
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -105,8 +106,8 @@ def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
 class LiveTeacher:
     """Runs a frozen model on every batch, without gradients; its head runs when the student's does, in pieces.
 
-    `precision` is the arithmetic (see `devices.autocast`). The model is put into evaluation mode and
-    frozen, and its linears are held as they compute.
+    `precision` is the arithmetic (see `devices.autocast`). The model is put into evaluation mode
+    and frozen, and its linears are held as they compute.
     """
 
     def __init__(self, model: nn.Module, precision: str) -> None:

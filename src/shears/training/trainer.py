@@ -46,8 +46,8 @@ class NumberedExamples(Dataset[tuple[int, Tokenized]]):
 class LengthBucketSampler(Sampler[int]):
     """Yields indices so that consecutive runs of `batch_size` have similar lengths; `set_epoch` reshuffles them.
 
-    Equal lengths give a plain shuffle. At the end, BLANK fills up to a multiple of `multiple`. The order is a function
-    of (seed, epoch).
+    Equal lengths give a plain shuffle. At the end, BLANK fills up to a multiple of `multiple`. The
+    order is a function of (seed, epoch).
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, multiple: int = 1) -> None:
@@ -71,7 +71,8 @@ class LengthBucketSampler(Sampler[int]):
         size = self.batch_size * BATCHES_PER_POOL
         pools = [sorted(order[i : i + size], key=self.lengths.__getitem__) for i in range(0, len(order), size)]
         batches = [pool[i : i + self.batch_size] for pool in pools for i in range(0, len(pool), self.batch_size)]
-        # only the last pool can end in a short batch; it must stay last, since a loader cuts equal runs
+        # only the last pool can end in a short batch; it must stay last, since a loader cuts equal
+        # runs
         short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
         generator.shuffle(batches)
         for batch in batches + short:
@@ -83,8 +84,8 @@ class LengthBucketSampler(Sampler[int]):
 class Collator:
     """Makes a batch of numbered examples: packed into rows of `capacity` tokens, or padded if `capacity` is None.
 
-    `behind` puts the padding behind the examples, for models that do not ignore it. `limit` is the most tokens that a
-    row may have: the model's positions.
+    `behind` puts the padding behind the examples, for models that do not ignore it. `limit` is the
+    most tokens that a row may have: the model's positions.
     """
 
     pad_id: int
@@ -230,8 +231,8 @@ class StepTrainer(Trainer):
 class _EpochOrder(TrainerCallback):
     """Sets the epoch whose order of examples comes next.
 
-    Trainer and accelerate set it too, but not through every wrapper: several processes that resumed in the middle of an
-    epoch continued in the order of the first epoch.
+    Trainer and accelerate set it too, but not through every wrapper: several processes that resumed
+    in the middle of an epoch continued in the order of the first epoch.
     """
 
     def __init__(self, trainer: StepTrainer) -> None:

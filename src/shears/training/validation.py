@@ -1,8 +1,9 @@
 """The validation loss of a training, and what follows from it: when to stop, and which weights to keep.
 
-The loss is the mean over all labelled tokens, without dropout. It draws no random number and leaves the
-model as it was, so that a training with validation makes the steps of one without. What follows is a
-function of the losses in the training log, so that a resumed training decides as an undisturbed one.
+The loss is the mean over all labelled tokens, without dropout. It draws no random number and leaves
+the model as it was, so that a training with validation makes the steps of one without. What follows
+is a function of the losses in the training log, so that a resumed training decides as an
+undisturbed one.
 """
 
 import json
@@ -120,7 +121,8 @@ class Validator:
     def _sums(self) -> list[tuple[int, tuple[float, int]]]:
         """Return the summed loss and the labelled tokens of each batch, with its number.
 
-        Processes take batches in turn, as many each: a sharded model needs all of them in every forward.
+        Processes take batches in turn, as many each: a sharded model needs all of them in every
+        forward.
         """
         batches = length_buckets(
             [len(row.input_ids) for row in self.validation.rows], self.trainer.args.train_batch_size
