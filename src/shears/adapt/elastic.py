@@ -40,7 +40,7 @@ BYPASSING_A = ("ArrowLinearVariant", "MontecloraLinearVariant", "QALoraLinearVar
 
 
 def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-    """Zero the output features of lora_A beyond the active rank; a function of the module, so deepcopy is safe."""
+    """Zero the outputs of lora_A beyond the active rank; no closure, so that deepcopy is safe."""
     mask = module.get_buffer(MASK).to(output.dtype)
     if mask.ndim in (1, output.ndim):
         return output * mask
@@ -64,7 +64,7 @@ Layer: TypeAlias = Any  # PEFT's LoraLayer or LoKr's Linear, which have no types
 
 
 def adapted_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, Layer]]:
-    """Yield the layers with the adapter, LoRA or LoKr, and the names of their linears in the base model."""
+    """Yield the LoRA or LoKr layers with the adapter and the names of their linears in the base."""
     yield from lora_layers(model, adapter)
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoKrLinear) and adapter in {*layer.lokr_w1, *layer.lokr_w1_a}:
@@ -72,7 +72,7 @@ def adapted_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, Layer]
 
 
 def factors_of(layer: Layer, adapter: str) -> tuple[Float[Tensor, "R _"], Float[Tensor, "_ R"]]:
-    """Return the two factors whose common dimension are the ranks: A and B, or w2_b and w2_a of LoKr."""
+    """Return the factors whose common dimension are the ranks: A and B, or LoKr's w2_b and w2_a."""
     if isinstance(layer, LoKrLinear):
         return layer.lokr_w2_b[adapter], layer.lokr_w2_a[adapter]
     return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
@@ -155,7 +155,7 @@ class ElasticAdapter:
                 self.activate(before)
 
     def _mask(self, group: str, size: int, ranks: int | Tensor, factors: float | Tensor) -> Float[Tensor, "*B R"]:
-        """Return the mask of `size` components at a rank, or at many (* x 1), each with its factor."""
+        """Return the mask of `size` components at a rank, or at many (* x 1), times its factor."""
         mask = (torch.arange(size) < ranks).float() * factors
         return mask * self._diagonal(group, size) if self.nested else mask
 
@@ -165,7 +165,7 @@ class ElasticAdapter:
         return nn.functional.pad(weights, (0, size - len(weights)))
 
     def roots(self) -> dict[str, Float[Tensor, " R"]]:
-        """Return the roots of D by linear, 1 for components that no allowed rank contains; empty if not nested."""
+        """Return the roots of D by linear, 1 for components in no allowed rank; empty if not nested."""
         if not self.nested:
             return {}
         return {
@@ -175,13 +175,13 @@ class ElasticAdapter:
         }
 
     def fold(self) -> None:
-        """Multiply A and B by the roots of D, in place; the adapter is then plain LoRA with the same outputs."""
+        """Multiply A and B by the roots of D, in place: plain LoRA with the same outputs."""
         self._multiply(self.roots())
         self.nested = False
         self.activate(self.active or self.space.maximal())
 
     def unfold(self) -> None:
-        """Divide A and B by the roots of D, in place, so that every cut of B D A is what that of B A was.
+        """Divide A and B by the roots of D, in place: every cut of B D A is then that of B A.
 
         For an adapter that has a start of its own before nested training. Its components are parts
         of a whole, not estimates of one update, so smaller ranks then have no factors.
@@ -233,7 +233,7 @@ class ElasticAdapter:
         return ""
 
     def activate_rows(self, configs: Sequence[RankConfig]) -> None:
-        """Use one configuration per row of the batch (B configurations) in the next forwards, to score many at once.
+        """Use one configuration per row of the batch (B of them) in the next forwards.
 
         InputError if the ranks are not in the space, for variants of LoRA (DoRA's A also gets an
         identity), or if a linear sees only the tokens that a router sends it.
@@ -266,13 +266,13 @@ class ElasticAdapter:
         )
 
     def num_macs(self, config: RankConfig) -> int:
-        """Return the multiply-accumulates of the sub-adapter for a token: its parameters, but of LoKr more."""
+        """Return the multiply-accumulates for a token: the parameters, but of LoKr more."""
         return sum(
             _num_macs(layer, self.adapter, config[group]) for group, layers in self._layers.items() for layer in layers
         )
 
     def save(self, folder: str | Path, *, base: str | Path | None = None, **about: Any) -> Path:
-        """Write the trained adapter to `folder` as a super-adapter for search, export, evaluate; return the folder.
+        """Write the adapter to `folder` as a super-adapter for search and export; return the folder.
 
         For a training loop of your own, such as transformers' or TRL's Trainer with an
         `NLSCallback`. `base` is the model's folder or hub id, by default the name that it was
@@ -288,7 +288,7 @@ class ElasticAdapter:
             return save_own_loop(Path(folder), self.model, self.adapter, self.space, named, settings)
 
     def remove(self) -> None:
-        """Remove the hooks and masks, if any; the model is then a plain PEFT model at its largest ranks."""
+        """Remove hooks and masks: the model is then a plain PEFT model at its largest ranks."""
         for hook in self._hooks:
             hook.remove()
         for layer in self._all_layers():
@@ -360,7 +360,7 @@ def _roots(diagonal: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
 def make_elastic(
     model: PeftModel, space: SearchSpace, adapter: str = "default", *, nested: bool = False
 ) -> ElasticAdapter:
-    """Return the handle that switches the ranks of a PEFT model's LoRA adapter; the largest are active at first.
+    """Return the handle on the ranks of a PEFT model's adapter; the largest are active first.
 
     `nested` trains all allowed ranks at once, by a diagonal between the factors (see
     `ElasticAdapter`).
@@ -370,7 +370,7 @@ def make_elastic(
 
 @torch.no_grad()
 def reorder(model: PeftModel, adapter: str = "default") -> None:
-    """Order every layer's components by size, in place: B and A become the singular value decomposition of B A.
+    """Sort every layer's components by size, in place, by the singular values of B A.
 
     The product stays. Of all adapters of rank r, the first r components then have the nearest
     product (Eckart and Young). Both vectors of a component are equally long.
@@ -384,7 +384,7 @@ def reorder(model: PeftModel, adapter: str = "default") -> None:
 
 
 def by_size(a: Float[Tensor, "R I"], b: Float[Tensor, "O R"]) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:
-    """Return A and B with the same product, its singular values falling, the root of each value in both factors.
+    """Return A and B of the same product: falling singular values, their roots in both factors.
 
     Computed in float64 from the R x R core between two orthonormal bases; components beyond min(O,
     I) are zero.

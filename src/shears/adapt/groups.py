@@ -1,4 +1,4 @@
-"""Groups `auto`: the attention and MLP linears of any architecture, found in the structure of its decoder blocks.
+"""Groups `auto`: attention and MLP linears, found in the structure of the decoder blocks.
 
 A module that owns linears is an attention if its name or class says so, and an MLP if its linears
 lead out of the hidden states and back. Queries, keys and values (all of an attention's linears but
@@ -28,7 +28,7 @@ Sides = tuple[int, int]  # outputs and inputs of a linear
 
 
 def resolved_groups(groups: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """Return the groups with `auto` replaced by those of the model in a folder, whose weights are not loaded."""
+    """Return the groups with `auto` replaced by those of the model in a folder; loads no weight."""
     if AUTO not in groups:
         return tuple(groups)
     return with_auto(groups, empty_model(folder, known_config(folder), torch.float32))
@@ -40,7 +40,7 @@ def with_auto(groups: Sequence[str], model: nn.Module) -> tuple[str, ...]:
 
 
 def auto_groups(model: nn.Module) -> tuple[str, ...]:
-    """Return the groups of the attention and MLP linears, as `build_space` reads them; InputError without any.
+    """Return the groups of attention and MLP linears for `build_space`; InputError without any.
 
     Blocks with experts keep their MLPs as they are: experts are stacked in one tensor, and PEFT
     takes the names of other linears of such MLPs for theirs.
@@ -77,7 +77,7 @@ def _has_experts(block: nn.Module) -> bool:
 
 
 def _owners(blocks: Sequence[nn.Module]) -> Iterator[Mapping[str, dict[str, Sides]]]:
-    """Yield each block's linears, their outputs and inputs, by the name of the module that owns them and their own.
+    """Yield each block's linears with outputs and inputs, by the owner's name and their own.
 
     Routers, experts, and linears that several blocks share are left out.
     """
@@ -93,7 +93,7 @@ def _owners(blocks: Sequence[nn.Module]) -> Iterator[Mapping[str, dict[str, Side
 
 
 def _of_attention(owner: str, children: Mapping[str, Sides], width: int) -> Iterator[Group]:
-    """Yield the group of an attention's linears without its output: the last that leads back to the hidden states."""
+    """Yield the group of an attention's linears, without the last one that leads back."""
     back = [name for name, (outputs, _) in children.items() if outputs == width and len(children) > 1]
     out = ([name for name in back if name.startswith("o")] or back)[-1:]
     inputs = sorted((name for name in children if name not in out), key=_projection)
@@ -101,7 +101,7 @@ def _of_attention(owner: str, children: Mapping[str, Sides], width: int) -> Iter
 
 
 def _of_mlp(owner: str, children: Mapping[str, Sides], width: int) -> Iterator[Group]:
-    """Yield the groups of an MLP's first and second linear; none for a module whose linears do not fit each other."""
+    """Yield the groups of an MLP's first and second linear; none if they do not fit."""
     for down in [name for name, (outputs, _) in children.items() if outputs == width][-1:]:
         inner = children[down][1]
         fitting = (inner, 2 * inner)  # the second: gate and first linear in one
@@ -121,13 +121,13 @@ def _is_attention(owner: str, module: nn.Module) -> bool:
 
 
 def _is_pure(module: nn.Module) -> bool:
-    """Tell whether a module computes with its linears alone; state-space models have more weights of their own."""
+    """Tell whether a module has no weights beside its linears, as state-space models have."""
     mixes = any(isinstance(child, nn.Conv1d) for child in module.children())
     return not mixes and next(module.parameters(recurse=False), None) is None
 
 
 def _without_gate(up: Sequence[str]) -> str:
-    """Return the first linear of an MLP: of several, the one that is no gate, which comes before it in its module."""
+    """Return the first linear of an MLP: of several, the one behind the gate."""
     others = [name for name in up if "gate" not in name] or list(up)
     return others[0] if len(others) < len(up) else others[-1]
 

@@ -1,4 +1,4 @@
-"""How an adapter is initialised: from what pruning removed (recovery), or from the weights' components (PiSSA).
+"""How an adapter starts: from what pruning removed (recovery) or from the weights (PiSSA).
 
 Shapes: R rank, O output and I input features of a linear. A linear computes (W + scaling * B A) x.
 """
@@ -61,7 +61,7 @@ def start_from_recovery(model: PeftModel, base: ModelRef, adapter: str = "defaul
 
 @torch.no_grad()
 def start_from_principal(model: PeftModel, adapter: str = "default") -> dict[str, Tensor]:
-    """Move the first singular triplets of every weight W into its adapter: W becomes W - scaling * B A, in place.
+    """Move the first singular triplets of every W into its adapter: W becomes W - scaling * B A.
 
     Return the initial tensors by PEFT's names (on the CPU), which `without_start` needs. The
     model's outputs stay. InputError if a weight is quantized, does not belong to a linear, or is
@@ -88,7 +88,7 @@ def start_from_principal(model: PeftModel, adapter: str = "default") -> dict[str
 
 
 def without_start(tensors: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a LoRA of twice the rank on the original base, equal to `tensors` on the base that PiSSA changed.
+    """Return a LoRA of twice the rank on the original base, equal to `tensors` on PiSSA's.
 
     B' = [B, -B0] and A' = [A; A0], so that B' A' = B A - B0 A0. The scaling is the same: alpha
     doubles with the rank. `start` is what `start_from_principal` returned. KeyError if it lacks one
@@ -111,7 +111,7 @@ def _plain_weight(name: str, layer: LoraLayer) -> Float[Tensor, "O I"]:
 
 
 def _principal(weight: Float[Tensor, "O I"], rank: int) -> tuple[Float[Tensor, "O R"], Float[Tensor, "R I"]]:
-    """Return B and A with the weight's first singular triplets, the values' roots in both; zero beyond min(O, I)."""
+    """Return B and A of the first singular triplets, the roots in both; zero beyond min(O, I)."""
     left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
     count = min(rank, len(values))
     roots = values.sqrt()

@@ -40,7 +40,7 @@ def space_of_record(record: dict[str, Any]) -> SearchSpace:
 
 
 def _is_group(group: Any) -> bool:
-    """Tell whether a value is a group of a search space: whole numbers as ranks, names as modules, perhaps factors."""
+    """Tell whether a value is a group of a space: ranks, names of modules, perhaps factors."""
     match group:
         case {"ranks": [*ranks], "modules": [*modules]}:
             factors = group.get("factors", [])
@@ -53,7 +53,7 @@ def _is_group(group: Any) -> bool:
 def load_super_adapter(
     folder: str | Path, model: str | None = None, dtype: str = "auto", device: str = "auto"
 ) -> SuperAdapter:
-    """Load a super-adapter on its frozen base; it computes as in its training (sparse_adapter, quantize_aware).
+    """Load a super-adapter on its frozen base; it computes as in its training.
 
     InputError if the base is not the one it was trained on.
     """

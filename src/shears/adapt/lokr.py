@@ -1,4 +1,4 @@
-"""LoKr: an update of a weight that is a Kronecker product, its second factor of low rank (PEFT's LoKr, elastic).
+"""LoKr: a weight's update as a Kronecker product, its second factor of low rank, elastic.
 
 y = W x + scaling * (w1 kron (w2_a w2_b)) x, with w1 (L M), w2_a (K R) and w2_b (R N). An output is
 at l * K + k, an input at m * N + n.
@@ -18,7 +18,7 @@ from shears.models.sparse_adapter import MASK
 
 
 class ElasticLoKr(LoKrLinear):  # type: ignore[misc]
-    """PEFT's LoKr layer that masks the ranks of w2 and multiplies the inputs by one factor after the other.
+    """PEFT's LoKr layer that masks the ranks of w2 and multiplies by one factor after the other.
 
     PEFT's own forward builds the whole O x I update in every forward. Made by `ElasticAdapter`,
     which changes the class of PEFT's layers only; the mask is a buffer of the layer.

@@ -1,4 +1,4 @@
-"""Save an adapter that a loop of the user's own trained, such as transformers' or TRL's Trainer, as a super-adapter.
+"""Save an adapter of the user's own loop, such as TRL's Trainer, as a super-adapter.
 
 The folder has the form of those that `train` writes, so that search, export, evaluate and inspect
 take it.
@@ -42,14 +42,14 @@ _TRAIN = TrainConfig.model_fields
 
 
 class OwnLoopConfig(StageConfig):
-    """What `ElasticAdapter.save` cannot read off a model: the training's examples and how they became tokens."""
+    """What a model does not say of its training: the examples and how they became tokens."""
 
     data: str | None = None
     """Training examples, as `train --data` names them: they are recorded with their hash, and
     questions of a validation or test file that stand in them are marked; default: unknown, nothing
     is marked."""
     template: Literal["question", "alpaca"] = _TRAIN["template"].default
-    """Prompt template of instruction/input/output rows that the training used; other rows need none."""
+    """Prompt template of instruction/input/output rows in the training; other rows need none."""
     max_length: int = Field(_TRAIN["max_length"].default, gt=1)
     """Largest number of tokens in an example; search skips longer examples and counts them."""
 
@@ -104,7 +104,7 @@ def _base(name: str | None) -> ModelRef:
 
 
 def _plain_tensors(model: PeftModel, adapter: str, space: SearchSpace) -> dict[str, Tensor]:
-    """Return the adapter's tensors under the names of PEFT's files; InputError where no sub-adapter can be cut."""
+    """Return the tensors by the names in PEFT's files; InputError if no sub-adapter can be cut."""
     config = model.peft_config[adapter]
     _refuse_scalings(config, space)
     state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
@@ -134,7 +134,7 @@ def _refuse_scalings(config: Any, space: SearchSpace) -> None:
 
 @torch.no_grad()
 def _check_base(model: PeftModel, ref: ModelRef) -> None:
-    """Raise InputError where a frozen weight in memory differs from the tensor of its name in the base's files.
+    """Raise InputError if a frozen weight in memory differs from that in the base's files.
 
     The files' numbers are compared in the number format that they have in memory. Tensors that are
     quantized, sharded or offloaded there, or that transformers renames while loading, are not
@@ -153,14 +153,14 @@ def _check_base(model: PeftModel, ref: ModelRef) -> None:
 
 
 def _own_weights(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the model's own weights under their names without PEFT; other names belong to adapters."""
+    """Yield the model's own weights by their names without PEFT."""
     for name, parameter in base.named_parameters():
         if ".lora_" not in name:
             yield name.replace(BASE_LAYER, "."), parameter.detach()
 
 
 def _write_config(work: Path, config: LoraConfig, ref: ModelRef) -> None:
-    """Write PEFT's configuration of the adapter, ready for inference, target modules in a fixed order."""
+    """Write PEFT's configuration, ready for inference, target modules in a fixed order."""
     written = copy.copy(config)
     written.base_model_name_or_path = ref.recorded_name
     written.inference_mode = True
@@ -172,7 +172,7 @@ def _write_config(work: Path, config: LoraConfig, ref: ModelRef) -> None:
 
 
 def _record(space: SearchSpace, tensors: Mapping[str, Tensor], settings: OwnLoopConfig) -> dict[str, Any]:
-    """Return the keys of search_space.json that need no file; a rank costs a column of B and a row of A."""
+    """Return the keys of search_space.json that need no file."""
     per_rank = dict.fromkeys((name for names in space.modules.values() for name in names), 0)
     for name, tensor in tensors.items():
         per_rank[linear_of(name)] += tensor.numel() // space.max_rank

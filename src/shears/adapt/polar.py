@@ -1,4 +1,4 @@
-"""PoLAR: LoRA with orthonormal directions X and Y and a small core C between them (arXiv 2506.03133).
+"""PoLAR: LoRA with orthonormal directions X, Y and a small core C between (arXiv 2506.03133).
 
 A linear computes (W + scaling * X C Y^T) x. PEFT's `lora_A` holds Y^T and `lora_B` holds X C, both
 by torch's parametrizations, so that masks, SparsePEFT and checkpoints read and train them as those
@@ -43,7 +43,7 @@ def make_polar(
     *,
     roots: Mapping[str, Float[Tensor, " R"]] = MappingProxyType({}),
 ) -> None:
-    """Write every layer's product B A as X C Y^T, in place, with X and Y held orthonormal by Householder's reflections.
+    """Write every B A as X C Y^T, in place; Householder's reflections hold X, Y orthonormal.
 
     Y are the orthonormalized rows of A, so that rank r begins as B A restricted to the first r rows
     of A: the cut of B A itself where these are orthogonal. Where B is zero, X gets random
@@ -88,7 +88,7 @@ def _parametrize(linear_a: nn.Linear, linear_b: nn.Linear, generator: torch.Gene
 
 
 def fold_polar(model: PeftModel, adapter: str = "default") -> None:
-    """Make the adapter plain LoRA with B = X C and A = Y^T, in place; a plain one stays as it is."""
+    """Make the adapter plain LoRA, B = X C and A = Y^T, in place; a plain one stays."""
     parts = chain.from_iterable(
         (layer.lora_A[adapter], layer.lora_B[adapter]) for _, layer in lora_layers(model, adapter)
     )

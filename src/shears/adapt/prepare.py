@@ -1,4 +1,4 @@
-"""What a training needs, loaded: the frozen model with its adapter, the tokenizer, the tokenized examples."""
+"""What a training needs, loaded: the frozen model with its adapter, tokenizer, examples."""
 
 import logging
 import random
@@ -55,7 +55,7 @@ LOKR_SIDE = 4  # rows and columns of LoKr's full matrix, or their nearest diviso
 
 
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
-    """Return the search space: in each decoder block, the linears joined by + share one of the ranks.
+    """Return the search space: in each block, the linears joined by + share one rank.
 
     Each part is a name's ending or a regex (see `models.blocks.matching`); the group `auto` stands
     for those of `auto_groups`. InputError if a part matches nothing, if two groups claim one
@@ -124,7 +124,7 @@ def _sides(linear: nn.Module) -> Sequence[int]:
 
 
 def target_modules(model: nn.Module, space: SearchSpace) -> list[str]:
-    """Return PEFT's target_modules: name endings if they match exactly the space's linears, else full names."""
+    """Return PEFT's target_modules: name endings if they match exactly the space, else full names."""
     chosen = {name for names in space.modules.values() for name in names}
     endings = sorted({name.rsplit(".", 1)[-1] for name in chosen})
     meant = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
@@ -178,7 +178,7 @@ class Rows(NamedTuple):
 
 
 def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
-    """Return the tokenized examples of `settings`, without loading the model. InputError for unusable ones."""
+    """Return the tokenized examples of `settings`; loads no model. InputError for unusable ones."""
     tokenizer = load_tokenizer(model)
     sources = [settings.data, *([] if settings.validation_source is None else [settings.validation_source])]
     examples = [_examples(source, settings, tokenizer) for source in sources]
@@ -190,7 +190,7 @@ def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
 
 
 def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) -> PreparedAdapter:
-    """Load the model, the adapter and, without `rows`, the examples of `settings`. InputError for anything unusable."""
+    """Load the model, the adapter and, without `rows`, the examples; InputError if unusable."""
     rows = rows or read_training_rows(model, settings)
     tokenizer = load_tokenizer(model)
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
@@ -213,7 +213,7 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) ->
 
 
 def _mask(peft_model: PeftModel, grids: Mapping[str, Grid], settings: TrainConfig) -> None:
-    """Mask the adapter's product by the zeros of the base, and put the weights on their grids, if the settings ask."""
+    """Mask the product by the zeros of the base, or put the weights on grids, if asked."""
     if settings.masks and settings.init == "recovery":
         logger.warning("sparse_adapter masks out what init recovery restores: init lora is as good")
     if grids:
@@ -226,7 +226,7 @@ def _mask(peft_model: PeftModel, grids: Mapping[str, Grid], settings: TrainConfi
 def _elastic(
     peft_model: PeftModel, model: ModelRef, space: SearchSpace, settings: TrainConfig
 ) -> tuple[ElasticAdapter, dict[str, Tensor]]:
-    """Return the handle on the ranks of an adapter with its initial values, and those moved out of the weights."""
+    """Return the handle on the ranks of a started adapter, and what PiSSA moved into it."""
     start = _start(peft_model, model, settings)
     elastic = make_elastic(peft_model, space, nested=settings.sampling == "nested")
     has_product = settings.init != "lora"  # which then stays
@@ -240,21 +240,21 @@ def _elastic(
 
 
 def _start(peft_model: PeftModel, model: ModelRef, settings: TrainConfig) -> dict[str, Tensor]:
-    """Give the adapter its initial values; return those that were moved out of the model's weights."""
+    """Give the adapter its initial values; return those moved out of the model's weights."""
     if settings.init == "recovery":
         start_from_recovery(peft_model, model)
     return start_from_principal(peft_model) if settings.init == "pissa" else {}
 
 
 def _examples(source: str, settings: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Return the examples of a source; InputError, before a model is loaded, for rows that cannot be trained on."""
+    """Return the examples of a source; InputError for rows that cannot be trained on."""
     examples = load_examples(source, settings.template, tokenizer, columns=settings.columns)
     check_completions(examples, source)
     return examples
 
 
 def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[Tokenized], list[Tokenized]]:
-    """Return the rows to train on and those of the share, each in the given order; InputError for a single row.
+    """Return the rows to train on and those of the share, in order; InputError for a single row.
 
     The share is rounded, and both parts have at least one row. The draw is a function of the seed
     and the number of rows.
@@ -268,7 +268,7 @@ def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[
 
 
 def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:
-    """Return the model with a new LoRA or LoKr of the largest rank on the space's linears, the base frozen.
+    """Return the frozen model with a new LoRA or LoKr of the largest rank on the linears.
 
     PoLAR begins as LoRA (see `polar.make_polar`). InputError if PEFT adds none to one of the
     linears: it skips those whose weights Mamba's kernels read directly, and those with the names of
@@ -310,7 +310,7 @@ def _lora_config(model: PreTrainedModel, space: SearchSpace, settings: TrainConf
 
 
 def _lokr_config(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftConfig:
-    """Return PEFT's configuration of LoKr, whose start is zero in w2_b; InputError where it would not factorize w2."""
+    """Return PEFT's configuration of LoKr; InputError where it would not factorize w2."""
     for name in chain(*space.modules.values()):
         linear = model.get_submodule(name)
         if not isinstance(linear, nn.Linear):

@@ -12,7 +12,7 @@ NAMED = ("heuristic", "maximal", "minimal")
 
 
 class RanksFile(NamedTuple):
-    """A file of ranks; `number` counts a search's evaluations from 1, None means the chosen configuration."""
+    """A file of ranks; `number` counts a search's evaluations from 1, None is the chosen one."""
 
     path: Path
     number: int | None
@@ -24,7 +24,7 @@ class RanksFile(NamedTuple):
 
 
 def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> RankConfig:
-    """Return the ranks named: heuristic (None), maximal, minimal, a search's RESULT.json or a RANKS.json {group: rank}.
+    """Return the ranks named: heuristic (None), maximal, minimal, RESULT.json or RANKS.json.
 
     RESULT.json:N is the Nth configuration evaluated, from 1. `fingerprint` is the super-adapter's.
     InputError for the result of a search on another super-adapter, and for ranks outside the space.
@@ -59,7 +59,7 @@ def _ranks_in(file: RanksFile, fingerprint: str) -> dict[str, int]:
 
 
 def _configuration(result: dict[str, Any], file: RanksFile) -> Any:
-    """Return the chosen configuration of a search's result, or the evaluated one with the file's number."""
+    """Return the chosen configuration of a search's result, or that with the file's number."""
     if file.number is None:
         return result["chosen"]
     evaluations = result.get("evaluations")
@@ -71,7 +71,7 @@ def _configuration(result: dict[str, Any], file: RanksFile) -> Any:
 
 
 def ranks_file(ranks: str | None) -> RanksFile | None:
-    """Return the file that `ranks` names, perhaps with a number behind a colon; None for a name such as maximal.
+    """Return the file that `ranks` names, with or without a number; None for a name.
 
     A folder stands for the result of the search in it.
     """

@@ -1,4 +1,4 @@
-"""Which ranks are trained: strategies that choose a step's configuration, and the callback that activates it.
+"""Which ranks are trained: the choice for each step, and the callback that activates it.
 
 A choice is a function of the seed and of the step alone. So it depends neither on the order of the
 data nor on how a step is split into forwards, and a resumed training continues the same sequence.
@@ -25,7 +25,7 @@ def ranks_of_step(sampling: SamplingName, space: SearchSpace, seed: int, step: i
 
 
 class NLSCallback(TrainerCallback):
-    """Neural Low-rank adapter Search in any `transformers.Trainer`: draws ranks per step, never inside a forward.
+    """Neural Low-rank adapter Search in any `transformers.Trainer`: draws ranks for each step.
 
     The sampling of a nested adapter is nested, that of any other one uniform by default. InputError
     for a sampling that misfits the adapter.

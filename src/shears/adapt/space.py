@@ -92,7 +92,7 @@ class SearchSpace:
         return math.prod(len(ranks) for ranks in self.ranks.values())
 
     def nested_weights(self, group: str) -> tuple[float, ...]:
-        """Return, for every component of a group's largest rank, the share of its allowed ranks that contain it.
+        """Return the share of a group's allowed ranks that contain each of its components.
 
         This is the mean over the allowed ranks of the masks that keep the first components, the
         diagonal of MatryoshkaLoRA (arXiv 2605.07850, Algorithm 1) for ranks that are all scaled
@@ -102,7 +102,7 @@ class SearchSpace:
         return tuple(sum(rank > index for rank in ranks) / len(ranks) for index in range(ranks[0]))
 
     def nested(self) -> "SearchSpace":
-        """Return the space with the factors of nested training: the kept components' weights sum to that of all.
+        """Return the space with the factors of nested training: weights of a cut sum to those of all.
 
         Early in a training, every component is an estimate of the same update of the weight, so
         that a cut needs the sum of the weights that the whole was trained with (decision 53).
@@ -128,7 +128,7 @@ class SearchSpace:
         return RankConfig({group: ranks[-1] for group, ranks in self.ranks.items()})
 
     def heuristic(self) -> RankConfig:
-        """Return the middle rank of every group (Shears, section 3.3); of two middle ranks, the smaller."""
+        """Return the middle rank of every group (Shears, section 3.3); of two, the smaller."""
         return RankConfig({group: ranks[len(ranks) // 2] for group, ranks in self.ranks.items()})
 
     def random(self, generator: random.Random) -> RankConfig:
@@ -145,7 +145,7 @@ class SearchSpace:
                     yield RankConfig({**config, group: ranks[other]})
 
     def check(self, config: Mapping[str, int]) -> RankConfig:
-        """Return the configuration as a RankConfig; InputError if it does not belong to this space."""
+        """Return the configuration as a RankConfig; InputError if it is not of this space."""
         if config.keys() != self.ranks.keys():
             odd = sorted(config.keys() ^ self.ranks.keys())[:3]
             raise InputError(

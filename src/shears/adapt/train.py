@@ -81,7 +81,7 @@ def _origin(base: ModelRef, settings: TrainConfig, teacher: TeacherSource | None
 
 
 def _removed(settings: TrainConfig) -> dict[str, Any]:
-    """Return what options of earlier versions are now: the values with which an interrupted run resumes."""
+    """Return the values of removed options with which an interrupted run resumes."""
     return {
         "compile": False,
         "curriculum": 0.0,
@@ -111,7 +111,7 @@ def _fitted(base: ModelRef, source: TeacherSource | None, work: Path, settings: 
 def training_of(
     prepared: PreparedAdapter, settings: TrainConfig, loss: Loss = TEXT_LOSS, *, packing: bool = True
 ) -> Training:
-    """Return what the loop trains: the adapter, at the ranks that the settings' sampling gives each step."""
+    """Return what the loop trains: the adapter, at the ranks that the sampling gives each step."""
     model, elastic = prepared.model, prepared.elastic
     if settings.shard:
         shard_frozen(model, pick_device(settings.device))
@@ -156,7 +156,7 @@ def _examples_seen(settings: TrainConfig, lengths: Sequence[int]) -> set[int]:
 
 
 def _save(prepared: PreparedAdapter, work: Path, settings: TrainConfig, origin: Origin) -> None:
-    """Write a plain PEFT adapter; last the record that makes the folder a super-adapter, so that it marks it whole."""
+    """Write a plain PEFT adapter, and last the record that marks a whole super-adapter."""
     fold_polar(prepared.model)
     prepared.elastic.fold()
     if settings.reorders:
@@ -190,7 +190,7 @@ def _save(prepared: PreparedAdapter, work: Path, settings: TrainConfig, origin: 
 
 
 def _save_grids(prepared: PreparedAdapter, work: Path) -> None:
-    """Write the grids of quantize_aware into a file of their own, so that the adapter's file is plain LoRA."""
+    """Write the grids into a file of their own, so that the adapter's file is plain LoRA."""
     if not prepared.grids:
         return
     write_grids(work, current_grids(prepared.model, prepared.grids))
@@ -200,7 +200,7 @@ def _save_grids(prepared: PreparedAdapter, work: Path) -> None:
 
 
 def _validated(log: Path, settings: TrainConfig) -> dict[str, Any]:
-    """Return the step and the validation loss of the saved adapter; nothing without a validation."""
+    """Return step and validation loss of the saved adapter; nothing without a validation."""
     losses = read_losses(log)
     if losses.best is None:
         return {}
@@ -209,7 +209,7 @@ def _validated(log: Path, settings: TrainConfig) -> dict[str, Any]:
 
 
 def _without_start(prepared: PreparedAdapter, work: Path, alpha: float) -> tuple[SearchSpace, float, dict[str, int]]:
-    """Subtract from the saved adapter what init pissa moved out of the model; return its space, alpha and sizes.
+    """Subtract from the saved adapter what PiSSA moved into it; return space, alpha and sizes.
 
     The adapter then has twice the rank at the same scaling, and fits the model as it is in its
     folder. Without such a start, the adapter stays as it is. Sizes are numbers of parameters.

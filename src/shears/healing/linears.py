@@ -52,7 +52,7 @@ class _KeptProduct(torch.autograd.Function):
 
 
 class KeptWeights(nn.Module):
-    """A linear of which the N weights that are not zero are trained, as float32 `values` times `scale`.
+    """A linear whose N weights that are not zero are trained, as float32 `values` times `scale`.
 
     `scale` is the power of two next to the root mean square of the kept weights, so that a learning
     rate is a share of it: models differ in the size of their weights by more than ten times, and
@@ -71,7 +71,7 @@ class KeptWeights(nn.Module):
     """A product that is added to the outputs (`RecoveryProduct`)."""
 
     def start(self, dtype: torch.dtype | None, packed_as: NumberFormat | None = None) -> None:
-        """Begin with the present weights; products are computed in `dtype`, None for that of the weight."""
+        """Begin with the present weights; compute in `dtype`, None for that of the weight."""
         flat = self.weight.detach().flatten()
         places = (flat != 0).nonzero().squeeze(1)
         self.register_buffer("places", places.int() if flat.numel() < 2**31 else places, persistent=False)
@@ -116,7 +116,7 @@ class KeptWeights(nn.Module):
 
 
 def power_of_two(kept: Float[Tensor, "..."]) -> float:
-    """Return the power of two next to the root mean square of some weights, 1 where all of them are zero."""
+    """Return the power of two next to the root mean square of weights, 1 if all are zero."""
     mean_square = float(kept.square().mean()) if kept.numel() else 0.0
     return 2.0 ** round(math.log2(mean_square) / 2) if mean_square > 0 else 1.0
 
@@ -150,7 +150,7 @@ def trainable(model: nn.Module) -> dict[str, Matrix]:
 def train_kept(
     model: nn.Module, names: Iterable[str], dtype: torch.dtype | None, packed_as: NumberFormat | None = None
 ) -> None:
-    """Make the kept weights of the named linears the only trained ones; `dtype` is that of products.
+    """Train the kept weights of the named linears alone; `dtype` is that of products.
 
     With `packed_as`, products see the weights as a package of these values holds them.
     """

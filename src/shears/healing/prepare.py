@@ -1,4 +1,4 @@
-"""What healing needs, loaded: the sparse model with what is trained in it, its teacher, the sequences."""
+"""What healing needs, loaded: the sparse model, its teacher, the sequences."""
 
 import logging
 from typing import NamedTuple
@@ -28,7 +28,7 @@ MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text 
 
 
 class HealedWeights:
-    """The kept weights of a sparse model as the trained weights of a training (`trainer.TrainedWeights`)."""
+    """The kept weights of a sparse model as the loop's `trainer.TrainedWeights`."""
 
     file = "trained.safetensors"
 
@@ -53,7 +53,7 @@ class HealedWeights:
 
 
 class PreparedHealing(NamedTuple):
-    """A sparse model of which only what healing trains requires gradients, its tokenizer, a teacher, the sequences."""
+    """A sparse model ready to heal, its tokenizer, a teacher, the sequences."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ def teacher_of(sparse: ModelRef, settings: HealConfig) -> TeacherSource:
 
 
 def _pruned_from(sparse: ModelRef) -> TeacherSource:
-    """Return the model that a sparse one was pruned from, by its record; InputError where it has none."""
+    """Return the model that a sparse one was pruned from; InputError without a record of it."""
     name = sparse.record.get("model")
     if not isinstance(name, str):
         raise InputError(f"heal needs the dense model, and {sparse.name} has no record of it; add --teacher")
@@ -98,7 +98,7 @@ def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Pr
 
 
 def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:
-    """Return the text cut into sequences, each token but the first predicted; InputError for too short a text.
+    """Return the text in sequences, every token but the first predicted; InputError if too short.
 
     Of more text than all steps read, evenly spaced sequences, whatever the seed: no other needs a
     teacher's targets.
@@ -125,7 +125,7 @@ def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[
 
 
 def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig) -> None:
-    """Make what is to be trained the only trained parameters; InputError for a model without zeros."""
+    """Make the kept weights the only trained parameters; InputError for a model without zeros."""
     linears = trainable(model)
     zeros = zeros_share(model.get_parameter(f"{name}.weight") for name in linears)
     if not zeros:

@@ -1,4 +1,4 @@
-"""The recovery of a sparse model while it is healed: a LoRA product in the forward, trained with the kept weights.
+"""The recovery of a sparse model while it is healed: a LoRA product that is trained too.
 
 Shapes: O output features, I input features, R rank, * any leading dimensions.
 """
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class RecoveryProduct(nn.Module):
-    """B A, whose factors are trained as float32 shares of the powers of two next to their root mean squares.
+    """B A, whose factors are trained as float32 shares of powers of two near their sizes.
 
     A learning rate is then a share of their size, as it is of the kept weights' (`KeptWeights`).
     """
@@ -53,7 +53,7 @@ class RecoveryProduct(nn.Module):
 
 
 def recovery_fingerprint(sparse: ModelRef) -> str:
-    """Return the fingerprint of a sparse model's recovery; InputError if there is none, or one of other weights."""
+    """Return the fingerprint of the recovery; InputError if there is none for these weights."""
     if not (sparse.folder / RECOVERY_FOLDER).is_dir():
         raise InputError(
             f"recovery needs a recovery adapter, {sparse.name} has none; prune with --recover-rank 32, or leave "
@@ -84,7 +84,7 @@ def recovery_rank(model: nn.Module) -> int:
 
 
 def write_healed_recovery(model: Any, work: Path, output: Path, record: dict[str, Any]) -> None:
-    """Write the trained products to `work`/recovery, as sparsify writes a recovery; `output` is the name of `work`."""
+    """Write the trained products to `work`/recovery; `work` will be named `output`."""
     linears = kept_weights(model)
     shutil.rmtree(work / RECOVERY_FOLDER, ignore_errors=True)  # of an interruption while writing
     factors = {

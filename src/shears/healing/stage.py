@@ -1,4 +1,4 @@
-"""The verb `heal`: train a sparse model to predict what the dense one predicts; its zeros stay where they are."""
+"""The verb `heal`: train a sparse model to predict what the dense one predicts."""
 
 import json
 import logging
@@ -59,7 +59,7 @@ STAGE = Stage(
 
 
 def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
-    """Train `sparse` to predict what its teacher predicts and write it to the folder `output`; return that folder.
+    """Train `sparse` to predict what its teacher predicts; write and return the folder `output`.
 
     The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`.
     `resume` continues an interrupted run of the same configuration from its last whole checkpoint.
@@ -103,7 +103,7 @@ def _training(prepared: PreparedHealing, settings: HealConfig) -> Training:
 
 
 def _text(dense: ModelRef, settings: HealConfig) -> str:
-    """Return the source of the text; the first process lets the dense model write text of its own if it must."""
+    """Return the source of the text, which the dense model writes if it is `self`."""
 
     def write() -> str:
         tokens = settings.num_sequences * settings.sequence_length
@@ -114,7 +114,7 @@ def _text(dense: ModelRef, settings: HealConfig) -> str:
 
 
 class _Refresh(TrainerCallback):
-    """Lets the model compute with its trained weights after every step; a resumed one does so from the start."""
+    """Lets the model compute with its trained weights after every step."""
 
     def on_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
         refresh(kwargs["model"])
@@ -128,7 +128,7 @@ def _save(
     origin: Mapping[str, str | None],
     settings: HealConfig,
 ) -> None:
-    """Write the model, whose folder gets the name `output`; last the record that marks it as a whole healed model."""
+    """Write the model for `output`, and last the record that marks it as whole."""
     lines = [json.loads(line) for line in (work / TRAINING_LOG).read_text().splitlines()]
     _warn_if_worse([line["loss"] for line in lines], settings.learning_rate)
     linears = _write_healed(base, prepared.model, work)
@@ -158,7 +158,7 @@ def _save(
 
 
 def _warn_if_worse(losses: Sequence[float], rate: float) -> None:
-    """Warn of a loss that did not fall: steps that are too large take more than the teacher gives."""
+    """Warn of a loss that did not fall, as with steps that are too large."""
     count = max(len(losses) // 10, 1)
     first, last = (sum(part) / count for part in (losses[:count], losses[-count:]))
     if last >= first:
@@ -173,7 +173,7 @@ def _linear(linear: LinearSparsity) -> dict[str, Any]:
 
 
 def _write_healed(sparse: ModelRef, model: nn.Module, work: Path) -> dict[str, LinearSparsity]:
-    """Write the sparse model with what was trained in `model` to `work`; return the zeros of its linears.
+    """Write the sparse model with its trained weights to `work`; return the zeros of its linears.
 
     InputError where a weight is not finite in the files' number format, and where the files have
     their zeros in other places than the sparse model.
@@ -216,7 +216,7 @@ def _refuse_not_finite(name: str, weight: torch.Tensor, dtype: torch.dtype) -> N
 
 
 def _check_zeros(before: Path, after: Path) -> None:
-    """Raise InputError where a matrix in the files of both folders has its zeros in other places."""
+    """Raise InputError if a matrix has its zeros in other places than before."""
     files = TensorFiles(before)
     written = TensorFiles(after)
     for name in sorted({*files.names} & {*written.names}):

@@ -1,4 +1,4 @@
-"""Tokenized examples as batches: padded to their longest, or packed several to a row without seeing each other.
+"""Tokenized examples as batches: padded, or packed several to a row without seeing each other.
 
 A trial decides which batches a model computes correctly, not a list of architectures. B examples, T
 tokens of the longest; P packed rows, L tokens of the longest; V words of the vocabulary.
@@ -30,13 +30,13 @@ CLOSE_ELSE = 5e-2  # for dtypes that round more
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that fills up batches; the mask hides it, so that a tokenizer without one gets token 0."""
+    """Return the token that fills up batches; 0 for a tokenizer without one, since the mask hides it."""
     pad = tokenizer.pad_token_id
     return 0 if pad is None else int(pad)
 
 
 def pad(rows: Sequence[Tokenized], pad_id: int, *, behind: bool = False) -> dict[str, Tensor]:
-    """Return input_ids, attention_mask, position_ids and labels, each Int "B T"; padding has no label.
+    """Return input_ids, attention_mask, position_ids and labels, each Int "B T"; padding has none.
 
     Positions count from each row's first real token, so that a row's logits are the same in every
     batch. Completions end together. For models that read padding it can stand `behind` the rows,
@@ -58,7 +58,7 @@ def pad(rows: Sequence[Tokenized], pad_id: int, *, behind: bool = False) -> dict
 
 
 def length_buckets(lengths: Sequence[int], batch_size: int, padded: bool = True) -> list[list[int]]:
-    """Return the indices in batches of similar lengths, longest first, so that a lack of memory shows at once.
+    """Return the indices in batches of similar lengths; the longest first, to see a lack of memory.
 
     Batches that are not `padded` have exactly equal lengths.
     """
@@ -94,7 +94,7 @@ def _joined(rows: Sequence[Tokenized], indices: Sequence[int]) -> dict[str, list
 
 
 def balanced(lengths: Sequence[int], capacity: int, limit: int | None = None) -> list[list[int]]:
-    """Return the indices in groups of about `capacity` tokens and similar sums; the number of groups is the cheapest.
+    """Return the indices in the cheapest number of groups of about `capacity` tokens.
 
     No group has more than `limit` tokens (a model's positions), unless it is a single index.
 
@@ -114,7 +114,7 @@ def balanced(lengths: Sequence[int], capacity: int, limit: int | None = None) ->
 
 
 def _spread(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Return the indices in that many groups: longest first, each to the group with the smallest sum."""
+    """Return `count` groups of indices: longest first, each to the group of the smallest sum."""
     groups: list[list[int]] = [[] for _ in range(count)]
     sums = [0] * count
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -135,7 +135,7 @@ def _longest(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
 
 @torch.no_grad()
 def keeps_apart(model: nn.Module) -> bool:
-    """Tell whether restarting positions suffice for the model not to look across examples of a packed row.
+    """Tell whether restarting positions keep the examples of a packed row apart.
 
     An example must not depend on its neighbour, and must have about the logits that it has alone.
     The model's mode and the random generators stay as they are.
@@ -157,7 +157,7 @@ def keeps_apart(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def ignores_padding(model: nn.Module) -> bool:
-    """Tell whether a row that is padded on the left and masked has the logits that it has alone, for any padding token.
+    """Tell whether a row that is padded on the left has the logits that it has alone.
 
     Some recurrent models read padding like any other token: for them, only rows of equal lengths
     may share a batch. Tried in the arithmetic of the weights.
@@ -188,7 +188,7 @@ def ignores_padding(model: nn.Module) -> bool:
 def is_apart(
     beside: Float[Tensor, "T V"], neighbour: Float[Tensor, "T V"], alone: Float[Tensor, "T V"], dtype: torch.dtype
 ) -> bool:
-    """Tell whether an example's logits beside two neighbours are equal, and close to those it has alone in `dtype`."""
+    """Tell whether logits beside two neighbours are equal, and close to those of the example alone."""
     scale = alone.abs().max()
     independent = (beside - neighbour).abs().max() <= 1e-5 * scale
     return bool(independent and (beside - alone).abs().max() <= CLOSE.get(dtype, CLOSE_ELSE) * scale)

@@ -1,4 +1,4 @@
-"""A teacher's targets in files: computed once, read by example and position, so that no order of training matters.
+"""A teacher's targets in files: computed once, read by example and position, in any order.
 
 K positions that predict a label, N kept words.
 
@@ -49,7 +49,7 @@ SMALL_VOCABULARY = 2**16  # words that 16 bits number
 
 @dataclass(frozen=True)
 class TargetCacheKey:
-    """Key of cached targets: teacher, arithmetic, kept words; and the examples, whose hash `key` adds."""
+    """Key of cached targets: teacher, arithmetic, kept words; `key` adds the examples' hash."""
 
     teacher_fingerprint: str
     precision: str
@@ -71,7 +71,7 @@ def _index_dtype(num_words: int) -> torch.dtype:
 
 
 class Places:
-    """Where the targets of a training set's positions lie: those that predict a label, example after example."""
+    """Places of a training set's targets: the positions that predict a label, in order."""
 
     def __init__(self, rows: Sequence[Tokenized]) -> None:
         labels = torch.tensor([label for row in rows for label in row.labels])
@@ -92,7 +92,7 @@ class Places:
         return self.firsts[-1]
 
     def of(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Int[Tensor, " K"]:
-        """Return the places of the wanted positions of a batch of `trainer.Collator`; -1 for one without a label."""
+        """Return the places of a batch's wanted positions; -1 for one without a label."""
         examples = torch.arange(len(wanted), device=wanted.device)[:, None].expand(wanted.shape)
         numbers = batch["numbers"][batch.get("examples", examples)[wanted].clamp(min=0)].cpu()
         positions = batch["position_ids"][wanted].cpu()
@@ -101,7 +101,7 @@ class Places:
 
 
 class CachedTeacher:
-    """Gives the targets that a folder holds; its files are mapped, so that memory holds what was read lately."""
+    """Gives the targets in a folder, whose files are mapped into memory."""
 
     def __init__(self, folder: Path, rows: Sequence[Tokenized]) -> None:
         record = read_object(folder / RECORD)
@@ -113,7 +113,7 @@ class CachedTeacher:
         self._ends = sizes.cumsum(0)
 
     def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> TopK:
-        """Return the targets of the wanted positions; those of any other for a position without a label."""
+        """Return the targets of the wanted positions; arbitrary ones for a position without a label."""
         places = self._places.of(batch, wanted).clamp(min=0)
         device = wanted.device
         indices = self._gathered("indices", places)
@@ -141,7 +141,7 @@ def open_teacher(
     packing: bool,
     seen: Collection[int] | None = None,
 ) -> Teacher:
-    """Return the teacher of a training on `rows`, which came from `settings.data`: in memory, or its cached targets.
+    """Return the teacher of a training on `rows` of `settings.data`: in memory, or cached.
 
     For cached targets it is loaded only where some are missing, before the student needs its
     memory, and computes as training does. `seen` are the numbers of the examples that will be asked
@@ -182,7 +182,7 @@ def cache_targets(
     num_words: int,
     open_teacher: Callable[[], tuple[Teacher, Collator]],
 ) -> CachedTeacher:
-    """Return the cached targets of a training set's labels; what is not below `folder` yet is computed first.
+    """Return the cached targets of a training set's labels; compute those missing below `folder`.
 
     The folder of the targets is named by all that decides them. `open_teacher` loads the teacher
     and says how its batches are made; it is called only if targets are missing, and what it
@@ -216,7 +216,7 @@ def cache_targets(
 
 
 def _shards(firsts: Sequence[int], most: int) -> Iterator[range]:
-    """Yield the examples of every shard: as many as have at most `most` places together, at least one."""
+    """Yield the examples of every shard: at least one, or as many as have `most` places."""
     start = 0
     for end in range(1, len(firsts)):
         if end + 1 == len(firsts) or firsts[end + 1] - firsts[start] > most:

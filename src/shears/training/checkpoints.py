@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or do not count: a folder counts once its marker is written, after an fsync of the rest.
+"""Checkpoints count once their marker is written, after an fsync of the rest.
 
 The marker holds the files' sizes, so that a checkpoint whose files were cut short afterwards does
 not count either.
@@ -89,7 +89,7 @@ def delete_torn(folder: Path) -> None:
 
 
 def last_steps(folder: Path) -> list[int]:
-    """Return the steps of the checkpoints in a folder, whole or not, from which a training may be resumed."""
+    """Return the steps of the checkpoints in a folder, whole or not."""
     return [step_of(path) for path in folder.glob("checkpoint-*")]
 
 
@@ -100,7 +100,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def check_processes(checkpoint: Path) -> None:
-    """Raise InputError if another number of processes wrote the checkpoint: each has its own random state."""
+    """Raise InputError if another number of processes wrote it: each has its own random state."""
     written = read_json(checkpoint / MARKER).get("processes", num_processes())
     if written != num_processes():
         raise InputError(
@@ -110,7 +110,7 @@ def check_processes(checkpoint: Path) -> None:
 
 
 def random_states() -> list[Tensor]:
-    """Return the states of the generators that a step draws from: the CPU's, and that of the GPU in use."""
+    """Return the states of the generators of a step: the CPU's, and that of the GPU in use."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
 
 
@@ -122,6 +122,6 @@ def set_random_states(states: Sequence[Tensor]) -> None:
 
 
 def truncate_log(path: Path, last_step: int) -> None:
-    """Drop the lines of a training log after a step, so that repeated steps are not logged twice."""
+    """Drop the lines of a training log after a step, which will be logged again."""
     if path.exists():
         write_rows(path, [row for row in read_rows(path) if row["step"] <= last_step])

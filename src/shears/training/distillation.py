@@ -1,4 +1,4 @@
-"""The loss of a training: its text, and the divergence of a teacher's next-token distribution from the student's.
+"""The loss of a training: that of its text, and the divergence from a teacher.
 
 K positions that predict a label, V words of the vocabulary, N of them kept, H features before the
 head.
@@ -30,11 +30,11 @@ from shears.training.losses import (
 
 PIECE = 2**23  # logits that are computed together: 32 MiB in float32, held several times
 HeadLoss = Callable[[Float[Tensor, "K V"], slice], Float[Tensor, " K"]]
-"""A loss by position from logits of some positions and the slice of all positions that these are."""
+"""A loss by position, from the logits of some positions and their slice of all positions."""
 
 
 def kl_from_logits(student_logits: Float[Tensor, "K V"], teacher_logits: Float[Tensor, "K V"]) -> Float[Tensor, " K"]:
-    """Return the Kullback-Leibler divergence of the teacher's distribution from the student's, in nats, float32.
+    """Return the Kullback-Leibler divergence from the teacher to the student, in nats, float32.
 
     sum_v p_v (log p_v - log q_v), p of the teacher, q of the student.
     """
@@ -46,7 +46,7 @@ def kl_from_logits(student_logits: Float[Tensor, "K V"], teacher_logits: Float[T
 def kl_from_top_k(
     student_logits: Float[Tensor, "K V"], indices: Int[Tensor, "K N"], log_probs: Float[Tensor, "K N"]
 ) -> Float[Tensor, " K"]:
-    """Return the divergence between the N kept words and one bucket of all others, in nats, float32.
+    """Return the divergence over N kept words and one bucket of all others, in nats, float32.
 
     `log_probs` are the teacher's log-probabilities over the whole vocabulary of the words in
     `indices`; the bucket has the rest of the mass, in the student too. It is at most the divergence
@@ -57,7 +57,7 @@ def kl_from_top_k(
 
 
 class _TopKDivergence(torch.autograd.Function):
-    """The divergence of `kl_from_top_k` and its gradient by the student's logits, in few passes over them.
+    """`kl_from_top_k` and its gradient by the student's logits, in few passes over them.
 
     With the kept words k, teacher's p and rest r, student's q and rest Q, the loss is sum_k p_k
     (log p_k - log q_k) + r (log r - log Q). Its gradient by a logit is (sum_k p_k + r) q_v - p_v
@@ -108,7 +108,7 @@ class TopK(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """Logits of all words: those in `hidden`, or where `weight` is given, what this head makes of `hidden`.
+    """Logits of all words: `hidden` itself, or the product of `hidden` and the head's `weight`.
 
     The head runs on the positions that are asked for only: the logits of all K positions need not
     exist at once.
@@ -128,7 +128,7 @@ class Logits(NamedTuple):
         return kl_from_logits(student_logits, self.at(rows))
 
     def top_k(self, count: int) -> TopK:
-        """Return the `count` most likely words of every position, the head's output computed in pieces."""
+        """Return the `count` most likely words of every position, computed in pieces."""
         parts = [_top_k(self.at(rows), count) for rows in pieces(len(self.hidden), rows_at_once(self._words()))]
         return TopK(torch.cat([part.indices for part in parts]), torch.cat([part.log_probs for part in parts]))
 
@@ -166,7 +166,7 @@ def _by_autograd(loss: HeadLoss, scale: float, rows: int) -> PieceLoss:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Gives the distribution of the next token at K positions of a batch: from a model in memory, or from files."""
+    """Gives next-token distributions at K positions of a batch, from memory or from files."""
 
     def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Distribution:
         """Return the targets of the wanted positions, row after row.
@@ -180,7 +180,7 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """kl times the divergence from a teacher plus cross_entropy times the loss of the text, at every label.
+    """kl times the divergence from a teacher plus cross_entropy times the text's loss, by label.
 
     Without a teacher it is the loss of the text alone.
     """
@@ -192,7 +192,7 @@ class Loss:
     def of_tokens(
         self, model: nn.Module, inputs: Mapping[str, Tensor], scale: float, *, in_pieces: bool
     ) -> TokenLosses:
-        """Return the losses of a batch of `trainer.Collator`, each to be differentiated with the weight `scale`.
+        """Return the losses of a batch of `trainer.Collator`, each differentiated with `scale`.
 
         0 where there is no label. With `in_pieces`, for a model that `losses.takes_pieces`, the
         head runs on some positions at a time; else all K positions have logits at once. A model in
@@ -229,7 +229,7 @@ class Loss:
 def losses_behind_head(
     model: nn.Module, batch: Mapping[str, Tensor], loss: HeadLoss, scale: float, *, in_pieces: bool
 ) -> TokenLosses:
-    """Return a loss at the K positions that predict a label of packed or padded rows (`labelled_positions`, in order).
+    """Return a loss at the K `labelled_positions` of packed or padded rows, in order.
 
     `batch` is as in `losses.packed_predictions` or `losses.padded_predictions`. With `in_pieces`,
     for a model that `losses.takes_pieces`, the head runs on some positions at a time, and every

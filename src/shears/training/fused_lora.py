@@ -1,4 +1,4 @@
-"""LoRA on linears that share one input, in one operator: their As are one product, each B adds to its linear's output.
+"""LoRA on linears that share one input, in one operator: their As are one product.
 
 PEFT computes every layer alone: it casts the input for the linear and again for A, multiplies B's
 output by the scaling and adds it to the linear's, each in a pass over memory, and under selective
@@ -50,7 +50,7 @@ def _forward(  # noqa: PLR0913, PLR0917  # an operator takes lists of tensors, n
     masks: Sequence[Tensor],
     scalings: Sequence[float],
 ) -> list[Tensor]:
-    """Return the linears' outputs, each T x O, and last their masked A x side by side, in the weights' dtype."""
+    """Return the outputs, each T x O, and last the masked A x side by side, in the weights' dtype."""
     dtype = weights[0].dtype
     x = x.to(dtype)
     narrow = x @ torch.cat([each.to(dtype) for each in a]).T
@@ -71,7 +71,7 @@ def _mask(part: Float[Tensor, "T R"], mask: Tensor) -> None:
 
 
 class _LoraLinears(torch.autograd.Function):
-    """The operator and its gradients for x, A and B; weights are frozen. Layers come as fields, one after another."""
+    """The operator and its gradients for x, A and B. Layers come as fields, one after another."""
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "T I"], scalings: Sequence[float], *fields: Tensor) -> tuple[Tensor, ...]:
@@ -114,7 +114,7 @@ def _layers(fields: Sequence[Tensor]) -> list[_Layer]:
 
 
 class FusedLora(LoraLinear):  # type: ignore[misc]  # PEFT has no types here
-    """PEFT's LoRA on a linear, computed together with the layers of `partners` that get the same input.
+    """PEFT's LoRA on a linear, computed together with its `partners`, which get the same input.
 
     The first of them that gets an input computes all outputs, and the others take theirs. A
     subclass of PEFT's layer with the same parameters: a layer gets it by `fuse_lora`.
@@ -125,7 +125,7 @@ class FusedLora(LoraLinear):  # type: ignore[misc]  # PEFT has no types here
     waiting: tuple[Tensor, Tensor] | None  # the input, and the output that is not taken yet
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the linear's output and the adapter's: PEFT's own way unless both compute in autocast's dtype."""
+        """Return the sum of linear and adapter; PEFT's way unless both compute in autocast's dtype."""
         if args or kwargs or not all(layer._is_plain(x) for layer in self.partners):
             self.waiting = None
             result: Tensor = super().forward(x, *args, **kwargs)
@@ -168,7 +168,7 @@ class FusedLora(LoraLinear):  # type: ignore[misc]  # PEFT has no types here
 
 @torch.no_grad()
 def fuse_lora(model: PeftModel, precision: str, adapter: str = "default") -> int:
-    """Fuse plain LoRA on the linears of a model, in place, those of one input together; return how many are fused.
+    """Fuse plain LoRA of linears that share an input, in place; return how many are fused.
 
     Which of them share one input shows in a trial under autocast to `precision`; in fp32 none is
     fused. Only LoRA without dropout, variants and biases on an nn.Linear is fused. Parameters,
@@ -201,7 +201,7 @@ def unfuse_lora(model: nn.Module) -> None:
 
 
 def _by_input(model: PeftModel, adapter: str) -> Iterator[tuple[int, LoraLinear]]:
-    """Yield the layers that can be fused, and the number of their input: equal for layers that get the same tensor."""
+    """Yield the layers that can be fused, and the number of the input tensor that each gets."""
     inputs: list[Tensor] = []  # all kept, so that no two have the same identity
     seen: list[LoraLinear] = []
 

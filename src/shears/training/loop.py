@@ -1,4 +1,4 @@
-"""The training loop: transformers' Trainer with our loss, order of examples, checkpoints and log."""
+"""The training loop: transformers' Trainer with our loss, order, checkpoints and log."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -129,7 +129,7 @@ def last_checkpoint(work: Path) -> Path | None:
 
 
 def _train_from(trainer: StepTrainer, checkpoint: Path | None) -> None:
-    """Train to the last step; InputError for a checkpoint that holds other things than tensors and plain values."""
+    """Train to the last step; InputError for a checkpoint that would run code."""
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except UnpicklingError as error:  # transformers lets torch read tensors and plain values only
@@ -139,7 +139,7 @@ def _train_from(trainer: StepTrainer, checkpoint: Path | None) -> None:
 
 
 def _forward_size(settings: LoopConfig) -> int:
-    """Return the examples of one forward of one process; InputError if a step cannot be split evenly."""
+    """Return the examples of a process's forward; InputError if a step cannot be split evenly."""
     processes = num_processes()
     size = settings.micro_batch_size or settings.batch_size // processes
     if size < 1 or settings.batch_size % (size * processes):
@@ -151,7 +151,7 @@ def _forward_size(settings: LoopConfig) -> int:
 
 
 def training_arguments(settings: LoopConfig, folder: Path, steps: int, scheduler: str = "linear") -> TrainingArguments:
-    """Return Trainer's arguments; checkpoints go into `folder`. InputError if a step cannot be split evenly."""
+    """Return Trainer's arguments; `folder` gets the checkpoints. InputError for an uneven split."""
     device = pick_device(settings.device)
     precision = resolved_precision(settings.precision, device)
     size = _forward_size(settings)
@@ -185,7 +185,7 @@ def training_arguments(settings: LoopConfig, folder: Path, steps: int, scheduler
 
 
 def _use_one_gpu(device: torch.device, arguments: TrainingArguments) -> None:
-    """Restrict a process without a launcher to one GPU; transformers would use all GPUs, cuda:0 first."""
+    """Restrict a process without a launcher to one GPU, where transformers would use all."""
     if device.type != "cuda" or arguments.parallel_mode == ParallelMode.DISTRIBUTED:
         return
     if arguments.n_gpu > 1 and device.index is None:

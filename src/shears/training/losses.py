@@ -1,4 +1,4 @@
-"""The loss of completion tokens, for training and for scoring: logits only where a label needs them.
+"""The loss of completion tokens, in training and scoring: logits only where a label needs them.
 
 B examples, P packed rows of L tokens, T tokens, K positions that carry labels, V words of the
 vocabulary.
@@ -22,13 +22,13 @@ PROBE = 100.0  # times the hidden states: large enough for a bound of logits to 
 
 
 def kept_logits(labels: Int[Tensor, "B T"]) -> int:
-    """Return the number of trailing positions that predict all labels (from the one before the first label)."""
+    """Return how many trailing positions predict all labels: from the one before the first."""
     labelled = (labels != IGNORED).any(dim=0).nonzero()
     return int(labels.shape[1] - labelled[0].item() + 1) if len(labelled) else 1
 
 
 def trailing_logits(model: nn.Module, batch: Mapping[str, Tensor], keep: int) -> Float[Tensor, "B K V"]:
-    """Return the logits of the last `keep` positions, computing no others where the model's forward allows it.
+    """Return the logits of the last `keep` positions, and compute no others if the model can.
 
     Labels, and keys of the batch that the forward does not take (such as position_ids), are left
     out.
@@ -42,7 +42,7 @@ def trailing_logits(model: nn.Module, batch: Mapping[str, Tensor], keep: int) ->
 
 
 class TokenLosses(NamedTuple):
-    """The losses at K positions in float32, 0 without a label; the target of each, and its row or example."""
+    """Losses at K positions in float32, 0 without a label; their targets, and rows or examples."""
 
     losses: Float[Tensor, " K"]
     targets: Int[Tensor, " K"]
@@ -50,7 +50,7 @@ class TokenLosses(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Logits at K positions, the target token of each, and the row or example that it belongs to."""
+    """Logits at K positions, the target of each, and its row or example."""
 
     logits: Float[Tensor, "K V"]
     targets: Int[Tensor, " K"]
@@ -64,7 +64,7 @@ class Predictions(NamedTuple):
 
 
 def padded_predictions(model: nn.Module, batch: Mapping[str, Tensor]) -> Predictions:
-    """Return the predictions of all rows from the position before the first label of any row, row after row.
+    """Return the predictions of all rows from the position before the first label of any row.
 
     `batch` holds input_ids, attention_mask, position_ids and labels, padded on the left:
     completions end together, so that K is about the number of rows times the longest completion.
@@ -86,7 +86,7 @@ def completion_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Te
 
 
 def packed_predictions(model: nn.Module, batch: Mapping[str, Tensor]) -> Predictions:
-    """Return the predictions at the K positions before the labels of packed rows, with their examples.
+    """Return the predictions at the K positions before the labels of packed rows.
 
     `batch` holds input_ids, position_ids, labels and examples, each Int "P L" (see `data.packing`).
     The head runs on these positions only; without any label, on one position without a target.
@@ -97,13 +97,13 @@ def packed_predictions(model: nn.Module, batch: Mapping[str, Tensor]) -> Predict
 
 
 def packed_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, " K"], Int[Tensor, " K"]]:
-    """Return the losses of the K labelled tokens of packed rows, and the example each belongs to."""
+    """Return the losses of the K labelled tokens of packed rows, and the example of each."""
     predictions = packed_predictions(model, batch)
     return predictions.losses(), predictions.rows
 
 
 def logits_at(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Float[Tensor, "K V"]:
-    """Return the logits at the K wanted positions, row after row, computing no others where the head can be hooked.
+    """Return the logits at the K wanted positions; compute no others if the head can be hooked.
 
     Labels, and keys of the batch that the forward does not take (such as position_ids), are left
     out.
@@ -203,7 +203,7 @@ class _Buffers:
         return torch.log_softmax(self.wide[:count].copy_(logits), -1, out=self.likelihoods[:count])
 
     def gradient(self, targets: Int[Tensor, " K"], scale: float) -> Float[Tensor, "K V"]:
-        """Return scale (softmax - one at the target), 0 without a target, with the bits of autograd's own kernel.
+        """Return scale (softmax - one at the target), 0 without a target, with autograd's bits.
 
         The softmax is that of the last call of `log_softmax`.
         """
@@ -231,7 +231,7 @@ def _cross_entropy(targets: Int[Tensor, " K"], scale: float, rows: int, words: i
 
 
 def piecewise_losses(model: nn.Module, batch: Mapping[str, Tensor], scale: float) -> TokenLosses:
-    """Return the losses of the K labelled tokens of packed or padded rows, without the logits of all of them at once.
+    """Return the losses of the K labelled tokens of packed or padded rows, some logits at a time.
 
     `batch` is as in `packed_predictions` or `padded_predictions`, for a model that `takes_pieces`.
     Every loss is expected to weigh `scale` in what is differentiated (see `InPieces`).
@@ -249,7 +249,7 @@ def piecewise_losses(model: nn.Module, batch: Mapping[str, Tensor], scale: float
 
 
 def labelled_positions(labels: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    """Tell which positions predict a label; the first one where there is none, so that a head has some input."""
+    """Tell which positions predict a label; the first one if none does, as input for the head."""
     wanted = torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
     if not wanted.any():
         wanted[0, 0] = True
@@ -257,7 +257,7 @@ def labelled_positions(labels: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 
 
 def before_head(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "B T"]) -> Float[Tensor, "K H"]:
-    """Return what the head gets at the K wanted positions: the model's forward, whose head passes its input on."""
+    """Return the head's input at the K wanted positions, from a forward without the head."""
     head = own_model(model).get_output_embeddings()  # type: ignore[operator]
     with replaced_forwards([head], lambda _: lambda hidden: hidden):
         return logits_at(model, batch, wanted)
@@ -265,7 +265,7 @@ def before_head(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tens
 
 @torch.no_grad()
 def takes_pieces(model: nn.Module) -> bool:
-    """Tell whether a model's logits are what a plain frozen head returns, so that losses can be computed in pieces.
+    """Tell whether a plain frozen head returns the logits: losses can be computed in pieces.
 
     Some models scale or bound their logits behind the head. Tried with two tokens; the model's mode
     stays as it is.

@@ -36,7 +36,7 @@ DEFAULTS = ((M_MMAP_MAX, 65536), (M_TRIM_THRESHOLD, 128 * 1024))
 
 
 def hold_as_computed(model: nn.Module, precision: str) -> int:
-    """Convert frozen linears to `precision`, in place; return how many, 0 where a trial shows that an output changes.
+    """Convert frozen linears to `precision`, in place; return how many, 0 if outputs would change.
 
     Autocast would convert them in every forward and again in every backward pass. What lies outside
     of linears (embeddings, norms) and what shares its weight with something else keeps its numbers:
@@ -64,7 +64,7 @@ def hold_as_computed(model: nn.Module, precision: str) -> int:
 
 
 def _leave_files(model: nn.Module, converted: Sequence[nn.Module]) -> None:
-    """Copy the other frozen parameters on a CPU: while one of them lies in a mapped file, every page of it counts."""
+    """Copy the other frozen parameters on a CPU, so that the mapped file can be let go."""
     done = {id(parameter) for linear in converted for parameter in linear.parameters()}
     for parameter in model.parameters():
         if not parameter.requires_grad and id(parameter) not in done and parameter.device.type == "cpu":
@@ -72,7 +72,7 @@ def _leave_files(model: nn.Module, converted: Sequence[nn.Module]) -> None:
 
 
 def _convertible(model: nn.Module) -> Iterator[nn.Linear]:
-    """Yield the frozen plain linears that own their weights; those of a sparse adapter add to theirs in float32."""
+    """Yield the frozen plain linears that own their weights, without those of a sparse adapter."""
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     masked = {id(layer.get_base_layer()) for layer in model.modules() if isinstance(layer, SparseLinear)}
     for linear in linears(model).values():
@@ -100,7 +100,7 @@ def _trial_logits(model: nn.Module, precision: str, device: torch.device) -> Ten
 
 
 def recompute_between_products(model: nn.Module, narrow: int) -> bool:
-    """Make every decoder block keep only the results that `keeps` selects; return whether a trial shows that it works.
+    """Let decoder blocks keep only what `keeps` selects; return whether a trial succeeds.
 
     `narrow` is the largest rank of the trained products. The backward pass recomputes the
     operations between two products (norms, rotations, activations, sums, casts, LoRA's narrow
@@ -142,7 +142,7 @@ def _policy(narrow: int, _context: Any, operator: Any, *args: Any, **_kwargs: An
 
 
 def keeps(operator: torch._ops.OpOverload, args: tuple[Any, ...], narrow: int) -> bool:
-    """Tell whether a result is kept: that of WHOLE, and products whose inner dimension is larger than `narrow`."""
+    """Tell whether a result is kept: of WHOLE, or a product whose inner side exceeds `narrow`."""
     name = operator._schema.name.removeprefix("aten::")
     if name.startswith(WHOLE):
         return True
@@ -154,7 +154,7 @@ def keeps(operator: torch._ops.OpOverload, args: tuple[Any, ...], narrow: int) -
 
 @contextmanager
 def kept_heap() -> Iterator[bool]:
-    """Keep freed memory in the process inside the context, and return it at the end; yield whether that works here.
+    """Keep freed memory in the process inside the context; yield whether that works here.
 
     glibc maps every tensor above 32 MB anew and unmaps it once it is freed; the system then clears
     its pages at the first write. In a training step on a CPU that took a fifth of the time

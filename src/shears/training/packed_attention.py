@@ -1,4 +1,4 @@
-"""Causal attention of packed rows on a CPU, an example at a time: nothing is computed between examples.
+"""Causal attention of packed rows on a CPU, an example at a time.
 
 torch's attention multiplies whole rows and masks what lies across examples or ahead, and copies the
 keys for every head that shares them. Here each example is two products over its own tokens, its
@@ -38,7 +38,7 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
 
 
 def attend_by_example(model: nn.Module) -> bool:
-    """Let a model that keeps packed examples apart compute attention by example, if it still keeps them apart then."""
+    """Let a model compute attention by example, if it then still keeps packed examples apart."""
     base: Any = own_model(model)
     before = base.config._attn_implementation
     if not use_packed_attention(base):
@@ -59,7 +59,7 @@ def packed_attention_forward(  # noqa: PLR0913, PLR0917  # the interface of tran
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "P L H D"], None]:
-    """Return the attention of packed rows; what is not packed, or masked in another way, gets torch's attention."""
+    """Return the attention of packed rows; torch's for rows that are masked in another way."""
     plain = dropout == 0 and kwargs.get("softcap") is None and kwargs.get("position_bias") is None
     fits = key.shape == value.shape and query.shape[2:] == key.shape[2:] and query.device.type == "cpu"
     segments = causal_segments(attention_mask) if plain and fits and attention_mask is not None else None
@@ -82,7 +82,7 @@ def _compute_dtype(query: Tensor, value: Tensor) -> torch.dtype:
 
 
 def causal_segments(mask: Tensor) -> list[int] | None:
-    """Return the examples of packed rows as `Segments`; None for a mask of any other form than theirs."""
+    """Return the examples of packed rows as `Segments`; None for any other mask."""
     if mask.dtype != torch.bool or mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2] != mask.shape[3]:
         return None
     rows: Bool[Tensor, "P L L"] = mask[:, 0]

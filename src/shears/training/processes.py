@@ -1,4 +1,4 @@
-"""Several processes of one training (`accelerate launch -m shears train ...`): the first one owns the folder."""
+"""Several processes of one training (`accelerate launch -m shears train`); the first writes."""
 
 import atexit
 import os
@@ -30,7 +30,7 @@ def num_processes() -> int:
 
 
 def join_processes(*, cpu: bool) -> None:
-    """Connect the processes: gloo between CPUs, NCCL between GPUs; a single process has nothing to connect.
+    """Connect several processes: by gloo between CPUs, by NCCL between GPUs.
 
     InputError if the launcher would shard the model itself; `shard_frozen` does that.
     """
@@ -45,7 +45,7 @@ def join_processes(*, cpu: bool) -> None:
 
 
 def _disconnect() -> None:
-    """Stop the connection's threads before the interpreter exits; they may otherwise abort a finished process."""
+    """Stop the connection's threads before the interpreter exits, which they could abort."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -57,7 +57,7 @@ def wait() -> None:
 
 
 def raise_in_all(work: Callable[[], Returned]) -> Returned:
-    """Return what `work` returns in this process; the first InputError of any process is raised in all of them.
+    """Return the result of `work`; raise the first InputError of any process in all of them.
 
     Otherwise the processes without an error would wait for the others forever.
     """
@@ -80,7 +80,7 @@ def raise_in_all(work: Callable[[], Returned]) -> Returned:
 def shared_folder(
     output: Path, config: Mapping[str, Any], *, resume: bool, kind: type[StageConfig] | None = None
 ) -> Iterator[Path]:
-    """Yield the working folder of `folders.working_folder`, which the first process opens for all of them.
+    """Yield the folder of `working_folder`, which the first process opens for all of them.
 
     The folder is renamed once every process has left the block. InputError, in the first process
     alone, for what `working_folder` refuses; the others then exit with code 2.
@@ -109,7 +109,7 @@ def shared_folder(
 
 
 def shard_frozen(model: PeftModel, device: torch.device) -> None:
-    """Split the frozen weights, so that each process holds its part on `device`; a single process holds all.
+    """Split the frozen weights: each process holds its part on `device`.
 
     Each decoder block is gathered where it is needed, then freed. Trained parameters stay whole in
     every process, outside of the sharding, so that gradients, optimizer and files are those of
@@ -130,7 +130,7 @@ def shard_frozen(model: PeftModel, device: torch.device) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free what a forward without a backward pass left gathered in a sharded model, in every process.
+    """Free what a forward without a backward pass left gathered in a sharded model.
 
     The process that saves a checkpoint frees it by itself; in the next forward it would gather
     alone.

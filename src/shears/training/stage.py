@@ -1,4 +1,4 @@
-"""A verb that trains, from its origin to its finished folder: what may change on resume, and what is cleaned up."""
+"""A verb that trains, from its origin to its finished folder: resume and clean-up."""
 
 import logging
 import shutil
@@ -31,7 +31,7 @@ CHANGEABLE = {"save_steps", "report_to", "recompute"}  # options that do not cha
 
 @dataclass(frozen=True)
 class Stage:
-    """A verb that trains: its name, the record that marks its output as whole, and options that it had earlier.
+    """A verb that trains: its name, the record that marks its output, and earlier options.
 
     `removed` maps each of these options to the value that this version computes with. An
     interrupted run of an earlier version resumes if it had that value.
@@ -86,7 +86,7 @@ def run_stage(
 
 
 def _check_interrupted(stage: Stage, output: Path) -> None:
-    """Raise InputError where the run to resume had an option that this version lacks, at another value."""
+    """Raise InputError if the run to resume had a removed option at another value."""
     work = partial_folder(output)
     if not work.exists():
         logger.info("no interrupted run of %s to resume: starting anew", output)
@@ -102,7 +102,7 @@ def _check_interrupted(stage: Stage, output: Path) -> None:
 
 
 def _fixed(settings: LoopConfig, origin: Origin) -> dict[str, Any]:
-    """Return the configuration that a resume must not change: all that decides the weights, without file names.
+    """Return the options that a resume must not change: all that decide the weights.
 
     A model is identified by its weights, local data by its content.
     """

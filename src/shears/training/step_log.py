@@ -1,4 +1,4 @@
-"""What a training writes after every optimizer step: a JSON line, the progress bar, and trackers if requested."""
+"""What a training writes after every step: a JSON line, the progress bar, trackers."""
 
 import importlib.util
 import json
@@ -58,7 +58,7 @@ class StepLog(TrainerCallback):
         self.trainer.begin_step()
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Take the figures of the step; InputError, in all processes, if its loss or gradients are not finite.
+        """Take the step's figures; InputError, in all processes, if loss or gradients are not finite.
 
         The update is then not made, and the state after the previous step is saved if it is finite
         itself. In fp16, gradients may overflow: torch's scaler skips such a step and lowers its
@@ -105,7 +105,7 @@ class StepLog(TrainerCallback):
         self.meter.advance(work=tokens, note=f"tokens/s, loss {loss:.3f}{self.note}")
 
     def _validated(self, args: TrainingArguments, step: int, control: TrainerControl) -> dict[str, float]:
-        """Return the validation loss if it is due; tell the trainer to stop where it no longer falls."""
+        """Return the validation loss if it is due; stop the trainer if it no longer falls."""
         if self.validator is None or not self.validator.validation.is_due(step):
             return {}
         loss = self.validator.validate(step)

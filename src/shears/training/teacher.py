@@ -1,4 +1,4 @@
-"""A teacher: found by its name, a model or an adapter on the model that it was trained on; and run beside a student."""
+"""A teacher, found by its name (a model, or an adapter on one) and run beside a student."""
 
 import logging
 import os
@@ -57,7 +57,7 @@ class TeacherSource:
 
     @cached_property
     def num_words(self) -> int:
-        """The words of its vocabulary; InputError for an architecture that transformers does not know."""
+        """The words of its vocabulary; InputError for an unknown architecture."""
         return int(known_config(self.model.folder).get_text_config().vocab_size)
 
     def load(self, dtype: str = "auto", device: str = "auto") -> nn.Module:
@@ -74,7 +74,7 @@ class TeacherSource:
 
 
 def find_teacher(name: str | Path) -> TeacherSource:
-    """Return the teacher of a name: a model by any name, or the folder of an adapter that shears trained.
+    """Return a teacher: a model by any name, or the folder of an adapter that shears trained.
 
     InputError where there is none, for a package, and for an adapter whose base is not the one it
     was trained on.
@@ -104,7 +104,7 @@ def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
 
 
 class LiveTeacher:
-    """Runs a frozen model on every batch, without gradients; its head runs when the student's does, in pieces.
+    """Runs a frozen model on every batch; its head runs when the student's does, in pieces.
 
     `precision` is the arithmetic (see `devices.autocast`). The model is put into evaluation mode
     and frozen, and its linears are held as they compute.
@@ -118,7 +118,7 @@ class LiveTeacher:
         self.head = self._head() if takes_pieces(model) else None
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
-        """Return the head's weight and bias in the arithmetic: autocast would convert the weight for every piece."""
+        """Return the head's weight and bias, converted once where autocast would for every piece."""
         head: Any = own_model(self.model).get_output_embeddings()  # type: ignore[operator]
         with autocast(self.precision, device_of(self.model)):
             dtype = product_dtype(head.weight)
@@ -140,7 +140,7 @@ class LiveTeacher:
 
 
 def targets_folder(data: str) -> Path:
-    """Return where targets of a source of examples are kept: beside a file that is here, else in shears' cache."""
+    """Return the folder of the targets of a source: beside a local file, else in the cache."""
     path = expanded(data)
     if path.is_file() and os.access(path.parent, os.W_OK):
         return path.with_name(f"{path.name}.teacher")

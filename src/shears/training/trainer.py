@@ -44,7 +44,7 @@ class NumberedExamples(Dataset[tuple[int, Tokenized]]):
 
 
 class LengthBucketSampler(Sampler[int]):
-    """Yields indices so that consecutive runs of `batch_size` have similar lengths; `set_epoch` reshuffles them.
+    """Yields indices, `batch_size` of similar lengths in a run; `set_epoch` reshuffles them.
 
     Equal lengths give a plain shuffle. At the end, BLANK fills up to a multiple of `multiple`. The
     order is a function of (seed, epoch).
@@ -82,7 +82,7 @@ class LengthBucketSampler(Sampler[int]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of numbered examples: packed into rows of `capacity` tokens, or padded if `capacity` is None.
+    """Makes a batch of numbered examples: packed into rows of `capacity` tokens, or padded.
 
     `behind` puts the padding behind the examples, for models that do not ignore it. `limit` is the
     most tokens that a row may have: the model's positions.
@@ -104,7 +104,7 @@ class Collator:
 
 
 def collator_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, packing: bool) -> Collator:
-    """Return the collator whose batches a model computes correctly: packed where it keeps examples apart."""
+    """Return the collator whose batches a model computes correctly, packed if it can."""
     packed = packing and keeps_apart(model)
     behind = not packed and not ignores_padding(model)
     return Collator(padding(tokenizer), PACK_TOKENS if packed else None, behind, num_positions(model))
@@ -137,7 +137,7 @@ class TrainedWeights(Protocol):
 
 
 class StepTrainer(Trainer):
-    """A Trainer whose loss is the mean over the optimizer step's labelled tokens, however they are split.
+    """A Trainer whose loss is the mean over a step's labelled tokens, however they are split.
 
     Examples are bucketed by `lengths`. A checkpoint holds the trained weights alone.
     """
@@ -180,7 +180,7 @@ class StepTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Return the summed loss of this forward over the number of labelled tokens in the whole step."""
+        """Return the summed loss of this forward over the labelled tokens of the whole step."""
         labelled = (inputs["labels"][:, 1:] != IGNORED).sum()
         total = max(int(num_items_in_batch if num_items_in_batch is not None else labelled), 1)
         processes = self.accelerator.num_processes
@@ -194,7 +194,7 @@ class StepTrainer(Trainer):
     def example_losses(
         self, model: nn.Module, inputs: Mapping[str, Tensor], scale: float = 1.0
     ) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        """Return each example's summed loss, to be differentiated with the weight `scale`, and its labelled tokens."""
+        """Return each example's summed loss, differentiated with `scale`, and its labelled tokens."""
         count = len(inputs["numbers"])
         with self.accelerator.autocast():  # prepared models switch it on in their own forward alone
             losses, targets, rows = self.loss.of_tokens(model, inputs, scale, in_pieces=self.in_pieces)
@@ -223,7 +223,7 @@ class StepTrainer(Trainer):
         return self.order
 
     def _scaler_scale(self) -> float:
-        """Return what accelerate multiplies the loss with, so that fp16 holds small gradients; 1 without a scaler."""
+        """Return accelerate's factor on the loss, by which fp16 holds small gradients; else 1."""
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.get_scale())
 

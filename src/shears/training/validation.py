@@ -1,4 +1,4 @@
-"""The validation loss of a training, and what follows from it: when to stop, and which weights to keep.
+"""The validation loss of a training, when to stop, and which weights to keep.
 
 The loss is the mean over all labelled tokens, without dropout. It draws no random number and leaves
 the model as it was, so that a training with validation makes the steps of one without. What follows
@@ -33,14 +33,14 @@ VALIDATION_LOSS = "validation_loss"  # key in the training log
 
 @dataclass(frozen=True)
 class ValidationLosses:
-    """The validation losses by step; after `patience` of them without a lower one, a training is over."""
+    """The validation losses by step; `patience` of them without a lower one end a training."""
 
     by_step: Mapping[int, float]
     patience: int | None = None
 
     @property
     def best(self) -> int | None:
-        """Return the step of the lowest loss, the first of equal ones; None before the first validation."""
+        """Return the first step of the lowest loss; None before the first validation."""
         return min(self.by_step, key=lambda step: (self.by_step[step], step), default=None)
 
     @property
@@ -66,7 +66,7 @@ def read_losses(log: Path, patience: int | None = None) -> ValidationLosses:
 
 @dataclass(frozen=True)
 class Validation:
-    """Examples to validate on after every so many steps and the last one, and when to stop early, if ever.
+    """Examples to validate on, after how many steps, and when to stop early, if ever.
 
     `state` is a context in which the model computes what is validated, such as the largest ranks.
     """
@@ -83,7 +83,7 @@ class Validation:
 
 
 class Validator:
-    """Measures the loss of validation examples when it is due, and keeps the weights of the lowest in `folder`."""
+    """Measures the validation loss when it is due, and keeps the weights of the lowest."""
 
     def __init__(self, trainer: StepTrainer, validation: Validation, losses: ValidationLosses) -> None:
         self.trainer = trainer
@@ -144,7 +144,7 @@ class Validator:
         return losses.double().sum().item(), int(counts.sum())
 
     def _keep(self, step: int) -> None:
-        """Write the weights; delete those that no whole checkpoint would need in a resumed training."""
+        """Write the weights; delete those that no checkpoint would need in a resumed training."""
         tensors = self.trainer.weights.tensors()
         path = best_file(self.folder, step)
         path.parent.mkdir(parents=True, exist_ok=True)
