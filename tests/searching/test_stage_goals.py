@@ -109,7 +109,7 @@ def test_where_nothing_is_feasible_the_study_is_kept_and_goes_on_with_a_larger_b
         search(super_adapter, out, **{**settings, "max_evaluations": 1})
     assert (partial_folder(out) / "study.db").is_file()
     assert not out.exists()
-    result = result_of(search(super_adapter, out, resume=True, **{**settings, "max_evaluations": 100}))
+    result = result_of(search(super_adapter, out, resume=True, **{**settings, "max_evaluations": 12}))
     assert result["chosen"]["metrics"]["loss"] <= losses[0]
 
 

@@ -46,10 +46,7 @@ class Constraint(NamedTuple):
     limit: float
 
     def excess(self, value: int | float) -> float:
-        """Return the excess over the bound as a share of the limit (absolute for a limit of 0).
-
-        Negative if the bound is met.
-        """
+        """Return the excess over the bound as a share of the limit (absolute for 0), 0 or less if met."""
         over = value - self.limit if self.relation == "<=" else self.limit - value
         return over / (abs(self.limit) or 1.0)
 
@@ -71,10 +68,7 @@ def parse_number(text: str) -> float:
 
 
 def parse_constraint(text: str) -> Constraint:
-    """Return the constraint that a text stands for.
-
-    ValueError for another form or an unknown figure.
-    """
+    """Return the constraint that a text stands for; ValueError for another form or figure."""
     match = re.fullmatch(rf"\s*(\w+)\s*(<=|>=)\s*({NUMBER})\s*", text, re.ASCII)
     if not match:
         form = "FIGURE<=NUMBER or FIGURE>=NUMBER such as parameters<=3M"
@@ -88,10 +82,7 @@ def parse_constraint(text: str) -> Constraint:
 
 
 def parse_point(text: str, num_objectives: int) -> tuple[float, ...]:
-    """Return a reference point such as `0.45:3M`, a number for each objective.
-
-    ValueError for another form.
-    """
+    """Return a reference point such as `0.45:3M`, a number for each objective, or ValueError."""
     try:
         point = tuple(map(parse_number, text.split(":")))
     except ValueError as error:
@@ -120,48 +111,29 @@ class StrategyOptions(StageConfig):
     minimal."""
 
 
-class SharingConfig(StageConfig):
-    """Where evaluations are stored; several workers share a search in one storage."""
-
-    storage: StorageURL | None = Field(None, repr=False)
-    """Storage that workers share: sqlite:///FILE, postgresql://USER@HOST/NAME,
-    mysql://USER@HOST/NAME or journal:///FILE (for NFS); default: a SQLite file in the output
-    folder, for one process."""
-    study: str | None = Field(None, min_length=1)
-    """Name of the search in a shared storage; default: a name made from the super-adapter's
-    fingerprint."""
-    stale_after: float = Field(60.0, ge=0.5)
-    """Seconds without a heartbeat after which other workers take over the evaluations that a worker
-    began. A storage that does not answer is tried again for five times as long."""
-
-
-class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
+class SearchConfig(StrategyOptions, ScoringConfig):
     """How to find the best sub-adapter on validation data."""
 
     precision: DtypeName = "auto"
-    """Arithmetic; auto: fp32 for losses, because rounding to bf16 hides the differences between
-    neighbours, and bf16 autocast for accuracies where the processor supports it. With fp32, a
-    16-bit model takes twice its memory."""
+    """Arithmetic; auto: fp32 for losses, whose small differences bf16 rounds away, and bf16
+    autocast for accuracies where the processor supports it. With fp32, a 16-bit model takes twice
+    its memory."""
     data: str
-    """Validation examples, never the test split: a file, a hub id or the embedded
-    arithmetic:validation."""
+    """Validation examples, never the test split: a file, a hub id or arithmetic:validation."""
     columns: Columns = Field({})
-    """Columns of data and test that stand for those of a known form of row, such as
-    prompt=question,completion=answer."""
+    """Columns of data and test by the names that shears knows: prompt=question,completion=answer."""
     objective: Names = ("loss",)
-    """One to three figures to improve: loss per completion token, accuracy of a task, parameters of
-    the adapter, nonzeros (of base and adapter), macs (per token), latency (ms per token of the
-    packed model in the native decoder on this CPU). The first one decides, the others break ties; a
-    single loss or accuracy is joined by parameters."""
+    """One to three figures to improve: loss (per completion token), accuracy (of a task),
+    parameters (of the adapter), nonzeros (of base and adapter), macs (per token), latency (ms per
+    token in the native decoder on this CPU). The first one decides, the others break ties; a single
+    loss or accuracy is joined by parameters."""
     constraint: Names = ()
-    """Bounds that the chosen configuration must meet, such as parameters<=3M or
-    accuracy>=0.6,macs<=100M."""
+    """Bounds that the choice must meet, such as parameters<=3M or accuracy>=0.6,macs<=100M."""
     task: ExampleTask | None = None
     """Task whose accuracy is measured."""
     test: str | None = None
-    """Test examples, unseen by the search. At its end, the chosen configuration and the heuristic
-    are measured on them once (accuracy if a task is given, else loss), with a paired interval of
-    the difference."""
+    """Test examples, unseen by the search: the choice and the heuristic are measured on them once
+    (accuracy if a task is given, else loss), with a paired interval of the difference."""
     strategy: StrategyName = "heuristic"
     """How rank configurations are proposed; heuristic: only the middle ranks are measured."""
     max_evaluations: int = Field(50, gt=0)
@@ -170,17 +142,22 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """Consecutive layers that share a rank, per group: a smaller space for a big model."""
     cache_budget: Size = "2GB"
     """Memory for hidden states of the best configuration so far; an evaluation reuses them up to
-    the first layer whose rank differs. It changes the time, never a figure; 0: nothing is
-    reused."""
+    the first layer whose rank differs. It changes the time, never a figure; 0: none are kept."""
     seed: Seed = 0
     """Random seed of the proposals."""
+    storage: StorageURL | None = Field(None, repr=False)
+    """Where several workers share the search: sqlite:///FILE, postgresql://USER@HOST/NAME,
+    mysql://USER@HOST/NAME or journal:///FILE (for NFS); default: a file in the output folder, for
+    one process."""
+    study: str | None = Field(None, min_length=1)
+    """Name of the search in a shared storage; default: made from the super-adapter's fingerprint."""
+    stale_after: float = Field(60.0, ge=0.5)
+    """Seconds without a heartbeat after which other workers take over what a worker began. A
+    storage that does not answer is tried again for five times as long."""
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """All objectives; a single quality is joined by the parameters.
-
-        So of two configurations of equal quality, the smaller wins.
-        """
+        """All objectives; a single quality is joined by parameters, so that of equals the smaller wins."""
         if len(self.objective) == 1 and self.objective[0] in QUALITIES:
             return self.objective[0], "parameters"
         return self.objective
@@ -193,8 +170,7 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     @property
     def figures(self) -> tuple[str, ...]:
         """Every figure that the search needs of a configuration, each once."""
-        bounded = (constraint.figure for constraint in self.constraints)
-        return tuple(dict.fromkeys([*self.objectives, *bounded]))
+        return tuple(dict.fromkeys([*self.objectives, *(bound.figure for bound in self.constraints)]))
 
     @property
     def weights(self) -> Literal["auto", "fp32"]:

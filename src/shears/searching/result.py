@@ -78,14 +78,12 @@ def pareto_front(points: Sequence[Costs]) -> list[int]:
     """
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda index: (*points[index], index)):
+        point = points[index]
         # no later point dominates an earlier one; the last of the front are the likeliest to dominate
-        if not any(_dominates(points[other], points[index]) for other in reversed(front)):
+        others = (points[other] for other in reversed(front) if points[other] != point)
+        if not any(all(a <= b for a, b in zip(other, point, strict=True)) for other in others):
             front.append(index)
     return front
-
-
-def _dominates(one: Costs, other: Costs) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
 def hypervolume(points: Sequence[Costs], reference: Costs) -> float:

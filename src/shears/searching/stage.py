@@ -49,7 +49,8 @@ def search(
     record = read_record(Path(super_adapter), SEARCH_SPACE, "fingerprint", "config")
     fingerprint = record["fingerprint"]
     tied = tie_layers(space_of_record(record), settings.tie_layers)
-    plan = _plan(settings)
+    goal = Goal(settings.objectives, settings.constraints)
+    plan = SearchPlan(settings.strategy, settings.max_evaluations, settings.seed, goal, settings.options)
     make_strategy(tied.space, plan)  # this line and the next refuse before a model is loaded
     resolved_precision(settings.precision, pick_device(settings.device))
     if settings.test is not None:
@@ -71,8 +72,8 @@ def search(
             "super_adapter_fingerprint": fingerprint,
             "data_fingerprint": validation.fingerprint,
             "data_sha256": source_fingerprint(settings.data),
-            "objectives": list(plan.goal.objectives),
-            "constraints": list(map(str, plan.goal.constraints)),
+            "objectives": list(goal.objectives),
+            "constraints": list(map(str, goal.constraints)),
             **result.as_data(),
             **record_gain(result),
         }
@@ -88,11 +89,6 @@ def _log(result: SearchResult, seconds: float) -> None:
         for name, value in result.chosen.metrics.items()
     )
     logger.info("%d configurations evaluated in %.0f s, chosen: %s", len(result.evaluations), seconds, figures)
-
-
-def _plan(settings: SearchConfig) -> SearchPlan:
-    goal = Goal(settings.objectives, settings.constraints)
-    return SearchPlan(settings.strategy, settings.max_evaluations, settings.seed, goal, settings.options)
 
 
 def _identifying(settings: SearchConfig, fingerprint: str) -> dict[str, Any]:

@@ -168,9 +168,9 @@ def test_a_larger_budget_goes_on_with_generations_of_the_size_it_began_with(
     strategy: str, population: int | None, tmp_path: Path
 ) -> None:
     space, location = make_space(6), StudyLocation(url_of(tmp_path), resume=True)
-    for budget in (20, 60):
+    for budget in (20, 40):
         found = run_search(space, conflicting(space), a_plan(strategy, budget), location)
-    undisturbed = run_search(space, conflicting(space), a_plan(strategy, 60, begun_with=population))
+    undisturbed = run_search(space, conflicting(space), a_plan(strategy, 40, begun_with=population))
     assert found.evaluations == undisturbed.evaluations
 
 

@@ -162,10 +162,9 @@ def _completed(url: sqlalchemy.URL) -> sqlalchemy.URL:
 def _tuned(url: sqlalchemy.URL) -> RDBStorage:
     timeouts = TIMEOUTS.get(url.get_driver_name(), {})
     arguments = {name: value for name, value in timeouts.items() if name not in url.query}
-    is_sqlite = url.get_backend_name() == "sqlite"
-    pool = {} if is_sqlite else {"pool_pre_ping": True}
-    storage = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={"connect_args": arguments, **pool})
-    if is_sqlite and url.database:  # a file, not memory
+    kwargs = {"connect_args": arguments, "pool_pre_ping": True}
+    storage = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=kwargs)
+    if url.get_backend_name() == "sqlite" and url.database:  # a file, not memory
         sqlalchemy.event.listen(storage.engine, "connect", make_fast)
         sqlalchemy.event.listen(storage.engine, "begin", _begin)
         storage.engine.dispose()  # connections made so far lack the settings

@@ -45,7 +45,7 @@ class Evaluated:
 class Goal:
     """Which figures are better: the first objective decides, the next ones break ties.
 
-    Less is better unless a figure is `maximised`. A configuration that meets the constraints is
+    Less is better, except for the figures of MAXIMISED. A configuration that meets the constraints is
     better than one that does not. Of two that do not, the one with the smaller violation is better
     (Deb, 2000): the sum of the excesses as shares of their limits. A configuration that exceeds a
     bound on a size need not be measured: a missing figure counts as the worst possible.
@@ -53,7 +53,6 @@ class Goal:
 
     objectives: tuple[str, ...] = ("loss", PARAMETERS)
     constraints: tuple[Constraint, ...] = ()
-    maximised: frozenset[str] = MAXIMISED
 
     @property
     def quality(self) -> str:
@@ -63,7 +62,7 @@ class Goal:
     @property
     def is_maximised(self) -> tuple[bool, ...]:
         """Whether more is better, objective by objective."""
-        return tuple(name in self.maximised for name in self.objectives)
+        return tuple(name in MAXIMISED for name in self.objectives)
 
     def cost(self, metrics: Figures) -> tuple[float, ...]:
         """Return the objectives' figures as costs: less is better, infinity for a missing one."""

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.searching.strategies.base import Evaluated, SearchPlan, landmarks, unknown_of
@@ -42,7 +43,9 @@ class HillClimbing:
         if unknown or len(self._known) == self.space.size:
             return unknown
         visited = set[RankConfig]()
-        for start in (min(starts, key=self._known.__getitem__), *self._random_starts()):
+        streams = (self.plan.stream("restart", number) for number in range(self.plan.max_evaluations))
+        random_starts = (self.space.random(random.Random(stream)) for stream in streams)
+        for start in chain([min(starts, key=self._known.__getitem__)], random_starts):
             if (ranks := self._climb(start, visited)) is not None:
                 return [ranks]
         return []
@@ -63,10 +66,6 @@ class HillClimbing:
         heuristic, *ends = landmarks(self.space)
         is_infeasible = self._known.get(heuristic, (0.0,))[0] > 0
         return [heuristic, *ends] if is_infeasible else [heuristic]
-
-    def _random_starts(self) -> Iterator[RankConfig]:
-        for number in range(self.plan.max_evaluations):
-            yield self.space.random(random.Random(self.plan.stream("restart", number)))
 
     def _climb(self, start: RankConfig, visited: set[RankConfig]) -> RankConfig | None:
         """Return the next unknown configuration on the way up.
