@@ -33,6 +33,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("self") / "model")
 
 
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed text of 60 tokens, with no other beside it."""
+    return write(model, tmp_path_factory.mktemp("whole") / "text", tokens=60, **SHORT)
+
+
 def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
@@ -58,10 +64,9 @@ def test_every_token_is_drawn_from_the_models_softmax(model: Path) -> None:
     assert len(text.tokens) == 8 or text.tokens[-1] == 256
 
 
-def test_the_rows_hold_the_tokens_asked_for_and_no_more_texts_than_that_takes(model: Path, tmp_path: Path) -> None:
-    file = write(model, tmp_path / "written", tokens=60, **SHORT)
-    rows = rows_of(file)
-    record = json.loads((tmp_path / "written" / "self_text.json").read_text())
+def test_the_rows_hold_the_tokens_asked_for_and_no_more_texts_than_that_takes(whole: Path) -> None:
+    rows = rows_of(whole)
+    record = json.loads((whole.parent / "self_text.json").read_text())
     counts = [row["tokens"] for row in rows]
     assert sum(counts) >= 60 > sum(counts[:-1])
     assert record["num_tokens"] == sum(counts)
@@ -72,22 +77,22 @@ def test_the_rows_hold_the_tokens_asked_for_and_no_more_texts_than_that_takes(mo
     tokenizer = tiny_tokenizer()
     assert all(len(tokenizer(row["text"])["input_ids"]) == row["tokens"] for row in rows if "text" in row)
     assert all(row["text"][0].isalpha() for row in rows if "text" in row)
-    assert calibration_batches(str(file), tokenizer, 3, 16, 2, 0).num_tokens == 48
+    assert calibration_batches(str(whole), tokenizer, 3, 16, 2, 0).num_tokens == 48
 
 
-def test_a_text_depends_on_its_number_alone(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    together = write(model, tmp_path / "two" / "text", tokens=40, **SHORT)
-    backend = partial(TransformersBackend, max_sequences=1)
-    monkeypatch.setattr(stage, "TransformersBackend", backend)
-    alone = write(model, tmp_path / "one" / "text", tokens=40, **SHORT)
-    other = write(model, tmp_path / "three" / "text", tokens=8, seed=1, **SHORT)
-    assert alone.read_bytes() == together.read_bytes() != other.read_bytes()
+def test_a_text_depends_on_its_number_alone(
+    model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write(model, tmp_path / "other" / "text", tokens=8, seed=1, **SHORT)
+    assert not whole.read_bytes().startswith(other.read_bytes())
+    monkeypatch.setattr(stage, "TransformersBackend", partial(TransformersBackend, max_sequences=1))
+    alone = write(model, tmp_path / "alone" / "text", tokens=60, **SHORT)
+    assert alone.read_bytes() == whole.read_bytes()
 
 
 def test_an_interrupted_text_continues_and_a_longer_one_begins_with_it(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = write(model, tmp_path / "apart" / "text", tokens=60, **SHORT)
     keep = append_row
     kept: list[int] = []
 

@@ -203,15 +203,3 @@ class Batch(Generic[A]):
         for table in (self._running, self._num_cached, self._kept, self._waiting):
             table.clear()
         return answers
-
-
-def _num_common(tokens: tuple[int, ...], others: tuple[int, ...]) -> int:
-    """Return how many first tokens are equal."""
-    pairs = enumerate(zip(tokens, others, strict=False))
-    return next((place for place, (token, other) in pairs if token != other), min(len(tokens), len(others)))
-
-
-def _next_chunk(unread: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the tokens to read now; STEADY or more are left, or none."""
-    rest = len(unread) - PREFILL_CHUNK
-    return unread[: PREFILL_CHUNK - STEADY if 0 < rest < STEADY else PREFILL_CHUNK]
