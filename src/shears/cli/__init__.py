@@ -52,7 +52,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 def main() -> None:
-    """Run the command line and exit: 0 success, 1 system error (disk, memory), 2 wrong input, 130 Ctrl-C."""
+    """Run the command line; exit with 0, 1 (disk, memory), 2 (wrong input) or 130 (Ctrl-C)."""
     try:
         _run()
     except KeyboardInterrupt:  # also while libraries are imported
@@ -90,7 +90,7 @@ def _run() -> None:
 
 
 def _quieten() -> None:
-    """Silence the bars and notices of other libraries; log our own lines, of the first process only."""
+    """Silence other libraries; log our own lines, of the first process only."""
     from shears.progress import is_first_process
 
     for name, value in QUIET.items():
@@ -108,22 +108,21 @@ def _quieten() -> None:
 def _check_words(words: Sequence[str]) -> None:
     """Raise InputError for bytes that are not UTF-8 and for a verb that supports one process only.
 
-    Records cannot hold such bytes. Only heal and train may be started by a launcher such as torchrun.
+    Records cannot hold such bytes. Only heal and train may be started by a launcher.
     """
     from shears.errors import InputError
 
     verb = _verb()
     processes = os.environ.get("WORLD_SIZE", "1")
     if verb not in ("heal", "train", "") and processes != "1":
-        raise InputError(
-            f"only heal and train run on several processes, got {verb} on {processes}; start it without a launcher"
-        )
+        several = f"{verb} on {processes}; start it without a launcher"
+        raise InputError(f"only heal and train run on several processes, got {several}")
     for word in words:
         try:
             word.encode()
         except UnicodeEncodeError:
-            message = f"names and texts must be UTF-8, got {word!a}; rename the file or change the text"
-            raise InputError(message) from None
+            bad = f"{word!a}; rename the file or change the text"
+            raise InputError(f"names and texts must be UTF-8, got {bad}") from None
 
 
 def application() -> Any:
@@ -169,8 +168,8 @@ def _memory_line(error: str, stage: str | None) -> str:
     kind = "GPU memory" if re.search("CUDA|GPU|HIP|MPS|CUBLAS", error) else "memory"
     size = ""
     if match := re.search(r"[Tt]ried to allocate (\d+(?:\.\d+)?) ?([KMGT]?i?B|bytes)", error):
-        is_cpu = match[2] == "bytes"  # of torch's messages, those about the CPU count bytes
-        size = f" ({float(match[1]) / 10**9:.1f} GB more)" if is_cpu else f" ({match[1]} {match[2]} more)"
+        in_bytes = f"{float(match[1]) / 10**9:.1f} GB"  # torch's messages about the CPU
+        size = f" ({in_bytes if match[2] == 'bytes' else f'{match[1]} {match[2]}'} more)"
     what = f"{section} needs more {kind} than there is{size}"
     settings = []
     for setting in ADVICE.get(section, ()):

@@ -7,12 +7,11 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.cells import cell_len
 from rich.text import Text
 
 import shears
-from shears.cli.options import Adapter, Values, app, with_stage_options
+from shears.cli.options import Adapter, Values, app, argument, option, with_stage_options
 from shears.cli.tables import console
 from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.resolve import build
@@ -23,7 +22,7 @@ from shears.progress import CONTROLS
 if TYPE_CHECKING:
     from shears.runtime.generation.conversation import Conversation
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Package, model folder, hub id, .gguf or smollm2-135m.")]
+Model = Annotated[str, argument("MODEL", "Package, model, hub id, .gguf or smollm2-135m.")]
 WELCOME = "Ctrl-C stops an answer, Ctrl-D quits, /reset starts a new conversation, /help shows help"
 HELP = """Ctrl-C  stops an answer; the part shown stays in the conversation
 /reset  starts a new conversation
@@ -37,7 +36,7 @@ REMOVED = dict.fromkeys(CONTROLS)
 @with_stage_options("generate", GenerateConfig)
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text to continue; no template is applied.")],
+    prompt: Annotated[str, option("TEXT", "Text to continue; no template is applied.")],
     adapter: Adapter = None,
     *,
     values: Values,
@@ -54,7 +53,8 @@ def generate(
     settings = build(GenerateConfig, "generate", values)
     _replace_unknown_characters(sys.stdout)
     engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
-    for piece in engine.stream(prompt, **settings.model_dump(include=set(SamplingConfig.model_fields))):
+    sampling = settings.model_dump(include=set(SamplingConfig.model_fields))
+    for piece in engine.stream(prompt, **sampling):
         _write(piece)
     print()
 
@@ -64,8 +64,8 @@ def generate(
 def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Talk with a model in its chat template; answers appear as they are generated.
 
-    /reset starts a new conversation, /quit or Ctrl-D quits, Ctrl-C stops an answer. If input or output is not a
-    terminal, every input line is a turn, and only the answers are printed.
+    /reset starts a new conversation, /quit or Ctrl-D quits, Ctrl-C stops an answer. If input or
+    output is not a terminal, every input line is a turn, and only the answers are printed.
 
     \b
     shears chat package
@@ -76,7 +76,8 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     from shears.runtime.loading import load
 
     settings = build(ChatConfig, "chat", values)
-    sampling = build(SamplingConfig, "chat", settings.model_dump(include=set(SamplingConfig.model_fields)))
+    given = settings.model_dump(include=set(SamplingConfig.model_fields))
+    sampling = build(SamplingConfig, "chat", given)
     _replace_unknown_characters(sys.stdin, sys.stdout)
     engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
     engine.batch.num_kept = 1  # every turn continues the sequence of the last one
@@ -93,8 +94,8 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
 def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Serve a model over HTTP with OpenAI's API.
 
-    /v1/chat/completions and /v1/completions (streamed or not), /v1/models, /health. Requests that run at the same
-    time are batched. Needs the extra `serve`.
+    /v1/chat/completions and /v1/completions (streamed or not), /v1/models, /health. Requests that
+    run at the same time are batched. Needs the extra `serve`.
 
     \b
     shears serve package
@@ -128,7 +129,8 @@ def _in_terminal(conversation: "Conversation") -> None:
         except InputError as error:
             _note(f"error: {error}")
         if conversation.num_forgotten > num_forgotten:
-            _note(f"context limit reached: the model no longer sees the oldest {conversation.num_forgotten} turns")
+            turns = f"the oldest {conversation.num_forgotten} turns"
+            _note(f"context limit reached: the model no longer sees {turns}")
 
 
 def _in_pipe(conversation: "Conversation") -> None:
@@ -142,7 +144,7 @@ def _in_pipe(conversation: "Conversation") -> None:
 
 
 def _turns(read: Callable[[str], str]) -> Iterator[str]:
-    """Yield the user's turns until the input ends or /quit; a backslash at the end of a line continues the turn."""
+    """Yield the turns until the input ends or /quit; a backslash at the end of a line continues one."""
     is_over = False
     while not is_over:
         text = ""
@@ -198,7 +200,8 @@ def _show(conversation: "Conversation", text: str) -> None:
     end = time.perf_counter()
     notes = [f"{len(answer.tokens)} tokens"]
     if len(answer.tokens) > 1 and first:
-        notes += [f"{(len(answer.tokens) - 1) / (end - first):.0f} per second", f"first after {first - start:.2f} s"]
+        speed = (len(answer.tokens) - 1) / (end - first)
+        notes += [f"{speed:.0f} per second", f"first after {first - start:.2f} s"]
     if is_stopped or answer.finish == "length":
         notes.append("stopped" if is_stopped else "cut off at --max-new-tokens")
     print()
@@ -215,7 +218,10 @@ def _note(text: str) -> None:
 
 
 class Wrapper:
-    """Wraps text that arrives in pieces: a word is returned once it is complete. Widths are in terminal cells."""
+    """Wraps text that arrives in pieces: a word is returned once it is complete.
+
+    Widths are in terminal cells.
+    """
 
     def __init__(self, width: int) -> None:
         self._width = width

@@ -4,12 +4,11 @@ import sys
 import unicodedata
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.style import Style
 from rich.text import Text
 
 from shears.cli import tables
-from shears.cli.options import Json, Values, app, with_stage_options
+from shears.cli.options import Json, Values, app, argument, option, with_stage_options
 from shears.config import TrainConfig
 from shears.config.embedded import EMBEDDED
 from shears.config.resolve import build
@@ -23,7 +22,7 @@ FIELDS = ("columns", "template", "max_length")  # of train: they decide what it 
 FIRST = 300  # pieces of a long row that are shown
 LAST = 100
 REFUSED = 3  # reasons that are shown
-HIDDEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}  # Unicode categories that could change the terminal or hide text
+HIDDEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}  # Unicode categories that change a terminal or hide
 PROMPT = (Style(dim=True), Style())  # neighbouring tokens differ
 TRAINED = (Style(color="green", underline=True), Style(color="bright_green", underline=True, bold=True))
 
@@ -31,24 +30,19 @@ TRAINED = (Style(color="green", underline=True), Style(color="bright_green", und
 @app.command("data", rich_help_panel="Measure")
 @with_stage_options("train", TrainConfig, only=FIELDS)
 def data(
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Training examples: JSON, JSONL, CSV, Parquet, a hub id.")
-    ],
-    model: Annotated[
-        str, typer.Option(metavar="NAME", help="Model whose tokenizer and chat template are used.")
-    ] = next(iter(EMBEDDED)),
-    limit: Annotated[
-        int | None, typer.Option(metavar="INTEGER", min=1, help="Read only this many rows, the first ones.")
-    ] = None,
-    show: Annotated[int, typer.Option(metavar="INTEGER", min=0, help="Rows to show (default: 3).")] = 3,
+    file: Annotated[str, argument("FILE", "Training examples: JSON, JSONL, CSV, Parquet, a hub id.")],
+    model: Annotated[str, option("NAME", "Model whose tokenizer and chat template are used.")] = next(iter(EMBEDDED)),
+    limit: Annotated[int | None, option("INTEGER", "Read only this many rows, the first ones.", min=1)] = None,
+    show: Annotated[int, option("INTEGER", "Rows to show (default: 3).", min=0)] = 3,
     as_json: Json = False,
     *,
     values: Values,
 ) -> None:
     """Show training data as the model will see it.
 
-    Prints some rows token by token, those with loss underlined in a terminal and in brackets elsewhere. Then counts the
-    rows that train would use, leave out or refuse, and their lengths in tokens.
+    Prints some rows token by token, those with loss underlined in a terminal and in brackets
+    elsewhere. Then counts the rows that train would use, leave out or refuse, and their lengths in
+    tokens.
 
     shears data train.jsonl --model sparse --template alpaca --max-length 256
     """
@@ -77,7 +71,8 @@ def print_preview(source: str, rows: "Preview") -> None:
 
 def _print_counts(source: str, rows: "Preview") -> None:
     used = len(rows.lengths) - rows.num_long
-    tables.print_line(f"{escaped(source)}: {rows.rows:,} row{'s' * (rows.rows != 1)}, train uses {used:,}")
+    counted = f"{rows.rows:,} row{'s' * (rows.rows != 1)}"
+    tables.print_line(f"{escaped(source)}: {counted}, train uses {used:,}")
     if rows.num_long:
         longer = f"{rows.num_long:,} longer than {rows.max_length} tokens"
         tables.print_line(f"  left out: {longer}; --max-length raises that")
@@ -89,8 +84,10 @@ def _print_counts(source: str, rows: "Preview") -> None:
             tables.print_line(f"    row {number}: {escaped(reason)}")
     if rows.lengths:
         low, middle, high, most = rows.quantiles.values()
-        tables.print_line(f"tokens of a row: min {low:,}, median {middle:,}, 95 % {high:,}, max {most:,}")
-        tables.print_line(f"tokens in all: {sum(rows.lengths):,}; with loss, in the rows used: {rows.num_trained:,}")
+        spread = f"min {low:,}, median {middle:,}, 95 % {high:,}, max {most:,}"
+        with_loss = f"with loss, in the rows used: {rows.num_trained:,}"
+        tables.print_line(f"tokens of a row: {spread}")
+        tables.print_line(f"tokens in all: {sum(rows.lengths):,}; {with_loss}")
 
 
 def as_text(pieces: "Sequence[Piece]", *, has_colour: bool) -> Text:
@@ -112,7 +109,7 @@ def as_text(pieces: "Sequence[Piece]", *, has_colour: bool) -> Text:
 
 
 def escaped(text: str) -> str:
-    """Return a text whose control, line break and format characters are escaped, such as \\x1b and \\u202e."""
+    """Return a text with control, line break and format characters escaped, such as \\x1b."""
     return "".join(
         character.encode("unicode_escape").decode() if unicodedata.category(character) in HIDDEN else character
         for character in text

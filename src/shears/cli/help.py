@@ -1,4 +1,4 @@
-"""The help of the verbs: options in panels, the required ones first, and examples that are never wrapped."""
+"""The help of the verbs: options in panels, required ones first; examples are never wrapped."""
 
 import re
 import textwrap

@@ -4,10 +4,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from shears.cli import tables
-from shears.cli.options import app
+from shears.cli.options import app, argument, switch
 from shears.errors import InputError
 
 FIRST = "quickstart"
@@ -15,14 +13,13 @@ FIRST = "quickstart"
 
 @app.command(rich_help_panel="Start")
 def init(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help=f"Recipes to write (default: {FIRST}).")
-    ] = None,
-    only_list: Annotated[bool, typer.Option("--list", help="Only list the recipes; write nothing.")] = False,
+    names: Annotated[list[str] | None, argument("NAME", f"Recipes to write (default: {FIRST}).")] = None,
+    only_list: Annotated[bool, switch("--list", "Only list the recipes; write nothing.")] = False,
 ) -> None:
     """Write a recipe to begin with into this folder.
 
-    A recipe holds the settings of every stage; change what you like, then run it. No file is overwritten.
+    A recipe holds the settings of every stage; change what you like, then run it. No file is
+    overwritten.
 
     \b
     shears init
@@ -34,7 +31,7 @@ def init(
         tables.print_line(f"{target}: {sentence(target)}")
         tables.print_line(f"next: shears run {target}")
     if others := [name for name in recipes if name not in chosen]:
-        tables.print_line("recipes of shears init NAME:" if only_list else "other recipes, of shears init NAME:")
+        tables.print_line(f"{'recipes' if only_list else 'other recipes,'} of shears init NAME:")
     for name in others:
         tables.print_line(f"  {name}: {sentence(recipes[name])}")
 

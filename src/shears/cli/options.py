@@ -1,4 +1,4 @@
-"""The typer application, and options made from a configuration, so that a flag matches its field."""
+"""The typer application, and options made from configurations, so that a flag is a field."""
 
 import inspect
 import os
@@ -17,7 +17,8 @@ from shears.config.resolve import build, stage_values
 
 HELP = """Sparse fine-tuning that stays sparse.
 
-Prune a language model, train elastic LoRA adapters on it, search the best sub-adapter, export it for other tools.
+Prune a language model, train elastic LoRA adapters on it, search the best sub-adapter, export it for
+other tools.
 
 Run all stages on a small model from PyPI and built-in examples:
 
@@ -35,6 +36,21 @@ app = typer.Typer(
 )
 
 
+def argument(metavar: str, text: str) -> Any:
+    """Return what typer needs to know of an argument: the name of its value, and its help."""
+    return typer.Argument(metavar=metavar, help=text)
+
+
+def option(metavar: str, text: str, **rest: Any) -> Any:
+    """Return what typer needs to know of an option: the name of its value, its help, its bounds."""
+    return typer.Option(metavar=metavar, help=text, **rest)
+
+
+def switch(name: str, text: str, **rest: Any) -> Any:
+    """Return what typer needs to know of an option without a value."""
+    return typer.Option(name, help=text, **rest)
+
+
 def _print_version(is_given: bool | None) -> None:  # typer's callback of an eager option
     if is_given:
         print(f"shears {__version__}")
@@ -45,12 +61,10 @@ def _print_version(is_given: bool | None) -> None:  # typer's callback of an eag
 def settings(
     threads: Annotated[
         int | None,
-        typer.Option(
-            metavar="INTEGER", min=1, help="CPU threads (default: one per core); more than free cores are far slower."
-        ),
+        option("INTEGER", "CPU threads (default: one per core); more than free cores are far slower.", min=1),
     ] = None,
     version: Annotated[
-        bool | None, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool | None, switch("--version", "Print the version.", callback=_print_version, is_eager=True)
     ] = None,
 ) -> None:
     """Apply the options of every verb."""
@@ -61,12 +75,13 @@ def settings(
         set_threads(threads)
 
 
-Adapter = Annotated[str | None, typer.Option(metavar="FOLDER", help="PEFT adapter to load; a package has its own.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-CONFIG_HELP = "Read this verb's section of a recipe; flags override it."
-SET_HELP = "Set a recipe key, such as train.alpha=32. May be repeated."
-CONFIG = Annotated[str | None, typer.Option("--config", metavar="FILE", help=CONFIG_HELP)]
-SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)]
+Adapter = Annotated[str | None, option("FOLDER", "PEFT adapter to load; a package has its own.")]
+Json = Annotated[bool, switch("--json", "Print JSON instead of text.")]
+CONFIG = Annotated[str | None, option("FILE", "Read this verb's section of a recipe; flags override it.")]
+SET = Annotated[
+    list[str] | None,
+    switch("--set", "Set a recipe key, such as train.alpha=32. May be repeated.", metavar="KEY=VALUE"),
+]
 WIDEST = 56  # characters of the choices beside a flag; more stand in the description
 Values = dict[str, Any]  # the keys of a stage, after flags, --set and --config were merged
 

@@ -1,6 +1,6 @@
-"""How configuration fields look on the command line: the panel of the help, the kind of value, short names.
+"""How configuration fields look on the command line: panel of the help and kind of value.
 
-A field that is named nowhere here is shown too: in the panel `Options`, with a kind made from its type.
+Other fields are in the panel `Options`, with a kind made from their type.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Several workers": ("storage", "study", "stale_after"),
     "Advanced": ("seed",),
 }  # fmt: skip
-"""The fields of every panel, in the order of the help; the same name has the same panel in every verb."""
+"""The fields of every panel, in the order of the help; a name has one panel in all verbs."""
 
 METAVARS: Mapping[str, str] = {
     **dict.fromkeys(("data", "test", "validation", "calibration"), "FILE"),

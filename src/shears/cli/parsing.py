@@ -10,8 +10,9 @@ import typer
 
 from shears.errors import InputError
 
-# the base class of usage errors, found by name: newer versions of typer contain click and do not export it
-USAGE_ERROR: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
+# the base class of usage errors, found by name: newer versions of typer do not export it
+BASES = {kind.__name__: kind for kind in typer.BadParameter.__mro__}
+USAGE_ERROR: type[Exception] = BASES["UsageError"]
 
 
 def parse(command: Any, ctx: Any, args: list[str]) -> list[str]:
@@ -24,7 +25,7 @@ def parse(command: Any, ctx: Any, args: list[str]) -> list[str]:
     unknown: list[str] = []
     try:
         options, extra, order = _without_unknown(parser, list(args), unknown)
-    except USAGE_ERROR as error:  # an option without its value: the meaning of the words behind it is unknown
+    except USAGE_ERROR as error:  # without its value, the words behind an option are ambiguous
         last = with_help(message_of(error), ctx.command_path)
         raise InputError(*map(_unknown, unknown), last) from None
     messages: list[str] = []
@@ -40,7 +41,8 @@ def parse(command: Any, ctx: Any, args: list[str]) -> list[str]:
     if check := getattr(command.callback, "check", None):
         _collect(messages, partial(check, ctx.params))
     meant = {name: _nearest(command, name) for name in unknown}
-    others = [message for message in messages if not any(f"given ({near})" in message for near in meant.values())]
+    given = [f"given ({near})" for near in meant.values()]
+    others = [message for message in messages if not any(each in message for each in given)]
     messages = [*starmap(_unknown, meant.items()), *others]
     raise InputError(*messages[:-1], with_help(messages[-1], ctx.command_path))
 
@@ -51,7 +53,7 @@ def with_help(message: str, path: str) -> str:
 
 
 def _without_unknown(parser: Any, args: list[str], unknown: list[str]) -> tuple[dict[str, Any], list[str], list[Any]]:
-    """Return values, further words and the order of parameters; add unknown options to `unknown`."""
+    """Return values, words left and the order of parameters; add to `unknown` options."""
     while True:
         try:
             options, extra, order = parser.parse_args(args=list(args))
@@ -91,7 +93,7 @@ def message_of(error: Any) -> str:
 
 
 def _missing_together(messages: list[str]) -> list[str]:
-    """Return the messages, with one line for all missing arguments and one for all missing options."""
+    """Return the messages, with one line for missing arguments and one for missing options."""
     joined = []
     for kind in ("argument", "option"):
         start = f"Missing {kind} "

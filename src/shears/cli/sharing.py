@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 import shears
 from shears.cli import tables
-from shears.cli.options import app
+from shears.cli.options import app, argument, option, switch
 
 PLOT_WIDTH = 22  # characters; the table then fits into 80 columns
 
@@ -18,23 +16,21 @@ PLOT_WIDTH = 22  # characters; the table then fits into 80 columns
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="RUN...",
-            help="Run folders, or files that evaluate wrote; NAME=FILE,FILE pools several seeds under one name.",
+        argument(
+            "RUN...", "Run folders, or files that evaluate wrote; NAME=FILE,FILE pools several seeds under one name."
         ),
     ],
     against: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Run or NAME that the others are compared with (default: the first)."),
+        option("NAME", "Run or NAME that the others are compared with (default: the first)."),
     ] = None,
-    output: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the comparison to this .json or .html file.")
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="INTEGER", help="Random seed of the bootstrap.")] = 0,
+    output: Annotated[str | None, option("FILE", "Write the comparison to this .json or .html file.")] = None,
+    seed: Annotated[int, option("INTEGER", "Random seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare evaluations on the same examples.
 
-    Prints accuracies with 95 % intervals and paired differences with p values, in one table per task of lm-eval.
+    Prints accuracies with 95 % intervals and paired differences with p values, in one table per task
+    of lm-eval.
 
     \b
     shears compare lora=lora-0.json,lora-1.json nls=nls-0.json,nls-1.json \\
@@ -48,17 +44,14 @@ def compare(
 
 @app.command(rich_help_panel="Measure")
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    output: Annotated[
-        str | None, typer.Option(metavar="FILE", help="HTML file to write; default: RUN/report.html.")
-    ] = None,
-    compare: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Folder of another run to compare with.")
-    ] = None,
+    run: Annotated[str, argument("RUN", "Folder of a run.")],
+    output: Annotated[str | None, option("FILE", "HTML file to write; default: RUN/report.html.")] = None,
+    compare: Annotated[str | None, option("FOLDER", "Folder of another run to compare with.")] = None,
 ) -> None:
     """Write the report of a run as one web page.
 
-    The page has a summary, charts with their data, examples and the recipe, and loads nothing from the network.
+    The page has a summary, charts with their data, examples and the recipe, and loads nothing from
+    the network.
 
     shears report runs/quickstart --compare runs/other
     """
@@ -67,13 +60,11 @@ def report(
 
 @app.command(rich_help_panel="Use")
 def push(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder of a model, an adapter or a package.")],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub; created if needed.")],
-    base: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="For an adapter: the repository of its sparse model.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files and sizes; upload nothing.")] = False,
+    folder: Annotated[str, argument("FOLDER", "Folder of a model, an adapter or a package.")],
+    repo: Annotated[str, argument("OWNER/NAME", "Repository on the hub; created if needed.")],
+    base: Annotated[str | None, option("OWNER/NAME", "For an adapter: the repository of its sparse model.")] = None,
+    private: Annotated[bool, switch("--private", "Create the repository as a private one.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "List files and sizes; upload nothing.")] = False,
 ) -> None:
     """Upload an artifact to the Hugging Face hub.
 
@@ -90,7 +81,7 @@ def push(
 
 
 def print_comparison(data: Mapping[str, Any]) -> None:
-    """Print the arms with a plot of their intervals and their differences, by task, then explain the columns."""
+    """Print the arms and their differences, by task, then explain the columns."""
     tasks = data.get("tasks", [data])
     has_several = sum(len(task["differences"]) for task in tasks) > 1
     for task in tasks:
@@ -105,7 +96,7 @@ def print_comparison(data: Mapping[str, Any]) -> None:
 
 
 def _print_arms(data: Mapping[str, Any]) -> None:
-    """Print the accuracies, each with its interval on an axis of whole tenths around all of them."""
+    """Print the accuracies, each with its interval on an axis of whole tenths."""
     intervals = [arm["ci95"] for arm in data["arms"]]
     low = math.floor(10 * min(start for start, _ in intervals)) / 10
     high = max(math.ceil(10 * max(end for _, end in intervals)) / 10, low + 0.1)
@@ -114,12 +105,13 @@ def _print_arms(data: Mapping[str, Any]) -> None:
     for arm in data["arms"]:
         plot = whisker(arm["value"], arm["ci95"], low, high)
         rows.append((arm["name"], arm["runs"], *tables.figure({**arm, "metric": "accuracy"}), plot))
-    title = f"accuracy on {data['n']:,} examples" + (f" of {data['task']}" if "task" in data else "")
-    tables.print_table(("arm", "runs", "accuracy", "95 % interval", axis), rows, title, unbroken=(axis,))
+    task = f" of {data['task']}" if "task" in data else ""
+    head = ("arm", "runs", "accuracy", "95 % interval", axis)
+    tables.print_table(head, rows, f"accuracy on {data['n']:,} examples{task}", unbroken=(axis,))
 
 
 def _print_differences(data: Mapping[str, Any], has_several: bool) -> None:
-    """Print the differences, without columns that no row fills, and without Holm's for one difference."""
+    """Print the differences, without columns that no row fills, and Holm's only for several."""
     has_counts = any("won" in row for row in data["differences"])
     rows = []
     for row in data["differences"]:
@@ -134,11 +126,12 @@ def _print_differences(data: Mapping[str, Any], has_several: bool) -> None:
 
 def whisker(value: float, interval: list[float], low: float, high: float, width: int = PLOT_WIDTH) -> str:
     """Return an interval as a line with the value as a dot, on an axis from low to high."""
-    line, dot, ends = ("-", "o", ("|", "|")) if tables.console.options.ascii_only else ("─", "●", ("├", "┤"))
-    places = [round((min(max(each, low), high) - low) / (high - low) * (width - 1)) for each in (*interval, value)]
-    start, end, middle = places
+    line, dot, left, right = "-o||" if tables.console.options.ascii_only else "─●├┤"
+    shares = [(min(max(each, low), high) - low) / (high - low) for each in (*interval, value)]
+    start, end, middle = (round(share * (width - 1)) for share in shares)
     cells = [line if start <= place <= end else " " for place in range(width)]
-    cells[start], cells[end] = ends
+    cells[start] = left
+    cells[end] = right
     cells[middle] = dot
     return "".join(cells)
 

