@@ -44,19 +44,3 @@ def sums(model: nn.Module, sequences: list[Tensor]) -> dict[str, tuple[Tensor, T
                 for expert, matrix in enumerate(squares[f"{name}.{stack}"]):
                     found[f"{name}.{stack}.{expert}"] = (matrix.sum(1), matrix.sum(0))
     return found
-
-
-def input_gradients(model: nn.Module, sequence: Tensor) -> list[Tensor]:
-    """Return the gradient of the loss with respect to what goes into every block (1 x tokens x features)."""
-    seen: list[Tensor] = []
-
-    def hold(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
-        seen[-1].retain_grad()
-
-    blocks = model.get_submodule(BLOCKS[str(model.config.model_type)])  # type: ignore[union-attr]
-    handles = [block.register_forward_pre_hook(hold, with_kwargs=True) for block in blocks.children()]
-    loss(model, sequence).backward()
-    for handle in handles:
-        handle.remove()
-    return [states.grad for states in seen if states.grad is not None]

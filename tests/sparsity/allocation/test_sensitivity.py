@@ -53,21 +53,19 @@ def mean(allocation: dict[str, float], model: PreTrainedModel) -> float:
     return math.fsum(sizes[name] * value for name, value in allocation.items()) / sum(sizes.values())
 
 
-def recorded(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
-    """Return the sums by weight, and the gradients of each block's inputs."""
+def recorded(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return the sums by weight."""
     sums: dict[str, Any] = {}
-    gradients: dict[str, list[Tensor]] = {}
     backward = sensitivity._backward
 
     def record(run: Any, inputs: Any, carried: list[Tensor], matrices: Any) -> Any:
         found = backward(run, inputs, carried, matrices)
         sums.update({matrix.name: pair for matrix, pair in found.items()})
-        gradients[run.name] = [gradient.clone() for gradient in carried]
         return found
 
     monkeypatch.setattr(sensitivity, "_backward", record)
     allocated(WholeModel(model))
-    return sums, gradients
+    return sums
 
 
 def exact(model: PreTrainedModel) -> PreTrainedModel:
@@ -90,22 +88,11 @@ def test_sums_are_those_of_one_backward_of_the_whole_model_a_sequence(
 ) -> None:
     model = sharp(name)
     expected = fisher.sums(exact(model), list(TOKENS))
-    found, _ = recorded(model, monkeypatch)
+    found = recorded(model, monkeypatch)
     assert found.keys() == expected.keys()
     for weight, (rows, columns) in expected.items():
         assert_near(found[weight][0], rows, weight)
         assert_near(found[weight][1], columns, weight)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_are_carried_through_the_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = sharp(name)
-    _, found = recorded(model, monkeypatch)
-    assert len(found) == 2
-    for number, sequence in enumerate(TOKENS):
-        expected = fisher.input_gradients(exact(model), sequence)
-        for index, (block, gradients) in enumerate(sorted(found.items())):
-            assert_near(gradients[number], expected[index], block)
 
 
 def test_sums_are_taken_per_sequence_not_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,12 +153,6 @@ def test_blocks_read_from_files_one_by_one_give_the_same(name: str, tmp_path: Pa
     assert all(tensor.is_meta for tensor in skeleton.model.get_submodule(skeleton.blocks).parameters())
 
 
-@pytest.mark.parametrize("name", ["bloom", "gemma2", "gpt_oss", "mamba"])
-def test_other_architectures_go_through(name: str) -> None:
-    model = sharp(name)
-    assert mean(allocated(WholeModel(model)), model) == pytest.approx(0.5, abs=1e-12)
-
-
 def test_weights_with_larger_gradients_stay_denser() -> None:
     found = []
     for factor in (1 / 3, 1.0, 3.0):
@@ -183,14 +164,6 @@ def test_weights_with_larger_gradients_stay_denser() -> None:
         quiet, plain, loud = (shares[f"model.layers.1.mlp.{weight}"] for shares in found)
         assert quiet > plain > loud, weight
         assert quiet > 0.5 > loud, weight
-
-
-def test_the_weight_with_the_smallest_gradients_is_the_sparsest() -> None:
-    model = tiny_model("llama")
-    with torch.no_grad():
-        model.get_parameter("model.layers.0.mlp.up_proj.weight").mul_(1e-3)  # little comes back through it
-    found = allocated(WholeModel(model))
-    assert found["model.layers.0.mlp.gate_proj"] == max(found.values()) == 0.5 + STRENGTH * REACH
 
 
 def test_experts_that_no_sequence_reaches_are_neither_spared_nor_emptied() -> None:
