@@ -21,7 +21,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from shears.runtime.native import tuning
 
     monkeypatch.setattr(tuning, "weight_bytes", lambda: 16 << 20)
-    monkeypatch.setattr(module, "TURNS", 1)
+    monkeypatch.setattr(module, "TIMED_PRODUCTS", 1)
 
 
 @pytest.mark.usefixtures("quick")

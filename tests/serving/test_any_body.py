@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("fastapi")
 
-from shears.serving.bodies import IGNORED, NEUTRAL_VALUES, ChatRequest, CompletionRequest
+from shears.serving.bodies import IGNORED_KEYS, NEUTRAL_VALUES, ChatRequest, CompletionRequest
 from tests.runtime.generation.backends import engine_of, lively
 from tests.serving.servers import NAME, Running, running
 
@@ -27,7 +27,7 @@ VALUES = st.recursive(
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant"]), "content": st.text() | VALUES}
 )
-KEYS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *NEUTRAL_VALUES, *IGNORED, "x"})
+KEYS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *NEUTRAL_VALUES, *IGNORED_KEYS, "x"})
 EXTRAS = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3)
 BODIES = st.fixed_dictionaries(
     {"model": st.just(NAME), "max_tokens": st.just(3)},

@@ -20,9 +20,9 @@ from shears.records.journal import append_row
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.sparsity.stage import sparsify
 from shears.writing import stage
-from shears.writing.author import Author, first_words, turns_of_template
+from shears.writing.author import Author, first_words, user_turn_of_template
 from shears.writing.stage import write, written_text
-from shears.writing.writer import Writer
+from shears.writing.writer import TextWriter
 from tests.tiny import END, VOCABULARY, save_tiny, tiny_tokenizer
 
 SHORT = {"max_new_tokens": 8, "backend": "transformers"}
@@ -137,9 +137,9 @@ def test_the_cache_knows_models_and_settings_apart(
 
 def test_without_a_template_every_text_is_plain(model: Path, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
-    assert turns_of_template(tokenizer) == ("<user>", END)
+    assert user_turn_of_template(tokenizer) == ("<user>", END)
     tokenizer.chat_template = None
-    assert turns_of_template(tokenizer) is None
+    assert user_turn_of_template(tokenizer) is None
     author = Author(tokenizer, frozenset({256}), 256, build(WriteConfig, "write", {"chats": 1.0}))
     assert not author.begin(0).is_chat
     words = tokenizer.batch_decode([[token] for token in first_words(tokenizer)])
@@ -173,7 +173,7 @@ class Silent(TransformersBackend):
 def test_a_model_that_writes_nothing_is_refused(model: Path) -> None:
     author = Author(tiny_tokenizer(), frozenset({256}), 256, build(WriteConfig, "write", SHORT))
     with pytest.raises(InputError, match="must write text, this one ends every text at once"):
-        Writer(author, Silent(load_model(model)), {}, lambda row: None).run()
+        TextWriter(author, Silent(load_model(model)), {}, lambda row: None).run()
 
 
 def test_sparsify_lets_the_model_write_its_calibration_once(

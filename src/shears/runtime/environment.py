@@ -11,7 +11,7 @@ from shears.checkpoints.packed.layout import NumberFormat
 from shears.records.timing import processor, versions
 from shears.runtime.native import kernels_available
 
-TURNS = 15  # products timed per kind; the median counts
+TIMED_PRODUCTS = 15  # products timed per kind; the median counts
 SLOWER = 1.05  # a sparse product that takes this many times as long as the dense one is named
 
 
@@ -101,6 +101,8 @@ def _speeds(threads: int) -> Iterator[Speed]:
     for values, code in CODES.items():
         for sparse in (True, False):
             tune(values, sparse)
-            seconds, bytes_per_weight, memory = _native.measure_speed(code, sparse, 1, weight_bytes(), TURNS, pool)
+            seconds, bytes_per_weight, memory = _native.measure_speed(
+                code, sparse, 1, weight_bytes(), TIMED_PRODUCTS, pool
+            )
             rate = bytes_per_weight / seconds
             yield Speed(values, sparse, threads, seconds * 1e12, rate / 1e9, rate / memory)

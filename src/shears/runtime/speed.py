@@ -32,7 +32,7 @@ from shears.runtime.native.architectures import NotCoveredError, plan_of
 from shears.runtime.native.model_source import source_of_model
 
 logger = logging.getLogger(__name__)
-SHORT = 64  # tokens of the prompt that is continued
+SHORT_PROMPT = 64  # tokens of the prompt that is continued
 TRANSFORMERS = "dense, transformers"
 TUNED = "dense, transformers, oneDNN off"
 OURS = "dense, our kernels ({})"
@@ -73,10 +73,11 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
     set_threads(wanted.threads)
     contestants = _contestants(ref, wanted)
     longest = contestants[0].backend.max_length
-    length = max(wanted.prompt_tokens, SHORT + wanted.new_tokens)
+    length = max(wanted.prompt_tokens, SHORT_PROMPT + wanted.new_tokens)
     if length > longest:
         raise InputError(
-            f"prompt_tokens and {SHORT} + new_tokens must be at most the model's {longest}, got {length}; ask for less"
+            f"prompt_tokens and {SHORT_PROMPT} + new_tokens must be at most the model's {longest}, got {length}; "
+            "ask for less"
         )
     rounds = _measured(contestants, wanted)
     rows = [_figures(each, rounds[each.name], wanted) for each in contestants]
@@ -91,17 +92,17 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
 
 
 def decoding(backend: Backend, new_tokens: int, rounds: int) -> dict[str, float]:
-    """Return the tokens per second of decoding behind SHORT tokens: median, min and max.
+    """Return the tokens per second of decoding behind SHORT_PROMPT tokens: median, min and max.
 
     A warm-up round is not counted. InputError for more tokens than the backend holds.
     """
-    if SHORT + new_tokens > backend.max_length:
+    if SHORT_PROMPT + new_tokens > backend.max_length:
         raise InputError(
-            f"{SHORT} + new_tokens must be at most the model's {backend.max_length}, got {SHORT + new_tokens}; ask "
-            "for less"
+            f"{SHORT_PROMPT} + new_tokens must be at most the model's {backend.max_length}, "
+            f"got {SHORT_PROMPT + new_tokens}; ask for less"
         )
     wanted = BenchConfig(prompt_tokens=1, new_tokens=new_tokens, rounds=rounds)
-    prompt = random.Random(0).choices(range(backend.vocab_size), k=SHORT)
+    prompt = random.Random(0).choices(range(backend.vocab_size), k=SHORT_PROMPT)
     measured = [_one_round(backend, prompt, wanted) for _ in range(1 + rounds)][1:]
     return _spread((new_tokens - 1) / each.decode for each in measured)
 
@@ -164,7 +165,7 @@ def _measured(contestants: Sequence[Contestant], wanted: BenchConfig) -> Mapping
     """Return the rounds of every contestant without the first, a warm-up."""
     generator = random.Random(0)
     vocab_size = contestants[0].backend.vocab_size
-    prompt = [generator.randrange(vocab_size) for _ in range(max(wanted.prompt_tokens, SHORT))]
+    prompt = [generator.randrange(vocab_size) for _ in range(max(wanted.prompt_tokens, SHORT_PROMPT))]
     rounds: dict[str, list[Round]] = {each.name: [] for each in contestants}
     with meter("bench", len(contestants) * (1 + wanted.rounds), "run") as progress:
         for number in range(1 + wanted.rounds):
@@ -190,7 +191,7 @@ def _one_round(backend: Backend, prompt: Sequence[int], wanted: BenchConfig) -> 
     prefill = time.perf_counter() - start
     backend.drop(0)
     start = time.perf_counter()
-    token = int(backend.prefill(0, prompt[:SHORT]).argmax())
+    token = int(backend.prefill(0, prompt[:SHORT_PROMPT]).argmax())
     middle = time.perf_counter()
     for _ in range(wanted.new_tokens - 1):
         token = int(backend.step([0], [token])[0].argmax())

@@ -34,7 +34,7 @@ from shears.serving.bodies import (
     TextRequest,
     event,
     parse,
-    read_object,
+    read_body,
     usage,
 )
 
@@ -54,14 +54,14 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         """Continue one prompt or several."""
-        body = parse(CompletionRequest, await read_object(request, self.config.max_request_bytes))
+        body = parse(CompletionRequest, await read_body(request, self.config.max_request_bytes))
         self.check_name(body.model)
         limit = self._max_new_tokens("max_tokens", body.max_tokens)
         return await self._respond(request, body, body.prompts(), limit)
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
-        body = parse(ChatRequest, await read_object(request, self.config.max_request_bytes))
+        body = parse(ChatRequest, await read_body(request, self.config.max_request_bytes))
         turns = [message.turn() for message in body.messages]
         try:
             tokens = await asyncio.to_thread(self.worker.engine.encode_chat, turns)

@@ -24,7 +24,7 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {  # unsupported keys, and their
     "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "prediction": (),
     "web_search_options": (), "moderation": (),
 }  # fmt: skip
-IGNORED = frozenset(
+IGNORED_KEYS = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
      "prompt_cache_retention", "parallel_tool_calls", "reasoning_effort", "verbosity")
 )  # fmt: skip
@@ -32,7 +32,7 @@ READ_SECONDS = 60.0  # for a whole body
 DONE = b"data: [DONE]\n\n"
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Stops = Annotated[list[Stop], Field(max_length=16)]  # every token is compared with all of them
+StopList = Annotated[list[Stop], Field(max_length=16)]  # every token is compared with all of them
 Tokens = Annotated[list[int], Field(min_length=1)]
 
 
@@ -58,7 +58,7 @@ class RequestError(Exception):
         return retry | ({"Connection": "close"} if self.status in (408, 413) else {})
 
 
-async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
+async def read_body(request: Request, max_bytes: int) -> dict[str, Any]:
     """Return the JSON object of a request's body.
 
     RequestError for a body that is larger than `max_bytes`, too slow, cut off, or no JSON object.
@@ -115,7 +115,7 @@ class TextRequest(_Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    stop: Stop | Stops | None = None
+    stop: Stop | StopList | None = None
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -175,7 +175,7 @@ def parse(kind: type[RequestKind], content: Mapping[str, Any]) -> RequestKind:
             continue
         if not any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL_VALUES[key]):
             raise RequestError(400, f"{key}={value!r:.40} is not supported here; leave {key} out", param=key)
-    known = {key: value for key, value in content.items() if key not in NEUTRAL_VALUES and key not in IGNORED}
+    known = {key: value for key, value in content.items() if key not in NEUTRAL_VALUES and key not in IGNORED_KEYS}
     try:
         return kind.model_validate(known)
     except ValidationError as error:

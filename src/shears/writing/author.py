@@ -21,7 +21,7 @@ from shears.errors import InputError
 from shears.runtime.generation.sampling import Sampler, TokenSampling
 
 MARK = "\u241fwords\u241f"  # stands for a turn's words where the template is cut apart
-Row = dict[str, Any]
+TextRow = dict[str, Any]
 
 
 @dataclass
@@ -53,19 +53,19 @@ class Draft:
         self.has_ended = token in self.ends or len(self.tokens) >= self.limit
 
 
-class Turns(NamedTuple):
+class UserTurn(NamedTuple):
     """What a chat template writes before and behind a user's turn."""
 
     opening: str
     closing: str
 
 
-def turns_of_template(tokenizer: PreTrainedTokenizerBase) -> Turns | None:
+def user_turn_of_template(tokenizer: PreTrainedTokenizerBase) -> UserTurn | None:
     """Return what the template writes around a user's turn; None if it alters the turn."""
     if tokenizer.chat_template is None:
         return None
     opening, mark, closing = render_turns([{"role": "user", "content": MARK}], tokenizer).partition(MARK)
-    return Turns(opening, closing) if mark else None
+    return UserTurn(opening, closing) if mark else None
 
 
 def first_words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -86,7 +86,7 @@ class Author:
         self.tokenizer = tokenizer
         self.longest = longest
         self.settings = settings
-        self.turns = turns_of_template(tokenizer) if settings.chats else None
+        self.turns = user_turn_of_template(tokenizer) if settings.chats else None
         self._special = frozenset(tokenizer.all_special_ids) | ends  # a turn ends with a token that need not end a text
         self._words = first_words(tokenizer)
         if not self._words:
@@ -111,7 +111,7 @@ class Author:
             return None
         return self._text(user.number, "answer", prompt, user=words, is_chat=True)
 
-    def row(self, text: Draft) -> Row:
+    def row(self, text: Draft) -> TextRow:
         """Return a finished text as a row with number and tokens; without text if empty."""
         words = self._words_of(text)
         if text.user is not None:

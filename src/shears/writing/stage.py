@@ -28,14 +28,14 @@ from shears.records.paths import expanded, file_fingerprint
 from shears.runtime.choice import Wanted, native_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
-from shears.writing.author import Author, Row
-from shears.writing.writer import Writer, needed
+from shears.writing.author import Author, TextRow
+from shears.writing.writer import TextWriter, first_texts
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "self_text"  # in the cache of converted models
+CACHED_TEXTS = "self_text"  # in the cache of converted models
 TEXT = "text.jsonl"
-JOURNAL = "written.jsonl"  # in the working folder: texts in the order in which they ended
+UNFINISHED = "written.jsonl"  # in the working folder: texts in the order in which they ended
 DECIDING = ("chats", "max_new_tokens", "temperature", "seed")  # fields that decide each text; tokens: how many
 
 
@@ -53,7 +53,7 @@ def write(model: AnyModel, output: str | Path, **config: Any) -> Path:
     asked = {"base_fingerprint": ref.fingerprint, **{name: as_data(settings)[name] for name in (*DECIDING, "tokens")}}
     with working_folder(output, asked, resume=True, kind=WriteConfig) as work:
         _take_over(work, output.parent, asked)
-        rows = _rows(ref, settings, work / JOURNAL)
+        rows = _rows(ref, settings, work / UNFINISHED)
         (work / TEXT).write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
         record = {
             "shears_version": __version__,
@@ -65,7 +65,7 @@ def write(model: AnyModel, output: str | Path, **config: Any) -> Path:
             "text_sha256": file_fingerprint(work / TEXT),
         }
         write_json(work / WRITTEN_TEXT, record)
-        (work / JOURNAL).unlink()
+        (work / UNFINISHED).unlink()
     return output / TEXT
 
 
@@ -78,7 +78,7 @@ def written_text(model: AnyModel, tokens: int, seed: int, **config: Any) -> Path
     ref = resolve(model)
     deciding = {"base": ref.fingerprint, **{name: as_data(settings)[name] for name in DECIDING}}
     name = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
-    output = cache_folder() / FOLDER / name / f"{settings.tokens}-tokens"
+    output = cache_folder() / CACHED_TEXTS / name / f"{settings.tokens}-tokens"
     if (output / WRITTEN_TEXT).is_file():
         logger.info("taking the text that %s wrote before: %s", ref.name, output)
         return output / TEXT
@@ -96,7 +96,7 @@ def text_source(source: str, model: AnyModel, tokens: int, seed: int) -> str:
 
 def _take_over(work: Path, siblings: Path, asked: dict[str, Any]) -> None:
     """Begin the journal with the longest finished text beside of the same model and settings."""
-    journal = work / JOURNAL
+    journal = work / UNFINISHED
     if journal.is_file():
         return
     known: list[bytes] = []
@@ -107,21 +107,21 @@ def _take_over(work: Path, siblings: Path, asked: dict[str, Any]) -> None:
     journal.write_bytes(b"".join(known))
 
 
-def _rows(model: ModelRef, settings: WriteConfig, journal: Path) -> list[Row]:
+def _rows(model: ModelRef, settings: WriteConfig, journal: Path) -> list[TextRow]:
     """Return the first texts that hold the tokens asked for; write those that lack."""
     known = {row["number"]: row for row in read_rows(journal)}
-    if needed(known, settings.tokens) is None:
+    if first_texts(known, settings.tokens) is None:
         author, backend = _open(model, settings)
         num_known = sum(row["tokens"] for row in known.values())
         with meter("writing", settings.tokens, "tokens") as progress:
             progress.skip(min(num_known, settings.tokens))
 
-            def keep(row: Row) -> None:
+            def keep(row: TextRow) -> None:
                 append_row(journal, row)
                 progress.advance(row["tokens"])
 
-            Writer(author, backend, known, keep).run()
-    rows = needed(known, settings.tokens)
+            TextWriter(author, backend, known, keep).run()
+    rows = first_texts(known, settings.tokens)
     assert rows is not None
     return rows
 

@@ -6,18 +6,20 @@ from itertools import count
 from shears.errors import InputError
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
-from shears.writing.author import Author, Draft, Row
+from shears.writing.author import Author, Draft, TextRow
 
 MOST_EMPTY = 64  # consecutive empty texts after which the model counts as unable to write
 
 
-class Writer:
+class TextWriter:
     """Texts being written until the known ones hold `tokens`; one begins as another ends.
 
     Every finished text is added to `known` and given to `keep`.
     """
 
-    def __init__(self, author: Author, backend: Backend, known: dict[int, Row], keep: Callable[[Row], None]) -> None:
+    def __init__(
+        self, author: Author, backend: Backend, known: dict[int, TextRow], keep: Callable[[TextRow], None]
+    ) -> None:
         self._author = author
         self._batch = Batch[Draft](backend, shares_beginnings=True)
         self._most = backend.max_sequences
@@ -43,7 +45,7 @@ class Writer:
         wanted = self._author.settings.tokens
         while len(self._batch) < self._most:
             total = self._num_tokens + sum(len(text.tokens) for text in self._started.values())
-            if total >= wanted and (self._started or needed(self._known, wanted) is not None):
+            if total >= wanted and (self._started or first_texts(self._known, wanted) is not None):
                 break
             self._add(self._author.begin(next(self._numbers)))
         return bool(self._started)
@@ -67,9 +69,9 @@ class Writer:
             raise InputError("a model must write text, this one ends every text at once; give a text of your own")
 
 
-def needed(known: dict[int, Row], tokens: int) -> list[Row] | None:
+def first_texts(known: dict[int, TextRow], tokens: int) -> list[TextRow] | None:
     """Return the first texts that hold `tokens`, without empty ones; None if one is unknown."""
-    rows: list[Row] = []
+    rows: list[TextRow] = []
     total = 0
     for number in count():
         if total >= tokens:

@@ -7,7 +7,7 @@ from shears.data.examples import to_example
 from shears.data.tokens import prompt_ids
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder
-from shears.evaluation.scoring.score import choose, plainly
+from shears.evaluation.scoring.score import likeliest_choices, plainly
 from shears.evaluation.scoring.scorers import LossScorer
 from shears.training.batches import ignores_padding
 from tests.evaluation.scoring.test_score import PAD, some_rows
@@ -34,7 +34,9 @@ def test_losses_and_choices_are_those_of_each_row_alone(name: str) -> None:
     torch.testing.assert_close(scorer.measure(plainly).float(), alone, rtol=1e-4, atol=1e-4)
     asked = [{"prompt": "a" * n, "choices": [" yes", " no", " rather not"], "answer": 0} for n in range(1, 9)]
     examples = [to_example(row, "question", TOKENIZER) for row in asked]
-    for one, other in zip(choose(model, TOKENIZER, examples, 8), choose(model, TOKENIZER, examples, 1), strict=True):
+    for one, other in zip(
+        likeliest_choices(model, TOKENIZER, examples, 8), likeliest_choices(model, TOKENIZER, examples, 1), strict=True
+    ):
         assert one.log_likelihoods == pytest.approx(other.log_likelihoods, rel=1e-4)
 
 

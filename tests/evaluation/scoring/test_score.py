@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from shears.data.examples import Example, Segment, Tokenized, to_example, tokenize
 from shears.errors import InputError
-from shears.evaluation.scoring.score import build_forest, choose, log_likelihoods
+from shears.evaluation.scoring.score import build_forest, likeliest_choices, log_likelihoods
 from tests.oracles.losses import completion_losses, mean_completion_loss
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -89,7 +89,7 @@ def test_the_likeliest_choice_wins_by_sum_and_by_mean() -> None:
     model = tiny_model()
     row = {"prompt": "Which?", "choices": [" yes", " no", " rather not now"], "answer": 0}
     example = to_example(row, "question", TOKENIZER)
-    (choice,) = choose(model, TOKENIZER, [example], batch_size=2)
+    (choice,) = likeliest_choices(model, TOKENIZER, [example], batch_size=2)
     prompt = TOKENIZER("Which?")["input_ids"]
     tokens = [TOKENIZER(text)["input_ids"] for text in example.choices]
     sums = [-_plain_losses(model, Tokenized(prompt + ids, [-100] * len(prompt) + ids))[0] for ids in tokens]
@@ -102,8 +102,8 @@ def test_examples_keep_their_own_choices_when_their_numbers_differ() -> None:
     model = tiny_model()
     rows = [{"prompt": "a" * n, "choices": [f" {c}" for c in "xyz"[:n]], "answer": 0} for n in (3, 1, 2)]
     examples = [to_example(row, "question", TOKENIZER) for row in rows]
-    together = choose(model, TOKENIZER, examples, batch_size=2)
-    alone = [choose(model, TOKENIZER, [example], batch_size=1)[0] for example in examples]
+    together = likeliest_choices(model, TOKENIZER, examples, batch_size=2)
+    alone = [likeliest_choices(model, TOKENIZER, [example], batch_size=1)[0] for example in examples]
     assert [len(choice.log_likelihoods) for choice in together] == [3, 1, 2]
     for one, other in zip(together, alone, strict=True):
         assert one.log_likelihoods == pytest.approx(other.log_likelihoods, rel=1e-5)  # batches round differently
@@ -114,7 +114,7 @@ def test_choices_behind_an_empty_prompt_are_refused(neighbour: str) -> None:
     """Nothing predicts a first token, so its likelihood would depend on the rest of the batch."""
     examples = [Example((Segment(text, False), Segment("", True)), "ab", ("ab", "c")) for text in (neighbour, "")]
     with pytest.raises(InputError, match=f"a prompt must not be empty, number {2 if neighbour else 1} is"):
-        choose(tiny_model(), tiny_tokenizer(), examples, 2)
+        likeliest_choices(tiny_model(), tiny_tokenizer(), examples, 2)
 
 
 def test_a_choice_without_tokens_is_refused() -> None:
@@ -122,4 +122,4 @@ def test_a_choice_without_tokens_is_refused() -> None:
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     example = Example((Segment("Which?", False), Segment("", True)), "a", ("a", "\u200b"))
     with pytest.raises(InputError, match="every choice must have tokens, .* one of number 1 has none"):
-        choose(tiny_model(), tokenizer, [example], 2)
+        likeliest_choices(tiny_model(), tokenizer, [example], 2)

@@ -5,7 +5,7 @@ import torch
 
 from shears.data.examples import Tokenized, to_example
 from shears.errors import InputError
-from shears.evaluation.scoring.score import choose, plainly
+from shears.evaluation.scoring.score import likeliest_choices, plainly
 from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
 from tests.oracles.losses import completion_losses
 from tests.searching.adapters import PAD, make_rows
@@ -52,7 +52,7 @@ def test_choices_are_right_as_they_are_chosen() -> None:
     rows = [{"prompt": "a" * n, "choices": [" yes", " no", " rather not"], "answer": n % 3} for n in range(1, 9)]
     examples = [to_example(row, "question", tokenizer) for row in rows]
     scorer = ChoiceScorer(model, tokenizer, examples, 4)
-    chosen = choose(model, tokenizer, examples, 4)
+    chosen = likeliest_choices(model, tokenizer, examples, 4)
     right = [
         float(example.choices[choice.likeliest] == example.answer)
         for example, choice in zip(examples, chosen, strict=True)

@@ -60,7 +60,7 @@ def test_every_walk_of_an_instruction_set_gives_the_same_bits(values: NumberForm
 
 @pytest.mark.parametrize(("values", "sparse"), KINDS)
 def test_a_measurement_names_a_candidate_for_every_number_of_tokens(values: NumberFormat, sparse: bool) -> None:
-    names = tuning.measured(values, sparse)
+    names = tuning.best_walks(values, sparse)
     assert len(names) == _native.TOKEN_CLASSES
     for number, name in enumerate(names):
         assert name in _native.candidates(tuning.CODES[values], sparse, number)
@@ -79,7 +79,7 @@ def test_a_second_process_reads_the_choices_from_the_cache(monkeypatch: pytest.M
     assert json.loads(tuning.cache_file().read_text())["choices"] == {"int8 sparse": chosen}
     tuning.tune.cache_clear()
     _native.forget_choices()
-    monkeypatch.setattr(tuning, "measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(tuning, "best_walks", lambda *_: pytest.fail("measured again"))
     tuning.tune("int8", True)
     assert [_native.chosen(tuning.CODES["int8"], True, number) for number in range(_native.TOKEN_CLASSES)] == chosen
 
@@ -148,7 +148,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_work(
 
 def test_off_takes_the_default_walks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHEARS_TUNING", "off")
-    monkeypatch.setattr(tuning, "measured", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(tuning, "best_walks", lambda *_: pytest.fail("measured"))
     tuning.tune("int8", True)
     assert _native.chosen(2, True, 0) == _native.candidates(2, True, 0)[0]
     assert not tuning.cache_file().exists()
@@ -171,7 +171,7 @@ def test_again_measures_though_the_cache_knows(monkeypatch: pytest.MonkeyPatch) 
         calls.append(kind)
         return [default] * _native.TOKEN_CLASSES
 
-    monkeypatch.setattr(tuning, "measured", measured)
+    monkeypatch.setattr(tuning, "best_walks", measured)
     tuning.tune("int8", True)
     assert calls == [("int8", True)]
 

@@ -27,7 +27,7 @@ from shears.training.batches import TRIAL_ERRORS, drawn, ignores_padding, is_apa
 from shears.training.losses import logits_at
 
 logger = logging.getLogger(__name__)
-Continuation = tuple[list[int], list[int]]
+Pair = tuple[list[int], list[int]]
 """The tokens of a prompt and the tokens that follow it."""
 Ids = tuple[int, ...]
 OFFSET = 8  # rows that a table of positions may have beyond the context; OPT's has 2
@@ -80,7 +80,7 @@ class Forest:
     `places` holds, for each row, the positions that predict the continuation of each pair.
     """
 
-    pairs: Sequence[Continuation]
+    pairs: Sequence[Pair]
     trees: Sequence[Tree]
     places: Sequence[Mapping[int, Sequence[int]]]
     shared: bool
@@ -117,7 +117,7 @@ class Forest:
         return TreeBatch(trees, self.shared, wanted, numbers, tokens, torch.tensor(owners, dtype=torch.int64))
 
 
-def build_forest(model: nn.Module, pairs: Sequence[Continuation]) -> Forest:
+def build_forest(model: nn.Module, pairs: Sequence[Pair]) -> Forest:
     """Return the rows in which to score the pairs.
 
     Each prompt has a row if that saves enough tokens and the model keeps branches apart; else each
@@ -132,7 +132,7 @@ def build_forest(model: nn.Module, pairs: Sequence[Continuation]) -> Forest:
     return replace(apart, padded=len(set(map(len, apart.trees))) < 2 or ignores_padding(model))
 
 
-def _separate_rows(pairs: Sequence[Continuation]) -> Forest:
+def _separate_rows(pairs: Sequence[Pair]) -> Forest:
     """Give each distinct input a row."""
     places: dict[Ids, dict[int, Sequence[int]]] = defaultdict(dict)
     for pair, (prompt, continuation) in enumerate(pairs):
@@ -141,7 +141,7 @@ def _separate_rows(pairs: Sequence[Continuation]) -> Forest:
     return Forest(pairs, [Tree(ids) for ids in places], list(places.values()), shared=False)
 
 
-def _shared_rows(pairs: Sequence[Continuation]) -> Forest:
+def _shared_rows(pairs: Sequence[Pair]) -> Forest:
     """Give each distinct prompt a row."""
     branches: dict[Ids, dict[Ids, None]] = defaultdict(dict)
     for prompt, continuation in pairs:
@@ -221,7 +221,7 @@ class Choice:
     log_likelihoods: tuple[float, ...]
 
 
-def choose(
+def likeliest_choices(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
 ) -> list[Choice]:
     """Return each example's likeliest choice; the end of sequence is not scored."""

@@ -44,15 +44,15 @@ CLAUSE_END = re.compile(CLAUSE_START.pattern + r"|\b(?:because|since|as|that|whi
 OPENED = r"[(\[*\"']*"
 NEXT = rf"[)\]*\"']*(?:\s*[,/&]\s*|\s*,?\s+(?:and|or)\s+)(?:(?:option|choice)\s+)?{OPENED}"
 LETTER = r"(?<![A-Za-z])(?<![A-Za-z]['\u2019])[A-E](?!['\u2019]?[A-Za-z])"
-LETTERS = rf"{LETTER}(?:(?i:{NEXT}){LETTER})*"
+LETTER_LIST = rf"{LETTER}(?:(?i:{NEXT}){LETTER})*"
 NO_ARTICLE = r"(?!A[ \t]+(?!(?:because|since|as|is|for|with|which|and|or)\b)[A-Za-z])"
 STATED_LETTERS = re.compile(
     rf"(?i:(?:answer|option|choice)(?:\s*:|{IS}\s*:?)\s*(?:(?:option|choice)\s*)?{OPENED})"
-    rf"{NO_ARTICLE}({LETTERS})"
+    rf"{NO_ARTICLE}({LETTER_LIST})"
 )
 NAMED_LETTERS = re.compile(
     rf"(?:\A{OPENED}(?=[A-E](?:[)\].:,*\"]|\s*$))|(?:\(|(?<!\S))(?=[A-E]\))"
-    rf"|(?i:\b(?:options?|choices?)\s+{OPENED})|(?i:\banswer\s+{OPENED}){NO_ARTICLE}){LETTERS}"
+    rf"|(?i:\b(?:options?|choices?)\s+{OPENED})|(?i:\banswer\s+{OPENED}){NO_ARTICLE}){LETTER_LIST}"
 )
 HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE)
 

@@ -26,7 +26,7 @@ from shears.evaluation.continuous import ContinuousDecoder
 from shears.evaluation.generate import Decoder
 from shears.evaluation.records import Evaluation, Record, TextJournal, accuracy_of, record
 from shears.evaluation.scoring.perplexity import perplexity
-from shears.evaluation.scoring.score import choose, warn_beyond
+from shears.evaluation.scoring.score import likeliest_choices, warn_beyond
 from shears.evaluation.scoring.scorers import check_choices
 from shears.evaluation.tasks import answers as reading
 from shears.evaluation.tasks.harness import QUESTION_IDS, run_harness
@@ -120,7 +120,7 @@ def _choices(inputs: TaskInputs) -> list[Record]:
     """Answer each example with its choice of the highest log-likelihood."""
     examples = inputs.examples
     check_choices(examples)
-    chosen = choose(inputs.model, inputs.tokenizer, examples, inputs.config.batch_size)
+    chosen = likeliest_choices(inputs.model, inputs.tokenizer, examples, inputs.config.batch_size)
     records = []
     for index, (example, choice) in enumerate(zip(examples, chosen, strict=True)):
         likeliest = example.choices[choice.likeliest]

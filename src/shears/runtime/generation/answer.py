@@ -16,7 +16,7 @@ from shears.runtime.generation.sampling import Sampler, TokenSampling
 Decode = Callable[[Sequence[int]], str]
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for a character with missing bytes
-CONTEXT = 8  # last tokens of the prompt that are decoded too: some tokenizers drop the space before a first word
+CONTEXT_TOKENS = 8  # last tokens of the prompt that are decoded too: some tokenizers drop the space before a first word
 LONGEST_CHARACTER = 8  # tokens; if more are still no character, the first of them never become one
 UNFINISHED_TOKENS = 3  # most tokens of a character that lacks a byte: UTF-8 has at most four bytes
 FinishReason = Literal["stop", "length"]
@@ -103,7 +103,7 @@ class Detokenizer:
 
     def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
         self._decode = decode
-        self._tokens = list(prompt[-CONTEXT:])  # starts at a token that begins a piece
+        self._tokens = list(prompt[-CONTEXT_TOKENS:])  # starts at a token that begins a piece
         self._shown = len(self._tokens)  # tokens whose text was returned, or belongs to the prompt
 
     def add(self, token: int) -> str:

@@ -12,6 +12,9 @@ from jaxtyping import Float
 from shears.errors import InputError
 
 MOST_SEQUENCES = 16  # open at once
+# Rows that the native decoder computes together with the same bits in any company; prompts are cut
+# into multiples of as many tokens. kSteady in csrc/decoder.cpp, and kRaisedRows in csrc/ops.h.
+STEADY = 4
 
 
 @runtime_checkable

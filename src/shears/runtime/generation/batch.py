@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Float
 
 from shears.errors import InputError
-from shears.runtime.generation.backend import Backend, CopyingBackend
+from shears.runtime.generation.backend import STEADY, Backend, CopyingBackend
 
 logger = logging.getLogger(__name__)
 PREFILL_CHUNK = 512  # tokens of a prompt that are read before the other answers get their next token
-STEADY = 4  # tokens: where prompts are cut into multiples of these, the native decoder gives the bits of whole prompts
 LEAST_SHARED = 8  # tokens of a beginning that are worth copying
 
 

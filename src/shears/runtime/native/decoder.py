@@ -11,14 +11,20 @@ from jaxtyping import Float
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
-from shears.runtime.generation.backend import MOST_SEQUENCES, check_prefill, check_sequence, check_step, check_tokens
+from shears.runtime.generation.backend import (
+    MOST_SEQUENCES,
+    STEADY,
+    check_prefill,
+    check_sequence,
+    check_step,
+    check_tokens,
+)
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, plan_of
 from shears.runtime.native.builder import Arena, Builder
 from shears.runtime.native.model_source import ModelSource
 
 CHUNK = 256  # tokens computed together in a prefill; more need more memory and gain little
-STEADY = 4  # rows: kSteady in csrc/decoder.cpp, and kRaisedRows in csrc/ops.h
 
 
 class NativeBackend:

@@ -47,7 +47,7 @@ def tune(values: NumberFormat, sparse: bool) -> None:
     known = _cached(path)
     names = None if mode == "again" else known.get(kind)
     if names is None or not _apply(values, sparse, names):
-        names = measured(values, sparse)
+        names = best_walks(values, sparse)
         _apply(values, sparse, names)
         _store(path, {**known, kind: names})
 
@@ -77,7 +77,7 @@ def is_dense_faster(values: NumberFormat, threads: int) -> bool:
     return bool(known[key])
 
 
-def measured(values: NumberFormat, sparse: bool) -> list[str]:
+def best_walks(values: NumberFormat, sparse: bool) -> list[str]:
     """Return the best walk of every token class; takes about SECONDS plus making a weight."""
     timed = _native.time_candidates(CODES[values], sparse, weight_bytes(), SECONDS)
     names = [best_of(candidates) for candidates in timed]
