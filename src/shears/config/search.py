@@ -15,7 +15,7 @@ QUALITIES = ("loss", "accuracy")  # measured on validation examples
 SIZES = ("parameters", "nonzeros", "macs")  # counted
 FIGURES = (*QUALITIES, *SIZES, "latency")  # the last is timed
 MAXIMISED = frozenset({"accuracy"})  # less is better for all others
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*[kKMGT]?"
+QUANTITY = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*[kKMGT]?"
 STRATEGIES: Mapping[str, str] = {
     "heuristic": "shears.searching.strategies.simple:heuristic",
     "maximal": "shears.searching.strategies.simple:maximal",
@@ -58,7 +58,7 @@ class Constraint(NamedTuple):
 
 def parse_number(text: str) -> float:
     """Return the number that a text such as 0.5, 1.5e6 or 3M stands for; ValueError for others."""
-    if not re.fullmatch(NUMBER, text.strip(), re.ASCII):
+    if not re.fullmatch(QUANTITY, text.strip(), re.ASCII):
         raise ValueError(f"must be a number such as 0.5, 1.5e6 or 3M, got {text!r}")
     digits = text.strip().rstrip("kKMGT")
     number = float(digits) * UNITS[text.strip()[len(digits) :]]
@@ -69,7 +69,7 @@ def parse_number(text: str) -> float:
 
 def parse_constraint(text: str) -> Constraint:
     """Return the constraint that a text stands for; ValueError for another form or figure."""
-    match = re.fullmatch(rf"\s*(\w+)\s*(<=|>=)\s*({NUMBER})\s*", text, re.ASCII)
+    match = re.fullmatch(rf"\s*(\w+)\s*(<=|>=)\s*({QUANTITY})\s*", text, re.ASCII)
     if not match:
         form = "FIGURE<=NUMBER or FIGURE>=NUMBER such as parameters<=3M"
         raise ValueError(f"constraint must be {form}, got {text!r}")

@@ -17,7 +17,7 @@ from shears.config.search import MAXIMISED
 from shears.data.rows import source_fingerprint
 from shears.evaluation.statistics import Z95, Interval, paired_difference
 from shears.searching.measure.evaluators import GaugedEvaluator, ValuesByExample
-from shears.searching.measure.validation import Validation, open_quality
+from shears.searching.measure.validation import ValidationEvaluators, open_quality
 from shears.searching.result import SearchResult
 from shears.searching.strategies.base import ACCURACY, LOSS
 
@@ -52,7 +52,7 @@ class Gain(NamedTuple):
 
 
 def open_gain(
-    settings: SearchConfig, adapter: SuperAdapter, validation: Validation
+    settings: SearchConfig, adapter: SuperAdapter, validation: ValidationEvaluators
 ) -> Callable[[SearchResult], dict[str, Any]]:
     """Return a function from a result to the record of its held-out gain, empty without a test.
 

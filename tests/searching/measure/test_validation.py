@@ -8,7 +8,7 @@ from shears.adapt.load import SuperAdapter
 from shears.config import EvaluateConfig, SearchConfig
 from shears.data.examples import Example, load_examples, tokenize_all
 from shears.evaluation.tasks.registry import evaluate_examples
-from shears.searching.measure.validation import Validation, open_validation
+from shears.searching.measure.validation import ValidationEvaluators, open_validation
 from shears.searching.tied import TiedSpace, tie_layers
 from tests.oracles.losses import mean_completion_loss
 from tests.searching.adapters import make_super_adapter
@@ -25,7 +25,7 @@ def adapter() -> SuperAdapter:
     return made
 
 
-def opened(adapter: SuperAdapter, tied: TiedSpace | None = None, **config: Any) -> Validation:
+def opened(adapter: SuperAdapter, tied: TiedSpace | None = None, **config: Any) -> ValidationEvaluators:
     return open_validation(adapter, SearchConfig(**{**CONFIG, **config}), tied or tie_layers(adapter.elastic.space, 1))
 
 

@@ -51,7 +51,7 @@ def accuracy_evaluator(adapter: SuperAdapter, examples: Sequence[Example], confi
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationEvaluators:
     """The validation examples by their fingerprint, and the evaluator of a tied space on them.
 
     `qualities` are the evaluators behind `evaluator`, by figure; they take configurations of the
@@ -64,7 +64,7 @@ class Validation:
     trained: Sequence[Trained]
 
 
-def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace) -> Validation:
+def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace) -> ValidationEvaluators:
     """Return the evaluators of a search; InputError for a bound that no configuration can meet."""
     goal = Goal(config.objectives, config.constraints)
     sizes = count_sizes(adapter.elastic, config.figures)
@@ -83,7 +83,7 @@ def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace
             fingerprint = rows_fingerprint(rows)
     clocks = (LatencyEvaluator(adapter.elastic),) if LATENCY in config.figures else ()
     evaluator = CombinedEvaluator((*qualities.values(), *clocks), sizes, goal, tied.expand)
-    return Validation(fingerprint, evaluator, qualities, trained)
+    return ValidationEvaluators(fingerprint, evaluator, qualities, trained)
 
 
 def open_quality(

@@ -31,10 +31,10 @@ from shears.errors import InputError, first_line, install_hint
 from shears.records.journal import cut_torn_line
 
 logger = logging.getLogger(__name__)
-JOURNAL = "journal://"
+JOURNAL_URL = "journal://"
 FIRST_BYTES = b'{"op_code":'  # of every line of Optuna's journal
 PASSWORD = "SHEARS_STORAGE_PASSWORD"  # the environment variable that completes a URL without one
-HIDDEN = "***"  # stands for a password in records
+HIDDEN_PASSWORD = "***"  # stands for a password in records
 POSTGRESQL = "postgresql+psycopg"
 MYSQL = "mysql+pymysql"
 DRIVERS: Mapping[str, str] = {
@@ -87,7 +87,7 @@ def open_storage(url: str | None) -> Iterator[BaseStorage]:
     """
     if url is None:
         yield InMemoryStorage()
-    elif url.startswith(JOURNAL):
+    elif url.startswith(JOURNAL_URL):
         yield _journal(url)
     else:
         storage = _database(url)
@@ -99,9 +99,9 @@ def open_storage(url: str | None) -> Iterator[BaseStorage]:
 
 
 def _journal(url: str) -> JournalStorage:
-    path = Path(url.removeprefix(JOURNAL))
+    path = Path(url.removeprefix(JOURNAL_URL))
     if not path.is_absolute() or not path.parent.is_dir():
-        raise InputError(f"a journal must be {JOURNAL}/ABSOLUTE/FILE in an existing folder, got {url}")
+        raise InputError(f"a journal must be {JOURNAL_URL}/ABSOLUTE/FILE in an existing folder, got {url}")
     try:
         # before there is a lock, which would cut lines off a file of something else
         with suppress(FileNotFoundError), open(path, "rb") as file:
@@ -152,7 +152,7 @@ def _database(url: str) -> RDBStorage:
 def _completed(url: sqlalchemy.URL) -> sqlalchemy.URL:
     """Return the URL with our extras' driver and the password of the environment."""
     url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
-    if url.password not in (None, HIDDEN):
+    if url.password not in (None, HIDDEN_PASSWORD):
         return url
     # without one, libpq goes on to PGPASSWORD, ~/.pgpass and PGSERVICE, PyMySQL to read_default_file
     password = os.environ.get(PASSWORD) if url.host or url.username else None
@@ -190,7 +190,7 @@ def without(text: str, *secrets: str) -> str:
     """Return a text without the passwords of URLs, and without those secrets that are not URLs."""
     for secret in secrets:
         if secret and "://" not in secret:
-            text = text.replace(secret, HIDDEN)
+            text = text.replace(secret, HIDDEN_PASSWORD)
     return hide_passwords(text)
 
 

@@ -36,7 +36,7 @@ from shears.searching.strategies.base import PARAMETERS, Evaluated, SearchPlan, 
 
 logger = logging.getLogger(__name__)
 STUDY = "study.db"
-NAME = "search"  # of a study in a file of its own
+STUDY_NAME = "search"  # of a study in a file of its own
 IDENTITY = "shears"  # the study attribute that names the search it belongs to
 OPTIONS = "way"  # its entry with the strategy's options
 POPULATION = "population"  # the study attribute with the size of a generation of the first budget
@@ -60,7 +60,7 @@ class StudyLocation:
     """
 
     url: str | None = None
-    name: str = NAME
+    name: str = STUDY_NAME
     resume: bool = False
     identity: Mapping[str, str] = field(default_factory=dict)
     worker: str = ""
@@ -100,9 +100,9 @@ def _own_url(work: Path) -> str:
 def _own_name(work: Path) -> str:
     """Return the name of the study in the folder `work`, whatever an earlier version called it."""
     if not (work / STUDY).is_file():
-        return NAME
+        return STUDY_NAME
     with open_storage(_own_url(work)) as storage:
-        return next((study.study_name for study in storage.get_all_studies()), NAME)
+        return next((study.study_name for study in storage.get_all_studies()), STUDY_NAME)
 
 
 @contextmanager
