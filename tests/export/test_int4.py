@@ -37,7 +37,7 @@ def test_every_weight_is_that_of_the_layout_and_zeros_stay_zeros(name: str, tmp_
         assert bool((restored[weight == 0] == 0).all())
 
 
-def test_inspect_and_card_know_an_int4_package(tmp_path: Path) -> None:
+def test_an_int4_package_is_its_unpacked_model_to_every_reader(tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base")
     out = package(base, tmp_path / "out", values="int4", embeddings="int4")
     back = unpack(out, tmp_path / "back") / "model"
@@ -47,11 +47,6 @@ def test_inspect_and_card_know_an_int4_package(tmp_path: Path) -> None:
     assert shown["sparsity"] == restored["sparsity"] > 0.45
     assert "the nearest numbers to the package's int4" in (back / README).read_text()
     assert read_record(out, PACKAGE)["values"] == "int4"
-
-
-def test_a_package_of_int4_evaluates_as_its_unpacked_model_does(tmp_path: Path) -> None:
-    out = package(half_sparse(tmp_path / "base"), tmp_path / "out", values="int4", embeddings="int4")
-    back = unpack(out, tmp_path / "back") / "model"
     assert torch.equal(logits(load_with_adapter(out)[0]), logits(stock(back)))
 
 

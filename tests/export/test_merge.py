@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from shears.adapt.load import load_super_adapter
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.checkpoints.inspection import inspect
 from shears.errors import InputError
@@ -22,6 +23,8 @@ from shears.export import merge
 from shears.export.stage import export_adapter
 from shears.export.target import in_format
 from shears.models.blockwise.sources import Skeleton
+from shears.models.load import load_with_adapter
+from shears.models.sparse_adapter import is_sparse
 from shears.records.artifacts import MERGED, README, SPARSITY, read_record, weights_fingerprint, write_json
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter, weights
 
@@ -243,3 +246,42 @@ def test_a_merged_model_is_evaluated_with_the_adapters_template(tmp_path: Path) 
     base = half_sparse(tmp_path / "base")
     out = export_adapter(super_adapter(tmp_path / "super", base), tmp_path / "out", format="merged")
     assert (adapter_template(out), adapter_template(base)) == ("alpaca", "question")
+
+
+def test_the_record_says_which_adapters_are_masked(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    for sparse in (True, False):
+        adapter = super_adapter(tmp_path / f"super_{sparse}", base, sparse_adapter=sparse)
+        assert is_sparse(load_super_adapter(adapter).model) is sparse
+        assert is_sparse(load_with_adapter(base, adapter)[0]) is sparse
+
+
+@pytest.mark.parametrize("form", ["peft", "padded"])
+def test_an_exported_masked_adapter_stays_masked_here_and_warns_of_other_tools(
+    tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = half_sparse(tmp_path / "base")
+    adapter = super_adapter(tmp_path / "super", base, sparse_adapter=True)
+    sub = export_adapter(adapter, tmp_path / "sub", format=form)
+    assert [message for message in caplog.messages if "ignore the mask; use --format merged-sparse" in message]
+    assert read_record(sub, "sub_adapter.json")["sparse_adapter"] is True
+    ours, _ = load_with_adapter(base, sub)
+    torch.testing.assert_close(logits(ours), activated(adapter), rtol=0, atol=1e-5)
+    theirs = logits(PeftModel.from_pretrained(stock(base), sub))
+    assert (theirs - activated(adapter)).abs().max() > 1e-2
+    out = export_adapter(sub, tmp_path / "out", format="merged-sparse")
+    torch.testing.assert_close(logits(stock(out)), activated(adapter), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("format_", "masked"), [("merged", False), ("merged-sparse", True), ("package", True)])
+def test_two_adapters_of_one_shared_weight_are_not_merged_into_it(tmp_path: Path, format_: str, masked: bool) -> None:
+    base = half_sparse(tmp_path / "base", "zamba2")
+    adapter = super_adapter(tmp_path / "super", base, sparse_adapter=masked)
+    with pytest.raises(InputError, match=r"layers\.\d\S+ shares its with \S+layers\.\d\S+; export peft"):
+        export_adapter(adapter, tmp_path / "out", format=format_)
+    assert not (tmp_path / "out").exists()
+    out = export_adapter(adapter, tmp_path / "peft", format="peft", ranks="maximal")
+    if not masked:
+        torch.testing.assert_close(
+            logits(PeftModel.from_pretrained(stock(base), out)), activated(adapter, "maximal"), rtol=0, atol=1e-5
+        )

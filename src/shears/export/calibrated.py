@@ -230,7 +230,13 @@ class _Rounding:
         return {"method": METHOD, "output_error_of_nearest": ratio, "to_nearest": self.to_nearest}
 
     def _round_block(self, block: BlockRun, exact: Activations, folder: Path, sink: Sink) -> None:
-        matrices = [each for each in block_matrices(block.name, block.block) if self._is_packed(each)]
+        packed = {f"{linear}.weight" for linear in self._packing.packed}
+        stored = self._source.skeleton.disk_names
+        matrices = [
+            matrix
+            for matrix in block_matrices(block.name, block.block)
+            if not packed.isdisjoint(stored(matrix.parameter))
+        ]
         rounded: dict[Matrix, Quantized] = {}
         groups = list(affordable(block.groups(matrices) if matrices else [], BUDGET))
         with Activations(BUDGET, folder) as inputs:
@@ -244,10 +250,6 @@ class _Rounding:
         for linear, quantized in self._as_stored(rounded):
             sink(linear, quantized)
             self._done.add(linear)
-
-    def _is_packed(self, matrix: Matrix) -> bool:
-        tensors = self._source.skeleton.disk_names(matrix.parameter)
-        return any(name.removesuffix(".weight") in self._packing.packed for name in tensors)
 
     def _rounded(self, matrix: Matrix, moments: Tensor | None, drift: "_Drift | None") -> Quantized:
         weight = matrix.view(self._source.model).float()

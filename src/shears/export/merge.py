@@ -1,14 +1,10 @@
 """Formats merged and merged-sparse: one model folder with a sub-adapter in its weights.
 
-An adapter trained without the mask fills the zeros when it is merged. For merged-sparse, each adapted linear
-gets the weights that W keeps, fitted by least squares so that its outputs come nearest to those of
-W + scaling B A. Blocks, and the groups of linears in a block, are fitted in order, each on inputs
-that come from the already projected ones.
-
-The cost is a loss on calibration sequences, on held-out ones and on completions. The loss on all
-tokens measures how well the projection imitates the un-merged model. Where the text consists of
-examples, the loss on completions measures the task itself, because an adapter is trained on
-completions alone.
+An adapter trained without the mask fills the zeros when it is merged. For merged-sparse, it is
+projected: each adapted linear gets the weights that W keeps, fitted by least squares to the outputs
+of W + scaling B A. Blocks, and the groups of linears in a block, are fitted in order, each on
+inputs from the projected ones. The losses on all tokens, calibration and held out, measure how well
+the projection imitates the un-merged model; the loss on completions measures the task itself.
 
 Shapes: O output features, I input features of a linear; B sequences, T tokens, V words of the
 vocabulary, N labelled tokens.

@@ -16,6 +16,7 @@ from shears.checkpoints.packed.layout import (
     PackedMatrix,
     check_matrix,
     dense,
+    expected_stored,
     kept,
     mask_shape,
     num_stored,
@@ -122,6 +123,12 @@ def test_int4_has_the_documented_bytes(shape: tuple[int, int], sparsity: float, 
     assert matrix.num_kept == int(kept(weight).sum())
     size = num_stored(kept(weight), "int4")
     assert (matrix.values.numel(), matrix.num_bytes) == (size, packed_bytes(*shape, size, "int4"))
+
+
+@given(WIDE, st.sampled_from(VALUES))
+def test_the_expected_size_of_a_dense_weight_is_exact(shape: tuple[int, int], values: NumberFormat) -> None:
+    stored = num_stored(torch.ones(shape, dtype=torch.bool), values)
+    assert expected_stored(*shape, shape[0] * shape[1], values) == stored
 
 
 @settings(max_examples=40)

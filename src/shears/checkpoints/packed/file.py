@@ -25,7 +25,6 @@ from shears.checkpoints.packed.index import (
     PLAIN,
     DenseEntry,
     Index,
-    PackedEntry,
     parse_index,
 )
 from shears.checkpoints.packed.layout import PackedMatrix
@@ -138,13 +137,17 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
     try:
         index, fingerprint = _checked_metadata(metadata)
         _check_tensors(stored, index)
-        if verify:
-            _check_fingerprint(path, fingerprint)
+        if verify and (actual := _fingerprint(path, fingerprint)) != fingerprint:
+            raise InputError(f"its bytes must have the fingerprint {fingerprint[:12]}, they have {actual[:12]}")
         tensors = _mapped(path, stored)
         packed = {linear: _matrix(linear, index, tensors) for linear in index.packed}
         for linear, matrix in packed.items():
             layout.check_matrix(linear, matrix)
-            _check_kept(linear, index.packed[linear], matrix)
+            kept = index.packed[linear].kept
+            if matrix.values_dtype == "int4" and matrix.num_kept != kept:  # others are checked by size
+                raise InputError(
+                    f"its index must give the kept weights of {linear}, {matrix.num_kept}, it gives {kept}"
+                )
         _check_scales(index, tensors)
     except InputError as error:
         raise InputError(f"{path} must be a whole package: {' '.join(str(error).split())}") from None
@@ -211,12 +214,6 @@ def _matrix(linear: str, index: Index, tensors: Mapping[str, Tensor]) -> PackedM
     return PackedMatrix(entry.rows, entry.cols, entry.values, **cast("dict[str, Any]", parts))
 
 
-def _check_kept(linear: str, entry: PackedEntry, matrix: PackedMatrix) -> None:
-    """Raise InputError where an int4 weight does not keep the number that its index says."""
-    if entry.values == "int4" and matrix.num_kept != entry.kept:
-        raise InputError(f"its index must give the kept weights of {linear}, {matrix.num_kept}, it gives {entry.kept}")
-
-
 def _check_scales(index: Index, tensors: Mapping[str, Tensor]) -> None:
     """Raise InputError where a scale or a zero point of a dense tensor is out of range."""
     quantized = {name: entry.quantized for name, entry in index.plain().items() if entry.quantized}
@@ -226,11 +223,6 @@ def _check_scales(index: Index, tensors: Mapping[str, Tensor]) -> None:
             raise InputError(f"{name}.scales must be finite and at least 0")
         if values == "int4" and bool((tensors[f"{name}.zeros"] > grid.LARGEST_CODE).any()):
             raise InputError(f"{name}.zeros must be at most {grid.LARGEST_CODE}")
-
-
-def _check_fingerprint(path: Path, fingerprint: str) -> None:
-    if (actual := _fingerprint(path, fingerprint)) != fingerprint:
-        raise InputError(f"its bytes must have the fingerprint {fingerprint[:12]}, they have {actual[:12]}")
 
 
 def _fingerprint(path: Path, written: str) -> str:

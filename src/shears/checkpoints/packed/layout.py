@@ -274,14 +274,17 @@ def _by_row(table: Shaped[Tensor, "P B 16"], rows: int) -> Shaped[Tensor, "O B"]
 
 
 def check_matrix(name: str, matrix: PackedMatrix) -> None:
-    """Raise InputError where offsets, masks and values are inconsistent, so that a kernel could
-    read out of bounds.
+    """Raise InputError for inconsistent offsets, masks and values, which a kernel would trust.
 
     The caller has checked the tensors' shapes and dtypes against `rows`, `cols` and `values_dtype`.
     """
     offsets = matrix.offsets
     panels = matrix.masks.shape[0]
-    counts = _byte_counts(matrix) if matrix.values_dtype == "int4" else _popcounts(matrix.masks.reshape(panels, -1))
+    if matrix.values_dtype == "int4":
+        by_group = np.bitwise_count(matrix.masks.numpy()).sum(2, dtype=np.int64)
+        counts: Counts = ((by_group + 1) // 2).sum(1)  # bytes of a panel
+    else:
+        counts = _popcounts(matrix.masks.reshape(panels, -1))
     if int(offsets[0]) != 0 or int(offsets[-1]) != matrix.values.numel():
         raise _unfit(name, f"its offsets must go from 0 to {matrix.values.numel()}")
     if not np.array_equal(np.diff(offsets.numpy()), counts):
@@ -290,13 +293,6 @@ def check_matrix(name: str, matrix: PackedMatrix) -> None:
         raise _unfit(name, "its masks must be 0 beyond the weight")
     if matrix.scales is not None and not bool((torch.isfinite(matrix.scales) & (matrix.scales >= 0)).all()):
         raise _unfit(name, "its scales must be finite and at least 0")
-
-
-def _byte_counts(matrix: PackedMatrix) -> Counts:
-    """Return the number of bytes of int4 values by panel."""
-    by_group = np.bitwise_count(matrix.masks.numpy()).sum(2, dtype=np.int64)
-    counts: Counts = ((by_group + 1) // 2).sum(1)
-    return counts
 
 
 def _popcounts(by_panel: UInt8[Tensor, "P M"]) -> Counts:

@@ -1,7 +1,7 @@
 """The roads to a package: how many zeros, which number formats, and the recipe that makes each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from typing import Any
 
@@ -46,7 +46,7 @@ class Candidate:
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> "Candidate":
         """Return the candidate that `as_data` wrote."""
-        return cls(**{key: value for key, value in data.items() if key != "name"})
+        return cls(**{field.name: data[field.name] for field in fields(cls)})
 
 
 def all_candidates(config: CompressConfig, shape: Shape, forecast: Forecast | None) -> list[Candidate]:

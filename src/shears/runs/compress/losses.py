@@ -7,15 +7,16 @@ and healing and training are not in it.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from shears.config import CompressConfig, SparsifyConfig
-from shears.data.calibration import Calibration, calibration_batches, text_tokens
+from shears.data.calibration import calibration_batches, text_tokens
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.models.blocks import decoder_blocks, linears, weight_oi
 from shears.models.devices import autocast
@@ -79,44 +80,34 @@ def measured_losses(
     dense = loss(network)
     seconds = (time.perf_counter() - started) / min(len(tokens), samples * length)
     sparsities, values, embeddings = (sorted(set(each), key=str) for each in zip(*kinds, strict=True))
-    changes: list[tuple[str, float | str, Callable[[PreTrainedModel], object]]] = [
-        *(("sparsity", each, _pruning(each, config, calibration)) for each in sparsities if each),
-        *(("values", each, _rounding_linears(each)) for each in values if each != "bf16"),
-        *(("embeddings", each, _rounding_tables(each)) for each in embeddings if each != "keep"),
+    changes: list[tuple[str, float | str]] = [
+        *(("sparsity", each) for each in sparsities if each),
+        *(("values", each) for each in values if each != "bf16"),
+        *(("embeddings", each) for each in embeddings if each != "keep"),
     ]
     added: dict[str, dict[float | str, float]] = {"sparsity": {}, "values": {}, "embeddings": {}}
-    with meter("losses", len(changes), "kind") as progress:
-        for kind, name, change in changes:
+    method = "magnitude" if config.method == "magnitude" else "wanda"
+    with meter("losses", len(changes), "kind") as progress, torch.no_grad():
+        for kind, form in changes:
             network = load_model(model, "auto", "cpu")
-            with torch.no_grad():
-                change(network)
-            added[kind][name] = loss(network) - dense
-            logger.info("%s %s alone adds %.4f nats a token", kind, name, added[kind][name])
-            progress.advance(note=f", {kind} {name}")
+            if kind == "sparsity":
+                settings = SparsifyConfig(sparsity=float(form), method=method)
+                sparsify_model(network, calibration.batches, settings)
+            for weight in {"values": _weights, "embeddings": _tables}.get(kind, lambda _: [])(network):
+                weight.copy_(quantize(weight, str(form)).dense())
+            added[kind][form] = loss(network) - dense
+            logger.info("%s %s alone adds %.4f nats a token", kind, form, added[kind][form])
+            progress.advance(note=f", {kind} {form}")
     return AddedLosses(dense, seconds, *added.values())  # type: ignore[arg-type]
 
 
-def _pruning(sparsity: float, config: CompressConfig, calibration: Calibration) -> Callable[[PreTrainedModel], object]:
-    method = "magnitude" if config.method == "magnitude" else "wanda"
-    settings = SparsifyConfig(sparsity=sparsity, method=method)
-    return lambda network: sparsify_model(network, calibration.batches, settings)
+def _weights(network: PreTrainedModel) -> list[Tensor]:
+    """Return the weights of the linears in the blocks (O I)."""
+    blocks = decoder_blocks(network)[1]
+    return [weight_oi(linear) for block in blocks for linear in linears(block).values()]
 
 
-def _rounding_linears(values: str) -> Callable[[PreTrainedModel], None]:
-    def change(network: PreTrainedModel) -> None:
-        for block in decoder_blocks(network)[1]:
-            for linear in linears(block).values():
-                weight = weight_oi(linear)
-                weight.copy_(quantize(weight, values).dense())
-
-    return change
-
-
-def _rounding_tables(form: str) -> Callable[[PreTrainedModel], None]:
-    def change(network: PreTrainedModel) -> None:
-        tables = [network.get_input_embeddings(), network.get_output_embeddings()]
-        found: dict[int, Tensor] = {id(table.weight): table.weight for table in tables if isinstance(table, nn.Module)}  # type: ignore[misc]
-        for weight in found.values():  # a tied table is rounded once
-            weight.copy_(quantize(weight, form).dense())
-
-    return change
+def _tables(network: PreTrainedModel) -> list[Tensor]:
+    """Return the embeddings and the output head; tied ones once."""
+    tables: list[Any] = [network.get_input_embeddings(), network.get_output_embeddings()]
+    return list({id(table.weight): table.weight for table in tables if table is not None}.values())

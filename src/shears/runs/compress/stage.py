@@ -250,7 +250,7 @@ def _stages(recipe: Recipe, folder: Path, texts: Texts, losses: AddedLosses | No
 
 def _attempted(record: dict[str, Any], settings: CompressConfig, folder: Path, model: str) -> dict[str, Any]:
     """Make and measure candidates until one meets the target; return the record."""
-    promising = [Candidate.from_data(_without_mark(each)) for each in record["candidates"] if each["meets"]]
+    promising = [Candidate.from_data(each) for each in record["candidates"] if each["meets"]]
     text = str(next(folder.glob("calibration.*")))
     held_out = folder / record["held_out"]
     weights = record["parameters"]
@@ -270,10 +270,6 @@ def _attempted(record: dict[str, Any], settings: CompressConfig, folder: Path, m
         record["chosen"] = candidate.name if figures["holds"] else None
         write_json(folder / COMPRESS, record)
     return record
-
-
-def _without_mark(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in data.items() if key != "meets"}
 
 
 def following(
