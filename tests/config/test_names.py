@@ -7,10 +7,11 @@ from typing import Any, get_args
 import pytest
 
 from shears.checkpoints.packed.layout import FORMAT_DTYPES
-from shears.config import EvaluateConfig, ExportConfig, TrainConfig
+from shears.config import EvaluateConfig, ExportConfig, Recipe, TrainConfig
 from shears.config.evaluate import ANSWER_FORMS, ExampleTask, PaperTask, TaskName
 from shears.config.export import FORMATS
 from shears.config.fields import DtypeName
+from shears.config.resolve import section_class
 from shears.config.search import OWNERS, STRATEGIES, StrategyOptions
 from shears.config.sparsify import ALLOCATIONS, METHODS
 from shears.data.prompts import TEMPLATES
@@ -32,19 +33,17 @@ from shears.models.load import BITS
         (TrainConfig.model_fields["quantize"].annotation, ["none", *BITS]),
         (ExportConfig.model_fields["values"].annotation, ["auto", *FORMAT_DTYPES]),
     ],
-    ids=[
-        "tasks",
-        "examples",
-        "paper",
-        "prompts",
-        "templates",
-        "dtypes",
-        "quantize",
-        "values",
-    ],
+    ids=["tasks", "examples", "paper", "prompts", "templates", "dtypes", "quantize", "values"],
 )
 def test_names_are_those_of_the_registry(names: Any, registry: Iterable[str]) -> None:
     assert sorted(get_args(names)) == sorted(registry)
+
+
+def test_a_recipe_has_at_most_185_keys() -> None:
+    """Every key is a flag, a page and a test: one that is added needs one that goes."""
+    alone = {"model", "output", "threads"}
+    sections = [section_class(Recipe, [name]) for name in Recipe.model_fields.keys() - alone]
+    assert len(alone) + sum(len(section.model_fields) for section in sections) <= 185
 
 
 def test_every_task_with_labels_names_them() -> None:

