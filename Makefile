@@ -4,6 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 WORKERS ?= 2
+BY_FILE := --dist loadfile --no-loadscope-reorder # one worker a file, so that what its tests share is made once
 OUT ?= runs/quickstart
 
 .PHONY: setup fmt check test test-all bench docs demo clean
@@ -28,10 +29,10 @@ check: setup
 	$(BIN)/lint-imports
 
 test: setup
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) $(BY_FILE)
 
 test-all: setup
-	$(BIN)/pytest -n $(WORKERS) -m 'slow or not slow'
+	$(BIN)/pytest -n $(WORKERS) $(BY_FILE) -m 'slow or not slow'
 
 # One script per claim; each prints its table with its baseline from the same run. Real data: DATA=folder.
 bench: setup

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,36 @@ from shears.records.folders import CONFIG, partial_folder
 from shears.training.checkpoints import MARKER, last_whole_checkpoint
 from shears.training.loop import fit
 from tests.tiny import save_tiny
+from tests.training.conftest import save_base, write_data
 from tests.training.small_training import SETTINGS, assert_close, assert_same, log, stop_after
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """An undisturbed training, and the same one stopped after five steps."""
+
+    base: Path
+    data: str
+    whole: Path
+    work: Path
+
+    def copied(self, folder: Path) -> Path:
+        """Copy the stopped one; return the output that it was to have."""
+        shutil.copytree(self.work, partial_folder(folder / "stopped"))
+        return folder / "stopped"
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    folder = tmp_path_factory.mktemp("stopped")
+    base = save_base(folder)
+    data = write_data(folder)
+    whole = train(base, folder / "whole", data=data, **SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(5, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(base, folder / "stopped", data=data, **SETTINGS)
+    return Stopped(base, data, whole, partial_folder(folder / "stopped"))
 
 
 def test_training_leaves_every_bit_of_the_base_and_lowers_the_loss(base: Path, data: str, tmp_path: Path) -> None:
@@ -63,10 +93,9 @@ def test_one_rank_is_plain_lora(base: Path, data: str, tmp_path: Path) -> None:
     assert load_super_adapter(output).elastic.space.size == 1
 
 
-def test_accumulation_is_the_same_step(base: Path, data: str, tmp_path: Path) -> None:
-    plain = train(base, tmp_path / "plain", data=data, **SETTINGS)
-    split = train(base, tmp_path / "split", data=data, micro_batch_size=1, **SETTINGS)
-    assert_close(plain, split)
+def test_accumulation_is_the_same_step(stopped: Stopped, tmp_path: Path) -> None:
+    split = train(stopped.base, tmp_path / "split", data=stopped.data, micro_batch_size=1, **SETTINGS)
+    assert_close(stopped.whole, split)
 
 
 @pytest.mark.parametrize("last_step", [2, 5, 6])
@@ -99,15 +128,11 @@ def test_an_interrupted_run_is_never_overwritten_silently(
 
 
 def test_a_resume_may_rename_files_and_know_earlier_keys(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: Stopped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of an earlier version resumes if its removed options have the values that this version computes with."""
-    whole = train(base, tmp_path / "whole", data=data, **SETTINGS)
-    stop_after(5, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        train(base, tmp_path / "stopped", data=data, **SETTINGS)
-    monkeypatch.undo()
-    asked = partial_folder(tmp_path / "stopped") / CONFIG
+    base, data, output = stopped.base, stopped.data, stopped.copied(tmp_path)
+    asked = partial_folder(output) / CONFIG
     now = {key: value for key, value in read_json(asked).items() if key not in ("kl", "cross_entropy")}
     earlier = {
         "teacher_weight": 0.5, "recompute": True, "gradient_checkpointing": False, "curriculum": 0.0, "reorder": False,
@@ -115,33 +140,27 @@ def test_a_resume_may_rename_files_and_know_earlier_keys(
     }  # fmt: skip
     write_json(asked, now | earlier | {"curriculum": 0.5})
     with pytest.raises(InputError, match=r"made with curriculum 0\.5, an option that this version lacks"):
-        train(base, tmp_path / "stopped", data=data, resume=True, **SETTINGS)
+        train(base, output, data=data, resume=True, **SETTINGS)
     write_json(asked, now | earlier | {"teacher_weight": 0.3})
     with pytest.raises(InputError, match=r"kl was 0\.3 and is now 0\.5"):
-        train(base, tmp_path / "stopped", data=data, resume=True, **SETTINGS)
+        train(base, output, data=data, resume=True, **SETTINGS)
     write_json(asked, now | earlier)
     shutil.copytree(base, tmp_path / "moved")
     shutil.copyfile(data, tmp_path / "renamed.jsonl")
     monkeypatch.chdir(tmp_path)
     changes = {"data": "./renamed.jsonl", "save_steps": SETTINGS["save_steps"] + 1}
-    assert_same(whole, train("moved", "./stopped", resume=True, **{**SETTINGS, **changes}))
+    assert_same(stopped.whole, train("moved", "./stopped", resume=True, **{**SETTINGS, **changes}))
 
 
 @pytest.mark.parametrize("damaged", [MARKER, "optimizer.pt", "trainer_state.json", "adapter_model.safetensors"])
 def test_a_torn_checkpoint_is_skipped(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-    damaged: str,
-) -> None:  # fmt: skip
+    stopped: Stopped, tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str
+) -> None:
     """One without a mark, as a kill leaves it, or one with a file that was cut short after it was marked."""
-    whole = train(base, tmp_path / "whole", data=data, **SETTINGS)
-    stop_after(5, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        train(base, tmp_path / "stopped", data=data, **SETTINGS)
-    monkeypatch.undo()
-    checkpoints = partial_folder(tmp_path / "stopped") / "checkpoints"
-    torn = checkpoints / "checkpoint-4"
+    output = stopped.copied(tmp_path)
+    torn = partial_folder(output) / "checkpoints" / "checkpoint-4"
     (torn / damaged).write_bytes((torn / damaged).read_bytes()[:-20])
-    assert_same(whole, train(base, tmp_path / "stopped", data=data, resume=True, **SETTINGS))
+    assert_same(stopped.whole, train(stopped.base, output, data=stopped.data, resume=True, **SETTINGS))
     assert "checkpoint-4 is incomplete or damaged" in caplog.text
 
 
