@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import shears
 from shears.checkpoints.packed.file import read_package
 from shears.cli import main
+from shears.config import Recipe
+from shears.config.resolve import build
 from shears.errors import InputError
 from shears.models.ref import resolve
 from shears.records.artifacts import read_object
-from shears.runs.compress.stage import split_text
+from shears.runs.compress.stage import _share, split_text
 from shears.runtime.forecast import Forecast, forecast_of
 from shears.runtime.native import kernels_available
 from tests.tiny import save_tiny, tiny_model
@@ -237,3 +240,18 @@ def test_a_model_without_a_decoder_has_no_forecast_and_no_target_in_speed(tmp_pa
         shears.compress(
             tmp_path / "neox", tmp_path / "out", target="9tok/s", calibration=tmp_path / "text.txt", **SETTINGS
         )
+
+
+def test_a_candidate_of_an_earlier_version_shares_its_sparse_model(tmp_path: Path) -> None:
+    """Its recipe holds keys that this version does not have."""
+    recipe = build(Recipe, "", {"model": "base", "sparsify": {"sparsity": 0.6}})
+    data = recipe.model_dump(mode="json")
+    (tmp_path / "earlier" / "sparse").mkdir(parents=True)
+    (tmp_path / "earlier" / "sparse" / "config.json").write_text("{}")
+    old = {**data, "sparsify": {**data["sparsify"], "damping": 0.01}, "bench": {"backend": "auto"}}
+    (tmp_path / "earlier" / "recipe.yaml").write_text(yaml.safe_dump(old))
+    for name, sparsity in (("same", 0.6), ("other", 0.5)):
+        (tmp_path / name).mkdir()
+        changed = recipe.model_copy(update={"sparsify": recipe.sparsify.model_copy(update={"sparsity": sparsity})})
+        _share(changed, [tmp_path / "earlier"], tmp_path / name)
+        assert (tmp_path / name / "sparse" / "config.json").is_file() == (name == "same")

@@ -17,7 +17,8 @@ from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import PACKAGE_FILE
 from shears.config import CompressConfig, Recipe
 from shears.config.embedded import EMBEDDED
-from shears.config.resolve import build, load_recipe
+from shears.config.fields import StageConfig
+from shears.config.resolve import build, read_yaml
 from shears.config.sparsify import EMBEDDED_CALIBRATION
 from shears.config.write import WRITTEN
 from shears.data.example import OWN_NAMES, renamed
@@ -305,15 +306,22 @@ def _speed(candidate: Candidate) -> float:
 def _share(recipe: Recipe, others: Sequence[Path], folder: Path) -> None:
     """Link the sparse and the healed model of another candidate that has the same settings."""
     for other in others:
-        earlier = load_recipe(other / RECIPE)
-        same = {"sparse": earlier.sparsify == recipe.sparsify}
-        same[HEALED_FOLDER] = same["sparse"] and earlier.heal == recipe.heal
+        earlier = read_yaml(other / RECIPE)  # of any version
+        same = {"sparse": _is_same(recipe.sparsify, earlier.get("sparsify"))}
+        same[HEALED_FOLDER] = same["sparse"] and _is_same(recipe.heal, earlier.get("heal"))
         for name in (name for name, is_same in same.items() if is_same):
             if (other / name).is_dir() and not (folder / name).exists():
                 partial = folder / f"{name}.linked"
                 shutil.rmtree(partial, ignore_errors=True)
                 shutil.copytree(other / name, partial, copy_function=_linked)
                 partial.rename(folder / name)
+
+
+def _is_same(stage: StageConfig | None, recorded: Mapping[str, Any] | None) -> bool:
+    """Return whether a recipe of any version has this configuration of a stage."""
+    if stage is None or recorded is None:
+        return stage is None and recorded is None
+    return as_data(stage) == stage.of_record(recorded)
 
 
 def _linked(source: str, target: str) -> str:
