@@ -28,6 +28,7 @@ from tests.tiny import save_tiny, tiny_model
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 NO_SEARCH = ["search=null", "evaluate=null", "train.max_steps=null", "train.epochs=0.5"]
+EVALUATED = ["search=null", "export.ranks=heuristic", "train.max_steps=null", "train.epochs=0.5"]
 MAGNITUDE = {"method": "magnitude"}  # needs no calibration text
 MOVED = ["sparsify.recover_by=moments", "sparsify.recover_rank=2"]
 SIZES = {"smollm2-135m": 134_515_008, "huggyllama/llama-7b": 6_738_415_616, "huggyllama/llama-13b": 13_015_864_320,
@@ -99,35 +100,44 @@ def test_a_damaged_gguf_file_is_refused_as_the_run_refuses_it(kept: int, words: 
         convert_gguf(file)
 
 
-def test_the_figures_of_a_plan_are_those_of_the_run(tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path), NO_SEARCH)
-    before = plan(recipe, tmp_path / "run")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunPlan]:
+    """A folder with a recipe and its finished run, and the plan from before the run."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = load_recipe(write_recipe(folder), EVALUATED)
+    before = plan(recipe, folder / "run")
+    shears.run(recipe, folder / "run")
+    return folder, before
+
+
+def test_the_figures_of_a_plan_are_those_of_the_run(finished: tuple[Path, RunPlan]) -> None:
+    folder, before = finished
     assert before.parameters == tiny_model().num_parameters()
-    shears.run(recipe, tmp_path / "run")
-    space = json.loads((tmp_path / "run" / "super_adapter" / "search_space.json").read_text())
-    sparsified, trained, exported = before.stages
+    space = json.loads((folder / "run" / "super_adapter" / "search_space.json").read_text())
+    sparsified, trained, exported, _ = before.stages
     assert trained.work.startswith(f"{space['num_steps']} steps of 4 examples, 48 examples")
     assert trained.disk == 4 * space["num_parameters"]["maximal"]
     assert exported.disk == 4 * space["num_parameters"]["heuristic"]
-    weights = sum(file.stat().st_size for file in (tmp_path / "run" / "sparse").glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in (folder / "run" / "sparse").glob("*.safetensors"))
     assert sparsified.disk == pytest.approx(weights, rel=0.01)
-    assert {stage.state for stage in plan(recipe, tmp_path / "run").stages} == {"done"}
     with pytest.raises(InputError, match=r"train\.alpha was 12\.0 and is now 99"):
-        plan(load_recipe(tmp_path / "recipe.yaml", [*NO_SEARCH, "train.alpha=99"]), tmp_path / "run")
+        plan(load_recipe(folder / "recipe.yaml", [*EVALUATED, "train.alpha=99"]), folder / "run")
 
 
-def test_figures_of_other_settings_or_data_are_still_to_be_measured(tmp_path: Path) -> None:
-    no_search = ["search=null", "export.ranks=heuristic"]
-    path, folder = write_recipe(tmp_path), tmp_path / "run"
-    shears.run(load_recipe(path, no_search), folder)
+def test_figures_of_other_settings_or_data_are_still_to_be_measured(finished: tuple[Path, RunPlan]) -> None:
+    folder, _ = finished
 
     def states(*settings: str) -> list[str]:
-        return [stage.state for stage in plan(load_recipe(path, [*no_search, *settings]), folder).stages]
+        recipe = load_recipe(folder / "recipe.yaml", [*EVALUATED, *settings])
+        return [stage.state for stage in plan(recipe, folder / "run").stages]
 
     assert states() == states("evaluate.template=question") == ["done"] * 4
     assert states("evaluate.limit=3") == states("evaluate.template=alpaca") == ["done"] * 3 + ["to do"]
-    (tmp_path / "test.jsonl").write_text((tmp_path / "validation.jsonl").read_text())
+    test = folder / "test.jsonl"
+    rows = test.read_text()
+    test.write_text((folder / "validation.jsonl").read_text())
     assert states() == ["done"] * 3 + ["to do"]
+    test.write_text(rows)
 
 
 @pytest.mark.parametrize(("quantize", "bits"), [("nf4", 4.5), ("int8", 8)])
