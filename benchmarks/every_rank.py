@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import shears
-from benchmarks.nls import mean_loss
+from benchmarks.nls import validation_losses
 from benchmarks.report import (
     MODEL,
     add_row,
@@ -46,9 +46,6 @@ from benchmarks.report import (
 from benchmarks.tasks import TASKS, Task, lines_of, write_rows
 from benchmarks.turns import step_seconds
 from shears.adapt.load import load_super_adapter
-from shears.data.examples import load_examples, tokenize_all
-from shears.models.devices import autocast
-from shears.training.batches import padding
 
 RANKS = (32, 24, 16, 8)
 RATES = (5e-4, 1e-3, 2e-3)
@@ -180,14 +177,11 @@ class Bench:
         begun = time.monotonic()
         folder = self.trained(way, rate, scaling, seed, self.epochs * TUNING)
         taken = time.monotonic() - begun
-        loaded = load_super_adapter(folder)
-        examples = load_examples(str(self.data["validation"]), loaded.record["template"], loaded.tokenizer)
-        rows = tokenize_all(examples, loaded.tokenizer, 4096)
-        losses = {}
-        for rank in way.ranks:
-            loaded.elastic.activate(loaded.elastic.space.check(dict.fromkeys(loaded.elastic.space.ranks, rank)))
-            with autocast("auto", "cpu"):
-                losses[str(rank)] = mean_loss(loaded.model, rows, padding(loaded.tokenizer))
+        losses = validation_losses(
+            folder,
+            self.data["validation"],
+            lambda space: {str(rank): space.check(dict.fromkeys(space.ranks, rank)) for rank in way.ranks},
+        )
         shutil.rmtree(folder)
         return {"losses": losses, "seconds": round(taken, 1)}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import shears
+from benchmarks.perplexity import perplexity
 from benchmarks.report import environment, log_to_stderr, parser_of
 from shears.records.artifacts import RECOVERY_FOLDER, write_json
 from shears.records.folders import partial_folder
@@ -87,9 +88,7 @@ def _figures(
     for test, data in tests.items():
         file = work / f"{name}.{test}.json"
         if not file.is_file():
-            result = shears.evaluate(
-                model, adapter=adapter, task="perplexity", data=data, sequence_length=1024, limit=16, batch_size=1
-            )
+            result = perplexity(model, data, adapter=adapter)
             write_json(file, {"data": data, "value": result.value, "ci95": result.ci95, "n": result.n})
         figures[test] = float(json.loads(file.read_text())["value"])
     return figures

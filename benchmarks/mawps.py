@@ -14,10 +14,11 @@ from typing import Any
 
 import shears
 from benchmarks.nls import BUDGET
-from benchmarks.report import MODEL, environment, log_to_stderr, parser_of
+from benchmarks.report import MODEL, as_bits, as_text, environment, log_to_stderr, paired_table, parser_of
 from benchmarks.tasks import write_mawps
 from shears.evaluation.records import Evaluation
-from shears.evaluation.statistics import mcnemar
+
+LORA = "sparse + LoRA, rank 32"
 
 
 def main() -> None:
@@ -75,23 +76,17 @@ def _measure(model: Path | str, adapter: Path | None, data: dict[str, Path]) -> 
 
 
 def _print(results: dict[str, Evaluation], seconds: dict[str, float]) -> None:
-    print("\n| model | equation accuracy | 95 % interval | n | against LoRA: won, lost, exact McNemar p |")
-    print("| --- | --- | --- | --- | --- |")
+    print("\n| model | equation accuracy | 95 % interval | n |\n| --- | --- | --- | --- |")
+    bits: dict[str, dict[int, list[list[bool]]]] = {}
     for name, result in results.items():
         low, high = result.ci95
-        baseline = next(
-            (other for key, other in results.items() if "LoRA" in key and key.split(", ")[-1] in name), None
-        )
-        versus = _versus(result, baseline) if baseline is not None and baseline is not result else ""
-        print(f"| {name} | {result.value:.1%} | {low:.1%} to {high:.1%} | {result.n} | {versus} |")
+        print(f"| {name} | {result.value:.1%} | {low:.1%} to {high:.1%} | {result.n} |")
+        arm, _, seed = name.partition(", seed ")
+        if seed:
+            bits.setdefault(arm, {})[int(seed)] = [as_bits(as_text(result.records))]
+    pairs = [(f"{arm} minus {LORA}", runs, bits[LORA]) for arm, runs in bits.items() if arm != LORA]
+    print("\n".join(paired_table(pairs)))
     print("\n" + "; ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
-
-
-def _versus(one: Evaluation, other: Evaluation) -> str:
-    """Return the exact two-sided McNemar test on the questions that only one of the two answered right."""
-    bits = [[record["correct"] for record in evaluation.records] for evaluation in (one, other)]
-    test = mcnemar(*bits)
-    return f"{test.won}, {test.lost}, p = {test.p_exact:.2f}"
 
 
 def _arguments() -> argparse.Namespace:

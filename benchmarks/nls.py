@@ -11,12 +11,10 @@ Old results also have arms of samplings that were removed.
 import argparse
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 import shears
 from benchmarks.report import (
@@ -34,7 +32,8 @@ from benchmarks.report import (
 )
 from benchmarks.tasks import TASKS, Task, unseen
 from shears.adapt.load import load_super_adapter
-from shears.data.examples import Tokenized, load_examples, tokenize_all
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.data.examples import load_examples, tokenize_all
 from shears.evaluation.scoring.score import plainly
 from shears.evaluation.scoring.scorers import LossScorer
 from shears.evaluation.statistics import pooled_accuracy
@@ -192,7 +191,7 @@ def _run(arm: Arm, task: Task, data: Mapping[str, Path], base: Path, key: Mappin
             max_length=task.max_length, **arm.keywords,
         )  # fmt: skip
     seconds = round(time.monotonic() - start, 1)
-    row: Row = {"seconds": seconds, "losses": _losses(adapter, data["validation"])}
+    row: Row = {"seconds": seconds, "losses": validation_losses(adapter, data["validation"], _ends)}
     measured = {ranks: _records(arm, task, data["test"], adapter, model, ranks) for ranks in arm.measured}
     readings = {"right": task.correct} if task.correct == "correct" else {"right": task.correct, "summed": "correct"}
     for name, key_of in readings.items():
@@ -202,23 +201,24 @@ def _run(arm: Arm, task: Task, data: Mapping[str, Path], base: Path, key: Mappin
     return row
 
 
-def mean_loss(model: nn.Module, rows: Sequence[Tokenized], pad_id: int) -> float:
-    """Return the loss per labelled token over all rows, in nats."""
-    scorer = LossScorer(model, rows, pad_id, batch_size=32)
-    return float(scorer.measure(plainly).sum() / scorer.weights.sum())
-
-
-def _losses(adapter: Path, validation: Path) -> dict[str, float]:
-    """Return the loss per completion token on the validation examples, for three rank configurations."""
+def validation_losses(
+    adapter: Path, validation: Path, configs: Callable[[SearchSpace], Mapping[str, RankConfig]]
+) -> dict[str, float]:
+    """Return the loss per completion token on the validation examples, in nats, for named rank configurations."""
     loaded = load_super_adapter(adapter)
     examples = load_examples(str(validation), loaded.record["template"], loaded.tokenizer)
     rows = tokenize_all(examples, loaded.tokenizer, 4096)
+    scorer = LossScorer(loaded.model, rows, padding(loaded.tokenizer), batch_size=32)
     losses = {}
-    for name in ("maximal", "heuristic", "minimal"):
-        loaded.elastic.activate(getattr(loaded.elastic.space, name)())
+    for name, ranks in configs(loaded.elastic.space).items():
+        loaded.elastic.activate(ranks)
         with autocast("auto", "cpu"):
-            losses[name] = mean_loss(loaded.model, rows, padding(loaded.tokenizer))
+            losses[name] = float(scorer.measure(plainly).sum() / scorer.weights.sum())
     return losses
+
+
+def _ends(space: SearchSpace) -> dict[str, RankConfig]:
+    return {"maximal": space.maximal(), "heuristic": space.heuristic(), "minimal": space.minimal()}
 
 
 def _records(arm: Arm, task: Task, test: Path, adapter: Path, model: str, ranks: str) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import shears
 from benchmarks.report import MODEL, environment, log_to_stderr, parser_of
+from shears.evaluation.records import Evaluation
 
 
 def main() -> None:
@@ -49,18 +50,17 @@ def main() -> None:
                     _print_row(f"{name}, recovery by {recover_by}", str(output), arguments, seconds, recovery)
 
 
+def perplexity(model: str, text: Path | str, windows: int = 16, adapter: str | None = None) -> Evaluation:
+    """Return a model's perplexity on the first windows of 1,024 tokens of a text."""
+    return shears.evaluate(
+        model, adapter=adapter, task="perplexity", data=str(text), sequence_length=1024, limit=windows, batch_size=1
+    )
+
+
 def _print_row(
     name: str, model: str, arguments: argparse.Namespace, seconds: str = "", adapter: str | None = None
 ) -> None:
-    result = shears.evaluate(
-        model,
-        adapter=adapter,
-        task="perplexity",
-        data=str(arguments.data / "test.txt"),
-        sequence_length=1024,
-        limit=arguments.windows,
-        batch_size=1,
-    )
+    result = perplexity(model, arguments.data / "test.txt", arguments.windows, adapter)
     low, high = result.ci95
     print(f"| {name} | {result.value:.2f} | {low:.2f} to {high:.2f} | {result.n} | {seconds} |", flush=True)
 

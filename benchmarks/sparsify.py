@@ -11,6 +11,7 @@ that are there, so that parts of it can run at the same time, each on cores of i
 
 import argparse
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -20,8 +21,8 @@ from typing import Any
 
 import torch
 
-import shears
 from benchmarks.memory import Usage, peak_memory
+from benchmarks.perplexity import perplexity
 from benchmarks.random_llama import random_llama, random_sequences
 from benchmarks.reference_wanda import reference_wanda
 from benchmarks.report import MODEL, add_row, environment, log_to_stderr, parser_of, rows_of
@@ -103,28 +104,11 @@ def table(arguments: argparse.Namespace) -> None:
 def measure(settings: Row, calibration: str, data: Path, size: Mapping[str, int]) -> Row:
     """Prune in a separate process (seconds, peak memory), then measure the perplexity in this one."""
     with tempfile.TemporaryDirectory() as folder:
-        keywords = {**settings, **size, "calibration": calibration}
-        work = f"shears.sparsify({MODEL!r}, {folder + '/sparse'!r}, **{keywords!r})"
-        setup = f"import torch, shears, shears.sparsity.stage; torch.set_num_threads({torch.get_num_threads()})"
-        usage = peak_memory(setup, work)
-        result = shears.evaluate(
-            folder + "/sparse",
-            task="perplexity",
-            data=str(data / "test.txt"),
-            sequence_length=1024,
-            limit=16,
-            batch_size=1,
-        )
+        usage = _pruned(MODEL, Path(folder) / "sparse", {**settings, **size, "calibration": calibration})
+        result = perplexity(folder + "/sparse", data / "test.txt")
     low, high = result.ci95
-    return {
-        "settings": settings,
-        "perplexity": result.value,
-        "low": low,
-        "high": high,
-        "seconds": usage.seconds,
-        "peak": usage.peak,
-        "threads": torch.get_num_threads(),
-    }
+    figures = {"perplexity": result.value, "low": low, "high": high, "seconds": usage.seconds, "peak": usage.peak}
+    return {"settings": settings, **figures, "threads": torch.get_num_threads()}
 
 
 def _line(row: Row) -> str:
@@ -153,13 +137,13 @@ def best(arguments: argparse.Namespace) -> None:
     """Print the perplexities of each step to the best combination at 50 %, then the combination on more tokens."""
     calibration = arguments.calibration or str(arguments.data / "valid.txt")
     print(f"calibrated on {Path(calibration).parent.name}/{Path(calibration).name}\n\n{HEADER[:-1]} tokens |")
-    more = [(arguments.num_samples,)] if arguments.num_samples else [(32,), (96,)]
-    runs = [(step, 32) for step in STEPS] + [(STEPS[-1], count) for (count,) in more if count != 32]
-    for step, count in runs if not arguments.only else [run for run in runs if arguments.only in json.dumps(run[0])]:
-        row = measure(
-            {"sparsity": 0.5, **step}, calibration, arguments.data, {"num_samples": count, "sequence_length": 512}
-        )
-        print(f"{_line(row)} {count} x 512 |", flush=True)
+    more = arguments.num_samples or 96
+    runs = [(step, 32) for step in STEPS] + ([(STEPS[-1], more)] if more != 32 else [])
+    for step, count in runs:
+        if arguments.only in json.dumps(step):
+            size = {"num_samples": count, "sequence_length": 512}
+            row = measure({"sparsity": 0.5, **step}, calibration, arguments.data, size)
+            print(f"{_line(row)} {count} x 512 |", flush=True)
 
 
 def race(arguments: argparse.Namespace) -> None:
@@ -201,18 +185,17 @@ def memory(arguments: argparse.Namespace) -> None:
         base = random_llama(Path(folder) / "base", "1b")
         ids = random_sequences(Path(folder) / "ids.jsonl", "1b", 8, 512)
         for method in ("wanda", "sparsegpt", "admm") if not arguments.only else (arguments.only,):
-            usage = _prune_random(base, ids, Path(folder) / method, method)
+            keywords = {"calibration": str(ids), "method": method, "activation_budget": "500MB"}
+            usage = _pruned(str(base), Path(folder) / method, keywords)
+            shutil.rmtree(Path(folder) / method)
             figures = f"{usage.seconds:.0f} | {usage.peak / 1e9:.2f} GB"
             print(f"| random Llama, 1.1 B fp32 | {method} | {figures} | 2.50 GB |", flush=True)
 
 
-def _prune_random(base: Path, ids: Path, output: Path, method: str) -> Usage:
+def _pruned(model: str, output: Path, keywords: Mapping[str, Any]) -> Usage:
+    """Prune in a process of its own, with as many threads as this one has; return its seconds and peak memory."""
     setup = f"import torch, shears, shears.sparsity.stage; torch.set_num_threads({torch.get_num_threads()})"
-    keywords = {"calibration": str(ids), "method": method, "activation_budget": "500MB"}
-    usage = peak_memory(setup, f"shears.sparsify({str(base)!r}, {str(output)!r}, **{keywords!r})")
-    for file in output.glob("*"):
-        file.unlink()
-    return usage
+    return peak_memory(setup, f"shears.sparsify({model!r}, {str(output)!r}, **{dict(keywords)!r})")
 
 
 if __name__ == "__main__":
