@@ -70,7 +70,6 @@ Seconds = Mapping[str, Sequence[float]]
 ARMS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     CHECKPOINTED: {},
-    "LoRA, padded in length buckets": {"ranks": 32, "packing": False},
     LORA: {"ranks": 32},
     HOOKLESS: {"ranks": 32},  # LoRA has the hooks that mask ranks even with one rank; this arm removes them
     NLS: {},

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from shears.adapt.train import train
 from shears.searching.stage import search
 from tests.tiny import LONGEST, save_tiny, tiny_tokenizer
-from tests.training.small_training import SETTINGS, log
+from tests.training.small_training import SETTINGS, log, pad_batches
 
 
 @pytest.mark.parametrize(("name", "groups"), [("gpt2", ("c_attn",)), ("opt", ("q_proj",))])
@@ -46,10 +46,12 @@ def test_a_model_that_reads_padding_learns_the_same_in_a_batch_as_row_by_row(
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_tokenizer_without_an_end_and_a_padding_token_will_do(
-    base: Path, data: str, tmp_path: Path, packing: bool
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
 ) -> None:
-    wanted = train(base, tmp_path / "wanted", data=data, packing=packing, **SETTINGS)
+    if not packing:
+        pad_batches(monkeypatch)
+    wanted = train(base, tmp_path / "wanted", data=data, **SETTINGS)
     PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer).save_pretrained(base)
-    unmarked = train(base, tmp_path / "unmarked", data=data, packing=packing, **SETTINGS)
+    unmarked = train(base, tmp_path / "unmarked", data=data, **SETTINGS)
     for with_end, without in zip(log(wanted), log(unmarked), strict=True):
         assert without["tokens"] == with_end["tokens"] - min(4, 18 - (without["step"] - 1) % 5 * 4)

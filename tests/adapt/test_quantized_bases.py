@@ -22,7 +22,7 @@ from shears.models.blocks import linears, weight_oi
 from shears.models.load import Quantized, load_model, quantization_config
 from tests.adapt.test_elastic import IDS
 from tests.tiny import save_tiny
-from tests.training.small_training import SETTINGS, log, weights
+from tests.training.small_training import SETTINGS, log, pad_batches, weights
 
 FORMS: list[Quantized] = ["nf4", "int8"]
 
@@ -65,8 +65,11 @@ def test_zeros_stay_zeros(base: Path, form: Quantized) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_training_is_that_on_the_weights_written_out(base: Path, data: str, tmp_path: Path, form: Quantized) -> None:
-    settings = {**SETTINGS, "packing": False}
+def test_training_is_that_on_the_weights_written_out(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Quantized
+) -> None:
+    pad_batches(monkeypatch)
+    settings = SETTINGS
     shears.train(base, tmp_path / "quantized", data=data, quantize=form, **settings)
     shears.train(save_written_out(base, form, tmp_path / "out"), tmp_path / "plain", data=data, **settings)
     losses = [[line["loss"] for line in log(tmp_path / name)] for name in ("quantized", "plain")]

@@ -20,8 +20,8 @@ from shears.models.ref import resolve
 from shears.training import cached_teacher as cached
 from shears.training.teacher import find_teacher
 from tests.oracles import distillation as oracle
-from tests.tiny import save_tiny, tiny_tokenizer
-from tests.training.small_training import SETTINGS, assert_close, assert_same, log, stop_after
+from tests.tiny import VOCABULARY, save_tiny, tiny_tokenizer
+from tests.training.small_training import SETTINGS, assert_close, assert_same, log, pad_batches, stop_after
 
 FEW = {**SETTINGS, "max_steps": 3}
 
@@ -79,18 +79,23 @@ def test_a_resumed_training_is_the_undisturbed_one_though_the_teacher_moved(
     assert record["teacher_fingerprint"] == resolve(moved).fingerprint
 
 
-def test_packed_and_padded_batches_train_alike(base: Path, teacher: Path, data: str, tmp_path: Path) -> None:
+def test_packed_and_padded_batches_train_alike(
+    base: Path, teacher: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {"sparse_adapter": True, "micro_batch_size": 6, "batch_size": 18, "max_steps": 3}
     settings: dict[str, Any] = {**SETTINGS, **options, "data": data, "teacher": str(teacher)}
     packed = train(base, tmp_path / "packed", **settings)
-    assert_close(packed, train(base, tmp_path / "padded", **{**settings, "packing": False}))
+    pad_batches(monkeypatch)
+    assert_close(packed, train(base, tmp_path / "padded", **settings))
 
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_short_training_asks_the_teacher_about_its_own_examples_alone(
-    base: Path, teacher: Path, data: str, tmp_path: Path, packing: bool
+    base: Path, teacher: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
 ) -> None:
-    settings: dict[str, Any] = {**SETTINGS, "packing": packing, "data": data, "teacher": str(teacher)}
+    if not packing:
+        pad_batches(monkeypatch)
+    settings: dict[str, Any] = {**SETTINGS, "data": data, "teacher": str(teacher)}
     short = {**settings, "max_steps": 2}
     first = train(base, tmp_path / "short", **short)
     [record] = Path(f"{data}.teacher").glob("*/teacher.json")
@@ -100,6 +105,18 @@ def test_a_short_training_asks_the_teacher_about_its_own_examples_alone(
     [record] = Path(f"{data}.teacher").glob("*/teacher.json")
     assert asked < json.loads(record.read_text())["num_positions"]
     assert_same(first, train(base, tmp_path / "again", **short))  # from the targets of all examples
+    assert len(list(Path(f"{data}.teacher").iterdir())) == 1
+
+
+def test_a_teacher_in_memory_teaches_as_its_cached_words_do(
+    base: Path, teacher: Path, data: str, tmp_path: Path
+) -> None:
+    settings = {**FEW, "data": data, "teacher": str(teacher)}
+    live, cached_words = (
+        train(base, tmp_path / f"top-{count}", teacher_top_k=count, **settings) for count in (0, VOCABULARY)
+    )
+    for one, other in zip(log(live), log(cached_words), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)  # fp16 in the files
     assert len(list(Path(f"{data}.teacher").iterdir())) == 1
 
 

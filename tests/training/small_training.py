@@ -45,6 +45,11 @@ def assert_close(one: Path, other: Path) -> None:
         torch.testing.assert_close(weights(other)[name], tensor, rtol=1e-3, atol=2e-4)
 
 
+def pad_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every model seem to mix the examples of a packed row, so that batches are padded."""
+    monkeypatch.setattr("shears.training.trainer.keeps_apart", lambda model: False)
+
+
 def stop_after(last_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make training end like a Ctrl-C after a step was logged."""
     on_step_end = step_log.StepLog.on_step_end

@@ -19,18 +19,18 @@ from shears.cli import main
 from shears.errors import InputError
 from tests.processes import DEADLINE, Process, command_line
 from tests.tiny import save_tiny
-from tests.training.small_training import SETTINGS, assert_close, assert_same, log
+from tests.training.small_training import SETTINGS, assert_close, assert_same, log, pad_batches
 
 PYTHON = sys.executable
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SAME: dict[str, dict[str, Any]] = {
     "uniform": {"sampling": "uniform"},
-    "taught-padded-split": {"teacher": "teacher", "packing": False, "micro_batch_size": 1},
-    "nested-padded-split": {"sampling": "nested", "packing": False, "micro_batch_size": 1},
+    "taught-padded-split": {"teacher": "teacher", "padded": True, "micro_batch_size": 1},
+    "nested-padded-split": {"sampling": "nested", "padded": True, "micro_batch_size": 1},
     "sharded": {"shard": True, "validation": "0.2", "validation_every": 3},
     "sharded-sparse": {"shard": True, "sparse_adapter": True, "micro_batch_size": 1},
     "sharded-uniform": {"shard": True, "sampling": "uniform", "recompute": "none"},
-    "sharded-checkpointing": {"shard": True, "recompute": "blocks", "packing": False},
+    "sharded-checkpointing": {"shard": True, "recompute": "blocks", "padded": True},
 }
 LONG: dict[str, Any] = {**SETTINGS, "max_steps": 30, "dropout": 0.1, "sampling": "uniform",
                         "validation": "0.06", "validation_every": 3, "early_stopping": 9}  # fmt: skip
@@ -95,8 +95,10 @@ def outcomes(folder: Path, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_two_processes_make_the_steps_of_one(folder: Path, name: str) -> None:
+def test_two_processes_make_the_steps_of_one(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {**SETTINGS, **placed(folder, name)}
+    if settings.pop("padded", False):
+        pad_batches(monkeypatch)
     one = train(folder / "base", folder / f"one-{name}", data=str(folder / "train.jsonl"), **settings)
     assert outcomes(folder, f"two-{name}") == ["done", "done"]
     for alone, shared in zip(log(one), log(folder / f"two-{name}"), strict=True):

@@ -18,7 +18,7 @@ from shears.training.losses import packed_predictions, padded_predictions
 from tests.oracles.losses import completion_losses
 from tests.searching.adapters import PAD
 from tests.tiny import tiny_model, tiny_tokenizer
-from tests.training.small_training import SETTINGS
+from tests.training.small_training import SETTINGS, pad_batches
 
 ROWS = [
     Tokenized(list(range(3, 3 + length)), [IGNORED] * (length - labelled) + list(range(3, 3 + labelled)))
@@ -54,6 +54,8 @@ def test_a_training_step_has_no_other_logits(
     packing: bool, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[list[int]] = []
+    if not packing:
+        pad_batches(monkeypatch)
     trained = loop._trainer
 
     def listening(*arguments: Any) -> Any:
@@ -62,7 +64,7 @@ def test_a_training_step_has_no_other_logits(
         return trainer
 
     monkeypatch.setattr(loop, "_trainer", listening)
-    train(base, tmp_path / "out", data=data, **{**SETTINGS, "max_steps": 1, "batch_size": 18, "packing": packing})
+    train(base, tmp_path / "out", data=data, **{**SETTINGS, "max_steps": 1, "batch_size": 18})
     rows = tokenize_all(load_examples(data, "question", tiny_tokenizer()), tiny_tokenizer(), 512)
     labelled = [sum(label != IGNORED for label in row.labels) for row in rows]
     assert counts == [[sum(labelled)]]

@@ -14,7 +14,7 @@ from shears.adapt.train import train
 from shears.sparsity.stage import sparsify
 from shears.training import trainer
 from tests.tiny import save_tiny
-from tests.training.small_training import SETTINGS, assert_close, assert_same, log, stop_after
+from tests.training.small_training import SETTINGS, assert_close, assert_same, log, pad_batches, stop_after
 
 IDS = torch.arange(40).view(2, 20)
 
@@ -28,7 +28,7 @@ def sparse(data: str, tmp_path: Path) -> Path:
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "uniform, padded, split": {"sampling": "uniform", "packing": False, "micro_batch_size": 2, "dropout": 0.1},
+    "uniform, padded, split": {"sampling": "uniform", "micro_batch_size": 2, "dropout": 0.1},
     "maximal, blocks recomputed": {"sampling": "maximal", "recompute": "blocks"},
     "recovery, uniform": {"init": "recovery", "sampling": "uniform"},
     "sparse adapter": {"sparse_adapter": True},
@@ -43,12 +43,16 @@ def test_an_interruption_leaves_no_trace_in(
     sparse: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     settings = {**SETTINGS, **WAYS[way], "data": data}
+    padded = pytest.MonkeyPatch()
+    if "padded" in way:
+        pad_batches(padded)
     whole = train(sparse, tmp_path / "whole", **settings)
     stop_after(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train(sparse, tmp_path / "stopped", **settings)
     monkeypatch.undo()
     assert_same(whole, train(sparse, tmp_path / "stopped", resume=True, **settings))
+    padded.undo()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -86,16 +90,21 @@ def test_recomputed_blocks_give_the_same_gradients(
     base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
 ) -> None:
     monkeypatch.setattr(trainer, "PACK_TOKENS", 24)  # two rows or three a batch
-    options = {"max_length": 24, "packing": packing, "sampling": "uniform", "dropout": 0.1}
+    if not packing:
+        pad_batches(monkeypatch)
+    options = {"max_length": 24, "sampling": "uniform", "dropout": 0.1}
     settings = {**SETTINGS, **options, "data": data}
     plain = train(base, tmp_path / "plain", **settings)
     assert_same(plain, train(base, tmp_path / "recomputed", recompute="blocks", **settings))
 
 
-def test_packed_training_is_padded_training(base: Path, data: str, tmp_path: Path) -> None:
+def test_packed_training_is_padded_training(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a batch of all examples, which are the same in either: only the order of sums differs."""
     settings = {**SETTINGS, "batch_size": 18, "data": data, "max_steps": 4}
     packed = train(base, tmp_path / "packed", **settings)
-    padded = train(base, tmp_path / "padded", packing=False, **settings)
+    pad_batches(monkeypatch)
+    padded = train(base, tmp_path / "padded", **settings)
     assert [line["loss"] for line in log(packed)] == pytest.approx([line["loss"] for line in log(padded)], rel=1e-5)
     assert_close(packed, padded)

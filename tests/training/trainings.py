@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
@@ -14,6 +15,7 @@ from shears.adapt.train import train
 from shears.errors import InputError
 from shears.training.processes import shard_frozen
 from tests.adapt.test_elastic import IDS, elastic_model, random_configs
+from tests.training.small_training import pad_batches
 
 
 def outcome(base: str, output: Path, settings: dict[str, Any]) -> str:
@@ -22,7 +24,10 @@ def outcome(base: str, output: Path, settings: dict[str, Any]) -> str:
     if os.environ["RANK"] == "1":
         settings |= second
     try:
-        train(base, output, **settings)
+        with pytest.MonkeyPatch.context() as patched:
+            if settings.pop("padded", False):
+                pad_batches(patched)
+            train(base, output, **settings)
     except InputError as error:
         return str(error)
     except SystemExit as exit_:

@@ -86,6 +86,7 @@ def _removed(settings: TrainConfig) -> dict[str, Any]:
         "compile": False,
         "curriculum": 0.0,
         "decompose_factor": LOKR_SIDE,
+        "packing": True,
         "learn_scales": settings.quantize_aware != "none",
         "reorder": settings.reorders,
         "scheduler": SCHEDULER,
@@ -97,12 +98,12 @@ def _removed(settings: TrainConfig) -> dict[str, Any]:
 def _fitted(base: ModelRef, source: TeacherSource | None, work: Path, settings: TrainConfig) -> PreparedAdapter:
     """Return the model with its trained adapter."""
     rows = raise_in_all(lambda: read_training_rows(base, settings))
-    loss, packing = Loss(), settings.packing
+    loss, packing = Loss(), True
     if source:
         seen = _examples_seen(settings, [len(row.input_ids) for row in rows.train])
-        teacher = open_teacher(source, base, rows.train, settings, packing=packing, seen=seen)
+        teacher = open_teacher(source, base, rows.train, settings, seen=seen)
         loss = Loss(teacher, settings.kl, settings.cross_entropy)
-        packing = packing and not (isinstance(teacher, LiveTeacher) and not teacher.keeps_apart)
+        packing = not isinstance(teacher, LiveTeacher) or teacher.keeps_apart
     prepared = raise_in_all(lambda: prepare(base, settings, rows))
     fit(training_of(prepared, settings, loss, packing=packing), work, settings)
     return prepared
@@ -118,7 +119,7 @@ def training_of(
     collator = collator_of(model, prepared.tokenizer, packing=packing)
     if collator.capacity is not None:
         attend_by_example(model)
-    elif settings.packing:
+    else:
         logger.info("this model does not keep packed examples apart: batches are padded")
     count = len(prepared.rows)
     steps = settings.num_steps(count)
@@ -128,6 +129,7 @@ def training_of(
         at_largest = partial(elastic.at, elastic.space.maximal())
         validation = Validation(prepared.validation, every, steps, settings.early_stopping, at_largest)
     return Training(
+        "train",
         AdapterWeights(model),
         prepared.rows,
         collator,
@@ -144,13 +146,13 @@ def training_of(
 def _examples_seen(settings: TrainConfig, lengths: Sequence[int]) -> set[int]:
     """Return the numbers of the examples that a training may read, of all that have these lengths.
 
-    Which order it takes is known once the model is loaded: with packing, that of examples of equal
-    lengths, unless the model does not keep packed examples apart. Both are covered.
+    Which order it takes is known once the model is loaded: that of packed examples, which need not be
+    of similar lengths, or that of padded ones. Both are covered.
     """
     count = settings.num_seen(len(lengths))
     if count >= len(lengths):
         return set(range(len(lengths)))
-    assumed = ([1] * len(lengths), lengths) if settings.packing else (lengths,)
+    assumed = ([1] * len(lengths), lengths)
     orders = (LengthBucketSampler(each, settings.batch_size, settings.seed) for each in assumed)
     return {number for order in orders for number in islice(order, count)}
 

@@ -78,10 +78,6 @@ class TrainConfig(LoopConfig):
     shard: bool = False
     """Experimental. With several processes, each holds a part of the frozen weights and gathers one
     block at a time (FSDP2): for models that do not fit on one GPU."""
-    packing: bool = True
-    """Pack several examples into one row, separated by their positions; turned off if a test shows
-    that the model does not support it. Batches then have about equal lengths, so examples come in
-    another order."""
     max_length: int = Field(512, gt=1)
     """Largest number of tokens in an example; longer examples are skipped and counted."""
     validation: Source | None = None

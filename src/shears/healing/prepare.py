@@ -89,7 +89,7 @@ def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Pr
     refuse_other_vocabulary(source, sparse)
     tokenizer = load_tokenizer(sparse)
     rows = sequences(tokenizer, settings)
-    teacher = open_teacher(source, sparse, rows, settings, packing=True)
+    teacher = open_teacher(source, sparse, rows, settings)
     model = load_model(sparse, device=settings.device)
     check_sequence_length(model, settings.sequence_length)
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))

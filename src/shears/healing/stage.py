@@ -91,6 +91,7 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
 def _training(prepared: PreparedHealing, settings: HealConfig) -> Training:
     """Return what the loop trains: the kept weights, on padded sequences of one length."""
     return Training(
+        STAGE.verb,
         HealedWeights(prepared.model),
         prepared.rows,
         Collator(padding(prepared.tokenizer), None),

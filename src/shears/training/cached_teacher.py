@@ -138,7 +138,6 @@ def open_teacher(
     rows: Sequence[Tokenized],
     settings: LoopConfig,
     *,
-    packing: bool,
     seen: Collection[int] | None = None,
 ) -> Teacher:
     """Return the teacher of a training on `rows` of `settings.data`: in memory, or cached.
@@ -160,7 +159,7 @@ def open_teacher(
 
     def load() -> tuple[LiveTeacher, Collator]:
         network = source.load(device=settings.device)
-        collate = collator_of(network, load_tokenizer(student), packing=packing)  # tried as it was loaded
+        collate = collator_of(network, load_tokenizer(student))  # tried as it was loaded
         return LiveTeacher(network, precision), collate
 
     return cache_targets(folder, rows, request, source.num_words, load)

@@ -200,30 +200,28 @@ class Loss:
         """
         batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
         if self.teacher is not None and model.training:
-            return self._taught(self.teacher, model, inputs, scale, in_pieces=in_pieces)
+            wanted = labelled_positions(batch["labels"])
+            words = batch["labels"].roll(-1, dims=1)[wanted]
+            loss = self._by_position(self.teacher.targets(inputs, wanted), words)
+            return losses_behind_head(model, batch, loss, scale, in_pieces=in_pieces)
         if in_pieces:
             return piecewise_losses(model, batch, scale)
         predict = packed_predictions if "examples" in batch else padded_predictions
         predictions = predict(model, batch)
         return TokenLosses(predictions.losses(), predictions.targets, predictions.rows)
 
-    def _taught(
-        self, teacher: Teacher, model: nn.Module, inputs: Mapping[str, Tensor], scale: float, *, in_pieces: bool
-    ) -> TokenLosses:
-        wanted = labelled_positions(inputs["labels"])
-        targets = inputs["labels"].roll(-1, dims=1)[wanted]
-        distribution = teacher.targets(inputs, wanted)
+    def _by_position(self, distribution: Distribution, words: Int[Tensor, " K"]) -> HeadLoss:
+        """Return the weighted sum at the positions of these labels, 0 where there is none."""
 
         def loss(logits: Float[Tensor, "P V"], rows: slice) -> Float[Tensor, " P"]:
-            divergence = distribution.divergence(logits, rows)
-            total = torch.where(targets[rows] == IGNORED, 0.0, self.kl * divergence)
+            labels = words[rows]
+            total = torch.where(labels == IGNORED, 0.0, self.kl * distribution.divergence(logits, rows))
             if not self.cross_entropy:
                 return total
-            text = nn.functional.cross_entropy(logits.float(), targets[rows], ignore_index=IGNORED, reduction="none")
+            text = nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
             return total + self.cross_entropy * text
 
-        batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
-        return losses_behind_head(model, batch, loss, scale, in_pieces=in_pieces)
+        return loss
 
 
 def losses_behind_head(

@@ -34,12 +34,13 @@ logger = logging.getLogger(__name__)
 class Training:
     """What a verb trains, on which examples, for how many steps; `LoopConfig` has the options.
 
-    `callbacks` act on the steps, such as by drawing ranks. `details` returns what the log says of a
-    step beside its loss. `holds_frozen` converts frozen linears to the arithmetic and fuses LoRA's
-    products. `scheduler` is the course of the learning rate and `optimizer` the form of AdamW, by
-    transformers' names.
+    The progress bar shows `verb`. `callbacks` act on the steps, such as by drawing ranks. `details`
+    returns what the log says of a step beside its loss. `holds_frozen` converts frozen linears to
+    the arithmetic and fuses LoRA's products. `scheduler` is the course of the learning rate and
+    `optimizer` the form of AdamW, by transformers' names.
     """
 
+    verb: str
     weights: TrainedWeights
     rows: Sequence[Tokenized]
     collator: Collator
@@ -75,7 +76,7 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
         count = len(training.rows)
         tokens = sum(len(row.input_ids) for row in training.rows)
         logger.info("training %d examples, %d tokens, %d steps%s", count, tokens, steps, f" from {done}" * (done > 0))
-        with meter("train", steps, "step") as progress:
+        with meter(training.verb, steps, "step") as progress:
             progress.skip(done)
             log = StepLog(work / TRAINING_LOG, trainer, progress, training.details)
             if training.validation:

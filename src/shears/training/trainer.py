@@ -103,7 +103,7 @@ class Collator:
         return {**batch, "numbers": torch.tensor([number for number, _ in numbered])}
 
 
-def collator_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, packing: bool) -> Collator:
+def collator_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, packing: bool = True) -> Collator:
     """Return the collator whose batches a model computes correctly, packed if it can."""
     packed = packing and keeps_apart(model)
     behind = not packed and not ignores_padding(model)
