@@ -37,10 +37,9 @@ class Bound:
         return bound
 
     def holds(self, size: int | float, weights: int, tokens_per_second: int | float | None) -> bool:
-        """Tell whether a package of `size` bytes for a model of `weights` meets the bound; an
-        unknown speed does not.
+        """Tell whether a package of `size` bytes for `weights` numbers meets the bound.
 
-        `tokens_per_second` is None where it is unknown.
+        A `tokens_per_second` of None is unknown, and meets no bound on speed.
         """
         if self.kind == "tokens/s":
             return tokens_per_second is not None and tokens_per_second >= self.amount

@@ -151,8 +151,7 @@ class _PackedTables(BlockSource):
 
 
 def _choose_tables(source: _PackedTables, batches: Batches, folder: Path) -> dict[str, Any]:
-    """Give each table the smallest format whose loss stays below the bound; return the record of
-    it.
+    """Give each table the smallest format whose loss stays below the bound; return the figures.
 
     Tables are chosen in the order of the files; the bound holds for all of them together.
     """

@@ -175,8 +175,7 @@ class Samples(NamedTuple):
 def merge_projected(
     model: ModelRef, work: Path, updates: Mapping[str, LoraUpdate], text: Text, settings: ExportConfig
 ) -> tuple[MergedModel, dict[str, Any]]:
-    """Write the model with the updates, projected on its zeros, to `work`; return target and
-    figures.
+    """Write the model with its projected updates to `work`; return the model and the figures.
 
     The figures are losses on the text (nats a token): of the adapter un-merged, of the plainly
     masked sum, and of the projection. InputError for a text that cannot be used and for a model
@@ -248,8 +247,7 @@ def _project_block(target: MergedModel, run: BlockRun) -> None:
 def nearest(
     weight: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], moments: Float[Tensor, "I I"] | None
 ) -> Float[Tensor, "O I"]:
-    """Return the weight that is zero where not `kept` and whose outputs are nearest to those of
-    `weight`.
+    """Return the weight with zeros where not `kept` whose outputs are nearest to `weight`'s.
 
     `moments` are X^T X of the inputs; without them, return the weight with zeros put in.
     """
@@ -262,8 +260,7 @@ def nearest(
 def draw_samples(
     text: Text, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, settings: ExportConfig
 ) -> Samples:
-    """Return `num_samples` sequences to fit on, as many held-out ones, and up to twice as many
-    examples.
+    """Return `num_samples` sequences to fit on, as many held out, and at most twice as many examples.
 
     A text that is too short has no held-out sequences, and one without examples no completions.
     Token ids from a file are all for the fit, unless their number is exactly twice `num_samples`.

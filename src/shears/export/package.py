@@ -1,5 +1,4 @@
-"""Format package: a sparse model with packed weights, and a sub-adapter un-merged beside it, in one
-file.
+"""Format package: a sparse model with packed weights and an un-merged adapter in one file.
 
 `unpack` is the inverse: a package becomes an ordinary model folder and an ordinary PEFT adapter.
 """
@@ -268,8 +267,7 @@ def _log(figures: Mapping[str, Any]) -> None:
 
 
 def unpack(package: str | Path, output: str | Path) -> Path:
-    """Write `output`/model, an ordinary model folder, and `output`/adapter where the package has
-    one; return `output`.
+    """Write `output`/model and, if the package has one, `output`/adapter; return `output`.
 
     fp32 and bf16 values come out bit for bit as they were packed, int8 and int4 values as the
     nearest numbers of the model's dtype. Each folder gets a record and a card. InputError for a

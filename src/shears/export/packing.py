@@ -1,5 +1,4 @@
-"""The tensors of a package: which are packed, in what number format, and how many bytes they take;
-and their writing.
+"""The tensors of a package: which are packed, in what format and size; and their writing.
 
 A weight is packed where that takes fewer bytes: at 50 % zeros nearly always, without zeros only in
 int8 and int4. Routers, and tensors that are no plain matrices of a decoder block, are not packed.
@@ -98,8 +97,7 @@ class Form:
 
 
 def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: int | None) -> Form:
-    """Return the formats that the settings name; `auto` is the main dtype of the tensors where that
-    is fp32, else bf16.
+    """Return the formats of the settings; `auto`: fp32 if most numbers are fp32, else bf16.
 
     Other tensors keep their dtypes where the values have the main one. Otherwise they are converted
     too (to bf16 beside int8 and int4), so that the model has one dtype. InputError for tensors
@@ -122,8 +120,7 @@ def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: i
 def planned_bytes(
     specs: Mapping[str, Spec], form: Form, transposed: Collection[str], sparsity: float, adapter: Mapping[str, Spec]
 ) -> int:
-    """Return the size of the package file of a model whose packed weights all have this share of
-    zeros.
+    """Return the size of a model's package file if all packed weights have this share of zeros.
 
     `specs` are the tensors of the model's files, tied ones once; `transposed` names the linears
     that they hold as inputs x outputs. Exact but for int4 with zeros, where it is the mean over the
@@ -178,8 +175,7 @@ class Sums:
 
 
 class Packing:
-    """The tensors of a model's files, each packed, dense, or tied to another one; `write` makes the
-    package.
+    """The tensors of a model's files: packed, dense, or tied to another; `write` makes the package.
 
     With `grids`, by the model's names, their linears are packed in int4 on these grids, and no
     others.
@@ -258,8 +254,7 @@ class Packing:
         self.dense[name] = self.dense[name].model_copy(update={"quantized": form})
 
     def write(self, path: Path, adapter: Mapping[str, Tensor], fill: Callable[[Sink], None] | None = None) -> str:
-        """Write the package file and return its fingerprint; InputError for weights that int8 or
-        int4 cannot hold.
+        """Write the package file; return its fingerprint. InputError for weights beyond int8 or int4.
 
         `fill` may hand rounded linears to the sink that it is given; the others are rounded to
         nearest.

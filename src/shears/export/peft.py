@@ -1,5 +1,4 @@
-"""A sub-adapter, cut out of a super-adapter or exported before, and the formats peft and padded
-that stock tools load.
+"""A sub-adapter, cut out of a super-adapter or exported before; the formats peft and padded.
 
 PEFT names the tensors of a linear `base_model.model.<linear>.lora_A.weight` (R I) and
 `...lora_B.weight` (O R); of LoKr `...lokr_w1` (L M), `...lokr_w2_a` (K R) and `...lokr_w2_b` (R N).
@@ -107,8 +106,7 @@ def _cut(folder: Path, space: SearchSpace, ranks: RankConfig, resize: Resize) ->
 
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the first r rows of every A (or w2_b) and columns of every B (or w2_a); `ranks` maps
-    linears to r.
+    """Return the first r rows of every A (w2_b) and columns of every B (w2_a), r by linear.
 
     LoKr's w1 stays. InputError for a linear without a rank.
     """
@@ -179,8 +177,7 @@ class SubAdapter(NamedTuple):
 
 
 def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
-    """Return an exported sub-adapter as it is, or the part of a super-adapter with the ranks of the
-    settings.
+    """Return an exported sub-adapter, or the part of a super-adapter at the ranks of the settings.
 
     InputError for a folder without the record of either, for ranks outside the search space, and
     for `ranks` beside an exported sub-adapter.
@@ -231,8 +228,7 @@ def alpha_of(config: Mapping[str, Any]) -> int | float:
 
 
 def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[str, Any]:
-    """Return the super-adapter's PEFT configuration, with patterns for the linears of smaller
-    ranks.
+    """Return the super-adapter's PEFT configuration, with patterns for smaller ranks.
 
     PEFT scales a linear by alpha_pattern / rank_pattern. An alpha_pattern of alpha * rank /
     max_rank makes that alpha / max_rank, as in training. Tools that ignore patterns scale by

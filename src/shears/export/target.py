@@ -69,8 +69,7 @@ class MergedModel:
         return matrix.view(self.source.model)
 
     def put(self, matrix: Matrix, values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"] | None) -> None:
-        """Make `values` the weight, rounded to the files' number format; it is zero exactly where
-        not `kept`.
+        """Make `values` the weight, in the files' number format, zero exactly where not `kept`.
 
         `kept` None keeps every weight. InputError where a rounded weight is not finite.
         """

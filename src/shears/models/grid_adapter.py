@@ -1,5 +1,4 @@
-"""QA-SparsePEFT (SQFT, arXiv 2410.03750): LoRA layers whose sum with a masked adapter is rounded to
-the grid of int4.
+"""QA-SparsePEFT (SQFT, arXiv 2410.03750): masked LoRA whose sum is rounded to the grid of int4.
 
 y = Q x + bias, Q the weights that a package of int4 values holds (quantization/training.py). The
 scales are those of W, or learnt; the zero points are those of W.
@@ -29,8 +28,7 @@ DENSE_BYTES = 2  # of a weight that is not packed beside int4: bf16
 
 
 def grids_of(model: nn.Module, folder: Path) -> dict[str, Grid]:
-    """Return the grid of each linear that a package of the model in `folder` holds as int4, by the
-    module's name.
+    """Return the grid of each linear, by module, that a package of the model holds as int4.
 
     InputError where a matrix of the files is not a linear of its own in the model (an expert's, or
     shared by two linears), because the package's rounding would then differ, and for weights that
@@ -119,8 +117,7 @@ class GridLinear(SparseLinear):
 def make_quantize_aware(
     model: PeftModel, grids: Mapping[str, Grid], *, learn_scales: bool = False, adapter: str = "default"
 ) -> None:
-    """Put every linear of `grids` on its grid, in place: adapted ones with their adapter, the
-    others for good.
+    """Put the linears on their grids, in place: adapted ones in every forward, others for good.
 
     `make_plain` undoes it for the adapted ones. InputError for an adapted linear without a grid,
     and for what `make_sparse` refuses.

@@ -66,11 +66,10 @@ def quantize(weight: Float[Tensor, "O I"], values: str) -> Quantized:
 
 
 def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Float[Tensor, " O"]]:
-    """Return whole numbers q in -127..127 and float32 scales: weight ~ q * scale of the row, scale
-    = max |w| / 127.
+    """Return int8 codes q in -127..127 and a float32 scale a row: weight ~ q * scale.
 
-    A row whose scale would be no normal number (zeros, or nearly zeros) has scale 0. InputError for
-    NaN and infinity.
+    scale = max |w| / 127, or 0 where that is no normal number (a row of zeros, or nearly).
+    InputError for NaN and infinity.
     """
     wide = weight.float()
     _check_finite(wide)
@@ -84,12 +83,11 @@ def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Fl
 def quantize_blocks(
     weight: Float[Tensor, "O I"],
 ) -> tuple[UInt8[Tensor, "O I"], Float16[Tensor, "O B"], UInt8[Tensor, "O B"]]:
-    """Return int4 codes q in 0..15, and by row and block of 128 inputs a scale and a zero point z
-    in 0..15.
+    """Return int4 codes q in 0..15, and a scale and a zero point z in 0..15 a row and block.
 
-    weight ~ scale * (q - z), scale = (max(0, max w) - min(0, min w)) / 15 rounded to fp16, z =
-    round(-min(0, min w) / scale); a zero is exact. A scale of 0 has zero weights alone. InputError
-    for NaN, infinity, and a scale beyond fp16.
+    weight ~ scale * (q - z) in a block of 128 inputs, scale = (max(0, max w) - min(0, min w)) / 15
+    rounded to fp16, z = round(-min(0, min w) / scale); a zero is exact. A scale of 0 has zero
+    weights alone. InputError for NaN, infinity, and a scale beyond fp16.
     """
     rows, cols = weight.shape
     codes = torch.empty(rows, cols, dtype=torch.uint8)
@@ -129,8 +127,7 @@ def grid_of_range(
 def codes_on_grid(
     weight: Float[Tensor, "O I"], scales: Float[Tensor, "O B"], zeros: Shaped[Tensor, "O B"]
 ) -> UInt8[Tensor, "O I"]:
-    """Return the int4 codes nearest to a weight on the grid of scales and zero points, on any
-    device.
+    """Return the int4 codes of a grid that are nearest to a weight, on any device.
 
     A weight of 0 gets the zero point of its block. `dequantize_blocks` is the way back.
     """

@@ -17,8 +17,7 @@ DEAD_CURVATURE = 1e-12  # share of the mean, for an input that is always zero
 
 
 def inverse_factor(hessian: Float[Tensor, "I I"], damping: float) -> tuple[Float[Tensor, "I I"], float]:
-    """Return U, upper triangular in float32 with U^T U = (H + damping * mean(diag H) * Id)^-1, and
-    the damping used.
+    """Return U, upper triangular, U^T U = (H + damping * mean(diag H) * Id)^-1, and the damping.
 
     Where the float32 Cholesky factorisation fails, float64 is tried, then both with ten times the
     damping, up to RETRIES times. The weights of an input that is always zero cost next to nothing,

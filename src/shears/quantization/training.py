@@ -1,5 +1,4 @@
-"""Training on the grid of int4: weights rounded in every forward, gradients passed through, grids
-kept in a file.
+"""Training on the grid of int4: rounding in the forward, gradients passed through, files.
 
 With the sum W + P of a weight and its adapter's product, u = (W + P) / scale and k =
 clamp(round(u), -zero, 15 - zero), the forward multiplies by Q = scale * k, which a package of int4
@@ -74,8 +73,7 @@ def pass_through_(
 
 
 def _in_blocks(wholes: Sequence[Tensor], tables: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield views of weights (O I) in blocks (O, blocks, inputs), and of tables (O B) as (O,
-    blocks, 1).
+    """Yield views of weights (O I) as (O, blocks, inputs) and of tables (O B) as (O, blocks, 1).
 
     A last block that is narrower than the others comes by itself.
     """
@@ -89,8 +87,7 @@ def _in_blocks(wholes: Sequence[Tensor], tables: Sequence[Tensor]) -> Iterator[l
 
 
 class LearntScales(torch.autograd.Function):
-    """scale * exp(t) rounded to fp16, in float32; the gradient ignores the rounding and is
-    multiplied by LSQ_FACTOR.
+    """scale * exp(t) in fp16; the gradient ignores the rounding and is multiplied by LSQ_FACTOR.
 
     The logarithm keeps scales positive, and makes the learning rate relative to their size.
     """

@@ -1,5 +1,4 @@
-"""Rounding to int4 or int8 with the inputs known: zeros stay, and the kept weights make up for each
-other's errors.
+"""Rounding to int4 or int8 with known inputs: zeros stay, kept weights correct each other's errors.
 
 Three steps, each on the grid of a package (docs/package-format.md):
 
@@ -67,8 +66,7 @@ def round_with_inputs(
     damping: float = DAMPING,
     missed: Float[Tensor, "I O"] | None = None,
 ) -> Quantized:
-    """Return the codes, scales and zero points with a small error of the outputs; a weight that is
-    not kept is 0.
+    """Return the weight rounded for a small error of the outputs, 0 where it is not kept.
 
     `hessian` are the second moments X^T X of the inputs. `missed` are X^T (Y - X W^T) for outputs Y
     that differ from those of the weight on these inputs, and None if Y = X W^T. No row's output

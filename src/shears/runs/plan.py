@@ -38,8 +38,7 @@ Estimate = tuple[str, int | None, int | None]  # work in words; memory and disk 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage: done, interrupted or to do; its work in words; memory and disk in bytes, None if
-    unknown.
+    """A stage: its state and work in words; memory and disk in bytes, None if unknown.
 
     Memory is without the activations of a forward pass, which depend on lengths and batch.
     """

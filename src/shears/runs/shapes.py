@@ -101,8 +101,7 @@ class Shape:
     def package_bytes(
         self, settings: ExportConfig, sparsity: float, dtype: torch.dtype | None = None, ranks: Mapping[str, int] = {}
     ) -> int:
-        """Return the size of the package file of the model with this share of zeros
-        (`planned_bytes`).
+        """Return the size of the model's package file with this share of zeros.
 
         `dtype` is that of the sparse model's files, None for that of the dense model's. `ranks` are
         those of an adapter that stays beside the model, by linear.
@@ -132,8 +131,7 @@ class Shape:
 
 
 def shape_of(name: str, dtype: str = "auto") -> Shape | None:
-    """Return the shape of a model by its name; None if it must be downloaded first and its shape is
-    not published.
+    """Return the shape of a model by its name; None if it is neither here nor in PUBLISHED.
 
     A .gguf file becomes a folder in bf16 where `dtype` says so, else in fp32. InputError for a
     folder or a .gguf file without a model that transformers knows.

@@ -1,5 +1,4 @@
-"""The file of a package: written tensor by tensor, mapped when read, and checked before anything
-uses it.
+"""The file of a package: written tensor by tensor, mapped and checked when read.
 
 It is a safetensors file (docs/package-format.md) with its index in the metadata. Its fingerprint is
 the sha256 of the whole file in which the 64 digits of the fingerprint are zeros.
@@ -122,8 +121,7 @@ def is_package(folder: str | Path) -> bool:
 
 
 def read_package(folder: str | Path, *, verify: bool = True) -> Package:
-    """Map the package file of a folder and check it; `verify` also checks the fingerprint, which
-    reads every byte.
+    """Map the package file of a folder and check it; `verify` reads every byte for the fingerprint.
 
     Without `verify`, everything that a kernel depends on is still checked: shapes, offsets, masks,
     the file's length. InputError, in one line, for a file that is torn, foreign, of another

@@ -1,5 +1,4 @@
-"""The index of a package file: which tensors it holds, in what number format, and how many bytes
-they take.
+"""The index of a package file: its tensors, their number formats and their bytes.
 
 The index is JSON in the metadata of the file (docs/package-format.md). It may come from a stranger,
 so unknown keys are refused and sizes are bounded.

@@ -1,5 +1,4 @@
-"""The packed layout of a sparse weight: one bit a weight, and the values of the kept weights in a
-kernel's order. Pure.
+"""The packed layout of a sparse weight: a bit a weight, and the kept values in a kernel's order. Pure.
 
 A weight (O I) is cut into panels of 16 rows, its inputs into groups of g = 1 (fp32), 2 (bf16) or 4
 (int8, int4). For panel p and group j there is one little-endian mask word of 16 g bits: bit r g + i
@@ -82,8 +81,7 @@ def is_smaller(rows: int, cols: int, num_values: int, values: NumberFormat, weig
 
 
 def expected_stored(rows: int, cols: int, num_kept: int, values: NumberFormat) -> int:
-    """Return what `num_stored` returns for zeros at random places: exact except for int4 with
-    zeros, there the mean.
+    """Return `num_stored` for zeros at random places: exact, but the mean for int4 with zeros.
 
     Of n weights in a group, each zero with probability s, an odd number is kept with probability
     (1 - (2 s - 1)^n) / 2, and the last nibble of its last byte is empty.

@@ -19,8 +19,7 @@ MEASURED = "the sum of the losses that each sparsity and each format adds alone"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A package that could be made: its zeros and formats, and what is predicted of it (None:
-    unknown).
+    """A package that could be made: zeros, formats and predictions (None: unknown).
 
     `added_loss` is in nats a token, above the loss of the dense model.
     """
@@ -133,8 +132,7 @@ def _heal(config: CompressConfig, text: str, values: str) -> HealConfig:
 
 
 def _train(candidate: Candidate, config: CompressConfig) -> TrainConfig | None:
-    """Return how the adapter is trained: for the zeros, and for the grid of int4, so that the
-    package is exact.
+    """Return how the adapter is trained: for the zeros and, if asked, for the grid of int4.
 
     It has one rank, the largest: it vanishes into the package, whose size and speed no smaller rank
     would change. The zeros mask a share of its product, which alpha makes up for.

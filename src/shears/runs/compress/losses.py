@@ -1,5 +1,4 @@
-"""Losses that each sparsity and each number format adds alone, measured on a model in memory before
-anything is made.
+"""Losses that each sparsity and each number format adds alone, on the model in memory.
 
 Their sum orders the candidates. It is an estimate: a weight that pruning removed needs no rounding,
 and healing and training are not in it.
@@ -34,8 +33,7 @@ LENGTH = 256  # tokens of each
 
 @dataclass(frozen=True)
 class AddedLosses:
-    """Nats a token above the dense model's loss, by sparsity, by format of weights and by format of
-    embeddings.
+    """Nats a token above the dense loss: by sparsity, format of weights, format of embeddings.
 
     `seconds_per_token` is the time of a forward pass of the dense model over many tokens.
     """
@@ -58,8 +56,7 @@ class AddedLosses:
 def measured_losses(
     model: ModelRef, kinds: Iterable[tuple[float, str, str]], config: CompressConfig, text: str, held_out: str
 ) -> AddedLosses:
-    """Return the losses of the sparsities and formats that occur in `kinds`, each alone, on the
-    file `held_out`.
+    """Return the loss of each sparsity and format in `kinds` alone, on the file `held_out`.
 
     Weights are rounded to nearest and pruned by wanda, or by magnitude where the method is that.
     InputError for a text that is too short.

@@ -71,8 +71,7 @@ class Texts(NamedTuple):
 
 
 def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **config: Any) -> dict[str, Any]:
-    """Make a package of `model` that meets a bound, below the folder `output`; return the record,
-    COMPRESS there.
+    """Make a package of `model` that meets a bound in `output`; return the record, COMPRESS there.
 
     The keywords are the fields of `CompressConfig`. Each candidate is a run in a folder of its own.
     An interrupted call continues with the plan that it made. `dry_run` returns the plan and writes
@@ -276,8 +275,7 @@ def _attempted(record: dict[str, Any], settings: CompressConfig, folder: Path, m
 def following(
     promising: Sequence[Candidate], measured: Sequence[Mapping[str, Any]], settings: CompressConfig, weights: int
 ) -> Candidate | None:
-    """Return the next candidate: the first that meets the target if predictions are as wrong as
-    they were last time.
+    """Return the first candidate that meets the target if predictions err as they did last time.
 
     If none does then, the smallest or the fastest that is left, unless that is no better than what
     was tried. None at the end.
