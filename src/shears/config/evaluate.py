@@ -39,7 +39,7 @@ class ScoringConfig(StageConfig):
     """Arithmetic; auto: bf16 autocast where the processor supports it, else the model's own number
     format. With fp32, a 16-bit model takes twice its memory."""
     device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps."""
+    """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
     backend: Literal["auto", "native", "transformers"] = "auto"
     """What generates answers: native (our decoder, greedy, on the CPU), transformers, or auto
     (native where it covers the model, else transformers)."""

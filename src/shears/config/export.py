@@ -109,7 +109,7 @@ class ExportConfig(StageConfig):
     sequence_length: int = Field(512, gt=1)
     """Tokens in a calibration sequence."""
     device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps."""
+    """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
     seed: Seed = 0
     """Random seed that chooses the calibration sequences."""
 

@@ -53,7 +53,7 @@ class LoopConfig(StageConfig):
     save_steps: int = Field(50, gt=0)
     """Optimizer steps between two checkpoints; an interruption loses at most this many."""
     device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps."""
+    """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
     seed: Seed = 0
     """Random seed of all that training draws."""
 

@@ -45,7 +45,7 @@ class RunningConfig(StageConfig):
     """For a model that is not a package: its number format; auto: the model's own. bf16 also
     converts a .gguf file in bf16, if there is no adapter."""
     device: Device = "auto"
-    """For a model that is not a package, where to compute: auto, cpu, cuda or mps."""
+    """For a model that is not a package, where to compute: auto, cpu, cuda or mps (the last two experimental)."""
 
 
 class GenerateConfig(RunningConfig, SamplingConfig):

@@ -97,7 +97,7 @@ class SparsifyConfig(StageConfig):
     """Number format of the saved model; auto: the model's own, and fp32 for a .gguf file, which
     bf16 also converts in bf16: half the disk."""
     device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps."""
+    """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
     seed: Seed = 0
     """Random seed that chooses the calibration sequences."""
 

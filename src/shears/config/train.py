@@ -55,8 +55,8 @@ class TrainConfig(LoopConfig):
     random, as in the paper; the default with quantize_aware) or maximal (the largest: plain LoRA,
     whose components are sorted by size after training, so that cutting ranks loses little)."""
     quantize: Literal["none", "nf4", "int8"] = "none"
-    """Hold the frozen linears in 4 (nf4) or 8 bits (int8) while training, by bitsandbytes: less
-    memory, and zeros stay zeros. The adapter belongs to the unquantized model in the folder."""
+    """Experimental. Hold the frozen linears in 4 (nf4) or 8 bits (int8) while training, by
+    bitsandbytes: less memory, and zeros stay zeros. The adapter belongs to the unquantized model."""
     sparse_adapter: bool = False
     """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps
     every zero. At a sparsity of 0.5 the mask halves the product: double alpha."""

@@ -27,6 +27,6 @@ class WriteConfig(StageConfig):
     precision: DtypeName = "auto"
     """Arithmetic; auto: bf16 where the processor supports it, else fp32."""
     device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps."""
+    """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
     seed: Seed = 0
     """Random seed of the first words and of the sampling."""
