@@ -1,7 +1,6 @@
 """Calibration sequences: full, drawn without overlap, reproducible, and ready token ids left as they are."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +119,6 @@ def test_too_little_text_says_how_much_there_is_and_how_much_is_needed(
     there = len(text_tokens(str(source), TOKENIZER))
     with pytest.raises(InputError, match=rf"needs 2000 tokens \(100 samples of 20\), the text has {there};"):
         calibrate(source, num_samples=100)
-
-
-def test_few_tokens_are_warned_of(text: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        calibrate(text)
-    assert "only 120 calibration tokens" in caplog.text
 
 
 def test_the_embedded_data_is_enough_for_the_default_calibration() -> None:
