@@ -127,7 +127,7 @@ def search(
 
     OUT/result.json lists every configuration evaluated, the chosen one and the Pareto front.
 
-    shears search adapter search --data validation.jsonl --max-evaluations 100
+    shears search adapter search --data validation.jsonl --strategy hill-climbing
     """
     folder = shears.search(super_adapter, out, model=model, resume=resume, **values)
     tables.print_search(folder / RESULT)

@@ -56,7 +56,8 @@ def conclude(evaluations: Sequence[Evaluated], goal: Goal) -> SearchResult:
         raise InputError(
             f"a configuration must meet {', '.join(map(str, goal.constraints))}, and none of "
             f"{len(evaluations)} evaluated does; the nearest has {found}; go on with --resume and a "
-            "larger --max-evaluations, or loosen the constraint in another output"
+            "larger --max-evaluations, or in another output with strategy hill-climbing or nsga2, or "
+            "with a looser constraint"
         )
     costs = [goal.cost(evaluated.metrics) for evaluated in feasible]
     worst = tuple(map(max, zip(*costs, strict=True)))
