@@ -70,7 +70,7 @@ class Run:
 
     @property
     def references(self) -> Sequence[Record]:
-        """The rows of the models that the last one is compared with: baselines, then the dense model, then others."""
+        """Rows that the last model is compared with: baselines, the dense model, then others."""
         names = [*BASELINES, *(row["name"] for row in self.models[:-1])]
         rows = {row["name"]: row for row in self.models[:-1]}
         return [rows[name] for name in dict.fromkeys(names) if name in rows]
@@ -112,6 +112,7 @@ def read_run(folder: Path) -> Run:
         return _lines(folder / "super_adapter" / name) if "train" not in omitted else []
 
     summary = record("evaluate", folder / artifacts.EVALUATION)
+    measured = [row["name"] for row in summary["models"]] if summary is not None else []
     run = Run(
         folder=folder,
         recipe=recipe,
@@ -125,10 +126,16 @@ def read_run(folder: Path) -> Run:
             for name, form in FORMAT_OF_RECORD.items()
             if (content := record("export", folder / form.folder / name)) is not None
         },
-        baselines=_baselines(folder, summary),
+        baselines=_records(
+            {
+                name: artifacts.baseline_folder(folder, name) / artifacts.SEARCH_SPACE
+                for name in measured
+                if name in BASELINES
+            }
+        ),
         bench=record("export", folder / artifacts.BENCH),
         summary=summary,
-        figures=_figures(folder, summary),
+        figures=_records({name: evaluation_file(folder, name) for name in measured}),
         times=read_times(folder),
         ranks=record("evaluate", evaluation_file(folder, artifacts.ALL_RANKS)),
         step_times={line["step"]: line["seconds"] for line in training_lines(artifacts.TRAINING_TIMES)},
@@ -138,19 +145,9 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def _figures(folder: Path, summary: Record | None) -> dict[str, Record]:
-    files = {name: evaluation_file(folder, name) for name in _measured(summary)}
+def _records(files: Mapping[str, Path]) -> dict[str, Record]:
+    """Return the records of the files that exist, by name."""
     return {name: read_object(file) for name, file in files.items() if file.is_file()}
-
-
-def _baselines(folder: Path, summary: Record | None) -> dict[str, Record]:
-    names = [name for name in _measured(summary) if name in BASELINES]
-    files = {name: artifacts.baseline_folder(folder, name) / artifacts.SEARCH_SPACE for name in names}
-    return {name: read_object(file) for name, file in files.items() if file.is_file()}
-
-
-def _measured(summary: Record | None) -> list[str]:
-    return [row["name"] for row in summary["models"]] if summary is not None else []
 
 
 def _yaml(path: Path) -> Record:

@@ -18,7 +18,7 @@ GROUP = re.compile(r"^(?:.*\.)?(?P<layer>\d+)\.(?P<kind>.+)$")
 VALIDATION_LOSS = "validation_loss"  # key of steps that were validated
 MOST_POINTS = 200  # of a curve: as many as a drawing can show
 SMOOTHED_OVER = 0.05  # share of the steps over which the smooth curve is a mean
-INPUTS = ("base", "calibration", "teacher", "data", "super_adapter", "ranks")  # of stages, as far as records name them
+INPUTS = ("base", "calibration", "teacher", "data", "super_adapter", "ranks")  # of stages
 FINGERPRINTS = {**{f"{name}_fingerprint": name.replace("_", " ") for name in INPUTS}, "fingerprint": "output"}
 FINGERPRINT_DIGITS = 12
 
@@ -81,7 +81,10 @@ def training_section(run: Run) -> tuple[object, ...] | None:
     marks = [(float(line["step"]), float(line[VALIDATION_LOSS])) for line in validation]
     names = ("Training loss", "loss per token")
     loss = _smoothed_picture(names, run.log, _column(run.log, "loss"), others, marks)
-    table_of_marks = _validation_table(validation)
+    table_of_marks = None
+    if validation:
+        rows = ((line["step"], digits(line[VALIDATION_LOSS])) for line in validation)
+        table_of_marks = table("Validation loss", ("step", "loss per token"), rows)
     if not timed:
         return lead, loss, table_of_marks, _tokens_picture(run.log)
     speeds = [float(line["tokens"]) / max(took, 1e-9) for line, took in timed]
@@ -100,12 +103,6 @@ def _validation_words(lines: Sequence[Record], record: Record) -> str:
     kept = ", whose adapter was kept" if saved == best["step"] and best is not last else ""
     words = f" The validation loss (dots; at the largest ranks) was lowest after step {best['step']}{kept}: "
     return f"{words}{digits(best[VALIDATION_LOSS])}; at the end it was {digits(last[VALIDATION_LOSS])}."
-
-
-def _validation_table(lines: Sequence[Record]) -> Markup | None:
-    title = "Validation loss"
-    rows = ((line["step"], digits(line[VALIDATION_LOSS])) for line in lines)
-    return table(title, ("step", "loss per token"), rows) if lines else None
 
 
 def _column(log: Sequence[Record], name: str) -> list[float]:

@@ -75,7 +75,9 @@ def kept_dense(block: nn.Module) -> dict[str, int]:
     outputs as there are experts, in a module called gate or one that names this number; and linears
     with one output, the gates of shared experts. A wrong choice costs more than they could save.
     """
-    experts = _expert_counts(block)
+    ends = [child for name, child in block.named_modules() if name.endswith("experts")]
+    lists = {len(child) for child in ends if isinstance(child, nn.ModuleList)}
+    experts = lists.union(*(_named_counts(module) for module in block.modules()))
     routers = tuple(
         f"{name}."
         for name, module in block.named_modules()
@@ -147,13 +149,6 @@ def _stored_transposed(module: nn.Module, shapes: list[tuple[int, int, int]]) ->
 def _named_counts(module: nn.Module) -> set[int]:
     """Return the whole numbers among a module's attributes whose names contain `experts`."""
     return {value for key, value in vars(module).items() if "experts" in key and type(value) is int}
-
-
-def _expert_counts(block: nn.Module) -> set[int]:
-    """Return the numbers of experts that a block's attributes and lists of experts name."""
-    named = [child for name, child in block.named_modules() if name.endswith("experts")]
-    lists = {len(child) for child in named if isinstance(child, nn.ModuleList)}
-    return lists.union(*(_named_counts(module) for module in block.modules()))
 
 
 def _is_gate(name: str, module: nn.Module, weight: Tensor, experts: set[int]) -> bool:

@@ -72,10 +72,11 @@ class Skeleton:
         """Read the parameters and persistent buffers below a name such as `model.layers.3`."""
         self._conversion.load(self._groups(prefix), self.device)
 
-    def load_rest(self, blocks: str | None = None) -> None:
-        """Read all that is not below `blocks` (None: the decoder blocks), and tie tied weights."""
-        inside = self._groups(blocks or self.blocks)
-        self._conversion.load([group for group in self._conversion.groups if group not in inside], self.device)
+    def load_rest(self) -> None:
+        """Read all that is not below the decoder blocks, and tie tied weights."""
+        inside = self._groups(self.blocks)
+        rest = [group for group in self._conversion.groups if group not in inside]
+        self._conversion.load(rest, self.device)
         self._conversion.tie()
 
     def _groups(self, prefix: str) -> list[ConversionGroup]:
@@ -184,7 +185,10 @@ class StreamedModel(BlockSource):
         self._skeleton = skeleton
         self._writer = writer
         skeleton.load_rest()
-        self._head = _own_head(self.model)
+        head = self.model.get_output_embeddings()
+        modules = {module: name for name, module in self.model.named_modules()}
+        is_tied = head is None or head.weight is self.model.get_input_embeddings().weight
+        self._head = None if is_tied else modules.get(head)
         if self._head is not None:
             skeleton.evict(self._head)
 
@@ -215,11 +219,3 @@ class StreamedModel(BlockSource):
         if parameters:
             assert self._writer is not None
             self._skeleton.store(f"{self.prefix}.{index}", self._writer, parameters)
-
-
-def _own_head(model: PreTrainedModel) -> str | None:
-    """Return the name of the output embeddings, or None where they are the input embeddings."""
-    head = model.get_output_embeddings()
-    if head is None or head.weight is model.get_input_embeddings().weight:
-        return None
-    return next((name for name, module in model.named_modules() if module is head), None)
