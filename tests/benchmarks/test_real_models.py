@@ -178,14 +178,18 @@ def test_a_task_is_trained_on_its_own_set_or_on_the_named_ones() -> None:
         parse_task("svamp:aqua")
 
 
-@pytest.mark.parametrize(
-    ("achieved", "message"), [(0.4, "must have a sparsity of 0.5, .* has 0.400"), (None, "must be")]
-)
-def test_a_ready_base_must_be_what_it_is_called(achieved: float | None, message: str, tmp_path: Path) -> None:
-    if achieved is not None:
-        (tmp_path / "sparsity.json").write_text(json.dumps({"achieved": achieved}))
-    with pytest.raises(InputError, match=message):
+def test_a_ready_base_must_be_what_it_is_called_and_a_taught_arm_needs_a_teacher(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be a folder of shears sparsify or heal"):
         checked_base("small:best-0.5", tmp_path, 0.5)
+    (tmp_path / "sparsity.json").write_text(json.dumps({"achieved": 0.4}))
+    with pytest.raises(InputError, match="must have a sparsity of 0.5, .* has 0.400"):
+        checked_base("small:best-0.5", tmp_path, 0.5)
+    taught, plain = (next(wanted_tests(replace(WANTED, arms=(arm,)))) for arm in ("sparse-nls-taught", "sparse-nls"))
+    with pytest.raises(InputError, match="sparse-nls-taught needs --teachers small=ADAPTER"):
+        taught_keywords(taught, SETTING)
+    setting = replace(SETTING, teachers={"small": Path("dense-lora")})
+    assert taught_keywords(taught, setting) == {"teacher": "dense-lora"}
+    assert taught_keywords(plain, setting) == {}
 
 
 def _line(arm: str, right: str, ranks: str = "heuristic", seed: int = 0, **fields: Any) -> dict[str, Any]:
@@ -263,15 +267,6 @@ def test_pictures_hold_a_dot_for_every_accuracy(tmp_path: Path) -> None:
 def test_the_pictures_in_docs_are_those_of_the_results(name: str, tmp_path: Path) -> None:
     write_pictures(rows_of(*(ROOT / "benchmarks" / "results" / f"{each}.jsonl" for each in PICTURES[name])), tmp_path)
     assert (ROOT / "docs" / "assets" / f"{name}.svg").read_text() == (tmp_path / f"{name}.svg").read_text()
-
-
-def test_a_taught_arm_needs_a_teacher_and_no_other_arm_takes_it() -> None:
-    taught, plain = (next(wanted_tests(replace(WANTED, arms=(arm,)))) for arm in ("sparse-nls-taught", "sparse-nls"))
-    with pytest.raises(InputError, match="sparse-nls-taught needs --teachers small=ADAPTER"):
-        taught_keywords(taught, SETTING)
-    setting = replace(SETTING, teachers={"small": Path("dense-lora")})
-    assert taught_keywords(taught, setting) == {"teacher": "dense-lora"}
-    assert taught_keywords(plain, setting) == {}
 
 
 def test_an_arm_starts_from_the_recovery_unless_its_mask_would_remove_it(tmp_path: Path) -> None:
