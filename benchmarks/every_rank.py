@@ -30,19 +30,7 @@ from typing import Any
 
 import shears
 from benchmarks.nls import validation_losses
-from benchmarks.report import (
-    MODEL,
-    add_row,
-    as_text,
-    environment,
-    log_to_stderr,
-    numbers,
-    parser_of,
-    rows_of,
-    seeds,
-    setting,
-    words,
-)
+from benchmarks.report import MODEL, add_row, as_text, begin, numbers, parser_of, rows_of, seeds, setting, words
 from benchmarks.tasks import TASKS, Task, lines_of, write_rows
 from benchmarks.turns import step_seconds
 from shears.adapt.load import load_super_adapter
@@ -282,8 +270,7 @@ def main() -> None:
 
         print("\n".join(tables(rows_of(*arguments.files))))
         return
-    log_to_stderr()
-    print(environment(), flush=True)
+    begin()
     COMMANDS[arguments.command](Bench(arguments), arguments)
 
 

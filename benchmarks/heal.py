@@ -17,7 +17,7 @@ from typing import Any
 
 import shears
 from benchmarks.perplexity import perplexity
-from benchmarks.report import environment, log_to_stderr, parser_of
+from benchmarks.report import begin, parser_of
 from shears.records.artifacts import RECOVERY_FOLDER, write_json
 from shears.records.folders import partial_folder
 
@@ -25,8 +25,7 @@ from shears.records.folders import partial_folder
 def main() -> None:
     """Heal each arm, measure every model, and print the table so far after each."""
     arguments = _arguments()
-    log_to_stderr()
-    print(environment())
+    begin()
     arguments.work.mkdir(parents=True, exist_ok=True)
     tests = dict(pair.split("=", 1) for pair in arguments.test)
     names = ["seconds", *tests]

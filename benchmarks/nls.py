@@ -17,19 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import shears
-from benchmarks.report import (
-    MODEL,
-    add_row,
-    as_bits,
-    as_text,
-    environment,
-    log_to_stderr,
-    paired_table,
-    parser_of,
-    rows_of,
-    seeds,
-    words,
-)
+from benchmarks.report import MODEL, add_row, as_bits, as_text, begin, paired_table, parser_of, rows_of, seeds, words
 from benchmarks.tasks import TASKS, Task, unseen
 from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig, SearchSpace
@@ -158,8 +146,7 @@ def main() -> None:
     if arguments.command == "table":
         print("\n".join(table([unseen(row) for row in rows_of(*arguments.results)])))
         return
-    log_to_stderr()
-    print(environment(), flush=True)
+    begin()
     task = TASKS[arguments.task]
     work = arguments.work / task.name
     data = task.write(arguments.data, work)

@@ -14,15 +14,14 @@ from itertools import product
 from pathlib import Path
 
 import shears
-from benchmarks.report import MODEL, environment, log_to_stderr, parser_of
+from benchmarks.report import MODEL, begin, parser_of
 from shears.evaluation.records import Evaluation
 
 
 def main() -> None:
     """Print a row for the dense model, and one for each method and sparsity."""
     arguments = _arguments()
-    log_to_stderr()
-    print(environment())
+    begin()
     print("\n| model | perplexity | 95 % interval | tokens | pruning |\n| --- | --- | --- | --- | --- |")
     _print_row("dense", MODEL, arguments)
     for sparsity, method in product(arguments.sparsities, arguments.methods):

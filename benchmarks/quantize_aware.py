@@ -23,8 +23,8 @@ from benchmarks.report import (
     add_row,
     as_bits,
     as_text,
+    begin,
     environment,
-    log_to_stderr,
     parser_of,
     percent,
     points,
@@ -64,8 +64,7 @@ def main() -> None:
     if arguments.command == "table":
         print("\n".join(table(rows_of(*arguments.results))))
         return
-    log_to_stderr()
-    print(environment(), flush=True)
+    begin()
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.command == "exact":
         print("\n".join(exact(arguments)), flush=True)

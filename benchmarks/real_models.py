@@ -130,9 +130,7 @@ def _pictures(arguments: argparse.Namespace) -> None:
         print(path)
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "plan": _plan, "run": _run, "table": _table, "pictures": _pictures,
-}  # fmt: skip
+COMMANDS = {"plan": _plan, "run": _run, "table": _table, "pictures": _pictures}
 
 
 def _lines(arguments: argparse.Namespace) -> list[Row]:

@@ -32,8 +32,7 @@ def environment() -> str:
         cwd=Path(__file__).parent,
     ).stdout.strip()  # fmt: skip
     return (
-        f"{processor()} ({capability}), {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, "
+        f"{processor()} ({capability}), {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, peft {peft.__version__}, commit {commit or 'unknown'}"
     )
 
@@ -45,6 +44,12 @@ def log_to_stderr() -> None:
     logger = logging.getLogger("shears")
     logger.setLevel(logging.INFO)
     logger.addHandler(logging.StreamHandler())
+
+
+def begin() -> None:
+    """Show the library's own log lines, and print the line on the machine."""
+    log_to_stderr()
+    print(environment(), flush=True)
 
 
 def rows_of(*paths: Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.report import environment, log_to_stderr, parser_of, quotients
+from benchmarks.report import begin, parser_of, quotients
 from shears.checkpoints.packed.layout import NumberFormat, pack
 from shears.runtime.native import _native
 from shears.runtime.native import kernels as native
@@ -230,8 +230,7 @@ def targets(isa: str) -> list[Target]:
 def main() -> None:
     """Measure and print."""
     arguments = _arguments()
-    log_to_stderr()
-    print(environment(), flush=True)
+    begin()
     for shape in arguments.shapes:
         rows, cols = (int(size) for size in shape.split("x"))
         weights = Weights(rows, cols, arguments.sparsities, arguments.cold << 20)

@@ -25,7 +25,7 @@ from benchmarks.memory import Usage, peak_memory
 from benchmarks.perplexity import perplexity
 from benchmarks.random_llama import random_llama, random_sequences
 from benchmarks.reference_wanda import reference_wanda
-from benchmarks.report import MODEL, add_row, environment, log_to_stderr, parser_of, rows_of
+from benchmarks.report import MODEL, add_row, begin, parser_of, rows_of
 from shears.config import SparsifyConfig
 from shears.data.calibration import calibration_batches
 from shears.models.blockwise.matrices import block_matrices
@@ -54,8 +54,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--part", default="1/1")
     arguments = parser.parse_args()
-    log_to_stderr()
-    print(environment(), flush=True)
+    begin()
     {"table": table, "best": best, "race": race, "memory": memory}[arguments.what](arguments)
 
 
