@@ -70,7 +70,7 @@ def test_a_nan_log_likelihood_is_an_error_and_an_infinite_one_is_null(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = _config("choices", _file(tmp_path, [{"prompt": "2?", "choices": [" 2", " 3"], "answer": 0}]))
-    monkeypatch.setattr(tasks, "choose", lambda *_: [Choice(0, 0, (-1.0, -math.inf))])
+    monkeypatch.setattr(tasks, "likeliest_choices", lambda *_: [Choice(0, 0, (-1.0, -math.inf))])
     assert evaluate_task(tiny_model(), TOKENIZER, config).records[0]["log_likelihoods"] == [-1.0, None]
     monkeypatch.undo()
     with pytest.raises(InputError, match="must give every choice a log-likelihood, got nan in row 1"):
