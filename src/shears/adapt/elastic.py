@@ -168,11 +168,12 @@ class ElasticAdapter:
         """Return the roots of D by linear, 1 for components in no allowed rank; empty if not nested."""
         if not self.nested:
             return {}
-        return {
-            name: _roots(self._diagonal(group, len(factors_of(layer, self.adapter)[0])))
-            for group, layers in self._layers.items()
-            for name, layer in zip(self.space.modules.get(group, ()), layers, strict=True)
-        }
+        roots = {}
+        for group, layers in self._layers.items():
+            for name, layer in zip(self.space.modules.get(group, ()), layers, strict=True):
+                diagonal = self._diagonal(group, len(factors_of(layer, self.adapter)[0]))
+                roots[name] = torch.where(diagonal > 0, diagonal.sqrt(), 1.0)
+        return roots
 
     def fold(self) -> None:
         """Multiply A and B by the roots of D, in place: plain LoRA with the same outputs."""
@@ -267,8 +268,10 @@ class ElasticAdapter:
 
     def num_macs(self, config: RankConfig) -> int:
         """Return the multiply-accumulates for a token: the parameters, but of LoKr more."""
+        each = ((layer, config[group]) for group, layers in self._layers.items() for layer in layers)
         return sum(
-            _num_macs(layer, self.adapter, config[group]) for group, layers in self._layers.items() for layer in layers
+            int(layer.num_macs(rank)) if isinstance(layer, ElasticLoKr) else rank * _size_of_rank(layer, self.adapter)
+            for layer, rank in each
         )
 
     def save(self, folder: str | Path, *, base: str | Path | None = None, **about: Any) -> Path:
@@ -309,10 +312,6 @@ def _size_of_rank(layer: Layer, adapter: str) -> int:
     return int(layer.in_features + layer.out_features)
 
 
-def _num_macs(layer: Layer, adapter: str, rank: int) -> int:
-    return int(layer.num_macs(rank)) if isinstance(layer, ElasticLoKr) else rank * _size_of_rank(layer, adapter)
-
-
 def _size_of_all_ranks(layer: Layer, adapter: str) -> int:
     """Return the parameters that every rank of a linear has: w1 of LoKr, none of LoRA."""
     return int(layer.lokr_w1[adapter].numel()) if isinstance(layer, LoKrLinear) else 0
@@ -351,10 +350,6 @@ def _check_lokr(layer: LoKrLinear, name: str, adapter: str) -> None:
         )
     if layer.rank_dropout[adapter] or layer.module_dropout[adapter]:
         raise InputError(f"an elastic LoKr must have no dropout, {name} has; set rank_dropout and module_dropout 0")
-
-
-def _roots(diagonal: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
-    return torch.where(diagonal > 0, diagonal.sqrt(), 1.0)
 
 
 def make_elastic(

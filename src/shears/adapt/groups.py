@@ -46,7 +46,8 @@ def auto_groups(model: nn.Module) -> tuple[str, ...]:
     takes the names of other linears of such MLPs for theirs.
     """
     blocks = list(decoder_blocks(model)[1])
-    width = int(_text_config(model).hidden_size)
+    config: Any = model.config
+    width = int(config.get_text_config().hidden_size)
     has_experts = any(map(_has_experts, blocks))
     names = dict.fromkeys(name for block in blocks for name in linears(block))
     found = dict[Group, None]()
@@ -64,11 +65,6 @@ def auto_groups(model: nn.Module) -> tuple[str, ...]:
             f"groups of its linears: {known or 'none'}"
         )
     return tuple("+".join(_short(name, names) for name in group) for group in found)
-
-
-def _text_config(model: nn.Module) -> Any:
-    config: Any = model.config
-    return config.get_text_config()
 
 
 def _has_experts(block: nn.Module) -> bool:

@@ -201,19 +201,18 @@ def _change(source: BlockSource, format_of: FormatOf, model: nn.Module) -> dict[
                 view = matrix.view(source.model)
                 if matrix.name in trained:
                     weight = trained[matrix.name].healed().to(view.device)
-                    _refuse_not_finite(matrix.name, weight, format_of(matrix.parameter))
-                    view.copy_(in_format(weight, view != 0, format_of(matrix.parameter)))
+                    dtype = format_of(matrix.parameter)
+                    if not torch.isfinite(weight.to(dtype)).all():
+                        raise InputError(
+                            f"healed weights must be finite in {dtype}, {matrix.name} is not; lower learning_rate"
+                        )
+                    view.copy_(in_format(weight, view != 0, dtype))
                 name = linear_name(matrix)
                 before = linears.get(name, LinearSparsity((0, matrix.shape[1]), 0))
                 shape = (before.shape[0] + matrix.shape[0], matrix.shape[1])
                 linears[name] = LinearSparsity(shape, before.zeros + count_zeros(view))
             source.keep(index, [matrix.parameter for matrix in matrices if matrix.name in trained])
     return linears
-
-
-def _refuse_not_finite(name: str, weight: torch.Tensor, dtype: torch.dtype) -> None:
-    if not torch.isfinite(weight.to(dtype)).all():
-        raise InputError(f"healed weights must be finite in {dtype}, {name} is not; lower learning_rate")
 
 
 def _check_zeros(before: Path, after: Path) -> None:

@@ -184,7 +184,9 @@ class StepTrainer(Trainer):
         labelled = (inputs["labels"][:, 1:] != IGNORED).sum()
         total = max(int(num_items_in_batch if num_items_in_batch is not None else labelled), 1)
         processes = self.accelerator.num_processes
-        losses, _ = self.example_losses(model, inputs, processes / total * self._scaler_scale())
+        scaler = self.accelerator.scaler  # multiplies the loss, so that fp16 holds small gradients
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        losses, _ = self.example_losses(model, inputs, processes / total * scale)
         self.step_loss += (losses.detach().sum() / total).item()
         self.step_tokens += num_tokens(inputs)
         # DDP averages the gradients of the processes, and the step's loss is their sum
@@ -221,11 +223,6 @@ class StepTrainer(Trainer):
         multiple = per_forward if self.accelerator.num_processes > 1 else 1
         self.order = LengthBucketSampler(self.lengths, size, self.args.seed, multiple)
         return self.order
-
-    def _scaler_scale(self) -> float:
-        """Return accelerate's factor on the loss, by which fp16 holds small gradients; else 1."""
-        scaler = self.accelerator.scaler
-        return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 class _EpochOrder(TrainerCallback):
