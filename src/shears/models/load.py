@@ -249,7 +249,7 @@ def load_with_adapter(
     """
     ref = resolve_with(model, adapter, dtype)
     if ref.is_package:
-        return _load_package_with_adapter(ref, adapter, dtype, device)
+        return _load_package(ref, dtype, device)
     record = {} if adapter is None else _checked_record(Path(adapter), ref)
     base, tokenizer = load_both(ref, dtype, device)
     if adapter is None:
@@ -257,14 +257,8 @@ def load_with_adapter(
     return put_adapter(base, Path(adapter), record=record), tokenizer
 
 
-def _load_package_with_adapter(
-    ref: ModelRef, adapter: str | Path | None, dtype: str, device: str
-) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def _load_package(ref: ModelRef, dtype: str, device: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Return a package's model with its adapter, in the classes of transformers and PEFT."""
-    if adapter is not None:
-        raise InputError(
-            f"a package comes with its adapter, got adapter={adapter} beside {ref.folder}; unpack it to change it"
-        )
     base, tokenizer = load_both(ref, dtype, device)
     tensors = ref.package.adapter()
     if not tensors:

@@ -114,8 +114,15 @@ def resolve_with(model: AnyModel, adapter: str | Path | None, dtype: str) -> Mod
     """Return the model that a name stands for, which an adapter is put on if one is given.
 
     An adapter for a .gguf file was trained on the fp32 conversion and belongs to its weights alone.
+    InputError for an adapter beside a package, which would be measured or run without it.
     """
-    return resolve(model, dtype if adapter is None else "auto")
+    ref = resolve(model, dtype if adapter is None else "auto")
+    if adapter is not None and ref.is_package:
+        raise InputError(
+            f"a package comes with its adapter, got the adapter {adapter} beside {ref.name}; leave it out, or unpack "
+            "the package and put the adapter on the model folder in it"
+        )
+    return ref
 
 
 def _checked_folder(folder: Path) -> Path:

@@ -33,10 +33,6 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
     ref = resolve_with(model, adapter, wanted.dtype)
     backend: Backend
     if ref.is_package:
-        if adapter is not None:
-            raise InputError(
-                f"a package comes with its adapter, got adapter={adapter} beside {ref.folder}; unpack it first"
-            )
         backend = package_backend(ref, wanted.dtype)
         tokenizer = load_tokenizer(ref)
         settings = generation_settings(ref.folder)
