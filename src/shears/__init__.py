@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shears.healing.stage import heal as heal
     from shears.models.fetching import fetch as fetch
     from shears.records.publishing import push as push
+    from shears.records.version import __version__ as __version__
     from shears.report.compare import compare as compare
     from shears.report.page import write_report as write_report
     from shears.runs.compress.stage import compress as compress
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
     from shears.sparsity.stage import sparsify as sparsify
     from shears.writing.stage import write as write
 
-__version__ = "0.1.0"
 _MODULES = {
     "ElasticAdapter": "adapt.elastic",
     "InputError": "errors",
     "NLSCallback": "adapt.sampling",
     "RankConfig": "adapt.space",
     "SearchSpace": "adapt.space",
+    "__version__": "records.version",
     "bench": "runtime.speed",
     "build_space": "adapt.prepare",
     "compare": "report.compare",
@@ -67,7 +68,6 @@ _MODULES = {
     "write_report": "report.page",
 }
 __all__ = list(_MODULES)
-__all__ += ["__version__"]
 _FOLDERS = ("adapt", "data", "errors", "evaluation", "export", "healing", "runtime", "searching", "serving", "sparsity")
 
 

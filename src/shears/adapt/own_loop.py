@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from shears import __version__
 from shears.adapt.space import SearchSpace
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import TrainConfig
@@ -32,6 +31,7 @@ from shears.records.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded, is_path
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, A, B, linear_of
+from shears.records.version import __version__
 
 OWN_LOOP = "own loop"  # value of the record's key `trained_by`, which the records of `train` lack
 BASE_LAYER = ".base_layer."  # PEFT's part of the names of adapted linears

@@ -10,7 +10,6 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from shears import __version__
 from shears.adapt.elastic import reorder
 from shears.adapt.groups import resolved_groups
 from shears.adapt.initial import without_start
@@ -29,6 +28,7 @@ from shears.progress import is_first_process
 from shears.quantization.training import write_grids
 from shears.records import artifacts
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.records.version import __version__
 from shears.training.cached_teacher import open_teacher
 from shears.training.distillation import Loss
 from shears.training.loop import Training, fit

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from shears import __version__
 from shears.cli.help import Verbs
 from shears.cli.panels import METAVARS, REQUIRED, panel_of
 from shears.config.fields import ALIASES, Repeated, StageConfig
 from shears.config.resolve import build, stage_values
+from shears.records.version import __version__
 
 HELP = """Sparse fine-tuning that stays sparse.
 

@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shears import __version__
 from shears.checkpoints.conversion import empty_model, read_config
 from shears.checkpoints.packed.file import PACKAGE_FILE, Package, read_package
 from shears.checkpoints.packed.index import PLAIN_NAMES
@@ -42,6 +41,7 @@ from shears.records.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded, own_file
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, linear_of
+from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
 OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks", artifacts.TRAINED_BEFORE)

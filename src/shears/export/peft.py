@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from shears import __version__
 from shears.adapt.load import space_of_record
 from shears.adapt.ranks import by_linear, choose_ranks, ranks_file
 from shears.adapt.space import RankConfig, SearchSpace
@@ -42,6 +41,7 @@ from shears.records.peft_files import (
     linear_of,
     rank_patterns,
 )
+from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
 Resize = Callable[[Mapping[str, Tensor], Mapping[str, int]], dict[str, Tensor]]

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from shears import __version__
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
@@ -37,6 +36,7 @@ from shears.records.artifacts import (
     write_json,
 )
 from shears.records.paths import expanded
+from shears.records.version import __version__
 from shears.sparsity.plan import linear_name
 from shears.sparsity.rewrite import FormatOf, LinearSparsity, check_saved, overall_sparsity, rewrite_model
 from shears.training.batches import padding

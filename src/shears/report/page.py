@@ -8,13 +8,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from shears import __version__
 from shears.config.evaluate import BASELINES
 from shears.errors import RECORD_ERRORS, InputError, first_line
 from shears.evaluation.comparison import paired
 from shears.records.artifacts import REPORT, write_text
 from shears.records.figures import seen_words
 from shears.records.paths import expanded
+from shears.records.version import __version__
 from shears.report.compressed import compressed_page, is_compressed
 from shears.report.html import asset, document, element, section
 from shears.report.measurements import (

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shears import __version__
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.records.timing import processor, versions
+from shears.records.version import __version__
 from shears.runtime.native import kernels_available
 
 TIMED_PRODUCTS = 15  # products timed per kind; the median counts

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shears import __version__
 from shears.adapt.load import load_super_adapter, space_of_record
 from shears.config import SearchConfig
 from shears.config.resolve import build
@@ -16,6 +15,7 @@ from shears.models.devices import pick_device, resolved_precision
 from shears.records.artifacts import RESULT, SEARCH_SPACE, as_data, read_record, write_json
 from shears.records.folders import WORKER, working_folder
 from shears.records.paths import expanded
+from shears.records.version import __version__
 from shears.searching.explore import run_search
 from shears.searching.held_out_gain import open_gain
 from shears.searching.measure.validation import open_validation

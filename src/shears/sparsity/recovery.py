@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shears import __version__
 from shears.config.sparsify import Needs, SparsifyConfig
 from shears.errors import InputError
 from shears.models.blockwise.matrices import Matrix
 from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER, weights_fingerprint, write_json
 from shears.records.card import write_card
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, rank_patterns
+from shears.records.version import __version__
 from shears.sparsity.plan import Chosen
 
 logger = logging.getLogger(__name__)

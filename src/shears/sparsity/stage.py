@@ -9,7 +9,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from shears import __version__
 from shears.config import SparsifyConfig
 from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
@@ -24,6 +23,7 @@ from shears.records.artifacts import SPARSITY, as_data, inherited, weights_finge
 from shears.records.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded
+from shears.records.version import __version__
 from shears.sparsity.prune import SparsityReport, prune_blocks
 from shears.sparsity.recovery import write_recovery
 from shears.sparsity.rewrite import FormatOf, check_saved, rewrite_model

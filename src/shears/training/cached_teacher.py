@@ -21,7 +21,6 @@ from jaxtyping import Bool, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shears import __version__
 from shears.config.loop import LoopConfig
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized, rows_fingerprint
@@ -31,6 +30,7 @@ from shears.models.load import load_tokenizer
 from shears.models.ref import ModelRef
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import read_object, sync_path, write_json
+from shears.records.version import __version__
 from shears.training.distillation import Teacher, TopK
 from shears.training.losses import labelled_positions
 from shears.training.processes import num_processes, raise_in_all, shared_folder, wait

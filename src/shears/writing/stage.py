@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from shears import __version__
 from shears.config import WriteConfig
 from shears.config.resolve import build
 from shears.config.write import WRITTEN
@@ -25,6 +24,7 @@ from shears.records.artifacts import WRITTEN_TEXT, as_data, write_json
 from shears.records.folders import working_folder
 from shears.records.journal import append_row, read_rows
 from shears.records.paths import expanded, file_fingerprint
+from shears.records.version import __version__
 from shears.runtime.choice import Wanted, native_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.transformers_backend import TransformersBackend

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shears import __version__
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import PACKAGE_FILE
 from shears.config import CompressConfig, Recipe
@@ -32,6 +31,7 @@ from shears.records.artifacts import COMPRESS, RECIPE, as_data, check_input, rea
 from shears.records.folders import run_lock
 from shears.records.paths import expanded
 from shears.records.timing import machine
+from shears.records.version import __version__
 from shears.runs.baselines import HEALED_FOLDER
 from shears.runs.compress.candidates import (
     MEASURED,
