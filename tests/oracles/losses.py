@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
-from shears.training.batches import ignores_padding, length_buckets, pad
+from shears.models.properties import ignores_padding
+from shears.training.batches import length_buckets, pad
 from shears.training.losses import completion_losses as token_losses
 
 

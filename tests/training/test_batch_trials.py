@@ -5,7 +5,8 @@ import torch
 
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
-from shears.training.batches import keeps_apart, pack, pad
+from shears.models.properties import keeps_apart
+from shears.training.batches import pack, pad
 from shears.training.losses import completion_losses, packed_losses
 from tests.tiny import tiny_model
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
+from shears.models.properties import takes_pieces
 from shears.training import losses
 from shears.training.batches import pack, pad
-from shears.training.losses import packed_predictions, padded_predictions, piecewise_losses, takes_pieces
+from shears.training.losses import packed_predictions, padded_predictions, piecewise_losses
 from tests.tiny import tiny_model
 
 ROWS = [

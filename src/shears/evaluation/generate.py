@@ -27,19 +27,9 @@ from shears.evaluation.scoring.prefix import Fill
 from shears.evaluation.scoring.score import refuse_beyond
 from shears.models.devices import device_of
 from shears.models.load import end_tokens
+from shears.models.properties import LONG, SHORT, TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
 from shears.progress import track
-from shears.training.batches import (
-    LONG,
-    SHORT,
-    TRIAL_ERRORS,
-    drawn,
-    is_apart,
-    length_buckets,
-    num_words,
-    pad,
-    padding,
-    weights_dtype,
-)
+from shears.training.batches import length_buckets, pad, padding
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ class Loss:
     ) -> TokenLosses:
         """Return the losses of a batch of `trainer.Collator`, each differentiated with `scale`.
 
-        0 where there is no label. With `in_pieces`, for a model that `losses.takes_pieces`, the
+        0 where there is no label. With `in_pieces`, for a model that `properties.takes_pieces`, the
         head runs on some positions at a time; else all K positions have logits at once. A model in
         evaluation mode is measured by the text alone.
         """
@@ -230,7 +230,7 @@ def losses_behind_head(
     """Return a loss at the K `labelled_positions` of packed or padded rows, in order.
 
     `batch` is as in `losses.packed_predictions` or `losses.padded_predictions`. With `in_pieces`,
-    for a model that `losses.takes_pieces`, the head runs on some positions at a time, and every
+    for a model that `properties.takes_pieces`, the head runs on some positions at a time, and every
     loss is expected to weigh `scale` in what is differentiated; else all K positions have logits at
     once.
     """

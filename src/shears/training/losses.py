@@ -11,14 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.tensor import DTensor
 
 from shears.data.example import IGNORED
 from shears.models.blocks import replaced_forwards
 from shears.models.properties import forward_parameters, own_model
 
 PIECE = 2**24  # logits that are computed together: 64 MiB in float32, held three times
-PROBE = 100.0  # times the hidden states: large enough for a bound of logits to show
 
 
 def kept_logits(labels: Int[Tensor, "B T"]) -> int:
@@ -261,35 +259,3 @@ def before_head(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tens
     head = own_model(model).get_output_embeddings()  # type: ignore[operator]
     with replaced_forwards([head], lambda _: lambda hidden: hidden):
         return logits_at(model, batch, wanted)
-
-
-@torch.no_grad()
-def takes_pieces(model: nn.Module) -> bool:
-    """Tell whether a plain frozen head returns the logits: losses can be computed in pieces.
-
-    Some models scale or bound their logits behind the head. Tried with two tokens; the model's mode
-    stays as it is.
-    """
-    head = own_model(model).get_output_embeddings()  # type: ignore[operator]
-    if type(head) is not nn.Linear or any(
-        each.requires_grad or isinstance(each, DTensor) for each in head.parameters()
-    ):
-        return False
-    was_training = model.training
-    model.eval()
-    inputs: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    try:
-        with replaced_forwards([head], lambda _: lambda hidden: hidden * PROBE):
-            ids = torch.tensor([[0, 1]], device=head.weight.device)
-            logits = own_model(model)(input_ids=ids, use_cache=False).logits
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-        return False
-    finally:
-        handle.remove()
-        model.train(was_training)
-    return (
-        len(inputs) == 1
-        and logits.shape == inputs[0].shape
-        and torch.equal(logits, (inputs[0] * PROBE).to(logits.dtype))
-    )

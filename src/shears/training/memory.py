@@ -8,7 +8,7 @@ import ctypes
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,14 +18,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers.pytorch_utils import Conv1D
 
-from shears.models.blocks import linears
-from shears.models.devices import DTYPES, autocast
-from shears.models.properties import own_model
+from shears.models.devices import DTYPES
+from shears.models.properties import own_model, runs_backward, trial_logits
 from shears.models.sparse_adapter import SparseLinear
-from shears.training.batches import TRIAL_ERRORS, drawn
 
 logger = logging.getLogger(__name__)
-TRIAL = 8  # tokens
 KEPT_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_int_mm", "_scaled_mm")
 WHOLE = (  # so begin the names of fused operators, and of PoLAR's reflections, which are slow
     "_scaled_dot_product", "shears::packed_attention", "shears::lora_linears", "linalg_householder_product"
@@ -43,60 +40,41 @@ def hold_as_computed(model: nn.Module, precision: str) -> int:
     they are read as they are.
     """
     dtype = DTYPES[precision]
-    device = next(model.parameters()).device
     chosen = [] if precision == "fp32" else [each for each in _convertible(model) if each.weight.dtype != dtype]
     if not chosen:
         return 0
-    expected = _trial_logits(model, precision, device)
+    expected = trial_logits(model, dtype)
     before = [(linear, dict(linear.named_parameters(recurse=False))) for linear in chosen]
     for linear, parameters in before:
-        for name, parameter in parameters.items():
-            setattr(linear, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
-    actual = None if expected is None else _trial_logits(model, precision, device)
-    if expected is not None and actual is not None and torch.equal(expected, actual):
-        _leave_files(model, chosen)
-        return len(chosen)
-    for linear, parameters in before:
-        for name, parameter in parameters.items():
-            setattr(linear, name, parameter)
-    logger.info("this model computes with its weights outside of its linears: they keep their number format")
-    return 0
-
-
-def _leave_files(model: nn.Module, converted: Sequence[nn.Module]) -> None:
-    """Copy the other frozen parameters on a CPU, so that the mapped file can be let go."""
-    done = {id(parameter) for linear in converted for parameter in linear.parameters()}
+        _give(linear, {name: parameter.detach().to(dtype) for name, parameter in parameters.items()})
+    actual = None if expected is None else trial_logits(model, dtype)
+    if expected is None or actual is None or not torch.equal(expected, actual):
+        for linear, parameters in before:
+            _give(linear, parameters)
+        logger.info("this model computes with its weights outside of its linears: they keep their number format")
+        return 0
+    done = {id(parameter) for linear in chosen for parameter in linear.parameters()}
     for parameter in model.parameters():
         if not parameter.requires_grad and id(parameter) not in done and parameter.device.type == "cpu":
-            parameter.data = parameter.data.clone()
+            parameter.data = parameter.data.clone()  # so that the mapped file can be let go
+    return len(chosen)
+
+
+def _give(linear: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a linear frozen parameters of these values."""
+    for name, tensor in tensors.items():
+        setattr(linear, name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False))
 
 
 def _convertible(model: nn.Module) -> Iterator[nn.Linear]:
     """Yield the frozen plain linears that own their weights, without those of a sparse adapter."""
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     masked = {id(layer.get_base_layer()) for layer in model.modules() if isinstance(layer, SparseLinear)}
-    for linear in linears(model).values():
+    for linear in model.modules():
         own = list(linear.parameters())
         frozen = all(each.is_floating_point() and not each.requires_grad and owners[id(each)] == 1 for each in own)
         if type(linear) in (nn.Linear, Conv1D) and id(linear) not in masked and frozen:
             yield linear  # type: ignore[misc]
-
-
-@torch.no_grad()
-def _trial_logits(model: nn.Module, precision: str, device: torch.device) -> Tensor | None:
-    """Return the logits of a few tokens as training computes them; None where that fails."""
-    was_training = model.training
-    model.eval()
-    try:
-        with autocast(precision, device):
-            ids = torch.tensor(drawn(model, TRIAL), device=device)
-            logits: Tensor = own_model(model)(input_ids=ids, use_cache=False).logits
-            return logits
-    except TRIAL_ERRORS as error:
-        logger.debug("trial of weights in %s: %s", precision, error)
-        return None
-    finally:
-        model.train(was_training)
 
 
 def recompute_between_products(model: nn.Module, narrow: int) -> bool:
@@ -113,28 +91,11 @@ def recompute_between_products(model: nn.Module, narrow: int) -> bool:
     if base.supports_gradient_checkpointing:
         contexts = partial(create_selective_checkpoint_contexts, partial(_policy, narrow))
         base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
-        if _can_recompute(model):
+        if runs_backward(model):  # some blocks modify kept results in place, which torch refuses
             return True
         base.activation_checkpointing_disable()
     logger.info("this model cannot recompute between its matrix products: training takes more memory")
     return False
-
-
-def _can_recompute(model: nn.Module) -> bool:
-    """Try a backward pass: some blocks modify kept results in place, which torch refuses."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    was_training = model.training
-    model.train()
-    try:
-        with torch.random.fork_rng():
-            ids = torch.arange(TRIAL, device=trained[0].device)[None]
-            torch.autograd.grad(model(input_ids=ids, use_cache=False).logits.sum(), trained, allow_unused=True)
-    except RuntimeError as error:
-        logger.debug("recomputing between products: %s", error)
-        return False
-    finally:
-        model.train(was_training)
-    return True
 
 
 def _policy(narrow: int, _context: Any, operator: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:

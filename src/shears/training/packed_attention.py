@@ -19,8 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from shears.models.properties import own_model
-from shears.training.batches import keeps_apart
+from shears.models.properties import keeps_apart, own_model
 
 NAME = "shears_packed"
 Segments = Sequence[int]

@@ -18,14 +18,13 @@ from shears.errors import InputError
 from shears.models.devices import autocast, device_of, resolved_precision
 from shears.models.fetching import cache_folder
 from shears.models.load import load_tokenizer, load_with_adapter
-from shears.models.properties import own_model
+from shears.models.properties import keeps_apart, own_model, takes_pieces
 from shears.models.ref import ModelRef, checked_base, resolve
 from shears.records.artifacts import find_record, read_record, weights_fingerprint
 from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG
-from shears.training.batches import keeps_apart
 from shears.training.distillation import Logits
-from shears.training.losses import before_head, logits_at, product_dtype, takes_pieces
+from shears.training.losses import before_head, logits_at, product_dtype
 from shears.training.memory import hold_as_computed
 
 logger = logging.getLogger(__name__)

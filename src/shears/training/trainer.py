@@ -19,10 +19,9 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
-from shears.models.properties import num_positions
-from shears.training.batches import PACK_TOKENS, ignores_padding, keeps_apart, pack, pad, padding
+from shears.models.properties import ignores_padding, keeps_apart, num_positions, takes_pieces
+from shears.training.batches import PACK_TOKENS, pack, pad, padding
 from shears.training.distillation import Loss
-from shears.training.losses import takes_pieces
 
 BATCHES_PER_POOL = 16  # examples are sorted by length within pools this large: little padding, still a random mix
 BLANK = -1  # the number of an example without labels, which fills up the last batch of several processes

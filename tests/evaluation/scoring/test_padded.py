@@ -9,7 +9,7 @@ from shears.errors import InputError
 from shears.evaluation.generate import Decoder
 from shears.evaluation.scoring.score import likeliest_choices, plainly
 from shears.evaluation.scoring.scorers import LossScorer
-from shears.training.batches import ignores_padding
+from shears.models.properties import ignores_padding
 from tests.evaluation.scoring.test_score import PAD, some_rows
 from tests.evaluation.test_generate import generate_answers
 from tests.oracles.losses import completion_losses

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, replaced_forwards
-from shears.models.properties import forward_parameters, own_model
-from shears.training.batches import TRIAL_ERRORS
+from shears.models.properties import TRIAL_ERRORS, forward_parameters, own_model
 
 logger = logging.getLogger(__name__)
 HIDDEN = "hidden_states"

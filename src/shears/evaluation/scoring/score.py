@@ -21,9 +21,17 @@ from shears.data.examples import Example, Tokenized, prompts_of
 from shears.data.tokens import encode
 from shears.errors import InputError
 from shears.models.devices import device_of
-from shears.models.properties import forward_parameters, num_positions, own_model
+from shears.models.properties import (
+    TRIAL_ERRORS,
+    drawn,
+    forward_parameters,
+    ignores_padding,
+    is_apart,
+    num_positions,
+    own_model,
+)
 from shears.progress import track
-from shears.training.batches import TRIAL_ERRORS, drawn, ignores_padding, is_apart, length_buckets, pad, padding
+from shears.training.batches import length_buckets, pad, padding
 from shears.training.losses import logits_at
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from shears.data.examples import Example, Tokenized
 from shears.errors import InputError
 from shears.evaluation.scoring.score import Questions, Run, check_lengths
 from shears.models.devices import device_of
-from shears.models.properties import num_positions
-from shears.training.batches import PACK_TOKENS, ignores_padding, keeps_apart, length_buckets, pack, pad
+from shears.models.properties import ignores_padding, keeps_apart, num_positions
+from shears.training.batches import PACK_TOKENS, length_buckets, pack, pad
 from shears.training.losses import completion_losses, logits_at, packed_losses
 
 
