@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shears.data.example import IGNORED
@@ -190,6 +192,94 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
     with pytest.raises(InputError, match=rf"\({positions} positions x 32 bytes\) below .* where 0 MB are free"):
         made(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def change(name: str, tensor: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    """Change one of a shard's tensors."""
+
+    def changed(path: Path) -> None:
+        tensors = load_file(path)
+        save_file({**tensors, name: tensor(tensors[name].clone())}, path)
+
+    return changed
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a torn shard": ("targets-00001.safetensors", cut),
+    "an empty shard": ("targets-00000.safetensors", lambda path: path.write_bytes(b"")),
+    "a missing shard": ("targets-00001.safetensors", Path.unlink),
+    "another file as a shard": ("targets-00001.safetensors", lambda path: save_file({"a": torch.ones(1)}, path)),
+    "words beyond the vocabulary": ("targets-00000.safetensors", change("indices", lambda old: old + VOCABULARY)),
+    "words below zero": ("targets-00000.safetensors", change("indices", lambda old: old * 0 - 1)),
+    "another dtype": ("targets-00001.safetensors", change("log_probs", Tensor.float)),
+    "fewer words": ("targets-00001.safetensors", change("log_probs", lambda old: old[:, :4].contiguous())),
+    "fewer positions": ("targets-00000.safetensors", change("indices", lambda old: old[1:].contiguous())),
+    "nan": ("targets-00001.safetensors", change("log_probs", lambda old: old * float("nan"))),
+    "probabilities above one": ("targets-00001.safetensors", change("log_probs", torch.neg)),
+    "an empty record": ("teacher.json", lambda path: path.write_text("{}")),
+    "a torn record": ("teacher.json", cut),
+    "a record of fewer shards": ("teacher.json", lambda path: path.write_text('{"num_shards": 1}')),
+    "a record of many shards": ("teacher.json", lambda path: path.write_text('{"num_shards": 1000000000}')),
+    "a record of another type": ("teacher.json", lambda path: path.write_text('{"num_shards": "2"}')),
+    "no record": ("teacher.json", Path.unlink),
+}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*/*")}
+
+
+def made_in_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> CachedTeacher:
+    monkeypatch.setattr(cached, "SHARD_POSITIONS", 20)
+    return made(folder)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_targets_are_computed_anew_which_one_line_says(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made_in_shards(tmp_path, monkeypatch)
+    whole = files_of(tmp_path)
+    name, spoil = DAMAGES[damage]
+    spoil(next(tmp_path.glob("*")) / name)
+    with caplog.at_level("WARNING", logger="shears"):
+        made_in_shards(tmp_path, monkeypatch)
+    assert files_of(tmp_path) == whole
+    assert ["computed anew" in record.getMessage() for record in caplog.records] == [True]
+    cache_targets(tmp_path, ROWS, asked(), VOCABULARY, lambda: pytest.fail("the teacher was loaded again"))
+
+
+@given(name=st.sampled_from(("targets-00000.safetensors", "teacher.json")), kept=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=25, deadline=None)
+def test_targets_cut_at_any_byte_are_computed_anew(
+    name: str, kept: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    made(folder)
+    whole = files_of(folder)
+    [path] = folder.glob(f"*/{name}")
+    data = path.read_bytes().rstrip()
+    path.write_bytes(data[: int(len(data) * kept)])
+    made(folder)
+    assert files_of(folder) == whole
+
+
+def test_a_damaged_shard_of_an_interrupted_run_is_computed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_in_shards(tmp_path / "whole", monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(cached, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            made_in_shards(tmp_path / "cut", monkeypatch)
+    [shard] = (tmp_path / "cut").glob("*/targets-00001.safetensors")
+    cut(shard)
+    made_in_shards(tmp_path / "cut", monkeypatch)
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
 def test_the_bytes_of_a_position_are_those_of_the_files(tmp_path: Path) -> None:

@@ -12,19 +12,21 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shears.config.loop import LoopConfig
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized, rows_fingerprint
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.load import load_tokenizer
 from shears.models.ref import ModelRef
@@ -45,6 +47,8 @@ SHARD_BYTES = 2**28  # an interruption loses at most one shard
 SHARD_POSITIONS = 2**15  # a minute or two of a small teacher on one core
 BATCH = 16  # examples that the teacher reads together
 SMALL_VOCABULARY = 2**16  # words that 16 bits number
+ROUNDING = 0.01  # a sum over pieces of a vocabulary may leave the logarithm of a probability above 0
+CHECKED_AT_ONCE = 2**14  # positions, in memory as 64-bit numbers
 
 
 @dataclass(frozen=True)
@@ -101,25 +105,29 @@ class Places:
 
 
 class CachedTeacher:
-    """Gives the targets in a folder, whose files are mapped into memory."""
+    """Gives the targets in a folder, whose files are mapped into memory.
 
-    def __init__(self, folder: Path, rows: Sequence[Tokenized]) -> None:
-        record = read_object(folder / RECORD)
+    InputError where they are not those of the examples: a shard is missing, torn or of another
+    shape or dtype, or holds what no word or probability of `top_k` of `num_words` words can be.
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[Tokenized], top_k: int, num_words: int) -> None:
+        num_shards = read_object(folder / RECORD).get("num_shards")
+        if not isinstance(num_shards, int):
+            raise InputError(f"{RECORD} must say num_shards, got {num_shards!r}")
         self._places = Places(rows)
-        self._files = [load_file(folder / SHARD.format(index)) for index in range(record["num_shards"])]
-        sizes = torch.tensor([len(file["log_probs"]) for file in self._files])
-        if int(sizes.sum()) != len(self._places):
-            raise InputError(f"{folder} must hold targets of these examples, it was damaged; delete it")
-        self._ends = sizes.cumsum(0)
+        self._files = [_read_shard(_path(folder, index), top_k, num_words) for index in range(num_shards)]
+        sizes = [len(file["log_probs"]) for file in self._files]
+        if sum(sizes) != len(self._places):
+            raise InputError(f"the shards must hold {len(self._places)} positions, got {sum(sizes)}")
+        self._ends = torch.tensor(sizes).cumsum(0)
 
     def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> TopK:
         """Return the targets of the wanted positions; arbitrary ones for a position without a label."""
         places = self._places.of(batch, wanted).clamp(min=0)
         device = wanted.device
-        indices = self._gathered("indices", places)
-        unsigned = SMALL_VOCABULARY - 1 if indices.dtype == torch.int16 else -1
-        log_probs = self._gathered("log_probs", places).to(device, torch.float32)
-        return TopK(indices.to(device, torch.int64) & unsigned, log_probs)
+        indices = _word_numbers(self._gathered("indices", places).to(device))
+        return TopK(indices, self._gathered("log_probs", places).to(device, torch.float32))
 
     def _gathered(self, name: str, places: Int[Tensor, " K"]) -> Tensor:
         shards = torch.searchsorted(self._ends, places, right=True)
@@ -130,6 +138,29 @@ class CachedTeacher:
             first = int(self._ends[shard]) - len(parts[shard])
             result[here] = parts[shard][places[here] - first]
         return result
+
+
+def _read_shard(path: Path, top_k: int, num_words: int) -> dict[str, Tensor]:
+    """Return a shard's tensors, mapped into memory; InputError if they are damaged."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path.name} must be a whole shard: {first_line(error)}") from error
+    forms = {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in tensors.items()}
+    expected = {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in _empty(0, top_k, num_words).items()}
+    if forms != expected or len({len(tensor) for tensor in tensors.values()}) != 1:
+        raise InputError(f"{path.name} must hold tensors of {min(top_k, num_words)} words a position, it does not")
+    pieces = (_word_numbers(piece) for piece in tensors["indices"].split(CHECKED_AT_ONCE))
+    if not all(bool(((piece >= 0) & (piece < num_words)).all()) for piece in pieces):
+        raise InputError(f"{path.name} must hold words below {num_words}, it has others")
+    if tensors["log_probs"].numel() and not float(tensors["log_probs"].max()) <= ROUNDING:  # nan is not
+        raise InputError(f"{path.name} must hold logarithms of probabilities, it has others")
+    return tensors
+
+
+def _word_numbers(indices: Int[Tensor, "K N"]) -> Int[Tensor, "K N"]:
+    """Return the numbers of words as 64 bits; those of 16 bits are read without a sign."""
+    return indices.to(torch.int64) & (SMALL_VOCABULARY - 1 if indices.dtype == torch.int16 else -1)
 
 
 def open_teacher(
@@ -151,7 +182,9 @@ def open_teacher(
         return LiveTeacher(source.load(device=settings.device), precision)
     request = TargetCacheKey(source.fingerprint, precision, settings.teacher_top_k)
     folder = targets_folder(settings.data)
-    if seen is not None and len(seen) < len(rows) and not _is_whole(_folder_of(folder, request.key(rows))):
+    if seen is not None and len(seen) < len(rows):
+        if (kept := _kept(folder, rows, request, source.num_words)) is not None:
+            return kept
         rows = [
             row if number in seen else Tokenized(row.input_ids, [IGNORED] * len(row.labels))
             for number, row in enumerate(rows)
@@ -170,8 +203,28 @@ def _folder_of(folder: Path, key: Mapping[str, Any]) -> Path:
     return folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _is_whole(output: Path) -> bool:
-    return (output / RECORD).is_file()
+def _kept(folder: Path, rows: Sequence[Tokenized], request: TargetCacheKey, num_words: int) -> CachedTeacher | None:
+    """Return the targets that an earlier training left; None if there are none.
+
+    Damaged ones are deleted, which one line says. All processes come to the same result.
+    """
+    output = _folder_of(folder, request.key(rows))
+    if not output.exists():
+        return None
+
+    def read() -> CachedTeacher:
+        return CachedTeacher(output, rows, request.top_k, num_words)
+
+    try:
+        teacher = raise_in_all(read)
+    except InputError as error:
+        logger.warning("the teacher's targets in %s are damaged, they are computed anew: %s", output, error)
+        if is_first_process():
+            shutil.rmtree(output)
+        wait()  # no process may find what the first one deletes
+        return None
+    logger.info("taking the teacher's targets from %s", output)
+    return teacher
 
 
 def cache_targets(
@@ -188,17 +241,16 @@ def cache_targets(
     returned is freed. An interruption loses one shard; several processes compute shards in turn.
     InputError where the disk has no room.
     """
+    if (kept := _kept(folder, rows, request, num_words)) is not None:
+        return kept
     key = request.key(rows)
     output = _folder_of(folder, key)
-    if _is_whole(output):
-        logger.info("taking the teacher's targets from %s", output)
-        return CachedTeacher(output, rows)
     places = Places(rows)
     size = bytes_per_position(request.top_k, num_words)
     shards = list(_shards(places.firsts, max(min(SHARD_BYTES // size, SHARD_POSITIONS), 1)))
     raise_in_all(lambda: _check_room(folder, len(places), size))
     folder.mkdir(parents=True, exist_ok=True)
-    with shared_folder(output, key, resume=True) as work:
+    with _without_empty(folder), shared_folder(output, key, resume=True) as work:
         _write_shards(work, rows, shards, request, num_words, open_teacher)
         if is_first_process():
             record = {
@@ -211,7 +263,18 @@ def cache_targets(
             }
             write_json(work / RECORD, record)
     wait()  # for the first process, which renames the folder
-    return CachedTeacher(output, rows)
+    return CachedTeacher(output, rows, request.top_k, num_words)
+
+
+@contextmanager
+def _without_empty(folder: Path) -> Iterator[None]:
+    """Delete a folder that a refusal, as of a teacher that is not finite, leaves empty."""
+    try:
+        yield
+    except InputError:
+        if is_first_process() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def _shards(firsts: Sequence[int], most: int) -> Iterator[range]:
@@ -245,10 +308,12 @@ def _write_shards(
 ) -> None:
     """Write this process's shards that are not there yet."""
     process = int(os.environ.get("RANK", "0"))
-    missing = [index for index in range(process, len(shards), num_processes()) if not _path(work, index).is_file()]
+    places = Places(rows)
+    sizes = [places.firsts[shard.stop] - places.firsts[shard.start] for shard in shards]
+    own = range(process, len(shards), num_processes())
+    missing = [i for i in own if not _is_whole(_path(work, i), sizes[i], request.top_k, num_words)]
     if not missing:
         return
-    places = Places(rows)
     teacher, collate = open_teacher()
     labelled = {index: [number for number in shards[index] if places.of_example(number)] for index in missing}
     tokens = {index: sum(len(rows[number].input_ids) for number in labelled[index]) for index in missing}
@@ -256,12 +321,22 @@ def _write_shards(
         for index in missing:
             batches = _batches(rows, labelled[index], collate)
             first = places.firsts[shards[index].start]
-            count = places.firsts[shards[index].stop] - first
-            tensors = _empty(count, request.top_k, num_words)
+            tensors = _empty(sizes[index], request.top_k, num_words)
             for numbers, batch in batches:
                 _put(tensors, teacher, batch, places, first)
                 progress.advance(sum(len(rows[number].input_ids) for number in numbers))
             _save(tensors, _path(work, index))
+
+
+def _is_whole(path: Path, size: int, top_k: int, num_words: int) -> bool:
+    """Tell whether an interrupted run left a shard of `size` positions; a damaged one is warned of."""
+    if not path.exists():
+        return False
+    try:
+        return len(_read_shard(path, top_k, num_words)["log_probs"]) == size
+    except InputError as error:
+        logger.warning("a shard of the teacher's targets is damaged, it is computed anew: %s", error)
+        return False
 
 
 def _path(work: Path, index: int) -> Path:
