@@ -131,18 +131,20 @@ def test_weights_that_the_format_cannot_hold_are_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("weight", "odd", "form", "message"),
     [
-        ("layers.1.mlp.up_proj", float("nan"), "merged", "up_proj has NaN or infinity before it is rounded"),
-        ("layers.1.mlp.up_proj", float("inf"), "merged", "up_proj has NaN or infinity before it is rounded"),
-        ("embed_tokens", float("nan"), "merged-sparse", "losses must be finite, loss, un-merged on calibration is nan"),
+        ("layers.1.mlp.up_proj", float("nan"), "merged", r"finite, model\.layers\.1\.mlp\.up_proj\.weight of .*base"),
+        ("layers.1.mlp.up_proj", float("inf"), "merged", r"finite, model\.layers\.1\.mlp\.up_proj\.weight of .*base"),
+        ("embed_tokens", float("nan"), "merged-sparse", r"finite, model\.embed_tokens\.weight of .*base"),
     ],
 )
 def test_a_damaged_base_is_named_in_the_error(weight: str, odd: float, form: str, message: str, tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base")
+    adapter, text = super_adapter(tmp_path / "super", base), {"calibration": str(tmp_path / "text.txt")}
     tensors = load_file(base / "model.safetensors")
     tensors[f"model.{weight}.weight"][3, 5] = odd
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    record = read_record(adapter, "search_space.json")
+    write_json(adapter / "search_space.json", record | {"base_fingerprint": weights_fingerprint(base)})
     (tmp_path / "text.txt").write_text("Words without the odd one. " * 30)
-    adapter, text = super_adapter(tmp_path / "super", base), {"calibration": str(tmp_path / "text.txt")}
     with pytest.raises(InputError, match=message):
         export_adapter(adapter, tmp_path / "out", format=form, num_samples=4, sequence_length=32, **text)
 

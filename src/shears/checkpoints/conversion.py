@@ -22,7 +22,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.logging import set_tqdm_hook
 
-from shears.checkpoints.tensor_files import TensorFiles, refuse_missing
+from shears.checkpoints.tensor_files import TensorFiles, refuse_missing, refuse_non_finite
 from shears.checkpoints.without_code import NeedsOwnCode, build_causal_model, load_config
 from shears.errors import InputError, first_line
 from shears.records.peft_files import ADAPTER_CONFIG
@@ -129,11 +129,13 @@ class Conversion:
         return [ConversionGroup(parameters, tuple(members)) for parameters, members in tensors.items()]
 
     def load(self, groups: Sequence[ConversionGroup], device: torch.device) -> None:
-        """Read the groups' parameters onto the device; InputError where the files are torn now."""
+        """Read the groups' parameters onto the device; InputError where the files are torn or not finite."""
         tensors = {name: _LazyTensor(self.files, name) for group in groups for name in group.tensors}
         report = self._convert(tensors, device)
         unread = [name for group in groups for name in group.parameters if self._parameter(name).is_meta]
         refuse_missing(self.files.folder, {*unread, *report.conversion_errors})
+        loaded = ((name, self._parameter(name)) for group in groups for name in group.parameters)
+        refuse_non_finite(self.files.folder, (pair for pair in loaded if isinstance(pair[1], torch.nn.Parameter)))
 
     def tie(self) -> None:
         """Tie the weights that the model shares; the files hold them once, or twice with equal values."""

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,26 @@ def refuse_missing(name: str | Path, absent: Collection[str]) -> None:
             f"the files of {name} must hold every weight, {len(absent)} are missing or of another "
             f"shape ({min(absent)} ...); get a complete checkpoint of this architecture"
         )
+
+
+def first_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity; None if there is none.
+
+    The extremes tell: both pass NaN on, in a tenth of the time of `isfinite`.
+    """
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            wide = tensor if tensor.element_size() > 1 else tensor.float()  # of 8 bits: torch has no extremes
+            if not all(map(torch.isfinite, torch.aminmax(wide.detach()))):
+                return name
+    return None
+
+
+def refuse_non_finite(model: str | Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise InputError where one of a model's tensors holds NaN or infinity."""
+    name = first_non_finite(tensors)
+    if name is not None:
+        raise InputError(f"weights must be finite, {name} of {model} holds NaN or infinity; get a sound copy of it")
 
 
 def quantized_by(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from shears.checkpoints import without_code
 from shears.checkpoints.conversion import LOADING_ERRORS, known_config
-from shears.checkpoints.tensor_files import quantized_by, refuse_missing
+from shears.checkpoints.tensor_files import quantized_by, refuse_missing, refuse_non_finite
 from shears.checkpoints.without_code import NeedsOwnCode
 from shears.errors import InputError, first_line, install_hint
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
@@ -52,7 +52,7 @@ def load_model(
 
     A package is loaded without its adapter, its packed weights made dense; `quantization` quantizes
     the linears. On a CPU fp16 LayerNorms are widened (`widen_norms`), unless the model is loaded to
-    be saved again. InputError, in one line, for any failure to load, missing weights included.
+    be saved again. InputError, in one line, for any failure to load, and for weights that are missing or not finite.
     """
     ref = resolve(model, dtype)
     torch_device = pick_device(device)
@@ -69,6 +69,7 @@ def load_model(
         ) from error
     # transformers only warns of weights that the files lack, and fills them with random numbers
     refuse_missing(ref.name, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
+    refuse_non_finite(ref.name, network.named_parameters())
     loaded: PreTrainedModel = network.eval() if quantization is not None else network.eval().to(torch_device)
     if not to_save:
         widen_norms(loaded)
@@ -307,6 +308,8 @@ def put_adapter(
             raise InputError(f"{shown} must hold every weight of its configuration, got: {line[:200]}")
         logger.warning("loading %s: %s", shown, line)
     _refuse_wrong_tokens(shown, loaded)
+    own = (pair for pair in loaded.named_parameters() if str(loaded.base_model.prefix) in pair[0])
+    refuse_non_finite(shown, own)
     if loaded.active_peft_config.is_prompt_learning:
         raise InputError(f"{shown} must change weights, it puts tokens before the text; take LoRA or its like")
     loaded.eval()

@@ -5,6 +5,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from shears.checkpoints.tensor_files import refuse_non_finite
 from shears.errors import InputError
 from shears.models.ref import ModelRef
 from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER, check_input, read_record
@@ -15,10 +16,11 @@ def read_recovery(base: ModelRef) -> dict[str, Tensor]:
     """Return the tensors of the recovery in the folder of a sparse model, by PEFT's names.
 
     Its alpha is its rank, so that their product needs no scaling. InputError as in
-    `recovery_record`.
+    `recovery_record`, and for weights that are not finite.
     """
     recovery_record(base)
     tensors: dict[str, Tensor] = load_file(base.folder / RECOVERY_FOLDER / ADAPTER_WEIGHTS)
+    refuse_non_finite(base.folder / RECOVERY_FOLDER, tensors.items())
     return tensors
 
 

@@ -67,7 +67,7 @@ def working_folder(
             with _disk_errors(work, resume):
                 yield work
         except (InputError, OSError):
-            if resume is None or {path.name for path in work.iterdir()} <= NOTHING_DONE:
+            if resume is None or not _holds_work(work):
                 shutil.rmtree(work, ignore_errors=True)  # nothing in it can be resumed
             raise
         _finish(work, output)
@@ -88,6 +88,12 @@ def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, kind: typ
             return
     _clear(work)
     write_json(work / CONFIG, named)
+
+
+def _holds_work(work: Path) -> bool:
+    """Tell whether a working folder has a file of work with content."""
+    files = (path for path in work.rglob("*") if path.is_file())
+    return any(path.stat().st_size for path in files if path.name not in NOTHING_DONE)
 
 
 def _finish(work: Path, output: Path) -> None:

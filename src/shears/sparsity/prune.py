@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shears.checkpoints.tensor_files import refuse_non_finite
 from shears.checkpoints.zeros import count_zeros
 from shears.config.sparsify import ALLOCATIONS, METHODS, Method, Needs, SparsifyConfig
 from shears.errors import InputError
@@ -238,10 +239,7 @@ def check_weights(model: nn.Module, matrices: Sequence[Matrix]) -> None:
             raise InputError(
                 f"weights must be plain numbers to be pruned, {matrix.name} is {weight.dtype}; load it unquantized"
             )
-        if not torch.isfinite(matrix.cut(weight)).all():
-            raise InputError(
-                f"weights must be finite, {matrix.name} holds NaN or infinity; get a sound copy of the model"
-            )
+        refuse_non_finite(getattr(model, "name_or_path", "") or "the model", [(matrix.name, matrix.cut(weight))])
 
 
 def _check_batches(model: PreTrainedModel, batches: Batches) -> None:

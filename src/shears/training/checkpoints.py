@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from shears.checkpoints import tensor_files
 from shears.errors import InputError
 from shears.records.artifacts import read_json, read_object, sync_tree, write_json
 from shears.records.journal import read_rows, write_rows
@@ -70,8 +71,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def first_non_finite(model: nn.Module) -> str | None:
     """Return the name of the first trained weight that is not finite; None if all are finite."""
-    trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
-    return next((name for name, weight in trained if not torch.isfinite(weight).all()), None)
+    return tensor_files.first_non_finite(pair for pair in model.named_parameters() if pair[1].requires_grad)
 
 
 def describe_last_checkpoint(folder: Path) -> str:
