@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+import uvicorn
+
 from shears.errors import InputError
 from shears.serving import server as serving_server
 from shears.serving.server import bind, serve
@@ -55,6 +57,26 @@ def _served(folder: Path) -> None:
     logger.handlers, logger.propagate = [logging.StreamHandler(os.fdopen(2, "w", closefd=False))], False
     logger.setLevel(logging.INFO)
     serve(folder, port=0, shutdown_seconds=20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_server_handles_signals_ends_it(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = uvicorn.Server.run
+
+    def stopped_first(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        os.kill(os.getpid(), number)
+        run(server, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "run", stopped_first)
+    process = Process(tmp_path / "log", _served, save_tiny(tmp_path / "model", "llama_untied"))
+    try:
+        until(lambda: process.poll() is not None, 20)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert process.wait() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

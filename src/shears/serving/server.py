@@ -33,15 +33,24 @@ def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -
         raise InputError(f"serve needs {' and '.join(missing)}, not installed; {install_hint('serve')}")
     with bind(wanted.host, wanted.port) as listener:
         engine = load(model, adapter, **wanted.model_dump(include=set(RunningConfig.model_fields)))
-        with Worker(engine, wanted.max_waiting) as worker, _signals_ignored():
-            make_server(worker, wanted.name or Path(model).resolve().name, wanted, listener).run([listener])
+        with Worker(engine, wanted.max_waiting) as worker:
+            server = make_server(worker, wanted.name or Path(model).resolve().name, wanted, listener)
+            with _ended_by_signals(server):
+                server.run([listener])
     logger.info("the server has ended")
 
 
 @contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Ignore signals: uvicorn raises its signal again before the worker has ended."""
-    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+def _ended_by_signals(server: Any) -> Iterator[None]:
+    """Let signals end a server, also one that uvicorn does not handle yet.
+
+    uvicorn raises its signal again before the worker has ended; that one changes nothing.
+    """
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    handlers = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
