@@ -1,18 +1,15 @@
-"""What makes search cheap: common beginnings computed once, many configurations in one batch; against whole forwards.
+"""What makes search cheap: common beginnings computed once, against whole forwards.
 
     python -m benchmarks.search --adapter FOLDER --data FILE [--evaluations 100] [--precision fp32]
-    python -m benchmarks.search --adapter FOLDER --data FILE --decode [--configs 8] [--batch-size 32]
 
-FOLDER is a super-adapter, FILE its validation examples. The first command climbs the validation
-loss; a configuration is evaluated from the first block on in which it differs from the incumbent.
+FOLDER is a super-adapter, FILE its validation examples. The command climbs the validation loss; a
+configuration is evaluated from the first block on in which it differs from the incumbent.
 Every tenth configuration (`--naive-every`) is also evaluated by whole forwards, in turns; the
 figures must have the same bits. Every whole evaluation runs the same blocks, so the time of all 100
-is ten times that of these. Seconds are CPU seconds, which do not depend on what else runs. The second
-command generates answers of several configurations in one batch and one by one, in turns.
+is ten times that of these. Seconds are CPU seconds, which do not depend on what else runs.
 """
 
 import argparse
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,18 +20,15 @@ from torch import nn
 
 from benchmarks.report import environment, log_to_stderr, parser_of
 from shears.adapt.load import SuperAdapter, load_super_adapter
-from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import SearchConfig
-from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
+from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.models.blocks import decoder_blocks, linears
 from shears.models.properties import own_model
-from shears.searching.measure.gauges import DecodingGauge
 from shears.searching.measure.validation import loss_evaluator
 from shears.searching.strategies.base import LOSS, Evaluated, SearchPlan
 from shears.searching.strategies.hill_climb import HillClimbing
 
 NAIVE, PREFIX = "naive", "prefix"
-TURNS = 4  # of generation, each on other examples
 
 
 class Arm:
@@ -71,14 +65,14 @@ def climb(
     evaluator = arms[PREFIX].timed(lambda: loss_evaluator(adapter, rows, settings))
     strategy = HillClimbing(adapter.elastic.space, SearchPlan("hill-climbing", settings.max_evaluations, settings.seed))
     history: list[Evaluated] = []
-    while len(history) < settings.max_evaluations and (proposed := strategy.propose(history)):
+    while len(history) < settings.max_evaluations and (proposed := strategy.propose(history)) is not None:
         if history:
             arms[PREFIX].timed(partial(evaluator.anchor, strategy.incumbent or history[0].ranks))
-        (figures,) = arms[PREFIX].timed(partial(evaluator.many, proposed))
+        figures = arms[PREFIX].timed(partial(evaluator, proposed))
         if len(history) % every == 0:
-            whole = arms[NAIVE].timed(partial(naive, proposed[0]))
+            whole = arms[NAIVE].timed(partial(naive, proposed))
             assert whole == figures, "a common beginning must not change a bit"
-        history.append(Evaluated(proposed[0], figures))
+        history.append(Evaluated(proposed, figures))
         print(f"{len(history)}: " + ", ".join(f"{name} {arm.seconds:.1f} s" for name, arm in arms.items()), flush=True)
     share = len(history) / len(range(0, len(history), every))
     arms[NAIVE].seconds *= share
@@ -96,50 +90,19 @@ def climb_report(arms: dict[str, Arm], history: Sequence[Evaluated]) -> Iterator
     yield f"\nheuristic {history[0].metrics['loss']:.5f}, best {LOSS.best(history).metrics['loss']:.5f}"
 
 
-def decode(
-    adapter: SuperAdapter, examples: Sequence[Example], settings: SearchConfig, num_configs: int
-) -> Iterator[str]:
-    """Yield the lines of a report on generation: several configurations in one batch against one by one."""
-    configs = some_configs(adapter.elastic.space, num_configs)
-    seconds, values = {1: 0.0, num_configs: 0.0}, {1: list[Any](), num_configs: list[Any]()}
-    for turn in range(TURNS):
-        for width in random.Random(turn).sample(list(seconds), len(seconds)):
-            gauge = DecodingGauge(adapter, examples[turn::TURNS], settings, width)
-            start = time.process_time()
-            for first in range(0, num_configs, width):
-                values[width] += gauge.measure(configs[first : first + width])
-            seconds[width] += time.process_time() - start
-    pairs = zip(values[1], values[num_configs], strict=True)
-    differing = sum(int((one != other).sum()) for one, other in pairs)
-    yield f"\n{num_configs} configurations x {len(examples)} prompts, {settings.batch_size} prompts in a batch"
-    yield f"one by one {seconds[1]:.1f} s, in one batch {seconds[num_configs]:.1f} s"
-    yield f"times as fast {seconds[1] / seconds[num_configs]:.2f}, answers of which the rightness differs {differing}"
-
-
-def some_configs(space: SearchSpace, num: int) -> list[RankConfig]:
-    """Return the heuristic and random neighbours of it."""
-    neighbours = list(space.neighbours(space.heuristic()))
-    return [space.heuristic(), *random.Random(0).sample(neighbours, num - 1)]
-
-
 def main() -> None:
     """Load, measure, print."""
     arguments = _arguments()
     log_to_stderr()
     settings = SearchConfig(
-        data=str(arguments.data), task="equation", max_evaluations=arguments.evaluations, device="cpu",
-        precision=arguments.precision, batch_size=arguments.batch_size, max_new_tokens=32,
-        cache_budget=arguments.cache_budget,
+        data=str(arguments.data), max_evaluations=arguments.evaluations, device="cpu",
+        precision=arguments.precision, batch_size=arguments.batch_size, cache_budget=arguments.cache_budget,
     )  # fmt: skip
     adapter = load_super_adapter(arguments.adapter, arguments.base, device="cpu")
     examples = load_examples(settings.data, adapter.record["template"], adapter.tokenizer, arguments.limit)
     print(f"{environment()}, {settings.precision}, {len(adapter.elastic.space.ranks)} groups", flush=True)
-    if arguments.decode:
-        lines = decode(adapter, examples, settings, arguments.configs)
-    else:
-        rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
-        lines = climb_report(*climb(adapter, rows, settings, arguments.naive_every))
-    for line in lines:
+    rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
+    for line in climb_report(*climb(adapter, rows, settings, arguments.naive_every)):
         print(line, flush=True)
 
 
@@ -154,8 +117,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--naive-every", type=int, default=10, help="whole forwards for every so many of the climb")
     parser.add_argument("--limit", type=int, help="only the first so many examples")
-    parser.add_argument("--decode", action="store_true")
-    parser.add_argument("--configs", type=int, default=8)
     return parser.parse_args()
 
 

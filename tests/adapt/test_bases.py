@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
-from shears.adapt.prepare import add_lora, build_space, prepare
-from shears.adapt.space import SearchSpace
+from shears.adapt.prepare import build_space, prepare
 from shears.adapt.train import training_of
 from shears.config import TrainConfig
-from shears.errors import InputError
 from shears.models.ref import resolve
 from shears.training.loop import fit
 from tests.adapt.test_elastic import IDS, random_configs
@@ -76,40 +74,6 @@ def test_a_model_that_cannot_be_packed_is_padded_with_a_message(
     assert "does not keep packed examples apart" in caplog.text
 
 
-@pytest.mark.parametrize(("name", "groups"), [("opt", OPT), ("qwen2_moe", ("q_proj", "shared_expert.up_proj"))])
-def test_ranks_by_row_hold_where_a_block_flattens_its_tokens(name: str, groups: tuple[str, ...]) -> None:
-    model = tiny_model(name)
-    space = build_space(model, groups, (6, 4, 2))
-    peft_model = add_lora(model, space, TrainConfig(data="-", ranks=(6, 4, 2), alpha=12))
-    for parameter_name, parameter in peft_model.named_parameters():
-        if "lora_B" in parameter_name:
-            nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(parameter_name)))
-    elastic = make_elastic(peft_model, space)
-    configs = random_configs(space, len(IDS))
-    elastic.activate_rows(configs)
-    together = peft_model(input_ids=IDS).logits
-    for row, config in enumerate(configs):
-        elastic.activate(config)
-        torch.testing.assert_close(together[row], peft_model(input_ids=IDS).logits[row], rtol=1e-5, atol=1e-5)
-
-
-def test_ranks_by_row_are_refused_where_a_linear_sees_some_tokens_only(quantized: tuple[Any, ElasticAdapter]) -> None:
-    model, elastic = quantized
-    elastic.activate_rows(random_configs(elastic.space, 2))
-    with pytest.raises(InputError, match="see every token of all 2 rows, one gets 5 tokens"):
-        model.get_base_model().model.layers[0].mlp.up_proj(torch.zeros(5, 32))
-
-
-def test_ranks_by_row_are_refused_for_an_expert_though_its_tokens_might_fit() -> None:
-    model, name = tiny_model("llama"), "model.layers.0.mlp.experts.1.up_proj"
-    model.model.layers[0].mlp.experts = nn.ModuleList([nn.Module(), nn.Module()])
-    model.get_submodule(name.removesuffix(".up_proj")).up_proj = nn.Linear(32, 32)
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=[name]))
-    elastic = make_elastic(adapted, SearchSpace({"up": (4, 2)}, {"up": (name,)}))
-    with pytest.raises(InputError, match=r"every token of all rows, .*experts\.1\.up_proj is an expert's"):
-        elastic.activate_rows([elastic.space.minimal()] * 2)
-
-
 class Int8(nn.Linear):
     """A linear whose weights are whole numbers times a scale for each output, as quantizers keep them."""
 
@@ -155,13 +119,13 @@ def quantized() -> tuple[Any, ElasticAdapter]:
     return peft_model, make_elastic(peft_model, space)
 
 
-def test_quantized_linears_take_ranks_by_row_and_train(quantized: tuple[Any, ElasticAdapter]) -> None:
+def test_quantized_linears_are_elastic_and_train(quantized: tuple[Any, ElasticAdapter]) -> None:
     model, elastic = quantized
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
-    for _ in range(15):
-        elastic.activate_rows(random_configs(elastic.space, len(IDS)))
+    for config in random_configs(elastic.space, 15):
+        elastic.activate(config)
         loss = model(input_ids=IDS, labels=IDS).loss
         loss.backward()
         optimizer.step()

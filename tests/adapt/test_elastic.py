@@ -155,39 +155,9 @@ def random_configs(space: SearchSpace, count: int) -> list[RankConfig]:
     return [space.random(random.Random(seed)) for seed in range(count)]
 
 
-@pytest.mark.parametrize("name", GROUPS)
-def test_ranks_by_row_are_single_configurations_row_by_row(name: str) -> None:
-    peft_model, elastic = elastic_model(name)
-    configs = random_configs(elastic.space, len(IDS))
-    elastic.activate_rows(configs)
-    together = logits(peft_model)
-    for row, config in enumerate(configs):
-        elastic.activate(config)
-        torch.testing.assert_close(together[row], logits(peft_model)[row], rtol=1e-5, atol=1e-6)
-
-
-def test_gradients_by_row_are_the_sum_of_the_rows_own() -> None:
+def test_ranks_beyond_the_active_one_have_exactly_zero_gradient() -> None:
     peft_model, elastic = elastic_model()
-    configs = random_configs(elastic.space, len(IDS))
-    parameters = {name: p for name, p in peft_model.named_parameters() if "lora_" in name}
-
-    def gradients(loss: Tensor) -> dict[str, Tensor]:
-        return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-
-    elastic.activate_rows(configs)
-    together = gradients(peft_model(input_ids=IDS, labels=IDS).logits.square().sum())
-    expected = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    for row, config in enumerate(configs):
-        elastic.activate(config)
-        for name, gradient in gradients(peft_model(input_ids=IDS[row : row + 1]).logits.square().sum()).items():
-            expected[name] += gradient
-    for name, gradient in together.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
-
-
-def test_ranks_no_row_uses_have_exactly_zero_gradient() -> None:
-    peft_model, elastic = elastic_model()
-    elastic.activate_rows([elastic.space.minimal()] * len(IDS))
+    elastic.activate(elastic.space.minimal())
     peft_model(input_ids=IDS).logits.square().sum().backward()
     for name, parameter in peft_model.named_parameters():
         if "lora_A" in name:
@@ -197,17 +167,3 @@ def test_ranks_no_row_uses_have_exactly_zero_gradient() -> None:
         if "lora_B" in name:
             assert parameter.grad is not None
             assert not parameter.grad[:, 2:].any()
-
-
-def test_one_configuration_can_follow_ranks_by_row() -> None:
-    peft_model, elastic = elastic_model()
-    before = logits(peft_model)
-    elastic.activate_rows(random_configs(elastic.space, len(IDS)))
-    assert elastic.active is None
-    elastic.activate(elastic.space.maximal())
-    assert torch.equal(logits(peft_model), before)
-    elastic.activate_rows([elastic.space.maximal()])
-    elastic.remove()
-    assert torch.equal(logits(peft_model), before)
-    with pytest.raises(InputError, match="groups"):
-        elastic.activate_rows([RankConfig({"no": 1})])

@@ -11,7 +11,7 @@ from shears.adapt.elastic import lora_layers, make_elastic
 from shears.adapt.prepare import build_space
 from shears.adapt.space import SearchSpace
 from shears.errors import InputError
-from tests.adapt.test_elastic import IDS, logits
+from tests.adapt.test_elastic import logits
 from tests.tiny import tiny_model
 
 GROUPS = ("q_proj+k_proj+v_proj", "up_proj")
@@ -37,15 +37,6 @@ def test_a_configuration_of_dora_is_dora_without_the_other_ranks() -> None:
     for _, layer in lora_layers(model, "default"):
         layer.lora_B["default"].weight.data[:, 2:] = 0
     torch.testing.assert_close(masked, logits(model))
-
-
-def test_dora_has_no_ranks_by_row() -> None:
-    model, space = variant_model(use_dora=True)
-    elastic = make_elastic(model, space)
-    with pytest.raises(InputError, match="plain LoRA, .* got DoraLinearVariant; activate one configuration"):
-        elastic.activate_rows([space.minimal(), space.maximal()])
-    assert elastic.active == space.maximal()
-    assert logits(model).shape[:2] == IDS.shape
 
 
 @pytest.mark.parametrize(

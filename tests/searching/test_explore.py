@@ -1,4 +1,4 @@
-"""The search loop: batches change nothing but time, the incumbent is the anchor, what breaks a bound costs nothing."""
+"""The search loop: the incumbent is the anchor, what breaks a bound costs nothing, when a worker ends."""
 
 import random
 from collections.abc import Sequence
@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.search import STRATEGIES, Constraint
@@ -22,19 +20,16 @@ LIMIT = 6 * 24 + 8
 BOUNDED = Goal(constraints=(Constraint("parameters", "<=", LIMIT),))
 
 
-class Wide:
-    """Measures a formula, so many at once; keeps what it was asked."""
+class Noted:
+    """Measures a formula; keeps what it was asked, and the anchors."""
 
-    def __init__(self, space: SearchSpace, width: int) -> None:
-        self.width, self.batches, self.anchors = width, list[list[RankConfig]](), list[RankConfig]()
+    def __init__(self, space: SearchSpace) -> None:
+        self.asked, self.anchors = list[RankConfig](), list[RankConfig]()
         self._objective = conflicting(space)
 
     def __call__(self, ranks: RankConfig) -> Figures:
-        return self.many([ranks])[0]
-
-    def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
-        self.batches.append(list(configs))
-        return [self._objective(ranks) for ranks in configs]
+        self.asked.append(ranks)
+        return self._objective(ranks)
 
     def anchor(self, ranks: RankConfig) -> None:
         self.anchors.append(ranks)
@@ -46,51 +41,13 @@ def searched(evaluator: Any, space: SearchSpace, plan: SearchPlan) -> list[Evalu
     return study.state.history
 
 
-@pytest.mark.parametrize("goal", [Goal(), BOUNDED], ids=["free", "bounded"])
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "exhaustive"])
-def test_in_batches_every_strategy_makes_the_search_that_it_makes_one_by_one(name: str, goal: Goal) -> None:
-    space = make_space(6)
-    plan = SearchPlan(name, 45, 1, goal)
-    one_by_one = searched(conflicting(space), space, plan)
-    for width in (3, 100):
-        wide = Wide(space, width)
-        assert searched(wide, space, plan) == one_by_one
-        assert max(map(len, wide.batches)) <= width
-
-
-def test_an_exhaustive_search_comes_in_batches_too() -> None:
-    space, plan = make_space(3), a_plan("exhaustive", 27)
-    wide = Wide(space, 8)
-    assert searched(wide, space, plan) == searched(conflicting(space), space, plan)
-    assert list(map(len, wide.batches)) == [8, 8, 8, 3]
-
-
-@pytest.mark.parametrize(("name", "fewest"), [("random", 7), ("nsga2", 5)])
-def test_random_draws_and_populations_fill_the_batches(name: str, fewest: int) -> None:
-    space = make_space(12)
-    wide = Wide(space, 8)
-    searched(wide, space, a_plan(name, 49, begun_with=16))
-    assert 49 / len(wide.batches) >= fewest
-
-
-@settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 1000), name=st.sampled_from(["random", "nsga2", "rnsga2"]))
-def test_what_is_proposed_together_does_not_depend_on_the_figures_of_each_other(seed: int, name: str) -> None:
-    space, plan = make_space(5), a_plan(name, 40, seed)
-    history = searched(separable(space, seed), space, plan)[: seed % 30 + 1]
-    together = make_strategy(space, plan).propose(history, 8)
-    for number, ranks in enumerate(together):
-        made_up = [Evaluated(each, {"loss": float(-rank), "parameters": 1}) for rank, each in enumerate(together)]
-        assert make_strategy(space, plan).propose([*history, *made_up[:number]]) == [ranks]
-
-
 def test_the_anchor_is_the_best_so_far_and_of_a_climb_its_incumbent() -> None:
     space = make_space(6)
     for name, budget in (("random", 40), ("hill-climbing", 13)):
-        plan, wide = a_plan(name, budget), Wide(space, 1)
-        history = searched(wide, space, plan)
-        assert len(wide.anchors) == len(wide.batches) - 1  # the heuristic has none
-        for number, (anchor, [proposed]) in enumerate(zip(wide.anchors, wide.batches[1:], strict=True), start=1):
+        plan, noted = a_plan(name, budget), Noted(space)
+        history = searched(noted, space, plan)
+        assert len(noted.anchors) == len(noted.asked) - 1  # the heuristic has none
+        for number, (anchor, proposed) in enumerate(zip(noted.anchors, noted.asked[1:], strict=True), start=1):
             if name == "random":
                 assert anchor == plan.goal.best(history[:number]).ranks
             else:
@@ -99,7 +56,7 @@ def test_the_anchor_is_the_best_so_far_and_of_a_climb_its_incumbent() -> None:
 
 def test_a_resumed_search_anchors_what_an_undisturbed_one_does() -> None:
     space, plan = make_space(6), a_plan("hill-climbing", 30)
-    whole, resumed = Wide(space, 1), Wide(space, 1)
+    whole, resumed = Noted(space), Noted(space)
     history = searched(whole, space, plan)
     with open_study(space, plan, StudyLocation()) as study:
         for each in history[:11]:
@@ -143,26 +100,25 @@ def test_claims_of_the_same_moment_do_not_keep_a_finished_search_alive(monkeypat
     class Climb:
         """Ends at the second configuration; a lie about another one would send it on."""
 
-        def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
-            return [] if [each.ranks for each in history] == [first, second] else [space.random(random.Random(1))]
+        def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
+            return None if [each.ranks for each in history] == [first, second] else space.random(random.Random(1))
 
     with open_study(space, a_plan("hill-climbing", 9), StudyLocation()) as study:
         study.state = StudyState.of(Goal(), claims)
         monkeypatch.setattr(study, "give_back", lambda: given_back.append(third))
-        assert not _is_wanted([third], Climb(), study, num_known=1)
+        assert not _is_wanted(third, Climb(), study, num_known=1)
     assert given_back == [third]
 
 
 def test_a_worker_that_proposes_nothing_decides_from_the_state_that_it_proposed_from(tmp_path: Path) -> None:
     """Else it takes the end of another worker's first evaluation, in between, for the end of the search."""
-    space, plan = make_space(4), a_plan("hill-climbing", 9)
+    space, plan = make_space(4), a_plan("hill-climbing", 3)
     one, two = (StudyLocation(f"sqlite:///{tmp_path}/shared.db", resume=True, worker=name) for name in ("one", "two"))
+    heuristic, objective = space.heuristic(), separable(space)
     with open_study(space, plan, one) as first, open_study(space, plan, two) as second:
-        assert first.claim([space.heuristic()], plan.max_evaluations) == [space.heuristic()]
+        assert first.claim(heuristic, plan.max_evaluations)
         second.refresh()
         assert second.state.pending
-        first.add(Evaluated(space.heuristic(), separable(space)(space.heuristic())))
-        assert second.claim([], plan.max_evaluations) == []
-        assert second.state.pending
-        second.refresh()
-        assert not second.state.pending
+        first.add(Evaluated(heuristic, objective(heuristic)))
+        explore(make_strategy(space, plan), objective, second, silent())
+        assert len(second.state.evaluations) == 3

@@ -4,7 +4,6 @@ import json
 import math
 import random
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -128,15 +127,15 @@ def test_interrupted_and_resumed_it_writes_the_same_bytes(
 
 def die_after(patch: pytest.MonkeyPatch, number: int, asked: list[RankConfig] | None = None) -> None:
     """Let a search die when it has measured so many configurations, those in `asked` included."""
-    many, asked = GaugedEvaluator.many, [] if asked is None else asked
+    measured, asked = GaugedEvaluator.__call__, [] if asked is None else asked
 
-    def dying(self: GaugedEvaluator, configs: Sequence[RankConfig]) -> list[Figures]:
+    def dying(self: GaugedEvaluator, ranks: RankConfig) -> Figures:
         if len(asked) >= number:
             raise Killed
-        asked.extend(configs)
-        return many(self, configs)
+        asked.append(ranks)
+        return measured(self, ranks)
 
-    patch.setattr(GaugedEvaluator, "many", dying)
+    patch.setattr(GaugedEvaluator, "__call__", dying)
 
 
 def test_a_search_begun_with_options_that_were_removed_since_is_found_and_goes_on(
@@ -184,13 +183,13 @@ def test_changed_validation_data_is_not_mixed_with_the_old(
 def test_a_search_that_is_refused_leaves_its_study_only_if_something_was_evaluated(
     good: int, super_adapter: Path, validation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many, asked = GaugedEvaluator.many, list[RankConfig]()
+    measured, asked = GaugedEvaluator.__call__, list[RankConfig]()
 
-    def broken(self: GaugedEvaluator, configs: Sequence[RankConfig]) -> list[Figures]:
-        asked.extend(configs)
-        return [figures if len(asked) <= good else {"loss": math.nan} for figures in many(self, configs)]
+    def broken(self: GaugedEvaluator, ranks: RankConfig) -> Figures:
+        asked.append(ranks)
+        return measured(self, ranks) if len(asked) <= good else {"loss": math.nan}
 
-    monkeypatch.setattr(GaugedEvaluator, "many", broken)
+    monkeypatch.setattr(GaugedEvaluator, "__call__", broken)
     with pytest.raises(InputError, match="must return a finite 'loss'"):
         search(super_adapter, tmp_path / "search", data=validation, **SETTINGS)
     assert partial_folder(tmp_path / "search").exists() == (good > 0)

@@ -90,16 +90,6 @@ def test_ranks_beyond_the_active_ones_get_no_gradient() -> None:
     assert all(not each[:, 2:].any() for name, each in found.items() if "lora_B" in name)
 
 
-def test_rows_have_their_own_ranks() -> None:
-    plain = adapted()
-    fused = copy.deepcopy(plain)
-    fuse_lora(fused, "bf16")
-    for model in (plain, fused):
-        elastic = make_elastic(model, space_of(model))
-        elastic.activate_rows([elastic.space.minimal(), elastic.space.maximal()])
-    assert_near(gradients(fused), gradients(plain))
-
-
 def test_in_fp32_pefts_own_bits_are_computed() -> None:
     plain, fused = tiny_lora(), tiny_lora()
     assert fuse_lora(fused, "fp32") == 0

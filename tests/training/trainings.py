@@ -42,10 +42,11 @@ def sharded() -> str:
     index = PartialState().process_index
     shard_frozen(model, torch.device("cpu"))
     configs = random_configs(elastic.space, 2)
-    elastic.activate_rows(configs[index : index + 1])
+    elastic.activate(configs[index])
     model(input_ids=IDS[index : index + 1]).logits.square().sum().backward()
-    elastic_whole.activate_rows(configs)
-    whole(input_ids=IDS).logits.square().sum().backward()
+    for row, config in enumerate(configs):
+        elastic_whole.activate(config)
+        whole(input_ids=IDS[row : row + 1]).logits.square().sum().backward()
     for part, parameter in zip(model.parameters(), whole.parameters(), strict=True):
         if parameter.requires_grad:
             torch.distributed.all_reduce(part.grad)

@@ -2,21 +2,19 @@
 
 Rank r means the first r rows of A and the first r columns of B. Zeroing A's output beyond r equals
 slicing both, gives the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and
-merging as they are. Rows of a batch share one mask, or each has its own, so that one forward scores
-many sub-adapters at once. Of PEFT's LoKr, A and B are the factors of the low-rank part w2, and the
-layer itself masks its ranks (lokr.py).
+merging as they are. Of PEFT's LoKr, A and B are the factors of the low-rank part w2, and the layer
+itself masks its ranks (lokr.py).
 
 A nested adapter computes scaling * B D A while it trains: D, a fixed diagonal, weighs each
 component by the share of the allowed ranks that contain it, and `fold` moves D into A and B.
 Smaller ranks are multiplied by the space's factors (decision 53). The masks hold these numbers.
 
-B rows of a batch, R ranks, O output and I input features of a linear.
+R ranks, O output and I input features of a linear.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +28,6 @@ from torch import Tensor, nn
 from shears.adapt.lokr import ElasticLoKr
 from shears.adapt.own_loop import OwnLoopConfig, save_own_loop
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.checkpoints.zeros import EXPERTS
 from shears.config.resolve import build
 from shears.errors import InputError
 from shears.models.sparse_adapter import MASK
@@ -41,16 +38,7 @@ BYPASSING_A = ("ArrowLinearVariant", "MontecloraLinearVariant", "QALoraLinearVar
 
 def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     """Zero the outputs of lora_A beyond the active rank; no closure, so that deepcopy is safe."""
-    mask = module.get_buffer(MASK).to(output.dtype)
-    if mask.ndim in (1, output.ndim):
-        return output * mask
-    rows, length, _ = mask.shape  # some blocks (OPT's) flatten rows and tokens into one dimension
-    if output.shape[0] % (rows * length):
-        raise InputError(
-            f"ranks by row need linears that see every token of all {rows} rows, one gets {output.shape[0]} tokens "
-            "(an expert?); activate one configuration for all rows"
-        )
-    return (output.reshape(rows, -1, output.shape[-1]) * mask).view(output.shape)
+    return output * module.get_buffer(MASK).to(output.dtype)
 
 
 def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer]]:
@@ -84,12 +72,6 @@ def masked_module(layer: Layer, adapter: str) -> nn.Module:
     return module
 
 
-def _set_full_mask(layer: Layer, adapter: str) -> None:
-    """Give a layer one mask for all rows that keeps every rank."""
-    a, _ = factors_of(layer, adapter)
-    masked_module(layer, adapter).register_buffer(MASK, torch.ones(len(a), device=a.device), persistent=False)
-
-
 class ElasticAdapter:
     """The handle on a PEFT model whose LoRA ranks can be switched; `remove` undoes it.
 
@@ -107,10 +89,8 @@ class ElasticAdapter:
             group: [_elastic_layer(layers, name, ranks[0], adapter) for name in space.modules.get(group, ())]
             for group, ranks in space.ranks.items()
         }
-        self._routed = [name for name in chain(*space.modules.values()) if EXPERTS in name.split(".")]
-        self._variants = sorted({v for layer in self._all_layers() if (v := _variant(layer, adapter)) is not None})
         self._hooks = [hook for layer in self._all_layers() for hook in self._install(layer)]
-        self.active: RankConfig | None = self.activate(space.maximal())
+        self.active = self.activate(space.maximal())
 
     def _all_layers(self) -> list[Layer]:
         return [layer for layers in self._layers.values() for layer in layers]
@@ -119,7 +99,8 @@ class ElasticAdapter:
         module = masked_module(layer, self.adapter)
         if MASK in dict(module.named_buffers(recurse=False)):
             raise InputError("a model can be elastic only once; call remove() on its ElasticAdapter first")
-        _set_full_mask(layer, self.adapter)
+        a, _ = factors_of(layer, self.adapter)
+        module.register_buffer(MASK, torch.ones(len(a), device=a.device), persistent=False)
         if isinstance(layer, LoKrLinear):
             layer.__class__ = ElasticLoKr  # its class masks the ranks; its parameters and files stay PEFT's
             layer.elastic_adapter = self.adapter
@@ -132,13 +113,10 @@ class ElasticAdapter:
         for group, layers in self._layers.items():
             masks: dict[int, Tensor] = {}  # by size, for the linears of a group
             for layer in layers:
-                module = masked_module(layer, self.adapter)
-                if module.get_buffer(MASK).ndim > 1:
-                    _set_full_mask(layer, self.adapter)
-                mask = module.get_buffer(MASK)  # written in place, because compiled code keeps its buffer
+                # written in place, because compiled code keeps its buffer
+                mask = masked_module(layer, self.adapter).get_buffer(MASK)
                 if len(mask) not in masks:
-                    factor = self.space.factor(group, config[group])
-                    masks[len(mask)] = self._mask(group, len(mask), config[group], factor)
+                    masks[len(mask)] = self._mask(group, len(mask), config[group])
                 mask.copy_(masks[len(mask)])
         self.active = config
         return config
@@ -151,12 +129,11 @@ class ElasticAdapter:
         try:
             yield
         finally:
-            if before is not None:
-                self.activate(before)
+            self.activate(before)
 
-    def _mask(self, group: str, size: int, ranks: int | Tensor, factors: float | Tensor) -> Float[Tensor, "*B R"]:
-        """Return the mask of `size` components at a rank, or at many (* x 1), times its factor."""
-        mask = (torch.arange(size) < ranks).float() * factors
+    def _mask(self, group: str, size: int, rank: int) -> Float[Tensor, " R"]:
+        """Return the mask of `size` components at a rank, times the rank's factor."""
+        mask = (torch.arange(size) < rank).float() * self.space.factor(group, rank)
         return mask * self._diagonal(group, size) if self.nested else mask
 
     def _diagonal(self, group: str, size: int) -> Float[Tensor, " R"]:
@@ -179,7 +156,7 @@ class ElasticAdapter:
         """Multiply A and B by the roots of D, in place: plain LoRA with the same outputs."""
         self._multiply(self.roots())
         self.nested = False
-        self.activate(self.active or self.space.maximal())
+        self.activate(self.active)
 
     def unfold(self) -> None:
         """Divide A and B by the roots of D, in place: every cut of B D A is then that of B A.
@@ -193,7 +170,7 @@ class ElasticAdapter:
     def drop_factors(self) -> None:
         """Multiply no smaller rank by a factor any more."""
         self.space = replace(self.space, factors={})
-        self.activate(self.active or self.space.maximal())
+        self.activate(self.active)
 
     @contextmanager
     def _folded(self) -> Iterator[None]:
@@ -217,42 +194,6 @@ class ElasticAdapter:
             a, b = factors_of(layers[name], self.adapter)
             a.mul_(factor.to(a)[:, None])
             b.mul_(factor.to(b))
-
-    @property
-    def refuses_rows(self) -> str:
-        """Why ranks per row are unsupported here; empty if they are supported."""
-        if self._routed:
-            return (
-                f"ranks by row need linears that see every token of all rows, {self._routed[0]} is an expert's; "
-                "activate one configuration for all rows"
-            )
-        if self._variants:
-            return (
-                "ranks by row need plain LoRA, whose A sees only the rows of the batch, got "
-                f"{self._variants[0]}; activate one configuration for all rows"
-            )
-        return ""
-
-    def activate_rows(self, configs: Sequence[RankConfig]) -> None:
-        """Use one configuration per row of the batch (B of them) in the next forwards.
-
-        InputError if the ranks are not in the space, for variants of LoRA (DoRA's A also gets an
-        identity), or if a linear sees only the tokens that a router sends it.
-        """
-        if self.refuses_rows:
-            raise InputError(self.refuses_rows)
-        checked = [self.space.check(config) for config in configs]
-        for group, layers in self._layers.items():
-            ranks = torch.tensor([config[group] for config in checked])[:, None, None]
-            factors = torch.tensor([self.space.factor(group, config[group]) for config in checked])[:, None, None]
-            masks: dict[tuple[int, torch.device], Tensor] = {}  # shared by the linears of a group
-            for layer in layers:
-                a, _ = factors_of(layer, self.adapter)
-                key = (len(a), a.device)
-                if key not in masks:
-                    masks[key] = self._mask(group, len(a), ranks, factors).to(a.device)
-                masked_module(layer, self.adapter).register_buffer(MASK, masks[key], persistent=False)
-        self.active = None
 
     def num_parameters(self, config: RankConfig) -> int:
         """Return the number of parameters of the sub-adapter, summed over its linears.

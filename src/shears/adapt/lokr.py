@@ -13,7 +13,6 @@ from jaxtyping import Float
 from peft.tuners.lokr import Linear as LoKrLinear
 from torch import Tensor
 
-from shears.errors import InputError
 from shears.models.sparse_adapter import MASK
 
 
@@ -45,21 +44,9 @@ class ElasticLoKr(LoKrLinear):  # type: ignore[misc]
         w2_a = self.lokr_w2_a[self.elastic_adapter]
         w2_b = self.lokr_w2_b[self.elastic_adapter]
         parts = self._cast_input_dtype(x, w1.dtype).unflatten(-1, (w1.shape[1], w2_b.shape[1]))
-        hidden = self._masked(torch.nn.functional.linear(parts, w2_b))  # * M R
+        hidden = torch.nn.functional.linear(parts, w2_b)  # * M R
+        hidden = hidden * self.get_buffer(MASK).to(hidden.dtype)
         by_input = torch.nn.functional.linear(hidden, w2_a)  # * M K
         update = torch.einsum("lm,...mk->...lk", w1, by_input).flatten(-2)
         scaled: Tensor = update * self.scaling[self.elastic_adapter]
         return scaled
-
-    def _masked(self, hidden: Float[Tensor, "*B M R"]) -> Float[Tensor, "*B M R"]:
-        mask: Tensor = self.get_buffer(MASK).to(hidden.dtype)
-        if mask.ndim == 1:
-            return hidden * mask
-        rows, length, _ = mask.shape  # some blocks flatten rows and tokens into one dimension
-        tokens = hidden.shape[:-2].numel()
-        if tokens % (rows * length):
-            raise InputError(
-                f"ranks by row need linears that see every token of all {rows} rows, one gets {tokens} tokens "
-                "(an expert?); activate one configuration for all rows"
-            )
-        return (hidden.reshape(rows, -1, *hidden.shape[-2:]) * mask[:, :, None]).view(hidden.shape)

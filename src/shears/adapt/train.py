@@ -137,7 +137,7 @@ def training_of(
         steps,
         SCHEDULER,
         callbacks=[NLSCallback(elastic, settings.seed, settings.sampling)],
-        details=lambda: {"ranks": dict(elastic.active or {})},
+        details=lambda: {"ranks": dict(elastic.active)},
         validation=validation,
         holds_frozen=not settings.shard,  # a shard's weights are of one number format
     )

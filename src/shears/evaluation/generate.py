@@ -3,7 +3,7 @@
 B prompts, T tokens, V words of the vocabulary (or logits).
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,6 @@ from transformers import (
 from shears.data.examples import Tokenized
 from shears.errors import InputError
 from shears.evaluation.records import TextJournal
-from shears.evaluation.scoring.prefix import Fill
 from shears.evaluation.scoring.score import refuse_beyond
 from shears.models.devices import device_of
 from shears.models.load import end_tokens
@@ -46,16 +45,8 @@ class Decoder:
     num_beams: int = 1
     journal: TextJournal | None = None
 
-    def answers(
-        self,
-        prompts: Sequence[list[int]],
-        batch_size: int,
-        before: Callable[[Sequence[int]], Fill | None] = lambda _: None,
-    ) -> list[str]:
-        """Return the continuation of every prompt; InputError for an empty or too long one.
-
-        `before` gets the numbers of each batch's prompts; it may return what fills their cache.
-        """
+    def answers(self, prompts: Sequence[list[int]], batch_size: int) -> list[str]:
+        """Return the continuation of every prompt; InputError for an empty or too long one."""
         refuse_empty(prompts)
         rows = [Tokenized(ids, ids) for ids in prompts]
         lengths = [len(row.input_ids) for row in rows]
@@ -66,10 +57,9 @@ class Decoder:
         breaks = line_breaks(self.tokenizer) if self.one_line else None
         buckets = self._buckets(lengths, batch_size)
         for indices in track(buckets, "generating", len(buckets), "batches"):
-            fill = before(indices)
             texts = self.journal.get(indices) if self.journal else None
             if texts is None:
-                texts = self._continue([rows[index] for index in indices], breaks, fill)
+                texts = self._continue([rows[index] for index in indices], breaks)
                 if self.journal:
                     self.journal.put(indices, texts)
             for index, answer in zip(indices, texts, strict=True):
@@ -115,12 +105,12 @@ class Decoder:
         token = next(token for token in range(num_words(self.model)) if token not in ends)
         batch = self.batch([Tokenized(ids, ids) for ids in rows])
         options = {"output_logits": True, "prefix_allowed_tokens_fn": lambda *_: [token]}
-        logits = self._generated(batch, None, None, **options).logits
+        logits = self._generated(batch, None, **options).logits
         return torch.stack(logits)[:, 0].float()
 
-    def _continue(self, rows: Sequence[Tokenized], breaks: Tensor | None, fill: Fill | None) -> list[str]:
+    def _continue(self, rows: Sequence[Tokenized], breaks: Tensor | None) -> list[str]:
         batch = self.batch(rows)
-        tokens = self.continued(batch, breaks, fill(batch) if fill else None)
+        tokens = self.continued(batch, breaks)
         ends = end_tokens(self.tokenizer, self.model.generation_config)
         line_ends = set() if breaks is None else set(breaks.tolist())
         texts = [_until_end(row, ends, line_ends) for row in tokens.tolist()]
@@ -131,23 +121,14 @@ class Decoder:
         device = device_of(self.model)
         return {name: tensor.to(device) for name, tensor in pad(rows, padding(self.tokenizer)).items()}
 
-    def continued(
-        self, batch: Mapping[str, Tensor], breaks: Tensor | None = None, cache: Any = None
-    ) -> Int[Tensor, "B T"]:
-        """Return the tokens behind the prompts; a `cache` lacks only the prompts' last tokens.
-
-        InputError if the model's logits are not finite.
-        """
-        output = self._generated(batch, breaks, cache, logits_processor=LogitsProcessorList([RequireFiniteLogits()]))
+    def continued(self, batch: Mapping[str, Tensor], breaks: Tensor | None = None) -> Int[Tensor, "B T"]:
+        """Return the tokens behind the prompts; InputError if the model's logits are not finite."""
+        output = self._generated(batch, breaks, logits_processor=LogitsProcessorList([RequireFiniteLogits()]))
         tokens: Tensor = output.sequences[:, batch["input_ids"].shape[1] :]
         return tokens
 
-    def logits(self, batch: Mapping[str, Tensor], cache: Any = None) -> Float[Tensor, "T B V"]:
-        """Return the logits of every generated token; `cache` as in `continued`."""
-        return torch.stack(self._generated(batch, None, cache, output_logits=True).logits)
-
     @torch.no_grad()
-    def _generated(self, batch: Mapping[str, Tensor], breaks: Tensor | None, cache: Any, **options: Any) -> Any:
+    def _generated(self, batch: Mapping[str, Tensor], breaks: Tensor | None, **options: Any) -> Any:
         model: Any = self.model
         length = batch["input_ids"].shape[1]
         try:
@@ -157,7 +138,6 @@ class Decoder:
                 generation_config=_settings(model, self.tokenizer, self.max_new_tokens, self.num_beams),
                 stopping_criteria=StoppingCriteriaList([] if breaks is None else [EndOfLine(breaks, length)]),
                 return_dict_in_generate=True,
-                **({} if cache is None else {"cache": cache}),
                 **options,
             )
         except ValueError as error:

@@ -197,8 +197,6 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
         """Return scaling * B * m; autograd gives the ranks beyond the mask a gradient of exactly zero."""
         scaling = self.scaling[self.sparse_adapter]
         mask = self.lora_A[self.sparse_adapter]._buffers.get(MASK)
-        if mask is not None and mask.ndim > 1:  # of ElasticAdapter.activate_rows
-            raise InputError("a sparse adapter needs one rank configuration for all rows, got one each; activate one")
         scaled: Tensor = self.lora_B[self.sparse_adapter].weight * (scaling if mask is None else mask * scaling)
         return scaled
 

@@ -34,9 +34,8 @@ def explore(strategy: Strategy, objective: Objective | Evaluator, study: SearchS
     """Evaluate what the strategy proposes.
 
     The search ends when the strategy does, when it repeats itself, or when the budget or the space
-    is used up. An evaluator gets as many configurations at once as it measures together and the
-    strategy can name; the history is that of a search one by one. Several workers on one study each
-    evaluate what they claim, and wait at the end for what others evaluate.
+    is used up. Several workers on one study each evaluate what they claim, and wait at the end for
+    what others evaluate.
     """
     evaluator = as_evaluator(objective)
     goal = study.plan.goal
@@ -45,23 +44,20 @@ def explore(strategy: Strategy, objective: Objective | Evaluator, study: SearchS
     progress.skip(count)
     budget = min(study.plan.max_evaluations, study.space.size)
     while len(study.state.known) < budget:
-        proposed = _next(strategy, study, evaluator.width, budget)
-        claimed = study.claim(proposed, budget)
-        if claimed and _is_wanted(claimed, strategy, study, count):
+        proposed = _next(strategy, study, budget)
+        if proposed is None:  # the state that it was made from decides, not what changed since
+            if not study.state.pending:
+                break
+            study.wait()
+        elif study.claim(proposed, budget) and _is_wanted(proposed, strategy, study, count):
             with study.evaluating():
                 if (anchor := _anchor(strategy, study, best)) is not None:
                     evaluator.anchor(anchor)
-                measured = zip(claimed, evaluator.many(claimed), strict=True)
-                figures = [goal.check(*pair) for pair in measured]
-                for evaluated in map(Evaluated, claimed, figures):
-                    study.add(evaluated)
-                    best = _best(goal, [evaluated] if best is None else [best, evaluated])
-                    count += 1
-                    progress.advance(1, _described(goal, best or evaluated))
-        elif not proposed and not study.state.pending:
-            break
-        elif not proposed:
-            study.wait()
+                evaluated = Evaluated(proposed, goal.check(proposed, evaluator(proposed)))
+                study.add(evaluated)
+            best = _best(goal, [evaluated] if best is None else [best, evaluated])
+            count += 1
+            progress.advance(1, _described(goal, best or evaluated))
         study.refresh()
         if count != len(study.state.known):  # other workers evaluated something
             progress.skip(len(study.state.known) - count)
@@ -69,32 +65,31 @@ def explore(strategy: Strategy, objective: Objective | Evaluator, study: SearchS
             best = _best(goal, study.state.evaluations)
 
 
-def _next(strategy: Strategy, study: SearchStudy, width: int, budget: int) -> list[RankConfig]:
+def _next(strategy: Strategy, study: SearchStudy, budget: int) -> RankConfig | None:
     """Return what to evaluate next.
 
-    Nothing at the end of the search, and while only other workers have work.
+    None at the end of the search, and while only other workers have work.
     """
     state = study.state
     if abandoned := state.to_retry(budget):
-        return abandoned[:width]
+        return abandoned[0]
     history = state.history_with_constant_liar()
-    num_left = budget - len(state.places)
-    if num_left <= 0 or state.num_repeats >= MAX_REPEATS or (state.pending and not history):
-        return []
-    return strategy.propose(history, min(width, num_left))
+    if len(state.places) >= budget or state.num_repeats >= MAX_REPEATS or (state.pending and not history):
+        return None
+    return strategy.propose(history)
 
 
-def _is_wanted(claimed: Sequence[RankConfig], strategy: Strategy, study: SearchStudy, num_known: int) -> bool:
+def _is_wanted(claimed: RankConfig, strategy: Strategy, study: SearchStudy, num_known: int) -> bool:
     """Tell whether the search goes on with what became known while claiming.
 
-    If it does not, give the claims back: other workers may have ended their search before these
-    claims were written, and all workers end with the whole study.
+    If it does not, give the claim back: other workers may have ended their search before this claim
+    was written, and all workers end with the whole study.
     """
     state = study.state
-    if len(state.known) == num_known or any(ranks in state.abandoned for ranks in claimed):
+    if len(state.known) == num_known or claimed in state.abandoned:
         return True
     # without the constant liar: two claims of the same moment would each keep the other alive
-    is_over = state.num_repeats >= MAX_REPEATS or not strategy.propose(state.history)
+    is_over = state.num_repeats >= MAX_REPEATS or strategy.propose(state.history) is None
     if is_over:
         study.give_back()
     return not is_over

@@ -149,7 +149,6 @@ class FusedLora(LoraLinear):  # type: ignore[misc]  # PEFT has no types here
             and self.get_base_layer().weight.dtype == torch.get_autocast_dtype(kind)
             and self.active_adapters == [self.fused_adapter]
             and not (self.disable_adapters or self.merged)
-            and self._rank_mask().ndim == 1  # not one a row
         )
 
     def _rank_mask(self) -> Tensor:

@@ -1,6 +1,5 @@
-"""Evaluators: values over weights, many at once, anchors, bounds; sizes by hand; the latency of the sub-adapter."""
+"""Evaluators: values over weights, anchors, bounds; sizes by hand; the latency of the sub-adapter."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +45,9 @@ SETTINGS = SearchConfig(data="unused", precision="fp32", device="cpu", batch_siz
 class Simulated:
     """A gauge of made values: of each configuration one a token of its first group's rank, and noise by example."""
 
-    def __init__(self, width: int = 1) -> None:
-        self.width = width
+    def __init__(self) -> None:
         self.weights = torch.full((NUM,), 3.0, dtype=torch.float64)
-        self.measured: list[list[int]] = []
+        self.measured: list[int] = []
         self.anchors: list[RankConfig] = []
         self.shifts: dict[int, float] = {}
 
@@ -61,9 +59,9 @@ class Simulated:
             + 0.2 * torch.randn(NUM, generator=generator, dtype=torch.float64)
         )
 
-    def measure(self, configs: Sequence[RankConfig]) -> list[Tensor]:
-        self.measured.append([ranks["a"] for ranks in configs])
-        return [self.values(ranks) for ranks in configs]
+    def measure(self, ranks: RankConfig) -> Tensor:
+        self.measured.append(ranks["a"])
+        return self.values(ranks)
 
     def anchor(self, ranks: RankConfig) -> None:
         self.anchors.append(ranks)
@@ -73,8 +71,8 @@ def config(rank: int) -> RankConfig:
     return RankConfig({"a": rank})
 
 
-def make(quality: str = "loss", width: int = 1) -> tuple[GaugedEvaluator, Simulated]:
-    gauge, elastic = Simulated(width), make_adapter(blocks=2)
+def make(quality: str = "loss") -> tuple[GaugedEvaluator, Simulated]:
+    gauge, elastic = Simulated(), make_adapter(blocks=2)
     elastic.num_parameters = lambda config: 10 * config["a"]  # type: ignore[method-assign]
     return GaugedEvaluator(gauge, quality, elastic), gauge
 
@@ -87,14 +85,6 @@ def test_figures_are_the_values_over_the_weights() -> None:
     assert len(gauge.measured) == 1  # what is known is not measured again
 
 
-def test_many_are_measured_as_wide_as_the_gauge_is_and_each_once() -> None:
-    evaluator, gauge = make(width=3)
-    evaluator(config(4))
-    figures = evaluator.many([config(rank) for rank in (5, 9, 4, 2, 8, 5, 1)])
-    assert gauge.measured == [[4], [5, 9, 2], [8, 1]]
-    assert [each["parameters"] for each in figures] == [50, 90, 40, 20, 80, 50, 10]
-
-
 def test_plain_callables_are_evaluators_and_several_are_one() -> None:
     def objective(ranks: RankConfig) -> Figures:
         return {"loss": float(ranks["a"])}
@@ -103,8 +93,8 @@ def test_plain_callables_are_evaluators_and_several_are_one() -> None:
     assert isinstance(evaluator, PlainEvaluator)
     assert as_evaluator(evaluator) is evaluator
     evaluator.anchor(config(1))
-    assert evaluator.many([config(1), config(3)]) == [{"loss": 1.0}, {"loss": 3.0}]
-    gauged, gauge = make(width=3)
+    assert evaluator(config(3)) == {"loss": 3.0}
+    gauged, gauge = make()
     both = CombinedEvaluator(
         [evaluator], lambda ranks: {"size": ranks["a"]}, expand=lambda ranks: config(2 * ranks["a"])
     )
@@ -113,17 +103,16 @@ def test_plain_callables_are_evaluators_and_several_are_one() -> None:
     both = CombinedEvaluator([gauged, evaluator], expand=lambda ranks: config(2 * ranks["a"]))
     both.anchor(config(3))
     assert gauge.anchors == [config(6)]
-    assert both.width == 3
 
 
 def test_what_breaks_a_bound_on_a_size_is_not_measured() -> None:
     gauged, gauge = make()
     goal = Goal(constraints=(Constraint("macs", "<=", 5), Constraint("loss", "<=", 0.1)))
     both = CombinedEvaluator([gauged], lambda ranks: {"macs": ranks["a"]}, goal)
-    figures = both.many([config(rank) for rank in (9, 4, 6)])
+    figures = [both(config(rank)) for rank in (9, 4, 6)]
     assert [each.get("loss") is None for each in figures] == [True, False, True]
     assert figures[0] == {"macs": 9}
-    assert gauge.measured == [[4]]
+    assert gauge.measured == [4]
 
 
 def test_on_a_model_a_cache_of_hidden_states_gives_the_same_bits() -> None:
@@ -133,7 +122,7 @@ def test_on_a_model_a_cache_of_hidden_states_gives_the_same_bits() -> None:
     best = adapter.elastic.space.heuristic()
     for ranks in walk(adapter.elastic.space, 6):
         prefix.anchor(best)
-        assert prefix.many([ranks]) == whole.many([ranks])
+        assert prefix(ranks) == whole(ranks)
         best = min(best, ranks, key=lambda each: whole(each)["loss"])
 
 

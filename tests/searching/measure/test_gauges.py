@@ -21,8 +21,7 @@ def assert_same_bits(gauge: WholeGauge, whole: WholeGauge, configs: list[RankCon
     """Measure a walk, with an anchor that changes now and then, to what was measured last or earlier or never."""
     generator, known = random.Random(seed), list[RankConfig]()
     for ranks in configs:
-        (found,), (expected,) = gauge.measure([ranks]), whole.measure([ranks])
-        assert torch.equal(found, expected)
+        assert torch.equal(gauge.measure(ranks), whole.measure(ranks))
         known.append(ranks)
         gauge.anchor(generator.choice([ranks, generator.choice(known), gauge.elastic.space.random(generator)]))
 
@@ -46,7 +45,7 @@ def test_anchors_that_were_never_measured_or_not_completed_have_the_same_bits(se
     gauge, whole = open_gauge(elastic, scorer, "fp32", PLENTY), WholeGauge(elastic, scorer, "fp32")
     for ranks in walk(elastic.space, 14, seed):
         if generator.random() < 0.6:
-            assert torch.equal(gauge.measure([ranks])[0], whole.measure([ranks])[0])
+            assert torch.equal(gauge.measure(ranks), whole.measure(ranks))
         if generator.random() < 0.7:
             gauge.anchor(ranks)
 
@@ -96,7 +95,7 @@ def test_only_blocks_from_the_first_difference_on_run_and_the_last_measured_beco
         if anchor:
             gauge.anchor(ranks)
         else:
-            gauge.measure([ranks])
+            gauge.measure(ranks)
         return gauge.prefix.num_runs - before
 
     space = elastic.space
@@ -132,5 +131,4 @@ def test_without_a_budget_or_where_a_forward_cannot_begin_in_the_middle_all_bloc
     assert type(gauge) is WholeGauge
     assert all(record.message.startswith("every evaluation computes all blocks") for record in caplog.records)
     assert len(caplog.records) == 2
-    (values,) = gauge.measure([elastic.space.heuristic()])
-    assert torch.isfinite(values).all()
+    assert torch.isfinite(gauge.measure(elastic.space.heuristic())).all()

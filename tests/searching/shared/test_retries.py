@@ -158,7 +158,7 @@ def test_heartbeats_are_numbered_and_end_with_the_block(tmp_path: Path) -> None:
     space = make_space(1)
     location = StudyLocation(f"journal://{tmp_path}/study.log", worker="me", stale_after=0.06)
     with open_study(space, a_plan(), location) as study, open_storage(location.url) as storage:
-        study.claim([space.heuristic()], 1)
+        study.claim(space.heuristic(), 1)
         counts = list[int]()
         with study.evaluating():
             while len(set(counts)) < 4:

@@ -195,9 +195,9 @@ class Stubborn:
     def __init__(self, space: SearchSpace, plan: SearchPlan) -> None:
         self.space = space
 
-    def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
+    def propose(self, history: Sequence[Evaluated]) -> RankConfig:
         """Return the heuristic, for ever."""
-        return [self.space.heuristic()]
+        return self.space.heuristic()
 
 
 def test_a_strategy_that_repeats_itself_for_ever_is_stopped_at_no_cost() -> None:

@@ -128,13 +128,13 @@ def test_an_error_in_an_evaluation_leaves_it_to_others_at_once(tmp_path: Path) -
 def test_a_worker_that_was_given_up_and_wakes_adds_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with open_study(SPACE, PLAN, location_of("journal", tmp_path, "asleep")) as asleep:
         ranks = SPACE.heuristic()
-        assert asleep.claim([ranks], 9) == [ranks]
+        assert asleep.claim(ranks, 9)
         with open_study(SPACE, PLAN, location_of("journal", tmp_path, "awake", 0.5)) as awake:
-            assert awake.claim([ranks], 9) == []
+            assert not awake.claim(ranks, 9)
             time.sleep(0.6)
             awake.refresh()
             assert awake.state.to_retry(9) == [ranks]
-            assert awake.claim([ranks], 9) == [ranks]
+            assert awake.claim(ranks, 9)
             awake.add(Evaluated(ranks, {"loss": 1.0, "parameters": 1}))
         asleep.add(Evaluated(ranks, {"loss": 2.0, "parameters": 1}))
         asleep.refresh()

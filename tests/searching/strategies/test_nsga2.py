@@ -32,9 +32,9 @@ def test_every_proposal_is_a_function_of_the_history_alone() -> None:
     history = climb(Nsga2, space, conflicting(space), plan).history
     kept = Nsga2(space, plan)
     for length in range(len(history)):
-        assert kept.propose(history[:length]) == [history[length].ranks]
-        assert kept.propose(history[:length]) == [history[length].ranks], "asking twice changes nothing"
-        assert Nsga2(space, plan).propose(history[:length]) == [history[length].ranks], "nor does a fresh object"
+        assert kept.propose(history[:length]) == history[length].ranks
+        assert kept.propose(history[:length]) == history[length].ranks, "asking twice changes nothing"
+        assert Nsga2(space, plan).propose(history[:length]) == history[length].ranks, "nor does a fresh object"
 
 
 def test_another_history_is_another_study() -> None:
@@ -42,7 +42,7 @@ def test_another_history_is_another_study() -> None:
     history = climb(Nsga2, space, conflicting(space), plan).history
     strategy = Nsga2(space, plan)
     strategy.propose(list(reversed(history)))
-    assert strategy.propose(history[:12]) == [history[12].ranks]
+    assert strategy.propose(history[:12]) == history[12].ranks
 
 
 def test_children_come_from_the_fittest() -> None:

@@ -40,8 +40,8 @@ def test_every_proposal_is_a_function_of_the_history() -> None:
     history = climb(rnsga2, space, conflicting(space), plan).history
     kept = rnsga2(space, plan)
     for length in range(len(history)):
-        assert kept.propose(history[:length]) == [history[length].ranks]
-        assert rnsga2(space, plan).propose(history[:length]) == [history[length].ranks]
+        assert kept.propose(history[:length]) == history[length].ranks
+        assert rnsga2(space, plan).propose(history[:length]) == history[length].ranks
     assert [e.ranks for e in history[:3]] == [space.heuristic(), space.maximal(), space.minimal()]
 
 

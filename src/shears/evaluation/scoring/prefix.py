@@ -1,13 +1,11 @@
-"""A forward that begins at a later block, with hidden states of an earlier one; prompt caches.
+"""A forward that begins at a later block, with hidden states of an earlier one.
 
 It is the model's ordinary forward with stand-ins for the blocks below the start, so it has the same
-bits. B prompts of T tokens, padded on the left; K configurations.
+bits.
 """
 
-import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,16 +13,12 @@ from torch import Tensor, nn
 
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, replaced_forwards
-from shears.models.properties import TRIAL_ERRORS, forward_parameters, own_model
+from shears.models.properties import TRIAL_ERRORS, own_model
 
-logger = logging.getLogger(__name__)
 HIDDEN = "hidden_states"
 States = dict[int, Tensor]
 """The inputs of the blocks in one forward, by the block's number."""
 TRIED = 8  # blocks that a trial begins at, beside the last one
-MAX_ROUNDING_ERROR = 0.2  # of the logits' standard deviation: the largest error of bf16 (docs/runtime.md)
-Fill = Callable[[Mapping[str, Tensor]], Any]
-"""Returns a cache of a batch without its last tokens, from which `generate` continues."""
 
 
 class PrefixError(InputError):
@@ -163,90 +157,3 @@ def first_difference(
     `first` is the result of `first_blocks`.
     """
     return min((first[group] for group in one if one[group] != other[group]), default=num_blocks)
-
-
-@dataclass(frozen=True)
-class Way:
-    """How one configuration reads prompts: what activates it, and the first block it computes.
-
-    Blocks below `start` equal those of the configuration that starts at block 0.
-    """
-
-    activate: Callable[[], object]
-    start: int = 0
-
-
-class PromptCaches:
-    """Fills caches; made by `open_prompt_caches`, which tries whether the model supports it."""
-
-    def __init__(self, model: nn.Module, prefix: Prefix) -> None:
-        self._model = model
-        self.prefix = prefix
-        self._takes = forward_parameters(model)
-
-    @torch.no_grad()
-    def fill(self, batch: Mapping[str, Tensor], ways: Sequence[Way]) -> Any:
-        """Return a cache of B x K rows, ordered by prompt, of all tokens of a batch but the last.
-
-        One of the K ways starts at block 0; the others are computed from their start on.
-        """
-        tensors = {name: batch[name][:, :-1] for name in ("input_ids", "attention_mask", "position_ids")}
-        inputs: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name in self._takes}
-        inputs |= {"use_cache": True} | ({"logits_to_keep": 1} if "logits_to_keep" in self._takes else {})
-        whole = min(ways, key=lambda way: way.start)
-        base, known = self._read(inputs, whole, {}, {way.start for way in ways})
-        caches = [base if way is whole else self._read(inputs, way, known)[0] for way in ways]
-        for way, cache in zip(ways, caches, strict=True):
-            cache.layers[: way.start] = base.layers[: way.start]
-        return _interleaved(caches)
-
-    def _read(
-        self, inputs: Mapping[str, Any], way: Way, known: States, wanted: Collection[int] = ()
-    ) -> tuple[Any, States]:
-        """Return the cache of a forward from a way's start, and the wanted blocks' inputs."""
-        way.activate()
-        with self.prefix.starting(way.start, known, wanted) as seen:
-            cache = self._model(**inputs).cache
-        if len(cache.layers) != len(self.prefix):
-            raise PrefixError("the number of layers in the cache differs from the number of blocks")
-        return cache, seen
-
-
-def _interleaved(caches: Sequence[Any]) -> Any:
-    """Return the last cache with the rows of all caches, ordered by row."""
-    for index, layers in enumerate(zip(*[list(cache.layers) for cache in caches], strict=True)):
-        for name in ("keys", "values"):
-            rows = [getattr(layer, name) for layer in layers]
-            setattr(layers[-1], name, torch.stack(rows, dim=1).flatten(0, 1))
-        caches[-1].layers[index] = layers[-1]
-    return caches[-1]
-
-
-def open_prompt_caches(
-    model: nn.Module, batch: Mapping[str, Tensor], logits: Callable[[Any], Tensor]
-) -> PromptCaches | None:
-    """Return what fills caches, after a trial; None, with the reason in the log, if it fails.
-
-    `logits(cache)` continues two copies of every prompt of the batch (B T), from a cache or, for
-    None, from the start; both must give equal logits up to rounding.
-    """
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-
-    def forward(ids: Tensor) -> Tensor:
-        output: Tensor = own_model(model)(**{**inputs, "input_ids": ids}).logits
-        return output
-
-    ids = inputs["input_ids"]
-    try:
-        with torch.no_grad():
-            prefix = open_prefix(model, lambda: forward(ids), lambda: forward(ids.flip(1)))
-            caches = PromptCaches(model, prefix)
-            ways = [Way(lambda: None), Way(lambda: None, len(prefix) // 2)]
-            actual = logits(caches.fill(batch, ways)).float()
-            expected = logits(None).float()
-            if actual.shape != expected.shape or (actual - expected).abs().max() > MAX_ROUNDING_ERROR * expected.std():
-                raise PrefixError("from a combined cache, the model gives other logits")
-    except (InputError, *TRIAL_ERRORS) as error:
-        logger.info("prompt caches are not shared, every configuration computes all blocks: %s", first_line(error))
-        return None
-    return caches

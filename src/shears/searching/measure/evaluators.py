@@ -1,4 +1,4 @@
-"""Evaluators give a search the figures of one configuration or many.
+"""Evaluators give a search the figures of a configuration.
 
 `GaugedEvaluator` measures losses and accuracies on examples (gauges.py). Sizes and latency need no
 examples. Parameters, non-zeros and multiply-accumulates are counted: all of them grow with the
@@ -47,19 +47,10 @@ ValuesByExample = Float64[np.ndarray, " N"]
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Measures rank configurations; by default one at a time, without use of the incumbent."""
-
-    @property
-    def width(self) -> int:
-        """Configurations that are best measured together."""
-        return 1
+    """Measures rank configurations; by default without use of the incumbent."""
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration."""
-
-    def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
-        """Return the figures of each configuration."""
-        return [self(ranks) for ranks in configs]
 
     def anchor(self, ranks: RankConfig) -> None:
         """Take the incumbent; the next configurations differ little from it."""
@@ -95,25 +86,14 @@ class CombinedEvaluator(Evaluator):
     goal: Goal = LOSS
     expand: Callable[[RankConfig], RankConfig] = lambda ranks: ranks
 
-    @property
-    def width(self) -> int:
-        """Configurations that are best measured together."""
-        return max(evaluator.width for evaluator in self.evaluators)
-
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration."""
-        return self.many([ranks])[0]
-
-    def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
-        """Return the figures of each configuration."""
-        expanded = [self.expand(ranks) for ranks in configs]
-        figures = [dict(self.sizes(ranks)) for ranks in expanded]
-        feasible = [number for number, sizes in enumerate(figures) if not self.goal.violation(sizes)]
-        for evaluator in self.evaluators:
-            measured = evaluator.many([expanded[number] for number in feasible])
-            for number, more in zip(feasible, measured, strict=True):
-                figures[number].update(more)
-        return list(figures)
+        expanded = self.expand(ranks)
+        figures = dict(self.sizes(expanded))
+        if not self.goal.violation(figures):
+            for evaluator in self.evaluators:
+                figures |= evaluator(expanded)
+        return figures
 
     def anchor(self, ranks: RankConfig) -> None:
         """Take the incumbent."""
@@ -129,7 +109,6 @@ class GaugedEvaluator:
 
     def __init__(self, gauge: Gauge, quality: str, elastic: ElasticAdapter) -> None:
         self.quality = quality
-        self.width = gauge.width
         self.weights: ValuesByExample = gauge.weights.double().cpu().numpy()
         self._gauge = gauge
         self._elastic = elastic
@@ -142,20 +121,9 @@ class GaugedEvaluator:
 
     def values(self, ranks: RankConfig) -> ValuesByExample:
         """Return the value of every example."""
-        self._measure([ranks])
+        if ranks not in self._values:
+            self._values[ranks] = self._gauge.measure(ranks).numpy()
         return self._values[ranks]
-
-    def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
-        """Return the figures of each configuration, measured `width` at a time."""
-        self._measure(configs)
-        return [self(ranks) for ranks in configs]
-
-    def _measure(self, configs: Sequence[RankConfig]) -> None:
-        unknown = [ranks for ranks in dict.fromkeys(configs) if ranks not in self._values]
-        for start in range(0, len(unknown), self.width):
-            batch = unknown[start : start + self.width]
-            measured = self._gauge.measure(batch)
-            self._values |= {ranks: values.numpy() for ranks, values in zip(batch, measured, strict=True)}
 
     def anchor(self, ranks: RankConfig) -> None:
         """Take the incumbent: what candidates share with it is not computed again."""

@@ -283,16 +283,14 @@ class SearchStudy:
             self._fail(claim)
         return bool(own or stale)
 
-    def claim(self, proposed: Sequence[RankConfig], budget: int) -> list[RankConfig]:
-        """Write the proposals as claims, in order; return those that this worker evaluates now."""
-        for ranks in proposed:
-            is_repeat = ranks in self.state.known or ranks in self.state.pending
-            state = ClaimState.REPEAT if is_repeat else ClaimState.RUNNING
-            self.state.add(self._create(ranks, state))
-        if self._worker and proposed:  # without a proposal, the state that it was made from decides
+    def claim(self, ranks: RankConfig, budget: int) -> bool:
+        """Write a claim on a configuration; return whether this worker evaluates it now."""
+        is_repeat = ranks in self.state.known or ranks in self.state.pending
+        state = ClaimState.REPEAT if is_repeat else ClaimState.RUNNING
+        self.state.add(self._create(ranks, state))
+        if self._worker:
             self._withdraw_lost(budget)
-        held = {claim.ranks for claim in self._held()}
-        return [ranks for ranks in dict.fromkeys(proposed) if ranks in held]
+        return self._holds(ranks)
 
     def _create(self, ranks: RankConfig, state: ClaimState) -> Claim:
         """Create the trial of a claim; if the connection is lost meanwhile, there may be two."""
@@ -322,6 +320,9 @@ class SearchStudy:
         """Return the claims under which this worker evaluates something."""
         pending = list(self.state.pending.values())  # a copy: the heartbeats' thread calls this, too
         return [claim for claim in pending if claim.worker == self._worker]
+
+    def _holds(self, ranks: RankConfig) -> bool:
+        return ranks in [claim.ranks for claim in self._held()]
 
     def give_back(self) -> None:
         """Withdraw all claims that this worker holds."""
@@ -369,8 +370,7 @@ class SearchStudy:
     def add(self, evaluated: Evaluated) -> None:
         """Write the figures of a configuration that this worker holds, or claims now."""
         ranks = evaluated.ranks
-        is_held = ranks in [claim.ranks for claim in self._held()]
-        if not is_held and not self.claim([ranks], self.space.size):
+        if not self._holds(ranks) and not self.claim(ranks, self.space.size):
             return
         claim = self.state.pending[ranks]
         if self._complete(claim, evaluated):

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pkgutil import resolve_name
 from typing import Any, Protocol, runtime_checkable
 
@@ -168,19 +167,17 @@ class SearchPlan:
 class Strategy(Protocol):
     """Proposes configurations from the history alone: a resumed search proposes the same."""
 
-    def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
-        """Return at most `most` configurations to evaluate next; nothing at the end of the search.
+    def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
+        """Return the configuration to evaluate next; None at the end of the search.
 
         `history` holds every proposal so far in order, repeated ones included; a known
-        configuration costs nothing. The result is what calls with `most` 1 would return one after
-        another, whatever the figures of the first ones are: a search in batches is the search one
-        by one.
+        configuration costs nothing.
         """
 
 
-def unknown_of(candidates: Iterable[RankConfig], known: Container[RankConfig], most: int) -> list[RankConfig]:
-    """Return the first candidates that are not known, at most `most`."""
-    return list(islice((ranks for ranks in candidates if ranks not in known), most))
+def first_unknown(candidates: Iterable[RankConfig], known: Container[RankConfig]) -> RankConfig | None:
+    """Return the first candidate that is not known; None if all are."""
+    return next((ranks for ranks in candidates if ranks not in known), None)
 
 
 def known_in(history: Sequence[Evaluated]) -> set[RankConfig]:

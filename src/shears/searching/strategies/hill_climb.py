@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.searching.strategies.base import Evaluated, SearchPlan, landmarks, unknown_of
+from shears.searching.strategies.base import Evaluated, SearchPlan, first_unknown, landmarks
 
 
 class HillClimbing:
@@ -31,24 +31,24 @@ class HillClimbing:
         self._known: dict[RankConfig, tuple[float, ...]] = {}  # the sort keys of `Goal.key`
         self._steps: dict[RankConfig, RankConfig] = {}  # a summit leads to itself
 
-    def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
+    def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
         """Return the unknown starts, then the next unknown configuration on the way.
 
-        Nothing once the space is known or max_evaluations climbs have ended.
+        None once the space is known or max_evaluations climbs have ended.
         """
         self._remember(history)
         self.incumbent = None
         starts = self._starts()
-        unknown = unknown_of(starts, self._known, most)
-        if unknown or len(self._known) == self.space.size:
+        unknown = first_unknown(starts, self._known)
+        if unknown is not None or len(self._known) == self.space.size:
             return unknown
         visited = set[RankConfig]()
         streams = (self.plan.stream("restart", number) for number in range(self.plan.max_evaluations))
         random_starts = (self.space.random(random.Random(stream)) for stream in streams)
         for start in chain([min(starts, key=self._known.__getitem__)], random_starts):
             if (ranks := self._climb(start, visited)) is not None:
-                return [ranks]
-        return []
+                return ranks
+        return None
 
     def _remember(self, history: Sequence[Evaluated]) -> None:
         if list(history[: len(self._seen)]) != self._seen:

@@ -51,17 +51,16 @@ class Nsga2:
                 storage=InMemoryStorage(), directions=["minimize"] * len(self._plan.goal.objectives)
             )
 
-    def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
-        """Return the landmarks first, then children of one generation, which may be known."""
+    def propose(self, history: Sequence[Evaluated]) -> RankConfig:
+        """Return the landmarks first, then children of the last generation, which may be known."""
         if list(history[: len(self._seen)]) != self._seen:
             self._forget()
         for evaluated in history[len(self._seen) :]:
             self._add(evaluated)
         number = len(history)
         if number < len(self._first):
-            return self._first[number:][:most]
-        end = min(number + most, number + self._population - number % self._population)
-        return [self._child(self._sampler(self._plan.stream(each))) for each in range(number, end)]
+            return self._first[number]
+        return self._child(self._sampler(self._plan.stream(number)))
 
     def _add(self, evaluated: Evaluated) -> None:
         """Add an evaluation to the study, as a trial that was asked for and told."""

@@ -9,7 +9,7 @@ from itertools import product
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
-from shears.searching.strategies.base import Evaluated, SearchPlan, known_in, unknown_of
+from shears.searching.strategies.base import Evaluated, SearchPlan, first_unknown, known_in
 
 LARGEST_SPACE = 100_000  # configurations of an exhaustive search
 
@@ -20,9 +20,9 @@ class FixedConfigs:
 
     configs: tuple[RankConfig, ...]
 
-    def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
-        """Return the first configurations that are not known."""
-        return unknown_of(dict.fromkeys(self.configs), known_in(history), most)
+    def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
+        """Return the first configuration that is not known."""
+        return first_unknown(self.configs, known_in(history))
 
 
 def heuristic(space: SearchSpace, _: SearchPlan) -> FixedConfigs:
@@ -50,17 +50,15 @@ class RandomSearch:
     space: SearchSpace
     plan: SearchPlan
 
-    def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
-        """Return unknown configurations; none of them depends on a figure."""
+    def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
+        """Return an unknown configuration, which depends on no figure."""
         known = known_in(history)
-        proposed = unknown_of([self.space.heuristic()], known, most)
-        known.update(proposed)
-        while len(proposed) < most and len(known) < self.space.size:
-            generator = random.Random(self.plan.stream(len(history) + len(proposed)))
-            while (drawn := self.space.random(generator)) in known:
-                pass  # at most the whole history is known, so few draws are in vain
-            proposed.append(drawn)
-            known.add(drawn)
+        if len(known) == self.space.size:
+            return None
+        generator = random.Random(self.plan.stream(len(history)))
+        proposed = self.space.heuristic()
+        while proposed in known:  # at most the whole history is known, so few draws are in vain
+            proposed = self.space.random(generator)
         return proposed
 
 
@@ -90,6 +88,6 @@ class Exhaustive:
         configs = [RankConfig(dict(zip(groups, ranks, strict=True))) for ranks in product(*groups.values())]
         return list(dict.fromkeys([self._space.heuristic(), *configs]))
 
-    def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
-        """Return the first unknown configurations in a fixed order."""
-        return unknown_of(self._all, known_in(history), most)
+    def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
+        """Return the first unknown configuration in a fixed order."""
+        return first_unknown(self._all, known_in(history))
