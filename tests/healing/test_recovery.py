@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import shears
 from shears.config import Recipe
 from shears.errors import InputError
-from shears.healing.recovery import RecoveryProduct
+from shears.healing.linears import RecoveryProduct
 from shears.models.recovery import read_recovery
 from shears.models.ref import resolve
 from shears.training.distillation import kl_from_logits

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from shears.data.examples import Tokenized
 from shears.training.batches import pack
 from shears.training.losses import packed_losses
-from shears.training.packed_attention import NAME, causal_segments, packed_attention_forward, use_packed_attention
+from shears.training.packed_attention import NAME, attend_by_example, causal_segments, packed_attention_forward
 from tests.tiny import tiny_model
 
 HEADS = 6
@@ -92,7 +92,7 @@ def test_a_models_losses_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     model = tiny_model(name)
     batch = pack(ROWS, 20, 0)
     expected, _ = packed_losses(model, batch)
-    assert use_packed_attention(model)
+    assert attend_by_example(model)
     assert model.config._attn_implementation == NAME
 
     def listening(mask: Tensor) -> list[int] | None:
@@ -123,5 +123,5 @@ def test_autocast_decides_the_number_format_as_for_torchs_attention() -> None:
 def test_a_model_with_attention_of_its_own_keeps_it() -> None:
     model = tiny_model()
     model.set_attn_implementation("eager")
-    assert not use_packed_attention(model)
+    assert not attend_by_example(model)
     assert model.config._attn_implementation == "eager"

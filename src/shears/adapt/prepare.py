@@ -49,6 +49,7 @@ from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
 from shears.quantization.grid import Grid
 from shears.records.peft_files import ADAPTER_WEIGHTS
+from shears.training.batches import padding
 
 logger = logging.getLogger(__name__)
 LOKR_SIDE = 4  # rows and columns of LoKr's full matrix, or their nearest divisor of a linear's sides
@@ -132,7 +133,7 @@ def target_modules(model: nn.Module, space: SearchSpace) -> list[str]:
 
 
 class PreparedAdapter(NamedTuple):
-    """A model to train, its tokenizer, the handle on its ranks, the examples.
+    """A model to train, its padding token, the handle on its ranks, the examples.
 
     `start` holds the adapter's first tensors if they were moved out of the model's weights (init
     pissa), else nothing. `validation` are examples that are not trained on; none without a
@@ -140,7 +141,7 @@ class PreparedAdapter(NamedTuple):
     """
 
     model: PeftModel
-    tokenizer: PreTrainedTokenizerBase
+    pad_id: int
     elastic: ElasticAdapter
     rows: Sequence[Tokenized]
     start: dict[str, Tensor]
@@ -171,10 +172,11 @@ class AdapterWeights:
 
 
 class Rows(NamedTuple):
-    """The tokenized examples to train on, and those to validate on, if any."""
+    """The tokenized examples to train on, those to validate on, if any, and the padding token."""
 
     train: list[Tokenized]
     validation: list[Tokenized]
+    pad_id: int
 
 
 def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
@@ -186,20 +188,19 @@ def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
     rows, *held_out = (tokenize_all(each, tokenizer, longest) for each in examples)
     if settings.validation_share is not None:
         rows, *held_out = split_off(rows, settings.validation_share, settings.seed)
-    return Rows(rows, list(chain(*held_out)))
+    return Rows(rows, list(chain(*held_out)), padding(tokenizer))
 
 
 def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) -> PreparedAdapter:
     """Load the model, the adapter and, without `rows`, the examples; InputError if unusable."""
     rows = rows or read_training_rows(model, settings)
-    tokenizer = load_tokenizer(model)
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
     quantization = None
     if settings.quantize != "none":
         precision = resolved_precision(settings.precision, pick_device(settings.device))
         quantization = quantization_config(settings.quantize, DTYPES[precision])
     base = load_model(model, device=device, quantization=quantization)
-    refuse_unknown(max(max(row.input_ids) for row in chain(*rows)), num_embeddings(base))
+    refuse_unknown(max(max(row.input_ids) for row in chain(rows.train, rows.validation)), num_embeddings(base))
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
     if settings.masks and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:
@@ -209,7 +210,7 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) ->
     elastic, start = _elastic(peft_model, model, space, settings)
     _mask(peft_model, grids, settings)
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
-    return PreparedAdapter(peft_model, tokenizer, elastic, rows.train, start, rows.validation, grids)
+    return PreparedAdapter(peft_model, rows.pad_id, elastic, rows.train, start, rows.validation, grids)
 
 
 def _mask(peft_model: PeftModel, grids: Mapping[str, Grid], settings: TrainConfig) -> None:

@@ -101,7 +101,7 @@ def _fitted(base: ModelRef, source: TeacherSource | None, work: Path, settings: 
     loss, packing = Loss(), True
     if source:
         seen = _examples_seen(settings, [len(row.input_ids) for row in rows.train])
-        teacher = open_teacher(source, base, rows.train, settings, seen=seen)
+        teacher = open_teacher(source, rows.pad_id, rows.train, settings, seen=seen)
         loss = Loss(teacher, settings.kl, settings.cross_entropy)
         packing = not isinstance(teacher, LiveTeacher) or teacher.keeps_apart
     prepared = raise_in_all(lambda: prepare(base, settings, rows))
@@ -116,7 +116,7 @@ def training_of(
     model, elastic = prepared.model, prepared.elastic
     if settings.shard:
         shard_frozen(model, pick_device(settings.device))
-    collator = collator_of(model, prepared.tokenizer, packing=packing)
+    collator = collator_of(model, prepared.pad_id, packing=packing)
     if collator.capacity is not None:
         attend_by_example(model)
     else:

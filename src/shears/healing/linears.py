@@ -1,13 +1,17 @@
-"""Linears of a sparse model of which the weights that are not zero are trained.
+"""Linears of a sparse model of which the weights that are not zero are trained, and the recovery.
 
 They change a linear of the model in place, by its class. Its `weight` is frozen; what is trained is
 beside it.
 
-Shapes: O output features, I input features, N weights that are not zero, * any leading dimensions.
+Shapes: O output features, I input features, N weights that are not zero, R rank of the recovery,
+* any leading dimensions.
 """
 
+import logging
 import math
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +21,18 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed.layout import NumberFormat
+from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, sharing_a_weight, weight_oi
 from shears.models.blockwise.matrices import Matrix, block_matrices
+from shears.models.recovery import read_recovery, recovery_record
+from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import compute_dtype
 from shears.quantization.grid import quantize
+from shears.records.artifacts import RECOVERY_FOLDER
+from shears.records.peft_files import PREFIX, A, B
+from shears.sparsity.recovery import write_factors
+
+logger = logging.getLogger(__name__)
 
 
 class _KeptProduct(torch.autograd.Function):
@@ -68,7 +80,7 @@ class KeptWeights(nn.Module):
     packed_as: NumberFormat | None
     scale: float
     recovery: nn.Module | None
-    """A product that is added to the outputs (`RecoveryProduct`)."""
+    """The product that is added to the outputs (`RecoveryProduct`)."""
 
     def start(self, dtype: torch.dtype | None, packed_as: NumberFormat | None = None) -> None:
         """Begin with the present weights; compute in `dtype`, None for that of the weight."""
@@ -170,3 +182,80 @@ def refresh(model: nn.Module) -> None:
     """Let every trained linear compute with what was trained so far."""
     for linear in kept_weights(model).values():
         linear.refresh()
+
+
+class RecoveryProduct(nn.Module):
+    """B A, whose factors are trained as float32 shares of powers of two near their sizes.
+
+    A learning rate is then a share of their size, as it is of the kept weights' (`KeptWeights`).
+    """
+
+    def __init__(self, b: Float[Tensor, "O R"], a: Float[Tensor, "R I"]) -> None:
+        super().__init__()
+        self.scales = power_of_two(b.float()), power_of_two(a.float())
+        self.b = nn.Parameter(b.float() / self.scales[0])
+        self.a = nn.Parameter(a.float() / self.scales[1])
+
+    @property
+    def rank(self) -> int:
+        """Number of components."""
+        return self.a.shape[0]
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        """Return B A x."""
+        b, a = (factor.to(x.dtype) for factor in (self.b, self.a))
+        narrow = nn.functional.linear(x, a)
+        return nn.functional.linear(narrow, b) * (self.scales[0] * self.scales[1])
+
+    def factors(self) -> tuple[Float[Tensor, "O R"], Float[Tensor, "R I"]]:
+        """Return B and A as float32 on the CPU; the products with powers of two are exact."""
+        b, a = (factor.detach().cpu() * scale for factor, scale in zip((self.b, self.a), self.scales, strict=True))
+        return b, a
+
+
+def recovery_fingerprint(sparse: ModelRef) -> str:
+    """Return the fingerprint of the recovery; InputError if there is none for these weights."""
+    if not (sparse.folder / RECOVERY_FOLDER).is_dir():
+        raise InputError(
+            f"recovery needs a recovery adapter, {sparse.name} has none; prune with --recover-rank 32, or leave "
+            "recovery out"
+        )
+    return str(recovery_record(sparse)["fingerprint"])
+
+
+def add_recovery(model: nn.Module, sparse: ModelRef) -> None:
+    """Give linears of kept weights the product of the recovery in the folder of `sparse`.
+
+    InputError if there is none, if it belongs to other weights, or if it has a linear that is not
+    trained.
+    """
+    tensors = read_recovery(sparse)
+    linears = kept_weights(model)
+    for name in sorted(key.removeprefix(PREFIX).removesuffix(A) for key in tensors if key.endswith(A)):
+        if name not in linears:
+            raise InputError(f"recovery needs linears that healing trains, {name} is not one; leave recovery out")
+        linear = linears[name]
+        product = RecoveryProduct(tensors[PREFIX + name + B], tensors[PREFIX + name + A])
+        linear.recovery = product.to(linear.weight.device)
+
+
+def recovery_rank(model: nn.Module) -> int:
+    """Return the largest rank of a recovery in the forward, 0 without one."""
+    return max((module.rank for module in model.modules() if isinstance(module, RecoveryProduct)), default=0)
+
+
+def write_healed_recovery(model: Any, work: Path, output: Path, record: dict[str, Any]) -> None:
+    """Write the trained products to `work`/recovery; `work` will be named `output`."""
+    linears = kept_weights(model)
+    shutil.rmtree(work / RECOVERY_FOLDER, ignore_errors=True)  # of an interruption while writing
+    factors = {
+        name: linear.recovery.factors()
+        for name, linear in linears.items()
+        if isinstance(linear.recovery, RecoveryProduct)
+    }
+    for name, pair in factors.items():
+        if not all(torch.isfinite(factor).all() for factor in pair):
+            raise InputError(f"a healed recovery must be finite, that of {name} is not; lower learning_rate")
+    transposed = any(linear.transposed for linear in linears.values())
+    write_factors(work, output, factors, transposed=transposed, record=record)
+    logger.info("the recovery was healed too: train --init recovery starts from both")

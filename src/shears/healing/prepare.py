@@ -12,13 +12,13 @@ from shears.config import HealConfig
 from shears.data.calibration import text_tokens
 from shears.data.example import IGNORED, Tokenized
 from shears.errors import InputError
-from shears.healing.linears import refresh, train_kept, trainable
-from shears.healing.recovery import add_recovery, recovery_rank
+from shears.healing.linears import add_recovery, recovery_rank, refresh, train_kept, trainable
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import load_model, load_tokenizer, num_embeddings, refuse_unknown
 from shears.models.properties import check_sequence_length
 from shears.models.ref import ModelRef, resolve
+from shears.training.batches import padding
 from shears.training.cached_teacher import open_teacher
 from shears.training.distillation import Teacher
 from shears.training.teacher import TeacherSource, find_teacher, refuse_other_vocabulary
@@ -53,10 +53,10 @@ class HealedWeights:
 
 
 class PreparedHealing(NamedTuple):
-    """A sparse model ready to heal, its tokenizer, a teacher, the sequences."""
+    """A sparse model ready to heal, its padding token, a teacher, the sequences."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    pad_id: int
     teacher: Teacher
     rows: list[Tokenized]
 
@@ -89,12 +89,13 @@ def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Pr
     refuse_other_vocabulary(source, sparse)
     tokenizer = load_tokenizer(sparse)
     rows = sequences(tokenizer, settings)
-    teacher = open_teacher(source, sparse, rows, settings)
+    pad_id = padding(tokenizer)
+    teacher = open_teacher(source, pad_id, rows, settings)
     model = load_model(sparse, device=settings.device)
     check_sequence_length(model, settings.sequence_length)
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
     _start(sparse, model, settings)
-    return PreparedHealing(model, tokenizer, teacher, rows)
+    return PreparedHealing(model, pad_id, teacher, rows)
 
 
 def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:
@@ -127,12 +128,12 @@ def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[
 def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig) -> None:
     """Make the kept weights the only trained parameters; InputError for a model without zeros."""
     linears = trainable(model)
+    blocks = decoder_blocks(model)[1]
     zeros = zeros_share(model.get_parameter(f"{name}.weight") for name in linears)
     if not zeros:
         raise InputError(
             f"the model to heal must have zeros, the linears of {sparse.name} have none; sparsify it first"
         )
-    blocks = decoder_blocks(model)[1]
     size = sum(matrix.shape[0] * matrix.shape[1] for matrix in linears.values())
     total = sum(parameter.numel() for parameter in blocks.parameters() if parameter.ndim > 1)
     if size < total:

@@ -17,9 +17,8 @@ from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
 from shears.errors import InputError
 from shears.export.target import in_format
-from shears.healing.linears import kept_weights, refresh
+from shears.healing.linears import kept_weights, recovery_fingerprint, refresh, write_healed_recovery
 from shears.healing.prepare import HealedWeights, PreparedHealing, prepare, teacher_of
-from shears.healing.recovery import recovery_fingerprint, write_healed_recovery
 from shears.models.blockwise.matrices import block_matrices
 from shears.models.blockwise.sources import BlockSource
 from shears.models.load import copy_configs, save_tokenizer
@@ -39,7 +38,6 @@ from shears.records.paths import expanded
 from shears.records.version import __version__
 from shears.sparsity.plan import linear_name
 from shears.sparsity.rewrite import FormatOf, LinearSparsity, check_saved, overall_sparsity, rewrite_model
-from shears.training.batches import padding
 from shears.training.distillation import Loss
 from shears.training.loop import Training, fit
 from shears.training.processes import raise_in_all, wait
@@ -94,7 +92,7 @@ def _training(prepared: PreparedHealing, settings: HealConfig) -> Training:
         STAGE.verb,
         HealedWeights(prepared.model),
         prepared.rows,
-        Collator(padding(prepared.tokenizer), None),
+        Collator(prepared.pad_id, None),
         Loss(prepared.teacher, settings.kl, settings.cross_entropy),
         settings.num_steps,
         SCHEDULER,

@@ -28,8 +28,6 @@ from shears.data.example import IGNORED
 from shears.data.examples import Tokenized, rows_fingerprint
 from shears.errors import InputError, first_line
 from shears.models.devices import pick_device, resolved_precision
-from shears.models.load import load_tokenizer
-from shears.models.ref import ModelRef
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import read_object, sync_path, write_json
 from shears.records.version import __version__
@@ -165,7 +163,7 @@ def _word_numbers(indices: Int[Tensor, "K N"]) -> Int[Tensor, "K N"]:
 
 def open_teacher(
     source: TeacherSource,
-    student: ModelRef,
+    pad_id: int,
     rows: Sequence[Tokenized],
     settings: LoopConfig,
     *,
@@ -174,8 +172,8 @@ def open_teacher(
     """Return the teacher of a training on `rows` of `settings.data`: in memory, or cached.
 
     For cached targets it is loaded only where some are missing, before the student needs its
-    memory, and computes as training does. `seen` are the numbers of the examples that will be asked
-    for, by default all: no others are computed.
+    memory, and computes as training does. Its batches are filled up by `pad_id`. `seen` are the
+    numbers of the examples that will be asked for, by default all: no others are computed.
     """
     precision = resolved_precision(settings.precision, pick_device(settings.device))
     if not settings.teacher_top_k:
@@ -192,7 +190,7 @@ def open_teacher(
 
     def load() -> tuple[LiveTeacher, Collator]:
         network = source.load(device=settings.device)
-        collate = collator_of(network, load_tokenizer(student))  # tried as it was loaded
+        collate = collator_of(network, pad_id)  # tried as it was loaded
         return LiveTeacher(network, precision), collate
 
     return cache_targets(folder, rows, request, source.num_words, load)

@@ -22,7 +22,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from shears.models.devices import autocast, device_of
+from shears.models.devices import DTYPES, device_of
 from shears.models.sparse_adapter import MASK
 
 
@@ -176,7 +176,7 @@ def fuse_lora(model: PeftModel, precision: str, adapter: str = "default") -> int
     groups: dict[int, list[LoraLinear]] = {}
     if precision == "fp32":
         return 0
-    with autocast(precision, device_of(model)):
+    with torch.autocast(device_of(model).type, DTYPES[precision]):
         for number, layer in _by_input(model, adapter):
             groups.setdefault(number, []).append(layer)
     for layers in groups.values():

@@ -89,13 +89,13 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
 
 
 def _trainer(training: Training, folder: Path, settings: LoopConfig) -> StepTrainer:
+    arguments = training_arguments(settings, folder, training.steps)
+    arguments.lr_scheduler_type = SchedulerType(training.scheduler)
+    arguments.optim = OptimizerNames(training.optimizer)
     model = training.weights.model
     if settings.recompute == "products":
         recompute_between_products(model, training.weights.narrow)
     padded = training.collator.capacity is None
-    arguments = training_arguments(settings, folder, training.steps)
-    arguments.lr_scheduler_type = SchedulerType(training.scheduler)
-    arguments.optim = OptimizerNames(training.optimizer)
     trainer = StepTrainer(
         lengths=[len(row.input_ids) if padded else 1 for row in training.rows],  # packed ones need not be similar
         weights=training.weights,

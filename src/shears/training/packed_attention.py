@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -26,26 +26,22 @@ Segments = Sequence[int]
 """Row, first token and end of each example, one after the other."""
 
 
-def use_packed_attention(model: PreTrainedModel) -> bool:
-    """Let a model on a CPU that uses torch's attention use this one; return whether it does."""
-    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
+def attend_by_example(model: nn.Module) -> bool:
+    """Let a model on a CPU compute torch's attention by example; return whether it does.
+
+    It then must still keep packed examples apart.
+    """
+    base: Any = own_model(model)
+    before = base.config._attn_implementation
+    if base.device.type != "cpu" or before != "sdpa":
         return False
     AttentionInterface.register(NAME, packed_attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
-    return True
-
-
-def attend_by_example(model: nn.Module) -> bool:
-    """Let a model compute attention by example, if it then still keeps packed examples apart."""
-    base: Any = own_model(model)
-    before = base.config._attn_implementation
-    if not use_packed_attention(base):
+    base.set_attn_implementation(NAME)
+    if not keeps_apart(model):
+        base.set_attn_implementation(before)
         return False
-    if keeps_apart(model):
-        return True
-    base.set_attn_implementation(before)
-    return False
+    return True
 
 
 def packed_attention_forward(  # noqa: PLR0913, PLR0917  # the interface of transformers

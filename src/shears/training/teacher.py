@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.zeros import zeros_share
 from shears.errors import InputError
-from shears.models.devices import autocast, device_of, resolved_precision
+from shears.models.devices import DTYPES, autocast, device_of, resolved_precision
 from shears.models.fetching import cache_folder
 from shears.models.load import load_tokenizer, load_with_adapter
 from shears.models.properties import keeps_apart, own_model, takes_pieces
@@ -24,7 +24,7 @@ from shears.records.artifacts import find_record, read_record, weights_fingerpri
 from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG
 from shears.training.distillation import Logits
-from shears.training.losses import before_head, logits_at, product_dtype
+from shears.training.losses import before_head, logits_at
 from shears.training.memory import hold_as_computed
 
 logger = logging.getLogger(__name__)
@@ -111,17 +111,15 @@ class LiveTeacher:
 
     def __init__(self, model: nn.Module, precision: str) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.precision = resolved_precision(precision, device_of(model))
         self.keeps_apart = keeps_apart(model)  # packed examples
-        hold_as_computed(self.model, resolved_precision(precision, device_of(model)))
-        self.precision = precision
-        self.head = self._head() if takes_pieces(model) else None
-
-    def _head(self) -> tuple[Tensor, Tensor | None]:
-        """Return the head's weight and bias, converted once where autocast would for every piece."""
-        head: Any = own_model(self.model).get_output_embeddings()  # type: ignore[operator]
-        with autocast(self.precision, device_of(self.model)):
-            dtype = product_dtype(head.weight)
-        return head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+        hold_as_computed(self.model, self.precision)
+        self.head: tuple[Tensor, Tensor | None] | None = None
+        if takes_pieces(model):
+            head: Any = own_model(model).get_output_embeddings()  # type: ignore[operator]
+            # converted once, where autocast would convert it for every piece
+            dtype = head.weight.dtype if self.precision == "fp32" else DTYPES[self.precision]
+            self.head = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
 
     @torch.no_grad()
     def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Logits:

@@ -15,12 +15,12 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
 from shears.models.properties import ignores_padding, keeps_apart, num_positions, takes_pieces
-from shears.training.batches import PACK_TOKENS, pack, pad, padding
+from shears.training.batches import PACK_TOKENS, pack, pad
 from shears.training.distillation import Loss
 
 BATCHES_PER_POOL = 16  # examples are sorted by length within pools this large: little padding, still a random mix
@@ -102,11 +102,11 @@ class Collator:
         return {**batch, "numbers": torch.tensor([number for number, _ in numbered])}
 
 
-def collator_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, packing: bool = True) -> Collator:
+def collator_of(model: nn.Module, pad_id: int, *, packing: bool = True) -> Collator:
     """Return the collator whose batches a model computes correctly, packed if it can."""
     packed = packing and keeps_apart(model)
     behind = not packed and not ignores_padding(model)
-    return Collator(padding(tokenizer), PACK_TOKENS if packed else None, behind, num_positions(model))
+    return Collator(pad_id, PACK_TOKENS if packed else None, behind, num_positions(model))
 
 
 @runtime_checkable
