@@ -267,7 +267,7 @@ def answers_text(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _num_tokens(model: str, evaluation: Evaluation) -> int:
     """Return the number of tokens in the answers, without those that end them."""
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(resolve(model))
     ids = tokenizer([row["output"] for row in evaluation.records], add_special_tokens=False)["input_ids"]
     return sum(map(len, ids))
 

@@ -30,6 +30,7 @@ from shears.config import SparsifyConfig
 from shears.data.calibration import calibration_batches
 from shears.models.blockwise.matrices import block_matrices
 from shears.models.load import load_model, load_tokenizer
+from shears.models.ref import resolve
 from shears.sparsity.prune import sparsify_model
 
 SPARSITIES = (0.5, 0.7, 0.6, 0.4)  # in the order of interest
@@ -147,7 +148,7 @@ def best(arguments: argparse.Namespace) -> None:
 
 def race(arguments: argparse.Namespace) -> None:
     """Time our Wanda pass and the published procedure in turns, and count how many mask entries differ."""
-    calibration = calibration_batches(str(arguments.data / "valid.txt"), load_tokenizer(MODEL), 32, 512, 4, 0)
+    calibration = calibration_batches(str(arguments.data / "valid.txt"), load_tokenizer(resolve(MODEL)), 32, 512, 4, 0)
     sequences = [row for batch in calibration.batches for row in batch]
     seconds: dict[str, list[float]] = {"published": [], "fp32": [], "auto": []}
     masks: dict[str, dict[str, torch.Tensor]] = {}

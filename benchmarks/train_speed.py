@@ -101,7 +101,7 @@ class Job:
 
     def rows(self) -> list[Tokenized]:
         """Return the tokenized examples."""
-        tokenizer = load_tokenizer(self.base)
+        tokenizer = load_tokenizer(resolve(self.base))
         return tokenize_all(load_examples(self.data, "question", tokenizer), tokenizer, max_length=10**6)
 
     def order(self) -> list[int]:
@@ -184,7 +184,7 @@ def main() -> None:
 
 def write_examples(arguments: argparse.Namespace, base: str, folder: Path) -> Path:
     """Write the training examples, drawn at random, or the longest for `--memory`; return the file."""
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(resolve(base))
     if arguments.data.is_file():
         rows = list(map(solved, lines_of(arguments.data)))
     else:

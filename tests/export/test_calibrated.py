@@ -18,6 +18,7 @@ from shears.errors import InputError
 from shears.export import calibrated as calibrated_module
 from shears.export.package import unpack
 from shears.models.load import load_tokenizer, load_with_adapter
+from shears.models.ref import resolve
 from shears.quantization.grid import quantize
 from shears.records.artifacts import PACKAGE, README, read_record
 from tests import parts
@@ -42,7 +43,7 @@ def calibrated(source: Path, output: Path, text: str, **config: Any) -> Path:
 
 def sequences(model: Path, text: str) -> Tensor:
     """The calibration sequences, which the draw of calibration gives."""
-    return torch.cat(calibration_batches(text, load_tokenizer(model), SAMPLES, LENGTH, 2, 0).batches)
+    return torch.cat(calibration_batches(text, load_tokenizer(resolve(model)), SAMPLES, LENGTH, 2, 0).batches)
 
 
 def inputs_of(model: Path, linear: str, tokens: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from shears.models.blocks import LoraUpdate, weight_oi
 from shears.models.blockwise.sources import Skeleton
 from shears.models.blockwise.walk import IrregularBlocks
 from shears.models.load import load_tokenizer
+from shears.models.ref import resolve
 from shears.records.artifacts import MERGED, SEARCH_SPACE, read_record, weights_fingerprint, write_json
 from shears.sparsity.methods.refit import DAMPING
 from tests.export.made import RANKS, half_sparse, stock, super_adapter, weights
@@ -53,7 +54,7 @@ def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def samples(base: Path, text: Path) -> Samples:
     """The samples that the projection and the losses use."""
-    return draw_samples(Text(str(text), "alpaca"), load_tokenizer(base), tiny_model(), ExportConfig(**OPTIONS))
+    return draw_samples(Text(str(text), "alpaca"), load_tokenizer(resolve(base)), tiny_model(), ExportConfig(**OPTIONS))
 
 
 def inputs_of(model: PreTrainedModel, name: str, tokens: Tensor) -> Tensor:
@@ -176,7 +177,7 @@ def test_the_calibration_text_is_the_training_data_by_default(tmp_path: Path) ->
     peft_model, nats = PeftModel.from_pretrained(stock(base), adapter).eval(), list[float]()
     for ids, labels in ((batch.tokens, batch.labels) for batch in labelled):
         for row, label in zip(ids, labels, strict=True):
-            start = row.tolist().index(load_tokenizer(base)("=")["input_ids"][0]) + 1
+            start = row.tolist().index(load_tokenizer(resolve(base))("=")["input_ids"][0]) + 1
             assert label.tolist() == [-100] * start + row[start:].tolist()
             with torch.no_grad():
                 scores = peft_model(input_ids=row[None]).logits[0].double().log_softmax(-1)

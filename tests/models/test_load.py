@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from shears.errors import InputError
 from shears.models.load import load_model, load_tokenizer
+from shears.models.ref import resolve
 from tests.tiny import save_tiny
 
 
@@ -30,7 +31,7 @@ def test_a_tokenizer_without_padding_pads_with_the_end(tmp_path: Path) -> None:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config["pad_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(resolve(folder))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 256
 
 
@@ -70,4 +71,4 @@ def test_a_missing_tokenizer_is_an_error_of_one_line(tmp_path: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(InputError, match=r"must come with a tokenizer .*[^:]$"):
-        load_tokenizer(folder)
+        load_tokenizer(resolve(folder))

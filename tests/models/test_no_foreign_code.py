@@ -15,6 +15,7 @@ from shears.checkpoints.without_code import NeedsOwnCode, load_config
 from shears.cli import main
 from shears.errors import InputError
 from shears.models.load import load_model, load_tokenizer, load_with_adapter
+from shears.models.ref import resolve
 from tests.end_to_end.recipe import write_recipe
 from tests.models.foreign import Armed, arm
 from tests.models.gguf_files import write_gguf
@@ -117,7 +118,7 @@ def test_a_tokenizer_that_needs_its_code_is_refused(tmp_path: Path, monkeypatch:
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "StrangerTokenizer"}))
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 4))
     with pytest.raises(NeedsOwnCode, match=r"auto_map: .*stranger\.Tokenizer"):
-        load_tokenizer(folder)
+        load_tokenizer(resolve(folder))
     assert not marker.exists()
 
 
@@ -131,7 +132,7 @@ def test_a_gguf_file_is_read_without_the_files_beside_it(tmp_path: Path, monkeyp
             shutil.copyfile(beside, file.parent / beside.name)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 4))
     assert load_model(file).config.model_type == "llama"
-    load_tokenizer(file)
+    load_tokenizer(resolve(file))
     assert not marker.exists()
 
 

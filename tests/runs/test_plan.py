@@ -18,6 +18,7 @@ from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.models.fetching import convert_gguf
 from shears.models.load import load_tokenizer
+from shears.models.ref import resolve
 from shears.runs.plan import RunPlan, plan
 from shears.runs.shapes import PUBLISHED, shape_of
 from tests.end_to_end.recipe import write_recipe
@@ -301,7 +302,7 @@ def test_tokens_of_a_training_are_those_of_the_examples_it_sees(settings: dict[s
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {"data": str(file), "ranks": [4, 2], "batch_size": 16, "max_length": 64, **settings}
     words = planned(tmp_path, train=config).stages[1].work
-    tokenizer = load_tokenizer(tmp_path / "base")
+    tokenizer = load_tokenizer(resolve(tmp_path / "base"))
     kept = tokenize_all(load_examples(str(file), "question", tokenizer), tokenizer, 64)
     steps, seen = (6, 60) if "epochs" in settings else (5, 56)
     assert len(kept) == 20

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shears.errors import InputError
 from shears.models.blocks import linears, weight_oi
 from shears.models.load import load_model, load_tokenizer
+from shears.models.ref import resolve
 from shears.records.artifacts import SPARSITY, read_record, weights_fingerprint
 from shears.sparsity.stage import sparsify
 from tests.oracles import wanda
@@ -217,4 +218,4 @@ def test_a_tokenizer_without_padding_stays_without(tmp_path: Path, text: str) ->
     tokenizer.save_pretrained(base)
     folder = sparsify(str(base), tmp_path / "sparse", calibration=text, **SMALL)
     assert AutoTokenizer.from_pretrained(folder).pad_token is None
-    assert load_tokenizer(folder).pad_token == load_tokenizer(folder).eos_token
+    assert load_tokenizer(resolve(folder)).pad_token == load_tokenizer(resolve(folder)).eos_token

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from shears.adapt.train import train
 from shears.data.examples import load_examples, tokenize_all
 from shears.models.load import load_tokenizer
+from shears.models.ref import resolve
 from shears.training.trainer import LengthBucketSampler
 from tests.training.small_training import SETTINGS, log, pad_batches
 
@@ -22,7 +23,7 @@ def test_a_step_counts_the_tokens_of_its_own_examples(
     if way:
         pad_batches(monkeypatch)
     lines = log(train(base, tmp_path / "out", data=data, sampling="uniform", **{**SETTINGS, **way, "max_steps": 10}))
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(resolve(base))
     lengths = [len(row.input_ids) for row in tokenize_all(load_examples(data, "question", tokenizer), tokenizer, 512)]
     order = LengthBucketSampler(lengths if way else [1] * 18, 4, 0)
     orders = []
@@ -39,7 +40,7 @@ def test_a_step_counts_the_tokens_of_its_own_examples(
 def test_the_first_loss_and_the_learning_rates_have_their_closed_forms(base: Path, data: str, tmp_path: Path) -> None:
     """A new adapter changes nothing: the loss is the base's, a token. The rate rises to its peak, then falls to 0."""
     lines = log(train(base, tmp_path / "out", data=data, **{**SETTINGS, "batch_size": 18}))
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(resolve(base))
     model = AutoModelForCausalLM.from_pretrained(base)
     losses = []
     for row in tokenize_all(load_examples(data, "question", tokenizer), tokenizer, 512):

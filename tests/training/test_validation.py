@@ -18,6 +18,7 @@ from shears.config.resolve import build
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.errors import InputError
 from shears.models.load import load_tokenizer
+from shears.models.ref import resolve
 from shears.records.artifacts import read_json
 from shears.training.validation import Validation, ValidationLosses, Validator, own_module
 from tests.training.small_training import SETTINGS, assert_same, log, pad_batches, stop_after, weights
@@ -50,7 +51,7 @@ def test_the_loss_is_that_of_the_saved_adapter_at_its_largest_ranks(
     assert list(losses) == [2, 4, 6, 7]
     adapter = load_super_adapter(output)
     adapter.elastic.activate(adapter.elastic.space.maximal())
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(resolve(base))
     sums = tokens = 0.0
     for row in tokenize_all(load_examples(held_out, "question", tokenizer), tokenizer, 512):
         with torch.no_grad():

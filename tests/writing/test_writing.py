@@ -15,6 +15,7 @@ from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.models.load import load_model, load_tokenizer
+from shears.models.ref import resolve
 from shears.records.folders import partial_folder
 from shears.records.journal import append_row
 from shears.runtime.generation.transformers_backend import TransformersBackend
@@ -47,7 +48,7 @@ def test_every_token_is_drawn_from_the_models_softmax(model: Path) -> None:
     """The oracle draws by the cumulative sum of a softmax in float64 over the logits of a whole forward."""
     settings = build(WriteConfig, "write", {**SHORT, "temperature": 0.7})
     network = load_model(model)
-    author = Author(load_tokenizer(model), frozenset({256}), 256, settings)
+    author = Author(load_tokenizer(resolve(model)), frozenset({256}), 256, settings)
     text = author.begin(0)
     assert len(text.prompt) == 1
     seed = random.Random("self text 0 0 text").getrandbits(63)

@@ -61,7 +61,9 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     teacher = find_teacher(settings.teacher) if settings.teacher else None
     if teacher:
         refuse_other_vocabulary(teacher, base)
-    origin = _origin(base, settings, teacher)
+    origin = origin_of(base, settings, teacher)
+    if settings.validation_source and (validation := source_fingerprint(settings.validation_source)):
+        origin["validation_sha256"] = validation
     stage = Stage("train", artifacts.SEARCH_SPACE, _removed(settings))
     recorded = {"base": base.recorded_name, **origin}
 
@@ -72,12 +74,6 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
             _save(prepared, work, settings, recorded)
 
     return run_stage(stage, settings, output, origin, fit_and_save, resume=resume)
-
-
-def _origin(base: ModelRef, settings: TrainConfig, teacher: TeacherSource | None) -> Origin:
-    """Return the fingerprints of all that is read, local validation examples among it."""
-    validation = source_fingerprint(settings.validation_source) if settings.validation_source else None
-    return origin_of(base, settings, teacher) | ({"validation_sha256": validation} if validation else {})
 
 
 def _removed(settings: TrainConfig) -> dict[str, Any]:

@@ -48,9 +48,10 @@ def data(
     """
     from shears.data.preview import preview
     from shears.models.load import load_tokenizer
+    from shears.models.ref import resolve
 
     settings = build(TrainConfig, "train", {**values, "data": file})
-    rows = preview(settings, load_tokenizer(model), limit, show)
+    rows = preview(settings, load_tokenizer(resolve(model)), limit, show)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     content = {"data": file, "model": model, **rows.as_data()}
     tables.print_data(content, as_json, lambda _: print_preview(file, rows))

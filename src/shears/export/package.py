@@ -293,7 +293,7 @@ def _write_model(package: Package, folder: Path, output: Path) -> None:
     specs = package.model_specs(quantized=next(named, torch.bfloat16))
     write_shards(output, specs, ((name, tensor.to(specs[name][0])) for name, tensor in package.model_tensors()))
     copy_configs(folder, output)
-    save_tokenizer(folder, output)
+    save_tokenizer(resolve(folder), output)
 
 
 def _write_record(model: Path, record: Mapping[str, Any], has_adapter: bool) -> None:

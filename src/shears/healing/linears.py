@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed.layout import NumberFormat
@@ -239,9 +240,29 @@ def add_recovery(model: nn.Module, sparse: ModelRef) -> None:
         linear.recovery = product.to(linear.weight.device)
 
 
-def recovery_rank(model: nn.Module) -> int:
-    """Return the largest rank of a recovery in the forward, 0 without one."""
-    return max((module.rank for module in model.modules() if isinstance(module, RecoveryProduct)), default=0)
+class HealedWeights:
+    """The kept weights of a sparse model as the loop's `trainer.TrainedWeights`."""
+
+    file = "trained.safetensors"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @property
+    def narrow(self) -> int:
+        """The largest rank of a recovery in the forward, 0 without one."""
+        return max((module.rank for module in self.model.modules() if isinstance(module, RecoveryProduct)), default=0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the trained parameters by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Give the model what was trained until a checkpoint."""
+        for name, parameter in self.tensors().items():
+            parameter.copy_(tensors[name])
+        refresh(self.model)
 
 
 def write_healed_recovery(model: Any, work: Path, output: Path, record: dict[str, Any]) -> None:

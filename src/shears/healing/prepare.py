@@ -3,8 +3,6 @@
 import logging
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.checkpoints.zeros import zeros_share
@@ -12,7 +10,7 @@ from shears.config import HealConfig
 from shears.data.calibration import text_tokens
 from shears.data.example import IGNORED, Tokenized
 from shears.errors import InputError
-from shears.healing.linears import add_recovery, recovery_rank, refresh, train_kept, trainable
+from shears.healing.linears import HealedWeights, add_recovery, train_kept, trainable
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import load_model, load_tokenizer, num_embeddings, refuse_unknown
@@ -27,35 +25,10 @@ logger = logging.getLogger(__name__)
 MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text (arXiv 2305.16264)
 
 
-class HealedWeights:
-    """The kept weights of a sparse model as the loop's `trainer.TrainedWeights`."""
-
-    file = "trained.safetensors"
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-
-    @property
-    def narrow(self) -> int:
-        """The rank of the recovery, 0 without one."""
-        return recovery_rank(self.model)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the trained parameters by name."""
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-
-    @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Give the model what was trained until a checkpoint."""
-        for name, parameter in self.tensors().items():
-            parameter.copy_(tensors[name])
-        refresh(self.model)
-
-
 class PreparedHealing(NamedTuple):
-    """A sparse model ready to heal, its padding token, a teacher, the sequences."""
+    """The weights of a sparse model ready to heal, its padding token, a teacher, the sequences."""
 
-    model: PreTrainedModel
+    weights: HealedWeights
     pad_id: int
     teacher: Teacher
     rows: list[Tokenized]
@@ -92,10 +65,10 @@ def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Pr
     pad_id = padding(tokenizer)
     teacher = open_teacher(source, pad_id, rows, settings)
     model = load_model(sparse, device=settings.device)
-    check_sequence_length(model, settings.sequence_length)
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
+    check_sequence_length(model, settings.sequence_length)
     _start(sparse, model, settings)
-    return PreparedHealing(model, pad_id, teacher, rows)
+    return PreparedHealing(HealedWeights(model), pad_id, teacher, rows)
 
 
 def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:

@@ -18,7 +18,7 @@ from shears.data.examples import rows_fingerprint
 from shears.errors import InputError
 from shears.export.target import in_format
 from shears.healing.linears import kept_weights, recovery_fingerprint, refresh, write_healed_recovery
-from shears.healing.prepare import HealedWeights, PreparedHealing, prepare, teacher_of
+from shears.healing.prepare import PreparedHealing, prepare, teacher_of
 from shears.models.blockwise.matrices import block_matrices
 from shears.models.blockwise.sources import BlockSource
 from shears.models.load import copy_configs, save_tokenizer
@@ -90,7 +90,7 @@ def _training(prepared: PreparedHealing, settings: HealConfig) -> Training:
     """Return what the loop trains: the kept weights, on padded sequences of one length."""
     return Training(
         STAGE.verb,
-        HealedWeights(prepared.model),
+        prepared.weights,
         prepared.rows,
         Collator(prepared.pad_id, None),
         Loss(prepared.teacher, settings.kl, settings.cross_entropy),
@@ -130,10 +130,10 @@ def _save(
     """Write the model for `output`, and last the record that marks it as whole."""
     lines = [json.loads(line) for line in (work / TRAINING_LOG).read_text().splitlines()]
     _warn_if_worse([line["loss"] for line in lines], settings.learning_rate)
-    linears = _write_healed(base, prepared.model, work)
+    linears = _write_healed(base, prepared.weights.model, work)
     if settings.recovery:
         healed = {"healed": True, "data": settings.data, "teacher": origin["teacher"]}
-        write_healed_recovery(prepared.model, work, output, healed)
+        write_healed_recovery(prepared.weights.model, work, output, healed)
     elif (base.folder / RECOVERY_FOLDER).is_dir():
         logger.info(
             "%s belongs to the weights before healing and is not copied; --recovery heals it too",

@@ -150,20 +150,20 @@ def keep_as_quantized(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def load_tokenizer(model: AnyModel) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: ModelRef) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer; its padding token is the end of sequence if it has none."""
-    tokenizer = _stored_tokenizer(resolve(model))
+    tokenizer = _stored_tokenizer(model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def save_tokenizer(model: AnyModel, folder: Path) -> None:
+def save_tokenizer(model: ModelRef, folder: Path) -> None:
     """Write the model's tokenizer without the padding token of `load_tokenizer`.
 
     A trainer that finds the end of sequence as the padding token may mask it in the labels.
     """
-    _stored_tokenizer(resolve(model)).save_pretrained(folder)
+    _stored_tokenizer(model).save_pretrained(folder)
 
 
 def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = None) -> None:
@@ -180,7 +180,8 @@ def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = No
 
 
 def _copy_without_code(path: Path, work: Path) -> None:
-    content = read_object(own_file(path))
+    checked = own_file(path)
+    content = read_object(checked)
     if without_code.AUTO_MAP in content:
         write_json(work / path.name, without_code.without_auto_map(content))
     else:

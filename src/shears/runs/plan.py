@@ -22,6 +22,7 @@ from shears.evaluation.contamination import check_apart
 from shears.evaluation.run import answered_as_asked, settings_and_data
 from shears.models.devices import DTYPES
 from shears.models.load import BITS, load_tokenizer
+from shears.models.ref import resolve
 from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
@@ -325,7 +326,7 @@ def _calibration_tokens(config: SparsifyConfig) -> tuple[int, str]:
 
 def _example_length(config: TrainConfig, model: Path) -> tuple[float, float]:
     """Estimate the mean tokens of a training example and the share of those that are not too long."""
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(resolve(model))
     with _quietly():
         examples = load_examples(config.data, config.template, tokenizer, NUM_SAMPLED, columns=config.columns)
         rows = tokenize_all(examples, tokenizer, config.max_length)

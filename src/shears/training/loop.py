@@ -89,6 +89,7 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
 
 
 def _trainer(training: Training, folder: Path, settings: LoopConfig) -> StepTrainer:
+    examples = NumberedExamples(training.rows)
     arguments = training_arguments(settings, folder, training.steps)
     arguments.lr_scheduler_type = SchedulerType(training.scheduler)
     arguments.optim = OptimizerNames(training.optimizer)
@@ -101,7 +102,7 @@ def _trainer(training: Training, folder: Path, settings: LoopConfig) -> StepTrai
         weights=training.weights,
         loss=training.loss,
         args=arguments,
-        train_dataset=NumberedExamples(training.rows),
+        train_dataset=examples,
         data_collator=training.collator,
         callbacks=[*training.callbacks, checkpoints.MarkWhole()],
     )

@@ -8,13 +8,13 @@ import ctypes
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers.pytorch_utils import Conv1D
 
@@ -44,13 +44,13 @@ def hold_as_computed(model: nn.Module, precision: str) -> int:
     if not chosen:
         return 0
     expected = trial_logits(model, dtype)
-    before = [(linear, dict(linear.named_parameters(recurse=False))) for linear in chosen]
-    for linear, parameters in before:
-        _give(linear, {name: parameter.detach().to(dtype) for name, parameter in parameters.items()})
+    before = [(linear, *each) for linear in chosen for each in linear.named_parameters(recurse=False)]
+    for linear, name, parameter in before:
+        setattr(linear, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
     actual = None if expected is None else trial_logits(model, dtype)
     if expected is None or actual is None or not torch.equal(expected, actual):
-        for linear, parameters in before:
-            _give(linear, parameters)
+        for linear, name, parameter in before:
+            setattr(linear, name, parameter)
         logger.info("this model computes with its weights outside of its linears: they keep their number format")
         return 0
     done = {id(parameter) for linear in chosen for parameter in linear.parameters()}
@@ -58,12 +58,6 @@ def hold_as_computed(model: nn.Module, precision: str) -> int:
         if not parameter.requires_grad and id(parameter) not in done and parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()  # so that the mapped file can be let go
     return len(chosen)
-
-
-def _give(linear: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a linear frozen parameters of these values."""
-    for name, tensor in tensors.items():
-        setattr(linear, name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False))
 
 
 def _convertible(model: nn.Module) -> Iterator[nn.Linear]:
