@@ -23,19 +23,19 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import shears
+from benchmarks.every_rank_table import tables
+from benchmarks.every_rank_ways import USUAL, WAYS, Way
 from benchmarks.nls import validation_losses
 from benchmarks.report import MODEL, add_row, as_text, begin, numbers, parser_of, rows_of, seeds, setting, words
 from benchmarks.tasks import TASKS, Task, lines_of, write_rows
 from benchmarks.turns import step_seconds
 from shears.adapt.load import load_super_adapter
 
-RANKS = (32, 24, 16, 8)
 RATES = (5e-4, 1e-3, 2e-3)
 SCALINGS = (2.0, 4.0)  # alpha over the largest rank: alpha 64 and 128 at rank 32
 SEARCHED = (24, 16)  # ranks whose number of parameters bounds a search
@@ -44,45 +44,6 @@ TUNING = 1 / 3  # share of the epochs that a training of the tuning has
 Cell = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Way:
-    """A way to train; `ranks` are those that it allows, all of which are measured."""
-
-    name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    ranks: tuple[int, ...] = RANKS
-
-    @property
-    def is_elastic(self) -> bool:
-        """Tell whether one training serves all ranks."""
-        return len(self.ranks) > 1
-
-    def keywords(self, rate: float, scaling: float) -> dict[str, Any]:
-        """Return the keywords of `shears.train`, except data, seed, epochs and the start's."""
-        alpha = scaling * max(self.ranks)
-        return {"ranks": self.ranks, "alpha": alpha, "learning_rate": rate, "batch_size": 16, **self.settings}
-
-
-WAYS: Mapping[str, Way] = {
-    way.name: way
-    for way in (
-        Way("nested", {"sampling": "nested"}),
-        Way("uniform", {"sampling": "uniform"}),
-        Way("reordered", {"sampling": "maximal"}),
-        *(Way(f"lora-{rank}", ranks=(rank,)) for rank in RANKS),
-        Way("lora-nested", {"sampling": "nested"}),
-        Way("polar-nested", {"sampling": "nested", "adapter": "polar"}),
-        Way("lokr-4-nested", {"sampling": "nested", "adapter": "lokr"}, (64, 32)),
-    )
-}
-RELATIVES: Mapping[str, int] = {"lora-nested": 1, "polar-nested": 1, "lokr-4-nested": 4}
-"""How many ranks of a way have the parameters of one rank of LoRA.
-
-A LoKr whose small factor is f x f has the parameters of a LoRA of rank r at its rank f * r (and f * f
-more for every linear). PEFT factorizes its other matrix below half of its longer side only, so f = 4
-ends at rank 64.
-"""
-USUAL = tuple(name for name in WAYS if name not in RELATIVES)
 STARTS: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
     "recovery": {"init": "recovery"},
@@ -266,8 +227,6 @@ def main() -> None:
     """Run one of the commands."""
     arguments = _arguments()
     if arguments.command == "table":
-        from benchmarks.every_rank_table import tables  # which imports this module
-
         print("\n".join(tables(rows_of(*arguments.files))))
         return
     begin()

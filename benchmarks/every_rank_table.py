@@ -5,7 +5,7 @@ from math import gcd
 from statistics import median
 from typing import Any
 
-from benchmarks.every_rank import RANKS, RELATIVES, USUAL, WAYS
+from benchmarks.every_rank_ways import RANKS, RELATIVES, USUAL, WAYS
 from benchmarks.report import Pair, as_bits, paired_table, points, quotients
 from shears.evaluation.statistics import Bits, paired_difference, pooled_accuracy
 

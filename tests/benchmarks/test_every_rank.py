@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.every_rank import COST_WAYS, RANKS, Way
+from benchmarks.every_rank import COST_WAYS
 from benchmarks.every_rank_table import area_weights, tables
+from benchmarks.every_rank_ways import RANKS, Way
 from benchmarks.report import rows_of
 from benchmarks.tasks import Task
 

@@ -67,14 +67,15 @@ def start_from_principal(model: PeftModel, adapter: str = "default") -> dict[str
     model's outputs stay. InputError if a weight is quantized, does not belong to a linear, or is
     shared with another module.
     """
-    weights = {name: _plain_weight(name, layer) for name, layer in lora_layers(model, adapter)}
+    layers = dict(lora_layers(model, adapter))
+    weights = {name: _plain_weight(name, layer) for name, layer in layers.items()}
     if (pair := sharing_a_weight(model.get_base_model(), [f"{name}.base_layer" for name in weights])) is not None:
         name = pair[1].removesuffix(".base_layer")
         raise InputError(
             f"init pissa changes weights, {name} shares its weight with another linear; leave it out of groups"
         )
     start: dict[str, Tensor] = {}
-    for name, layer in lora_layers(model, adapter):
+    for name, layer in layers.items():
         weight = weights[name]
         a = layer.lora_A[adapter].weight
         b = layer.lora_B[adapter].weight

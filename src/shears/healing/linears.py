@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed.layout import NumberFormat
@@ -183,6 +183,13 @@ def refresh(model: nn.Module) -> None:
     """Let every trained linear compute with what was trained so far."""
     for linear in kept_weights(model).values():
         linear.refresh()
+
+
+class Refresh(TrainerCallback):
+    """Lets the model compute with its trained weights after every step."""
+
+    def on_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
+        refresh(kwargs["model"])
 
 
 class RecoveryProduct(nn.Module):

@@ -1,7 +1,6 @@
-"""What healing needs, loaded: the sparse model, its teacher, the sequences."""
+"""A healing, made ready: the sparse model, its teacher, the sequences."""
 
 import logging
-from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -10,7 +9,7 @@ from shears.config import HealConfig
 from shears.data.calibration import text_tokens
 from shears.data.example import IGNORED, Tokenized
 from shears.errors import InputError
-from shears.healing.linears import HealedWeights, add_recovery, train_kept, trainable
+from shears.healing.linears import HealedWeights, Refresh, add_recovery, train_kept, trainable
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import load_model, load_tokenizer, num_embeddings, refuse_unknown
@@ -18,20 +17,16 @@ from shears.models.properties import check_sequence_length
 from shears.models.ref import ModelRef, resolve
 from shears.training.batches import padding
 from shears.training.cached_teacher import open_teacher
-from shears.training.distillation import Teacher
+from shears.training.distillation import Loss
+from shears.training.loop import Training
 from shears.training.teacher import TeacherSource, find_teacher, refuse_other_vocabulary
+from shears.training.trainer import Collator
 
 logger = logging.getLogger(__name__)
+VERB = "heal"
+SCHEDULER = "cosine"  # the learning rate falls along half a cosine to 0
+OPTIMIZER = "adamw_torch"
 MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text (arXiv 2305.16264)
-
-
-class PreparedHealing(NamedTuple):
-    """The weights of a sparse model ready to heal, its padding token, a teacher, the sequences."""
-
-    weights: HealedWeights
-    pad_id: int
-    teacher: Teacher
-    rows: list[Tokenized]
 
 
 def teacher_of(sparse: ModelRef, settings: HealConfig) -> TeacherSource:
@@ -57,8 +52,11 @@ def _pruned_from(sparse: ModelRef) -> TeacherSource:
     return teacher
 
 
-def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> PreparedHealing:
-    """Load models and text. InputError for anything unusable, before the text is trained on."""
+def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Training:
+    """Load models and text; return what the loop trains, on padded sequences of one length.
+
+    InputError for anything unusable, before the text is trained on.
+    """
     refuse_other_vocabulary(source, sparse)
     tokenizer = load_tokenizer(sparse)
     rows = sequences(tokenizer, settings)
@@ -68,7 +66,11 @@ def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Pr
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
     check_sequence_length(model, settings.sequence_length)
     _start(sparse, model, settings)
-    return PreparedHealing(HealedWeights(model), pad_id, teacher, rows)
+    weights = HealedWeights(model)
+    loss = Loss(teacher, settings.kl, settings.cross_entropy)
+    collator = Collator(pad_id, None)
+    steps = settings.num_steps
+    return Training(VERB, weights, rows, collator, loss, steps, SCHEDULER, OPTIMIZER, callbacks=[Refresh()])
 
 
 def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:

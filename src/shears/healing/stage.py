@@ -3,12 +3,12 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.zeros import count_zeros
@@ -17,8 +17,8 @@ from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
 from shears.errors import InputError
 from shears.export.target import in_format
-from shears.healing.linears import kept_weights, recovery_fingerprint, refresh, write_healed_recovery
-from shears.healing.prepare import PreparedHealing, prepare, teacher_of
+from shears.healing.linears import kept_weights, recovery_fingerprint, write_healed_recovery
+from shears.healing.prepare import SCHEDULER, VERB, prepare, teacher_of
 from shears.models.blockwise.matrices import block_matrices
 from shears.models.blockwise.sources import BlockSource
 from shears.models.load import copy_configs, save_tokenizer
@@ -38,19 +38,15 @@ from shears.records.paths import expanded
 from shears.records.version import __version__
 from shears.sparsity.plan import linear_name
 from shears.sparsity.rewrite import FormatOf, LinearSparsity, check_saved, overall_sparsity, rewrite_model
-from shears.training.distillation import Loss
 from shears.training.loop import Training, fit
 from shears.training.processes import raise_in_all, wait
 from shears.training.stage import Stage, origin_of, run_stage
 from shears.training.step_log import check_trackers
-from shears.training.trainer import Collator
 from shears.writing.stage import text_source
 
 logger = logging.getLogger(__name__)
-SCHEDULER = "cosine"  # the learning rate falls along half a cosine to 0
-OPTIMIZER = "adamw_torch"
 STAGE = Stage(
-    "heal",
+    VERB,
     HEALED,
     removed={"optimizer": "adamw", "scheduler": SCHEDULER, "train": "weights", "weight_decay": 0.0},
 )
@@ -76,51 +72,21 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     recorded = {"teacher": teacher.recorded_name, **origin}
 
     def fit_and_save(work: Path) -> None:
-        text = _text(teacher.model, settings)
-        prepared = raise_in_all(lambda: prepare(base, teacher, settings.model_copy(update={"data": text})))
-        fit(_training(prepared, settings), work, settings)
+        tokens = settings.num_sequences * settings.sequence_length
+        write = partial(text_source, settings.data, teacher.model, tokens, settings.seed)
+        raise_in_all(lambda: write() if is_first_process() else "")
+        text = settings.model_copy(update={"data": write()})  # the others find it there
+        training = raise_in_all(lambda: prepare(base, teacher, text))
+        fit(training, work, settings)
         wait()  # for checkpoints that other processes still write
         if is_first_process():
-            _save(prepared, base, work, output, recorded, settings)
+            _save(training, base, work, output, recorded, settings)
 
     return run_stage(STAGE, settings, output, origin, fit_and_save, resume=resume)
 
 
-def _training(prepared: PreparedHealing, settings: HealConfig) -> Training:
-    """Return what the loop trains: the kept weights, on padded sequences of one length."""
-    return Training(
-        STAGE.verb,
-        prepared.weights,
-        prepared.rows,
-        Collator(prepared.pad_id, None),
-        Loss(prepared.teacher, settings.kl, settings.cross_entropy),
-        settings.num_steps,
-        SCHEDULER,
-        OPTIMIZER,
-        callbacks=[_Refresh()],
-    )
-
-
-def _text(dense: ModelRef, settings: HealConfig) -> str:
-    """Return the source of the text, which the dense model writes if it is `self`."""
-
-    def write() -> str:
-        tokens = settings.num_sequences * settings.sequence_length
-        return text_source(settings.data, dense, tokens, settings.seed)
-
-    raise_in_all(lambda: write() if is_first_process() else "")
-    return write()  # the others find it there
-
-
-class _Refresh(TrainerCallback):
-    """Lets the model compute with its trained weights after every step."""
-
-    def on_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
-        refresh(kwargs["model"])
-
-
 def _save(
-    prepared: PreparedHealing,
+    training: Training,
     base: ModelRef,
     work: Path,
     output: Path,
@@ -130,10 +96,10 @@ def _save(
     """Write the model for `output`, and last the record that marks it as whole."""
     lines = [json.loads(line) for line in (work / TRAINING_LOG).read_text().splitlines()]
     _warn_if_worse([line["loss"] for line in lines], settings.learning_rate)
-    linears = _write_healed(base, prepared.weights.model, work)
+    linears = _write_healed(base, training.weights.model, work)
     if settings.recovery:
         healed = {"healed": True, "data": settings.data, "teacher": origin["teacher"]}
-        write_healed_recovery(prepared.weights.model, work, output, healed)
+        write_healed_recovery(training.weights.model, work, output, healed)
     elif (base.folder / RECOVERY_FOLDER).is_dir():
         logger.info(
             "%s belongs to the weights before healing and is not copied; --recovery heals it too",
@@ -146,7 +112,7 @@ def _save(
         "sparse": base.recorded_name,
         **inherited(base.record),
         **origin,
-        "data_fingerprint": rows_fingerprint(prepared.rows),
+        "data_fingerprint": rows_fingerprint(training.rows),
         "fingerprint": weights_fingerprint(work),
         "num_steps": lines[-1]["step"],
         "achieved": overall_sparsity(linears),
