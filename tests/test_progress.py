@@ -2,7 +2,9 @@
 
 import io
 import logging
+import os
 import re
+import sys
 import time
 
 import pytest
@@ -10,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shears import cli, progress
-from shears.progress import meter, track
+from shears.errors import InputError
+from shears.progress import is_first_process, launched, meter, track
 
 
 class Clock:
@@ -81,3 +84,40 @@ def test_a_log_line_and_an_error_write_control_characters_out(capfd: pytest.Capt
     errors = capfd.readouterr().err
     assert errors.count(r"a\x1b]0;title") == 2
     assert not {"\x1b", "\x07", "\x9b", "\x7f", "\x00"} & set(errors)
+
+
+@pytest.mark.parametrize(("environment", "message"), [
+    ({"WORLD_SIZE": "garbage"}, "WORLD_SIZE must be a whole number"), ({"WORLD_SIZE": ""}, "WORLD_SIZE must be"),
+    ({"WORLD_SIZE": "0"}, "must be below WORLD_SIZE, got 0, 0 and 0"), ({"RANK": "x"}, "RANK must be a whole number"),
+    ({"WORLD_SIZE": "2", "RANK": "0"}, "2 processes .* must have MASTER_ADDR"), ({"RANK": "1"}, "must be below"),
+    ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "must be below WORLD_SIZE, got 2"),
+    ({"LOCAL_RANK": "-1"}, "LOCAL_RANK must be"), ({"MASTER_PORT": "here"}, "MASTER_PORT must be"),
+    ({"WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "must have RANK"),
+])  # fmt: skip
+def test_what_no_launcher_sets_is_refused_and_every_process_says_so(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        launched()
+    assert is_first_process()
+
+
+def test_the_numbers_of_a_launcher_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launched() == (0, 1)
+    given = {"WORLD_SIZE": "3", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == (1, 3)
+    assert not is_first_process()
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
+def test_a_standard_stream_that_is_closed_is_an_empty_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, name, None)
+    cli._open_streams()
+    stream = getattr(sys, name)
+    assert stream.read() == "" if name == "stdin" else stream.write("word") == 4
+    stream.flush()
+    os.close(stream.fileno())

@@ -199,3 +199,37 @@ def test_a_count_may_have_a_unit(text: str | int, number: int) -> None:
 def test_a_count_of_another_form_is_refused() -> None:
     with pytest.raises(InputError, match=r"write\.tokens must be"):
         build(WriteConfig, "write", {"tokens": "2MB"})
+
+
+@pytest.mark.parametrize("damage", ["[1]", "{}", '{"a', "", "null", '"text"'])
+def test_a_damaged_or_unrelated_record_beside_is_no_obstacle(
+    model: Path, whole: Path, tmp_path: Path, damage: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "self_text.json").write_text(damage)
+    assert write(model, tmp_path / "text", tokens=60, **SHORT).read_bytes() == whole.read_bytes()
+
+
+def test_a_text_that_changed_is_not_taken_over(
+    model: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = write(model, tmp_path / "first", tokens=20, **SHORT)
+    first.write_text('{"number": 0, "tokens": 9999, "text": "another"}\n')
+    with caplog.at_level("WARNING", "shears"):
+        assert write(model, tmp_path / "text", tokens=60, **SHORT).read_bytes() == whole.read_bytes()
+    assert f"not taken over: {first} must be the one this was made from" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["\0", "{}", "[]", "7", '{"number": 0}', '{"number": "0", "tokens": 9}', '{"number": 0, "tokens": 9}'],
+)
+def test_a_damaged_line_of_the_journal_is_written_anew(
+    model: Path, whole: Path, tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "append_row", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write(model, tmp_path / "text", tokens=60, **SHORT)
+    (partial_folder(tmp_path / "text") / "written.jsonl").write_text(f"{line}\n")
+    assert write(model, tmp_path / "text", tokens=60, **SHORT).read_bytes() == whole.read_bytes()

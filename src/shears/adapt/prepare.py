@@ -40,11 +40,10 @@ from shears.models.load import (
     keep_as_quantized,
     load_model,
     load_tokenizer,
-    num_embeddings,
     quantization_config,
     refuse_unknown,
 )
-from shears.models.properties import positions_in
+from shears.models.properties import num_embeddings, positions_in
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
 from shears.quantization.grid import Grid

@@ -65,6 +65,7 @@ def _verb() -> str:
 
 
 def _run() -> None:
+    _open_streams()
     _quieten()
     from shears.cli.parsing import USAGE_ERROR, message_of, with_help
     from shears.errors import InputError
@@ -89,6 +90,17 @@ def _run() -> None:
         raise
 
 
+def _open_streams() -> None:
+    """Put an empty file in the place of a standard stream that is closed.
+
+    Else the next file that is opened would take its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest free number: that of the stream
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+
+
 def _quieten() -> None:
     """Silence other libraries; log our own lines, of the first process only."""
     from shears.progress import is_first_process
@@ -111,10 +123,11 @@ def _check_words(words: Sequence[str]) -> None:
     Records cannot hold such bytes. Only heal and train may be started by a launcher.
     """
     from shears.errors import InputError
+    from shears.progress import launched
 
     verb = _verb()
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if verb not in ("heal", "train", "") and processes != "1":
+    processes = launched()[1] if verb else 1
+    if verb not in ("heal", "train", "") and processes > 1:
         several = f"{verb} on {processes}; start it without a launcher"
         raise InputError(f"only heal and train run on several processes, got {several}")
     for word in words:

@@ -37,7 +37,7 @@ from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
 from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.models.devices import autocast, pick_device
 from shears.models.load import load_tokenizer
-from shears.models.properties import check_sequence_length
+from shears.models.properties import check_calibration, check_sequence_length
 from shears.models.ref import ModelRef
 from shears.quantization.grid import BLOCK, Quantized, by_input, quantize
 from shears.quantization.with_inputs import output_error, round_with_inputs
@@ -78,6 +78,7 @@ def _write(inputs: Inputs, packing: Packing, path: Path, adapter: Mapping[str, T
     check_sequence_length(source.model, length)
     tokenizer = load_tokenizer(inputs.model)
     drawn = calibration_batches(text, tokenizer, settings.num_samples, length, BATCH, settings.seed)
+    check_calibration(source.model, drawn.batches)
     figures: dict[str, Any] = {
         "calibration_fingerprint": drawn.fingerprint,
         "calibration_sha256": source_fingerprint(text),

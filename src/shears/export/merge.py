@@ -41,7 +41,7 @@ from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
 from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.models.devices import autocast
 from shears.models.load import load_tokenizer, save_tokenizer
-from shears.models.properties import check_sequence_length
+from shears.models.properties import check_calibration, check_sequence_length
 from shears.models.ref import ModelRef, checked_base
 from shears.records.artifacts import HEALED, SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.methods.refit import refit
@@ -275,6 +275,7 @@ def draw_samples(
         )
     except InputError:  # too short for both parts; any other error comes again
         drawn = calibration_batches(text.source, tokenizer, count, length, BATCH, settings.seed, columns=text.columns)
+    check_calibration(model, drawn.batches)
     sequences = [Labelled(row[None], row[None]) for batch in drawn.batches for row in batch]
     share = count if len(sequences) == 2 * count else len(sequences)
     parts = {

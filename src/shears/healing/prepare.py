@@ -12,8 +12,8 @@ from shears.errors import InputError
 from shears.healing.linears import HealedWeights, Refresh, add_recovery, train_kept, trainable
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device, resolved_precision
-from shears.models.load import load_model, load_tokenizer, num_embeddings, refuse_unknown
-from shears.models.properties import check_sequence_length
+from shears.models.load import load_model, load_tokenizer, refuse_unknown
+from shears.models.properties import check_sequence_length, num_embeddings
 from shears.models.ref import ModelRef, resolve
 from shears.training.batches import padding
 from shears.training.cached_teacher import open_teacher

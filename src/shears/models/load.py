@@ -25,6 +25,7 @@ from shears.checkpoints.without_code import NeedsOwnCode
 from shears.errors import InputError, first_line, install_hint
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
 from shears.models.grid_adapter import make_quantize_aware
+from shears.models.properties import num_embeddings
 from shears.models.ref import AnyModel, ModelRef, resolve, resolve_with
 from shears.models.sparse_adapter import make_sparse
 from shears.quantization.training import read_grids
@@ -224,11 +225,6 @@ def load_both(
     if max(tokenizer.get_vocab().values(), default=0) >= known:
         network.get_input_embeddings().register_forward_pre_hook(check)
     return network, tokenizer
-
-
-def num_embeddings(model: PreTrainedModel) -> int:
-    """Return how many tokens a model has embeddings for."""
-    return int(model.get_input_embeddings().get_parameter("weight").shape[0])
 
 
 def refuse_unknown(largest: int, embeddings: int) -> None:

@@ -6,15 +6,16 @@ stay as they are. T tokens, V words of the vocabulary.
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from shears.errors import InputError
 
@@ -49,6 +50,22 @@ def check_sequence_length(model: nn.Module, length: int) -> None:
     context = num_positions(model)
     if context is not None and length > context:
         raise InputError(f"sequence_length must be at most this model's context of {context} tokens, got {length}")
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Return how many tokens a model has embeddings for."""
+    return int(model.get_input_embeddings().get_parameter("weight").shape[0])
+
+
+def check_calibration(model: PreTrainedModel, batches: Sequence[Int[Tensor, "_ _"]]) -> None:
+    """Raise InputError without batches, for unknown token ids, and for more tokens than positions."""
+    if not batches:
+        raise InputError("there must be at least one batch of calibration tokens, got none; give a calibration text")
+    vocabulary = num_embeddings(model)
+    largest = max(int(batch.max()) for batch in batches)
+    if largest >= vocabulary:
+        raise InputError(f"calibration token ids must be below {vocabulary}, got {largest}; use this model's tokenizer")
+    check_sequence_length(model, max(batch.shape[1] for batch in batches))
 
 
 def within_context(model: nn.Module, tokens: int) -> int:

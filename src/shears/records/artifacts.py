@@ -8,13 +8,14 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shears.config.export import FORMAT_OF_RECORD, FORMATS
 from shears.config.fields import StageConfig
-from shears.errors import InputError
+from shears.errors import RECORD_ERRORS, InputError, first_line
 from shears.records.paths import file_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,18 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} must be a JSON object, got {str(content)[:40]}; make or get it again")
     return content
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a missing key or a value of another type into an InputError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except RECORD_ERRORS as error:
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        raise _not_ours(path, lacks) from error
 
 
 def record_in(path: Path) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from shears.models.blockwise.capture import InputMoments, InputNorms, Receive, c
 from shears.models.blockwise.matrices import Matrix, affordable
 from shears.models.blockwise.sources import BlockSource, WholeModel
 from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, evaluating, walk_blocks
-from shears.models.load import num_embeddings
-from shears.models.properties import check_sequence_length
+from shears.models.properties import check_calibration
 from shears.progress import track
 from shears.sparsity.masks import Pattern
 from shears.sparsity.methods.refit import refit
@@ -73,7 +72,7 @@ def prune_blocks(
     if source.resident:
         check_weights(source.model, chosen.matrices)
     if config.needs_calibration:
-        _check_batches(source.model, batches)
+        check_calibration(source.model, batches)
     run = CalibrationRun(source, batches, config, folder)
     reference = ALLOCATIONS[config.allocation]
     sparsities = resolve_name(reference)(run, chosen, config.sparsity) if reference else None
@@ -240,13 +239,3 @@ def check_weights(model: nn.Module, matrices: Sequence[Matrix]) -> None:
                 f"weights must be plain numbers to be pruned, {matrix.name} is {weight.dtype}; load it unquantized"
             )
         refuse_non_finite(getattr(model, "name_or_path", "") or "the model", [(matrix.name, matrix.cut(weight))])
-
-
-def _check_batches(model: PreTrainedModel, batches: Batches) -> None:
-    if not batches:
-        raise InputError("there must be at least one batch of calibration tokens, got none; give a calibration text")
-    vocabulary = num_embeddings(model)
-    largest = max(int(batch.max()) for batch in batches)
-    if largest >= vocabulary:
-        raise InputError(f"calibration token ids must be below {vocabulary}, got {largest}; use this model's tokenizer")
-    check_sequence_length(model, max(batch.shape[1] for batch in batches))

@@ -9,7 +9,6 @@ record. The rest's mass is not stored: it is what the kept words leave to one.
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from shears.data.example import IGNORED
 from shears.data.examples import Tokenized, rows_fingerprint
 from shears.errors import InputError, first_line
 from shears.models.devices import pick_device, resolved_precision
-from shears.progress import is_first_process, meter
+from shears.progress import is_first_process, launched, meter
 from shears.records.artifacts import read_object, sync_path, write_json
 from shears.records.version import __version__
 from shears.training.distillation import Teacher, TopK
@@ -305,7 +304,7 @@ def _write_shards(
     open_teacher: Callable[[], tuple[Teacher, Collator]],
 ) -> None:
     """Write this process's shards that are not there yet."""
-    process = int(os.environ.get("RANK", "0"))
+    process = launched()[0]
     places = Places(rows)
     sizes = [places.firsts[shard.stop] - places.firsts[shard.start] for shard in shards]
     own = range(process, len(shards), num_processes())

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from shears.checkpoints import tensor_files
 from shears.errors import InputError
-from shears.records.artifacts import read_json, read_object, sync_tree, write_json
+from shears.records.artifacts import read_object, reading, sync_tree, write_json
 from shears.records.journal import read_rows, write_rows
 from shears.training.processes import num_processes, wait
 
@@ -66,7 +66,8 @@ def _is_whole(checkpoint: Path) -> bool:
     except InputError:
         return False
     sizes = _sizes(checkpoint)
-    return all(sizes.get(name) == size for name, size in dict(marker.get("sizes") or {}).items())
+    recorded = marker.get("sizes") or {}
+    return isinstance(recorded, dict) and all(sizes.get(name) == size for name, size in recorded.items())
 
 
 def first_non_finite(model: nn.Module) -> str | None:
@@ -101,7 +102,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 def check_processes(checkpoint: Path) -> None:
     """Raise InputError if another number of processes wrote it: each has its own random state."""
-    written = read_json(checkpoint / MARKER).get("processes", num_processes())
+    written = read_object(checkpoint / MARKER).get("processes", num_processes())
     if written != num_processes():
         raise InputError(
             f"a training must resume on as many processes as it began with ({written}), got {num_processes()}; "
@@ -124,4 +125,6 @@ def set_random_states(states: Sequence[Tensor]) -> None:
 def truncate_log(path: Path, last_step: int) -> None:
     """Drop the lines of a training log after a step, which will be logged again."""
     if path.exists():
-        write_rows(path, [row for row in read_rows(path) if row["step"] <= last_step])
+        with reading(path):
+            kept = [row for row in read_rows(path) if row["step"] <= last_step]
+        write_rows(path, kept)

@@ -19,14 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from shears.config.fields import StageConfig
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
+from shears.progress import launched
 from shears.records.folders import partial_folder, working_folder
 
 Returned = TypeVar("Returned")
 
 
 def num_processes() -> int:
-    """Return how many processes a launcher (torchrun, accelerate) started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Return how many processes a launcher started; 1 without one, InputError for its wrong variables."""
+    return launched()[1]
 
 
 def join_processes(*, cpu: bool) -> None:

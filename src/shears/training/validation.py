@@ -22,7 +22,7 @@ from torch import nn
 
 from shears.data.examples import Tokenized
 from shears.errors import InputError
-from shears.records.artifacts import sync_path
+from shears.records.artifacts import reading, sync_path
 from shears.training.batches import length_buckets
 from shears.training.checkpoints import last_steps
 from shears.training.processes import reshard
@@ -58,10 +58,10 @@ class ValidationLosses:
 def read_losses(log: Path, patience: int | None = None) -> ValidationLosses:
     """Return the validation losses in a training log, which may not exist yet."""
     text = log.read_text(encoding="utf-8") if log.is_file() else ""
-    lines = [json.loads(line) for line in text.splitlines()]
-    return ValidationLosses(
-        {line["step"]: line[VALIDATION_LOSS] for line in lines if VALIDATION_LOSS in line}, patience
-    )
+    with reading(log):
+        lines = [json.loads(line) for line in text.splitlines()]
+        losses = {int(line["step"]): float(line[VALIDATION_LOSS]) for line in lines if VALIDATION_LOSS in line}
+    return ValidationLosses(losses, patience)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,15 @@ MARK = "\u241fwords\u241f"  # stands for a turn's words where the template is cu
 TextRow = dict[str, Any]
 
 
+def is_text_row(row: Any) -> bool:
+    """Return whether the content of a line is a row that `Author.row` made: a number, tokens, a text if any."""
+    match row:
+        case {"number": int(number), "tokens": int(tokens)}:
+            content = row.get("text", row.get("messages"))
+            return number >= 0 and tokens >= 0 and (tokens == 0 or isinstance(content, str | list))
+    return False
+
+
 @dataclass
 class Draft:
     """A text, or a turn of a chat, that is sampled up to an end token or its longest length."""

@@ -6,6 +6,7 @@ Rows hold `text` or `messages`. A longer text begins with the shorter ones, and 
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,22 @@ from torch import nn
 from shears.config import WriteConfig
 from shears.config.resolve import build
 from shears.config.write import WRITTEN
+from shears.errors import InputError
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
 from shears.models.load import end_tokens, load_model, load_tokenizer
 from shears.models.properties import num_positions
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.progress import meter
-from shears.records.artifacts import WRITTEN_TEXT, as_data, write_json
+from shears.records.artifacts import WRITTEN_TEXT, as_data, check_input, read_object, write_json
 from shears.records.folders import working_folder
-from shears.records.journal import append_row, read_rows
+from shears.records.journal import append_row, read_rows, write_rows
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.version import __version__
 from shears.runtime.choice import Wanted, native_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
-from shears.writing.author import Author, TextRow
+from shears.writing.author import Author, TextRow, is_text_row
 from shears.writing.writer import TextWriter, first_texts
 
 logger = logging.getLogger(__name__)
@@ -99,17 +101,30 @@ def _take_over(work: Path, siblings: Path, asked: dict[str, Any]) -> None:
     journal = work / UNFINISHED
     if journal.is_file():
         return
-    known: list[bytes] = []
+    known: list[TextRow] = []
     for record in sorted(siblings.glob(f"*/{WRITTEN_TEXT}")):
-        before = json.loads(record.read_text(encoding="utf-8"))
-        if all(before.get(key) == value for key, value in asked.items() if key != "tokens"):
-            known = max(known, (record.parent / TEXT).read_bytes().splitlines(keepends=True), key=len)
-    journal.write_bytes(b"".join(known))
+        try:
+            known = max(known, _finished_rows(record, asked), key=len)
+        except (InputError, OSError) as error:
+            logger.warning("not taken over: %s", error)
+    write_rows(journal, known)
+
+
+def _finished_rows(record: Path, asked: Mapping[str, Any]) -> list[TextRow]:
+    """Return the rows beside a record of the same model and settings; none for another one.
+
+    InputError for a record that `write` did not make, and for a text that changed since.
+    """
+    before = read_object(record)
+    if any(before.get(key) != value for key, value in asked.items() if key != "tokens"):
+        return []
+    check_input(str(record.parent / TEXT), before.get("text_sha256"), file_fingerprint(record.parent / TEXT))
+    return [row for row in read_rows(record.parent / TEXT) if is_text_row(row)]
 
 
 def _rows(model: ModelRef, settings: WriteConfig, journal: Path) -> list[TextRow]:
     """Return the first texts that hold the tokens asked for; write those that lack."""
-    known = {row["number"]: row for row in read_rows(journal)}
+    known = {row["number"]: row for row in read_rows(journal) if is_text_row(row)}
     if first_texts(known, settings.tokens) is None:
         author, backend = _open(model, settings)
         num_known = sum(row["tokens"] for row in known.values())

@@ -1,5 +1,6 @@
 """`compress` makes packages until one meets the target, measures them and continues; a plan leaves no trace."""
 
+import copy
 import json
 import math
 import random
@@ -255,3 +256,37 @@ def test_a_candidate_of_an_earlier_version_shares_its_sparse_model(tmp_path: Pat
         changed = recipe.model_copy(update={"sparsify": recipe.sparsify.model_copy(update={"sparsity": sparsity})})
         _share(changed, [tmp_path / "earlier"], tmp_path / name)
         assert (tmp_path / name / "sparse" / "config.json").is_file() == (name == "same")
+
+
+CHANGES: dict[str, Any] = {
+    "empty": lambda record: record.clear(),
+    "no configuration": lambda record: record.pop("config"),
+    "a list as configuration": lambda record: record.update(config=[1]),
+    "no fingerprint": lambda record: record.pop("base_fingerprint"),
+    "no candidates": lambda record: record.update(candidates=[]),
+    "candidates of another kind": lambda record: record.update(candidates=[1]),
+    "a candidate without a size": lambda record: record["candidates"][0].pop("bytes"),
+    "a word as size": lambda record: record["candidates"][0].update(bytes="many"),
+    "measured what was not planned": lambda record: record["measured"][0].update(name="../other"),
+    "chosen what was not measured": lambda record: record.update(measured=[]),
+    "no number of weights": lambda record: record.update(parameters=None),
+    "a number as dense model": lambda record: record.update(dense=1),
+    "no held-out text": lambda record: record.pop("held_out"),
+    "another held-out text": lambda record: record.update(held_out="../none.txt"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_record_that_compress_did_not_write_is_refused_in_one_line(
+    made: tuple[Path, dict[str, Any]], inputs: Path, tmp_path: Path, change: str
+) -> None:
+    record = copy.deepcopy(made[1])
+    CHANGES[change](record)
+    text = json.dumps(record)
+    (tmp_path / "compress.json").write_text(text)
+    settings = {**SETTINGS, "calibration": inputs / "text.txt"}
+    with pytest.raises(InputError) as error:
+        shears.compress(inputs / "dense", tmp_path, target="5.2bits", **settings)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "compress.json").read_text() == text

@@ -56,3 +56,16 @@ def test_layers_differ_where_the_config_says_so() -> None:
     assert plan_of(config_of("qwen2", **changes)).layers == (LayerPlan(None, True), LayerPlan(WINDOW, True))
     four = plan_of(config_of("smollm3", num_hidden_layers=4)).layers
     assert [layer.rotates for layer in four] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("changes", [{"rope_parameters": {"rope_theta": "many", "rope_type": "default"}},
+                                     {"rope_parameters": {"rope_type": "default"}}, {"rope_parameters": None},
+                                     {"num_attention_heads": 0, "head_dim": None}, {"head_dim": "many"},
+                                     {"num_hidden_layers": "two"}])  # fmt: skip
+def test_a_config_of_other_values_is_refused_in_one_line(changes: dict[str, Any]) -> None:
+    config = config_of("llama")
+    for name, value in changes.items():
+        object.__setattr__(config, name, value)
+    config.name_or_path = "folder"
+    with pytest.raises(InputError, match="^folder/config.json must hold the numbers of its architecture, got: "):
+        plan_of(config)

@@ -19,8 +19,8 @@ from shears.data.calibration import calibration_batches, text_tokens
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.models.blocks import decoder_blocks, linears, weight_oi
 from shears.models.devices import autocast
-from shears.models.load import load_model, load_tokenizer
-from shears.models.properties import within_context
+from shears.models.load import load_model, load_tokenizer, refuse_unknown
+from shears.models.properties import check_calibration, num_embeddings, within_context
 from shears.models.ref import ModelRef
 from shears.progress import meter
 from shears.quantization.grid import quantize
@@ -67,6 +67,8 @@ def measured_losses(
     tokens = text_tokens(held_out, tokenizer)
     samples = min(SEQUENCES, config.num_samples)
     calibration = calibration_batches(text, tokenizer, samples, length, samples, config.seed)
+    check_calibration(network, calibration.batches)
+    refuse_unknown(max(tokens, default=0), num_embeddings(network))
 
     def loss(changed: PreTrainedModel) -> float:
         with autocast("auto", "cpu"):

@@ -27,7 +27,16 @@ from shears.evaluation.run import evaluate
 from shears.models.devices import set_threads
 from shears.models.properties import positions_in
 from shears.models.ref import ModelRef, resolve
-from shears.records.artifacts import COMPRESS, RECIPE, as_data, check_input, read_object, refuse_changes, write_json
+from shears.records.artifacts import (
+    COMPRESS,
+    RECIPE,
+    as_data,
+    check_input,
+    read_object,
+    reading,
+    refuse_changes,
+    write_json,
+)
 from shears.records.folders import run_lock
 from shears.records.paths import expanded
 from shears.records.timing import machine
@@ -115,10 +124,36 @@ def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, A
             raise InputError(f"the output must be a new folder or one of compress, got {folder}; choose another output")
         return None
     record = read_object(folder / COMPRESS)
-    before = {**record["config"], "attempts": settings.attempts}  # more may be asked for
-    refuse_changes(folder, before, as_data(settings), CompressConfig)
-    check_input(f"model of {folder}", record["base_fingerprint"], ref.fingerprint)
+    with reading(folder / COMPRESS):
+        before = {**record["config"], "attempts": settings.attempts}  # more may be asked for
+        refuse_changes(folder, before, as_data(settings), CompressConfig)
+        check_input(f"model of {folder}", record["base_fingerprint"], ref.fingerprint)
+        _check_plan(record)
+        texts = _texts_in(folder, record)
+    for file in texts:
+        if not file.is_file():
+            raise InputError(f"{folder} must hold {file.name}, on which its plan was made; choose another output")
     return record
+
+
+def _texts_in(folder: Path, record: Mapping[str, Any]) -> Texts:
+    held_out = Path(record["held_out"]).name
+    return Texts(folder / held_out.replace("held_out", "calibration"), folder / held_out)
+
+
+def _check_plan(record: Mapping[str, Any]) -> None:
+    """Raise one of RECORD_ERRORS for a record that `_planned` and `_attempted` did not make."""
+    promising = {each["name"] for each in record["candidates"] if each["meets"]}
+    for each in record["candidates"]:
+        if (candidate := Candidate.from_data(each)).name != each["name"] or not figures_of(candidate):
+            raise ValueError(f"its candidate {each['name']!r:.100} has another name")
+    if not promising or not isinstance(record["dense"], dict) or not record["parameters"] > 0:
+        raise ValueError("it has no plan")
+    for each in record["measured"]:
+        if each["name"] not in promising or not each["bytes"] > 0:
+            raise ValueError("it measured what was not planned")
+    if record["chosen"] is not None and record["chosen"] not in {each["name"] for each in record["measured"]}:
+        raise ValueError("it chose what was not measured")
 
 
 def _source(ref: ModelRef, name: str, settings: CompressConfig, dry_run: bool) -> str | None:
@@ -251,8 +286,7 @@ def _stages(recipe: Recipe, folder: Path, texts: Texts, losses: AddedLosses | No
 def _attempted(record: dict[str, Any], settings: CompressConfig, folder: Path, model: str) -> dict[str, Any]:
     """Make and measure candidates until one meets the target; return the record."""
     promising = [Candidate.from_data(each) for each in record["candidates"] if each["meets"]]
-    text = str(next(folder.glob("calibration.*")))
-    held_out = folder / record["held_out"]
+    text, held_out = _texts_in(folder, record)
     weights = record["parameters"]
     if record["dense"].get("held_out_loss") is None:
         record["dense"]["held_out_loss"] = _loss(model, held_out, settings)
@@ -262,7 +296,9 @@ def _attempted(record: dict[str, Any], settings: CompressConfig, folder: Path, m
         if candidate is None:
             break
         logger.info("%s: %s predicted", candidate.name, figures_of(candidate))
-        recipe = recipe_of(candidate, settings, model, text).model_copy(update={"output": str(folder / candidate.name)})
+        recipe = recipe_of(candidate, settings, model, str(text)).model_copy(
+            update={"output": str(folder / candidate.name)}
+        )
         _share(recipe, [folder / each["name"] for each in record["measured"]], folder / candidate.name)
         run(recipe)
         figures = _figures(candidate, folder, held_out, settings, weights)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shears.errors import InputError
+from shears.errors import RECORD_ERRORS, InputError, first_line
 
 LONGEST_HEAD = 256  # kMaxHead in csrc/ops.h
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")  # the others change with the length of the text
@@ -70,7 +70,21 @@ ARCHITECTURES: Mapping[str, Callable[[Any], list[LayerPlan]]] = {
 
 
 def plan_of(config: Any) -> DecoderPlan:
-    """Return the plan of a transformers config; NotCoveredError, with the reason, without one."""
+    """Return the plan of a transformers config; NotCoveredError, with the reason, without one.
+
+    InputError for a value that is no number, or impossible.
+    """
+    try:
+        return _plan(config)
+    except InputError:
+        raise
+    except RECORD_ERRORS as error:
+        file = f"{config.name_or_path or 'the model'}/config.json"
+        came = first_line(error)
+        raise InputError(f"{file} must hold the numbers of its architecture, got: {came}; restore that file") from error
+
+
+def _plan(config: Any) -> DecoderPlan:
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise NotCoveredError(f"the native decoder covers {known}, not {config.model_type}")
