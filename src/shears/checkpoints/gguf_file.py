@@ -75,12 +75,16 @@ def read_gguf(path: Path) -> GgufFile:
     """Return the header of a file; InputError where it is no GGUF file, or is not whole."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Header(path, data).read()
+            header = _Header(path, data).read()
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         if isinstance(error, InputError):
             raise
         rule = f"{path} must be a GGUF file"
         raise InputError(f"{rule}, but it cannot be read ({error}); get it again") from None
+    blocks = header.metadata.get(f"{header.architecture}.block_count")
+    if isinstance(blocks, int) and blocks > len(header.tensors):
+        raise InputError(f"{path} must have a tensor for each of its {blocks:,} blocks, it has {len(header.tensors):,}")
+    return header
 
 
 class _Header:

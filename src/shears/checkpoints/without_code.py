@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from shears.checkpoints.claims import refuse_claims
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -40,6 +41,8 @@ def load_config(folder: Path, **options: Any) -> Any:
     InputError if it asks for code that transformers lacks.
     """
     _refuse_kernels(folder)
+    if "gguf_file" not in options:
+        refuse_claims(folder, "config.json", _json(folder / "config.json"))
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
     except ValueError as error:
@@ -96,6 +99,7 @@ def load_causal_model(folder: Path, **options: Any) -> Any:
     if "gguf_file" not in options:
         _refuse_kernels(folder)
         TensorFiles.refuse_foreign_index(folder)
+        refuse_claims(folder, "config.json", _json(folder / "config.json"))
         if (folder / ADAPTER_CONFIG).is_file():  # transformers loads it with the model
             refuse_pickled(folder)
         options |= {"use_safetensors": True}  # the other format is a pickle, which runs code
@@ -107,12 +111,16 @@ def load_causal_model(folder: Path, **options: Any) -> Any:
 
 
 def refuse_pickled(adapter: Path) -> None:
-    """Raise InputError for an adapter without safetensors: PEFT would read a pickle, or ask the hub."""
+    """Raise InputError for an adapter without safetensors: PEFT would read a pickle, or ask the hub.
+
+    Also for one that claims larger ranks than its weights have.
+    """
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         pickled = (adapter / PICKLED_ADAPTER).is_file()
         came = f"only {PICKLED_ADAPTER}, a pickle, which can hold code" if pickled else "none"
         rule = f"{adapter} must hold its weights in {ADAPTER_WEIGHTS}"
         raise InputError(f"{rule}, got {came}; save it as safetensors")
+    refuse_claims(adapter, ADAPTER_CONFIG, _json(adapter / ADAPTER_CONFIG))
 
 
 def build_causal_model(config: Any, **options: Any) -> PreTrainedModel:
