@@ -50,7 +50,7 @@ def test_evaluation_refuses_instead_of_an_index_error(base: Path, tmp_path: Path
 @pytest.mark.parametrize("format_", ["int4", "int8"])
 def test_rounding_on_a_text_refuses_before_the_first_forward(base: Path, tmp_path: Path, format_: str) -> None:
     text = tmp_path / "text.txt"
-    options = {"format": "package", "values": format_, "num_samples": 2, "sequence_length": 8}
+    options: dict[str, Any] = {"format": "package", "values": format_, "num_samples": 2, "sequence_length": 8}
     text.write_text("1+1=2 " * 20)
     shears.export_adapter(base, tmp_path / "known", calibration=str(text), **options)
     rows = tmp_path / "ids.jsonl"
