@@ -34,6 +34,14 @@ def test_an_address_that_is_taken_is_refused(tmp_path: Path) -> None:
             bind(host, 1)
 
 
+def test_a_second_server_is_refused_while_the_first_one_loads() -> None:
+    with (
+        bind("127.0.0.1", 0) as listener,
+        pytest.raises(InputError, match="the address must be free and this machine's"),
+    ):
+        bind("127.0.0.1", listener.getsockname()[1])
+
+
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving_server, "REQUIRED", ("no_such_fastapi", "uvicorn"))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""`shears serve`: binds the address, loads the model, answers until a signal ends it."""
+"""`shears serve`: listens at the address, loads the model, answers until a signal ends it."""
 
 import logging
 import os
@@ -19,6 +19,7 @@ from shears.runtime.loading import load
 
 logger = logging.getLogger(__name__)
 
+BACKLOG = 2048  # as uvicorn's
 REQUIRED = ("fastapi", "uvicorn")
 
 
@@ -59,13 +60,18 @@ def _ended_by_signals(server: Any) -> Iterator[None]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the address, not listening; InputError if it cannot be bound."""
+    """Return a socket that listens at the address; InputError if it cannot.
+
+    It listens while the model is loaded, because only then a second server is refused at once.
+    Clients that connect before wait.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as closing:
             listener = closing.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(BACKLOG)
             closing.pop_all()
             return listener
     except (OSError, UnicodeError) as error:  # UnicodeError for names that no domain can have
@@ -96,8 +102,6 @@ def make_server(worker: Worker, name: str, config: ServeConfig, listener: socket
 def _announced(name: str, listener: socket.socket) -> Any:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        # uvicorn listens (with the same backlog) after this line, but a client may connect once it reads the log
-        listener.listen(2048)
         host, port = listener.getsockname()[:2]
         logger.info("%s answers at http://%s:%d/v1 (Ctrl-C ends it)", name, f"[{host}]" if ":" in host else host, port)
         yield

@@ -290,3 +290,18 @@ def test_a_record_that_compress_did_not_write_is_refused_in_one_line(
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
     assert (tmp_path / "compress.json").read_text() == text
+
+
+def test_what_is_missing_is_said_before_a_file_is_converted(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shears.runs.compress.stage.resolve", lambda _: pytest.fail("it was resolved"))
+    with pytest.raises(InputError, match="compress.calibration must be given .* for model.gguf"):
+        shears.compress("model.gguf", inputs / "bad", target="9bits")
+
+
+def test_a_message_names_the_users_file(inputs: Path) -> None:
+    rows = inputs / "columns.jsonl"
+    rows.write_text('{"words": "abc"}\n' * 20)
+    with pytest.raises(InputError, match="columns.jsonl") as error:
+        shears.compress(inputs / "dense", inputs / "bad", **{**SETTINGS, "target": "9bits", "calibration": rows})
+    assert "held_out.jsonl" not in str(error.value)
+    assert "calibration.jsonl" not in str(error.value)

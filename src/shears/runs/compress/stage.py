@@ -92,6 +92,11 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
     set_threads(settings.threads)
     folder = expanded(output).resolve()
     name = str(model)
+    if settings.calibration is None and name not in EMBEDDED:  # before a .gguf file is converted, which takes minutes
+        raise InputError(
+            f"compress.calibration must be given (--calibration) for {name}: text like that which the model will "
+            "see, as FILE.txt, FILE.jsonl or a hub id; or self, which the model writes"
+        )
     ref = resolve(model)
     ref.refuse_package("compress")
     if settings.teacher is not None:
@@ -100,13 +105,17 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
         logger.info("%s: continuing with the plan of %s", folder, COMPRESS)
         with run_lock(folder):
             return _attempted(record, settings, folder, name)
-    source = _source(ref, name, settings, dry_run)
+    source = _source(ref, settings, dry_run)
     with tempfile.TemporaryDirectory() as scratch:
         if source is None:  # the model has not written it yet
             texts = Texts(Path(scratch) / "calibration.jsonl", Path(scratch) / "held_out.jsonl")
         else:
             texts = split_text(source, Path(scratch), settings.columns)
-        record = _planned(ref, name, settings, texts, folder)
+        try:
+            record = _planned(ref, name, settings, texts, folder)
+        except InputError as error:  # the user knows no file of the temporary folder
+            own = {str(texts.calibration): str(source), str(texts.held_out): f"the last tenth of {source}"}
+            raise InputError(*(_renamed(message, own) for message in error.messages)) from error
         if dry_run:
             return record
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,6 +124,12 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
     with run_lock(folder):
         write_json(folder / COMPRESS, record)
         return _attempted(record, settings, folder, name)
+
+
+def _renamed(message: str, names: Mapping[str, str]) -> str:
+    for before, after in names.items():
+        message = message.replace(before, after)
+    return message
 
 
 def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, Any] | None:
@@ -156,14 +171,9 @@ def _check_plan(record: Mapping[str, Any]) -> None:
         raise ValueError("it chose what was not measured")
 
 
-def _source(ref: ModelRef, name: str, settings: CompressConfig, dry_run: bool) -> str | None:
+def _source(ref: ModelRef, settings: CompressConfig, dry_run: bool) -> str | None:
     """Return the calibration text; None where the model would have to write it for a dry run."""
     if settings.calibration is None:
-        if name not in EMBEDDED:
-            raise InputError(
-                f"compress.calibration must be given (--calibration) for {name}: text like that which the model will "
-                "see, as FILE.txt, FILE.jsonl or a hub id; or self, which the model writes"
-            )
         return EMBEDDED_CALIBRATION
     if settings.calibration != WRITTEN:
         return settings.calibration
