@@ -33,17 +33,6 @@ UNEXPLAINED = re.compile(
 """Words of Python and other libraries that are no message of ours."""
 KNOWN: list[tuple[str, Case, str]] = [
     (
-        "5: closed standard output",
-        Case("data", ["data", "rows.jsonl", "--model", "model"], stdout=False),
-        "'reconfigure'|Unable to configure formatter",
-    ),
-    ("5: RANK=x", Case("inspect", ["inspect", "missing"], {"RANK": "x"}), "RANK='x'.*0 error lines"),
-    (
-        "5: launcher variables that name no processes",
-        Case("train", ["train", *CALLS["train"].replace("OUT", "new").split()], {"WORLD_SIZE": "2"}),
-        "MASTER_ADDR|invalid literal for int",
-    ),
-    (
         "2: a calibration text that export does not read",
         Case("export", ["export", "adapter", "new", "--calibration", "missing.txt"], doomed={4}),
         "shears export .*takes 'missing.txt'",
