@@ -198,6 +198,14 @@ def test_a_moved_run_still_finds_its_base(base: Path, data: str, tmp_path: Path)
     assert load_super_adapter(moved / "out").elastic.space.max_rank == 6
 
 
+def test_a_warmup_that_is_not_below_the_steps_is_refused_before_the_model_is_loaded(
+    base: Path, data: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"warmup_steps \(50\) must be below the number of steps \(7\); lower"):
+        train(base, tmp_path / "out", data=data, **{**SETTINGS, "warmup_steps": 50})
+    assert not list(tmp_path.glob("out*"))
+
+
 @pytest.mark.parametrize(("warmup_steps", "warned"), [(7, True), (6, False)])
 def test_a_learning_rate_that_never_reaches_its_peak_is_warned_of(
     base: Path, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, warmup_steps: int, warned: bool

@@ -180,3 +180,11 @@ def test_a_folder_that_is_no_artifact_is_an_error_from_any_working_folder(
     monkeypatch.chdir(tmp_path / "run.partial")
     with pytest.raises(InputError, match="its stage was interrupted"):
         inspect(".")
+
+
+def test_a_file_of_another_kind_is_named_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a")
+    with pytest.raises(InputError, match=r"must be a folder, a JSON file or a .gguf file, got the file .*text.txt"):
+        inspect(tmp_path / "text.txt")
+    with pytest.raises(InputError, match=r"a .gguf file, there is no .*gone.txt"):
+        inspect(tmp_path / "gone.txt")

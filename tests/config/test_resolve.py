@@ -1,5 +1,7 @@
 """Messages name the wrong key and the fix; flags override --set, --set the file, the file the defaults."""
 
+import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.config import EvaluateConfig, ExportConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
+from shears.config import EvaluateConfig, ExportConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig, WriteConfig
 from shears.config.fields import StageConfig
-from shears.config.resolve import build, load_recipe, override, read_yaml, stage_values
+from shears.config.resolve import build, load_recipe, override, read_yaml, section_class, stage_values
 from shears.errors import InputError
 
 RECIPES = sorted(Path(__file__).parents[2].glob("recipes/**/*.yaml"))
@@ -43,7 +45,7 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         (TrainConfig, {"data": "x", "seed": 2**32}, "x.seed must be less than 4294967296"),
         (TrainConfig, {"data": "x", "epochs": float("inf")}, "x.epochs must be a finite number, got inf"),
         (TrainConfig, {"data": "x", "alpha": "nan"}, "x.alpha must be a finite number"),
-        (TrainConfig, {"data": "x", "ranks": True}, "x.ranks must be a valid tuple, got True"),
+        (TrainConfig, {"data": "x", "ranks": True}, "x.ranks must be a list, got True"),
         (SearchConfig, {"data": "x", "objective": "accuracy"}, "task must be given with objective accuracy"),
         (
             ExportConfig,
@@ -205,3 +207,30 @@ def test_aliases_that_make_a_recipe_enormous_are_refused(tmp_path: Path) -> None
         (tmp_path / "recipe.yaml").write_text(text)
         with pytest.raises(InputError, match="fewer than 100,000 values"):
             read_yaml(tmp_path / "recipe.yaml")
+
+
+BAD: list[object] = [
+    None, True, "", "x", -1, 1.5, 2.5e30, float("nan"), [], ["x"], [""], [1.5], {}, {"x": 1}, {"": ""}, [None], [[1]],
+    b"x", 10**400, object,
+]  # fmt: skip
+SECTIONS = {
+    name: section_class(Recipe, [name]) for name in Recipe.model_fields if name not in ("model", "output", "threads")
+}
+
+
+@pytest.mark.parametrize("kind", [*SECTIONS.values(), Recipe], ids=lambda kind: kind.__name__)
+def test_no_words_of_pydantic_reach_a_user(kind: type[StageConfig]) -> None:
+    theirs = re.compile(r"should|a valid|unable to|instance of|after validation|to parse|pydantic")
+    needed = {"data": "x", "target": "1GB", "task": "number"}
+    known = {name: value for name, value in needed.items() if name in kind.model_fields}
+    for name, value in product(kind.model_fields, BAD):
+        try:
+            build(kind, "x", {**known, name: value})
+        except InputError as error:
+            found = [text for text in error.messages if theirs.search(text)]
+            assert not found or "(--" in found[0], found  # that of a missing key quotes the help
+
+
+def test_a_count_that_no_computer_could_read_is_refused() -> None:
+    with pytest.raises(InputError, match="x.tokens must be less than or equal to 1000000000000, got"):
+        build(WriteConfig, "x", {"tokens": "9999999999999999G"})

@@ -13,7 +13,7 @@ import datasets
 import pytest
 
 from shears.data.arithmetic import arithmetic_rows
-from shears.data.rows import read_rows, source_fingerprint
+from shears.data.rows import read_rows, refuse_same, source_fingerprint
 from shears.errors import InputError
 
 ROWS = [{"prompt": 'a, "b"', "completion": "é\u2028x"}, {"prompt": "c\nd", "completion": "true"}]
@@ -208,3 +208,37 @@ def test_the_script_of_a_data_set_is_not_run(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(InputError, match="must be a file or a hub data set that loads, got"):
         read_rows("org/rows:train")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "came"),
+    [
+        (
+            "rows.jsonl",
+            '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "prompt": "b"}',
+            "line 2: the key 'prompt'",
+        ),
+        ("rows.json", '[{"text": "a", "text": "b"}]', "the key 'text'"),
+        ("rows.json", '{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "line 1: the key 'content'"),
+    ],
+)
+def test_a_key_that_a_row_has_twice_is_refused_as_in_a_recipe(tmp_path: Path, name: str, text: str, came: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=f"got {came} twice"):
+        read_rows(str(tmp_path / name))
+
+
+def test_the_same_rows_under_another_name_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"text": "a"}')
+    (tmp_path / "link.jsonl").symlink_to(one)
+    shutil.copy(one, tmp_path / "copy.jsonl")
+    monkeypatch.chdir(tmp_path)
+    pairs = [(str(one), "one.jsonl"), ("one.jsonl", "./one.jsonl"), ("one.jsonl", "link.jsonl"),
+             ("one.jsonl", "copy.jsonl"), ("arithmetic", "arithmetic:train"), ("org/set", "org/set:train")]  # fmt: skip
+    for pair in pairs:
+        with pytest.raises(InputError, match="x must be others, got the same rows for both: "):
+            refuse_same(*pair, "x must be others")
+    (tmp_path / "two.jsonl").write_text('{"text": "b"}')
+    for pair in [("one.jsonl", "two.jsonl"), ("arithmetic", "arithmetic:test"), ("gone.jsonl", "nowhere.jsonl")]:
+        refuse_same(*pair, "x must be others")

@@ -244,3 +244,9 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
             data=str(models / "text.txt"),
             **SETTINGS,
         )
+
+
+def test_a_warmup_that_is_not_below_the_steps_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"warmup_steps \(50\) must be below the number of steps \(2\); lower"):
+        heal("nowhere", tmp_path / "out", data="text.txt", tokens=32, sequence_length=8, batch_size=2, warmup_steps=50)
+    assert not list(tmp_path.iterdir())

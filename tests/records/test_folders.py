@@ -87,3 +87,16 @@ def test_the_error_for_the_current_folder_says_to_name_another(tmp_path: Path, m
         working_folder(Path(), CONFIG, resume=False),
     ):
         pass
+
+
+@ALWAYS
+@pytest.mark.parametrize("target", ["out", "out/inside", "other"])
+def test_a_link_that_leads_back_to_itself_is_refused_before_any_work(
+    target: str, resume: bool | None, tmp_path: Path
+) -> None:
+    (tmp_path / "other").symlink_to(tmp_path / "out")
+    (tmp_path / "out").symlink_to(tmp_path / target)
+    for output in (tmp_path / "out", tmp_path / "out" / "below"):
+        with pytest.raises(InputError, match="the output must be a new folder, got .*, a link to itself; delete it"):
+            finish(output, resume)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "other"}

@@ -183,3 +183,10 @@ def test_the_same_question_with_another_answer_is_told_and_not_refused(
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     check_apart(str(files[0]), str(files[1]))
     assert "3 of 3 test questions of" in caplog.text
+
+
+def test_the_test_examples_must_be_others_under_any_name(super_adapter: Path, validation: str, tmp_path: Path) -> None:
+    copy = shutil.copy(validation, tmp_path / "test.jsonl")
+    with pytest.raises(InputError, match=r"search.test must be other examples than data, .*, got the same rows"):
+        search(super_adapter, tmp_path / "out", data=validation, test=str(copy), limit=1)
+    assert not list(tmp_path.glob("out*"))

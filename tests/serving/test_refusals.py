@@ -12,8 +12,10 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from shears.errors import InputError
 from shears.runtime.generation.engine import Engine
 from shears.serving.bodies import CompletionRequest, RequestError, parse
+from shears.serving.server import serve
 from tests.runtime.generation.backends import TOKENIZER, always, engine_of
 from tests.serving.servers import NAME, Running, running
 
@@ -39,11 +41,11 @@ def long_engine() -> Engine:
     ("change", "status", "message", "param"),
     [
         ({"model": "gpt-x"}, 404, "the model must be 'tiny', got 'gpt-x'; see /v1/models", "model"),
-        ({"model": None}, 400, "model must be a valid string, got None", "model"),
+        ({"model": None}, 400, "model must be text, got None", "model"),
         ({"max_tokens": 10**7}, 400, "max_tokens must be at most 1000000, got 10000000", "max_tokens"),
         ({"max_completion_tokens": 10**7}, 400, "max_completion_tokens must be at most", "max_completion_tokens"),
         ({"max_tokens": 0}, 400, "max_tokens must be greater than or equal to 1, got 0", "max_tokens"),
-        ({"max_tokens": "5"}, 400, "max_tokens must be a valid integer, got '5'", "max_tokens"),
+        ({"max_tokens": "5"}, 400, "max_tokens must be a whole number, got '5'", "max_tokens"),
         ({"temperature": 3}, 400, "temperature must be less than or equal to 2, got 3", "temperature"),
         ({"temprature": 1}, 400, "unknown key 'temprature'; did you mean 'temperature'?", "temprature"),
         ({"mesages": TALK, "messages": None}, 400, "unknown key 'mesages'; did you mean 'messages'?", "mesages"),
@@ -51,11 +53,11 @@ def long_engine() -> Engine:
         ({"logprobs": True}, 400, "logprobs=True is not supported", "logprobs"),
         ({"tools": [{"type": "function"}]}, 400, "tools=", "tools"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format=", "response_format"),
-        ({"stop": ["x"] * 17}, 400, "stop List should have at most 16 items after validation, not 17", "stop"),
-        ({"stop": ["x", ""]}, 400, "stop.1 String should have at least 1 character, got ''", "stop.1"),
-        ({"stop": ""}, 400, "stop String should have at least 1 character, got ''", "stop"),
-        ({"stop": 5}, 400, "stop must be a valid string, got 5", "stop"),
-        ({"messages": []}, 400, "messages List should have at least 1 item", "messages"),
+        ({"stop": ["x"] * 17}, 400, "stop must have at most 16 items, got", "stop"),
+        ({"stop": ["x", ""]}, 400, "stop.1 must not be empty, got ''", "stop.1"),
+        ({"stop": ""}, 400, "stop must not be empty, got ''", "stop"),
+        ({"stop": 5}, 400, "stop must be text, got 5", "stop"),
+        ({"messages": []}, 400, "messages must not be empty, got []", "messages"),
         ({"messages": [{"role": "robot", "content": "a"}]}, 400, "messages.0.role must be 'system'", "messages.0.role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}]},
@@ -63,7 +65,7 @@ def long_engine() -> Engine:
             "messages.0.content.0.type must be 'text', got 'image_url'",
             "messages.0.content.0.type",
         ),
-        ({"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content must be a", "messages.0.content"),
+        ({"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content must be text", "messages.0.content"),
         ({"messages": [{"role": "user", "content": "a" * LONG}]}, 400, "must be shorter than the model's", None),
     ],
 )
@@ -215,6 +217,15 @@ def test_a_key_is_asked_for_where_one_was_given(monkeypatch: pytest.MonkeyPatch)
             assert server.post("/v1/completions", json={}).status_code == 401
             assert server.client("secret").models.list().data[0].id == NAME
             assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a b", "a\r", "schlüssel", " "])
+def test_a_key_that_no_request_can_carry_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="serve.api_key must be of ASCII letters, digits and signs"):
+        serve("nowhere", api_key=key)
+    monkeypatch.setenv("SHEARS_API_KEY", key)
+    with pytest.raises(InputError, match="serve.api_key must be of ASCII letters, digits and signs"):
+        serve("nowhere")
 
 
 def test_health_reports_whether_the_worker_runs() -> None:

@@ -21,6 +21,7 @@ from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
 from shears.records.artifacts import read_json
 from shears.training.validation import Validation, ValidationLosses, Validator, own_module
+from tests.tiny import save_tiny
 from tests.training.small_training import SETTINGS, assert_same, log, pad_batches, stop_after, weights
 
 EVERY_TWO: dict[str, Any] = {**SETTINGS, "validation_every": 2, "dropout": 0.1}
@@ -201,3 +202,15 @@ def test_what_follows_is_a_function_of_the_losses() -> None:
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(TrainConfig, "train", {"data": "-", **settings})
+
+
+def test_a_validation_file_with_the_rows_of_the_data_is_refused_under_any_name(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}')
+    (tmp_path / "copy.jsonl").write_bytes(rows.read_bytes())
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    model = save_tiny(tmp_path / "model")
+    for name in ("copy.jsonl", "link.jsonl", "../" + tmp_path.name + "/rows.jsonl"):
+        with pytest.raises(InputError, match="train.validation must be other examples than data, got the same rows"):
+            train(model, tmp_path / "out", data=str(rows), validation=f"{tmp_path}/{name}")
+    assert not list(tmp_path.glob("out*"))

@@ -20,7 +20,7 @@ from shears.adapt.space import SearchSpace
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
-from shears.data.rows import source_fingerprint
+from shears.data.rows import refuse_same, source_fingerprint
 from shears.models.devices import pick_device
 from shears.models.grid_adapter import LEARNT, current_grids
 from shears.models.ref import ModelRef, resolve
@@ -31,7 +31,7 @@ from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.records.version import __version__
 from shears.training.cached_teacher import open_teacher
 from shears.training.distillation import Loss
-from shears.training.loop import Training, fit
+from shears.training.loop import Training, check_warmup, fit
 from shears.training.packed_attention import attend_by_example
 from shears.training.processes import raise_in_all, shard_frozen, wait
 from shears.training.stage import Origin, Stage, origin_of, run_stage
@@ -55,6 +55,8 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     """
     settings = build(TrainConfig, "train", config)
     check_trackers(settings.report_to)
+    if settings.validation_source is not None:
+        refuse_same(settings.validation_source, settings.data, "train.validation must be other examples than data")
     base = resolve(model)
     base.refuse_package("train")
     settings = settings.model_copy(update={"groups": resolved_groups(settings.groups, base.folder)})
@@ -94,6 +96,7 @@ def _removed(settings: TrainConfig) -> dict[str, Any]:
 def _fitted(base: ModelRef, source: TeacherSource | None, work: Path, settings: TrainConfig) -> PreparedAdapter:
     """Return the model with its trained adapter."""
     rows = raise_in_all(lambda: read_training_rows(base, settings))
+    check_warmup(settings, settings.num_steps(len(rows.train)))
     loss, packing = Loss(), True
     if source:
         seen = _examples_seen(settings, [len(row.input_ids) for row in rows.train])

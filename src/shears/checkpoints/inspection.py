@@ -69,7 +69,7 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"kind": "file", "path": str(path), **artifacts.read_object(path)}
     if not path.is_dir():
         rule = "the path must be a folder, a JSON file or a .gguf file"
-        raise InputError(f"{rule}, there is no {path}; check the path")
+        raise InputError(f"{rule}, {'got the file' if path.exists() else 'there is no'} {path}; check the path")
     for marker, describe in KINDS.items():
         if (path / marker).is_file():
             num_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

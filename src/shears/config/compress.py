@@ -94,7 +94,7 @@ class CompressConfig(StageConfig):
     data: str | None = None
     """Rows to train an adapter of one rank on, merged into the package; default: none."""
     max_steps: int | None = Field(None, gt=0)
-    """Optimizer steps of that training; default: those of one train."""
+    """Optimizer steps of that training; default: those of one train. Without effect without data."""
     teacher: str | None = None
     """Dense model that was trained for the task, or the folder of an adapter that was trained on
     MODEL: healing and training learn its predictions. Default: healing learns those of MODEL,

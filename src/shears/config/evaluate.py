@@ -32,9 +32,10 @@ class ScoringConfig(StageConfig):
     limit: int | None = Field(None, gt=0)
     """Use only this many examples, the first ones."""
     batch_size: int = Field(32, gt=0)
-    """Examples in one forward pass."""
+    """Examples in one forward pass; changes the time and no figure."""
     max_new_tokens: int = Field(64, gt=0)
-    """Longest generated answer, in tokens."""
+    """Longest generated answer, in tokens; without effect where no answers are generated, and on
+    the tasks of lm-eval, which have their own."""
     precision: DtypeName = "auto"
     """Arithmetic; auto: bf16 autocast where the processor supports it, else the model's own number
     format. With fp32, a 16-bit model takes twice its memory."""
@@ -42,7 +43,8 @@ class ScoringConfig(StageConfig):
     """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
     backend: Literal["auto", "native", "transformers"] = "auto"
     """What generates answers: native (our decoder, greedy, on the CPU), transformers, or auto
-    (native where it covers the model, else transformers)."""
+    (native where it covers the model, else transformers). Changes the time, and no answer but by
+    rounding."""
 
 
 def _rank_as_text(value: object) -> object:
@@ -71,10 +73,10 @@ class EvaluateConfig(ScoringConfig):
     num_beams: int = Field(1, gt=0)
     """Beams of the beam search for generated answers; the paper's tasks use 4, and 1 is several times as fast."""
     sequence_length: int = Field(1024, gt=1)
-    """Tokens in one window of a perplexity measurement."""
+    """Tokens in one window of a perplexity measurement; without effect on other tasks."""
     template: Literal["question", "alpaca"] | None = None
     """Prompt template of instruction rows; default: the one the adapter was trained with, else
-    alpaca for the paper's tasks and question for others."""
+    alpaca for the paper's tasks and question for others. Without effect on rows of another form."""
     dtype: DtypeName = "auto"
     """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own. bf16
     also converts a .gguf file in bf16, if there is no adapter."""

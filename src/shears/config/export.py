@@ -103,13 +103,15 @@ class ExportConfig(StageConfig):
     calibration: str | None = None
     """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its
     training data), and on which a package of int8 or int4 values is rounded (default: none, round
-    to nearest)."""
+    to nearest). Without effect, as the options of its sequences, on the formats peft, padded and
+    merged."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)
     """Tokens in a calibration sequence."""
     device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
+    """Where to compute: auto, cpu, cuda or mps (the last two experimental); without effect on the
+    formats peft and padded, which compute nothing."""
     seed: Seed = 0
     """Random seed that chooses the calibration sequences."""
 

@@ -15,6 +15,7 @@ from shears.errors import InputError
 FORMS = (("prompt", "completion"), ("instruction", "input", "output"), ("messages",), ("conversations",), ("text",))
 """The columns of each form of row that is known; a row has one form."""
 BESIDE_FORMS = ("choices", "answer")  # columns that a row of any form may have
+MOST_TOKENS = 10**12  # more than any computer here could read or write
 SEEDS = 2**32  # the largest seed of numpy's and transformers' generators, plus one
 
 
@@ -137,7 +138,7 @@ Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeVal
 Columns = Annotated[dict[str, str], BeforeValidator(_split_columns), AfterValidator(_check_columns)]
 """The data's column for each column of a form, such as {prompt: question, completion: answer}."""
 Size = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_size)]
-Count = Annotated[int, BeforeValidator(_counted), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(_counted), Field(gt=0, le=MOST_TOKENS)]
 """A whole number that may be written with a unit, such as 50k or 1M."""
 Source = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
 """A source of rows, or a number that YAML parsed, such as a share of other rows, as text."""

@@ -26,7 +26,7 @@ class LoopConfig(StageConfig):
     teacher_top_k: int = Field(64, ge=0)
     """Likeliest words that are kept of each prediction of the teacher; the others count as one.
     They are computed once and kept beside the data, so that training does not hold the teacher in
-    memory. 0: training holds it, and all words count."""
+    memory. 0: training holds it, and all words count. Without effect where there is no teacher."""
     kl: float = Field(0.5, ge=0)
     """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution."""
     cross_entropy: float = Field(0.5, ge=0)

@@ -159,13 +159,33 @@ def _for_verbs(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "evaluate": own}
 
 
-WORDS = {
-    "Input should be": "must be",
-    "String should match": "must match",
-    "must be a valid number, unable to parse string as a number": "must be a number",
-    "must be a valid integer, unable to parse string as an integer": "must be a whole number",
+RULES = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "string": "must be text",
+    "bool": "must be true or false",
+    "tuple": "must be a list",
+    "list": "must be a list",
+    "dict": "must be a mapping of keys to values",
+    "model": "must be a mapping of keys to values",
 }
-"""Words of pydantic's messages and ours, replaced in this order."""
+"""What must hold, by the first word of the type of pydantic's error: of a wrong type or form."""
+
+
+def rule_of(detail: ErrorDetails) -> str:
+    """Return what must hold of a value, in words of ours instead of pydantic's."""
+    kind, _, what = detail["type"].partition("_")
+    limits = detail.get("ctx", {})
+    if what in ("type", "attributes_type", "parsing", "parsing_size", "from_float") and kind in RULES:
+        return RULES[kind]
+    for end, word, key in (("too_short", "least", "min_length"), ("too_long", "most", "max_length")):
+        if detail["type"].endswith(end):
+            is_empty = word == "least" and limits[key] == 1
+            unit = "characters" if kind == "string" else "items"
+            return "must not be empty" if is_empty else f"must have at {word} {limits[key]} {unit}"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"must match {limits['pattern']}"
+    return detail["msg"].replace("Input should be", "must be")
 
 
 def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str:
@@ -178,9 +198,6 @@ def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str
         field = section_class(kind, location[:-1]).model_fields[location[-1]]
         words = " ".join(str(field.description).split())
         return f"{name} must be given (--{location[-1].replace('_', '-')}): {words}"
-    message = detail["msg"]
-    for theirs, ours in WORDS.items():
-        message = message.replace(theirs, ours)
     if detail["type"] == "value_error":
         text = str(detail["ctx"]["error"])
         if text.startswith("must "):  # about this field; other messages begin with a field's name
@@ -189,7 +206,7 @@ def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str
     choices = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
     close = difflib.get_close_matches(str(detail["input"]), choices, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else _share_hint(detail)
-    return f"{name} {message}, got {detail['input']!r}{hint}"
+    return f"{name} {rule_of(detail)}, got {detail['input']!r:.80}{hint}"
 
 
 def _share_hint(detail: ErrorDetails) -> str:

@@ -130,30 +130,33 @@ class SearchConfig(StrategyOptions, ScoringConfig):
     constraint: Names = ()
     """Bounds that the choice must meet, such as parameters<=3M or accuracy>=0.6,macs<=100M."""
     task: ExampleTask | None = None
-    """Task whose accuracy is measured."""
+    """Task whose accuracy is measured; without effect where neither a figure nor test needs one."""
     test: str | None = None
     """Test examples, unseen by the search: the choice and the heuristic are measured on them once
     (accuracy if a task is given, else loss), with a paired interval of the difference."""
     strategy: StrategyName = "heuristic"
     """How rank configurations are proposed; heuristic: only the middle ranks are measured."""
     max_evaluations: int = Field(50, gt=0)
-    """Rank configurations to evaluate, each once; may be raised with --resume."""
+    """Rank configurations to evaluate, each once; may be raised with --resume. Without effect on
+    heuristic, maximal and minimal, which evaluate one or two."""
     tie_layers: int = Field(1, gt=0)
     """Consecutive layers that share a rank, per group: a smaller space for a big model."""
     cache_budget: Size = "2GB"
     """Memory for hidden states of the best configuration so far; an evaluation reuses them up to
     the first layer whose rank differs. It changes the time, never a figure; 0: none are kept."""
     seed: Seed = 0
-    """Random seed of the proposals."""
+    """Random seed of the proposals; without effect on the strategies that draw none (heuristic,
+    maximal, minimal, exhaustive)."""
     storage: StorageURL | None = Field(None, repr=False)
     """Where several workers share the search: sqlite:///FILE, postgresql://USER@HOST/NAME,
     mysql://USER@HOST/NAME or journal:///FILE (for NFS); default: a file in the output folder, for
     one process."""
     study: str | None = Field(None, min_length=1)
-    """Name of the search in a shared storage; default: made from the super-adapter's fingerprint."""
+    """Name of the search in a shared storage; default: made from the super-adapter's fingerprint.
+    Without effect without storage."""
     stale_after: float = Field(60.0, ge=0.5)
-    """Seconds without a heartbeat after which other workers take over what a worker began. A
-    storage that does not answer is tried again for five times as long."""
+    """Seconds without a heartbeat after which other workers take over what a worker began; without
+    effect on figures. A storage that does not answer is tried again for five times as long."""
 
     @property
     def objectives(self) -> tuple[str, ...]:

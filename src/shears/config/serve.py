@@ -1,9 +1,10 @@
 """Options of `shears generate`, `chat`, `serve` and `bench`: sampling, and what runs the model."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from shears.config.fields import Device, DtypeName, Repeated, StageConfig
 
@@ -18,6 +19,12 @@ def _as_strings(value: object) -> object:
 Stops = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_strings), Repeated()]
 
 
+def _checked_key(value: str) -> str:
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("must be of ASCII letters, digits and signs, as a request's header is, without spaces")
+    return value
+
+
 class SamplingConfig(StageConfig):
     """How the next token is chosen, and where a text ends."""
 
@@ -26,16 +33,17 @@ class SamplingConfig(StageConfig):
     temperature: float = Field(0.0, ge=0.0, allow_inf_nan=False)
     """0: always the most likely token; 1: sample from the model's own distribution."""
     top_k: int = Field(0, ge=0)
-    """Sample among the k most likely tokens only; 0: among all."""
+    """Sample among the k most likely tokens only; 0: among all. Without effect at temperature 0."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p."""
+    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p.
+    Without effect at temperature 0."""
     repetition_penalty: float = Field(1.0, gt=0.0, allow_inf_nan=False)
     """A value above 1 makes tokens of the prompt and the answer less likely: their positive logits
     are divided by it."""
     stop: Stops = ()
     """Text that ends the answer and is not shown; may be repeated (a line break is $'\\n' in a shell)."""
     seed: int = 0
-    """Random seed of the sampling."""
+    """Random seed of the sampling; without effect at temperature 0."""
 
 
 class RunningConfig(StageConfig):
@@ -62,7 +70,8 @@ class ChatConfig(RunningConfig, SamplingConfig):
     temperature: float = Field(0.7, ge=0.0, allow_inf_nan=False)
     """0: always the most likely token; 1: sample from the model's own distribution."""
     top_p: float = Field(0.95, gt=0.0, le=1.0)
-    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p."""
+    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p.
+    Without effect at temperature 0."""
 
 
 class ServeConfig(RunningConfig):
@@ -74,7 +83,7 @@ class ServeConfig(RunningConfig):
     """Port to listen on; 0: any free port."""
     name: str | None = None
     """Name of the model in requests; default: the name of its folder."""
-    api_key: str | None = Field(None, min_length=1)
+    api_key: Annotated[str, AfterValidator(_checked_key)] | None = Field(None, min_length=1)
     """Key that every request must carry; default: $SHEARS_API_KEY, or none if that is not set."""
     max_waiting: int = Field(MAX_WAITING, ge=0)
     """Requests that may wait in the queue; further ones are answered with 429."""

@@ -68,7 +68,8 @@ class SparsifyConfig(StageConfig):
     calibration: str | None = None
     """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, the embedded
     arithmetic:train, or self (text that the model writes itself, see write); default:
-    arithmetic:train for the embedded model, none for others."""
+    arithmetic:train for the embedded model, none for others. Without effect, as the options of its
+    rows and sequences, where nothing is measured on it: method magnitude, allocation uniform."""
     columns: Columns = Field({})
     """Columns of the calibration rows that stand for those of a known form of row, such as
     instruction=question,output=answer."""
@@ -87,7 +88,7 @@ class SparsifyConfig(StageConfig):
     removed; 0: write none."""
     recover_by: Literal["norms", "moments"] = "norms"
     """Statistics of the inputs that the recovery adapter is fitted to: their norms, or their second
-    moments (slower, better)."""
+    moments (slower, better). Without effect at recover_rank 0."""
     activation_budget: Size = "2GB"
     """Memory for the hidden states between blocks; hidden states beyond it are kept in files."""
     precision: DtypeName = "auto"

@@ -63,7 +63,7 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     InputError if there is too little text, or text without a tokenizer.
     """
     generator = random.Random(f"calibration {seed}")
-    if _is_text(source):
+    if _is_text(source, columns):
         sequences = _windows(_read_text(source, _needed(tokenizer)), num_samples, sequence_length, generator)
     else:
         rows = renamed(_rows(source), columns, source)
@@ -94,7 +94,7 @@ def text_tokens(
     Columns of rows get the names of `columns`; rows of instructions get the `template`. Rows of `input_ids` are taken
     as they are.
     """
-    if _is_text(source):
+    if _is_text(source, columns):
         return _read_text(source, tokenizer)
     rows = renamed(_rows(source), columns, source)
     each = token_rows(source, rows) if "input_ids" in rows[0] else _row_tokens(source, rows, tokenizer, template)
@@ -143,8 +143,13 @@ def _rows(source: str) -> list[Row]:
     return saved_rows(source) if is_saved(source) else read_rows(source)
 
 
-def _is_text(source: str) -> bool:
-    return source.lower().endswith(".txt")
+def _is_text(source: str, columns: Mapping[str, str] = OWN_NAMES) -> bool:
+    """Tell whether a source is a .txt file; InputError for `columns` of one."""
+    is_text = source.lower().endswith(".txt")
+    if is_text and columns:
+        named = ",".join(f"{name}={column}" for name, column in columns.items())
+        raise InputError(f"columns must be those of rows, got {named} for the text {source}; drop columns")
+    return is_text
 
 
 def _read_text(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -7,6 +7,7 @@ that are `2.0` here and `"48"` there, and turns the word `true` of a CSV file in
 import csv
 import json
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ import datasets
 from shears.data.arithmetic import arithmetic_rows
 from shears.data.example import OWN_NAMES, Row, renamed
 from shears.errors import InputError, first_line
+from shears.records.artifacts import unique_keys
 from shears.records.paths import HUB_SOURCE, expanded, file_fingerprint, is_path
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,19 @@ def source_fingerprint(source: str) -> str | None:
     return file_fingerprint(*files) if files else None
 
 
+def refuse_same(one: str, other: str, rule: str) -> None:
+    """Raise InputError, with the `rule`, for two sources of the same rows: one source, file or content."""
+    same_file = os.path.realpath(expanded(one)) == os.path.realpath(expanded(other))
+    if same_file or _identity(one) == _identity(other):
+        raise InputError(f"{rule}, got the same rows for both: {one} and {other}; name other rows for one")
+
+
+def _identity(source: str) -> str:
+    """Return the hash of a local source's content; else its name with the split that it stands for."""
+    known = source_fingerprint(source)
+    return known or (source if ":" in source else f"{source}:{TRAIN}")
+
+
 def _read_file(path: Path) -> list[Row]:
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "nothing there"
@@ -82,7 +97,7 @@ def _read_json(path: Path) -> list[Row]:
     if not text.lstrip().startswith("["):
         return list(_parse_lines(path, text))
     try:
-        rows = json.loads(text, parse_constant=_constant)
+        rows = json.loads(text, parse_constant=_constant, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         todo = "it may be cut off: get it again"
         raise InputError(f"{path} must be a whole JSON list, got {error}; {todo}") from None
@@ -99,7 +114,7 @@ def _parse_lines(path: Path, text: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_constant=_constant)
+            row = json.loads(line, parse_constant=_constant, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:  # also for too many digits or brackets
             came = f"line {number}: {error}"
             raise InputError(f"every line of {path} must be a JSON object, got {came}") from None

@@ -1,6 +1,7 @@
 """The verb `evaluate`: load a model, with or without an adapter, measure it, write figures."""
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -154,7 +155,7 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
         raise InputError(f"the output must be a file, got the folder {output}; name such as {output}/figures.json")
     if output.exists() and not output.is_file():  # /dev/null: a rename would put a file in its place
         raise InputError(f"the output must be a regular file, got {output}; name such as figures.json")
-    if output.resolve() == expanded(config.data).resolve():
+    if os.path.realpath(output) == os.path.realpath(expanded(config.data)):
         raise InputError(f"the output must be another file than the data, got {output} for both")
     try:
         existing = next(folder for folder in output.absolute().parents if folder.exists())

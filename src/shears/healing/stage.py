@@ -38,7 +38,7 @@ from shears.records.paths import expanded
 from shears.records.version import __version__
 from shears.sparsity.plan import linear_name
 from shears.sparsity.rewrite import FormatOf, LinearSparsity, check_saved, overall_sparsity, rewrite_model
-from shears.training.loop import Training, fit
+from shears.training.loop import Training, check_warmup, fit
 from shears.training.processes import raise_in_all, wait
 from shears.training.stage import Stage, origin_of, run_stage
 from shears.training.step_log import check_trackers
@@ -61,6 +61,7 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     unusable, or if the loss or the weights stop being finite.
     """
     settings = build(HealConfig, "heal", config)
+    check_warmup(settings, settings.num_steps)
     check_trackers(settings.report_to)
     output = expanded(output)
     base = resolve(sparse)

@@ -77,10 +77,19 @@ def write_text(path: Path, text: str) -> None:
     sync_path(path.parent)
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object's keys and values; ValueError for a key that stands twice: one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return found
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; InputError where it is missing, torn, or nested too deeply."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except FileNotFoundError:
         raise InputError(f"{path} must exist; it does not") from None
     except (ValueError, RecursionError) as error:

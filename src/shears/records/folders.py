@@ -35,7 +35,15 @@ def partial_folder(output: Path) -> Path:
 
 
 def named_folder(output: Path) -> Path:
-    """Return the folder by its own name instead of `.` or a link; InputError for a name with PARTIAL."""
+    """Return the folder by its own name instead of `.` or a link.
+
+    InputError for a name with PARTIAL, and for a link that leads back to itself.
+    """
+    try:
+        output.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InputError(f"the output must be a new folder, got {output}, a link to itself; delete it") from None
     if output.name in ("", "..") or output.is_symlink():
         output = Path(os.path.realpath(output))
     if not output.name or output.name.endswith(PARTIAL):

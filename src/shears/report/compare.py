@@ -1,5 +1,6 @@
 """The comparison of runs on the same examples (`shears compare`), as data and as one page."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def compare(
     if not 0 <= seed < SEEDS:
         raise InputError(f"the seed must be from 0 to {SEEDS - 1}, got {seed}")
     arms = read_arms(runs)
-    if path is not None and path.resolve() in files_of(runs, arms):
+    if path is not None and Path(os.path.realpath(path)) in files_of(runs, arms):
         raise InputError(f"the output must not be one of the compared files, got {path}; name another")
     data = compare_arms(arms, against, seed)
     if path is not None and path.suffix == ".json":

@@ -9,7 +9,7 @@ from shears.adapt.load import load_super_adapter, space_of_record
 from shears.config import SearchConfig
 from shears.config.resolve import build
 from shears.data.examples import check_rows
-from shears.data.rows import source_fingerprint
+from shears.data.rows import refuse_same, source_fingerprint
 from shears.evaluation.contamination import check_apart
 from shears.models.devices import pick_device, resolved_precision
 from shears.records.artifacts import RESULT, SEARCH_SPACE, as_data, read_record, write_json
@@ -54,6 +54,7 @@ def search(
     make_strategy(tied.space, plan)  # this line and the next refuse before a model is loaded
     resolved_precision(settings.precision, pick_device(settings.device))
     if settings.test is not None:
+        refuse_same(settings.test, settings.data, "search.test must be other examples than data, which the search sees")
         check_apart(settings.data, settings.test, settings.limit, columns=(settings.columns, settings.columns))
         check_rows(settings.test, settings.columns)
     check_rows(settings.data, settings.columns, settings.limit)

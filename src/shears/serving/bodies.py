@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from shears.config.resolve import rule_of
+from shears.records.artifacts import unique_keys
 from shears.runtime.generation.answer import FinishReason, Generation
 
 NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {  # unsupported keys, and their values that change nothing
@@ -71,7 +73,8 @@ async def read_body(request: Request, max_bytes: int) -> dict[str, Any]:
     except ClientDisconnect:
         raise RequestError(499, "the client disconnected before its request was complete") from None
     try:
-        content = json.loads(body.decode("utf-8-sig"))  # from bytes, json would accept halves of surrogate pairs
+        text = body.decode("utf-8-sig")  # from bytes, json would accept halves of surrogate pairs
+        content = json.loads(text, object_pairs_hook=unique_keys)
         if b"\\u" in body:
             json.dumps(content, ensure_ascii=False).encode()  # fails for an escaped half of a surrogate pair
     except (ValueError, RecursionError) as error:
@@ -198,8 +201,7 @@ def _explained(kind: type[RequestKind], error: ValidationError) -> RequestError:
         close = difflib.get_close_matches(path[-1], kind.model_fields, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(kind.model_fields)}"
         return RequestError(400, f"unknown key {name!r}{hint}", param=name)
-    message = detail["msg"].replace("Input should be", "must be")
-    return RequestError(400, f"{name} {message}, got {detail['input']!r:.60}", param=name)
+    return RequestError(400, f"{name} {rule_of(detail)}, got {detail['input']!r:.60}", param=name)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -
     Then no new requests are taken, and running ones have `shutdown_seconds` to end. InputError
     without fastapi and uvicorn, for an address that cannot be bound, and as `load`.
     """
-    wanted = build(ServeConfig, "serve", config)
+    wanted = _with_key(build(ServeConfig, "serve", config))
     if missing := [name for name in REQUIRED if find_spec(name) is None]:
         raise InputError(f"serve needs {' and '.join(missing)}, not installed; {install_hint('serve')}")
     with bind(wanted.host, wanted.port) as listener:
@@ -78,14 +78,19 @@ def bind(host: str, port: int) -> socket.socket:
         raise InputError(f"the address must be free and this machine's, got {host} port {port}: {error}") from None
 
 
+def _with_key(config: ServeConfig) -> ServeConfig:
+    """Return the options with the key of the environment, unless they have one; InputError for a wrong one."""
+    key = config.api_key or os.environ.get("SHEARS_API_KEY") or None
+    return build(ServeConfig, "serve", {**config.model_dump(), "api_key": key})
+
+
 def make_server(worker: Worker, name: str, config: ServeConfig, listener: socket.socket) -> Any:
     """Return a uvicorn.Server; end it by `should_exit` or a signal."""
     import uvicorn
 
     from shears.serving.app import make_app
 
-    if not config.api_key:
-        config = config.model_copy(update={"api_key": os.environ.get("SHEARS_API_KEY") or None})
+    config = _with_key(config)
     app = make_app(worker, name, config)
     app.router.lifespan_context = _announced(name, listener)
     settings = uvicorn.Config(

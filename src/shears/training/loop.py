@@ -61,10 +61,6 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
     process that saves it.
     """
     steps = training.steps
-    if steps <= settings.warmup_steps:
-        logger.warning(
-            "warmup_steps (%d) must be below the number of steps (%d); lower warmup_steps", settings.warmup_steps, steps
-        )
     trainer = _trainer(training, work / checkpoints.CHECKPOINTS, settings)
     checkpoint = last_checkpoint(work)
     done = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -86,6 +82,19 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
                 _train_from(trainer, checkpoint)
     if patience and is_first_process():  # who saves the weights
         restore_best(training.weights, work / checkpoints.CHECKPOINTS, read_losses(work / TRAINING_LOG))
+
+
+def check_warmup(settings: LoopConfig, steps: int) -> None:
+    """Raise InputError for a warmup that never ends; only warn of one that is at most the default.
+
+    A few steps to try a command are fine, with the default warmup or less.
+    """
+    if steps > settings.warmup_steps:
+        return
+    message = f"warmup_steps ({settings.warmup_steps}) must be below the number of steps ({steps}); lower warmup_steps"
+    if settings.warmup_steps > type(settings).model_fields["warmup_steps"].default:
+        raise InputError(message)
+    logger.warning("%s", message)
 
 
 def _trainer(training: Training, folder: Path, settings: LoopConfig) -> StepTrainer:

@@ -37,7 +37,7 @@ from shears.records.artifacts import (
     refuse_changes,
     write_json,
 )
-from shears.records.folders import run_lock
+from shears.records.folders import named_folder, run_lock
 from shears.records.paths import expanded
 from shears.records.timing import machine
 from shears.records.version import __version__
@@ -90,7 +90,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
     """
     settings = build(CompressConfig, "compress", config)
     set_threads(settings.threads)
-    folder = expanded(output).resolve()
+    folder = named_folder(expanded(output)).resolve()
     name = str(model)
     if settings.calibration is None and name not in EMBEDDED:  # before a .gguf file is converted, which takes minutes
         raise InputError(
