@@ -86,14 +86,11 @@ def test_another_point_never_shrinks_the_hypervolume(drawn: tuple[list[Costs], C
     assert hypervolume([*some, more], reference) >= hypervolume(some, reference)
 
 
-def test_equal_points_are_all_on_the_front() -> None:
+def test_equal_points_are_all_on_the_front_and_no_points_have_an_empty_one() -> None:
+    assert pareto_front([]) == []
     assert pareto_front([(1.0, 2.0), (1.0, 2.0), (1.0, 3.0)]) == [0, 1]
 
 
 @pytest.mark.parametrize("some", [[], [(3.0, 1.0)], [(1.0, 3.0)], [(5.0, 5.0)]])
 def test_points_at_or_beyond_the_reference_add_nothing(some: list[Costs]) -> None:
     assert hypervolume(some, (3.0, 3.0)) == 0.0
-
-
-def test_no_points_have_an_empty_front() -> None:
-    assert pareto_front([]) == []

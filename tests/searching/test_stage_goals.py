@@ -33,10 +33,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("strategy", ["nsga2", "rnsga2", "hill-climbing"])
 def test_three_objectives_have_a_front_of_three(
-    strategy: str,
-    super_adapter: Path,
-    validation: str,
-    tmp_path: Path,
+    strategy: str, super_adapter: Path, validation: str, tmp_path: Path
 ) -> None:
     folder = search(
         super_adapter, tmp_path / "found", data=validation, objective="accuracy,loss,macs", task="number",
@@ -57,9 +54,7 @@ def test_three_objectives_have_a_front_of_three(
 
 
 def test_tied_layers_give_a_result_of_the_whole_space_that_export_takes(
-    super_adapter: Path,
-    validation: str,
-    tmp_path: Path,
+    super_adapter: Path, validation: str, tmp_path: Path
 ) -> None:
     space = space_of(super_adapter)
     settings = {**SETTINGS, "strategy": "exhaustive", "max_evaluations": 27}
@@ -76,10 +71,7 @@ def test_tied_layers_give_a_result_of_the_whole_space_that_export_takes(
 
 
 def test_a_bound_is_met_by_the_chosen_one_and_by_the_front(
-    super_adapter: Path,
-    validation: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    super_adapter: Path, validation: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     elastic = load_super_adapter(super_adapter, device="cpu").elastic
     limit = elastic.num_parameters(elastic.space.heuristic()) - 1
@@ -96,9 +88,7 @@ def test_a_bound_is_met_by_the_chosen_one_and_by_the_front(
 
 
 def test_where_nothing_is_feasible_the_study_is_kept_and_goes_on_with_a_larger_budget(
-    super_adapter: Path,
-    validation: str,
-    tmp_path: Path,
+    super_adapter: Path, validation: str, tmp_path: Path
 ) -> None:
     losses = sorted(
         e["metrics"]["loss"]
@@ -114,9 +104,7 @@ def test_where_nothing_is_feasible_the_study_is_kept_and_goes_on_with_a_larger_b
 
 
 def test_what_cannot_be_searched_is_refused_before_the_model_is_loaded(
-    super_adapter: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    super_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage_module, "load_super_adapter", None)
     with pytest.raises(InputError, match="max_evaluations must be at least 729, the whole space"):
@@ -130,9 +118,7 @@ def test_what_cannot_be_searched_is_refused_before_the_model_is_loaded(
 
 
 def test_a_bound_out_of_reach_is_refused_before_anything_is_evaluated(
-    super_adapter: Path,
-    validation: str,
-    tmp_path: Path,
+    super_adapter: Path, validation: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="constraint must be within reach, got nonzeros<=1k, and the smallest"):
         search(super_adapter, tmp_path / "found", data=validation, constraint="nonzeros<=1000", **SETTINGS)

@@ -117,10 +117,19 @@ def test_a_journal_is_an_absolute_file_in_a_folder_that_is_there(url: str) -> No
     assert "a journal must be journal:///ABSOLUTE/FILE" in refused(url)
 
 
-def test_a_folder_or_another_file_is_no_journal(tmp_path: Path) -> None:
-    assert "must be a journal file that can be opened" in refused(f"journal://{tmp_path}")
-    (tmp_path / "text").write_text("not a journal\nat all\n")
-    assert "must be a journal file that can be opened" in refused(f"journal://{tmp_path}/text")
+NO_JOURNALS = ["not a journal\nat all\n", "my only copy of the notes", '["a list"]', "[1]\n", "3\n"]
+OF_UNKNOWN_LINES = ['{"op_code":99,"worker_id":"a"}\n', '{"op_code":0,"worker_id":"a"}\n']
+
+
+@pytest.mark.parametrize("content", [None, *NO_JOURNALS, *OF_UNKNOWN_LINES])
+def test_a_folder_or_a_file_of_something_else_is_no_journal_and_stays(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    assert "must be a journal file that can be opened" in refused(f"journal://{path}")
+    assert path.is_dir() or path.read_text() == content
 
 
 @pytest.mark.parametrize("torn", ['{"op_code":2,"study', "", '{"op_code"'])
@@ -151,19 +160,6 @@ def test_sqlite_lets_one_of_two_end_a_trial(tmp_path: Path) -> None:
         with engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
             assert connection.connection.driver_connection.in_transaction
-
-
-@pytest.mark.parametrize("content", ["my only copy of the notes", '["a list"]', "[1]\n", "3\n"])
-def test_a_file_of_something_else_is_no_journal_and_stays_as_it_is(content: str, tmp_path: Path) -> None:
-    (tmp_path / "notes").write_text(content)
-    assert "must be a journal file that can be opened" in refused(f"journal://{tmp_path}/notes")
-    assert (tmp_path / "notes").read_text() == content
-
-
-@pytest.mark.parametrize("line", ['{"op_code":99,"worker_id":"a"}', '{"op_code":0,"worker_id":"a"}'])
-def test_a_journal_of_unknown_lines_is_refused_in_one_line(line: str, tmp_path: Path) -> None:
-    (tmp_path / "study.log").write_text(f"{line}\n")
-    assert "must be a journal file that can be opened" in refused(f"journal://{tmp_path}/study.log")
 
 
 def test_a_journal_whose_first_line_is_half_written_begins_anew(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shears.adapt.space import RankConfig, SearchSpace
+from shears.adapt.space import RankConfig
 from shears.config.search import STRATEGIES
 from shears.errors import InputError
 from shears.searching.explore import explore
@@ -20,6 +20,7 @@ from shears.searching.shared.study import StudyLocation, open_study
 from shears.searching.strategies.base import Evaluated, Figures, SearchPlan, make_strategy
 from tests.processes import Process
 from tests.searching.formulas import a_plan, conflicting, make_space, silent
+from tests.searching.shared.test_study import refuse
 
 NUM_WORKERS = 3
 SPACE = make_space(3)
@@ -143,31 +144,10 @@ def test_a_worker_that_was_given_up_and_wakes_adds_nothing(tmp_path: Path, caplo
     assert "other workers gave up this worker" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("space", "plan", "about", "differs"),
-    [
-        (make_space(2), PLAN, {}, "space differs"),
-        (SPACE, a_plan("nsga2", 16), {}, "strategy differs"),
-        (SPACE, a_plan("random", 16, seed=1), {}, "seed differs"),
-        (SPACE, PLAN, {"data": "b", "super_adapter": "b"}, "data, super_adapter differ; name another with --study"),
-    ],
-)
-def test_who_searches_something_else_cannot_join(
-    space: SearchSpace, plan: SearchPlan, about: dict[str, str], differs: str, tmp_path: Path
-) -> None:
+def test_who_searches_something_else_cannot_join(tmp_path: Path) -> None:
     location = replace(location_of("journal", tmp_path, "one"), identity={"data": "a", "super_adapter": "a"})
     with open_study(SPACE, PLAN, location):
         pass
-    other = replace(location, worker="other", identity={**location.identity, **about})
-    with pytest.raises(InputError, match=differs), open_study(space, plan, other):
-        pass
-
-
-def test_who_does_not_say_resume_does_not_join_by_mistake(tmp_path: Path) -> None:
-    location = location_of("journal", tmp_path, "one")
-    work(location, PLAN, lambda ranks: None)
-    with (
-        pytest.raises(InputError, match="join it with --resume"),
-        open_study(SPACE, PLAN, replace(location, resume=False)),
-    ):
-        pass
+    other = replace(location, worker="other", identity={"data": "b", "super_adapter": "b"})
+    refuse(SPACE, PLAN, other, "data, super_adapter differ; name another with --study")
+    refuse(SPACE, a_plan("random", 16, seed=1), replace(location, worker="other"), "seed differs")

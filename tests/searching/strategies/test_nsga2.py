@@ -7,7 +7,7 @@ from shears.searching.result import hypervolume
 from shears.searching.strategies.base import Evaluated, Figures, Objective, SearchPlan
 from shears.searching.strategies.nsga2 import Nsga2
 from shears.searching.strategies.simple import RandomSearch
-from tests.searching.formulas import a_plan, climb, conflicting, counted, make_space
+from tests.searching.formulas import STRATEGIES, a_plan, climb, conflicting, counted, make_space
 
 
 def dominated_share(history: list[Evaluated], objective: Objective, plan: SearchPlan) -> float:
@@ -27,22 +27,19 @@ def test_it_dominates_more_than_random_search_at_the_same_budget(seed: int) -> N
     assert dominated_share(evolved, objective, plan) > 1.1 * dominated_share(drawn, objective, plan)
 
 
-def test_every_proposal_is_a_function_of_the_history_alone() -> None:
-    space, plan = make_space(6), a_plan(max_evaluations=25)
-    history = climb(Nsga2, space, conflicting(space), plan).history
-    kept = Nsga2(space, plan)
+@pytest.mark.parametrize("name", ["nsga2", "rnsga2"])
+def test_every_proposal_is_a_function_of_the_history_alone(name: str) -> None:
+    pytest.importorskip("pymoo")
+    space, plan, make = make_space(6), a_plan(max_evaluations=25), STRATEGIES[name]
+    history = climb(make, space, conflicting(space), plan).history
+    assert [e.ranks for e in history[:3]] == [space.heuristic(), space.maximal(), space.minimal()]
+    kept = make(space, plan)
     for length in range(len(history)):
         assert kept.propose(history[:length]) == history[length].ranks
         assert kept.propose(history[:length]) == history[length].ranks, "asking twice changes nothing"
-        assert Nsga2(space, plan).propose(history[:length]) == history[length].ranks, "nor does a fresh object"
-
-
-def test_another_history_is_another_study() -> None:
-    space, plan = make_space(6), a_plan(max_evaluations=25)
-    history = climb(Nsga2, space, conflicting(space), plan).history
-    strategy = Nsga2(space, plan)
-    strategy.propose(list(reversed(history)))
-    assert strategy.propose(history[:12]) == history[12].ranks
+        assert make(space, plan).propose(history[:length]) == history[length].ranks, "nor does a fresh object"
+    kept.propose([*history[:3], *reversed(history[3:])])
+    assert kept.propose(history[:12]) == history[12].ranks, "another history is another study"
 
 
 def test_children_come_from_the_fittest() -> None:
@@ -55,12 +52,6 @@ def test_children_come_from_the_fittest() -> None:
 
     history = climb(Nsga2, space, objective, plan).history
     assert sum(e.ranks[decisive] == 32 for e in history[36:]) > 0.8 * len(history[36:])
-
-
-def test_it_starts_from_the_heuristic_and_both_ends() -> None:
-    space, plan = make_space(5), a_plan(max_evaluations=3)
-    ranks = [e.ranks for e in climb(Nsga2, space, conflicting(space), plan).history]
-    assert ranks == [space.heuristic(), space.maximal(), space.minimal()]
 
 
 def test_a_repeated_proposal_is_told_the_known_figures_and_costs_nothing() -> None:

@@ -1,4 +1,4 @@
-"""RNSGA-II: what is near the reference points lives on; a function of the history; pymoo is an extra."""
+"""RNSGA-II: what is near the reference points lives on; pymoo is an extra."""
 
 import sys
 from statistics import mean
@@ -11,7 +11,7 @@ from shears.errors import InputError
 from shears.searching.explore import run_search
 from shears.searching.strategies.base import ACCURACY, Evaluated, Figures, Goal
 from shears.searching.strategies.nsga2 import rnsga2
-from tests.searching.formulas import a_plan, climb, conflicting, make_space
+from tests.searching.formulas import a_plan, conflicting, make_space
 
 SPACE = make_space(20)
 
@@ -32,17 +32,6 @@ def test_children_come_near_the_reference_point() -> None:
         tried.append(mean(sizes(run_search(SPACE, objective, plan).evaluations)))
     assert tried[0] < 420  # of 320 to 640
     assert tried[1] > 500
-
-
-def test_every_proposal_is_a_function_of_the_history() -> None:
-    pytest.importorskip("pymoo")
-    space, plan = make_space(6), a_plan(max_evaluations=25)
-    history = climb(rnsga2, space, conflicting(space), plan).history
-    kept = rnsga2(space, plan)
-    for length in range(len(history)):
-        assert kept.propose(history[:length]) == history[length].ranks
-        assert rnsga2(space, plan).propose(history[:length]) == history[length].ranks
-    assert [e.ranks for e in history[:3]] == [space.heuristic(), space.maximal(), space.minimal()]
 
 
 @pytest.mark.parametrize(
