@@ -25,7 +25,7 @@ from shears.config import (
 from shears.config.export import FORMATS
 from shears.config.resolve import build, section_class
 from shears.data.examples import check_rows
-from shears.data.rows import refuse_same, source_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError, memory_of
 from shears.evaluation.comparison import lead
 from shears.evaluation.contamination import check_apart
@@ -165,8 +165,9 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     target = recipe.output if output is None else output
     if not recipe.model or not target:
         raise InputError("a run must have a model and an output folder; add `model:` and `output:` to the recipe")
-    if recipe.search and recipe.evaluate:
-        refuse_same(recipe.search.data, recipe.evaluate.data, "search must use validation data, never the test split")
+    if recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data:
+        rule = "search must use validation data, never the test split"
+        raise InputError(f"{rule}; search and evaluate both have {recipe.search.data}")
     if recipe.search and not recipe.train:
         raise InputError("a run with a search must train first; add a `train:` section to the recipe")
     if recipe.train and recipe.train.quantize_aware != "none":
