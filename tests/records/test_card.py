@@ -48,6 +48,7 @@ def test_every_card_is_read_by_the_hub_and_names_no_folder_of_a_machine(kind: st
     assert read.data.eval_results[0].metric_value == 0.5
     assert "/home/someone" not in text
     assert text == card(kind, RECORDS[kind], FIGURES)
+    assert ",," not in card(kind, {**RECORDS[kind], "data": "train.jsonl"})
     assert "| dense | number | 50.0% | 40.0% to 60.0% | 100 |" in text
 
 

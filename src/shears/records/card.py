@@ -156,7 +156,7 @@ def _describe_merged(record: Record) -> str:
 
 def _describe_package(record: Record) -> str:
     kind = "a LoRA adapter" if "ranks" in record else "an adapter"
-    adapter = f" with {kind}{_trained(record, ', trained on {},')}" if _adapted(record) else ""
+    adapter = f" with {kind}{_trained(record, ', trained on {}')}" if _adapted(record) else ""
     text = f", rounded on {_data(record['config'], 'calibration')}" if record.get("rounded") else ""
     holds = "one bit a weight, and the weights that are not zero"
     return f"{_source(record)}{adapter}, packed by shears: {holds}{text}."
