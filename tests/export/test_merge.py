@@ -21,11 +21,11 @@ from shears.errors import InputError
 from shears.evaluation.run import adapter_template
 from shears.export import merge
 from shears.export.stage import export_adapter
-from shears.export.target import in_format
 from shears.models.blockwise.sources import Skeleton
 from shears.models.load import load_with_adapter
 from shears.models.sparse_adapter import is_sparse
 from shears.records.artifacts import MERGED, README, SPARSITY, read_record, weights_fingerprint, write_json
+from shears.sparsity.rewrite import in_format
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter, weights
 
 

@@ -23,7 +23,7 @@ from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import masked_sum
 from shears.quantization.grid import Grid
 from shears.quantization.training import on_grid
-from shears.sparsity.rewrite import FormatOf, LinearSparsity, rewrite_model
+from shears.sparsity.rewrite import FormatOf, LinearSparsity, in_format, rewrite_model
 
 Result = TypeVar("Result")
 
@@ -118,17 +118,6 @@ def with_rounded(weight: Float[Tensor, "O I"], update: LoraUpdate, grid: Grid) -
     """
     grid = grid.to(weight.device)
     return on_grid(with_masked(weight, update) if update.a.numel() else weight, grid)
-
-
-def in_format(values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], dtype: torch.dtype) -> Float[Tensor, "O I"]:
-    """Return the values rounded to `dtype`, zero exactly where not `kept`.
-
-    A kept value that rounds to zero becomes the smallest normal number with its sign, because zero
-    means pruned.
-    """
-    rounded = values.to(dtype).masked_fill_(~kept, 0.0)
-    smallest = torch.full_like(rounded, torch.finfo(dtype).tiny).copysign_(values.to(dtype))
-    return torch.where(kept & (rounded == 0), smallest, rounded)
 
 
 class Changed(BlockSource):

@@ -16,7 +16,6 @@ from shears.config import HealConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
 from shears.errors import InputError
-from shears.export.target import in_format
 from shears.healing.linears import kept_weights, recovery_fingerprint, write_healed_recovery
 from shears.healing.prepare import SCHEDULER, VERB, prepare, teacher_of
 from shears.models.blockwise.matrices import block_matrices
@@ -37,7 +36,7 @@ from shears.records.artifacts import (
 from shears.records.paths import expanded
 from shears.records.version import __version__
 from shears.sparsity.plan import linear_name
-from shears.sparsity.rewrite import FormatOf, LinearSparsity, check_saved, overall_sparsity, rewrite_model
+from shears.sparsity.rewrite import FormatOf, LinearSparsity, check_saved, in_format, overall_sparsity, rewrite_model
 from shears.training.loop import Training, check_warmup, fit
 from shears.training.processes import raise_in_all, wait
 from shears.training.stage import Stage, origin_of, run_stage

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import TensorFiles, TensorWriter
@@ -24,6 +26,17 @@ from shears.sparsity.plan import linear_name
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 FormatOf = Callable[[str], torch.dtype]  # the number format in which a parameter is written
+
+
+def in_format(values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], dtype: torch.dtype) -> Float[Tensor, "O I"]:
+    """Return the values rounded to `dtype`, zero exactly where not `kept`.
+
+    A kept value that rounds to zero becomes the smallest normal number with its sign, because zero
+    means pruned.
+    """
+    rounded = values.to(dtype).masked_fill_(~kept, 0.0)
+    smallest = torch.full_like(rounded, torch.finfo(dtype).tiny).copysign_(values.to(dtype))
+    return torch.where(kept & (rounded == 0), smallest, rounded)
 
 
 def rewrite_model(
