@@ -78,3 +78,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'shears' has no attribute {name!r}")
     return getattr(import_module(f"shears.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names and folders, imported or not."""
+    return sorted({*globals(), *__all__, *_FOLDERS})

@@ -19,8 +19,8 @@ from shears.config import TrainConfig
 from shears.errors import InputError
 from shears.models.ref import resolve
 from shears.records.artifacts import read_json, weights_fingerprint, write_json
-from shears.records.folders import CONFIG, partial_folder
-from shears.training.checkpoints import MARKER, last_whole_checkpoint
+from shears.records.folders import CONFIG, MARKER, partial_folder
+from shears.training.checkpoints import last_whole_checkpoint
 from shears.training.loop import fit
 from tests.tiny import save_tiny
 from tests.training.conftest import save_base, write_data

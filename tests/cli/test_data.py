@@ -104,3 +104,12 @@ def test_columns_are_renamed_as_training_renames_them(file: Path, call: Call) ->
     shown = json.loads(output)
     assert (status, shown["used"], shown["refused"]) == (0, 1, [])
     assert "".join(t["text"] for t in shown["shown"][0]["tokens"] if t["loss"]).startswith(" two")
+
+
+def test_data_of_which_train_would_use_no_row_exit_with_2(file: Path, call: Call) -> None:
+    code, output, errors = call("data", file, "--model", "base", "--max-length", "5")
+    assert (code, "5 rows, train uses 0" in output) == (2, True)
+    assert errors.splitlines()[-1] == (
+        f"error: data must have at least one row that train uses, {file} has none of 5; raise --max-length or correct "
+        "the rows"
+    )

@@ -1,6 +1,7 @@
 """Calibration sequences: full, drawn without overlap, reproducible, and ready token ids left as they are."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,23 @@ def test_invalid_token_ids_are_an_error(tmp_path: Path, ids: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text", "rows"])
-def test_too_little_text_says_how_much_there_is_and_how_much_is_needed(
-    kind: str, request: pytest.FixtureRequest
+def test_of_a_short_text_all_whole_sequences_are_taken_with_a_warning(
+    kind: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = request.getfixturevalue(kind)
-    there = len(text_tokens(str(source), TOKENIZER))
-    with pytest.raises(InputError, match=rf"needs 2000 tokens \(100 samples of 20\), the text has {there};"):
-        calibrate(source, num_samples=100)
+    there = len(text_tokens(str(source), TOKENIZER)) // 20
+    with caplog.at_level(logging.WARNING):
+        taken = sequences_of(calibrate(source, num_samples=100))
+    assert [len(ids) for ids in taken] == [20] * there
+    assert f"{source} has {there} of the 100 sequences of 20 tokens: all of them are taken" in caplog.text
+    with pytest.raises(InputError, match=f"has {there} of the 100 sequences of 20 tokens; give more text"):
+        calibrate(source, num_samples=100, all_needed=True)
+
+
+def test_a_text_without_a_whole_sequence_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("few")
+    with pytest.raises(InputError, match="at least one sequence of 20 tokens, the text has 3 tokens; give more text"):
+        calibrate(tmp_path / "short.txt")
 
 
 def test_the_embedded_data_is_enough_for_the_default_calibration() -> None:

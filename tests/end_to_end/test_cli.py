@@ -67,12 +67,34 @@ def test_importing_shears_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "fastapi")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["train", "--help"], ["compress", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys; from shears.cli import main; sys.argv = ['shears', *sys.argv[1:]]\n"
+        "try: main()\n"
+        f"except SystemExit as end: sys.exit(end.code if not {{*{HEAVY}}} & {{*sys.modules}} else 3)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, *words], check=False, capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("words", "needless"),
     [
         (["compare", "one.json", "two.json"], ("torch", "transformers", "peft", "datasets")),
         (["report", "nothing"], ("torch", "transformers", "peft", "datasets")),
         (["inspect", "nothing"], ("transformers", "peft", "datasets")),
+        (["train", "m", "o", "--data", "d", "--lr", "x"], HEAVY),
+        (["train", "m", "README.md/o", "--data", "d"], HEAVY),
+        (["sparsify", "m", "o", "--sparsity", "x"], HEAVY),
+        (["sparsify", "m", "o"], HEAVY),
+        (["export", "m", "."], HEAVY),
+        (["compress", "m", ".", "--target", "1GB"], HEAVY),
+        (["serve", "m", "--port", "x"], HEAVY),
+        (["evaluate", "m", "--task", "x"], HEAVY),
+        (["run", "none.yaml"], HEAVY),
     ],
 )
 def test_verbs_that_only_read_files_import_no_model_library(words: list[str], needless: tuple[str, ...]) -> None:
@@ -91,6 +113,7 @@ def test_folders_are_imported_on_first_use() -> None:
 
 def test_every_public_name_can_be_imported() -> None:
     assert all(getattr(shears, name) is not None for name in shears.__all__)
+    assert {*shears.__all__, "errors", "runtime"} <= {*dir(shears)}
     assert callable(shears.sparsify)
     assert callable(shears.search)
 

@@ -206,7 +206,7 @@ def test_auto_takes_the_smallest_embeddings_within_the_bound(text: str, tmp_path
     [
         ({"values": "bf16"}, "needs values int8 or int4"),
         ({"calibration": None, "embeddings": "auto"}, "add --calibration"),
-        ({"num_samples": 4000, "sequence_length": 9}, "calibration needs"),
+        ({"calibration": "nowhere.txt", "sequence_length": 9}, "the text must be a readable file, got nowhere.txt"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(options: dict[str, Any], message: str, text: str, tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """A working folder takes a name beside the output; a folder of that name that no stage made is not touched."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from shears.config import SearchConfig
 from shears.errors import InputError
-from shears.records.folders import partial_folder, working_folder
+from shears.records.folders import CHECKPOINTS, MARKER, partial_folder, refuse_taken, working_folder
 from tests.records.test_artifacts import CONFIG, finish, interrupt
 
 ALWAYS = pytest.mark.parametrize("resume", [True, False, None])
@@ -100,3 +101,50 @@ def test_a_link_that_leads_back_to_itself_is_refused_before_any_work(
         with pytest.raises(InputError, match="the output must be a new folder, got .*, a link to itself; delete it"):
             finish(output, resume)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "other"}
+
+
+WORTHLESS = ["training_log.jsonl", "written.jsonl", f"{CHECKPOINTS}/checkpoint-2/optimizer.pt"]
+
+
+def fail(output: Path, name: str, error: Exception) -> None:
+    """Run a stage that writes a file into its working folder, then fails."""
+    with suppress(type(error)), working_folder(output, CONFIG, resume=False, kind=SearchConfig) as work:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text("" if name == "written.jsonl" else "x")
+        raise error
+
+
+@pytest.mark.parametrize("name", WORTHLESS)
+def test_work_that_failed_before_anything_could_be_resumed_leaves_nothing(name: str, tmp_path: Path) -> None:
+    fail(tmp_path / "out", name, InputError("unusable"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("resume", [True, False, None])
+@pytest.mark.parametrize("name", WORTHLESS)
+def test_a_kill_before_anything_could_be_resumed_blocks_no_other_run(
+    name: str, resume: bool | None, tmp_path: Path
+) -> None:
+    fail(tmp_path / "out", name, RuntimeError("killed"))
+    refuse_taken(tmp_path / "out", resume)
+    assert finish(tmp_path / "out", resume, {"data": "of another verb and settings"}) == []
+
+
+@pytest.mark.parametrize("name", [f"{CHECKPOINTS}/checkpoint-2/{MARKER}", "study.db"])
+def test_work_that_can_be_resumed_stays_and_is_refused_without_resume(name: str, tmp_path: Path) -> None:
+    fail(tmp_path / "out", name, InputError("unusable"))
+    assert (tmp_path / "out.partial" / name).read_text() == "x"
+    with pytest.raises(InputError, match="holds an interrupted run; continue it with --resume, or delete it"):
+        refuse_taken(tmp_path / "out", resume=False)
+    refuse_taken(tmp_path / "out", resume=True)
+
+
+def test_an_output_under_a_file_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"must lie in a folder, got \S+/file/deep/out, and \S+/file is none"):
+        refuse_taken(tmp_path / "file" / "deep" / "out")
+
+
+def test_an_output_where_nothing_can_be_written_is_refused_in_words() -> None:
+    with pytest.raises(InputError, match=r"must lie in a folder that can be written, got /proc"):
+        refuse_taken(Path("/proc/out"))

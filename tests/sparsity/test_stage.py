@@ -113,7 +113,7 @@ def test_the_dtype_on_disk_can_be_chosen(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_samples": 1000}, "calibration needs"),
+        ({"sequence_length": 10_000}, "calibration needs at least one sequence"),
         ({"sparsty": 0.5}, "did you mean 'sparsify.sparsity'"),
         ({"skip": "nothing"}, "no linear matches target 'nothing'"),
         ({"sequence_length": 300, "num_samples": 1}, "context of 256"),

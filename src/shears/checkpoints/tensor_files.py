@@ -71,6 +71,18 @@ def quantized_by(folder: Path) -> str | None:
     return None if method is None else str(method)
 
 
+def weights_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:
+    """Return the bytes of a model's weights, its floating-point ones in `dtype` if that is given.
+
+    0 for weights in other files than safetensors. InputError as by `TensorFiles`.
+    """
+    if not any(folder.glob("*.safetensors")):
+        return 0
+    files = TensorFiles(folder)
+    kept = ((files.dtype(name), math.prod(files.shape(name))) for name in files.names)
+    return sum(size * (dtype if dtype and stored.is_floating_point else stored).itemsize for stored, size in kept)
+
+
 class TensorFiles:
     """The tensors in a model folder's safetensors files, by name.
 

@@ -12,6 +12,7 @@ from shears.cli.options import Json, Values, app, argument, option, with_stage_o
 from shears.config import TrainConfig
 from shears.config.embedded import EMBEDDED
 from shears.config.resolve import build
+from shears.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,7 @@ def data(
 
     Prints some rows token by token, those with loss underlined in a terminal and in brackets
     elsewhere. Then counts the rows that train would use, leave out or refuse, and their lengths in
-    tokens.
+    tokens. Exits with 2 where train would use no row.
 
     shears data train.jsonl --model sparse --template alpaca --max-length 256
     """
@@ -55,6 +56,9 @@ def data(
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     content = {"data": file, "model": model, **rows.as_data()}
     tables.print_data(content, as_json, lambda _: print_preview(file, rows))
+    if not content["used"]:
+        rule = f"data must have at least one row that train uses, {file} has none of {rows.rows:,}"
+        raise InputError(f"{rule}; raise --max-length or correct the rows")
 
 
 def print_preview(source: str, rows: "Preview") -> None:

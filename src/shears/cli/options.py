@@ -108,6 +108,8 @@ def with_stage_options(
 
         def command(**arguments: Any) -> None:
             values = values_of(arguments)
+            if not only:
+                build(kind, section, values)  # before the imports of the library's own call, which take seconds
             verb(**arguments, values=values)
 
         if not only:  # for calls with other mistakes, so that wrong values are reported as well

@@ -17,6 +17,7 @@ from shears.config.export import FORMATS
 from shears.progress import VisibleConsole, is_first_process
 from shears.records.artifacts import PACKAGE, find_record, read_json
 from shears.records.figures import is_share, other_readings, ranks_by_kind, seen_words
+from shears.records.folders import free_bytes
 
 if TYPE_CHECKING:
     from shears.runs.plan import RunPlan
@@ -406,6 +407,7 @@ def print_plan(plan: "RunPlan") -> None:
         rows.append((stage.name, stage.state, stage.work, _bytes(stage.memory), _bytes(stage.disk)))
     print_table(("stage", "state", "work", "memory", "disk"), rows, f"{plan.model}, {size}")
     print_line(f"memory: without activations; disk: files that stay in {plan.folder}")
+    print_line(f"{_bytes(plan.bytes_to_write)} to write, {_bytes(free_bytes(plan.folder))} free there")
 
 
 def print_candidates(record: Mapping[str, Any]) -> None:

@@ -8,9 +8,10 @@ from shears import config
 from shears.cli import tables
 from shears.cli.options import SET, Adapter, Json, Values, app, argument, option, switch, with_stage_options
 from shears.config.export import FORMAT_OF_RECORD
-from shears.config.resolve import load_recipe
+from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
-from shears.records.artifacts import RESULT, WRITTEN_TEXT, read_json
+from shears.records.artifacts import COMPRESS, RESULT, WRITTEN_TEXT, read_json
+from shears.records.folders import refuse_taken
 from shears.records.paths import expanded
 
 Out = Annotated[str, argument("OUT", "Folder to write; must not exist.")]
@@ -49,6 +50,7 @@ def write(model: BaseModel, out: Out, values: Values) -> None:
 
     shears write smollm2-135m written --tokens 100k
     """
+    refuse_taken(expanded(out))  # here and below before the library's imports, which take seconds
     file = shears.write(model, out, **values)
     record = read_json(file.with_name(WRITTEN_TEXT))
     texts = f"{record['num_texts']:,} texts, {record['num_chats']:,} of them chats"
@@ -65,6 +67,8 @@ def sparsify(model: BaseModel, out: Out, values: Values) -> None:
 
     shears sparsify smollm2-135m sparse --calibration text.txt --sparsity 0.5
     """
+    refuse_taken(expanded(out))
+    build(config.SparsifyConfig, "sparsify", values).for_model(model)
     folder = shears.sparsify(model, out, **values)
     _print_done(folder, tables.sparsity_line(folder), "train", folder, "adapter --data FILE")
 
@@ -85,6 +89,7 @@ def heal(
 
     shears heal sparse healed --teacher smollm2-135m --data text.txt --tokens 1M
     """
+    refuse_taken(expanded(out), resume)
     folder = shears.heal(sparse, out, resume=resume, **values)
     healed = f"healed, {tables.sparsity_line(folder)}"
     _print_done(folder, healed, "train", folder, "adapter --data FILE")
@@ -109,6 +114,7 @@ def train(
 
     shears train sparse adapter --data train.jsonl --ranks 32,24,16
     """
+    refuse_taken(expanded(out), resume)
     folder = shears.train(sparse, out, resume=resume, **values)
     _print_done(folder, "super-adapter", "search", folder, "search --data VALIDATION")
 
@@ -129,6 +135,7 @@ def search(
 
     shears search adapter search --data validation.jsonl --strategy hill-climbing
     """
+    refuse_taken(expanded(out), resume)
     folder = shears.search(super_adapter, out, model=model, resume=resume, **values)
     tables.print_search(folder / RESULT)
     words = f"{tables.quoted(super_adapter)} sub_adapter --ranks {tables.quoted(folder / RESULT)}"
@@ -164,6 +171,7 @@ def export(
     shears export adapter merged --ranks search/result.json --format merged-sparse
     shears export adapter package --ranks search/result.json --format package
     """
+    refuse_taken(expanded(out))
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
     form = next(form for record, form in FORMAT_OF_RECORD.items() if (folder / record).is_file())
     if form.holds == "package":
@@ -184,6 +192,7 @@ def unpack(package: Package, out: Out) -> None:
 
     shears unpack package unpacked
     """
+    refuse_taken(expanded(out))
     folder = shears.unpack(package, out)
     adapter = ["--adapter", folder / "adapter"] if (folder / "adapter").is_dir() else []
     _print_done(folder, "unpacked", "evaluate", folder / "model", *adapter, "--task ... --data TEST")
@@ -275,6 +284,8 @@ def compress(
     shears compress smollm2-135m small --target 0.1GB --dry-run
     shears compress MODEL fast --target 40tok/s --calibration text.txt --heal 1M
     """
+    if not dry_run:
+        refuse_taken(expanded(out), record=COMPRESS)
     record = shears.compress(model, out, dry_run=dry_run, **values)
     tables.print_candidates(record)
     if dry_run:

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from shears.config.write import WRITTEN
 from shears.data.chat import render_turns, turns_of
 from shears.data.example import OWN_NAMES, Row, messages_of, renamed
 from shears.data.examples import to_example, tokenize
@@ -50,8 +51,11 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     seed: int,
     *,
     columns: Mapping[str, str] = OWN_NAMES,
+    all_needed: bool = False,
 ) -> Calibration:
     """Return `num_samples` sequences of `sequence_length` tokens, drawn by a generator with this seed.
+
+    A text with fewer gives all its sequences, with a warning, or InputError with `all_needed`.
 
     - A .txt file gives windows that do not overlap.
     - Rows (`text`, or any form of example, from anything that `read_rows` or `saved_rows` reads) are shuffled and
@@ -60,21 +64,49 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     - Rows of `input_ids` are all used as they are, in order, without the padding that an `attention_mask` marks. They
       need no tokenizer.
 
-    InputError if there is too little text, or text without a tokenizer.
+    InputError for less text than one sequence, and for text without a tokenizer.
     """
     generator = random.Random(f"calibration {seed}")
+    is_ready = False
     if _is_text(source, columns):
         sequences = _windows(_read_text(source, _needed(tokenizer)), num_samples, sequence_length, generator)
     else:
         rows = renamed(_rows(source), columns, source)
-        if "input_ids" in rows[0]:
+        is_ready = "input_ids" in rows[0]
+        if is_ready:
             sequences = token_rows(source, rows)
         else:
             tokenizer = _needed(tokenizer)
             shuffled = _row_tokens(source, generator.sample(rows, len(rows)), tokenizer)
             packed = _packed(shuffled, _end(tokenizer), num_samples, sequence_length, generator)
             sequences = _windows(packed, num_samples, sequence_length)
+    if not is_ready and len(sequences) < num_samples:
+        _tell_fewer(source, len(sequences), num_samples, sequence_length, refuse=all_needed)
     return _batched(source, sequences, batch_size)
+
+
+def _tell_fewer(source: str, count: int, num_samples: int, length: int, *, refuse: bool) -> None:
+    """Warn, or raise InputError, that a text has fewer sequences than asked for."""
+    what = f"{source} has {count} of the {num_samples} sequences of {length} tokens"
+    if refuse:
+        raise InputError(f"{what}; give more text, or fewer or shorter samples")
+    logger.warning("%s: all of them are taken; more text makes the choice of weights less noisy", what)
+
+
+def check_text(source: str | None, columns: Mapping[str, str] = OWN_NAMES) -> None:
+    """Raise InputError unless a text, if one is named, can be read and its first row has a known form.
+
+    `calibration_batches` and `text_tokens` find this and more, but need a tokenizer.
+    """
+    if source is None or source == WRITTEN:
+        return
+    if _is_text(source, columns):
+        _text_of(source)
+        return
+    row = renamed(_rows(source), columns, source)[0]
+    if row.keys().isdisjoint({"input_ids", "text", *EXAMPLE_COLUMNS}):
+        named = ", ".join(row) or "none"
+        raise InputError(f"rows of {source} must have the column text, or be examples, got the columns {named}")
 
 
 def token_row_lengths(source: str) -> list[int] | None:
@@ -153,28 +185,35 @@ def _is_text(source: str, columns: Mapping[str, str] = OWN_NAMES) -> bool:
 
 
 def _read_text(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return prompt_ids([_text_of(source)], tokenizer)[0]
+
+
+def _text_of(source: str) -> str:
     path = expanded(source)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         came = f"{source}: {error.strerror}"
         raise InputError(f"the text must be a readable file, got {came}; check the path") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{source} must be UTF-8 text, got {error}; save it as UTF-8") from None
-    return prompt_ids([text], tokenizer)[0]
 
 
 def _windows(
     tokens: list[int], num_samples: int, sequence_length: int, generator: random.Random | None = None
 ) -> list[list[int]]:
-    """Return windows that do not overlap: drawn by the generator, or the first ones without one."""
+    """Return windows that do not overlap: drawn by the generator, or the first ones without one.
+
+    Fewer where the text has no more; InputError where it has none.
+    """
     windows = len(tokens) // sequence_length
-    if windows < num_samples:
+    if not windows:
         raise InputError(
-            f"calibration needs {num_samples * sequence_length} tokens ({num_samples} samples of {sequence_length}), "
-            f"the text has {len(tokens)}; give more text, or fewer or shorter samples"
+            f"calibration needs at least one sequence of {sequence_length} tokens, the text has {len(tokens)} tokens; "
+            "give more text, or a smaller sequence_length"
         )
-    chosen = range(num_samples) if generator is None else generator.sample(range(windows), num_samples)
+    count = min(num_samples, windows)
+    chosen = range(count) if generator is None else generator.sample(range(windows), count)
     return [tokens[index * sequence_length : (index + 1) * sequence_length] for index in chosen]
 
 

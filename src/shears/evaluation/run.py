@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -34,6 +33,7 @@ from shears.models.devices import autocast, device_of, keep_casts, pick_device
 from shears.models.load import load_tokenizer, load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve_with
 from shears.records.artifacts import as_data, find_record, read_json, weights_fingerprint, write_json
+from shears.records.folders import check_writable
 from shears.records.paths import expanded
 from shears.runtime.choice import native_backend
 from shears.runtime.loading import generation_settings
@@ -157,12 +157,7 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
         raise InputError(f"the output must be a regular file, got {output}; name such as figures.json")
     if os.path.realpath(output) == os.path.realpath(expanded(config.data)):
         raise InputError(f"the output must be another file than the data, got {output} for both")
-    try:
-        existing = next(folder for folder in output.absolute().parents if folder.exists())
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise InputError(f"the output must be a file that can be written, got {output}: {error.strerror}") from None
+    check_writable(output)
 
 
 def measured(model: ModelRef, adapter: str | Path | None, config: EvaluateConfig) -> dict[str, Any]:

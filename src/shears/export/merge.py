@@ -271,7 +271,7 @@ def draw_samples(
     length = settings.sequence_length
     try:
         drawn = calibration_batches(
-            text.source, tokenizer, 2 * count, length, BATCH, settings.seed, columns=text.columns
+            text.source, tokenizer, 2 * count, length, BATCH, settings.seed, columns=text.columns, all_needed=True
         )
     except InputError:  # too short for both parts; any other error comes again
         drawn = calibration_batches(text.source, tokenizer, count, length, BATCH, settings.seed, columns=text.columns)

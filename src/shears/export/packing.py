@@ -46,6 +46,7 @@ from shears.checkpoints.zeros import count_zeros
 from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.quantization.grid import Grid, Quantized, quantize
+from shears.records.folders import refuse_full_disk
 
 Sink = Callable[[str, Quantized], None]
 """Takes the name of a packed linear and its rounded weight (O I)."""
@@ -259,7 +260,9 @@ class Packing:
         `fill` may hand rounded linears to the sink that it is given; the others are rounded to
         nearest.
         """
-        writer = PackageWriter(path, self.index(adapter))
+        index = self.index(adapter)
+        refuse_full_disk(path, index.file_bytes)
+        writer = PackageWriter(path, index)
         filled: set[str] = set()
 
         def sink(linear: str, rounded: Quantized) -> None:

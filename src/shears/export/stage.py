@@ -9,6 +9,7 @@ from typing import Any
 
 from shears.config.export import FORMATS, ExportConfig
 from shears.config.resolve import build
+from shears.data.calibration import check_text
 from shears.errors import InputError
 from shears.records.artifacts import as_data, write_json
 from shears.records.card import write_card
@@ -36,6 +37,7 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
     output = expanded(output)
     if model is not None and not form.is_model:
         raise InputError(f"format {settings.format} reads no model, got model={model}; leave it out")
+    check_text(settings.calibration)
     write: Writer = resolve_name(form.writer)
     with working_folder(
         output, {"super_adapter": str(super_adapter), **as_data(settings)}, resume=None, kind=ExportConfig

@@ -4,6 +4,7 @@ import logging
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from shears.checkpoints.conversion import known_config
 from shears.checkpoints.zeros import zeros_share
 from shears.config import HealConfig
 from shears.data.calibration import text_tokens
@@ -13,7 +14,7 @@ from shears.healing.linears import HealedWeights, Refresh, add_recovery, train_k
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import load_model, load_tokenizer, refuse_unknown
-from shears.models.properties import check_sequence_length, num_embeddings
+from shears.models.properties import num_embeddings, positions_in, refuse_longer
 from shears.models.ref import ModelRef, resolve
 from shears.training.batches import padding
 from shears.training.cached_teacher import open_teacher
@@ -58,13 +59,13 @@ def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Tr
     InputError for anything unusable, before the text is trained on.
     """
     refuse_other_vocabulary(source, sparse)
+    refuse_longer(settings.sequence_length, positions_in(known_config(sparse.folder)))  # before the teacher computes
     tokenizer = load_tokenizer(sparse)
     rows = sequences(tokenizer, settings)
     pad_id = padding(tokenizer)
     teacher = open_teacher(source, pad_id, rows, settings)
     model = load_model(sparse, device=settings.device)
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
-    check_sequence_length(model, settings.sequence_length)
     _start(sparse, model, settings)
     weights = HealedWeights(model)
     loss = Loss(teacher, settings.kl, settings.cross_entropy)

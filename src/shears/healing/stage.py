@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from shears.checkpoints.tensor_files import TensorFiles
+from shears.checkpoints.tensor_files import TensorFiles, weights_bytes
 from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
 from shears.config.resolve import build
+from shears.data.calibration import check_text
 from shears.data.examples import rows_fingerprint
 from shears.errors import InputError
 from shears.healing.linears import kept_weights, recovery_fingerprint, write_healed_recovery
@@ -33,6 +34,7 @@ from shears.records.artifacts import (
     weights_fingerprint,
     write_json,
 )
+from shears.records.folders import refuse_full_disk
 from shears.records.paths import expanded
 from shears.records.version import __version__
 from shears.sparsity.plan import linear_name
@@ -65,6 +67,8 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     output = expanded(output)
     base = resolve(sparse)
     base.refuse_package("heal")
+    check_text(settings.data, settings.columns)
+    refuse_full_disk(output, weights_bytes(base.folder))
     teacher = teacher_of(base, settings)
     origin = origin_of(base, settings, teacher)
     if settings.recovery:

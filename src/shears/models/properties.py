@@ -47,7 +47,11 @@ def positions_in(config: Any) -> int | None:
 
 def check_sequence_length(model: nn.Module, length: int) -> None:
     """Raise InputError for sequences of more tokens than the model has positions."""
-    context = num_positions(model)
+    refuse_longer(length, num_positions(model))
+
+
+def refuse_longer(length: int, context: int | None) -> None:
+    """Raise InputError for sequences of more tokens than a context, if it is known."""
     if context is not None and length > context:
         raise InputError(f"sequence_length must be at most this model's context of {context} tokens, got {length}")
 

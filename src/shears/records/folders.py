@@ -6,8 +6,9 @@ An interruption leaves a folder that can be resumed, and no folder that looks fi
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,24 @@ from safetensors import SafetensorError
 
 from shears.config.fields import StageConfig
 from shears.errors import InputError, first_line
-from shears.records.artifacts import read_object, refuse_changes, sync_path, sync_tree, write_json
+from shears.records.artifacts import (
+    TRAINING_LOG,
+    TRAINING_TIMES,
+    read_object,
+    refuse_changes,
+    sync_path,
+    sync_tree,
+    write_json,
+)
 
 CONFIG = ".asked.json"  # in the working folder: the configuration of the interrupted stage
 KIND = "kind"  # key in it: the class of the configuration, which tells the verbs apart
 LOCK = ".lock"
 WORKER = ".worker"  # name of a search worker
 PARTIAL = ".partial"
-NOTHING_DONE = {CONFIG, LOCK, WORKER}  # files of a working folder without any work
+CHECKPOINTS = "checkpoints"  # in the working folder of a training
+MARKER = "whole.json"  # in a checkpoint whose files are all on the disk
+NOTHING_DONE = {CONFIG, LOCK, TRAINING_LOG, TRAINING_TIMES}  # files that hold no work to resume
 OF_A_DISK = ("os error", "PytorchStreamWriter", "inline_container")  # in errors of safetensors and torch
 SCRAPS = {LOCK, f".{CONFIG}.tmp"}  # files that a kill leaves before there is a CONFIG
 
@@ -63,10 +74,9 @@ def working_folder(
     interrupted run. InputError if `output` exists, if another process works on it, or if the
     interrupted run is of another verb or configuration.
     """
+    refuse_taken(output)
     output = named_folder(output)
     work = partial_folder(output)
-    _refuse_existing(output)
-    _refuse_foreign(work)
     work.mkdir(parents=True, exist_ok=True)
     with _locked(work):
         _refuse_overtaken(output, work)
@@ -75,33 +85,81 @@ def working_folder(
             with _disk_errors(work, resume):
                 yield work
         except (InputError, OSError):
-            if resume is None or not _holds_work(work):
-                shutil.rmtree(work, ignore_errors=True)  # nothing in it can be resumed
+            if resume is None or not has_work(work, WORKER):
+                shutil.rmtree(work, ignore_errors=True)
             raise
         _finish(work, output)
+
+
+def refuse_taken(output: Path, resume: bool | None = None, record: str | None = None) -> None:
+    """Raise InputError for an output that cannot be made: it exists, or no folder can be there.
+
+    Also for a working folder that no stage made, and for an interrupted run where `resume` is False.
+    An output that holds the file `record` may exist: its verb goes on in it.
+    """
+    output = named_folder(output)
+    if record is not None and (output / record).is_file():
+        return
+    _refuse_existing(output)
+    check_writable(output)
+    work = partial_folder(output)
+    _refuse_foreign(work)
+    if resume is False and (work / CONFIG).exists():
+        with _locked(work):
+            _refuse_interrupted(work)
+
+
+def _refuse_interrupted(work: Path) -> None:
+    if has_work(work):
+        raise InputError(f"{work} holds an interrupted run; continue it with --resume, or delete it to start anew")
+
+
+def check_writable(output: Path) -> None:
+    """Raise InputError unless a file or a folder of this name can be made, and the folders above it."""
+    existing = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
+    todo = "choose another output"
+    if not existing.is_dir():
+        raise InputError(f"the output must lie in a folder, got {output}, and {existing} is none; {todo}")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = f"{existing}: {error.strerror}"
+        raise InputError(f"the output must lie in a folder that can be written, got {reason}; {todo}") from None
+
+
+def has_work(work: Path, *besides: str) -> bool:
+    """Tell whether a working folder holds anything to resume: a whole checkpoint, or rows, or a study.
+
+    Empty files, logs, checkpoints that were not completed, and files named `besides` are none. The
+    name of a search worker is work: a killed one may have evaluations in a shared study.
+    """
+
+    def counts(path: Path) -> bool:
+        parts = path.relative_to(work).parts
+        if parts[0] == CHECKPOINTS:
+            return path.name == MARKER
+        return parts[0] not in {*NOTHING_DONE, *SCRAPS, *besides} and path.is_file() and path.stat().st_size > 0
+
+    return any(counts(path) for path in work.rglob("*"))
 
 
 def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, kind: type[StageConfig] | None) -> None:
     """Empty the working folder, or keep it to resume; InputError if the interrupted run forbids it."""
     named = {KIND: kind.__name__ if kind else None, **config}
     if (work / CONFIG).exists():
-        was = f"{work} holds an interrupted run"
         if resume is False:
-            raise InputError(f"{was}; continue it with --resume, or delete it to start anew")
-        before = {KIND: named[KIND], **read_object(work / CONFIG)}
-        if before[KIND] != named[KIND]:
-            raise InputError(f"{was} of another verb; delete it, or choose another output")
-        if resume:
-            refuse_changes(work, before, named, kind)
-            return
+            _refuse_interrupted(work)
+        with nullcontext() if has_work(work) else suppress(InputError):
+            before = {KIND: named[KIND], **read_object(work / CONFIG)}
+            if before[KIND] != named[KIND]:
+                todo = "delete it, or choose another output"
+                raise InputError(f"{work} holds an interrupted run of another verb; {todo}")
+            if resume:
+                refuse_changes(work, before, named, kind)
+                return
     _clear(work)
     write_json(work / CONFIG, named)
-
-
-def _holds_work(work: Path) -> bool:
-    """Tell whether a working folder has a file of work with content."""
-    files = (path for path in work.rglob("*") if path.is_file())
-    return any(path.stat().st_size for path in files if path.name not in NOTHING_DONE)
 
 
 def _finish(work: Path, output: Path) -> None:
@@ -187,7 +245,32 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Lock the folder of a run; InputError where another process holds it."""
+    """Lock the folder of a run; InputError where another process holds it.
+
+    A refusal, an InputError of the block, leaves no new folder that holds nothing else.
+    """
+    check_writable(folder)
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        yield
+        try:
+            yield
+        except InputError:
+            if is_new and {path.name for path in folder.iterdir()} <= {LOCK}:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def free_bytes(output: Path) -> int:
+    """Return the free bytes of the disk on which an output will be."""
+    return shutil.disk_usage(next(folder for folder in (output, *output.absolute().parents) if folder.exists())).free
+
+
+def refuse_full_disk(output: Path, num_bytes: int) -> None:
+    """Raise InputError, before any work, unless the disk of an output has room for so many bytes."""
+    free = free_bytes(output)
+    if num_bytes > free:
+        raise InputError(
+            f"the disk must have room for {num_bytes / 1e6:,.1f} MB, got {free / 1e6:,.1f} MB free for {output}; "
+            "free some space, or choose an output on another disk"
+        )

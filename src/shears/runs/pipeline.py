@@ -24,6 +24,8 @@ from shears.config import (
 )
 from shears.config.export import FORMATS
 from shears.config.resolve import build, section_class
+from shears.data.calibration import check_text
+from shears.data.example import OWN_NAMES
 from shears.data.examples import check_rows
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError, memory_of
@@ -35,17 +37,18 @@ from shears.evaluation.tasks.registry import check_data
 from shears.export.stage import export_adapter
 from shears.healing.prepare import teacher_of
 from shears.healing.stage import heal
-from shears.models.devices import set_threads
+from shears.models.devices import pick_device, resolved_precision, set_threads
 from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts
 from shears.records.artifacts import as_data
 from shears.records.card import write_card
-from shears.records.folders import named_folder, partial_folder, run_lock
-from shears.records.paths import expanded, file_fingerprint
+from shears.records.folders import named_folder, partial_folder, refuse_full_disk, run_lock
+from shears.records.paths import expanded, file_fingerprint, is_path
 from shears.records.timing import timed
 from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
+from shears.training.step_log import check_trackers
 from shears.training.teacher import find_teacher
 
 logger = logging.getLogger(__name__)
@@ -132,6 +135,8 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
         stages = stages_of(recipe, folder)
         done = [stage.is_done() for stage in stages]  # raises before any work is done
         _check_rows(recipe, {stage.name for stage, is_done in zip(stages, done, strict=True) if is_done})
+        _check_trainings(recipe)
+        _refuse_full_disk(recipe, folder)
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
         artifacts.write_text(folder / artifacts.RECIPE, text)
         total = len(stages) + (recipe.evaluate is not None)
@@ -147,17 +152,49 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
 
 
 def _check_rows(recipe: Recipe, done: Collection[str]) -> None:
-    """Raise InputError, before any work is done, for rows here that a stage could not use."""
+    """Raise InputError, before any work is done, for data and packages that a stage could not use.
+
+    Data sets of the hub that are not here yet are left to their stage.
+    """
     sources = list[tuple[str | None, Mapping[str, str], int | None]]()
     if (training := recipe.train) and "train" not in done:
         sources += [(source, training.columns, None) for source in (training.data, training.validation_source)]
     if (search := recipe.search) and "search" not in done:
         sources += [(search.data, search.columns, search.limit), (search.test, search.columns, None)]
+    for text, columns in _texts(recipe, done):
+        if text and is_path(text):
+            check_text(text, columns)
     for source, columns, limit in sources:
-        if source and expanded(source).is_file():
+        if source and is_path(source):
             check_rows(source, columns, limit)
-    if recipe.evaluate and expanded(recipe.evaluate.data).is_file():
+    if recipe.evaluate and (recipe.evaluate.task == "harness" or is_path(recipe.evaluate.data)):
         check_data(recipe.evaluate)
+
+
+def _texts(recipe: Recipe, done: Collection[str]) -> list[tuple[str | None, Mapping[str, str]]]:
+    """Return the texts that the stages to come read, each with its columns."""
+    texts: dict[str, tuple[str | None, Mapping[str, str]]] = {"export": (recipe.export.calibration, OWN_NAMES)}
+    if recipe.sparsify.needs_calibration:
+        texts["sparsify"] = (recipe.sparsify.calibration, recipe.sparsify.columns)
+    if recipe.heal:
+        texts["heal"] = (recipe.heal.data, recipe.heal.columns)
+    return [text for name, text in texts.items() if name not in done]
+
+
+def _check_trainings(recipe: Recipe) -> None:
+    """Raise InputError, before any work is done, for trackers, devices and teachers that are not there."""
+    for stage in (recipe.heal, recipe.train):
+        if stage is not None:
+            check_trackers(stage.report_to)
+            resolved_precision(stage.precision, pick_device(stage.device))
+            if stage.teacher is not None:
+                find_teacher(stage.teacher)
+
+
+def _refuse_full_disk(recipe: Recipe, folder: Path) -> None:
+    from shears.runs.plan import plan  # it is made of this module's stages
+
+    refuse_full_disk(folder, plan(recipe, folder).bytes_to_write)
 
 
 def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:

@@ -60,6 +60,11 @@ class RunPlan:
     parameters: int | None
     stages: list[PlannedStage]
 
+    @property
+    def bytes_to_write(self) -> int:
+        """Bytes of the files that the stages to come leave, those of known size."""
+        return sum(stage.disk or 0 for stage in self.stages if stage.state != "done")
+
 
 @dataclass(frozen=True)
 class _Basis:

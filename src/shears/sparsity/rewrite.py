@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shears.checkpoints.conversion import UnsupportedCheckpoint
-from shears.checkpoints.tensor_files import TensorFiles, TensorWriter
+from shears.checkpoints.tensor_files import TensorFiles, TensorWriter, weights_bytes
 from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
@@ -21,6 +21,7 @@ from shears.models.blockwise.walk import IrregularBlocks
 from shears.models.devices import DTYPES, pick_device
 from shears.models.load import load_model
 from shears.models.ref import ModelRef
+from shears.records.folders import refuse_full_disk
 from shears.sparsity.plan import linear_name
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,10 @@ def rewrite_model(
 ) -> Result:
     """Let `change` change the blocks of a model, write the model to `work`, return its result.
 
-    The configuration is only written if the model is written from memory.
+    The configuration is only written if the model is written from memory. InputError, before any
+    work, if the disk has too little room.
     """
+    refuse_full_disk(work, weights_bytes(model.folder, DTYPES.get(dtype)))
 
     def by_block() -> Result:
         skeleton = Skeleton.open(model.folder, torch.float32, pick_device(device))

@@ -29,6 +29,7 @@ from shears.errors import InputError, first_line
 from shears.models.devices import pick_device, resolved_precision
 from shears.progress import is_first_process, launched, meter
 from shears.records.artifacts import read_object, sync_path, write_json
+from shears.records.folders import free_bytes
 from shears.records.version import __version__
 from shears.training.distillation import Teacher, TopK
 from shears.training.losses import labelled_positions
@@ -284,8 +285,7 @@ def _shards(firsts: Sequence[int], most: int) -> Iterator[range]:
 
 
 def _check_room(folder: Path, positions: int, size: int) -> None:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(folder)
     needed = positions * size
     logger.info("caching a teacher's targets: %d positions x %d bytes = %.1f MB", positions, size, needed / 1e6)
     if needed > free:

@@ -17,12 +17,11 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from shears.checkpoints import tensor_files
 from shears.errors import InputError
 from shears.records.artifacts import read_object, reading, sync_tree, write_json
+from shears.records.folders import MARKER
 from shears.records.journal import read_rows, write_rows
 from shears.training.processes import num_processes, wait
 
 logger = logging.getLogger(__name__)
-CHECKPOINTS = "checkpoints"  # in the working folder
-MARKER = "whole.json"
 
 
 def step_of(checkpoint: Path) -> int:

@@ -18,6 +18,7 @@ from shears.errors import InputError, first_line
 from shears.models.devices import pick_device, resolved_precision
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES
+from shears.records.folders import CHECKPOINTS, refuse_full_disk
 from shears.training import checkpoints
 from shears.training.distillation import Loss
 from shears.training.fused_lora import fuse_lora
@@ -28,6 +29,7 @@ from shears.training.trainer import Collator, NumberedExamples, StepTrainer, Tra
 from shears.training.validation import Validation, Validator, read_losses, restore_best
 
 logger = logging.getLogger(__name__)
+CHECKPOINT_BYTES = 12  # of a trained number in a checkpoint: itself and two moments of AdamW, in fp32
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
     process that saves it.
     """
     steps = training.steps
-    trainer = _trainer(training, work / checkpoints.CHECKPOINTS, settings)
+    trained = sum(each.numel() for each in training.weights.model.parameters() if each.requires_grad)
+    refuse_full_disk(work, CHECKPOINT_BYTES * trained)
+    trainer = _trainer(training, work / CHECKPOINTS, settings)
     checkpoint = last_checkpoint(work)
     done = checkpoints.step_of(checkpoint) if checkpoint else 0
     patience = training.validation.patience if training.validation else None
@@ -81,7 +85,7 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
             with kept_heap():
                 _train_from(trainer, checkpoint)
     if patience and is_first_process():  # who saves the weights
-        restore_best(training.weights, work / checkpoints.CHECKPOINTS, read_losses(work / TRAINING_LOG))
+        restore_best(training.weights, work / CHECKPOINTS, read_losses(work / TRAINING_LOG))
 
 
 def check_warmup(settings: LoopConfig, steps: int) -> None:
@@ -125,7 +129,7 @@ def _trainer(training: Training, folder: Path, settings: LoopConfig) -> StepTrai
 
 def last_checkpoint(work: Path) -> Path | None:
     """Return the checkpoint to continue from, None to start anew; the logs then end at its step."""
-    folder = work / checkpoints.CHECKPOINTS
+    folder = work / CHECKPOINTS
     if is_first_process():
         checkpoints.delete_torn(folder)
     wait()  # all processes must continue from the same checkpoint

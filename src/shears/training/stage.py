@@ -11,14 +11,13 @@ from typing import Any
 from shears.config.loop import LoopConfig
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
-from shears.models.devices import pick_device
+from shears.models.devices import pick_device, resolved_precision
 from shears.models.ref import ModelRef
 from shears.progress import is_first_process
 from shears.records.artifacts import as_data, read_object
 from shears.records.card import write_card
-from shears.records.folders import CONFIG, partial_folder
+from shears.records.folders import CHECKPOINTS, CONFIG, partial_folder
 from shears.records.paths import expanded
-from shears.training.checkpoints import CHECKPOINTS
 from shears.training.processes import join_processes, shared_folder, wait
 from shears.training.step_log import tracking
 from shears.training.teacher import TeacherSource
@@ -68,7 +67,9 @@ def run_stage(
     output = expanded(output)
     if resume:
         _check_interrupted(stage, output)
-    join_processes(cpu=pick_device(settings.device).type == "cpu")
+    device = pick_device(settings.device)
+    resolved_precision(settings.precision, device)  # raises before a model is loaded
+    join_processes(cpu=device.type == "cpu")
     fixed = _fixed(settings, origin)
     with (
         tracking(settings.report_to, output),

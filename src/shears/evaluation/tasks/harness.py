@@ -48,14 +48,19 @@ TASK_ERRORS = (LookupError, TypeError, AttributeError, ImportError, TemplateErro
 """Raised by lm-eval for a YAML that names a missing key, split, column, metric or function."""
 
 
+def check_installed() -> None:
+    """Raise InputError, with what to install, without lm-eval."""
+    if find_spec("lm_eval") is None:
+        raise InputError(f"harness needs lm-eval, which is not installed; {install_hint('harness')}")
+
+
 def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
     """Return the figures of lm-eval's tasks, equal to those of `lm_eval --model hf`.
 
     The value is the first metric of a task, or the mean of those of several. InputError without
     lm-eval, for a task that it does not know or that fails, and for tasks that name code.
     """
-    if find_spec("lm_eval") is None:
-        raise InputError(f"harness needs lm-eval, which is not installed; {install_hint('harness')}")
+    check_installed()
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config import EvaluateConfig
 from shears.config.evaluate import ANSWER_FORMS
-from shears.data.calibration import text_tokens
+from shears.data.calibration import check_text, text_tokens
 from shears.data.example import Row
 from shears.data.examples import Example, check_rows, completion_of, load_examples, prompts_of
 from shears.data.prompts import DEFAULT_TEMPLATE
@@ -29,7 +29,7 @@ from shears.evaluation.scoring.perplexity import perplexity
 from shears.evaluation.scoring.score import likeliest_choices, warn_beyond
 from shears.evaluation.scoring.scorers import check_choices
 from shears.evaluation.tasks import answers as reading
-from shears.evaluation.tasks.harness import QUESTION_IDS, run_harness
+from shears.evaluation.tasks.harness import QUESTION_IDS, check_installed, run_harness
 from shears.evaluation.tasks.paper_tasks import LABELS, paper_row, right_answers, with_choices
 from shears.runtime.generation.backend import Backend
 
@@ -94,7 +94,11 @@ def _converted(config: EvaluateConfig) -> Callable[[Row], Row]:
 
 def check_data(config: EvaluateConfig) -> None:
     """Raise InputError, before a model is loaded, for data whose rows the task does not know."""
-    if config.task not in ("perplexity", "harness"):
+    if config.task == "perplexity":
+        check_text(config.data, config.columns)
+    elif config.task == "harness":
+        check_installed()
+    else:
         check_rows(config.data, config.columns, config.limit, _converted(config))
 
 

@@ -20,12 +20,15 @@ from shears.config.fields import StageConfig
 from shears.config.resolve import build, read_yaml
 from shears.config.sparsify import EMBEDDED_CALIBRATION
 from shears.config.write import WRITTEN
+from shears.data.calibration import calibration_batches
 from shears.data.example import OWN_NAMES, renamed
+from shears.data.examples import check_rows
 from shears.data.rows import is_saved, read_rows, saved_rows
 from shears.errors import InputError
 from shears.evaluation.run import evaluate
 from shears.models.devices import set_threads
-from shears.models.properties import positions_in
+from shears.models.load import load_tokenizer
+from shears.models.properties import positions_in, refuse_longer
 from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import (
     COMPRESS,
@@ -37,7 +40,7 @@ from shears.records.artifacts import (
     refuse_changes,
     write_json,
 )
-from shears.records.folders import named_folder, run_lock
+from shears.records.folders import named_folder, refuse_full_disk, refuse_taken, run_lock
 from shears.records.paths import expanded
 from shears.records.timing import machine
 from shears.records.version import __version__
@@ -92,15 +95,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
     set_threads(settings.threads)
     folder = named_folder(expanded(output)).resolve()
     name = str(model)
-    if settings.calibration is None and name not in EMBEDDED:  # before a .gguf file is converted, which takes minutes
-        raise InputError(
-            f"compress.calibration must be given (--calibration) for {name}: text like that which the model will "
-            "see, as FILE.txt, FILE.jsonl or a hub id; or self, which the model writes"
-        )
-    ref = resolve(model)
-    ref.refuse_package("compress")
-    if settings.teacher is not None:
-        refuse_other_vocabulary(find_teacher(settings.teacher), ref)
+    ref = _checked(model, settings)
     if not dry_run and (record := _begun(folder, ref, settings)) is not None:
         logger.info("%s: continuing with the plan of %s", folder, COMPRESS)
         with run_lock(folder):
@@ -126,6 +121,22 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
         return _attempted(record, settings, folder, name)
 
 
+def _checked(model: str | Path, settings: CompressConfig) -> ModelRef:
+    """Return the model; InputError for an unusable one, a missing text, a teacher or rows that do not suit."""
+    if settings.calibration is None and str(model) not in EMBEDDED:  # a .gguf file takes minutes to convert
+        raise InputError(
+            f"compress.calibration must be given (--calibration) for {model}: text like that which the model will "
+            "see, as FILE.txt, FILE.jsonl or a hub id; or self, which the model writes"
+        )
+    if settings.data is not None:
+        check_rows(settings.data)
+    ref = resolve(model)
+    ref.refuse_package("compress")
+    if settings.teacher is not None:
+        refuse_other_vocabulary(find_teacher(settings.teacher), ref)
+    return ref
+
+
 def _renamed(message: str, names: Mapping[str, str]) -> str:
     for before, after in names.items():
         message = message.replace(before, after)
@@ -134,9 +145,8 @@ def _renamed(message: str, names: Mapping[str, str]) -> str:
 
 def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, Any] | None:
     """Return the record of an earlier call, None for a new folder; InputError for another folder."""
+    refuse_taken(folder, record=COMPRESS)
     if not (folder / COMPRESS).is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"the output must be a new folder or one of compress, got {folder}; choose another output")
         return None
     record = read_object(folder / COMPRESS)
     with reading(folder / COMPRESS):
@@ -233,8 +243,14 @@ def _planned(ref: ModelRef, name: str, settings: CompressConfig, texts: Texts, f
         )
     candidates = all_candidates(settings, shape, forecast)
     kept = meeting(settings, candidates, shape.parameters)
+    smallest = recipe_of(min(kept, key=lambda each: each.bytes), settings, name, str(texts.calibration))
+    refuse_full_disk(folder, plan(smallest, folder / "dry-run").bytes_to_write)
     losses = None
     if texts.calibration.is_file():
+        tokenizer = load_tokenizer(ref)  # a short text is refused before minutes of measuring
+        calibration_batches(
+            str(texts.calibration), tokenizer, settings.num_samples, settings.sequence_length, 1, settings.seed
+        )
         kinds = [(each.sparsity, each.values, each.embeddings) for each in kept]
         losses = measured_losses(ref, kinds, settings, str(texts.calibration), str(texts.held_out))
     best = ordered(kept, losses)
@@ -268,11 +284,7 @@ def _shape(ref: ModelRef, settings: CompressConfig) -> Shape:
             f"compress needs a model whose blocks consist of linears, {ref.name} has others, such as experts; use "
             "shears run with a recipe"
         )
-    context = positions_in(known_config(ref.folder))
-    if context is not None and settings.sequence_length > context:
-        raise InputError(
-            f"sequence_length must be at most this model's context of {context} tokens, got {settings.sequence_length}"
-        )
+    refuse_longer(settings.sequence_length, positions_in(known_config(ref.folder)))
     return shape
 
 
