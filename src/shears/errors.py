@@ -4,6 +4,7 @@ Also: which of other libraries' errors mean that memory is used up.
 """
 
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,25 @@ class InputError(ValueError):
     def __init__(self, *messages: str) -> None:
         super().__init__("; ".join(messages))
         self.messages = messages
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work, by default Ctrl-C.
+
+    `is_kept` says whether the same call can go on from what is kept, None where nothing had begun;
+    a training goes on from `step`.
+    """
+
+    def __init__(self, number: int = signal.SIGINT, *, is_kept: bool | None = None, step: int | None = None) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = int(number)
+        self.is_kept = is_kept
+        self.step = step
+
+    @classmethod
+    def of(cls, error: KeyboardInterrupt) -> "Interrupted":
+        """Return an interruption, plain Ctrl-C among them, with what it says."""
+        return error if isinstance(error, cls) else cls()
 
 
 def install_hint(extra: str) -> str:

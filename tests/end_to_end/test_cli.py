@@ -120,13 +120,13 @@ def test_every_public_name_can_be_imported() -> None:
 
 @pytest.mark.parametrize(
     ("words", "hint"),
-    [("train", "; --resume continues"), ("--threads 1 run x", "; the same command continues"), ("x", "")],
+    [("train", ""), ("--threads 1 run x", "; the same command continues"), ("x", "")],
 )
 def test_ctrl_c_says_how_to_continue(words: str, hint: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Typer turns a KeyboardInterrupt into an exit code."""
     monkeypatch.setattr(cli, "application", lambda: lambda standalone_mode: 130)
     code, _, errors = call(*words.split())
-    assert (code, errors.startswith(f"error: stopped{hint}")) == (130, True)
+    assert (code, errors.startswith(f"error: stopped{hint}"), "resume" in errors) == (130, True, False)
 
 
 def test_other_libraries_add_no_line_to_a_mistake(tmp_path: Path) -> None:

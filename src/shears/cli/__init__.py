@@ -6,10 +6,14 @@ Nothing else in shears prints.
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shears.errors import Interrupted
 
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -21,9 +25,11 @@ QUIET = {
     "TQDM_DISABLE": "1",
 }
 INTERRUPTED = 130  # exit code of shells and of typer for Ctrl-C
+ANSWER_SIGNALS = ("chat", "serve")  # verbs that end themselves
+MANY_STAGES = ("compress", "run")  # they keep the stages that are finished
 HOW_TO_CONTINUE = {
-    **dict.fromkeys(("heal", "train"), "--resume continues from the last checkpoint"),
-    "search": "--resume continues from the last evaluation",
+    **dict.fromkeys(("heal", "train"), "--resume finishes it"),
+    "search": "--resume continues with the evaluations so far",
     **dict.fromkeys(("compress", "write", "run"), "the same command continues from there"),
 }
 ADVICE: Mapping[str, tuple[str, ...]] = {
@@ -52,11 +58,32 @@ class _ConsoleHandler(logging.Handler):
 
 
 def main() -> None:
-    """Run the command line; exit with 0, 1 (disk, memory), 2 (wrong input) or 130 (Ctrl-C)."""
+    """Run the command line; exit with 0, 1 (disk, memory), 2 (wrong input), 130 (Ctrl-C) or 143 (SIGTERM)."""
     try:
+        if _verb() not in ANSWER_SIGNALS:
+            signal.signal(signal.SIGTERM, _terminate)
         _run()
-    except KeyboardInterrupt:  # also while libraries are imported
-        _fail("; ".join(filter(None, ["stopped", HOW_TO_CONTINUE.get(_verb())])), INTERRUPTED)
+    except KeyboardInterrupt as error:  # also while libraries are imported
+        from shears.errors import Interrupted
+
+        cause = Interrupted.of(error)
+        _fail("; ".join(filter(None, ["stopped", _what_is_kept(cause)])), 128 + cause.number)
+
+
+def _terminate(number: int, _: object) -> None:
+    from shears.errors import Interrupted
+
+    raise Interrupted(number)
+
+
+def _what_is_kept(error: "Interrupted") -> str:
+    """Return how to go on after an interruption, or that nothing is kept; empty if neither is known."""
+    verb = _verb()
+    if error.is_kept is False and verb not in MANY_STAGES:
+        return "nothing is kept"
+    if error.step is not None and verb in ("heal", "train"):
+        return f"--resume continues from step {error.step}"
+    return HOW_TO_CONTINUE.get(verb, "") if error.is_kept or verb in MANY_STAGES else ""
 
 
 def _verb() -> str:
@@ -73,7 +100,9 @@ def _run() -> None:
     try:
         _check_words(sys.argv[1:])
         code = application()(standalone_mode=False) or 0
-        if code == INTERRUPTED:
+        if isinstance(code, KeyboardInterrupt):
+            raise code
+        if code == INTERRUPTED:  # before a verb began
             raise KeyboardInterrupt
         sys.exit(code)
     except InputError as error:

@@ -44,6 +44,13 @@ class Verbs(TyperGroup):
         """Return the words left after parsing those before a command."""
         return super().parse_args(ctx, args or ["--help"])
 
+    def invoke(self, ctx: Any) -> Any:
+        """Return what a command returns, or its interruption, of which typer would keep a number only."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            return error
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the usage, the description, the examples, the commands and the options."""
         commands: dict[str, Any] = dict(self.commands)

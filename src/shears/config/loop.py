@@ -51,7 +51,8 @@ class LoopConfig(StageConfig):
     """Trackers that receive loss and learning rate of every step: mlflow, tensorboard, trackio,
     wandb; default: none."""
     save_steps: int = Field(50, gt=0)
-    """Optimizer steps between two checkpoints; an interruption loses at most this many."""
+    """Optimizer steps between two checkpoints; others are written after two minutes and at SIGINT
+    and SIGTERM."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
     seed: Seed = 0

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from shears.config.fields import StageConfig
-from shears.errors import InputError, first_line
+from shears.errors import InputError, Interrupted, first_line
 from shears.records.artifacts import (
     TRAINING_LOG,
     TRAINING_TIMES,
@@ -84,9 +84,15 @@ def working_folder(
         try:
             with _disk_errors(work, resume):
                 yield work
-        except (InputError, OSError):
-            if resume is None or not has_work(work, WORKER):
-                shutil.rmtree(work, ignore_errors=True)
+        except (InputError, OSError, KeyboardInterrupt) as error:
+            # a worker's name is work only if it was interrupted: a study elsewhere may know it then
+            besides = () if isinstance(error, KeyboardInterrupt) else (WORKER,)
+            is_kept = resume is not None and has_work(work, *besides)
+            if not is_kept:
+                shutil.rmtree(work, ignore_errors=True)  # nothing in it can be resumed
+            if isinstance(error, KeyboardInterrupt):
+                cause = Interrupted.of(error)
+                raise Interrupted(cause.number, is_kept=is_kept, step=cause.step) from error
             raise
         _finish(work, output)
 
@@ -158,7 +164,7 @@ def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, kind: typ
             if resume:
                 refuse_changes(work, before, named, kind)
                 return
-    _clear(work)
+    clear(work)
     write_json(work / CONFIG, named)
 
 
@@ -221,11 +227,12 @@ def _refuse_overtaken(output: Path, work: Path) -> None:
         raise
 
 
-def _clear(work: Path) -> None:
+def clear(work: Path, spared: Collection[str] = ()) -> None:
+    """Delete what is in a working folder but its lock and the files of the spared names."""
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        elif path.name not in {LOCK, *spared}:
             path.unlink()
 
 

@@ -1,6 +1,7 @@
 """The training loop: transformers' Trainer with our loss, order, checkpoints and log."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from shears.training.fused_lora import fuse_lora
 from shears.training.memory import hold_as_computed, kept_heap, recompute_between_products
 from shears.training.processes import num_processes, wait
 from shears.training.step_log import StepLog
+from shears.training.stopping import SaveInTime
 from shears.training.trainer import Collator, NumberedExamples, StepTrainer, TrainedWeights
 from shears.training.validation import Validation, Validator, read_losses, restore_best
 
@@ -56,9 +58,11 @@ class Training:
     holds_frozen: bool = False
 
 
-def fit(training: Training, work: Path, settings: LoopConfig) -> None:
+def fit(training: Training, work: Path, settings: LoopConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
     """Train until the last step, from the last whole checkpoint in `work` if there is one.
 
+    Checkpoints are also written as `SaveInTime` says, by a `clock` in seconds; Interrupted at a
+    signal, once one is written.
     With early stopping, the model then has the weights of the lowest validation loss, in the
     process that saves it.
     """
@@ -81,8 +85,10 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
             log = StepLog(work / TRAINING_LOG, trainer, progress, training.details)
             if training.validation:
                 log.validator = Validator(trainer, training.validation, losses)
+            in_time = SaveInTime(clock)
             trainer.add_callback(log)
-            with kept_heap():
+            trainer.add_callback(in_time)
+            with kept_heap(), in_time.heard():
                 _train_from(trainer, checkpoint)
     if patience and is_first_process():  # who saves the weights
         restore_best(training.weights, work / CHECKPOINTS, read_losses(work / TRAINING_LOG))

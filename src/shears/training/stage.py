@@ -3,21 +3,23 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shears.config.loop import LoopConfig
 from shears.data.rows import source_fingerprint
-from shears.errors import InputError
+from shears.errors import InputError, Interrupted
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.ref import ModelRef
 from shears.progress import is_first_process
 from shears.records.artifacts import as_data, read_object
 from shears.records.card import write_card
-from shears.records.folders import CHECKPOINTS, CONFIG, partial_folder
+from shears.records.folders import CHECKPOINTS, CONFIG, clear, partial_folder
 from shears.records.paths import expanded
+from shears.training.checkpoints import last_whole_checkpoint, step_of
 from shears.training.processes import join_processes, shared_folder, wait
 from shears.training.step_log import tracking
 from shears.training.teacher import TeacherSource
@@ -78,12 +80,27 @@ def run_stage(
         is_saved = (work / stage.record).is_file()  # interrupted between saving and renaming the folder
         wait()  # before the first process continues and renames the folder
         if not is_saved:
-            train(work)
+            with _resumable(work, stage):
+                train(work)
         if is_first_process():
             write_card(work)
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs them until all is saved
     logger.info("%s made %s in %.0f s", stage.verb, output, time.monotonic() - started)
     return output
+
+
+@contextmanager
+def _resumable(work: Path, stage: Stage) -> Iterator[None]:
+    """Let an interruption say from which step a resume goes on; delete what none could go on from."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt) as error:
+        last = last_whole_checkpoint(work / CHECKPOINTS)
+        if last is None and is_first_process() and not (work / stage.record).is_file():
+            clear(work, {CONFIG})
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(Interrupted.of(error).number, step=None if last is None else step_of(last)) from error
+        raise
 
 
 def _check_interrupted(stage: Stage, output: Path) -> None:
