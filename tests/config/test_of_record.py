@@ -13,7 +13,7 @@ from shears.config.fields import StageConfig
 from shears.config.resolve import build, load_recipe, section_class
 from shears.errors import InputError
 from shears.records.artifacts import as_data
-from shears.runs.pipeline import Stage
+from shears.runs.stages import Stage
 
 DATA = {"data": "arithmetic:train"}
 SECTIONS = ["sparsify", "heal", "train", "search", "export", "evaluate"]

@@ -32,7 +32,7 @@ from shears.quantization.grid import dequantize_blocks, quantize_blocks
 from shears.quantization.training import GRIDS, read_grids
 from shears.records.artifacts import MERGED, PACKAGE, README, SEARCH_SPACE, read_json
 from shears.records.peft_files import linear_of
-from shears.runs.pipeline import run_folder
+from shears.runs.stages import run_folder
 from shears.runtime import kernels_available
 from tests import parts
 from tests.export.made import IDS, half_sparse, logits, stock

@@ -10,8 +10,8 @@ import shears
 from shears.config import Recipe
 from shears.config.resolve import load_recipe
 from shears.errors import InputError
-from shears.runs.pipeline import run_folder
 from shears.runs.plan import plan
+from shears.runs.stages import run_folder
 from tests.end_to_end.recipe import write_recipe
 from tests.tiny import save_tiny
 

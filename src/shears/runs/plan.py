@@ -27,8 +27,8 @@ from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
 from shears.runs.baselines import DENSE_LORA, baseline_configs
-from shears.runs.pipeline import run_folder, stages_of, with_calibration
 from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, shape_of
+from shears.runs.stages import run_folder, stages_of, with_calibration
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others: as heuristic
 NUM_SAMPLED = 500  # examples that are tokenized to estimate the length of one

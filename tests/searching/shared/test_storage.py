@@ -11,7 +11,7 @@ from optuna.study import StudyDirection
 from shears.config import Recipe, SearchConfig
 from shears.config.fields import hide_passwords
 from shears.errors import InputError
-from shears.runs import pipeline
+from shears.runs import stages
 from shears.searching.shared.storage import PASSWORD, _completed, open_storage, without
 
 
@@ -57,10 +57,10 @@ def test_a_run_searches_with_the_password_and_records_it_without(
         given.append(config["storage"])
         return output
 
-    monkeypatch.setattr(pipeline, "search", search)
+    monkeypatch.setattr(stages, "search", search)
     parts = {"train": {"data": "x.jsonl"}, "search": {"data": "y.jsonl", "storage": url}}
     recipe = Recipe.model_validate({"model": "m", **parts})
-    stage = next(stage for stage in pipeline.stages_of(recipe, tmp_path) if stage.name == "search")
+    stage = next(stage for stage in stages.stages_of(recipe, tmp_path) if stage.name == "search")
     stage.make()
     assert given == [url]
     assert stage.config["storage"] == "postgresql://me:***@host/db"

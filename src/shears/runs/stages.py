@@ -1,0 +1,276 @@
+"""The stages of a recipe: what each makes, from what, and when it is done."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from shears.adapt.groups import resolved_groups
+from shears.adapt.ranks import ranks_file, ranks_name
+from shears.adapt.train import train
+from shears.config import (
+    HealConfig,
+    Recipe,
+    RunEvaluateConfig,
+    SearchConfig,
+    SparsifyConfig,
+    TrainConfig,
+)
+from shears.config.export import FORMATS
+from shears.config.resolve import build, section_class
+from shears.data.rows import source_fingerprint
+from shears.errors import InputError
+from shears.export.stage import export_adapter
+from shears.healing.prepare import teacher_of
+from shears.healing.stage import heal
+from shears.models.ref import resolve
+from shears.records import artifacts
+from shears.records.artifacts import as_data
+from shears.records.folders import named_folder, partial_folder
+from shears.records.paths import expanded, file_fingerprint
+from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, sparse_folder
+from shears.searching.stage import search
+from shears.sparsity.stage import sparsify
+from shears.training.teacher import find_teacher
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: its artifact, its configuration, its inputs and the function that makes it."""
+
+    name: str
+    output: Path
+    record: str
+    """Name of the record in `output`."""
+    config: Mapping[str, Any]
+    inputs: Callable[[], Mapping[str, str]]
+    """Returns the fingerprints of the inputs."""
+    make: Callable[[], object]
+
+    @property
+    def section(self) -> str:
+        """The section of the recipe that configures the stage; the names of baselines are none."""
+        return self.name if self.name in Recipe.model_fields else "train"
+
+    def is_done(self) -> bool:
+        """Tell whether the artifact exists.
+
+        InputError if it was made with another configuration or is damaged. `StageConfig.of_record`
+        reads the record, so that options that this version does not have are ignored.
+        """
+        if not (self.output / self.record).is_file():
+            return False
+        before = _prefixed(self.section, self._recorded_config())
+        artifacts.refuse_changes(self.output, before, _prefixed(self.section, self.config))
+        return True
+
+    def _recorded_config(self) -> dict[str, Any]:
+        """Return the configuration in the record; InputError for any other content."""
+        record = artifacts.read_json(self.output / self.record)
+        config = record.get("config") if isinstance(record, dict) else None
+        if not isinstance(config, dict):
+            raise InputError(
+                f"{self.output / self.record} must hold the configuration of {self.name}, got "
+                f"{config!r:.40}; the file is damaged or belongs to another tool: delete {self.output} "
+                "or choose another output"
+            )
+        kind = section_class(Recipe, [self.section])
+        try:
+            return as_data(build(kind, self.section, kind.of_record(config)))
+        except InputError as error:
+            raise InputError(
+                f"{self.output} was made by version {record.get('shears_version')} with an option that "
+                f"this version does not have, or its record is damaged: {error}; delete it or choose "
+                "another output"
+            ) from None
+
+    def verify(self) -> None:
+        """Raise InputError if the artifact was made from other inputs than the present ones."""
+        record = artifacts.read_record(self.output, self.record)
+        for key, fingerprint in self.inputs().items():
+            if (recorded := record.get(key)) is not None:  # embedded data have no fingerprint
+                name = key.removesuffix("_fingerprint").removesuffix("_sha256")
+                artifacts.check_input(f"{name} of {self.output}", recorded, fingerprint)
+
+
+def _prefixed(section: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration under keys such as `export.ranks`, with ranks by their name."""
+    named = {"ranks": ranks_name(config["ranks"])} if section == "export" and config["ranks"] else {}
+    return {f"{section}.{key}": value for key, value in {**config, **named}.items()}
+
+
+def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
+    """Return the folder of a run; InputError for a recipe that lacks what a run needs."""
+    target = recipe.output if output is None else output
+    if not recipe.model or not target:
+        raise InputError("a run must have a model and an output folder; add `model:` and `output:` to the recipe")
+    if recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data:
+        rule = "search must use validation data, never the test split"
+        raise InputError(f"{rule}; search and evaluate both have {recipe.search.data}")
+    if recipe.search and not recipe.train:
+        raise InputError("a run with a search must train first; add a `train:` section to the recipe")
+    if recipe.train and recipe.train.quantize_aware != "none":
+        _check_rounded(recipe)
+    _check_recovery(recipe)
+    if recipe.evaluate and not recipe.train:
+        _check_untrained(recipe.evaluate)
+    folder = named_folder(expanded(target)).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"the output of a run must be a folder, got the file {folder}; choose another output")
+    return folder
+
+
+def _check_untrained(config: RunEvaluateConfig) -> None:
+    """Raise InputError for measurements that need a training, in a run without one."""
+    if config.ranks:
+        raise InputError("a run must train to be measured at all ranks, got no `train:` section; drop evaluate.ranks")
+    if config.baselines:
+        raise InputError(
+            "a run must train to have baselines, which take its settings; got "
+            f"{', '.join(config.baselines)} and no `train:` section: add one or drop evaluate.baselines"
+        )
+
+
+def _check_recovery(recipe: Recipe) -> None:
+    """Raise InputError, before any work is done, for a recovery that a later stage would miss."""
+    heals = recipe.heal is not None and recipe.heal.recovery
+    starts = recipe.train is not None and recipe.train.init == "recovery"
+    if starts and recipe.heal is not None and not heals:
+        raise InputError(
+            "a run that heals and trains with init recovery must heal the recovery too; add "
+            "`recovery: true` to the `heal:` section, or set train.init to lora"
+        )
+    if (heals or starts) and not recipe.sparsify.recover_rank:
+        rule = "a run that uses a recovery must make one"
+        raise InputError(f"{rule}, got sparsify.recover_rank 0; set it, such as to 32")
+
+
+def _check_rounded(recipe: Recipe) -> None:
+    """Raise InputError, before any work is done, for an export that refuses a quantize_aware adapter."""
+    export = recipe.export
+    if not FORMATS[export.format].is_model or export.values not in ("auto", "int4"):
+        raise InputError(
+            "a run that trains with quantize_aware must export format package with values int4 (or a "
+            f"merged format), got format {export.format} with values {export.values}; change the "
+            "`export:` section"
+        )
+
+
+def with_calibration(recipe: Recipe) -> Recipe:
+    """Return a recipe with the calibration text of its model; InputError where it must be given."""
+    return recipe.model_copy(update={"sparsify": recipe.sparsify.for_model(str(recipe.model))})
+
+
+def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
+    """Return the stages of a recipe in order; each reads the artifact of the one before."""
+    assert recipe.model is not None
+    stages = [_sparsify_stage(recipe.sparsify, recipe.model, folder)]
+    if recipe.heal is not None:
+        stages.append(_heal_stage(recipe.heal, folder))
+    sparse = sparse_folder(recipe, folder)
+    if recipe.train is not None:
+        stages.append(_training("train", lambda: sparse, folder / "super_adapter", recipe.train, sparse))
+        if recipe.search is not None:
+            stages.append(_search_stage(recipe.search, folder))
+    if recipe.train is not None or FORMATS[recipe.export.format].holds == "package":
+        stages.append(_export_stage(recipe, folder))
+    for name, config in baseline_configs(recipe).items():
+        model = partial(baseline_model, recipe, name, folder)
+        stages.append(_training(name, model, artifacts.baseline_folder(folder, name), config, sparse))
+    return stages
+
+
+def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path) -> Stage:
+    output = folder / "sparse"
+    values = as_data(config)
+
+    def inputs() -> dict[str, str]:
+        fingerprint = resolve(model, config.dtype).fingerprint
+        return {"base_fingerprint": fingerprint, **_hashes(calibration=config.calibration)}
+
+    return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, lambda: sparsify(model, output, **values))
+
+
+def _heal_stage(config: HealConfig, folder: Path) -> Stage:
+    sparse = folder / "sparse"
+    output = folder / HEALED_FOLDER
+    values = as_data(config)
+
+    def inputs() -> dict[str, str]:
+        base = resolve(sparse)
+        teacher = teacher_of(base, config)
+        fingerprints = {"base_fingerprint": base.fingerprint, "teacher_fingerprint": teacher.fingerprint}
+        if config.recovery:
+            recovery = sparse / artifacts.RECOVERY_FOLDER
+            fingerprints["recovery_fingerprint"] = artifacts.weights_fingerprint(recovery)
+        return fingerprints | _hashes(data=config.data)
+
+    def make() -> Path:
+        return heal(sparse, output, resume=partial_folder(output).exists(), **values)
+
+    return Stage("heal", output, artifacts.HEALED, values, inputs, make)
+
+
+def _training(name: str, model: Callable[[], str | Path], output: Path, config: TrainConfig, sparse: Path) -> Stage:
+    """Return a stage that trains on the model that `model` returns, which may convert a file first.
+
+    `sparse` is a model of the same architecture; its groups are those of the training.
+    """
+    values = as_data(config)
+    if (output / artifacts.SEARCH_SPACE).is_file() and sparse.is_dir():  # its record names the groups
+        values["groups"] = list(resolved_groups(config.groups, sparse))
+
+    def inputs() -> dict[str, str]:
+        hashes = _hashes(data=config.data, validation=config.validation_source)
+        taught = {"teacher_fingerprint": find_teacher(config.teacher).fingerprint} if config.teacher else {}
+        return {"base_fingerprint": resolve(model()).fingerprint, **taught, **hashes}
+
+    def make() -> Path:
+        return train(model(), output, resume=partial_folder(output).exists(), **values)
+
+    return Stage(name, output, artifacts.SEARCH_SPACE, values, inputs, make)
+
+
+def _search_stage(config: SearchConfig, folder: Path) -> Stage:
+    adapter = folder / "super_adapter"
+    output = folder / "search"
+    values = as_data(config)
+
+    def inputs() -> dict[str, str]:
+        fingerprint = artifacts.weights_fingerprint(adapter)
+        return {"super_adapter_fingerprint": fingerprint, **_hashes(data=config.data, test=config.test)}
+
+    def make() -> Path:  # `values` has the URL of the storage without the password
+        return search(adapter, output, resume=True, **{**values, "storage": config.storage})
+
+    return Stage("search", output, artifacts.RESULT, values, inputs, make)
+
+
+def _export_stage(recipe: Recipe, folder: Path) -> Stage:
+    """Return the stage that exports a sub-adapter; in a run without training, the sparse model."""
+    form = FORMATS[recipe.export.format]
+    output = folder / form.folder
+    values = as_data(recipe.export)
+    source = sparse_folder(recipe, folder)
+    key = "base_fingerprint"
+    ranks = None
+    if recipe.train is not None:
+        source = folder / "super_adapter"
+        key = "super_adapter_fingerprint"
+        found = str(folder / "search" / artifacts.RESULT) if recipe.search else "heuristic"
+        ranks = values["ranks"] = recipe.export.ranks or found
+
+    def inputs() -> dict[str, str]:
+        fingerprints = {key: artifacts.weights_fingerprint(source)}
+        if ranks and (file := ranks_file(ranks)):
+            fingerprints["ranks_fingerprint"] = file_fingerprint(file.path)
+        return fingerprints | _hashes(calibration=recipe.export.calibration)
+
+    return Stage("export", output, form.record, values, inputs, lambda: export_adapter(source, output, **values))
+
+
+def _hashes(**sources: str | None) -> dict[str, str]:
+    """Return the sha256 of the sources that are local files, under the keys of records."""
+    hashes = {f"{name}_sha256": source_fingerprint(source) for name, source in sources.items() if source}
+    return {key: value for key, value in hashes.items() if value}
