@@ -99,7 +99,9 @@ def test_an_output_that_holds_files_is_refused(base: Path, tmp_path: Path) -> No
 
 def test_only_the_first_process_writes(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elastic = own(base)
-    monkeypatch.setenv("RANK", "1")
+    launcher = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
     assert not elastic.save(tmp_path / "super").exists()
 
 

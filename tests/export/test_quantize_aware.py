@@ -194,7 +194,7 @@ def test_the_adapter_is_plain_lora_and_the_grids_lie_beside_it(trained: dict[str
         ({"format": "package", "values": "int8"}, "values must be int4 for an adapter trained with .* got int8, which"),
         ({"format": "package", "values": "bf16"}, "values must be int4 .* got bf16, which would round them again"),
         (
-            {"format": "package", "values": "int4", "calibration": "a.txt"},
+            {"format": "package", "values": "int4", "calibration": "arithmetic:train"},
             "calibration must be left out for an adapter trained with",
         ),
         ({"format": "peft"}, "was trained with quantize_aware, .* got format peft; take package, or merged"),

@@ -227,8 +227,13 @@ def test_a_text_that_changed_is_not_taken_over(
 def test_a_damaged_line_of_the_journal_is_written_anew(
     model: Path, whole: Path, tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+
+    def stop_behind_a_row(path: Path, row: object) -> None:
+        append_row(path, row)
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched:
-        patched.setattr(stage, "append_row", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(stage, "append_row", stop_behind_a_row)
         with pytest.raises(KeyboardInterrupt):
             write(model, tmp_path / "text", tokens=60, **SHORT)
     (partial_folder(tmp_path / "text") / "written.jsonl").write_text(f"{line}\n")

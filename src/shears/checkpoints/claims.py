@@ -37,9 +37,10 @@ def refuse_claims(folder: Path, name: str, config: Mapping[str, Any]) -> None:
         for key in NUMBERS:
             if isinstance(value := part.get(key), str):
                 raise InputError(f"{folder / name} must hold a number as {key}, got {value!r:.40}; restore that file")
+        layers = () if "peft_type" in part else LAYERS  # an adapter names those of its base
         width = max((size for _, size in _sizes(part, HIDDEN)), default=1)
         for keys, least, most in (
-            (LAYERS, 1, len(stored)),
+            (layers, 1, len(stored)),
             ((*HIDDEN, *HEADS, *RANKS), 1, held),
             ((*EXPERTS, *VOCABULARY, *INNER), width, held),
         ):

@@ -155,10 +155,12 @@ def _check_words(words: Sequence[str]) -> None:
     from shears.progress import launched
 
     verb = _verb()
-    processes = launched()[1] if verb else 1
-    if verb not in ("heal", "train", "") and processes > 1:
-        several = f"{verb} on {processes}; start it without a launcher"
-        raise InputError(f"only heal and train run on several processes, got {several}")
+    several = os.environ.get("WORLD_SIZE", "1")
+    if verb not in ("heal", "train", "") and several.isdecimal() and int(several) > 1:
+        todo = "start it without a launcher"
+        raise InputError(f"only heal and train run on several processes, got {verb} on {several}; {todo}")
+    if verb:
+        launched()  # checks the launcher's variables
     for word in words:
         try:
             word.encode()

@@ -305,10 +305,10 @@ def put_adapter(
             raise InputError(f"{shown} must hold every weight of its configuration, got: {line[:200]}")
         logger.warning("loading %s: %s", shown, line)
     _refuse_wrong_tokens(shown, loaded)
-    own = (pair for pair in loaded.named_parameters() if str(loaded.base_model.prefix) in pair[0])
-    refuse_non_finite(shown, own)
     if loaded.active_peft_config.is_prompt_learning:
         raise InputError(f"{shown} must change weights, it puts tokens before the text; take LoRA or its like")
+    own = (pair for pair in loaded.named_parameters() if str(loaded.base_model.prefix) in pair[0])
+    refuse_non_finite(shown, own)
     loaded.eval()
     if record.get("quantize_aware", "none") != "none":
         make_quantize_aware(loaded, read_grids(adapter))
