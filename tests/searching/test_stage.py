@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -224,6 +225,20 @@ def test_the_accuracy_of_a_task_can_be_searched(super_adapter: Path, validation:
     )  # fmt: skip
     result = json.loads((folder / "result.json").read_text())
     assert 0.0 <= result["chosen"]["metrics"]["accuracy"] <= 1.0
+
+
+def test_a_record_without_max_length_counts_as_its_default(
+    super_adapter: Path, validation: str, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(super_adapter, tmp_path / "adapter")
+    record = json.loads((copy / "search_space.json").read_text())
+    del record["config"]["max_length"]
+    (copy / "search_space.json").write_text(json.dumps(record))
+    found = [
+        search(each, tmp_path / f"found-{number}", data=validation) for number, each in enumerate((copy, super_adapter))
+    ]
+    chosen = [json.loads((folder / "result.json").read_text())["chosen"] for folder in found]
+    assert chosen[0] == chosen[1]
 
 
 def test_a_misspelt_key_is_named(super_adapter: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shears.adapt.load import SuperAdapter
-from shears.config import SearchConfig
+from shears.config import SearchConfig, TrainConfig
 from shears.config.notation import num_bytes
 from shears.data.examples import Example, Tokenized, load_examples, rows_fingerprint, tokenize_all
 from shears.evaluation.contamination import Trained, ids_of, read_trained
@@ -116,7 +116,8 @@ def _warn_of_training_data(trained: Sequence[Trained], examples: Sequence[Exampl
 
 
 def _tokenized(adapter: SuperAdapter, examples: Sequence[Example]) -> list[Tokenized]:
-    longest = within_context(adapter.model.get_base_model(), adapter.record["config"]["max_length"])
+    trained = TrainConfig.of_record(adapter.record["config"])
+    longest = within_context(adapter.model.get_base_model(), trained["max_length"])
     return tokenize_all(examples, adapter.tokenizer, longest)
 
 
