@@ -104,7 +104,7 @@ def option_row(parameter: Any) -> tuple[str, str, str, str]:
     names = [*sorted(parameter.opts, key=len, reverse=True), *parameter.secondary_opts]
     kind = "" if parameter.is_flag else parameter.metavar
     found = DEFAULT.search(parameter.help or "")
-    default = found[0].removeprefix("(default: ").removesuffix(")") if found else ""
+    default = " ".join(found[0].removeprefix("(default: ").removesuffix(")").split()) if found else ""
     return (
         "<br>".join(map(whole, names)),
         kinds(kind),
