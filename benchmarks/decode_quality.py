@@ -18,12 +18,12 @@ from transformers import AutoTokenizer
 
 from benchmarks.decode import adapted, continued, native
 from benchmarks.report import environment, log_to_stderr, parser_of, points
+from shears.data.answers import numbers_equal
 from shears.data.calibration import text_tokens
 from shears.data.example import prompt_of
 from shears.data.examples import load_examples
 from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.evaluation.statistics import paired_difference
-from shears.evaluation.tasks.answers import numbers_equal
 from shears.evaluation.tasks.registry import GENERATED
 from shears.runtime.native.decoder import NativeBackend
 from shears.runtime.native.model_source import source_of_model

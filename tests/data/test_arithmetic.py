@@ -7,9 +7,9 @@ from fractions import Fraction
 
 import pytest
 
+from shears.data.answers import evaluate_equation
 from shears.data.arithmetic import DRAWS, SPLITS, STORIES, arithmetic_rows
 from shears.errors import InputError
-from shears.evaluation.tasks.answers import evaluate_equation
 
 ALL = {split: arithmetic_rows(split) for split in SPLITS}
 

@@ -11,12 +11,12 @@ from shears.data.example import prompt_of
 from shears.data.examples import (
     Example,
     Segment,
-    choices_of,
     load_examples,
     to_example,
     tokenize,
     tokenize_all,
 )
+from shears.data.rules import choices_of
 from shears.data.tokens import prompt_ids
 from shears.errors import InputError
 from tests.tiny import END, starting_tokenizer, tiny_tokenizer

@@ -56,6 +56,8 @@ class Example:
     """The question without a template, which identifies the example in any file."""
     is_chat: bool = field(default=False, repr=False)
     """The text comes from a chat template, which writes the start of sequence itself."""
+    reference: str = field(default="", compare=False, repr=False)
+    """The right answer as the row writes it: `answer`, else the completion or the assistant's last turn."""
 
 
 def segments_before(example: Example) -> tuple[Segment, ...]:

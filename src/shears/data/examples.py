@@ -6,7 +6,6 @@ A chat begins with the start of sequence of its template only, as in transformer
 
 import hashlib
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,15 +25,13 @@ from shears.data.example import (
 )
 from shears.data.prompts import question_of, render_completion, render_prompt
 from shears.data.rows import read_rows
+from shears.data.rules import choices_of, optional_text, reference_of, written
 from shears.data.tokens import encode, encode_rendered, with_start
 from shears.errors import InputError
 
 logger = logging.getLogger(__name__)
 __all__ = ["Example", "Segment", "Tokenized", "completion_of"]  # those of example.py
 
-# The form of LLM-Adapters' commonsense sets: the choices stand at the end of the instruction.
-ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
-CHOICE_COMPLETION = "the correct answer is {}"
 KNOWN_COLUMNS = "prompt and completion, instruction (input) and output, messages or conversations"
 
 
@@ -47,7 +44,13 @@ def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedToken
     """
     if messages := messages_of(row):
         segments = chat_segments(messages, tokenizer)
-        return Example(segments, _optional_text(row.get("answer")), question=question_of(row), is_chat=True)
+        return Example(
+            segments,
+            optional_text(row.get("answer")),
+            question=question_of(row),
+            is_chat=True,
+            reference=reference_of(row),
+        )
     if row.get("prompt") is not None or ("prompt" in row and row.get("instruction") is None):
         return _complete(row, _text(row, "prompt"), "completion", str)
     if "instruction" in row:
@@ -68,67 +71,18 @@ def _complete(row: Mapping[str, Any], prompt: str, column: str, render: Callable
     answer = answer if answer is None or not choices else render(answer)
     completion = _text(row, column)
     completion = render(completion) if completion else (answer or "") if choices else ""
-    return Example((Segment(prompt, False), Segment(completion, True)), answer, choices, question_of(row))
-
-
-def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
-    """Return the texts to choose from, if any, and the answer; None if it is not among them."""
-    answer = row.get("answer")
-    given = row.get("choices")
-    if given not in (None, "", []):
-        if not isinstance(given, list):
-            raise InputError(f"choices must be a list, got {str(given)[:40]!r}; put it into [ ]")
-        choices = [_written("a choice", choice) for choice in given]
-        return choices, _chosen(choices, answer)
-    match = ANSWER_FORMAT.search(str(row.get("instruction", "")))
-    if match is None:
-        return [], _optional_text(answer)
-    names = match[1].split("/")
-    chosen = _chosen(names, answer)
-    texts = list(map(CHOICE_COMPLETION.format, names))
-    return texts, None if chosen is None else CHOICE_COMPLETION.format(chosen)
-
-
-def _chosen(choices: Sequence[str], answer: object) -> str | None:
-    """Return the choice that an answer means, None if it means none.
-
-    A whole number is an index from 0. A text is a choice itself (without spaces around it), else a
-    letter, else an index.
-    """
-    whole = isinstance(answer, float) and answer.is_integer()  # 1 in a table's column with gaps
-    text = f"{answer:.0f}" if whole else _as_json(answer).strip()
-    if isinstance(answer, str | bool):
-        same = [choice for choice in choices if choice.strip() == text]
-        if same:
-            return _as_json(answer) if _as_json(answer) in same else same[0]
-    if isinstance(answer, str) and len(text) == 1 and text.isascii() and text.isalpha():
-        index = ord(text.upper()) - ord("A")
-    elif text.isdecimal() and len(text) < 10:  # Python refuses to read thousands of digits
-        index = int(text)
-    else:
-        return None
-    return choices[index] if 0 <= index < len(choices) else None
+    return Example(
+        (Segment(prompt, False), Segment(completion, True)),
+        answer,
+        choices,
+        question_of(row),
+        reference=reference_of(row),
+    )
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
-    return "" if value is None else _written(column, value)
-
-
-def _written(what: str, value: object) -> str:
-    """Return a text as it is, a number as Python writes it, and true and false as JSON does."""
-    if not isinstance(value, str | int | float):
-        todo = "put chats into the column messages"
-        raise InputError(f"{what} must be text, got {type(value).__name__}; {todo}")
-    return _as_json(value)
-
-
-def _as_json(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _optional_text(value: object) -> str | None:
-    return None if value is None else _as_json(value)
+    return "" if value is None else written(column, value)
 
 
 def load_examples(

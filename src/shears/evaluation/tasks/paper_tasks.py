@@ -13,14 +13,14 @@ from types import MappingProxyType
 from typing import Any
 
 from shears.config.evaluate import ANSWER_FORMS, TEMPLATE
+from shears.data.answers import finite, is_right, official_label, read_answers, response_of
 from shears.data.example import Row
-from shears.data.examples import Example, choices_of
+from shears.data.examples import Example
 from shears.data.prompts import render_completion, render_prompt
 from shears.data.rows import read_rows
+from shears.data.rules import LETTERS, choices_of
 from shears.errors import InputError
-from shears.evaluation.tasks.answers import finite, is_right, official_label, read_answers, response_of
 
-LETTERS = tuple("ABCDE")
 LETTER_COMPLETION = "The answer is ({})."  # as the papers' training rows of AQuA end
 LABELS: Mapping[str, Sequence[str]] = MappingProxyType(
     {

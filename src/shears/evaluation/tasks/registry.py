@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config import EvaluateConfig
 from shears.config.evaluate import ANSWER_FORMS
+from shears.data import answers as reading
 from shears.data.calibration import check_text, text_tokens
 from shears.data.example import Row
 from shears.data.examples import Example, check_rows, completion_of, load_examples, prompts_of
@@ -28,7 +29,6 @@ from shears.evaluation.records import Evaluation, Record, TextJournal, accuracy_
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.evaluation.scoring.score import likeliest_choices, warn_beyond
 from shears.evaluation.scoring.scorers import check_choices
-from shears.evaluation.tasks import answers as reading
 from shears.evaluation.tasks.harness import QUESTION_IDS, check_installed, run_harness
 from shears.evaluation.tasks.paper_tasks import LABELS, paper_row, right_answers, with_choices
 from shears.runtime.generation.backend import Backend

@@ -18,6 +18,7 @@ from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
+from shears.data.answers import numbers_equal
 from shears.data.examples import Example, prompts_of
 from shears.errors import InputError
 from shears.evaluation.continuous import ContinuousDecoder, NativeRanks, open_native_ranks, wanted_for
@@ -32,7 +33,6 @@ from shears.evaluation.scoring.prefix import (
 )
 from shears.evaluation.scoring.score import plainly
 from shears.evaluation.scoring.scorers import Scorer
-from shears.evaluation.tasks.answers import numbers_equal
 from shears.evaluation.tasks.registry import GENERATED
 from shears.models.devices import autocast, device_of
 

@@ -1,4 +1,4 @@
-"""Answers read from generated texts: numbers, equations, and those of the paper's tasks. Pure.
+"""Answers read from generated texts: numbers, equations, choices, JSON, the paper's tasks. Pure.
 
 The official rules of LLM-Adapters and the paper are kept as published, faults included, so that
 figures compare. The strict rules read the answer that a text states; none if it states none or
@@ -6,17 +6,19 @@ several, or denies it.
 """
 
 import ast
+import json
 import math
 import operator
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 DECIMAL = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
 FRACTION = re.compile(r"(?:\d\s*[/\u2044]\s*\d+(?:\.\d+)?|[\u00bc-\u00be\u2150-\u215e])\D*$")  # at the end of a text
 TOLERANCE = 1e-3  # |difference| that still counts as equal, as in LLM-Adapters and the Shears paper
+MOST_STARTS = 100  # brackets in a text that JSON may begin at; trying them all could take quadratic time
 LONGEST_EQUATION = 200  # characters; the parser's recursion would fail on thousands of brackets
 OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = MappingProxyType(
     {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -54,6 +56,8 @@ NAMED_LETTERS = re.compile(
     rf"(?:\A{OPENED}(?=[A-E](?:[)\].:,*\"]|\s*$))|(?:\(|(?<!\S))(?=[A-E]\))"
     rf"|(?i:\b(?:options?|choices?)\s+{OPENED})|(?i:\banswer\s+{OPENED}){NO_ARTICLE}){LETTER_LIST}"
 )
+WHOLE_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.)?(?:[eE][-+]?\d+)?")
+MARKED_NUMBER = re.compile(r"####\s*(\S+)\s*$")  # as GSM8K's answers end
 HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE)
 
 
@@ -73,6 +77,14 @@ def right_number(answer: str) -> float | None:
         return finite(text)
     except ValueError:
         return None if FRACTION.search(text) else extract_number(text)
+
+
+def stated_number(answer: str) -> float | None:
+    """Return the number that a row's answer is, or that stands behind "####" at its end; else None."""
+    marked = MARKED_NUMBER.search(answer)
+    digits = marked[1] if marked else answer.strip()
+    is_number = WHOLE_NUMBER.fullmatch(digits) is not None and any(map(str.isdecimal, digits))
+    return right_number(digits) if is_number else None
 
 
 def finite(digits: str) -> float | None:
@@ -205,6 +217,70 @@ def strict_label(text: str, labels: Sequence[str]) -> str | None:
     named = [match[0] for match in re.finditer(f"(?i){group}", first) if not _denied(first, match)]
     names = {name.lower() for each in stated or named for name in re.findall(f"(?i){label}", each)}
     return next((label for label in labels if {label.lower()} == names), None)
+
+
+def named_choice(text: str, choices: Sequence[str]) -> str | None:
+    """Return the choice that a text is, else the only one that it names, else that of its letter."""
+    said = _plain(text)
+    longest_first = sorted(choices, key=len, reverse=True)  # "red wine" before "red"
+    named = next((choice for choice in choices if _plain(choice) == said), None) or strict_label(text, longest_first)
+    letter = strict_letter(text)
+    if named is not None or letter is None:
+        return named
+    index = ord(letter) - ord("A")
+    return choices[index] if index < len(choices) else None
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".").casefold()
+
+
+def parsed_json(text: str) -> Any:
+    """Return the object or list that a text is; None for any other text, and for NaN and Infinity."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict | list) else None
+
+
+def json_in(text: str) -> Any:
+    """Return the object or list that a text is, else the first one in it that is whole; None without one."""
+    if (whole := parsed_json(text)) is not None:
+        return whole
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    starts = [match.start() for match in re.finditer(r"[{\[]", text)]
+    for start in starts[:MOST_STARTS]:
+        try:
+            return decoder.raw_decode(text, start)[0]
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Return whether two JSON values are equal: 1 is 1.0 and not true; texts without spaces around them."""
+    if isinstance(one, str) and isinstance(other, str):
+        return one.strip() == other.strip()
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_json(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_json, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+def json_fields(value: Any) -> dict[tuple[str, ...], Any]:
+    """Return the values of an object by their path of keys; any other value is one under ().
+
+    An empty object inside is a value, too.
+    """
+    if not isinstance(value, dict) or not value:
+        return {(): value}
+    return {(key, *path): inner for key, each in value.items() for path, inner in json_fields(each).items()}
 
 
 def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> Reading:

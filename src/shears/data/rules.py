@@ -1,0 +1,182 @@
+"""What a row's right answer is, and by which rule a text's answer is read and compared with it."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from shears.data import answers
+from shears.data.example import messages_of
+from shears.errors import InputError
+
+RuleForm = Literal["number", "choice", "json", "exact"]
+LETTERS = tuple("ABCDE")
+# The forms of LLM-Adapters' sets: the choices stand at the end of the instruction.
+ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
+LETTERED = re.compile(r"Answer Choices:\s*\(A\)")
+CHOICE_COMPLETION = "the correct answer is {}"
+COMPLETIONS = ("completion", "output")  # the columns of answers, where no column `answer` is
+
+
+class FieldCount(NamedTuple):
+    """How many fields of a JSON answer are right, of how many that the row has."""
+
+    right: int
+    total: int
+
+
+@dataclass(frozen=True)
+class AnswerRule:
+    """A row's right answer, and how the answer of a text is read and compared with it.
+
+    number: the last number of the text, within 0.001. choice: the only choice that the text is or
+    names, or its letter. json: the object or list in the text, equal by value. exact: the whole
+    text without the spaces around it.
+    """
+
+    form: RuleForm
+    answer: Any
+    choices: tuple[str, ...] = ()
+
+    def read(self, text: str) -> Any:
+        """Return the answer that a text gives; None if it gives none of the rule's form."""
+        if self.form == "number":
+            return answers.extract_number(text)
+        if self.form == "choice":
+            return answers.named_choice(text, self.choices)
+        return answers.json_in(text) if self.form == "json" else text.strip()
+
+    def is_right(self, text: str) -> bool:
+        """Return whether a text's answer is the right one."""
+        given = self.read(text)
+        if self.form == "number":
+            return answers.numbers_equal(given, self.answer)
+        return answers.same_json(given, self.answer) if self.form == "json" else bool(given == self.answer)
+
+    def fields(self, text: str) -> FieldCount:
+        """Return how many fields of the right answer (a json rule's) a text has right.
+
+        A field is a value under its path of keys. A list, and an answer that is one, is one field.
+        """
+        given, wanted = (answers.json_fields(value) for value in (self.read(text), self.answer))
+        right = sum(path in given and answers.same_json(given[path], value) for path, value in wanted.items())
+        return FieldCount(right, len(wanted))
+
+
+def rule_of(row: Mapping[str, Any], form: RuleForm | None = None) -> AnswerRule:
+    """Return the rule of a row, by `form` if given; InputError for a row whose answer it cannot read.
+
+    Without a form, it follows from the answer: a choice if the row has choices, a number if the
+    answer is one (or ends in "#### 72", as in GSM8K), JSON if it is an object or a list, else exact
+    text. The answer is the column `answer`, else the completion or the assistant's last turn.
+    """
+    if form is None or form == "choice":
+        names, chosen = _names_and_chosen(row)
+        if names or form == "choice":
+            if chosen is None:
+                raise InputError(f"a row's answer must be one of its choices, got {row.get('answer')!r}")
+            return AnswerRule("choice", chosen, tuple(names))
+    return rule_of_text(reference_of(row), form)
+
+
+def rule_of_text(reference: str, form: RuleForm | None = None) -> AnswerRule:
+    """Return the rule for the text of a right answer, as `rule_of` does for a row without choices."""
+    text = reference.strip()
+    if not text:
+        raise InputError("a row must have an answer (column answer, completion or output, or a last turn), got none")
+    number = answers.stated_number(text) if form is None else answers.right_number(text)
+    if form == "number" or (form is None and number is not None):
+        if number is None:
+            raise InputError(f"a row's answer must be a number, in decimals, got {text[:60]!r}")
+        return AnswerRule("number", number)
+    parsed = answers.parsed_json(text)
+    if form == "json" or (form is None and parsed is not None):
+        if parsed is None:
+            raise InputError(f"a row's answer must be a JSON object or list, got {text[:60]!r}; use task exact")
+        return AnswerRule("json", parsed)
+    return AnswerRule("exact", text)
+
+
+def reference_of(row: Mapping[str, Any]) -> str:
+    """Return the right answer of a row as text; empty if it has none.
+
+    It is the column `answer`, else the completion or output, else the assistant's last turn.
+    """
+    if row.get("answer") is not None:
+        return as_text(row["answer"])
+    messages = messages_of(row)
+    if isinstance(messages, list | tuple):
+        turns = (turn.get("content") for turn in messages if turn.get("role") == "assistant")
+        return as_text(next(reversed([*turns]), None) or "")
+    return next((as_text(row[column]) for column in COMPLETIONS if row.get(column) is not None), "")
+
+
+def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
+    """Return the texts to choose from, if any, and the answer; None if it is not among them."""
+    names, chosen = _choices(row)
+    if row.get("choices") in (None, "", []) and names:
+        return list(map(CHOICE_COMPLETION.format, names)), None if chosen is None else CHOICE_COMPLETION.format(chosen)
+    return names, chosen
+
+
+def _names_and_chosen(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
+    """Return the choices of a row, lettered ones included, and the right one."""
+    names, chosen = _choices(row)
+    if not names and LETTERED.search(str(row.get("instruction", ""))):
+        return list(LETTERS), _chosen(LETTERS, row.get("answer"))
+    return names, chosen
+
+
+def _choices(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
+    answer = row.get("answer")
+    given = row.get("choices")
+    if given not in (None, "", []):
+        if not isinstance(given, list):
+            raise InputError(f"choices must be a list, got {str(given)[:40]!r}; put it into [ ]")
+        choices = [written("a choice", choice) for choice in given]
+        return choices, _chosen(choices, answer)
+    match = ANSWER_FORMAT.search(str(row.get("instruction", "")))
+    if match is None:
+        return [], optional_text(answer)
+    names = match[1].split("/")
+    return names, _chosen(names, answer)
+
+
+def _chosen(choices: Sequence[str], answer: object) -> str | None:
+    """Return the choice that an answer means, None if it means none.
+
+    A whole number is an index from 0. A text is a choice itself (without spaces around it), else a
+    letter, else an index.
+    """
+    whole = isinstance(answer, float) and answer.is_integer()  # 1 in a table's column with gaps
+    text = f"{answer:.0f}" if whole else as_text(answer).strip()
+    if isinstance(answer, str | bool):
+        same = [choice for choice in choices if choice.strip() == text]
+        if same:
+            return as_text(answer) if as_text(answer) in same else same[0]
+    if isinstance(answer, str) and len(text) == 1 and text.isascii() and text.isalpha():
+        index = ord(text.upper()) - ord("A")
+    elif text.isdecimal() and len(text) < 10:  # Python refuses to read thousands of digits
+        index = int(text)
+    else:
+        return None
+    return choices[index] if 0 <= index < len(choices) else None
+
+
+def written(what: str, value: object) -> str:
+    """Return a text as it is, a number as Python writes it, and true and false as JSON does."""
+    if not isinstance(value, str | int | float):
+        todo = "put chats into the column messages"
+        raise InputError(f"{what} must be text, got {type(value).__name__}; {todo}")
+    return as_text(value)
+
+
+def as_text(value: object) -> str:
+    """Return a text as it is, a number as Python writes it, and true, false, objects and lists as JSON does."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | dict | list) else str(value)
+
+
+def optional_text(value: object) -> str | None:
+    """Return `as_text` of a value; None of None."""
+    return None if value is None else as_text(value)
