@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 
 from shears.cli import application, chat, main
 from shears.cli.chat import Wrapper, _turns
+from shears.errors import InputError
 from shears.runtime import load, loading
 from tests.processes import DEADLINE, Process, until
-from tests.runtime.generation.backends import TOKENIZER, always
+from tests.runtime.generation.backends import TOKENIZER, always, engine_of, lively
 from tests.tiny import save_tiny, tiny_tokenizer
 
 SHORT = ["--max-new-tokens", "5", "--temperature", "0"]
@@ -227,3 +228,24 @@ def test_generated_control_characters_reach_a_file_but_no_terminal(
         chat._in_pipe(SimpleNamespace(say=lambda _: (None, iter([escapes]))))  # type: ignore[arg-type]
     output.seek(0)
     assert output.read() == ("a]0;titleb2Jc\n" if is_terminal else f"{escapes}\n")
+
+
+def test_generate_holds_its_text_to_the_schema_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llguidance")
+    engine = engine_of(lively())
+    monkeypatch.setattr(loading, "load", lambda *_, **__: engine)
+    schema = tmp_path / "schema.json"
+    arguments = ["generate", "package", "--prompt", "a", "--json-schema", str(schema)]
+    schema.write_text('{"enum": ["one", "two"]}')
+    result = CliRunner().invoke(application(), arguments)
+    assert (result.exit_code, result.stdout) in [(0, '"one"\n'), (0, '"two"\n')]
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    for content, message in (
+        (b"{", "must be JSON"),
+        (b"[]", "must be a JSON object, got []"),
+        (b"\xff", "readable file"),
+    ):
+        schema.write_bytes(content)
+        error = CliRunner().invoke(application(), arguments).exception
+        assert isinstance(error, InputError)
+        assert message in str(error)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.cells import cell_len
@@ -38,6 +39,9 @@ def generate(
     model: Model,
     prompt: Annotated[str, option("TEXT", "Text to continue; no template is applied.")],
     adapter: Adapter = None,
+    json_schema: Annotated[
+        str | None, option("FILE", "JSON schema that the text must follow; needs the extra `grammar`.")
+    ] = None,
     *,
     values: Values,
 ) -> None:
@@ -47,16 +51,30 @@ def generate(
     shears generate package --prompt "The capital of France is"
     shears generate sparse --adapter sub_adapter \\
         --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
+    shears generate package --prompt "As JSON: " --json-schema person.json
     """
     from shears.runtime.loading import load
 
     settings = build(GenerateConfig, "generate", values)
+    schema = _schema(json_schema)
     _replace_unknown_characters(sys.stdout)
     engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
     sampling = settings.model_dump(include=set(SamplingConfig.model_fields))
-    for piece in engine.stream(prompt, **sampling):
+    for piece in engine.stream(prompt, json_schema=schema, **sampling):
         _write(piece)
     print()
+
+
+def _schema(path: str | None) -> str | None:
+    """Return the text of a file with a JSON schema; InputError if it cannot be one, before a model is loaded."""
+    from shears.runtime.generation.grammar import schema_text
+
+    if path is None:
+        return None
+    try:
+        return schema_text(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--json-schema must be a readable file of JSON, got {path}: {error}") from None
 
 
 @app.command(rich_help_panel="Use")

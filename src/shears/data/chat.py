@@ -92,16 +92,19 @@ def _check_calls(turn: Mapping[str, Any], rendered: str) -> None:
         raise InputError(f"{rule}, this one does not; leave out such chats")
 
 
-def render_turns(turns: Turns, tokenizer: PreTrainedTokenizerBase, *, answering: bool = False) -> str:
+def render_turns(
+    turns: Turns, tokenizer: PreTrainedTokenizerBase, *, answering: bool = False, tools: Turns = ()
+) -> str:
     """Return a conversation as the chat template renders it; `answering` also opens an assistant turn.
 
-    Names of control tokens in the turns are marked, for `encode_rendered`. InputError if the turns do not suit the
-    template.
+    Names of control tokens in the turns and tools are marked, for `encode_rendered`. InputError if the
+    turns do not suit the template.
     """
     try:
         marked = literal(turns, tokenizer)
         copies = [{**copy, "role": turn["role"]} for turn, copy in zip(turns, marked, strict=True)]
-        text = tokenizer.apply_chat_template(copies, tokenize=False, add_generation_prompt=answering)
+        known = {"tools": literal(tools, tokenizer)} if tools else {}
+        text = tokenizer.apply_chat_template(copies, tokenize=False, add_generation_prompt=answering, **known)
     except TEMPLATE_ERRORS as error:
         raise InputError(f"messages must suit the tokenizer's chat template, got: {first_line(error)}") from None
     return str(text)

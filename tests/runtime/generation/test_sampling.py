@@ -1,6 +1,7 @@
 """Sampling does what transformers' logits processors do, follows its seed, and costs little."""
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,16 @@ from transformers import (
 )
 
 from shears.errors import InputError
-from shears.runtime.generation.sampling import Sampler, TokenSampling, draw, in_nucleus, penalised, pick, top_k_floor
+from shears.runtime.generation.sampling import (
+    Sampler,
+    TokenSampling,
+    draw,
+    in_nucleus,
+    penalised,
+    pick,
+    score,
+    top_k_floor,
+)
 
 GREEDY = TokenSampling(0.0, 0, 1.0, 1.0)
 
@@ -142,3 +152,31 @@ def test_a_vocabulary_of_49_thousand_costs_under_a_millisecond(sampling: TokenSa
         sampler.next(logits)
         times.append(time.perf_counter() - start)
     assert sorted(times)[10] < 1e-3  # of a machine that others use too, its better moments
+
+
+@pytest.mark.parametrize("num_allowed", [1, 3, 40, 250])
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 5, "top_p": 0.8}])
+def test_a_grammar_leaves_the_distribution_of_the_allowed_tokens(num_allowed: int, options: dict[str, Any]) -> None:
+    """Oracle: a vocabulary that holds the allowed tokens alone."""
+    draws = np.random.default_rng(num_allowed)
+    for seed in range(20):
+        logits = draws.normal(size=300).astype(np.float32) * 3
+        allowed = np.zeros(300, dtype=np.bool_)
+        allowed[draws.permutation(300)[:num_allowed]] = True
+        sampling = TokenSampling(**{"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, **options})
+        token = Sampler(sampling, seed, []).next(logits, allowed)
+        assert allowed[token]
+        alone = Sampler(sampling, seed, []).next(logits[allowed])
+        assert np.flatnonzero(allowed)[alone] == token
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 50])
+def test_scores_are_log_softmax(count: int) -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(1)) * 30
+    expected = torch.log_softmax(logits.double(), dim=0)
+    scored = score(logits.numpy(), 7, count)
+    assert scored.token == 7
+    assert scored.logprob == pytest.approx(expected[7].item(), abs=1e-4)
+    best = expected.topk(count)
+    assert [token for token, _ in scored.likeliest] == best.indices.tolist()
+    assert [value for _, value in scored.likeliest] == pytest.approx(best.values.tolist(), abs=1e-4)

@@ -5,13 +5,13 @@ Text is passed on in whole characters, and without any part of a stop string.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from shears.config import SamplingConfig
-from shears.runtime.generation.sampling import Sampler, TokenSampling
+from shears.runtime.generation.sampling import Allowed, Sampler, TokenSampling, TokenScore, score
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -20,6 +20,32 @@ CONTEXT_TOKENS = 8  # last tokens of the prompt that are decoded too: some token
 LONGEST_CHARACTER = 8  # tokens; if more are still no character, the first of them never become one
 UNFINISHED_TOKENS = 3  # most tokens of a character that lacks a byte: UTF-8 has at most four bytes
 FinishReason = Literal["stop", "length"]
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """The place that one answer has reached in a grammar."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether no token can follow but an end token."""
+
+    def allowed(self) -> Allowed:
+        """Return which tokens may come next, end tokens too; InputError if the grammar is too complex."""
+
+    def accept(self, token: int) -> None:
+        """Go on by a token that is allowed."""
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What one answer needs beyond its sampling: a grammar, and log-probabilities.
+
+    `num_likeliest` is how many likely tokens are scored beside each chosen one; None scores none.
+    """
+
+    constraint: Constraint | None = None
+    num_likeliest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,19 +59,28 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished answer; `finish` is "stop" (end token or stop string) or "length"."""
+    """A finished answer; `finish` is "stop" (end token, stop string, end of the grammar) or "length"."""
 
     text: str
     tokens: tuple[int, ...]
     finish: FinishReason
     num_prompt_tokens: int
+    scores: tuple[TokenScore, ...] = ()  # one for each token, if they were asked for
+
+
+NO_DEMANDS = Demands()
 
 
 class Answer:
     """A prompt, its options, and the tokens and text generated so far."""
 
     def __init__(
-        self, prompt: Sequence[int], options: SamplingConfig, settings: TextSettings, seed: int | None = None
+        self,
+        prompt: Sequence[int],
+        options: SamplingConfig,
+        settings: TextSettings,
+        seed: int | None = None,
+        demands: Demands = NO_DEMANDS,
     ) -> None:
         self.prompt = tuple(prompt)
         self.options = options
@@ -53,7 +88,9 @@ class Answer:
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
         self.error: Exception | None = None
+        self.scores: list[TokenScore] = []
         self._settings = settings
+        self._demands = demands
         sampling = TokenSampling(options.temperature, options.top_k, options.top_p, options.repetition_penalty)
         self._sampler = Sampler(sampling, options.seed if seed is None else seed, prompt)
         self._detokenizer = Detokenizer(settings.decode, prompt)
@@ -68,15 +105,25 @@ class Answer:
 
     def accept(self, logits: Float[np.ndarray, " V"]) -> None:
         """Choose the next token; an end token ends the answer, any other is added to its text."""
-        token = self._sampler.next(logits)
+        constraint = self._demands.constraint
+        token = self._sampler.next(logits, None if constraint is None else constraint.allowed())
         if token in self._settings.end_tokens:
             self._end("stop")
             return
         self.tokens.append(token)
+        if self._demands.num_likeliest is not None:
+            self.scores.append(score(logits, token, self._demands.num_likeliest))
+        if constraint is not None:
+            constraint.accept(token)
         self._text += self._stops.add(self._detokenizer.add(token))
+        self._end_if_done(constraint is not None and constraint.complete)
+
+    def _end_if_done(self, complete: bool) -> None:
         full = len(self.prompt) + len(self.tokens) >= self._settings.max_length
         if self._stops.stopped:
             self.finish = "stop"
+        elif complete:
+            self._end("stop")
         elif full or len(self.tokens) >= self.options.max_new_tokens:
             self._end("length")
 
@@ -95,7 +142,7 @@ class Answer:
         if self.error is not None:
             raise self.error
         assert self.finish is not None, "the answer is not finished"
-        return Generation(self._text, tuple(self.tokens), self.finish, len(self.prompt))
+        return Generation(self._text, tuple(self.tokens), self.finish, len(self.prompt), tuple(self.scores))
 
 
 class Detokenizer:

@@ -3,6 +3,7 @@
     engine = shears.runtime.load("package")
     print(engine.generate("The capital of France is", max_new_tokens=8).text)
     for piece in engine.stream("Once upon a time", temperature=0.7, seed=1): ...
+    engine.generate("Ann, aged 31:", json_schema={"type": "object", "properties": {"age": {"type": "integer"}}})
 
 One thread at a time may use an engine; shears.runtime.generation.worker lets several share one.
 """
@@ -17,26 +18,33 @@ from shears.config.resolve import build
 from shears.data.chat import render_turns
 from shears.data.tokens import encode_rendered, prompt_ids
 from shears.errors import InputError
-from shears.runtime.generation.answer import Answer, Generation, TextSettings
+from shears.runtime.generation.answer import Answer, Demands, Generation, TextSettings
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
+from shears.runtime.generation.grammar import Grammar, Grammars, Schema
 
 Prompt = str | Sequence[int]
 
 
 class Engine:
-    """A backend, a tokenizer, and the batch of answers being generated; `end_tokens` end a text."""
+    """A backend, a tokenizer, and the batch of answers being generated; `end_tokens` end a text.
+
+    Answers of `generate`, `generate_all`, `stream` and `answer` follow a `json_schema` (a mapping or
+    its text) or a `grammar` of `grammars`, and carry log-probabilities of each token, and of so many
+    likely ones beside it, if `num_likeliest` is not None. Other keywords are SamplingConfig's.
+    """
 
     def __init__(self, backend: Backend, tokenizer: PreTrainedTokenizerBase, end_tokens: frozenset[int]) -> None:
         self.backend = backend
         self.tokenizer = tokenizer
         self.batch = Batch[Answer](backend)
         self.text_settings = TextSettings(self._decode, end_tokens, backend.max_length)
+        self.grammars = Grammars(tokenizer, backend.vocab_size, end_tokens)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        """Return the continuation of a prompt (text, or tokens); keywords are SamplingConfig's.
+        """Return the continuation of a prompt (text, or tokens).
 
-        InputError for an empty or too long prompt, or an option out of range.
+        InputError for an empty or too long prompt, an option out of range, and an unsupported schema.
         """
         return self.generate_all([prompt], **options)[0]
 
@@ -45,6 +53,8 @@ class Engine:
 
         Each is the text that `generate` gives for its prompt, apart from the backend's rounding.
         """
+        if (schema := options.pop("json_schema", None)) is not None:
+            options["grammar"] = self.grammars.of_schema(schema)
         answers = [self.answer(prompt, **options) for prompt in prompts]
         try:
             for answer in answers:
@@ -75,9 +85,21 @@ class Engine:
         finally:
             self.batch.remove(answer)
 
-    def answer(self, prompt: Prompt, **options: Any) -> Answer:
+    def answer(
+        self,
+        prompt: Prompt,
+        *,
+        json_schema: Schema | str | None = None,
+        grammar: Grammar | None = None,
+        num_likeliest: int | None = None,
+        **options: Any,
+    ) -> Answer:
         """Return a new answer, not yet in the batch."""
-        return Answer(self.encode(prompt), build(SamplingConfig, "", options), self.text_settings)
+        if json_schema is not None:
+            grammar = self.grammars.of_schema(json_schema)
+        demands = Demands(None if grammar is None else grammar.begin(), num_likeliest)
+        sampling = build(SamplingConfig, "", options)
+        return Answer(self.encode(prompt), sampling, self.text_settings, demands=demands)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return a text's tokens, with the tokenizer's start token; tokens stay as they are."""
@@ -85,14 +107,15 @@ class Engine:
             return list(prompt)
         return prompt_ids([prompt], self.tokenizer)[0] if prompt else []
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Return the tokens of a conversation for the model to answer, by its chat template.
 
-        InputError if there is no template, or if the messages do not suit it.
+        `tools` are functions in OpenAI's form, which the template describes to the model. InputError
+        if there is no template, or if the messages do not suit it.
         """
         if self.tokenizer.chat_template is None:
             raise InputError("a chat needs a tokenizer with a chat template, and this model has none; use generate")
-        return encode_rendered([render_turns(messages, self.tokenizer, answering=True)], self.tokenizer)[0]
+        return encode_rendered([render_turns(messages, self.tokenizer, answering=True, tools=tools)], self.tokenizer)[0]
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)

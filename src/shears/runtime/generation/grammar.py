@@ -1,0 +1,222 @@
+"""Grammars that answers must follow: a JSON schema, or rules in Lark's notation, by llguidance.
+
+    grammar = engine.grammars.of_schema({"type": "object", "properties": {"age": {"type": "integer"}}})
+    engine.generate("Ann is", grammar=grammar, max_new_tokens=64)
+
+V tokens of the vocabulary. Why llguidance and not xgrammar: docs/log.md.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from threading import Lock
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from shears.errors import InputError, first_line, install_hint
+from shears.runtime.generation.sampling import Allowed
+
+logger = logging.getLogger(__name__)
+
+Schema = Mapping[str, Any]
+# JSON on one line, as json.dumps writes it: free white space would let a model write it for ever
+STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+MOST_LEVELS = 400  # of a schema and all that it refers to; llguidance's compiler recurses, and crashes from 2,000 on
+# A step may take some 20 ms; a schema that needs more is refused, or ends its answer with an error.
+LIMITS = {
+    "initial_lexer_fuel": 500_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A compiled grammar; any number of answers may follow it."""
+
+    matcher: Any  # llguidance's, in the grammar's first state
+    vocab_size: int
+
+    def begin(self) -> "Place":
+        """Return the place of a new answer."""
+        return Place(self.matcher.deep_copy(), self.vocab_size)
+
+
+class Place:
+    """A Constraint: the place that one answer has reached in a grammar."""
+
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+
+    @property
+    def complete(self) -> bool:
+        """Whether no token can follow but an end token."""
+        return bool(self._matcher.is_stopped())
+
+    def allowed(self) -> Allowed:
+        """Return which tokens may come next; InputError if the step is too complex."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        _check(self._matcher)
+        return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
+
+    def accept(self, token: int) -> None:
+        """Go on by a token that is allowed."""
+        self._matcher.consume_token(token)
+        _check(self._matcher)
+
+
+def _check(matcher: Any) -> None:
+    if matcher.is_error():
+        rule = "an answer must stay within the limits of llguidance, which says"
+        raise InputError(f"{rule}: {_shown(matcher.get_error())}; simplify the schema")
+
+
+class Grammars:
+    """Compiles grammars for the tokens of one model; several threads may use it.
+
+    Each method raises InputError if llguidance is missing, or if the tokenizer is not a fast one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, end_tokens: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._end_tokens = sorted(end_tokens)
+        self._lock = Lock()
+        self._loaded: Any = None
+
+    def of_schema(self, schema: Schema | str) -> Grammar:
+        """Return the grammar of JSON that a schema allows; a schema may be given as text.
+
+        No keyword is ignored: InputError for a schema that llguidance cannot hold answers to.
+        """
+        text = schema_text(schema)
+        library = _library()
+        try:
+            grammar = library.LLMatcher.grammar_from_json_schema(text, overrides=STYLE)
+        except ValueError as error:
+            raise _unsupported(str(error)) from None
+        return self._compiled(grammar)
+
+    def of_rules(self, lark: str) -> Grammar:
+        """Return the grammar of rules in llguidance's form of Lark; `json_rule` writes a schema as one."""
+        return self._compiled(_library().LLMatcher.grammar_from_lark(lark))
+
+    def is_control(self, token: int) -> bool:
+        """Return whether rules must name a token by its number, `<[5]>`: no string matches it."""
+        return bool(self._vocabulary().is_special_token(token))
+
+    def _compiled(self, grammar: str) -> Grammar:
+        library = _library()
+        limits = library.LLParserLimits(**LIMITS)
+        matcher = library.LLMatcher(self._vocabulary(), grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # fails for a grammar without any text, such as {"$ref": "#"}
+        if matcher.is_error():
+            raise InputError(
+                f"a schema must be one that llguidance supports, which says: {_shown(matcher.get_error())}"
+            )
+        return Grammar(matcher, self._vocab_size)
+
+    def _vocabulary(self) -> Any:
+        """Return llguidance's copy of the tokenizer, made once: seconds for 150,000 tokens."""
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> Any:
+        _library()
+        from llguidance.hf import from_tokenizer
+
+        start = time.perf_counter()
+        try:
+            ends = self._end_tokens or None
+            loaded = from_tokenizer(self._tokenizer, self._vocab_size, ends)  # type: ignore[arg-type]
+        except (ValueError, TypeError) as error:
+            rule = "a grammar needs a tokenizer of the kind in tokenizer.json"
+            raise InputError(f"{rule}, this one fails: {first_line(error)}; take another model") from None
+        logger.info("the tokenizer was prepared for grammars in %.1f s", time.perf_counter() - start)
+        return loaded
+
+
+def _library() -> Any:
+    if find_spec("llguidance") is None:
+        raise InputError(f"a grammar needs llguidance, not installed; {install_hint('grammar')}")
+    import llguidance
+
+    return llguidance
+
+
+def _unsupported(message: str) -> InputError:
+    return InputError(f"a schema must be one that llguidance supports, which says: {_shown(message)}")
+
+
+def _shown(message: str) -> str:
+    """Return a message of llguidance on one line, without the drawing of a wrong pattern."""
+    drawing, found, rule = message.rpartition("error: ")
+    line = f"{drawing.split(':')[0]}: {rule}" if found else message.replace("<non-verbose/>", "")
+    return " ".join(line.split())[:200]
+
+
+def json_rule(schema: Schema) -> str:
+    """Return the part of a rule that stands for JSON of a schema; InputError as `schema_text`."""
+    return f"%json {json.dumps({**json.loads(schema_text(schema)), 'x-guidance': STYLE})}"
+
+
+def schema_text(schema: Schema | str) -> str:
+    """Return a schema as text; InputError unless it is an object that compiles in bounded time and memory."""
+    try:
+        content = json.loads(schema) if isinstance(schema, str) else dict(schema)
+        text = json.dumps(content)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"a schema must be JSON, got: {first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"a schema must be a JSON object, got {text:.60}")
+    if "x-guidance" in content:
+        raise InputError("a schema must be JSON Schema, got the key 'x-guidance'; leave it out")
+    levels = depth(content) + sum(depth(target) for target in _targets(content))
+    if levels > MOST_LEVELS:
+        rule = f"a schema must have at most {MOST_LEVELS} levels, those of its references added"
+        raise InputError(f"{rule}, got {levels}; flatten it")
+    return text
+
+
+def depth(value: Any) -> int:
+    """Return how deep lists and mappings lie in one another."""
+    return sum(1 for _ in _layers(value))
+
+
+def _layers(value: Any) -> Iterator[list[Any]]:
+    """Yield the lists and mappings of a value, the outermost first, then those directly inside them, and so on."""
+    layer = [value]
+    while layer := [each for each in layer if isinstance(each, dict | list)]:
+        yield layer
+        layer = [child for each in layer for child in (each.values() if isinstance(each, dict) else each)]
+
+
+def _targets(schema: dict[str, Any]) -> list[Any]:
+    """Return what the schema refers to, each once; InputError for a reference to elsewhere."""
+    mappings = [each for layer in _layers(schema) for each in layer if isinstance(each, dict)]
+    names = dict.fromkeys(each["$ref"] for each in mappings if isinstance(each.get("$ref"), str))
+    for name in names:
+        if not name.startswith("#"):
+            raise InputError(f"$ref must point into the schema itself, as '#/$defs/NAME', got {name!r:.80}")
+    return [_at(schema, name) for name in names]
+
+
+def _at(schema: Any, pointer: str) -> Any:
+    """Return what a JSON pointer (RFC 6901) names; None where it leads nowhere, which llguidance refuses."""
+    for part in pointer.removeprefix("#").split("/")[1:]:
+        key = unquote(part).replace("~1", "/").replace("~0", "~")
+        schema = schema.get(key) if isinstance(schema, dict) else None
+    return schema
