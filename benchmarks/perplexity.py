@@ -71,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5])
     parser.add_argument("--methods", nargs="+", default=["wanda", "magnitude"])
-    parser.add_argument("--reconstruct", action="store_true")
+    parser.add_argument("--reconstruct", choices=["none", "linear", "block"], default="none")
     parser.add_argument("--recover-rank", type=int, default=0)
     parser.add_argument("--windows", type=int, default=16)
     return parser.parse_args()

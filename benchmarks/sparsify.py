@@ -67,7 +67,7 @@ def rows() -> Iterator[Row]:
             yield {"sparsity": sparsity, "method": "magnitude", "pattern": pattern}
     for method in ("magnitude", "wanda", "ria", "sparsegpt", "admm"):
         yield {"sparsity": 0.5, "method": method, "pattern": "2:4"}
-    yield {"sparsity": 0.5, "method": "sparsegpt", "pattern": "2:4", "reconstruct": True}
+    yield {"sparsity": 0.5, "method": "sparsegpt", "pattern": "2:4", "reconstruct": "linear"}
     yield from _rows_with_calibration()
 
 
@@ -79,7 +79,7 @@ def _rows_with_calibration() -> Iterator[Row]:
         if sparsity in FULL:
             yield {"sparsity": sparsity, "method": "ria"}
             for method in ("wanda", "sparsegpt"):
-                yield {"sparsity": sparsity, "method": method, "reconstruct": True}
+                yield {"sparsity": sparsity, "method": method, "reconstruct": "linear"}
 
 
 def table(arguments: argparse.Namespace) -> None:
@@ -113,7 +113,7 @@ def measure(settings: Row, calibration: str, data: Path, size: Mapping[str, int]
 
 def _line(row: Row) -> str:
     settings = row["settings"]
-    name = settings["method"] + (" + reconstruct" if settings.get("reconstruct") else "")
+    name = settings["method"] + (f" + {settings['reconstruct']}" if settings.get("reconstruct") else "")
     if settings["sparsity"] == 0:
         name = "dense"
     return (
@@ -125,9 +125,9 @@ def _line(row: Row) -> str:
 
 STEPS: tuple[Row, ...] = (
     {"method": "wanda"},
-    {"method": "wanda", "reconstruct": True},
+    {"method": "wanda", "reconstruct": "linear"},
     {"method": "sparsegpt"},
-    {"method": "sparsegpt", "reconstruct": True},
+    {"method": "sparsegpt", "reconstruct": "linear"},
     {"method": "admm"},
     {"method": "admm", "allocation": "sensitivity"},
 )

@@ -48,7 +48,7 @@ def test_the_help_of_sparsify_names_every_option_with_its_choices(pages: dict[st
         assert re.search(rf" --{name.replace('_', '-')}[ ,]", words), name
     assert "--method wanda|magnitude|ria|sparsegpt|admm" in words
     assert "--allocation uniform|owl|sensitivity" in words
-    assert "--reconstruct / --no-reconstruct" in words
+    assert "--reconstruct none|linear|block" in words
     assert "--sparsity-of A=X,B=Y,..." in words
     assert "such as down_proj=0.4; the other linears make up for it" in words
 

@@ -58,8 +58,8 @@ def test_gradients_flow_from_the_device_to_the_cpu() -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"method": "wanda"}, {"method": "sparsegpt"}, {"method": "admm"}, {"method": "ria", "pattern": "2:4"},
-     {"method": "wanda", "pattern": "layer", "allocation": "owl"}, {"method": "magnitude", "reconstruct": True},
-     {"method": "wanda", "recover_rank": 4}],
+     {"method": "wanda", "pattern": "layer", "allocation": "owl"}, {"method": "magnitude", "reconstruct": "linear"},
+     {"method": "wanda", "recover_rank": 4}, {"method": "wanda", "reconstruct": "block"}],
     ids=str,
 )  # fmt: skip
 def test_a_model_is_pruned_on_the_device(changes: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ ALL = [*CONFIGS, *MORE_CONFIGS]
 SOME = ["llama", "gemma2", "gpt2", "mixtral", "gpt_oss", "mamba", "falcon_h1"]
 SETTINGS: dict[str, dict[str, Any]] = {
     "sparsegpt": {"method": "sparsegpt"},
-    "admm": {"method": "admm", "reconstruct": True},
+    "admm": {"method": "admm", "reconstruct": "linear"},
     "2:4": {"pattern": "2:4"},
     "owl": {"allocation": "owl"},
     "sensitivity": {"allocation": "sensitivity"},

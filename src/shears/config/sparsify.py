@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from shears.config.embedded import EMBEDDED
 from shears.config.fields import Columns, Device, DtypeName, Names, Pattern, Seed, Shares, Size, StageConfig
@@ -41,6 +41,14 @@ ALLOCATIONS: Mapping[str, str | None] = {
 }
 """Functions from (CalibrationRun, Chosen, overall sparsity) to a sparsity by weight, as `module:name`; None: equal."""
 
+
+def _named_fit(value: object) -> object:
+    """Return the name of what a flag of earlier versions turned on or off."""
+    return ("linear" if value else "none") if isinstance(value, bool) else value
+
+
+Reconstruct = Annotated[Literal["none", "linear", "block"], BeforeValidator(_named_fit)]
+
 if TYPE_CHECKING:
     MethodName = str
     AllocationName = str
@@ -63,8 +71,10 @@ class SparsifyConfig(StageConfig):
     allocation: AllocationName = "uniform"
     """Sparsity of each linear: uniform, owl (lower in blocks with outliers) or sensitivity (by the
     loss's gradient)."""
-    reconstruct: bool = False
-    """Fit the kept weights to the dense linear's outputs on the calibration text; zeros stay."""
+    reconstruct: Reconstruct = "none"
+    """Fit the kept weights to what the dense model computes on the calibration text: linear (each
+    linear's outputs, by least squares) or block (each block's outputs, by gradient steps: better,
+    slower); zeros stay."""
     calibration: str | None = None
     """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, the embedded
     arithmetic:train, or self (text that the model writes itself, see write); default:
@@ -102,11 +112,20 @@ class SparsifyConfig(StageConfig):
     seed: Seed = 0
     """Random seed that chooses the calibration sequences."""
 
+    @classmethod
+    def of_record(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration in a record of any version; earlier ones have a boolean `reconstruct`."""
+        return super().of_record({**recorded, "reconstruct": _named_fit(recorded.get("reconstruct", "none"))})
+
     @property
     def measures_inputs(self) -> bool:
         """Whether pruning measures inputs once the sparsities are known."""
-        statistics = METHODS[self.method].needs != "nothing"
-        return statistics or self.reconstruct or self.recover_rank > 0
+        return self.needs != "nothing" or self.reconstruct == "block" or self.recover_rank > 0
+
+    @property
+    def needs(self) -> Needs:
+        """Statistics of the inputs that pruning needs, without those of the recovery."""
+        return "moments" if self.reconstruct == "linear" else METHODS[self.method].needs
 
     @property
     def needs_calibration(self) -> bool:

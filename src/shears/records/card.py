@@ -102,10 +102,13 @@ def _describe_sparse(record: Record) -> str:
     config = record["config"]
     is_calibrated = record.get("calibration_fingerprint")
     text = f", calibrated on {_data(config, 'calibration')}" if is_calibrated else ""
+    fitted = (
+        " The kept weights of each block are fitted to the dense model's hidden states." if "blocks" in record else ""
+    )
     return (
         f"{_source(record)}, pruned to {record['achieved']:.1%} zeros in its decoder blocks by "
-        f"{config['method']} (pattern {config['pattern']}, allocation {config['allocation']}{text}). "
-        f"{IN_PLACE}"
+        f"{config['method']} (pattern {config['pattern']}, allocation {config['allocation']}{text})."
+        f"{fitted} {IN_PLACE}"
     )
 
 

@@ -30,6 +30,8 @@ def layers_section(run: Run) -> tuple[object, ...] | None:
     if run.sparsity is not None:
         config = run.sparsity["config"]
         words.append(f"Pruned with {config['method']}, pattern {config['pattern']}, allocation {config['allocation']}.")
+        if "blocks" in run.sparsity:
+            words.append("The kept weights of each block are fitted to the dense model's hidden states.")
         maps.append(_sparsity_map(run.sparsity["linears"]))
     if run.healed is not None:
         steps = plural(run.healed["num_steps"], "step")

@@ -14,7 +14,6 @@ from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig, SparsifyCon
 from shears.config.export import FORMATS
 from shears.config.notation import num_bytes
 from shears.config.search import NUM_PROPOSALS
-from shears.config.sparsify import METHODS
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, is_saved, read_rows
@@ -168,7 +167,8 @@ def _sparsify(basis: _Basis) -> Estimate:
     config = basis.recipe.sparsify
     shape = basis.shape
     num_tokens = 0
-    work = f"{config.method} to {100 * config.sparsity:.4g}%"
+    is_fitted = config.reconstruct == "block"
+    work = f"{config.method} to {100 * config.sparsity:.4g}%" + (", blocks fitted" if is_fitted else "")
     if config.needs_calibration:
         num_tokens, source = _calibration_tokens(config)
         work += f", {source}"
@@ -176,10 +176,12 @@ def _sparsify(basis: _Basis) -> Estimate:
         return work, None, None
     hidden = min(num_bytes(config.activation_budget), FP32_BYTES * num_tokens * shape.width)
     recovers_by_moments = config.recover_rank > 0 and config.recover_by == "moments"
-    needs_moments = METHODS[config.method].needs == "moments" or config.reconstruct or recovers_by_moments
+    needs_moments = config.needs == "moments" or recovers_by_moments
     moments = max(inputs for _, inputs in shape.sides.values()) ** 2 if needs_moments else 0
-    # fp32: weights outside the blocks, two blocks, twice the second moments of the widest linear
-    memory = FP32_BYTES * (shape.beside + 2 * shape.block + 2 * moments) + hidden
+    # fp32: weights outside the blocks, two blocks (a fit needs gradients, Adam's two moments and a
+    # copy too), twice the second moments of the widest linear
+    blocks = 6 if is_fitted else 2
+    memory = FP32_BYTES * (shape.beside + blocks * shape.block + 2 * moments) + hidden
     recovery = FP32_BYTES * shape.adapter_parameters(dict.fromkeys(shape.sides, config.recover_rank))
     return work, memory, basis.sparse_bytes + recovery
 

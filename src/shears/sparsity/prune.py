@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from shears.checkpoints.tensor_files import refuse_non_finite
 from shears.checkpoints.zeros import count_zeros
-from shears.config.sparsify import ALLOCATIONS, METHODS, Method, Needs, SparsifyConfig
+from shears.config.sparsify import ALLOCATIONS, METHODS, Method, SparsifyConfig
 from shears.errors import InputError
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.capture import InputMoments, InputNorms, Receive, capturing
@@ -25,18 +25,21 @@ from shears.sparsity.masks import Pattern
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.methods.scores import Pruned, Task, prune_by_magnitude
 from shears.sparsity.plan import CalibrationRun, Chosen, choose, linear_name, zeros_by_weight
+from shears.sparsity.reconstruction import BlockErrors, Reconstruction
 from shears.sparsity.recovery import Recovered
 from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
 
 logger = logging.getLogger(__name__)
 Measure = Callable[[Sequence[Matrix], Receive], None]
+_Removed = tuple[Matrix, Tensor, Tensor | None, Tensor | None]  # dense weight, norms and moments of its inputs
 
 
 @dataclass(frozen=True)
 class SparsityReport:
     """What pruning did: the target, the pruned linears, the share of weights left dense.
 
-    `by_magnitude` names the weights (experts by number) that no calibration token reached.
+    `by_magnitude` names the weights (experts by number) that no calibration token reached; `blocks`
+    has the errors of the blocks that were fitted.
     """
 
     target: float
@@ -44,6 +47,7 @@ class SparsityReport:
     uncovered: float
     by_magnitude: Sequence[str] = ()
     recovered: Recovered | None = None
+    blocks: Mapping[str, BlockErrors] = field(default_factory=dict)
 
     @property
     def achieved(self) -> float:
@@ -73,13 +77,16 @@ def prune_blocks(
         check_weights(source.model, chosen.matrices)
     if config.needs_calibration:
         check_calibration(source.model, batches)
+    if config.reconstruct == "block":
+        batches = [sequence[None] for batch in batches for sequence in batch]  # a gradient step for each
     run = CalibrationRun(source, batches, config, folder)
     reference = ALLOCATIONS[config.allocation]
     sparsities = resolve_name(reference)(run, chosen, config.sparsity) if reference else None
     pruner = _Pruner(run, chosen, zeros_by_weight(chosen, config, sparsities))
     if config.measures_inputs:
-        with run.activations() as hidden:
-            _prune_on_the_way(run, pruner, hidden)
+        parts = 2 if config.reconstruct == "block" else 1
+        with run.activations(parts) as hidden, run.activations(parts) as dense:
+            _prune_on_the_way(run, pruner, hidden, dense)
     else:
         for index in track(range(len(chosen.by_block)), "sparsify", len(chosen.by_block), "block"):
             with source.opened(index):
@@ -87,16 +94,24 @@ def prune_blocks(
     return pruner.report()
 
 
-def _prune_on_the_way(run: CalibrationRun, pruner: "_Pruner", hidden: Activations) -> None:
-    """Prune each block when the walk reaches it; all at once if the model allows no walk."""
+def _prune_on_the_way(run: CalibrationRun, pruner: "_Pruner", hidden: Activations, dense: Activations) -> None:
+    """Prune each block when the walk reaches it; all at once if the model allows no walk.
+
+    `dense` takes the dense model's hidden states if blocks are fitted. InputError if they are to be
+    and the model allows no walk.
+    """
     try:
         walk = run.walk(hidden)
     except IrregularBlocks as error:
         if not run.source.resident:
             raise
+        if run.config.reconstruct == "block":
+            raise InputError(f"reconstruct must be none or linear here, got block: {error}") from None
         logger.warning("%s; all linears are measured on the dense model instead", error)
         pruner.prune_at_once()
     else:
+        if run.config.reconstruct == "block":
+            pruner.reconstruction = Reconstruction(walk, dense, run.config.seed)
         walk_blocks(walk, pruner.prune_block)
 
 
@@ -112,8 +127,10 @@ class _Pruner:
         self._zeros = zeros
         self._pattern = Pattern.parse(config.pattern)
         self._method = METHODS[config.method]
-        self._needs: Needs = "moments" if config.reconstruct else self._method.needs
+        self._needs = config.needs
+        self.reconstruction: Reconstruction | None = None
         self._recovered = Recovered(self._model, chosen, config)
+        self._removed: list[_Removed] = []
         self._linears: dict[str, LinearSparsity] = {}
         self._by_magnitude: list[str] = []
 
@@ -125,6 +142,8 @@ class _Pruner:
         for the recovery alone come with the norms.
         """
         matrices = self._chosen.by_block[block.name]
+        if self.reconstruction is not None:
+            self.reconstruction.look(block)
         if self._needs == "moments" and matrices:
             for group in affordable(block.groups(self._checked(matrices)), self._run.budget):
                 moments = InputMoments()
@@ -133,6 +152,9 @@ class _Pruner:
                     self._prune(matrix, moments=moments.of(matrix))
         else:
             self._prune_measured(matrices, block.measure)
+        if self.reconstruction is not None and matrices:
+            self.reconstruction.fit(block, matrices)
+            self._recover()
         self._keep(block.index, matrices)
 
     def prune_unmeasured(self, index: int) -> None:
@@ -159,7 +181,8 @@ class _Pruner:
         recovered = self._recovered if self._config.recover_rank else None
         uncovered = self._chosen.uncovered
         target = self._config.sparsity
-        return SparsityReport(target, self._linears, uncovered, self._by_magnitude, recovered)
+        blocks = self.reconstruction.errors if self.reconstruction is not None else {}
+        return SparsityReport(target, self._linears, uncovered, self._by_magnitude, recovered, blocks)
 
     def _prune_measured(self, matrices: Sequence[Matrix], measure: Measure) -> None:
         """Prune weights by the statistics of their inputs that pruning or the recovery needs."""
@@ -202,12 +225,20 @@ class _Pruner:
         # the recovery needs the dense weight after `view` is overwritten
         dense = view.to(torch.float32, copy=recovers)
         task = Task(dense, self._pattern, self._zeros[matrix.name], norms, moments)
-        weight, pruned = prune_weight(task, self._method, self._config.reconstruct)
+        weight, pruned = prune_weight(task, self._method, reconstruct=self._config.reconstruct == "linear")
         view.copy_(weight)
         view.masked_fill_(pruned, 0.0)
         if recovers:
-            self._recovered.add(matrix, dense - view.float(), norms, moments)
+            self._removed.append((matrix, dense, norms, moments))
+        if self.reconstruction is None:
+            self._recover()
         self._count(matrix, count_zeros(view))
+
+    def _recover(self) -> None:
+        """Give the recovery what the weights that are final by now have lost."""
+        for matrix, dense, norms, moments in self._removed:
+            self._recovered.add(matrix, dense - matrix.view(self._model).float(), norms, moments)
+        self._removed.clear()
 
     def _count(self, matrix: Matrix, zeros: int) -> None:
         """Add the zeros of a weight to its linear; all experts of a stack are one linear."""
@@ -219,7 +250,7 @@ class _Pruner:
         self._linears[name] = LinearSparsity((outputs, inputs), zeros)
 
 
-def prune_weight(task: Task, method: Method, reconstruct: bool) -> Pruned:
+def prune_weight(task: Task, method: Method, *, reconstruct: bool) -> Pruned:
     """Return the pruned weight and its mask; by magnitude without the method's statistics."""
     statistics = {"nothing": task.weight, "norms": task.norms, "moments": task.moments}
     if statistics[method.needs] is None:

@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 FormatOf = Callable[[str], torch.dtype]  # the number format in which a parameter is written
 
 
-def in_format(values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], dtype: torch.dtype) -> Float[Tensor, "O I"]:
+def in_format(values: Float[Tensor, "*B I"], kept: Bool[Tensor, "*B I"], dtype: torch.dtype) -> Float[Tensor, "*B I"]:
     """Return the values rounded to `dtype`, zero exactly where not `kept`.
 
     A kept value that rounds to zero becomes the smallest normal number with its sign, because zero

@@ -120,6 +120,7 @@ def _copy_config(folder: Path, work: Path, dtype: str) -> None:
 
 
 def _record(work: Path, settings: SparsifyConfig, report: SparsityReport, origin: Mapping[str, Any]) -> dict[str, Any]:
+    blocks = {name: errors._asdict() for name, errors in report.blocks.items()}
     return {
         "shears_version": __version__,
         "config": as_data(settings),
@@ -133,4 +134,5 @@ def _record(work: Path, settings: SparsifyConfig, report: SparsityReport, origin
             name: {"shape": list(linear.shape), "zeros": linear.zeros, "sparsity": linear.sparsity}
             for name, linear in report.linears.items()
         },
+        **({"blocks": blocks} if blocks else {}),
     }

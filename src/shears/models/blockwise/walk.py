@@ -287,6 +287,19 @@ def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
 
 
 @contextmanager
+def differentiable(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Let gradients of the parameters be computed inside the context."""
+    before = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Run the model in evaluation mode, its fp16 LayerNorms widened (`widen_norms`).
 

@@ -9,8 +9,7 @@ Shapes: B sequences, T tokens, H hidden features, O output features, I input fea
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.matrices import Matrix
-from shears.models.blockwise.walk import BlockRun, Walk
+from shears.models.blockwise.walk import BlockRun, Walk, differentiable
 from shears.progress import track
 from shears.sparsity.allocation.overall import HIGHEST_SPARSITY, Curve, by_marginal_cost
 from shears.sparsity.plan import CalibrationRun, Chosen
@@ -87,7 +86,7 @@ def _backward(block: BlockRun, inputs: Sequence[Tensor], gradients: list[Tensor]
     """
     fisher: Fisher = {}
     parameters = {matrix.parameter: block.model.get_parameter(matrix.parameter) for matrix in matrices}
-    with _differentiable(list(parameters.values())), torch.enable_grad():
+    with differentiable(list(parameters.values())), torch.enable_grad():
         for index, states in enumerate(inputs):
             leaf = states.detach().requires_grad_()
             output = block.forward(index, leaf)
@@ -124,15 +123,3 @@ def _stride(shape: Sequence[int]) -> int:
     while math.gcd(stride, shape[1]) > 1:
         stride += 1
     return stride
-
-
-@contextmanager
-def _differentiable(parameters: Sequence[Tensor]) -> Iterator[None]:
-    before = [parameter.requires_grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, required in zip(parameters, before, strict=True):
-            parameter.requires_grad_(required)

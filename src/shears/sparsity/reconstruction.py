@@ -1,0 +1,151 @@
+"""Fit the kept weights of pruned blocks to the dense model's hidden states, by gradient steps.
+
+The window is a whole block, so that attention, norms and gates lie inside of it: fits of single
+matrices leave errors that add up (arXiv 2510.14444). Its inputs are those of the pruned model, its
+targets the hidden states of the dense one at that depth, so that a block also makes up for the
+blocks before it.
+
+Shapes: B sequences, T tokens, H hidden features.
+"""
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from shears.models.blockwise.activations import Activations
+from shears.models.blockwise.matrices import Matrix
+from shears.models.blockwise.walk import BlockRun, Walk, differentiable
+from shears.sparsity.rewrite import in_format
+
+logger = logging.getLogger(__name__)
+EPOCHS = 4  # over the calibration sequences; every step sees one batch
+RATE = 3e-3  # of the first step, as a share of the root mean square of a parameter's kept weights
+BETAS = (0.9, 0.95)
+
+
+class BlockErrors(NamedTuple):
+    """Errors of a block's outputs (`output_error`) on the calibration text: pruned, then fitted."""
+
+    pruned: float
+    fitted: float
+
+
+class Reconstruction:
+    """Fits the blocks of a walk in order; `errors` has those of the fitted ones, by name.
+
+    `dense` takes the dense model's hidden states. The seed orders the batches.
+    """
+
+    def __init__(self, walk: Walk, dense: Activations, seed: int) -> None:
+        self.errors: dict[str, BlockErrors] = {}
+        self._dense = dense
+        self._seed = seed
+        for states in walk.hidden:
+            dense.append(states)
+
+    def look(self, run: BlockRun) -> None:
+        """Compute the dense model's hidden states after a block that is not pruned yet."""
+        for batch, states in enumerate(self._dense):
+            self._dense[batch] = run.forward(batch, states)
+
+    def fit(self, run: BlockRun, matrices: Sequence[Matrix]) -> None:
+        """Fit the kept weights of the block's matrices in place."""
+        errors = fit_block(run, matrices, self._dense, self._seed)
+        self.errors[run.name] = errors
+        logger.info("%s: error of its outputs %.3g, fitted %.3g", run.name, *errors)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A parameter of the model, its values in float32 (the same memory if it is), and which are kept."""
+
+    parameter: Tensor
+    values: Float[Tensor, "..."]
+    kept: Bool[Tensor, "..."]
+
+    @property
+    def size(self) -> float:
+        """Root mean square of the kept weights; 0 without any."""
+        kept = self.values[self.kept]
+        return float(kept.square().mean().sqrt()) if kept.numel() else 0.0
+
+    def store(self) -> None:
+        """Round the values into the parameter."""
+        self.parameter.detach().copy_(self.values)
+
+
+def fit_block(run: BlockRun, matrices: Sequence[Matrix], targets: Activations, seed: int) -> BlockErrors:
+    """Fit the weights of `matrices` that are not 0, in place, to outputs near the `targets`.
+
+    The steps are Adam's in float32, and their length falls linearly to 0. Weights that are 0 stay
+    0, others do not become 0. A fit that does not lower the error is undone.
+    """
+    fitted = _fitted(run.model, matrices)
+    start = [each.values.clone() for each in fitted]
+    pruned = block_error(run, targets)
+    _descend(run, fitted, targets, f"reconstruct/{seed}/{run.index}")
+    error = block_error(run, targets)
+    if not error < pruned:  # NaN too
+        logger.warning("%s: the fit is undone, it had an error of %.3g after %.3g", run.name, error, pruned)
+        error = pruned
+        for each, values in zip(fitted, start, strict=True):
+            each.values.copy_(values)
+    for each in fitted:
+        each.values.copy_(in_format(each.values, each.kept, each.parameter.dtype))
+        each.store()
+    return BlockErrors(pruned, error)
+
+
+def _descend(run: BlockRun, fitted: Sequence[_Fitted], targets: Activations, stream: str) -> None:
+    """Take EPOCHS steps for each batch, in an order that is drawn from the stream."""
+    groups = [{"params": [each.values], "lr": RATE * each.size} for each in fitted]
+    adam = torch.optim.Adam(groups, betas=BETAS, fused=True)
+    steps = EPOCHS * len(targets)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
+    parameters = [each.parameter for each in fitted]
+    with differentiable(parameters):
+        for batch in _order(len(targets), stream):
+            with torch.enable_grad():
+                loss = output_error(run.forward(batch), targets[batch])
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for each, gradient in zip(fitted, gradients, strict=True):
+                # Adam's step of a weight whose gradients are all 0 is exactly 0
+                each.values.grad = None if gradient is None else gradient.float().mul_(each.kept)
+            adam.step()
+            schedule.step()
+            for each in fitted:
+                each.store()
+
+
+def output_error(outputs: Float[Tensor, "B T H"], targets: Float[Tensor, "B T H"]) -> Float[Tensor, ""]:
+    """Return the squared distance of outputs and targets, as a share of the target's, mean over tokens.
+
+    So the few tokens whose hidden states are a thousand times larger count like the others.
+    """
+    wide = targets.float()
+    missed = (outputs.float() - wide).square().sum(-1)
+    return (missed / wide.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)).mean()
+
+
+def block_error(run: BlockRun, targets: Activations) -> float:
+    """Return the mean `output_error` of the block's outputs over the batches."""
+    errors = [float(output_error(outputs, target)) for outputs, target in zip(run.outputs(), targets, strict=True)]
+    return sum(errors) / len(errors)
+
+
+def _order(count: int, stream: str) -> Iterator[int]:
+    generator = random.Random(stream)
+    for _ in range(EPOCHS):
+        yield from generator.sample(range(count), count)
+
+
+def _fitted(model: nn.Module, matrices: Sequence[Matrix]) -> list[_Fitted]:
+    """Return the parameters of the matrices, each once."""
+    parameters = [model.get_parameter(name) for name in dict.fromkeys(matrix.parameter for matrix in matrices)]
+    return [_Fitted(each, each.detach().float(), each.detach() != 0) for each in parameters]
