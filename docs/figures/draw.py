@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 
 WIDTH = 520
+TABLES = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-29-results.md"
 STYLE = """
 text { font: 14px system-ui, sans-serif; fill: #1f2933 }
 .small { font-size: 12px; fill: #52606d }
@@ -214,8 +215,8 @@ def kernels() -> str:
 
 
 def healing() -> str:
-    """Perplexities of healed models beside the dense one, read from the table of results.md."""
-    table = (Path(__file__).parents[1] / "results.md").read_text(encoding="utf-8")
+    """Perplexities of healed models beside the dense one, read from TABLES."""
+    table = TABLES.read_text(encoding="utf-8")
     table = table[table.index("## Healing") :]
     rows = {
         "dense": "dense",
@@ -240,35 +241,9 @@ def healing() -> str:
     return svg(bottom + 26, "WikiText-2 perplexity of the dense, the pruned and the healed models.", parts)
 
 
-def results() -> str:
-    """Accuracies after three epochs with their intervals, read from the tables of results.md."""
-    table = (Path(__file__).parents[1] / "results.md").read_text(encoding="utf-8")
-    tasks = {
-        "MAWPS": (table.index("## MAWPS"), "a skill to learn"),
-        "ARC-Easy": (table.index("## ARC-Easy"), "knowledge"),
-    }
-    rows = {"dense, LoRA": "dense + LoRA, rank 32", "sparse, LoRA": "sparse + LoRA, rank 32, PEFT's start",
-            "sparse, LoRA, recovery": "sparse + LoRA, rank 32, from the recovery",
-            "sparse, NLS, recovery": "sparse + NLS, heuristic (24), from the recovery, curriculum"}  # fmt: skip
-    parts = []
-    for panel, (task, (start, what)) in enumerate(tasks.items()):
-        top = 22 + panel * 128
-        parts += [text(10, top, task, "bold"), text(92, top, what, "small")]
-        for index, (name, row) in enumerate(rows.items()):
-            line = table[table.index(f"| {row} |", start) :].split("\n")[0]
-            value, low, high = map(float, re.findall(r"\d+\.\d", line.split("|")[4])[:3])
-            y = top + 24 + index * 22
-            kind = "kept" if index == 0 else "lora"
-            parts += [text(10, y + 5, name, "small"), f'<path d="M{place(low):g} {y}H{place(high):g}" class="line"/>']
-            parts += [f'<circle cx="{place(value):g}" cy="{y}" r="5" class="{kind}"/>']
-            parts += [text(place(high) + 8, y + 5, f"{value:.1f} %", "small")]
-    parts += [text(10, 272, "Accuracy after three epochs, 95 % intervals; sparse: half of the weights", "small")]
-    return svg(282, "Accuracy of LoRA and NLS on sparse and dense models, on MAWPS and on ARC-Easy.", parts)
-
-
 def ranks() -> str:
-    """Accuracy over rank of one training, nested or sampled, and of LoRAs, read from the table of results.md."""
-    table = (Path(__file__).parents[1] / "results.md").read_text(encoding="utf-8")
+    """Accuracy over rank of one training, nested or sampled, and of LoRAs, read from TABLES."""
+    table = TABLES.read_text(encoding="utf-8")
     start = table.index("## One training, every rank")
     rows = {
         "a LoRA of each rank": ("LoRAs", "kept", 0),
@@ -293,8 +268,8 @@ def ranks() -> str:
 
 
 def four_bits() -> str:
-    """Accuracy over the bytes of sparse packages and of llama.cpp's files, read from the tables of results.md."""
-    table = (Path(__file__).parents[1] / "results.md").read_text(encoding="utf-8")
+    """Accuracy over the bytes of sparse packages and of llama.cpp's files, read from TABLES."""
+    table = TABLES.read_text(encoding="utf-8")
     parts = []
     for panel, (start, title, (low, high), (least, most)) in enumerate(FOUR_BITS):
         top = 20 + panel * 236
@@ -337,14 +312,8 @@ FOUR_BITS = [
 ]
 
 
-def place(percent: float) -> float:
-    """Return where an accuracy stands on the axis, which goes from 50 to 85 %."""
-    return 165 + (percent - 50) * 8.6
-
-
 FIGURES: dict[str, Callable[[], str]] = {
-    draw.__name__: draw
-    for draw in (pipeline, pruning, nls, recovery, healing, search, kernels, ranks, four_bits, results)
+    draw.__name__: draw for draw in (pipeline, pruning, nls, recovery, healing, search, kernels, ranks, four_bits)
 }
 
 if __name__ == "__main__":

@@ -60,7 +60,11 @@ def test_a_baseline_has_the_budget_of_the_run_and_one_rank(settings: dict[str, A
     assert recipe.train is not None
     own, configs = as_data(recipe.train), baseline_configs(recipe)
     assert as_data(configs["sparse-lora"]) == {**own, **OF_PLAIN_LORA}
-    of_dense = {"init": "lora", "sparse_adapter": False, "quantize_aware": "none"}
+    of_dense = {
+        "init": "pissa" if settings.get("init") == "recovery" else "lora",
+        "sparse_adapter": False,
+        "quantize_aware": "none",
+    }
     assert as_data(configs["dense-lora"]) == {**own, **OF_PLAIN_LORA, **of_dense}
 
 

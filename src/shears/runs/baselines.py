@@ -32,13 +32,14 @@ def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
     """Return the settings of plain LoRA: the largest rank alone.
 
     On the pruned model the run and its baseline differ in the choice of ranks only. The dense model
-    has nothing to recover, no zeros to keep and no teacher.
+    has no zeros to keep and no teacher. It has nothing to recover either: beside a recovery it
+    starts from PiSSA, which measured as the like start of a dense model.
     """
     one_rank = {"adapter": "lora", "ranks": train.ranks[:1], "sampling": "maximal"}
     if name == SPARSE_LORA:
         return one_rank
     plain = {"sparse_adapter": False, "quantize_aware": "none", "teacher": None}
-    return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, **plain}
+    return {**one_rank, "init": "pissa" if train.init == "recovery" else train.init, **plain}
 
 
 def sparse_folder(recipe: Recipe, folder: Path) -> Path:
