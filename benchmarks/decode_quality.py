@@ -18,7 +18,6 @@ from transformers import AutoTokenizer
 
 from benchmarks.decode import adapted, continued, native
 from benchmarks.report import environment, log_to_stderr, parser_of, points
-from shears.data.answers import numbers_equal
 from shears.data.calibration import text_tokens
 from shears.data.example import prompt_of
 from shears.data.examples import load_examples
@@ -154,9 +153,7 @@ def _answers(backends: Mapping[str, NativeBackend], tokenizer: Any, questions: s
         start = time.perf_counter()
         texts = [_answer(backend, prompt, tokenizer) for prompt in prompts]
         seconds = time.perf_counter() - start
-        right = [
-            numbers_equal(task.read(text), number) for text, number in zip(texts, task.answers(examples), strict=True)
-        ]
+        right = [task.is_right(text, number) for text, number in zip(texts, task.answers(examples), strict=True)]
         first = first or right
         yield f"| {name} | {np.mean(right):.1%} | {points(paired_difference([right], [first]))} | {seconds:.0f} |"
 

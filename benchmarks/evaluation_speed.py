@@ -78,7 +78,7 @@ def main() -> None:
     prompts = prompts_of(rows, subject.tokenizer)
     backend.prefill = clock.timed("read", backend.prefill, lambda _, tokens: len(tokens))
     backend.step = clock.timed("decode", backend.step, lambda sequences, _: len(sequences))
-    decoder = ContinuousDecoder(backend, subject.tokenizer, subject.model.generation_config, config.max_new_tokens)
+    decoder = ContinuousDecoder(backend, subject.tokenizer, subject.model.generation_config, config.longest_answer)
     answer = clock.timed("all answers", decoder.answers, lambda _: sum(map(len, prompts)))
     answer(prompts)
     print("\n".join(clock.lines()))

@@ -10,7 +10,7 @@ from shears.checkpoints.packed.layout import FORMAT_DTYPES
 from shears.config import EvaluateConfig, ExportConfig, Recipe, TrainConfig
 from shears.config.evaluate import ANSWER_FORMS, ExampleTask, PaperTask, TaskName
 from shears.config.export import FORMATS
-from shears.config.fields import DtypeName
+from shears.config.fields import CHAT, DtypeName
 from shears.config.resolve import section_class
 from shears.config.search import OWNERS, STRATEGIES, StrategyOptions
 from shears.config.sparsify import ALLOCATIONS, METHODS
@@ -27,8 +27,8 @@ from shears.models.load import BITS
         (TaskName, [*ACCURACY_TASKS, "perplexity", "harness"]),
         (ExampleTask, ["choices", *GENERATED]),
         (PaperTask, HUB_FORMS),
-        (get_args(EvaluateConfig.model_fields["template"].annotation)[0], TEMPLATES),
-        (TrainConfig.model_fields["template"].annotation, TEMPLATES),
+        (get_args(EvaluateConfig.model_fields["template"].annotation)[0], [*TEMPLATES, CHAT]),
+        (TrainConfig.model_fields["template"].annotation, [*TEMPLATES, CHAT]),
         (get_args(DtypeName)[0], ["auto", *DTYPES]),
         (TrainConfig.model_fields["quantize"].annotation, ["none", *BITS]),
         (ExportConfig.model_fields["values"].annotation, ["auto", *FORMAT_DTYPES]),

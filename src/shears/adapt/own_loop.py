@@ -7,7 +7,7 @@ take it.
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from shears.adapt.space import SearchSpace
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import TrainConfig
-from shears.config.fields import StageConfig
+from shears.config.fields import StageConfig, TemplateName
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.models.grid_adapter import is_quantize_aware
@@ -48,7 +48,7 @@ class OwnLoopConfig(StageConfig):
     """Training examples, as `train --data` names them: they are recorded with their hash, and
     questions of a validation or test file that stand in them are marked; default: unknown, nothing
     is marked."""
-    template: Literal["question", "alpaca"] = _TRAIN["template"].default
+    template: TemplateName = _TRAIN["template"].default
     """Prompt template of instruction/input/output rows in the training; other rows need none."""
     max_length: int = Field(_TRAIN["max_length"].default, gt=1)
     """Largest number of tokens in an example; search skips longer examples and counts them."""

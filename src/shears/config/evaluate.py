@@ -1,17 +1,17 @@
 """Options of `shears evaluate`: what to measure, on which examples."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from shears.config.fields import Columns, Device, DtypeName, Names, StageConfig
+from shears.config.fields import CHAT, Columns, Device, DtypeName, Names, StageConfig, TemplateName
 
 PaperTask = Literal[
     "gsm8k", "aqua", "mawps", "svamp",
     "boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc-easy", "arc-challenge", "obqa",
 ]  # fmt: skip
-ExampleTask = Literal["choices", "number", "equation"]
+ExampleTask = Literal["choices", "number", "equation", "json", "exact"]
 TaskName = Literal["perplexity", ExampleTask, "harness", PaperTask]
 AnswerForm = Literal["number", "letter", "label"]
 
@@ -21,9 +21,26 @@ ANSWER_FORMS: Mapping[str, AnswerForm] = {
     "aqua": "letter",
 }
 TEMPLATE = "alpaca"  # how the Shears paper evaluates
+WRITTEN_TASKS = ("number", "equation", "json", "exact")  # each answers with a text
 ALL_RANKS = "all"
 BASELINES = ("dense-lora", "sparse-lora")
 """What a run can train to compare with: plain LoRA on the dense model or on the pruned one."""
+
+
+PAPER_BEAMS = 4
+NEVER_CHAT = ("equation", "harness")  # an equation is all that its prompt asks for; lm-eval has templates of its own
+LONG_ANSWER = 512  # of a task that reasons, or whose answer is a whole text
+
+
+def longest_answer(task: str | None, template: str | None) -> int:
+    """Return the default of the longest generated answer, in tokens, by task and template."""
+    form = ANSWER_FORMS.get(str(task))
+    reasons = template == CHAT and (task == "number" or form in ("number", "letter"))
+    if reasons or task in ("json", "exact"):
+        return LONG_ANSWER
+    if form is None:
+        return 64
+    return 32 if form == "label" else 256
 
 
 class ScoringConfig(StageConfig):
@@ -33,9 +50,10 @@ class ScoringConfig(StageConfig):
     """Use only this many examples, the first ones."""
     batch_size: int = Field(32, gt=0)
     """Examples in one forward pass; changes the time and no figure."""
-    max_new_tokens: int = Field(64, gt=0)
-    """Longest generated answer, in tokens; without effect where no answers are generated, and on
-    the tasks of lm-eval, which have their own."""
+    max_new_tokens: int | None = Field(None, gt=0)
+    """Longest generated answer, in tokens; default: 512 for json, exact and a number in chat form,
+    else 256 or 32 in the paper's tasks and 64 in others. Without effect where no answers are
+    generated, and on the tasks of lm-eval, which have their own."""
     precision: DtypeName = "auto"
     """Arithmetic; auto: bf16 autocast where the processor supports it, else the model's own number
     format. With fp32, a 16-bit model takes twice its memory."""
@@ -55,9 +73,10 @@ class EvaluateConfig(ScoringConfig):
     """What to measure, on which examples."""
 
     task: TaskName
-    """perplexity of a text; accuracy of choices (by log-likelihood), or of a generated number or
-    equation; harness: tasks of lm-eval; the other names are tasks of the Shears paper, which set
-    prompt, protocol, answer length and answer parsing."""
+    """perplexity of a text; accuracy of choices (by log-likelihood), or of a generated number,
+    equation, json (whole objects, and the share of fields) or exact text; harness: tasks of lm-eval;
+    the other names are tasks of the Shears paper, which set prompt, protocol, answer length and
+    answer parsing."""
     data: str
     """Test examples or text: a file, a hub id or the embedded arithmetic:test; for harness: the
     folder with the data files of shears' own tasks."""
@@ -70,13 +89,15 @@ class EvaluateConfig(ScoringConfig):
     protocol: Literal["generate", "choices"] | None = None
     """How a task of the paper is answered: generate (as in the paper: 4 beams, 256 or 32 new
     tokens; default) or choices (the most likely choice)."""
-    num_beams: int = Field(1, gt=0)
-    """Beams of the beam search for generated answers; the paper's tasks use 4, and 1 is several times as fast."""
+    num_beams: int | None = Field(None, gt=0)
+    """Beams of the beam search for generated answers; default: 4 in the paper's tasks in the paper's
+    prompt, else 1, which is several times as fast."""
     sequence_length: int = Field(1024, gt=1)
     """Tokens in one window of a perplexity measurement; without effect on other tasks."""
-    template: Literal["question", "alpaca"] | None = None
-    """Prompt template of instruction rows; default: the one the adapter was trained with, else
-    alpaca for the paper's tasks and question for others. Without effect on rows of another form."""
+    template: TemplateName | None = None
+    """Prompt template of instruction rows; chat: turns in the model's chat template. Default: the
+    one the adapter was trained with, else alpaca for the paper's tasks, and for others chat if the
+    model has a chat template, else question. Without effect on rows of another form."""
     dtype: DtypeName = "auto"
     """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own. bf16
     also converts a .gguf file in bf16, if there is no adapter."""
@@ -94,7 +115,25 @@ class EvaluateConfig(ScoringConfig):
     @property
     def generates(self) -> bool:
         """Whether answers are generated, one text per example."""
-        return self.task in ("number", "equation") or self.protocol == "generate"
+        return self.task in WRITTEN_TASKS or self.protocol == "generate"
+
+    @property
+    def beams(self) -> int:
+        """Beams of the beam search: those of the paper in its prompt, unless others are given."""
+        is_paper = self.protocol == "generate" and self.template != CHAT
+        return self.num_beams or (PAPER_BEAMS if is_paper else 1)
+
+    @property
+    def longest_answer(self) -> int:
+        """Longest generated answer in tokens, in the template of these settings."""
+        return self.max_new_tokens or longest_answer(self.task, self.template)
+
+    def asked_in(self, template: str) -> Self:
+        """Return these settings with a template, and the beams and the answer length of it."""
+        asked = self.model_copy(update={"template": template})
+        if not self.generates:
+            return asked
+        return asked.model_copy(update={"num_beams": asked.beams, "max_new_tokens": asked.longest_answer})
 
     @model_validator(mode="before")
     @classmethod
@@ -112,10 +151,7 @@ class EvaluateConfig(ScoringConfig):
         form = ANSWER_FORMS.get(str(values.get("task")))
         if form is None:
             return values
-        values = {**values, "protocol": values.get("protocol") or "generate"}
-        if values["protocol"] == "generate":  # then beams and lengths are those of the Shears paper
-            values = {"max_new_tokens": 32 if form == "label" else 256, "num_beams": 4, **values}
-        return values
+        return {**values, "protocol": values.get("protocol") or "generate"}
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluateConfig":
@@ -123,11 +159,11 @@ class EvaluateConfig(ScoringConfig):
             raise ValueError(f"protocol needs a task of the paper ({', '.join(ANSWER_FORMS)}), got task {self.task}")
         if self.task != "harness" and (self.harness or self.include_path):
             raise ValueError(f"harness and include_path need task harness, got task {self.task}; drop them or the task")
-        if self.num_beams > 1 and not self.generates:
+        if (self.num_beams or 1) > 1 and not self.generates:
             cause = f"task {self.task}" if self.protocol is None else f"protocol {self.protocol}"
             raise ValueError(f"num_beams needs generated answers, got {self.num_beams} with {cause}; drop num_beams")
-        if self.backend == "native" and (self.num_beams > 1 or not self.generates):
-            got = f"{self.num_beams} beams" if self.generates else f"task {self.task}, which generates none"
+        if self.backend == "native" and (self.beams > 1 or not self.generates):
+            got = f"{self.beams} beams" if self.generates else f"task {self.task}, which generates none"
             raise ValueError(f"backend native needs greedy answers, got {got}; use num_beams 1 or drop backend")
         if self.task == "harness" and self.columns:
             raise ValueError("columns needs a task with data of its own, got task harness; drop columns")
@@ -137,6 +173,12 @@ class EvaluateConfig(ScoringConfig):
             )
         if self.task == "harness" and not self.harness:
             raise ValueError("task harness needs tasks of lm-eval, got none; add --harness hellaswag, for example")
+        return self
+
+    @model_validator(mode="after")
+    def _check_template(self) -> "EvaluateConfig":
+        if self.template == CHAT and self.task in NEVER_CHAT:
+            raise ValueError(f"template of task {self.task} must be question or alpaca, got chat; name one of them")
         return self
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from shears.config.fields import Columns, Device, DtypeName, Names, Seed, StageConfig
+from shears.config.fields import Columns, Device, DtypeName, Names, Seed, StageConfig, TemplateName
 
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
 
@@ -18,8 +18,8 @@ class LoopConfig(StageConfig):
     columns: Columns = Field({})
     """Columns of the data, and of a validation file, that stand for those of a known form of row,
     such as prompt=question,completion=answer."""
-    template: Literal["question", "alpaca"] = "question"
-    """Prompt template of instruction/input/output rows."""
+    template: TemplateName = "question"
+    """Prompt template of instruction/input/output rows; chat: turns in the model's chat template."""
     teacher: str | None = None
     """Model whose predictions are learnt: the dense one, or the folder of an adapter that was
     trained on it."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from shears.config.evaluate import ExampleTask, ScoringConfig
+from shears.config.evaluate import WRITTEN_TASKS, ExampleTask, ScoringConfig
 from shears.config.fields import Columns, DtypeName, Names, Seed, Size, StageConfig, StorageURL
 from shears.config.notation import UNITS
 
@@ -190,9 +190,13 @@ class SearchConfig(StrategyOptions, ScoringConfig):
     def _check(self) -> "SearchConfig":
         self._check_goal()
         if "accuracy" in self.figures and self.task is None:
-            raise ValueError("task must be given with objective accuracy: choices, number or equation, got none")
-        if self.backend == "native" and self.task not in ("number", "equation"):
-            raise ValueError(f"backend native needs generated answers (task number or equation), got {self.task}")
+            raise ValueError(
+                f"task must be given with objective accuracy: choices, {', '.join(WRITTEN_TASKS)}, got none"
+            )
+        if self.backend == "native" and self.task not in WRITTEN_TASKS:
+            raise ValueError(
+                f"backend native needs generated answers ({', '.join(WRITTEN_TASKS)}), got task {self.task}"
+            )
         for name, owner in OWNERS.items():
             if self.strategy != owner and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} needs strategy {owner}, got {self.strategy}; drop {name}")

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from shears.config.fields import Names, Ranks, Seed, Source
+from shears.config.fields import Names, Ranks, Seed, Source, TemplateName
 from shears.config.loop import LoopConfig
 
 AUTO = "auto"  # the groups that the model's structure gives
@@ -26,8 +26,9 @@ class TrainConfig(LoopConfig):
     data: str
     """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded
     arithmetic:train. The loss is on completions alone."""
-    template: Literal["question", "alpaca"] = "question"
-    """Prompt template of instruction/input/output rows, in training and in evaluation."""
+    template: TemplateName = "question"
+    """Prompt template of instruction/input/output rows, in training and in evaluation; chat: turns
+    in the model's chat template."""
     ranks: Ranks = (32, 24, 16)
     """Allowed ranks of every group, largest first; a single rank is plain LoRA, and the default
     with quantize_aware (32): no rank makes that package smaller, and several cost it accuracy."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.chat import chat_segments
+from shears.config.fields import CHAT
+from shears.data.chat import chat_segments, render_turns
 from shears.data.example import (
     IGNORED,
     OWN_NAMES,
@@ -23,7 +24,7 @@ from shears.data.example import (
     messages_of,
     segments_before,
 )
-from shears.data.prompts import question_of, render_completion, render_prompt
+from shears.data.prompts import chat_turns, question_of, render_completion, render_prompt
 from shears.data.rows import read_rows
 from shears.data.rules import choices_of, optional_text, reference_of, written
 from shears.data.tokens import encode, encode_rendered, with_start
@@ -53,10 +54,27 @@ def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedToken
         )
     if row.get("prompt") is not None or ("prompt" in row and row.get("instruction") is None):
         return _complete(row, _text(row, "prompt"), "completion", str)
+    if "instruction" in row and template == CHAT:
+        return _asked(row, tokenizer)
     if "instruction" in row:
         prompt = render_prompt(template, _text(row, "instruction"), _text(row, "input"))
         return _complete(row, prompt, "output", lambda text: render_completion(template, text))
     raise _no_form(row)
+
+
+def _asked(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Example:
+    """Return an instruction row as a chat of one question and, if the row has one, its answer."""
+    if tokenizer.chat_template is None:
+        raise InputError(
+            "template chat needs a tokenizer with a chat template, got one without; use question or alpaca"
+        )
+    turns = chat_turns(row)
+    texts, answer = choices_of(row)
+    output = _text(row, "output").strip() or ((answer or "") if texts else "")
+    segments: tuple[Segment, ...] = (Segment(render_turns(turns, tokenizer, answering=True), False), Segment("", True))
+    if output:
+        segments = chat_segments([*turns, {"role": "assistant", "content": output}], tokenizer)
+    return Example(segments, answer, tuple(texts), question_of(row), is_chat=True, reference=reference_of(row))
 
 
 def _no_form(row: Mapping[str, Any]) -> InputError:

@@ -1,7 +1,8 @@
 """How a prompt is written, and how its question is recognised in other files and templates.
 
-Instruction rows have the same templates in training and evaluation. Rows of prompt and completion
-are used as they are; chats are rendered by the tokenizer's template (chat.py).
+Instruction rows have the same templates in training and evaluation; in the template `chat` they are
+turns (`chat_turns`). Rows of prompt and completion are used as they are; chats are rendered by the
+tokenizer's template (chat.py).
 """
 
 import hashlib
@@ -11,7 +12,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from shears.config.fields import CHAT
 from shears.data.example import messages_of
+from shears.data.rules import rule_of, written
 from shears.errors import InputError
 
 # Decimal points, operators and signs distinguish questions (1.5 and 1 5, 3 + 4 and 3 - 4, 5! and 5).
@@ -43,7 +46,28 @@ def _alpaca(instruction: str, given: str) -> str:
 TEMPLATES: Mapping[str, Callable[[str, str], str]] = MappingProxyType({"question": _question, "alpaca": _alpaca})
 DEFAULT_TEMPLATE = "question"
 # A prompt that ends in a word needs a space before the completion.
-_BEFORE_COMPLETION = MappingProxyType({"question": " ", "alpaca": ""})
+_BEFORE_COMPLETION = MappingProxyType({"question": " ", "alpaca": "", CHAT: ""})
+TO_REASON = "Please reason step by step, and end with the answer as a number."
+"""Ends the user's turn of a row whose right answer is a number."""
+
+
+def chat_turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the turns that ask an instruction row: the system's if the row has one, and the user's.
+
+    InputError for values that are not text.
+    """
+    parts = (str(written(name, row.get(name) or "")).strip() for name in ("instruction", "input"))
+    asked = "\n\n".join(filter(None, (*parts, TO_REASON if _asks_for_number(row) else "")))
+    system = written("system", row.get("system") or "").strip()
+    turns = [{"role": "system", "content": system}] if system else []
+    return [*turns, {"role": "user", "content": asked}]
+
+
+def _asks_for_number(row: Mapping[str, Any]) -> bool:
+    try:
+        return rule_of(row).form == "number"
+    except InputError:  # a row without an answer
+        return False
 
 
 def render_prompt(template: str, instruction: str, input: str = "") -> str:
@@ -71,7 +95,8 @@ def _around() -> tuple[set[str], set[str], set[str]]:
     alone = [render("\0", "").split("\0") for render in TEMPLATES.values()]
     with_input = [re.split("[\0\1]", render("\0", "\1")) for render in TEMPLATES.values()]
     both = [*alone, *with_input]
-    return {parts[0] for parts in both}, {parts[1] for parts in with_input}, {parts[-1] for parts in both}
+    ends = {parts[-1] for parts in both} | {TO_REASON}
+    return {parts[0] for parts in both}, {parts[1] for parts in with_input}, ends
 
 
 def _any_of(texts: set[str]) -> str:

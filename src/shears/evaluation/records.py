@@ -9,12 +9,13 @@ from typing import Any
 
 from shears.data.example import Example, prompt_of
 from shears.data.prompts import question_id
-from shears.evaluation.statistics import wilson_interval
+from shears.evaluation.statistics import share_of_parts, wilson_interval
 from shears.records.journal import append_row, read_rows, write_rows
 from shears.records.paths import file_fingerprint
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
+FIELDS = "fields"  # of a record of JSON: how many fields are right, of how many
 SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -65,7 +66,7 @@ def record(index: int, example: Example, prediction: object, answer: object) -> 
 
 
 def accuracy_of(task: str, records: Sequence[Record]) -> Evaluation:
-    """Return the share of right answers; each field `correct_NAME` gives a detail."""
+    """Return the share of right answers; each `correct_NAME` gives a detail, and so do fields of JSON."""
     n = len(records)
     details: dict[str, float] = {}
     for key in (key for key in records[0] if key.startswith("correct_")):
@@ -73,6 +74,10 @@ def accuracy_of(task: str, records: Sequence[Record]) -> Evaluation:
         low, high = wilson_interval(hits, n)
         name = f"accuracy_{key.removeprefix('correct_')}"
         details |= {name: hits / n, f"{name}_low": low, f"{name}_high": high}
+    if FIELDS in records[0]:
+        right, total = ([record[FIELDS][name] for record in records] for name in ("right", "total"))
+        share, low, high = share_of_parts(right, total)
+        details |= {"accuracy_of_fields": share, "accuracy_of_fields_low": low, "accuracy_of_fields_high": high}
     hits = sum(record["correct"] for record in records)
     return Evaluation(task, "accuracy", hits / n, n, wilson_interval(hits, n), list(records), details)
 

@@ -19,7 +19,8 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
-from shears.config.evaluate import ALL_RANKS, ANSWER_FORMS, TEMPLATE
+from shears.config.evaluate import ALL_RANKS, ANSWER_FORMS, NEVER_CHAT, TEMPLATE
+from shears.config.fields import CHAT
 from shears.config.resolve import build
 from shears.data.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.data.rows import source_fingerprint
@@ -89,9 +90,9 @@ def evaluate(
     check_data(given)
     ref = resolve_with(model, adapter, given.weights)
     parts = parts_of(ref, adapter)
-    settings = given.model_copy(update={"template": template_of(given, *parts)})
+    settings = asked(given, ref, adapter)
     subject = open_subject(ref, adapter, settings)
-    identity = measured(ref, adapter, given) if path is not None else {}
+    identity = measured(ref, adapter, settings) if path is not None else {}
     also = {"template": settings.template, "settings_sha256": settings_fingerprint(*parts)}
     keep_casts(subject.model)  # PEFT freezes the base model, whose weights autocast would cast at every forward
     evaluations: dict[int | None, Evaluation] = {}
@@ -196,12 +197,27 @@ def parts_of(model: ModelRef, adapter: str | Path | None) -> list[Path]:
     return [*([Path(adapter)] if adapter is not None else []), model.folder]
 
 
-def template_of(config: EvaluateConfig, *parts: Path) -> str:
-    """Return the prompt template: the configured one, else a record's, else the task's."""
-    template = TEMPLATE if config.task in (*ANSWER_FORMS, "harness") else DEFAULT_TEMPLATE
-    for part in reversed(parts):
-        template = adapter_template(part, template)
-    return config.template or template
+def asked(config: EvaluateConfig, model: ModelRef, adapter: str | Path | None) -> EvaluateConfig:
+    """Return the settings with the template in which a model is asked, and what follows from it."""
+    if config.task == "perplexity":
+        return config
+    has_chat = config.template is None and load_tokenizer(model).chat_template is not None
+    return config.asked_in(template_of(config, *parts_of(model, adapter), has_chat=has_chat))
+
+
+def template_of(config: EvaluateConfig, *parts: Path, has_chat: bool = False) -> str:
+    """Return the prompt template: the configured one, else a record's, else the task's.
+
+    The paper's tasks are asked in the paper's prompt; others as a chat if the model has a chat
+    template (`has_chat`). Equations and the tasks of lm-eval have no form of a chat.
+    """
+    if config.template is not None:
+        return config.template
+    default = TEMPLATE if config.task in (*ANSWER_FORMS, "harness") else CHAT if has_chat else DEFAULT_TEMPLATE
+    template = next((found for part in parts if (found := adapter_template(part, ""))), default)
+    if template == CHAT and config.task in NEVER_CHAT:
+        return TEMPLATE if config.task == "harness" else DEFAULT_TEMPLATE
+    return template
 
 
 def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE) -> str:
@@ -212,7 +228,7 @@ def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE
         raise InputError(f"{record} must be the record that shears wrote, it is {str(content)[:40]}")
     config = content.get("config")
     template = content.get("template") or (config.get("template") if isinstance(config, dict) else None)
-    return template if isinstance(template, str) and template in TEMPLATES else default
+    return template if isinstance(template, str) and template in (*TEMPLATES, CHAT) else default
 
 
 def open_subject(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -> Subject:
@@ -222,7 +238,7 @@ def open_subject(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -
     """
     if settings.ranks is not None and adapter is not None:
         return _at_ranks(ref, adapter, settings)
-    wanted = wanted_for(settings, settings.num_beams)
+    wanted = wanted_for(settings, settings.beams)
     as_packed = (settings.precision, settings.dtype) == ("auto", "auto")  # else its unpacked model is measured
     if settings.generates and ref.is_package and as_packed:
         if (device := pick_device(settings.device)).type != "cpu" and not wanted.obstacle:
@@ -247,7 +263,7 @@ def _at_ranks(ref: ModelRef, adapter: str, settings: EvaluateConfig) -> Subject:
     ranks = _chosen(settings.ranks or "", loaded.elastic.space, loaded.record["fingerprint"])
     native = None
     if settings.generates:
-        native = open_native_ranks(loaded.elastic, wanted_for(settings, settings.num_beams), consume=True)
+        native = open_native_ranks(loaded.elastic, wanted_for(settings, settings.beams), consume=True)
     return Subject(loaded.model, loaded.tokenizer, None, ranks, loaded.elastic, native)
 
 

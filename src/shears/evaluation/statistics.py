@@ -57,6 +57,20 @@ def wilson_interval(successes: float | int, n: float | int) -> tuple[float, floa
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
+def share_of_parts(right: Sequence[int], total: Sequence[int]) -> Interval:
+    """Return the share of right parts of N examples with its 95 % interval, clustered by example.
+
+    A ratio of sums, R = sum r / sum t (Cochran, Sampling Techniques, section 6.3): its variance is
+    N / (N - 1) sum (r_i - R t_i)^2 / (sum t)^2. One example has the interval (0, 1).
+    """
+    share = sum(right) / sum(total)
+    if len(total) < 2:
+        return Interval(share, 0.0, 1.0)
+    squares = sum((r - share * t) ** 2 for r, t in zip(right, total, strict=True))
+    half = Z95 * math.sqrt(len(total) / (len(total) - 1) * squares) / sum(total)
+    return Interval(share, max(0.0, share - half), min(1.0, share + half))
+
+
 def example_means(runs: Sequence[Bits]) -> list[float]:
     """Return the share of runs that answer each example; ValueError for unequal lengths."""
     return [sum(column) / len(runs) for column in zip(*runs, strict=True)]

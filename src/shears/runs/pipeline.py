@@ -20,7 +20,7 @@ from shears.errors import memory_of
 from shears.evaluation.comparison import lead
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.records import journal_path
-from shears.evaluation.run import answered_as_asked, evaluate, measured, parts_of, template_of
+from shears.evaluation.run import answered_as_asked, asked, evaluate, measured
 from shears.evaluation.tasks.registry import check_data
 from shears.models.devices import pick_device, resolved_precision, set_threads
 from shears.models.ref import ModelRef, resolve
@@ -140,10 +140,8 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     models = _models_of(recipe, folder)
     (folder / "evaluation").mkdir(exist_ok=True)
     config = recipe.evaluate.measurement
-    if config.task != "perplexity":  # the same template for all models: the recipe's or the training's
-        adapter = folder / "super_adapter" if recipe.train else None
-        template = template_of(config, *parts_of(models["dense"][0], adapter))
-        config = config.model_copy(update={"template": template})
+    # the same template for all models: the recipe's, or the training's, or the dense model's
+    config = asked(config, models["dense"][0], folder / "super_adapter" if recipe.train else None)
     number = len(stages_of(recipe, folder)) + 1
     rows = []
     for done, (name, parts) in enumerate(models.items(), start=1):

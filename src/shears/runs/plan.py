@@ -16,7 +16,7 @@ from shears.config.notation import num_bytes
 from shears.config.search import NUM_PROPOSALS
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
-from shears.data.rows import ARITHMETIC, is_saved, read_rows
+from shears.data.rows import ARITHMETIC, is_saved, read_rows, source_fingerprint
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.run import answered_as_asked, settings_and_data
 from shears.models.devices import DTYPES
@@ -147,13 +147,13 @@ def _is_evaluated(config: RunEvaluateConfig, folder: Path) -> bool:
         return False
     names = [row["name"] for row in read_object(folder / EVALUATION)["models"]]
     files = [evaluation_file(folder, name) for name in names]
-    expected = settings_and_data(config.measurement)
+    data_sha256 = source_fingerprint(config.data)
 
     def fits(record: Mapping[str, Any]) -> bool:
         recorded = EvaluateConfig.of_record(record.get("config") or {})
         template = config.template or recorded["template"]  # that of the training
-        settings = EvaluateConfig.of_record({**expected["config"], "template": template})
-        same = (recorded, record.get("data_sha256")) == (settings, expected["data_sha256"])
+        settings = settings_and_data(config.measurement.asked_in(template))
+        same = (recorded, record.get("data_sha256")) == (EvaluateConfig.of_record(settings["config"]), data_sha256)
         return same and answered_as_asked(record, config)
 
     return config.baselines.keys() <= set(names) and all(file.is_file() and fits(read_object(file)) for file in files)

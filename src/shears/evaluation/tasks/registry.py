@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
+from typing import Any, Protocol
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -21,11 +22,12 @@ from shears.data.calibration import check_text, text_tokens
 from shears.data.example import Row
 from shears.data.examples import Example, check_rows, completion_of, load_examples, prompts_of
 from shears.data.prompts import DEFAULT_TEMPLATE
+from shears.data.rules import AnswerRule, RuleForm, rule_of_text
 from shears.errors import InputError
 from shears.evaluation.contamination import Source, ids_of, mark_seen
 from shears.evaluation.continuous import ContinuousDecoder
 from shears.evaluation.generate import Decoder
-from shears.evaluation.records import Evaluation, Record, TextJournal, accuracy_of, record
+from shears.evaluation.records import FIELDS, Evaluation, Record, TextJournal, accuracy_of, record
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.evaluation.scoring.score import likeliest_choices, warn_beyond
 from shears.evaluation.scoring.scorers import check_choices
@@ -52,14 +54,14 @@ class TaskInputs:
 
     def generated(self, one_line: bool = False) -> list[str]:
         """Return the generated text of every example."""
-        limit = self.config.max_new_tokens
+        limit = self.config.longest_answer
         prompts = prompts_of(self.examples, self.tokenizer)
         warn_beyond(self.model, [len(ids) + limit - 1 for ids in prompts])
         if self.backend is not None:
             settings = getattr(self.model, "generation_config", None)
             native = ContinuousDecoder(self.backend, self.tokenizer, settings, limit, one_line, self.journal)
             return native.answers(prompts)
-        decoder = Decoder(self.model, self.tokenizer, limit, one_line, self.config.num_beams, self.journal)
+        decoder = Decoder(self.model, self.tokenizer, limit, one_line, self.config.beams, self.journal)
         return decoder.answers(prompts, self.config.batch_size)
 
 
@@ -163,6 +165,23 @@ def _paper(inputs: TaskInputs) -> list[Record]:
     return records
 
 
+class WrittenTask(Protocol):
+    """A task that is answered with a text, which holds a right answer or not."""
+
+    @property
+    def one_line(self) -> bool:
+        """Whether the answer is the first line of the text."""
+
+    def answers(self, examples: Sequence[Example]) -> Sequence[Any]:
+        """Return what a right answer is, for each example; InputError for an example without."""
+
+    def is_right(self, text: str, answer: Any) -> bool:
+        """Return whether a text gives the right answer."""
+
+    def __call__(self, inputs: TaskInputs) -> list[Record]:
+        """Return a record of each example."""
+
+
 @dataclass(frozen=True)
 class Generated:
     """A task that compares the number that `read` finds in a generated text with the answer."""
@@ -170,6 +189,10 @@ class Generated:
     read: Callable[[str], float | None]
     one_line: bool
     """Whether the answer is the first line of the text."""
+
+    def is_right(self, text: str, answer: float) -> bool:
+        """Return whether the number in a text is the answer."""
+        return reading.numbers_equal(self.read(text), answer)
 
     def answers(self, examples: Sequence[Example]) -> list[float]:
         """Return the right answers, from completions where needed; InputError without any."""
@@ -188,7 +211,7 @@ class Generated:
         return [
             {
                 **record(index, example, self.read(text), answer),
-                "correct": reading.numbers_equal(self.read(text), answer),
+                "correct": self.is_right(text, answer),
                 "output": text,
             }
             for index, (example, text, answer) in enumerate(
@@ -197,8 +220,47 @@ class Generated:
         ]
 
 
-GENERATED: Mapping[str, Generated] = MappingProxyType(
-    {name: Generated(*reader) for name, reader in reading.NUMBER_READERS.items()}
+@dataclass(frozen=True)
+class Compared:
+    """A task that compares a generated text with the row's answer by the rule of a form."""
+
+    form: RuleForm
+    one_line: bool = False
+
+    def is_right(self, text: str, answer: AnswerRule) -> bool:
+        """Return whether a text gives the right answer."""
+        return answer.is_right(text)
+
+    def answers(self, examples: Sequence[Example]) -> list[AnswerRule]:
+        """Return the rule of every example; InputError for one without an answer of the form."""
+        rules = []
+        for number, example in enumerate(examples, start=1):
+            try:
+                rules.append(rule_of_text(example.reference, self.form))
+            except InputError as error:
+                raise InputError(f"row {number}: {error}") from None
+        return rules
+
+    def __call__(self, inputs: TaskInputs) -> list[Record]:
+        """Return a record of each example."""
+        rules = self.answers(inputs.examples)
+        rows = zip(inputs.examples, inputs.generated(), rules, strict=True)
+        records = []
+        for index, (example, text, rule) in enumerate(rows):
+            fields = rule.fields(text)._asdict() if self.form == "json" else {}
+            read = record(index, example, rule.read(text), rule.answer)
+            records.append(
+                {**read, "correct": rule.is_right(text), **({FIELDS: fields} if fields else {}), "output": text}
+            )
+        return records
+
+
+GENERATED: Mapping[str, WrittenTask] = MappingProxyType(
+    {
+        **{name: Generated(*reader) for name, reader in reading.NUMBER_READERS.items()},
+        "json": Compared("json"),
+        "exact": Compared("exact"),
+    }
 )
 ACCURACY_TASKS: Mapping[str, Callable[[TaskInputs], list[Record]]] = MappingProxyType(
     {"choices": _choices, **GENERATED, **dict.fromkeys(ANSWER_FORMS, _paper)}

@@ -18,7 +18,7 @@ from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
-from shears.data.answers import numbers_equal
+from shears.config.evaluate import longest_answer
 from shears.data.examples import Example, prompts_of
 from shears.errors import InputError
 from shears.evaluation.continuous import ContinuousDecoder, NativeRanks, open_native_ranks, wanted_for
@@ -184,6 +184,7 @@ class DecodingGauge(Gauge):
         self._adapter = adapter
         self._config = config
         self._task = GENERATED[config.task or ""]
+        self._limit = config.max_new_tokens or longest_answer(config.task, adapter.record["template"])
         self._answers = self._task.answers(examples)
         self._prompts = prompts_of(examples, adapter.tokenizer)
         self.weights = torch.ones(len(examples), dtype=torch.float64)
@@ -191,13 +192,13 @@ class DecodingGauge(Gauge):
     def measure(self, ranks: RankConfig) -> TensorByExample:
         """Return 1 for each right answer and 0 for each other one."""
         pairs = zip(self._generated(ranks), self._answers, strict=True)
-        right = [numbers_equal(self._task.read(text), answer) for text, answer in pairs]
+        right = [self._task.is_right(text, answer) for text, answer in pairs]
         return torch.tensor(right, dtype=torch.float64)
 
     def _generated(self, ranks: RankConfig) -> list[str]:
         """Return the answers of transformers' generation."""
         model, config = self._adapter.model, self._config
-        decoder = Decoder(model, self._adapter.tokenizer, config.max_new_tokens, self._task.one_line)
+        decoder = Decoder(model, self._adapter.tokenizer, self._limit, self._task.one_line)
         self._adapter.elastic.activate(ranks)
         with autocast(config.precision, device_of(model)):
             return decoder.answers(self._prompts, config.batch_size)
@@ -214,7 +215,7 @@ class NativeGauge(DecodingGauge):
 
     def _generated(self, ranks: RankConfig) -> list[str]:
         settings = getattr(self._adapter.model, "generation_config", None)
-        limit, tokenizer = self._config.max_new_tokens, self._adapter.tokenizer
+        limit, tokenizer = self._limit, self._adapter.tokenizer
         decoder = ContinuousDecoder(self._native.at(ranks), tokenizer, settings, limit, self._task.one_line)
         return decoder.answers(self._prompts)
 

@@ -26,6 +26,7 @@ from sqlalchemy import URL
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import SearchConfig
+from shears.config.evaluate import longest_answer
 from shears.config.search import StrategyOptions
 from shears.errors import InputError
 from shears.records.artifacts import write_text
@@ -82,7 +83,10 @@ def location_of(settings: SearchConfig, work: Path, about: Mapping[str, str], re
         write_text(worker, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
     scoring: dict[str, str] = {"precision": settings.precision}
     if settings.task:
-        scoring |= {"task": str(settings.task), "max_new_tokens": str(settings.max_new_tokens)}
+        scoring |= {
+            "task": str(settings.task),
+            "max_new_tokens": str(settings.max_new_tokens or longest_answer(settings.task, None)),
+        }
     return StudyLocation(
         settings.storage,
         settings.study or f"search-{about['super_adapter'][:12]}",
