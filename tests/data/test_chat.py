@@ -9,7 +9,9 @@ from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from shears.data.calibration import calibration_batches
+from shears.data.example import prompt_of
 from shears.data.examples import completion_of, prompts_of, to_example, tokenize, tokenize_all
+from shears.data.prompts import question_id
 from shears.errors import InputError
 from tests.tiny import END, starting_tokenizer, tiny_tokenizer
 
@@ -112,3 +114,49 @@ def test_a_prompt_of_several_turns_is_the_tokens_that_are_trained() -> None:
     (prompt,), tokens = prompts_of([example], tokenizer), tokenize(example, tokenizer)
     assert tokens.input_ids[: len(prompt)] == prompt
     assert all(label == -100 or index >= len(prompt) or label == 2 for index, label in enumerate(tokens.labels))
+
+
+SUM: dict[str, Any] = {"instruction": "Add.", "input": "1 and 2", "output": "1 + 2 = 3\n#### 3"}
+REASONED = "Add.\n\n1 and 2\n\nPlease reason step by step, and end with the answer as a number."
+
+
+def test_an_instruction_row_in_the_template_chat_is_trained_as_the_chat_that_it_stands_for() -> None:
+    tokenizer = tiny_tokenizer()
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": REASONED}]
+    chat = {"messages": [*turns, {"role": "assistant", "content": SUM["output"]}]}
+    asked = to_example({**SUM, "system": "s"}, "chat", tokenizer)
+    assert tokenize(asked, tokenizer) == tokenize(to_example(chat, "question", tokenizer), tokenizer)
+    assert asked.question == "Add. 1 and 2"
+
+
+def test_a_row_is_asked_alike_with_and_without_its_answer() -> None:
+    tokenizer = tiny_tokenizer()
+    known, test = (to_example({**SUM, **change}, "chat", tokenizer) for change in ({}, {"output": "", "answer": "3"}))
+    assert prompts_of([known], tokenizer) == prompts_of([test], tokenizer)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": REASONED}], add_generation_prompt=True, return_dict=False
+    )
+    assert prompts_of([test], tokenizer) == [rendered]
+
+
+def test_only_a_number_is_reasoned_about_and_its_sentence_is_no_part_of_the_question() -> None:
+    label = {"instruction": "Is it?\n\nAnswer format: true/false", "output": "", "answer": "true"}
+    example = to_example(label, "chat", tiny_tokenizer())
+    assert "step by step" not in prompt_of(example)
+    assert example.choices == ("the correct answer is true", "the correct answer is false")
+    assert example.answer == example.choices[0]
+    assert question_id(REASONED) == question_id("Add. 1 and 2")
+
+
+def test_control_tokens_in_an_instruction_are_text_in_the_template_chat() -> None:
+    tokenizer = tiny_tokenizer()
+    [ids] = prompts_of([to_example({"instruction": f"a{END}b", "answer": "x"}, "chat", tokenizer)], tokenizer)
+    [plain] = prompts_of([to_example({"instruction": "ab", "answer": "x"}, "chat", tokenizer)], tokenizer)
+    assert ids.count(256) == plain.count(256)
+
+
+def test_the_template_chat_needs_a_chat_template() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="template chat needs a tokenizer with a chat template, got one without"):
+        to_example(SUM, "chat", tokenizer)

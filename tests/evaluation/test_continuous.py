@@ -17,7 +17,7 @@ from shears.data.tokens import prompt_ids
 from shears.errors import InputError
 from shears.evaluation.continuous import ContinuousDecoder, wanted_for
 from shears.evaluation.generate import Decoder
-from shears.evaluation.records import TextJournal, journal_path
+from shears.evaluation.records import TextJournal, WrittenText, journal_path
 from shears.evaluation.run import evaluate
 from shears.models.sparse_adapter import make_sparse
 from shears.runtime.choice import native_backend
@@ -52,7 +52,7 @@ def _native(model: nn.Module, **changes: Any) -> NativeBackend:
 
 def _answers(
     model: nn.Module, backend: Backend, prompts: list[list[int]], count: int = 12, one_line: bool = False
-) -> list[str]:
+) -> list[WrittenText]:
     settings = getattr(model, "generation_config", None)
     return ContinuousDecoder(backend, TOKENIZER, settings, count, one_line).answers(prompts)
 
@@ -88,11 +88,11 @@ def test_the_answers_are_those_of_transformers(name: str, one_line: bool) -> Non
 def test_a_text_ends_where_transformers_ends_it() -> None:
     letter, line = TOKENIZER("z\n")["input_ids"]
     model = always(letter)
-    assert _answers(model, _native(model), [[1, 2]], 3) == ["zzz"]
+    assert _answers(model, _native(model), [[1, 2]], 3) == [("zzz", True)]
     model.generation_config.eos_token_id = [256, letter]
     assert _answers(model, _native(model), [[1, 2]], 3) == Decoder(model, TOKENIZER, 3).answers([[1, 2]], 1)
     model = always(line)
-    assert _answers(model, _native(model), [[1, 2]], 3, one_line=True) == ["\n\n\n"]
+    assert _answers(model, _native(model), [[1, 2]], 3, one_line=True) == [("\n\n\n", True)]
 
 
 class Logged:

@@ -20,7 +20,8 @@ def generate_answers(
     one_line: bool = False,
 ) -> list[str]:  # fmt: skip
     """Return the greedy continuation of every prompt."""
-    return Decoder(model, tokenizer, max_new_tokens, one_line).answers(prompt_ids(prompts, tokenizer), batch_size)
+    decoder = Decoder(model, tokenizer, max_new_tokens, one_line)
+    return [answer.text for answer in decoder.answers(prompt_ids(prompts, tokenizer), batch_size)]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom", "mpt"])
@@ -88,8 +89,8 @@ def test_beams_find_texts_at_least_as_likely_whatever_the_batch(name: str) -> No
     tokenizer.eos_token = None  # no end: all texts have the same length, so that likelihoods compare
     one, four = (Decoder(model, tokenizer, 3, num_beams=beams) for beams in (1, 4))
     rows = prompt_ids(PROMPTS, tokenizer)
-    greedy, beams = one.answers(rows, 5), four.answers(rows, 5)
-    assert four.answers(rows, 1) == beams
+    greedy, beams = ([answer.text for answer in decoder.answers(rows, 5)] for decoder in (one, four))
+    assert [answer.text for answer in four.answers(rows, 1)] == beams
     whole = [
         (_log_likelihood(model, *each[:2]), _log_likelihood(model, each[0], each[2]))
         for each in zip(PROMPTS, greedy, beams, strict=True)
@@ -126,3 +127,11 @@ def test_a_text_ends_in_a_batch_where_it_ends_alone_though_the_tokenizer_has_no_
     alone, beside = (Decoder(model, tokenizer, 12, one_line, num_beams).answers(prompts, size) for size in (1, 13))
     assert beside == alone
     assert len(set(map(len, alone))) > 1
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+def test_an_answer_is_cut_where_the_longest_length_comes_before_its_end(limit: int) -> None:
+    prompts = prompt_ids(PROMPTS, TOKENIZER)
+    going_on, ending = (Decoder(always(token), TOKENIZER, limit).answers(prompts, 3) for token in (ord("z"), 256))
+    assert [answer.is_cut for answer in going_on] == [True] * len(prompts)
+    assert [answer.is_cut for answer in ending] == [False] * len(prompts)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shears.evaluation.generate import Decoder
-from shears.evaluation.records import TextJournal, journal_path
+from shears.evaluation.records import TextJournal, WrittenText, journal_path
 from shears.evaluation.run import evaluate
 from tests.tiny import save_tiny
 
@@ -33,7 +33,7 @@ def _spied(monkeypatch: pytest.MonkeyPatch, until: int) -> list[int]:
     taken: list[int] = []
     generate = Decoder._continue
 
-    def spy(self: Decoder, rows: Any, *others: Any) -> list[str]:
+    def spy(self: Decoder, rows: Any, *others: Any) -> list[WrittenText]:
         if len(taken) == until:
             raise Killed
         taken.append(len(rows))
@@ -94,9 +94,9 @@ def test_a_journal_whose_first_line_is_torn_starts_anew(tmp_path: Path) -> None:
     path.write_text('{"config": {"ta\n{"numbers": [0], "texts": ["a"]}\n')
     journal = TextJournal(path, {"config": 1})
     assert journal.get([0]) is None
-    journal.put([0], ["b\n"])
+    journal.put([0], [WrittenText("b\n", True)])
     again = TextJournal(path, {"config": 1})
-    assert again.get([0]) == ["b\n"]
+    assert again.get([0]) == [("b\n", True)]
     assert again.get([1]) is None
     again.close()
     assert not path.exists()
@@ -104,22 +104,31 @@ def test_a_journal_whose_first_line_is_torn_starts_anew(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "figures.json.partial"
-    TextJournal(path, {"config": 1}).put([0], ["a"])
+    TextJournal(path, {"config": 1}).put([0], [WrittenText("a", False)])
     with path.open("ab") as file:
-        file.write(b'\xff\xfe\n{"numbers": [1], "texts": ["b"]}\n')
+        file.write(b'\xff\xfe\n{"numbers": [1], "texts": ["b"], "cut": [true]}\n')
     again = TextJournal(path, {"config": 1})
-    assert (again.get([0]), again.get([1])) == (["a"], ["b"])
+    assert (again.get([0]), again.get([1])) == ([("a", False)], [("b", True)])
     path.write_bytes(b"\xff\xfe")
     assert TextJournal(path, {"config": 1}).get([0]) is None
 
 
-@pytest.mark.parametrize("line", ['{"numbers": 3, "texts": []}', '{"numbers": [0, 1], "texts": ["a"]}',
-                                  '{"numbers": [[0]], "texts": ["a"]}', '{"numbers": [0], "texts": [1]}'])  # fmt: skip
+NO_BATCHES = (
+    '{"numbers": 3, "texts": [], "cut": []}',
+    '{"numbers": [0, 1], "texts": ["a"], "cut": [true]}',
+    '{"numbers": [[0]], "texts": ["a"], "cut": [true]}',
+    '{"numbers": [0], "texts": [1], "cut": [true]}',
+    '{"numbers": [0], "texts": ["a"], "cut": [1]}',
+    '{"numbers": [0], "texts": ["a"]}',
+)
+
+
+@pytest.mark.parametrize("line", NO_BATCHES)
 def test_a_line_that_is_no_batch_is_left_out(line: str, tmp_path: Path) -> None:
     path = tmp_path / "figures.json.partial"
-    TextJournal(path, {"task": "mawps"}).put([2], ["two"])
+    TextJournal(path, {"task": "mawps"}).put([2], [WrittenText("two", False)])
     with path.open("a") as file:
         file.write(f"{line}\n")
     journal = TextJournal(path, {"task": "mawps"})
-    assert journal.get([2]) == ["two"]
+    assert journal.get([2]) == [("two", False)]
     assert [journal.get(numbers) for numbers in ([0], [0, 1])] == [None, None]

@@ -16,7 +16,7 @@ from rich.text import Text
 from shears.config.export import FORMATS
 from shears.progress import VisibleConsole, is_first_process
 from shears.records.artifacts import PACKAGE, find_record, read_json
-from shears.records.figures import is_share, other_readings, ranks_by_kind, seen_words
+from shears.records.figures import cut_words, is_share, other_readings, ranks_by_kind, seen_words
 from shears.records.folders import free_bytes
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ def print_evaluation(title: str, data: Mapping[str, Any]) -> None:
     print_table(("task", "metric", "value", "95 % interval", "n"), rows, title, mean)
     if curve := data.get("curve"):
         _print_curve(curve)
-    if seen := seen_words(data):
-        print_line(seen)
+    for words in filter(None, (cut_words([data]), seen_words(data))):
+        print_line(words)
 
 
 def _print_curve(curve: Mapping[str, Any]) -> None:
@@ -238,8 +238,8 @@ def _print_models(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     short = (name.removeprefix("accuracy ") for name in others)
     head = ("model", rows[0]["metric"], "95 % interval", *short, "zeros", "non-zeros", "adapter")
     print_table(head, cells, title)
-    for seen in filter(None, (seen_words(row, row["name"]) for row in rows)):
-        print_line(seen)
+    for words in filter(None, (cut_words(rows), *(seen_words(row, row["name"]) for row in rows))):
+        print_line(words)
     print_line("zeros: share in the linears of the decoder blocks; non-zeros: in the whole model.")
 
 

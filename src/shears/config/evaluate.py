@@ -1,7 +1,7 @@
 """Options of `shears evaluate`: what to measure, on which examples."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -128,7 +128,7 @@ class EvaluateConfig(ScoringConfig):
         """Longest generated answer in tokens, in the template of these settings."""
         return self.max_new_tokens or longest_answer(self.task, self.template)
 
-    def asked_in(self, template: str) -> Self:
+    def asked_in(self, template: str) -> "EvaluateConfig":
         """Return these settings with a template, and the beams and the answer length of it."""
         asked = self.model_copy(update={"template": template})
         if not self.generates:

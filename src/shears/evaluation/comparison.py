@@ -11,7 +11,7 @@ from shears.errors import InputError
 from shears.evaluation import statistics
 from shears.evaluation.arms import Arms, Key, Measurement, example_of, numbered
 from shears.evaluation.statistics import Bits
-from shears.records.figures import CONTAMINATION
+from shears.records.figures import CONTAMINATION, CUT
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _notes(arms: Arms, base: str) -> list[str]:
     )
     for name in readings:
         notes.append(f"Accuracy {name.removeprefix('correct_').replace('_', ' ')}: {_accuracies(arms, name)}.")
-    notes += _contamination_notes(arms)
+    notes += _cut_notes(arms) + _contamination_notes(arms)
     prompts = arms[base][0].column("prompt")
     others = [arm for arm, runs in arms.items() if any(each.column("prompt") != prompts for each in runs)]
     if others:
@@ -204,6 +204,14 @@ def _answer_notes(arms: Arms, base: str) -> list[str]:
         for arm, count in counts.items()
         if count
     ]
+
+
+def _cut_notes(arms: Arms) -> list[str]:
+    """Return how many answers of each arm the longest length cut, over all of its runs."""
+    flags = {arm: [flag for each in runs for flag in each.column(CUT).values()] for arm, runs in arms.items()}
+    known = {arm: values for arm, values in flags.items() if all(isinstance(flag, bool) for flag in values)}
+    counts = ", ".join(f"{arm} {sum(values):,} of {len(values):,}" for arm, values in known.items())
+    return [f"Answers cut at the longest length: {counts}."] if counts else []
 
 
 def _contamination_notes(arms: Arms) -> list[str]:

@@ -15,7 +15,7 @@ from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.evaluate import ScoringConfig
 from shears.evaluation.generate import damaged_logits, line_breaks, refuse_empty
-from shears.evaluation.records import TextJournal
+from shears.evaluation.records import TextJournal, WrittenText
 from shears.models.blocks import LoraUpdate
 from shears.models.devices import resolved_precision
 from shears.models.load import end_tokens, refuse_unknown
@@ -97,6 +97,7 @@ class GreedyText:
         self.tokens: list[int] = []
         self.num_prefilled = 0
         self.error: Exception | None = None
+        self.is_cut = False
         self._limit = limit
         self._ends = ends
         self._line_ends = line_ends
@@ -115,7 +116,8 @@ class GreedyText:
             raise damaged_logits(float(logits[token]))
         self.tokens.append(token)
         at_end = token in self._ends or (self._has_text and token in self._line_ends)
-        self._has_ended = at_end or len(self.tokens) >= self._limit
+        self.is_cut = not at_end and len(self.tokens) >= self._limit
+        self._has_ended = at_end or self.is_cut
         self._has_text |= token not in self._line_ends
 
 
@@ -134,7 +136,7 @@ class ContinuousDecoder:
     one_line: bool = False
     journal: TextJournal | None = None
 
-    def answers(self, prompts: Sequence[list[int]]) -> list[str]:
+    def answers(self, prompts: Sequence[list[int]]) -> list[WrittenText]:
         """Return the continuation of every prompt of tokens; InputError for an empty one."""
         refuse_empty(prompts)
         refuse_unknown(max(map(max, prompts)), self.backend.vocab_size)
@@ -151,7 +153,8 @@ class ContinuousDecoder:
         with meter("generating", len(prompts), "questions") as progress:
             progress.skip(len(answers))
             for text in self._ended(missing):
-                [answers[text.number]] = self.tokenizer.batch_decode([text.tokens], skip_special_tokens=True)
+                [words] = self.tokenizer.batch_decode([text.tokens], skip_special_tokens=True)
+                answers[text.number] = WrittenText(words, text.is_cut)
                 if self.journal:
                     self.journal.put([text.number], [answers[text.number]])
                 progress.advance(work=len(text.tokens), note="tokens/s")

@@ -11,7 +11,7 @@ from shears.evaluation.comparison import paired
 from shears.evaluation.records import Evaluation
 from shears.evaluation.statistics import Interval, holm, weighted_accuracy
 
-BY_RANK = ("prediction", "correct", "output")  # fields of a record that each rank has, beside `correct_NAME`
+BY_RANK = ("prediction", "correct", "output", "cut")  # fields of a record that each rank has, beside `correct_NAME`
 
 
 def allowed_ranks(space: SearchSpace) -> list[int]:

@@ -22,7 +22,7 @@ from transformers import (
 
 from shears.data.examples import Tokenized
 from shears.errors import InputError
-from shears.evaluation.records import TextJournal
+from shears.evaluation.records import TextJournal, WrittenText
 from shears.evaluation.scoring.score import refuse_beyond
 from shears.models.devices import device_of
 from shears.models.load import end_tokens
@@ -45,7 +45,7 @@ class Decoder:
     num_beams: int = 1
     journal: TextJournal | None = None
 
-    def answers(self, prompts: Sequence[list[int]], batch_size: int) -> list[str]:
+    def answers(self, prompts: Sequence[list[int]], batch_size: int) -> list[WrittenText]:
         """Return the continuation of every prompt; InputError for an empty or too long one."""
         refuse_empty(prompts)
         rows = [Tokenized(ids, ids) for ids in prompts]
@@ -53,7 +53,7 @@ class Decoder:
         refuse_beyond(
             self.model, [length + self.max_new_tokens - 1 for length in lengths], "shorten it or lower max_new_tokens"
         )
-        answers = [""] * len(rows)
+        answers = [WrittenText("", False)] * len(rows)
         breaks = line_breaks(self.tokenizer) if self.one_line else None
         buckets = self._buckets(lengths, batch_size)
         for indices in track(buckets, "generating", len(buckets), "batches"):
@@ -108,13 +108,14 @@ class Decoder:
         logits = self._generated(batch, None, **options).logits
         return torch.stack(logits)[:, 0].float()
 
-    def _continue(self, rows: Sequence[Tokenized], breaks: Tensor | None) -> list[str]:
+    def _continue(self, rows: Sequence[Tokenized], breaks: Tensor | None) -> list[WrittenText]:
         batch = self.batch(rows)
         tokens = self.continued(batch, breaks)
         ends = end_tokens(self.tokenizer, self.model.generation_config)
         line_ends = set() if breaks is None else set(breaks.tolist())
-        texts = [_until_end(row, ends, line_ends) for row in tokens.tolist()]
-        return self.tokenizer.batch_decode(texts, skip_special_tokens=True)
+        found = [_until_end(row, ends, line_ends) for row in tokens.tolist()]
+        texts = self.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
+        return [WrittenText(text, not ended) for text, (_, ended) in zip(texts, found, strict=True)]
 
     def batch(self, rows: Sequence[Tokenized]) -> dict[str, Tensor]:
         """Return prompts as the model's inputs, padded on the left."""
@@ -172,14 +173,14 @@ def _settings(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: in
     )
 
 
-def _until_end(tokens: list[int], ends: Collection[int], line_ends: Collection[int]) -> list[int]:
-    """Return a text's tokens up to its end; in a batch, padding or more text may follow the end."""
+def _until_end(tokens: list[int], ends: Collection[int], line_ends: Collection[int]) -> tuple[list[int], bool]:
+    """Return a text's tokens up to its end, and whether it ends; in a batch, padding or text may follow the end."""
     has_text = False
     for place, token in enumerate(tokens, start=1):
         if token in ends or (has_text and token in line_ends):
-            return tokens[:place]
+            return tokens[:place], True
         has_text |= token not in line_ends
-    return tokens
+    return tokens, False
 
 
 class EndOfLine(StoppingCriteria):

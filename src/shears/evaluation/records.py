@@ -5,11 +5,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shears.data.example import Example, prompt_of
 from shears.data.prompts import question_id
 from shears.evaluation.statistics import share_of_parts, wilson_interval
+from shears.records.figures import CUT
 from shears.records.journal import append_row, read_rows, write_rows
 from shears.records.paths import file_fingerprint
 
@@ -29,6 +30,13 @@ SETTINGS = (
     "chat_template.jinja",
 )
 """Files of a model or an adapter, beside its weights, that change generated texts."""
+
+
+class WrittenText(NamedTuple):
+    """A generated answer, and whether the longest length cut it before its end."""
+
+    text: str
+    is_cut: bool
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,13 @@ def record(index: int, example: Example, prediction: object, answer: object) -> 
     }
 
 
+def written(text: WrittenText) -> Record:
+    """Return the fields of a record that hold a generated answer."""
+    return {"output": text.text, CUT: text.is_cut}
+
+
 def accuracy_of(task: str, records: Sequence[Record]) -> Evaluation:
-    """Return the share of right answers; each `correct_NAME` gives a detail, and so do fields of JSON."""
+    """Return the share of right answers; each `correct_NAME`, fields of JSON and cut answers give details."""
     n = len(records)
     details: dict[str, float] = {}
     for key in (key for key in records[0] if key.startswith("correct_")):
@@ -78,6 +91,8 @@ def accuracy_of(task: str, records: Sequence[Record]) -> Evaluation:
         right, total = ([record[FIELDS][name] for record in records] for name in ("right", "total"))
         share, low, high = share_of_parts(right, total)
         details |= {"accuracy_of_fields": share, "accuracy_of_fields_low": low, "accuracy_of_fields_high": high}
+    if CUT in records[0]:
+        details[CUT] = float(sum(record[CUT] for record in records))
     hits = sum(record["correct"] for record in records)
     return Evaluation(task, "accuracy", hits / n, n, wilson_interval(hits, n), list(records), details)
 
@@ -104,7 +119,7 @@ class TextJournal:
         self._identity = dict(identity)
         self._texts = self._read()
 
-    def _read(self) -> dict[tuple[int, ...], list[str]]:
+    def _read(self) -> dict[tuple[int, ...], list[WrittenText]]:
         identity = json.loads(json.dumps(self._identity))
         first, *rows = read_rows(self.path) or [None]
         if first != identity:
@@ -116,15 +131,16 @@ class TextJournal:
         write_rows(self.path, [identity, *batches])
         if first == identity:
             logger.info("%s: resuming after %d batches", self.path, len(batches))
-        return {tuple(batch["numbers"]): batch["texts"] for batch in batches}
+        return {tuple(batch["numbers"]): list(map(WrittenText, batch["texts"], batch[CUT])) for batch in batches}
 
-    def get(self, numbers: Sequence[int]) -> list[str] | None:
+    def get(self, numbers: Sequence[int]) -> list[WrittenText] | None:
         """Return the texts of a batch, or None if it is not generated yet."""
         return self._texts.get(tuple(numbers))
 
-    def put(self, numbers: Sequence[int], texts: Sequence[str]) -> None:
+    def put(self, numbers: Sequence[int], texts: Sequence[WrittenText]) -> None:
         """Append the texts of a batch; they are on the disk when this returns."""
-        append_row(self.path, {"numbers": list(numbers), "texts": list(texts)})
+        words, cut = zip(*texts, strict=True)
+        append_row(self.path, {"numbers": list(numbers), "texts": list(words), CUT: list(cut)})
 
     def close(self) -> None:
         """Remove the file; call it when the output holds the texts."""
@@ -132,9 +148,10 @@ class TextJournal:
 
 
 def _is_batch(content: Any) -> bool:
-    """Return whether the content of a line is a batch: whole numbers with a text for each."""
+    """Return whether the content of a line is a batch: whole numbers with a text for each, cut or not."""
     match content:
-        case {"numbers": [*numbers], "texts": [*texts], **other}:
-            typed = all(isinstance(number, int) for number in numbers) and all(isinstance(text, str) for text in texts)
-            return typed and len(numbers) == len(texts) and not other
+        case {"numbers": [*numbers], "texts": [*texts], "cut": [*cut], **other}:
+            columns = ((numbers, int), (texts, str), (cut, bool))
+            typed = all(isinstance(value, kind) for values, kind in columns for value in values)
+            return typed and len(numbers) == len(texts) == len(cut) and not other
     return False

@@ -7,6 +7,7 @@ from shears.config.notation import by_layer
 
 Record = Mapping[str, Any]
 SHARES = ("acc", "exact_match")  # beginnings of metrics, such as lm-eval's acc_norm
+CUT = "cut"  # a record's flag: the longest length cut the answer; in details, the number of such answers
 CONTAMINATION = "seen_in_training"  # a record's flag; in details, the number of such questions
 
 
@@ -27,6 +28,16 @@ def other_readings(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def cut_words(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return a sentence on the generated answers of measurements that the longest length cut, if any were generated."""
+    counts = [
+        f"{f'{name} ' if (name := row.get('name')) else ''}{int(row['details'][CUT]):,} of {row['n']:,}"
+        for row in rows
+        if CUT in (row.get("details") or {})
+    ]
+    return f"Answers cut at the longest length: {', '.join(counts)}." if counts else ""
+
+
 def seen_words(figures: Mapping[str, Any], of: str = "", percent: Callable[[float], str] = "{:.1%}".format) -> str:
     """Return a sentence on the test questions that are in the training data of `of`, if any."""
     details = figures.get("details") or {}
@@ -41,7 +52,7 @@ def seen_words(figures: Mapping[str, Any], of: str = "", percent: Callable[[floa
 
 
 def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table of measurements and, below it, sentences on contamination."""
+    """Return a table of measurements and, below it, sentences on cut answers and contamination."""
     readings = [{reading["metric"]: reading for reading in other_readings(row)} for row in figures]
     others = list(dict.fromkeys(name for row in readings for name in row))
     rows = (
@@ -49,7 +60,7 @@ def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
          *(_reading(reading.get(name)) for name in others))
         for row, reading in zip(figures, readings, strict=True)
     )  # fmt: skip
-    seen = filter(None, (seen_words(row, row["name"]) for row in figures))
+    seen = filter(None, (cut_words(figures), *(seen_words(row, row["name"]) for row in figures)))
     return "\n\n".join([table(("model", "task", figures[0]["metric"], "95 % interval", "n", *others), rows), *seen])
 
 

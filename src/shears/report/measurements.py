@@ -7,7 +7,7 @@ from itertools import islice, zip_longest
 from markupsafe import Markup
 
 from shears.config.evaluate import BASELINES
-from shears.records.figures import other_readings
+from shears.records.figures import cut_words, other_readings
 from shears.report.charts import CURVE_HEIGHT, interval_dots, measurement_bars, plane, polyline, svg, whisker
 from shears.report.html import element, note, picture, table
 from shears.report.pairs import aligned, correct, incomparable, other_prompts, pairs_table, unpaired_words
@@ -52,12 +52,13 @@ def _sameness(run: Run) -> str:
 
 
 def _readings(run: Run) -> str:
-    """Return the figures of other readings of the answers, such as the strict one, in sentences."""
+    """Return the figures of other readings of the answers, such as the strict one, and cut answers, in sentences."""
     figures: dict[str, list[str]] = defaultdict(list)
     for row in run.models:
         for reading in other_readings(row):
             figures[reading["metric"]].append(f"{row['name']} {figure(row['metric'], reading['value'])}")
-    return "".join(f" {metric.capitalize()}: {', '.join(values)}." for metric, values in figures.items())
+    readings = "".join(f" {metric.capitalize()}: {', '.join(values)}." for metric, values in figures.items())
+    return f"{readings} {cut_words(run.models)}".rstrip()
 
 
 def _agreement(figures: Mapping[str, Record]) -> Markup | None:

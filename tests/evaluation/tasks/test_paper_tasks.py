@@ -13,6 +13,7 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.generate import Decoder
+from shears.evaluation.records import WrittenText
 from shears.evaluation.run import evaluate
 from shears.evaluation.scoring.score import build_forest, log_likelihoods
 from shears.evaluation.statistics import wilson_interval
@@ -82,7 +83,7 @@ def test_a_letter_inside_a_word_counts_officially_and_not_strictly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["Because the answer is (C).", "The answer is (B).", "BCD", "A man. The answer is (B)."]
-    monkeypatch.setattr(Decoder, "answers", lambda *_: texts)
+    monkeypatch.setattr(Decoder, "answers", lambda *_: [WrittenText(text, False) for text in texts])
     data = _file(tmp_path, [_row("aqua", number) for number in range(4)])
     result = evaluate_task(tiny_model(), TOKENIZER, _config(task="aqua", data=data))
     assert [record["correct"] for record in result.records] == [True, True, True, False]

@@ -12,6 +12,7 @@ from shears.config import EvaluateConfig
 from shears.data.examples import to_example
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder
+from shears.evaluation.records import WrittenText
 from shears.evaluation.scoring.score import Choice
 from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks import registry as tasks
@@ -31,8 +32,9 @@ def _config(task: str, data: str = "unused", **changes: Any) -> EvaluateConfig:
     return EvaluateConfig.model_validate({"task": task, "data": data, "max_new_tokens": 4, "batch_size": 2, **changes})
 
 
-def _answering(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
-    monkeypatch.setattr(Decoder, "answers", lambda *_: texts)
+def _answering(monkeypatch: pytest.MonkeyPatch, texts: list[str], cut: frozenset[int] = frozenset()) -> None:
+    answers = [WrittenText(text, number in cut) for number, text in enumerate(texts)]
+    monkeypatch.setattr(Decoder, "answers", lambda *_: answers)
 
 
 ROWS = [{"prompt": f"{n}+1?", "completion": f" {n}+1 = {n + 1}", "answer": n + 1.0} for n in range(4)]
@@ -53,6 +55,32 @@ def test_numbers_are_right_by_the_last_one(monkeypatch: pytest.MonkeyPatch) -> N
     result = evaluate_examples(tiny_model(), TOKENIZER, examples, _config("number"))
     assert [record["answer"] for record in result.records] == [1.0, 2.0, 3.0, 4.0]
     assert [record["correct"] for record in result.records] == [True, False, False, True]
+
+
+def test_json_is_right_whole_and_by_fields_in_chats_and_completions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": '{"a": 1, "b": "x"}'}]
+    rows: list[dict[str, Any]] = [
+        {"messages": chat},
+        {"prompt": "b", "completion": '{"a": 2}'},
+        {"instruction": "c", "answer": {"c": [1]}},
+    ]
+    _answering(monkeypatch, ['{"b": "x", "a": 1}', '```json\n{"a": 3}\n```', '{"c": [1'], cut=frozenset({2}))
+    result = evaluate_task(tiny_model(), TOKENIZER, _config("json", _file(tmp_path, rows)))
+    assert [record["correct"] for record in result.records] == [True, False, False]
+    assert [record["cut"] for record in result.records] == [False, False, True]
+    assert [record["prediction"] for record in result.records] == [{"b": "x", "a": 1}, {"a": 3}, None]
+    assert (result.value, result.details["accuracy_of_fields"], result.details["cut"]) == (1 / 3, 2 / 4, 1.0)
+
+
+def test_exact_text_is_right_without_the_spaces_around_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": " ja"}, {"instruction": "b", "output": "nein"}]
+    _answering(monkeypatch, ["ja\n", "Nein"])
+    result = evaluate_task(tiny_model(), TOKENIZER, _config("exact", _file(tmp_path, rows)))
+    assert [record["correct"] for record in result.records] == [True, False]
+    with pytest.raises(InputError, match="row 1: a row's answer must be a JSON object or list, got 'ja'"):
+        evaluate_task(tiny_model(), TOKENIZER, _config("json", _file(tmp_path, rows)))
 
 
 def test_choices_are_right_by_log_likelihood(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from shears.data.examples import Example, to_example
 from shears.errors import InputError
 from shears.evaluation.continuous import ContinuousDecoder
 from shears.evaluation.generate import Decoder
+from shears.evaluation.records import WrittenText
+from shears.searching.measure.evaluators import GaugedEvaluator
 from shears.searching.measure.gauges import DecodingGauge, NativeGauge, open_decoding
 from tests.runtime.native.decoders import extension_is_missing
 from tests.searching.adapters import make_adapter, make_super_adapter
@@ -29,7 +31,7 @@ def examples_of(adapter: SuperAdapter, num: int = 8) -> list[Example]:
     return [to_example(row, "question", adapter.tokenizer) for row in rows]
 
 
-Texts = list[list[str]]
+Texts = list[list[WrittenText]]
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> Texts:
     texts: Texts = []
     answers = Decoder.answers
 
-    def spied(self: Decoder, *args: Any) -> list[str]:
+    def spied(self: Decoder, *args: Any) -> list[WrittenText]:
         texts.append(answers(self, *args))
         return texts[-1]
 
@@ -49,8 +51,22 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> Texts:
 def test_right_answers_count(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = make_super_adapter()
     gauge = DecodingGauge(adapter, examples_of(adapter, 4), SearchConfig(**CONFIG, task="number"))
-    monkeypatch.setattr(Decoder, "answers", lambda *_: ["0", "9", "2", "5"])
-    assert gauge.measure(adapter.elastic.space.heuristic()).tolist() == [1, 0, 1, 0]
+    monkeypatch.setattr(Decoder, "answers", lambda *_: [WrittenText(text, text > "4") for text in "0925"])
+    ranks = adapter.elastic.space.heuristic()
+    assert gauge.num_cut(ranks) is None
+    assert gauge.measure(ranks).tolist() == [1, 0, 1, 0]
+    figures = GaugedEvaluator(gauge, "accuracy", adapter.elastic)(ranks)
+    assert (figures["accuracy"], figures["cut"]) == (0.5, 2)
+
+
+def test_json_answers_count_where_the_whole_object_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = make_super_adapter()
+    row = {"prompt": "1?", "completion": '{"a": 1, "b": 2}'}
+    examples = [to_example(row, "question", adapter.tokenizer)] * 2
+    gauge = DecodingGauge(adapter, examples, SearchConfig(**CONFIG, task="json"))
+    texts = ['{"b": 2, "a": 1}', '{"a": 1}']
+    monkeypatch.setattr(Decoder, "answers", lambda *_: [WrittenText(text, False) for text in texts])
+    assert gauge.measure(adapter.elastic.space.heuristic()).tolist() == [1, 0]
 
 
 @pytest.mark.skipif(extension_is_missing(), reason="the C++ extension is not built")
@@ -70,7 +86,7 @@ def test_the_native_decoder_gives_the_values_of_transformers(
     answers: Texts = []
     given = ContinuousDecoder.answers
 
-    def spied(self: Any, prompts: Any) -> list[str]:
+    def spied(self: Any, prompts: Any) -> list[WrittenText]:
         answers.append(given(self, prompts))
         return answers[-1]
 

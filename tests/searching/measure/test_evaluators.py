@@ -63,6 +63,9 @@ class Simulated:
         self.measured.append(ranks["a"])
         return self.values(ranks)
 
+    def num_cut(self, ranks: RankConfig) -> None:
+        return None
+
     def anchor(self, ranks: RankConfig) -> None:
         self.anchors.append(ranks)
 

@@ -27,7 +27,16 @@ from shears.errors import InputError
 from shears.evaluation.contamination import Source, ids_of, mark_seen
 from shears.evaluation.continuous import ContinuousDecoder
 from shears.evaluation.generate import Decoder
-from shears.evaluation.records import FIELDS, Evaluation, Record, TextJournal, accuracy_of, record
+from shears.evaluation.records import (
+    FIELDS,
+    Evaluation,
+    Record,
+    TextJournal,
+    WrittenText,
+    accuracy_of,
+    record,
+    written,
+)
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.evaluation.scoring.score import likeliest_choices, warn_beyond
 from shears.evaluation.scoring.scorers import check_choices
@@ -52,7 +61,7 @@ class TaskInputs:
     journal: TextJournal | None = None
     backend: Backend | None = None
 
-    def generated(self, one_line: bool = False) -> list[str]:
+    def generated(self, one_line: bool = False) -> list[WrittenText]:
         """Return the generated text of every example."""
         limit = self.config.longest_answer
         prompts = prompts_of(self.examples, self.tokenizer)
@@ -152,14 +161,14 @@ def _paper(inputs: TaskInputs) -> list[Record]:
     form = ANSWER_FORMS[config.task]
     records = []
     for index, (example, text, answer) in enumerate(zip(inputs.examples, inputs.generated(), answers, strict=True)):
-        official, strict = reading.read_answers(form, reading.response_of(text), LABELS.get(config.task, ()))
+        official, strict = reading.read_answers(form, reading.response_of(text.text), LABELS.get(config.task, ()))
         records.append(
             {
                 **record(index, example, official, answer),
                 "correct": reading.is_right(official, answer),
                 "prediction_strict": strict,
                 "correct_strict": reading.is_right(strict, answer),
-                "output": text,
+                **written(text),
             }
         )
     return records
@@ -210,9 +219,9 @@ class Generated:
         answers = self.answers(inputs.examples)
         return [
             {
-                **record(index, example, self.read(text), answer),
-                "correct": self.is_right(text, answer),
-                "output": text,
+                **record(index, example, self.read(text.text), answer),
+                "correct": self.is_right(text.text, answer),
+                **written(text),
             }
             for index, (example, text, answer) in enumerate(
                 zip(inputs.examples, inputs.generated(self.one_line), answers, strict=True)
@@ -247,11 +256,9 @@ class Compared:
         rows = zip(inputs.examples, inputs.generated(), rules, strict=True)
         records = []
         for index, (example, text, rule) in enumerate(rows):
-            fields = rule.fields(text)._asdict() if self.form == "json" else {}
-            read = record(index, example, rule.read(text), rule.answer)
-            records.append(
-                {**read, "correct": rule.is_right(text), **({FIELDS: fields} if fields else {}), "output": text}
-            )
+            fields = {FIELDS: rule.fields(text.text)._asdict()} if self.form == "json" else {}
+            read = record(index, example, rule.read(text.text), rule.answer)
+            records.append({**read, "correct": rule.is_right(text.text), **fields, **written(text)})
         return records
 
 

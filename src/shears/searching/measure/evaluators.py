@@ -30,6 +30,7 @@ from shears.evaluation.continuous import cut
 from shears.models.blocks import linears
 from shears.models.blockwise.matrices import block_matrices
 from shears.models.sparse_adapter import is_sparse
+from shears.records.figures import CUT
 from shears.runtime.native import kernels_available
 from shears.runtime.native.model_source import source_of_model
 from shears.searching.measure.gauges import Gauge
@@ -102,7 +103,7 @@ class CombinedEvaluator(Evaluator):
 
 
 class GaugedEvaluator:
-    """Gives one quality (`loss` or `accuracy`), measured by a gauge, and the parameters.
+    """Gives one quality (`loss` or `accuracy`), measured by a gauge, parameters, and answers that were cut.
 
     The values of every example are kept, so that no configuration is measured twice.
     """
@@ -117,7 +118,9 @@ class GaugedEvaluator:
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration."""
         quality = float(self.values(ranks).sum()) / float(self.weights.sum())
-        return {self.quality: quality, PARAMETERS: self._elastic.num_parameters(ranks)}
+        num_cut = self._gauge.num_cut(ranks)
+        cut = {} if num_cut is None else {CUT: num_cut}
+        return {self.quality: quality, PARAMETERS: self._elastic.num_parameters(ranks), **cut}
 
     def values(self, ranks: RankConfig) -> ValuesByExample:
         """Return the value of every example."""

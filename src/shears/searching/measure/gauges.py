@@ -23,6 +23,7 @@ from shears.data.examples import Example, prompts_of
 from shears.errors import InputError
 from shears.evaluation.continuous import ContinuousDecoder, NativeRanks, open_native_ranks, wanted_for
 from shears.evaluation.generate import Decoder
+from shears.evaluation.records import WrittenText
 from shears.evaluation.scoring.prefix import (
     Prefix,
     States,
@@ -48,6 +49,10 @@ class Gauge(Protocol):
 
     def measure(self, ranks: RankConfig) -> TensorByExample:
         """Return the value of every example."""
+
+    def num_cut(self, ranks: RankConfig) -> int | None:
+        """Return how many generated answers the longest length cut; None without generated answers."""
+        return None
 
     def anchor(self, ranks: RankConfig) -> None:
         """Take the incumbent; the next configurations differ little from it."""
@@ -187,15 +192,22 @@ class DecodingGauge(Gauge):
         self._limit = config.max_new_tokens or longest_answer(config.task, adapter.record["template"])
         self._answers = self._task.answers(examples)
         self._prompts = prompts_of(examples, adapter.tokenizer)
+        self._num_cut: dict[RankConfig, int] = {}
         self.weights = torch.ones(len(examples), dtype=torch.float64)
 
     def measure(self, ranks: RankConfig) -> TensorByExample:
         """Return 1 for each right answer and 0 for each other one."""
-        pairs = zip(self._generated(ranks), self._answers, strict=True)
-        right = [self._task.is_right(text, answer) for text, answer in pairs]
+        texts = self._generated(ranks)
+        self._num_cut[ranks] = sum(text.is_cut for text in texts)
+        pairs = zip(texts, self._answers, strict=True)
+        right = [self._task.is_right(text.text, answer) for text, answer in pairs]
         return torch.tensor(right, dtype=torch.float64)
 
-    def _generated(self, ranks: RankConfig) -> list[str]:
+    def num_cut(self, ranks: RankConfig) -> int | None:
+        """Return how many answers of a measured configuration were cut."""
+        return self._num_cut.get(ranks)
+
+    def _generated(self, ranks: RankConfig) -> list[WrittenText]:
         """Return the answers of transformers' generation."""
         model, config = self._adapter.model, self._config
         decoder = Decoder(model, self._adapter.tokenizer, self._limit, self._task.one_line)
@@ -213,7 +225,7 @@ class NativeGauge(DecodingGauge):
         super().__init__(adapter, examples, config)
         self._native = native
 
-    def _generated(self, ranks: RankConfig) -> list[str]:
+    def _generated(self, ranks: RankConfig) -> list[WrittenText]:
         settings = getattr(self._adapter.model, "generation_config", None)
         limit, tokenizer = self._limit, self._adapter.tokenizer
         decoder = ContinuousDecoder(self._native.at(ranks), tokenizer, settings, limit, self._task.one_line)
