@@ -23,6 +23,7 @@ NLS = (32, 24, 16)
 READINGS = ("heuristic", "minimal", "searched")
 BEST = "best"
 DENSE = "dense"
+ALPACA = "alpaca"  # the form of all results whose lines name none
 Row = Mapping[str, Any]
 
 
@@ -86,6 +87,8 @@ class Cell:
     """Longest answer; 0 in kind `tune`."""
     learning_rate: float = 0.0
     alpha: float = 0.0
+    template: str = ALPACA
+    """The form in which rows are trained on and asked."""
 
     @property
     def key(self) -> dict[str, Any]:
@@ -115,7 +118,8 @@ class Wanted:
     limit: int = 0
     validation_limit: int = 200
     evaluations: int = 30
-    max_new_tokens: int = 256
+    max_new_tokens: int = 512
+    template: str = "chat"
     tune_at: float | None = None
     """Sparsity whose choice of rate and alpha serves all sparsities; None: each has its own."""
 
@@ -148,7 +152,7 @@ def wanted_tests(wanted: Wanted) -> Iterator[Cell]:
                 seed=seed if kind.ranks else 0, examples=wanted.examples if kind.ranks else 0,
                 epochs=wanted.epochs if kind.ranks else 0.0, limit=wanted.limit,
                 evaluations=wanted.evaluations if ranks == "searched" else 0,
-                max_new_tokens=wanted.max_new_tokens,
+                max_new_tokens=wanted.max_new_tokens, template=wanted.template,
             )  # fmt: skip
 
 
@@ -230,4 +234,4 @@ def _with(cell: Cell, rate: float, alpha: float) -> Cell:
 
 
 def _identity(row: Row) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in Cell.__dataclass_fields__)
+    return tuple({"template": ALPACA, **row}.get(name) for name in Cell.__dataclass_fields__)

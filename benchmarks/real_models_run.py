@@ -15,7 +15,7 @@ from typing import Any
 
 import shears
 from benchmarks.memory import CLEAR, RESET_PEAK, memory
-from benchmarks.real_models_cells import ARMS, BEST, DENSE, Arm, Cell
+from benchmarks.real_models_cells import ALPACA, ARMS, BEST, DENSE, Arm, Cell
 from benchmarks.real_models_data import test_file, write_training
 from benchmarks.report import environment, rows_of
 from shears.errors import InputError
@@ -24,12 +24,11 @@ from shears.models.devices import pick_device, resolved_precision
 from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
 from shears.records.artifacts import HEALED, RECOVERY_FOLDER, RESULT, SPARSITY, TRAINING_LOG, TRAINING_TIMES, read_json
-from shears.records.figures import CONTAMINATION
+from shears.records.figures import CONTAMINATION, CUT
 from shears.records.folders import partial_folder
 from shears.records.timing import machine
 
 MAX_LENGTH = 512
-TEMPLATE = "alpaca"
 SEEN = "-"
 """Stands in a cell's answers for a question of its training data, which no table counts."""
 PRUNING: Mapping[str, Mapping[str, Any]] = {
@@ -135,7 +134,7 @@ def _adapter(cell: Cell, setting: Setting, stages: Stages) -> tuple[str, Path]:
     """Return the base and the super-adapter of a cell, trained now if it is not there; a killed training goes on."""
     base = base_of(cell, setting, stages)
     arm = ARMS[cell.arm]
-    name = f"{cell.arm}-{cell.base}-{cell.sparsity:g}-{cell.trained}-{cell.examples}x{cell.epochs:g}"
+    name = f"{cell.arm}-{cell.base}-{cell.sparsity:g}-{cell.trained}-{cell.examples}x{cell.epochs:g}{_form(cell)}"
     folder = setting.work / cell.model / f"{name}-rate{cell.learning_rate:g}-alpha{cell.alpha:g}-seed{cell.seed}"
     if folder.exists():
         return base, folder
@@ -146,6 +145,11 @@ def _adapter(cell: Cell, setting: Setting, stages: Stages) -> tuple[str, Path]:
             **training_keywords(cell, arm, data, base), **taught_keywords(cell, setting), **setting.training,
         )  # fmt: skip
     return base, folder
+
+
+def _form(cell: Cell) -> str:
+    """Return the form as a part of a name; nothing for that of the first results."""
+    return "" if cell.template == ALPACA else f"-{cell.template}"
 
 
 def training_keywords(cell: Cell, arm: Arm, data: Path, base: str) -> dict[str, Any]:
@@ -159,7 +163,7 @@ def training_keywords(cell: Cell, arm: Arm, data: Path, base: str) -> dict[str, 
     steps = math.ceil(num_rows / batch_size * cell.epochs)
     return {
         "ranks": arm.ranks, "alpha": cell.alpha, "learning_rate": cell.learning_rate, "epochs": cell.epochs,
-        "batch_size": batch_size, "max_length": MAX_LENGTH, "template": TEMPLATE, "seed": cell.seed,
+        "batch_size": batch_size, "max_length": MAX_LENGTH, "template": cell.template, "seed": cell.seed,
         "warmup_steps": min(50, steps // 10), "sparse_adapter": arm.merged,
         "sampling": arm.sampling,
         "init": "lora" if arm.is_dense or arm.merged or not (Path(base) / RECOVERY_FOLDER).is_dir() else "recovery",
@@ -244,17 +248,17 @@ def _answered(cell: Cell, model: str, adapter: Path | None, setting: Setting, st
     """Answer the test set greedily; answers of a killed process are kept in the journal beside the figures."""
     subject = adapter.name if adapter else Path(model).name
     questions = f"first{cell.limit}" if cell.limit else "all"
-    name = f"{subject}-{cell.test}-{questions}-{cell.max_new_tokens}.json"
+    name = f"{subject}-{cell.test}-{questions}-{cell.max_new_tokens}{_form(cell)}.json"
     output = setting.work / cell.model / "answers" / name
     with stages("evaluate"):
         evaluation = shears.evaluate(
             model, output, None if adapter is None else str(adapter), task=cell.test,
-            data=str(test_file(setting.data, cell.test)), num_beams=1, backend=setting.backend, template=TEMPLATE,
+            data=str(test_file(setting.data, cell.test)), num_beams=1, backend=setting.backend, template=cell.template,
             **{"max_new_tokens": cell.max_new_tokens, "limit": cell.limit or None, **setting.evaluation},
         )  # fmt: skip
     tokens = _num_tokens(model, evaluation)
     return {
-        "right": answers_text(evaluation.records), "answer_tokens": tokens,
+        "right": answers_text(evaluation.records), "cut": int(evaluation.details[CUT]), "answer_tokens": tokens,
         "answer_tokens_per_second": round(tokens / max(stages.seconds["evaluate"], 0.1), 1),
         "backend": read_json(output)["backend"], **_sizes(model, adapter),
     }  # fmt: skip

@@ -8,7 +8,7 @@ each on their own.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.real_models_cells import ARMS, DENSE
+from benchmarks.real_models_cells import ALPACA, ARMS, DENSE
 from benchmarks.real_models_data import TESTS
 from benchmarks.report import Pair, paired_table, percent, points
 from shears.evaluation.statistics import (
@@ -41,9 +41,11 @@ class Table(NamedTuple):
     examples: int
     epochs: float
     limit: int
+    template: str
 
 
 Runs = Mapping[int, Bits]
+AS_IT_CAME = Arm("dense-0shot", DENSE, 0.0, "none")
 DENSE_LORA = Arm("dense-lora", DENSE, 0.0, "heuristic")
 LLAMA = {
     0.0: {"gsm8k": 37.5, "aqua": 18.9, "mawps": 79.0, "svamp": 52.1},
@@ -55,7 +57,7 @@ MPT = {0.0: 36.1, 0.4: 35.7, 0.5: 33.4, 0.6: 30.4, 0.7: 22.8}
 """MPT-7B on GSM8K with NLS, percent by sparsity."""
 ORDER = tuple(ARMS)
 NAMES = {
-    "0shot": "0-shot", "lora": "LoRA 32", "nls": "NLS", "nls-taught": "NLS beside a teacher", "nested": "nested",
+    "0shot": "untrained", "lora": "LoRA 32", "nls": "NLS", "nls-taught": "NLS beside a teacher", "nested": "nested",
     "sparsepeft": "SparsePEFT, merged",
 }  # fmt: skip
 
@@ -66,7 +68,7 @@ def print_tables(rows: Sequence[Row]) -> None:
     _print_choices(rows)
     corrected = iter(holm([line.p for arms in tables.values() for line in _against_dense(arms).values()]))
     for table, arms in tables.items():
-        _print_accuracies(table, arms, corrected)
+        _print_accuracies(table, arms, corrected, lines_of(rows, table))
     lines = list(paired_table(list(_claims(tables))))
     print("\n".join(["\n### Claims", *lines] if lines else []))
 
@@ -80,12 +82,25 @@ def arms_by_table(rows: Sequence[Row]) -> dict[Table, dict[Arm, dict[int, Bits]]
     tests = [row for row in rows if row["kind"] == "test"]
     tables = {}
     for table in _tables_of(tests):
-        lines = [row for row in tests if _belongs(row, table)]
+        lines = lines_of(tests, table)
         arms: dict[Arm, dict[int, str]] = {}
         for row in sorted(lines, key=_place):
             arms.setdefault(arm_of(row), {})[row["seed"]] = row["right"]
         tables[table] = _without_seen(arms)
     return tables
+
+
+def lines_of(rows: Sequence[Row], table: Table) -> list[Row]:
+    """Return the lines of a table; of the dense model as it came, that of the form with the most right answers."""
+    lines = [row for row in rows if row["kind"] == "test" and _belongs(row, table)]
+    came = [row for row in lines if arm_of(row) == AS_IT_CAME]
+    best = max(came, key=lambda row: str(row["right"]).count("1"), default=None)
+    return [row for row in lines if arm_of(row) != AS_IT_CAME or form_of(row) == form_of(best or row)]
+
+
+def form_of(row: Row) -> str:
+    """Return the form in which the questions of a line were asked."""
+    return str(row.get("template", ALPACA))
 
 
 def _tables_of(tests: Sequence[Row]) -> list[Table]:
@@ -111,7 +126,7 @@ def arm_of(row: Row) -> Arm:
 
 def table_of(row: Row) -> Table:
     """Return the table of a line."""
-    return Table(row["model"], row["test"], row["trained"], row["examples"], row["epochs"], row["limit"])
+    return Table(row["model"], row["test"], row["trained"], row["examples"], row["epochs"], row["limit"], form_of(row))
 
 
 def name_of(arm: Arm) -> str:
@@ -119,7 +134,8 @@ def name_of(arm: Arm) -> str:
     where, _, kind = arm.arm.partition("-")
     base = where if arm.base == DENSE else f"{arm.sparsity:.0%} ({arm.base})"
     reading = f", {arm.ranks}" if len(ARMS[arm.arm].readings) > 1 else ""
-    return f"{base}, {NAMES[kind]}{reading}"
+    made = "as it came" if arm == AS_IT_CAME else NAMES[kind]
+    return f"{base}, {made}{reading}"
 
 
 def paper_figure(table: Table, arm: Arm) -> str:
@@ -148,7 +164,7 @@ def claims(arms: Mapping[Arm, Runs]) -> Iterator[tuple[str, Arm, Arm]]:
         elif arm.arm == "sparse-sparsepeft":
             yield f"{where}: SparsePEFT, merged, minus NLS, heuristic", arm, heuristic
         elif arm.arm == "sparse-0shot" and arm.base != "wanda":
-            yield f"{where}: 0-shot minus 0-shot of Wanda", arm, arm._replace(base="wanda")
+            yield f"{where}: untrained minus untrained of Wanda", arm, arm._replace(base="wanda")
         elif arm.arm == "dense-nls" and arm.ranks == "heuristic":
             yield "dense: NLS, heuristic, minus LoRA 32", arm, DENSE_LORA
 
@@ -203,21 +219,39 @@ def _against_dense(arms: Mapping[Arm, Runs]) -> dict[Arm, Difference]:
     return found
 
 
-def _print_accuracies(table: Table, arms: Mapping[Arm, Runs], corrected: Iterator[float]) -> None:
+def _print_accuracies(table: Table, arms: Mapping[Arm, Runs], corrected: Iterator[float], rows: Sequence[Row]) -> None:
     questions = len(next(iter(next(iter(arms.values())).values())))
     budget = f"trained on {table.trained}, {table.examples or 'all'} examples, {table.epochs:g} epochs"
     budget = budget if table.epochs else "untrained"
-    print(f"\n### {table.model}, {table.test}: {questions} questions; {budget}\n")
-    print("| model | right | accuracy (95 %) | minus dense LoRA (95 %) | p (Holm) | paper |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    asked = f"{questions} questions, asked in {table.template}"
+    print(f"\n### {table.model}, {table.test}: {asked}; {budget}{_below(arms)}\n")
+    print("| model | right | accuracy (95 %) | minus dense LoRA (95 %) | p (Holm) | cut | paper |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    forms = {arm_of(row): form_of(row) for row in rows}
     differences = _against_dense(arms)
     for arm, runs in arms.items():
         accuracy = percent(pooled_accuracy(list(runs.values())))
         right = f"{sum(map(sum, runs.values()))} of {questions} x {len(runs)}"
         line = differences.get(arm)
         gap = ["", ""] if line is None else [points(line[:3]), f"{next(corrected):.4f}"]
-        cells = [name_of(arm), right, accuracy, *gap, paper_figure(table, arm)]
+        name = name_of(arm) if forms[arm] == table.template else f"{name_of(arm)}, asked in {forms[arm]}"
+        cells = [name, right, accuracy, *gap, _num_cut(rows, arm), paper_figure(table, arm)]
         print(f"| {' | '.join(cells)} |")
+
+
+def _below(arms: Mapping[Arm, Runs]) -> str:
+    """Return the part of a title that names the trained arms with fewer right answers than the model as it came."""
+    if AS_IT_CAME not in arms:
+        return ""
+    values = {arm: pooled_accuracy(list(runs.values())).value for arm, runs in arms.items()}
+    below = [name_of(arm) for arm in arms if arm.ranks != "none" and values[arm] < values[AS_IT_CAME]]
+    return f"; training stays below the model as it came ({'; '.join(below)})" if below else ""
+
+
+def _num_cut(rows: Sequence[Row], arm: Arm) -> str:
+    """Return how many answers of an arm's runs the longest length cut; nothing for results that do not say."""
+    known = [row["cut"] for row in rows if arm_of(row) == arm and "cut" in row]
+    return str(sum(known)) if known else ""
 
 
 def _claims(tables: Mapping[Table, Mapping[Arm, Runs]]) -> Iterator[Pair]:
@@ -230,8 +264,10 @@ def _claims(tables: Mapping[Table, Mapping[Arm, Runs]]) -> Iterator[Pair]:
 def _belongs(row: Row, table: Table) -> bool:
     if (row["model"], row["test"], row["limit"]) != (table.model, table.test, table.limit):
         return False
+    if arm_of(row) == AS_IT_CAME:
+        return True
     if row["ranks"] == "none":
-        return row["trained"] in ("", table.trained)
+        return row["trained"] in ("", table.trained) and form_of(row) == table.template
     return table_of(row) == table
 
 

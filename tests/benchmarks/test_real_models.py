@@ -225,20 +225,48 @@ def test_the_tables_pool_seeds_and_pair_differences_on_common_seeds(capsys: pyte
     print_tables([*tuning, *LINES, {**LINES[0], "test": "aqua"}])
     text = capsys.readouterr().out
     assert "0.0001, 64: 0.9000; **0.001, 64: 0.8000**" in text
-    assert text.count("aqua: 4 questions; untrained") == 1
+    assert text.count("aqua: 4 questions, asked in alpaca; untrained") == 1
     print_tables(LINES)
     lines = _table_lines(capsys.readouterr().out)
     assert lines["dense, LoRA 32"][1] == "5 of 4 x 2"
     assert lines["dense, LoRA 32"][2].startswith("62.5 (")
-    assert lines["dense, LoRA 32"][3:] == ["", "", "LLaMA-7B 37.5"]
-    assert lines["dense, 0-shot"][3].startswith("-37.5 (")  # its one run beside both seeds
+    assert lines["dense, LoRA 32"][3:] == ["", "", "", "LLaMA-7B 37.5"]
+    assert lines["dense, as it came"][3].startswith("-37.5 (")  # its one run beside both seeds
     assert lines["50% (best), LoRA 32"][3].startswith("-50.0 (")  # against seed 0 alone
-    assert lines["50% (best), NLS, heuristic"][5] == "LLaMA-7B 36.1, MPT-7B 33.4"
+    assert lines["50% (best), NLS, heuristic"][6] == "LLaMA-7B 36.1, MPT-7B 33.4"
     claims = {name.removeprefix("small, gsm8k, 50% (best): "): row for name, row in lines.items() if " minus " in name}
     assert {name: row[1] for name, row in claims.items()} == {
         "NLS, heuristic, minus LoRA 32": "+25.0", "NLS, searched, minus heuristic": "+25.0",
     }  # fmt: skip
     assert [float(row[4]) for row in claims.values()] == holm([float(row[3]) for row in claims.values()])
+
+
+def test_the_first_line_is_the_model_as_it_came_in_its_best_form_and_the_title_says_what_stays_below(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    came = {**UNTRAINED, "trained": ""}
+    print_tables(
+        [_line("dense-lora", "1000", template="chat", cut=3), _line("dense-0shot", "0000", **came),
+         _line("dense-0shot", "1100", template="question", cut=1, **came),
+         _line("dense-0shot", "1000", template="chat", **came), _line("sparse-lora", "1110", template="chat")]
+    )  # fmt: skip
+    text = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if " of 4 x" in line]
+    assert [(row[0], row[1], row[5]) for row in rows] == [
+        ("dense, as it came, asked in question", "2 of 4 x 1", "1"),
+        ("dense, LoRA 32", "1 of 4 x 1", "3"),
+        ("50% (best), LoRA 32", "3 of 4 x 1", ""),
+    ]
+    assert "asked in chat; trained on gsm8k, 8 examples, 1 epochs; training stays below" in text
+    assert "below the model as it came (dense, LoRA 32)\n" in text
+
+
+def test_results_that_name_no_form_are_of_alpaca() -> None:
+    wanted = replace(WANTED, arms=("dense-0shot",), template="alpaca")
+    [cell] = pending(wanted, [])
+    old = {name: value for name, value in cell.key.items() if name != "template"}
+    assert list(pending(wanted, [old])) == []
+    assert [each.template for each in pending(replace(wanted, template="chat"), [old])] == ["chat"]
 
 
 def test_every_arm_has_a_line_without_the_questions_that_any_was_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
