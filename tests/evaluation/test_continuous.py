@@ -51,10 +51,10 @@ def _native(model: nn.Module, **changes: Any) -> NativeBackend:
 
 
 def _answers(
-    model: nn.Module, backend: Backend, prompts: list[list[int]], count: int = 12, one_line: bool = False
+    model: nn.Module, backend: Backend, prompts: list[list[int]], count: int = 12, until: str = ""
 ) -> list[WrittenText]:
     settings = getattr(model, "generation_config", None)
-    return ContinuousDecoder(backend, TOKENIZER, settings, count, one_line).answers(prompts)
+    return ContinuousDecoder(backend, TOKENIZER, settings, count, until).answers(prompts)
 
 
 def _masked() -> PeftModel:
@@ -75,13 +75,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("one_line", [False, True])
+@pytest.mark.parametrize("until", ["", "\n"])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_answers_are_those_of_transformers(name: str, one_line: bool) -> None:
+def test_the_answers_are_those_of_transformers(name: str, until: str) -> None:
     model = MODELS[name]()
     prompts = prompt_ids(PROMPTS, TOKENIZER)
-    expected = Decoder(model, TOKENIZER, 12, one_line).answers(prompts, 4)
-    assert _answers(model, _native(model), prompts, one_line=one_line) == expected
+    expected = Decoder(model, TOKENIZER, 12, until).answers(prompts, 4)
+    assert _answers(model, _native(model), prompts, until=until) == expected
     assert len(set(expected)) > 2
 
 
@@ -92,7 +92,7 @@ def test_a_text_ends_where_transformers_ends_it() -> None:
     model.generation_config.eos_token_id = [256, letter]
     assert _answers(model, _native(model), [[1, 2]], 3) == Decoder(model, TOKENIZER, 3).answers([[1, 2]], 1)
     model = always(line)
-    assert _answers(model, _native(model), [[1, 2]], 3, one_line=True) == [("\n\n\n", True)]
+    assert _answers(model, _native(model), [[1, 2]], 3, until="\n") == [("\n\n\n", True)]
 
 
 class Logged:

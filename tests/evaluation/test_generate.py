@@ -10,17 +10,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.data.tokens import prompt_ids
 from shears.errors import InputError
-from shears.evaluation.generate import Decoder, EndOfLine, line_breaks
+from shears.evaluation.generate import Decoder, EndOfLine, tokens_with
 from tests.runtime.generation.backends import PROMPTS, TOKENIZER, always, greedy, lively
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def generate_answers(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int, batch_size: int,
-    one_line: bool = False,
+    until: str = "",
 ) -> list[str]:  # fmt: skip
     """Return the greedy continuation of every prompt."""
-    decoder = Decoder(model, tokenizer, max_new_tokens, one_line)
+    decoder = Decoder(model, tokenizer, max_new_tokens, until)
     return [answer.text for answer in decoder.answers(prompt_ids(prompts, tokenizer), batch_size)]
 
 
@@ -55,10 +55,10 @@ def test_a_models_own_sampling_settings_do_not_disturb_greedy_answers() -> None:
 
 def test_a_row_ends_at_the_line_break_behind_its_first_line() -> None:
     line, letter = TOKENIZER("\nz")["input_ids"]
-    criterion = EndOfLine(line_breaks(TOKENIZER), prompt_length=1)
+    criterion = EndOfLine(tokens_with("\n", TOKENIZER), prompt_length=1)
     rows = torch.tensor([[line, letter, line], [letter, line, line], [line, letter, letter], [line, line, letter]])
     assert criterion(rows, None).tolist() == [True, False, False, False]
-    assert generate_answers(always(line), TOKENIZER, ["a"], 4, 1, one_line=True) == ["\n" * 4]
+    assert generate_answers(always(line), TOKENIZER, ["a"], 4, 1, until="\n") == ["\n" * 4]
 
 
 def test_a_peft_model_generates_like_any_other() -> None:
@@ -112,21 +112,21 @@ def test_a_model_whose_settings_have_no_cache_generates_with_one() -> None:
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-@pytest.mark.parametrize(("model_ends", "one_line"), [(False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(("model_ends", "until"), [(False, "\n"), (True, ""), (True, "\n")])
 def test_a_text_ends_in_a_batch_where_it_ends_alone_though_the_tokenizer_has_no_end(
-    model_ends: bool, one_line: bool, num_beams: int
+    model_ends: bool, until: str, num_beams: int
 ) -> None:
     """Behind a text, a batch holds padding, which is a word for this tokenizer, or more text."""
     tokenizer, model = tiny_tokenizer(), lively("llama_untied")
-    breaks = line_breaks(tokenizer)
+    breaks = tokens_with("\n", tokenizer)
     tokenizer.pad_token = tokenizer.eos_token = None
     model.generation_config.eos_token_id = [*set(range(0, 256, 5)) - set(breaks.tolist())] if model_ends else None
     with torch.no_grad():
         model.get_parameter("lm_head.weight")[breaks] *= 2  # lines end
     prompts = prompt_ids([*PROMPTS, *(f"{number} apples\n" for number in range(8))], tokenizer)
-    alone, beside = (Decoder(model, tokenizer, 12, one_line, num_beams).answers(prompts, size) for size in (1, 13))
+    alone, beside = (Decoder(model, tokenizer, 12, until, num_beams).answers(prompts, size) for size in (1, 13))
     assert beside == alone
-    assert len(set(map(len, alone))) > 1
+    assert len({len(answer.text) for answer in alone}) > 1
 
 
 @pytest.mark.parametrize("limit", [1, 4])

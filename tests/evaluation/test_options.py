@@ -83,7 +83,7 @@ CHANGED: dict[str, Any] = {
     "limit": 1, "batch_size": 1, "max_new_tokens": 3, "precision": "bf16", "device": "cpu", "backend": "transformers",
     "columns": {"prompt": "instruction"}, "ranks": "minimal", "protocol": "choices", "num_beams": 3,
     "sequence_length": 16, "dtype": "bf16", "harness": "arc_easy", "include_path": "tasks",
-    "task": "perplexity", "data": "arithmetic:train",
+    "task": "perplexity", "data": "arithmetic:train", "shots": "arithmetic:train:1",
 }  # fmt: skip
 WITHOUT_EFFECT: Mapping[str, tuple[frozenset[str], str]] = {
     "batch_size": (frozenset(), "no figure"),

@@ -10,7 +10,7 @@ OTHER = "Options"
 PANELS: Mapping[str, tuple[str, ...]] = {
     "Data": (
         "data", "columns", "validation", "test", "task", "harness", "include_path", "template",
-        "max_length", "limit", "protocol", "calibration", "num_samples", "sequence_length",
+        "max_length", "limit", "protocol", "shots", "calibration", "num_samples", "sequence_length",
         "teacher", "teacher_top_k", "tokens",
     ),
     "Loss and healing": ("kl", "cross_entropy", "recovery", "heal"),

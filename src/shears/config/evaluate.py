@@ -28,6 +28,7 @@ BASELINES = ("dense-lora", "sparse-lora")
 
 
 PAPER_BEAMS = 4
+SHOTS = 4
 NEVER_CHAT = ("equation", "harness")  # an equation is all that its prompt asks for; lm-eval has templates of its own
 LONG_ANSWER = 512  # of a task that reasons, or whose answer is a whole text
 
@@ -98,6 +99,10 @@ class EvaluateConfig(ScoringConfig):
     """Prompt template of instruction rows; chat: turns in the model's chat template. Default: the
     one the adapter was trained with, else alpaca for the paper's tasks, and for others chat if the
     model has a chat template, else question. Without effect on rows of another form."""
+    shots: str | None = None
+    """Training rows as FILE or FILE:N, of which the first 4 or N stand solved before every question,
+    for base models (template question or alpaca); test questions among them are skipped. Default:
+    none."""
     dtype: DtypeName = "auto"
     """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own. bf16
     also converts a .gguf file in bf16, if there is no adapter."""
@@ -116,6 +121,12 @@ class EvaluateConfig(ScoringConfig):
     def generates(self) -> bool:
         """Whether answers are generated, one text per example."""
         return self.task in WRITTEN_TASKS or self.protocol == "generate"
+
+    @property
+    def shots_source(self) -> tuple[str, int]:
+        """The source of the solved examples, and how many are taken."""
+        source, _, count = str(self.shots).rpartition(":")
+        return (source, int(count)) if source and count.isdecimal() else (str(self.shots), SHOTS)
 
     @property
     def beams(self) -> int:
@@ -179,6 +190,13 @@ class EvaluateConfig(ScoringConfig):
     def _check_template(self) -> "EvaluateConfig":
         if self.template == CHAT and self.task in NEVER_CHAT:
             raise ValueError(f"template of task {self.task} must be question or alpaca, got chat; name one of them")
+        if self.shots is None:
+            return self
+        if self.template == CHAT or self.task in ("perplexity", "harness"):
+            got = f"template {self.template}" if self.template == CHAT else f"task {self.task}"
+            raise ValueError(f"shots need examples in template question or alpaca, got {got}; drop shots")
+        if self.shots_source[1] == 0:
+            raise ValueError(f"shots must be FILE or FILE:N with N above 0, got {self.shots}; drop shots for none")
         return self
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.evaluate import ScoringConfig
-from shears.evaluation.generate import damaged_logits, line_breaks, refuse_empty
+from shears.evaluation.generate import damaged_logits, refuse_empty, tokens_with
 from shears.evaluation.records import TextJournal, WrittenText
 from shears.models.blocks import LoraUpdate
 from shears.models.devices import resolved_precision
@@ -123,7 +123,7 @@ class GreedyText:
 
 @dataclass(frozen=True)
 class ContinuousDecoder:
-    """Continues prompts greedily up to the end of sequence or, if `one_line`, of the first line.
+    """Continues prompts greedily up to the end of sequence or, with `until`, to that mark, as `Decoder`.
 
     A text depends neither on the texts beside it nor on when it begins, so `journal` keeps single
     texts. The generation settings in `settings` name end tokens.
@@ -133,7 +133,7 @@ class ContinuousDecoder:
     tokenizer: PreTrainedTokenizerBase
     settings: object
     max_new_tokens: int
-    one_line: bool = False
+    until: str = ""
     journal: TextJournal | None = None
 
     def answers(self, prompts: Sequence[list[int]]) -> list[WrittenText]:
@@ -141,7 +141,7 @@ class ContinuousDecoder:
         refuse_empty(prompts)
         refuse_unknown(max(map(max, prompts)), self.backend.vocab_size)
         ends = end_tokens(self.tokenizer, self.settings)
-        line_ends = frozenset(line_breaks(self.tokenizer).tolist()) if self.one_line else frozenset[int]()
+        line_ends = frozenset(tokens_with(self.until, self.tokenizer).tolist()) if self.until else frozenset[int]()
         kept = {number: self.journal.get([number]) if self.journal else None for number in range(len(prompts))}
         answers = {number: texts[0] for number, texts in kept.items() if texts is not None}
         longest_first = [number for (number,) in length_buckets([len(prompt) for prompt in prompts], 1)]

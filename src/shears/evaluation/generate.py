@@ -33,7 +33,9 @@ from shears.training.batches import length_buckets, pad, padding
 
 @dataclass(frozen=True)
 class Decoder:
-    """Continues prompts up to the end of sequence or, if `one_line`, of the first line.
+    """Continues prompts up to the end of sequence or, with `until`, to that mark behind some text.
+
+    The mark is a line break or a blank line.
 
     One beam decodes greedily. `journal` keeps the texts of complete batches.
     """
@@ -41,7 +43,7 @@ class Decoder:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     max_new_tokens: int
-    one_line: bool = False
+    until: str = ""
     num_beams: int = 1
     journal: TextJournal | None = None
 
@@ -54,7 +56,7 @@ class Decoder:
             self.model, [length + self.max_new_tokens - 1 for length in lengths], "shorten it or lower max_new_tokens"
         )
         answers = [WrittenText("", False)] * len(rows)
-        breaks = line_breaks(self.tokenizer) if self.one_line else None
+        breaks = tokens_with(self.until, self.tokenizer) if self.until else None
         buckets = self._buckets(lengths, batch_size)
         for indices in track(buckets, "generating", len(buckets), "batches"):
             texts = self.journal.get(indices) if self.journal else None
@@ -214,7 +216,7 @@ def damaged_logits(logit: float) -> InputError:
     )
 
 
-def line_breaks(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " V"]:
-    """Return every token whose text holds a line break."""
+def tokens_with(mark: str, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " V"]:
+    """Return every token whose text holds a mark, such as a line break."""
     vocabulary = tokenizer.get_vocab()
-    return torch.tensor([i for token, i in vocabulary.items() if "\n" in tokenizer.convert_tokens_to_string([token])])
+    return torch.tensor([i for token, i in vocabulary.items() if mark in tokenizer.convert_tokens_to_string([token])])

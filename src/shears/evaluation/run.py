@@ -175,16 +175,17 @@ def settings_and_data(config: EvaluateConfig) -> dict[str, Any]:
     return {
         "config": {**recorded(config), "dtype": config.weights},
         "data_sha256": source_fingerprint(config.data),
+        **({} if config.shots is None else {"shots_sha256": source_fingerprint(config.shots_source[0])}),
     }
 
 
 def recorded(config: EvaluateConfig) -> dict[str, Any]:
     """Return the settings of a record: without `backend`, which stands at its top, and without
-    columns and ranks unless some are named."""
+    columns, ranks and shots unless some are named."""
     data = {key: value for key, value in as_data(config).items() if key != "backend"}
     if config.ranks is not None:
         data["ranks"] = ranks_name(config.ranks)
-    return {key: value for key, value in data.items() if value or key not in ("columns", "ranks")}
+    return {key: value for key, value in data.items() if value or key not in ("columns", "ranks", "shots")}
 
 
 def answered_as_asked(record: Mapping[str, Any], config: EvaluateConfig) -> bool:
@@ -201,7 +202,8 @@ def asked(config: EvaluateConfig, model: ModelRef, adapter: str | Path | None) -
     """Return the settings with the template in which a model is asked, and what follows from it."""
     if config.task == "perplexity":
         return config
-    has_chat = config.template is None and load_tokenizer(model).chat_template is not None
+    may_chat = config.template is None and config.shots is None
+    has_chat = may_chat and load_tokenizer(model).chat_template is not None
     return config.asked_in(template_of(config, *parts_of(model, adapter), has_chat=has_chat))
 
 
@@ -209,7 +211,8 @@ def template_of(config: EvaluateConfig, *parts: Path, has_chat: bool = False) ->
     """Return the prompt template: the configured one, else a record's, else the task's.
 
     The paper's tasks are asked in the paper's prompt; others as a chat if the model has a chat
-    template (`has_chat`). Equations and the tasks of lm-eval have no form of a chat.
+    template (`has_chat`) and no solved examples are shown (`shots`). Equations and the tasks of
+    lm-eval have no form of a chat.
     """
     if config.template is not None:
         return config.template

@@ -40,6 +40,7 @@ from shears.evaluation.records import (
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.evaluation.scoring.score import likeliest_choices, warn_beyond
 from shears.evaluation.scoring.scorers import check_choices
+from shears.evaluation.shots import BLANK_LINE, first_part, with_shots
 from shears.evaluation.tasks.harness import QUESTION_IDS, check_installed, run_harness
 from shears.evaluation.tasks.paper_tasks import LABELS, paper_row, right_answers, with_choices
 from shears.runtime.generation.backend import Backend
@@ -61,16 +62,22 @@ class TaskInputs:
     journal: TextJournal | None = None
     backend: Backend | None = None
 
-    def generated(self, one_line: bool = False) -> list[WrittenText]:
-        """Return the generated text of every example."""
+    def generated(self, until: str = "") -> list[WrittenText]:
+        """Return the generated text of every example, up to a mark; with shots, up to a blank line."""
+        if until or self.config.shots is None:
+            return self._generated(until)
+        parts = [(text, first_part(text.text)) for text in self._generated(BLANK_LINE)]
+        return [text if part is None else WrittenText(part, False) for text, part in parts]
+
+    def _generated(self, until: str) -> list[WrittenText]:
         limit = self.config.longest_answer
         prompts = prompts_of(self.examples, self.tokenizer)
         warn_beyond(self.model, [len(ids) + limit - 1 for ids in prompts])
         if self.backend is not None:
             settings = getattr(self.model, "generation_config", None)
-            native = ContinuousDecoder(self.backend, self.tokenizer, settings, limit, one_line, self.journal)
+            native = ContinuousDecoder(self.backend, self.tokenizer, settings, limit, until, self.journal)
             return native.answers(prompts)
-        decoder = Decoder(self.model, self.tokenizer, limit, one_line, self.config.beams, self.journal)
+        decoder = Decoder(self.model, self.tokenizer, limit, until, self.config.beams, self.journal)
         return decoder.answers(prompts, self.config.batch_size)
 
 
@@ -93,7 +100,9 @@ def evaluate_task(
         evaluation = run_harness(model, tokenizer, config)
         return mark_seen(evaluation, [record[QUESTION_IDS] for record in evaluation.records], training)
     template = config.template or DEFAULT_TEMPLATE
-    examples = load_examples(config.data, template, tokenizer, config.limit, _converted(config), config.columns)
+    convert = _converted(config)
+    examples = load_examples(config.data, template, tokenizer, config.limit, convert, config.columns)
+    examples = with_shots(examples, config, tokenizer, convert)
     evaluation = evaluate_examples(model, tokenizer, examples, config, journal, backend)
     return mark_seen(evaluation, ids_of(examples), training)
 
@@ -178,8 +187,8 @@ class WrittenTask(Protocol):
     """A task that is answered with a text, which holds a right answer or not."""
 
     @property
-    def one_line(self) -> bool:
-        """Whether the answer is the first line of the text."""
+    def until(self) -> str:
+        """The mark that ends an answer beside its own end: a line break, or none."""
 
     def answers(self, examples: Sequence[Example]) -> Sequence[Any]:
         """Return what a right answer is, for each example; InputError for an example without."""
@@ -196,8 +205,8 @@ class Generated:
     """A task that compares the number that `read` finds in a generated text with the answer."""
 
     read: Callable[[str], float | None]
-    one_line: bool
-    """Whether the answer is the first line of the text."""
+    until: str
+    """A line break if the answer is the first line of the text."""
 
     def is_right(self, text: str, answer: float) -> bool:
         """Return whether the number in a text is the answer."""
@@ -224,7 +233,7 @@ class Generated:
                 **written(text),
             }
             for index, (example, text, answer) in enumerate(
-                zip(inputs.examples, inputs.generated(self.one_line), answers, strict=True)
+                zip(inputs.examples, inputs.generated(self.until), answers, strict=True)
             )
         ]
 
@@ -234,7 +243,7 @@ class Compared:
     """A task that compares a generated text with the row's answer by the rule of a form."""
 
     form: RuleForm
-    one_line: bool = False
+    until: str = ""
 
     def is_right(self, text: str, answer: AnswerRule) -> bool:
         """Return whether a text gives the right answer."""
@@ -264,7 +273,7 @@ class Compared:
 
 GENERATED: Mapping[str, WrittenTask] = MappingProxyType(
     {
-        **{name: Generated(*reader) for name, reader in reading.NUMBER_READERS.items()},
+        **{name: Generated(read, "\n" if is_line else "") for name, (read, is_line) in reading.NUMBER_READERS.items()},
         "json": Compared("json"),
         "exact": Compared("exact"),
     }

@@ -210,7 +210,7 @@ class DecodingGauge(Gauge):
     def _generated(self, ranks: RankConfig) -> list[WrittenText]:
         """Return the answers of transformers' generation."""
         model, config = self._adapter.model, self._config
-        decoder = Decoder(model, self._adapter.tokenizer, self._limit, self._task.one_line)
+        decoder = Decoder(model, self._adapter.tokenizer, self._limit, self._task.until)
         self._adapter.elastic.activate(ranks)
         with autocast(config.precision, device_of(model)):
             return decoder.answers(self._prompts, config.batch_size)
@@ -228,7 +228,7 @@ class NativeGauge(DecodingGauge):
     def _generated(self, ranks: RankConfig) -> list[WrittenText]:
         settings = getattr(self._adapter.model, "generation_config", None)
         limit, tokenizer = self._limit, self._adapter.tokenizer
-        decoder = ContinuousDecoder(self._native.at(ranks), tokenizer, settings, limit, self._task.one_line)
+        decoder = ContinuousDecoder(self._native.at(ranks), tokenizer, settings, limit, self._task.until)
         return decoder.answers(self._prompts)
 
 
