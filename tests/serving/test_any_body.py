@@ -28,6 +28,7 @@ MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant"]), "content": st.text() | VALUES}
 )
 KEYS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *NEUTRAL_VALUES, *IGNORED_KEYS, "x"})
+CHAT = {"model": NAME, "messages": [{"role": "user", "content": "a"}], "max_tokens": 3}
 EXTRAS = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3)
 BODIES = st.fixed_dictionaries(
     {"model": st.just(NAME), "max_tokens": st.just(3)},
@@ -51,6 +52,14 @@ def served() -> Iterator[Running]:
 @example("/v1/completions", {"model": NAME, "prompt": [10**30]}, {})
 @example("/v1/completions", {"model": NAME, "prompt": "a"}, {"x\ud800": 1})
 @example("/v1/chat/completions", {"model": NAME, "messages": [{"role": "user", "content": "\ud800"}]}, {})
+@example("/v1/chat/completions", CHAT, {"n": 3, "logprobs": True, "top_logprobs": 20, "stream": True})
+@example("/v1/completions", {"model": NAME, "prompt": "a"}, {"n": 2, "logprobs": 5})
+@example("/v1/chat/completions", CHAT, {"n": 10**30})
+@example("/v1/chat/completions", CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}]})
+@example(
+    "/v1/chat/completions", CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}}
+)
+@example("/v1/chat/completions", CHAT, {"response_format": {"type": "json_object"}, "stream": True})
 def test_any_body_is_answered(served: Running, path: str, body: dict[str, Any], extras: dict[str, Any]) -> None:
     answer = served.post(path, content=json.dumps(body | extras).encode())
     assert answer.status_code in (200, 400, 404), answer.text

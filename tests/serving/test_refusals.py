@@ -49,10 +49,13 @@ def long_engine() -> Engine:
         ({"temperature": 3}, 400, "temperature must be less than or equal to 2, got 3", "temperature"),
         ({"temprature": 1}, 400, "unknown key 'temprature'; did you mean 'temperature'?", "temprature"),
         ({"mesages": TALK, "messages": None}, 400, "unknown key 'mesages'; did you mean 'messages'?", "mesages"),
-        ({"n": 2}, 400, "n=2 is not supported here; leave n out", "n"),
-        ({"logprobs": True}, 400, "logprobs=True is not supported", "logprobs"),
-        ({"tools": [{"type": "function"}]}, 400, "tools=", "tools"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format=", "response_format"),
+        ({"n": 3}, 400, "at most 2 texts can be open at once, got 3; ask for fewer", None),
+        ({"n": 0}, 400, "n must be greater than or equal to 1, got 0", "n"),
+        ({"best_of": 2}, 400, "best_of=2 is not supported here; leave best_of out", "best_of"),
+        ({"logprobs": 3}, 400, "logprobs must be true or false, got 3", "logprobs"),
+        ({"top_logprobs": 3}, 400, "top_logprobs needs logprobs=true", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs must be less than or equal to 20", "top_logprobs"),
+        ({"functions": [{"name": "f"}]}, 400, "functions=", "functions"),
         ({"stop": ["x"] * 17}, 400, "stop must have at most 16 items, got", "stop"),
         ({"stop": ["x", ""]}, 400, "stop.1 must not be empty, got ''", "stop.1"),
         ({"stop": ""}, 400, "stop must not be empty, got ''", "stop"),
@@ -116,7 +119,7 @@ def test_errors_reach_the_client_as_its_own(endless: Running) -> None:
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
-    with pytest.raises(openai.NotFoundError, match="Not Found: POST /v1/embeddings"):
+    with pytest.raises(openai.NotFoundError, match="this server generates text and computes no embeddings; use a"):
         client.embeddings.create(model=NAME, input="a")
 
 

@@ -10,10 +10,11 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -24,23 +25,40 @@ from shears.errors import InputError
 from shears.runtime.generation.answer import Answer, Generation
 from shears.runtime.generation.batch import TooLongError
 from shears.runtime.generation.engine import Prompt
+from shears.runtime.generation.sampling import TokenScore
+from shears.runtime.generation.tool_calls import CallReader
 from shears.runtime.generation.worker import BusyError, ClosedError, Worker
-from shears.serving.bodies import (
-    DONE,
-    ChatRequest,
-    CompletionRequest,
-    RequestError,
-    ResponseBuilder,
-    TextRequest,
-    event,
-    parse,
-    read_body,
-    usage,
-)
+from shears.serving.bodies import ChatRequest, CompletionRequest, RequestError, TextRequest, parse, read_body
+from shears.serving.chats import Chat, read_chat
+from shears.serving.responses import DONE, Choice, Kind, ResponseBuilder, ScoreWriter, event
 
 logger = logging.getLogger(__name__)
 
-Piece = tuple[int, str, bool]  # the answer's index, its new text, whether that was the last
+# the answer's index, its new text, the scores of its new tokens, whether that was the last
+Piece = tuple[int, str, Sequence[TokenScore], bool]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request asks for: prompts, options of their answers, and how to read calls of tools."""
+
+    body: TextRequest
+    prompts: Sequence[Prompt]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reader: Callable[[], CallReader | None] = lambda: None
+
+    def choices(self, tokenizer: Any) -> list[Choice]:
+        """Return a writer for each text that is wanted."""
+        kind = self.kind
+        scored = self.body.num_likeliest is not None
+        count = len(self.prompts) * self.body.num_choices
+        writers = [ScoreWriter(kind, tokenizer) if scored else None for _ in range(count)]
+        return [Choice(kind, index, self.reader(), writer) for index, writer in enumerate(writers)]
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the response."""
+        return "chat" if isinstance(self.body, ChatRequest) else "text"
 
 
 class Service:
@@ -57,32 +75,34 @@ class Service:
         body = parse(CompletionRequest, await read_body(request, self.config.max_request_bytes))
         self.check_name(body.model)
         limit = self._max_new_tokens("max_tokens", body.max_tokens)
-        return await self._respond(request, body, body.prompts(), limit)
+        return await self._respond(request, Wanted(body, body.prompts(), {"max_new_tokens": limit}))
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
         body = parse(ChatRequest, await read_body(request, self.config.max_request_bytes))
-        turns = [message.turn() for message in body.messages]
-        try:
-            tokens = await asyncio.to_thread(self.worker.engine.encode_chat, turns)
-        except InputError as error:
-            raise RequestError(400, str(error), param="messages") from None
+        chat: Chat = await asyncio.to_thread(read_chat, self.worker.engine, body)
         self.check_name(body.model)
         key = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        return await self._respond(request, body, [tokens], self._max_new_tokens(key, getattr(body, key)))
+        limit = self._max_new_tokens(key, getattr(body, key))
+        options = {"max_new_tokens": limit, "grammar": chat.grammar}
+        return await self._respond(request, Wanted(body, [chat.tokens], options, chat.reader))
 
-    async def _respond(
-        self, request: Request, body: TextRequest, prompts: Sequence[Prompt], max_new_tokens: int
-    ) -> Response:
-        kind: Literal["chat", "text"] = "chat" if isinstance(body, ChatRequest) else "text"
-        options = {**body.sampling(), "max_new_tokens": max_new_tokens}
+    async def embeddings(self) -> NoReturn:
+        """Refuse to compute embeddings."""
+        message = "this server generates text and computes no embeddings; use a server of an embedding model"
+        raise RequestError(404, message, code="unsupported_endpoint")
+
+    async def _respond(self, request: Request, wanted: Wanted) -> Response:
+        body = wanted.body
         start = time.perf_counter()
-        answers = PendingAnswers(self.worker, await _new_answers(self.worker, prompts, options))
-        request_id = ("chatcmpl-" if kind == "chat" else "cmpl-") + uuid.uuid4().hex
+        answers = PendingAnswers(self.worker, await _new_answers(self.worker, wanted))
+        request_id = ("chatcmpl-" if wanted.kind == "chat" else "cmpl-") + uuid.uuid4().hex
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        builder = ResponseBuilder(kind, request_id, int(time.time()), self.name, with_usage)
+        created = int(time.time())
+        builder = ResponseBuilder(wanted.kind, request_id, created, self.name, with_usage, body.num_choices)
+        choices = wanted.choices(self.worker.engine.tokenizer)
         if body.stream:
-            return EventStream(answers, _events(answers, builder, len(prompts), start))
+            return EventStream(answers, _events(answers, builder, choices, start))
         try:
             results = await unless_disconnected(request, answers.finished())
         finally:
@@ -90,7 +110,7 @@ class Service:
         if results is None:
             return Response(status_code=499)  # which is never read
         _log(builder, results, start)
-        return JSONResponse(builder.whole(results))
+        return JSONResponse(builder.whole(choices, results))
 
     def check_name(self, name: str) -> None:
         """Raise RequestError for any model but the served one."""
@@ -133,11 +153,14 @@ class PendingAnswers:
         self._worker = worker
         self._answers = answers
         self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self._num_scored = [0] * len(answers)  # changed on the worker's thread alone
         loop = asyncio.get_running_loop()
 
         def put(index: int, text: str, last: bool) -> None:
+            scores = answers[index].scores[self._num_scored[index] :]
+            self._num_scored[index] += len(scores)
             with suppress(RuntimeError):  # the event loop has ended
-                loop.call_soon_threadsafe(self._pieces.put_nowait, (index, text, last))
+                loop.call_soon_threadsafe(self._pieces.put_nowait, (index, text, scores, last))
 
         try:
             worker.submit(answers, [partial(put, index) for index in range(len(answers))])
@@ -148,12 +171,12 @@ class PendingAnswers:
         """Yield the pieces of all answers until all have ended; RequestError if one fails."""
         num_open = len(self._answers)
         while num_open:
-            index, text, last = await self._pieces.get()
+            index, text, scores, last = await self._pieces.get()
             if last:
                 if (error := self._answers[index].error) is not None:
                     raise _as_request_error(error) from error
                 num_open -= 1
-            yield index, text, last
+            yield index, text, scores, last
 
     async def finished(self) -> list[Generation]:
         """Return all answers once they have ended; RequestError if one fails."""
@@ -170,27 +193,33 @@ class PendingAnswers:
         self._worker.cancel(self._answers)
 
 
-async def _new_answers(worker: Worker, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
-    """Return an answer for each prompt, not yet submitted, tokenized outside of the event loop.
+async def _new_answers(worker: Worker, wanted: Wanted) -> list[Answer]:
+    """Return the wanted answers, not yet submitted, tokenized outside of the event loop.
 
     Each has its own seed, from the request's and its index: equal prompts give several samples.
-    RequestError for a prompt that cannot be read, and for more prompts than the worker holds.
+    RequestError for a prompt that cannot be read, and for more texts than the worker holds.
     """
     engine = worker.engine
-    size = engine.backend.vocab_size
+    options = {**wanted.body.sampling(), **wanted.options, "num_likeliest": wanted.body.num_likeliest}
     seed = options.get("seed", random.SystemRandom().getrandbits(63))
-    answers = []
+    answers: list[Answer] = []
     try:
-        worker.check_number(len(prompts))
-        for index, prompt in enumerate(prompts):
-            if not isinstance(prompt, str) and not 0 <= min(prompt) <= max(prompt) < size:
-                message = f"tokens must be in 0 to {size - 1}, got {min(prompt)} to {max(prompt)}"
-                raise RequestError(400, message, param="prompt")
-            own = {**options, "seed": (seed + index) % 2**63 if index else seed}
-            answers.append(await asyncio.to_thread(engine.answer, prompt, **own))
+        worker.check_number(len(wanted.prompts) * wanted.body.num_choices)
+        for prompt in wanted.prompts:
+            _check_tokens(prompt, engine.backend.vocab_size)
+            tokens = await asyncio.to_thread(engine.encode, prompt)
+            for _ in range(wanted.body.num_choices):
+                own = {**options, "seed": (seed + len(answers)) % 2**63 if answers else seed}
+                answers.append(engine.answer(tokens, **own))
     except InputError as error:
         raise RequestError(400, str(error)) from None
     return answers
+
+
+def _check_tokens(prompt: Prompt, size: int) -> None:
+    if not isinstance(prompt, str) and not 0 <= min(prompt) <= max(prompt) < size:
+        message = f"tokens must be in 0 to {size - 1}, got {min(prompt)} to {max(prompt)}"
+        raise RequestError(400, message, param="prompt")
 
 
 def _as_request_error(error: Exception) -> RequestError:
@@ -220,17 +249,18 @@ class EventStream(StreamingResponse):  # type: ignore[misc]  # fastapi is an ext
             self._answers.close()
 
 
-async def _events(answers: PendingAnswers, builder: ResponseBuilder, count: int, start: float) -> AsyncIterator[bytes]:
-    for index in range(count if builder.kind == "chat" else 0):
-        yield event(builder.opening(index))
+async def _events(
+    answers: PendingAnswers, builder: ResponseBuilder, choices: Sequence[Choice], start: float
+) -> AsyncIterator[bytes]:
+    for choice in choices if builder.kind == "chat" else ():
+        yield event(builder.chunk(choice.opening()))
     try:
         async with aclosing(answers.pieces()) as pieces:
-            async for index, text, last in pieces:
-                if text:
-                    yield event(builder.piece(index, text))
-                if last:
-                    yield event(builder.ending(index, answers.result(index).finish))
-        results = [answers.result(index) for index in range(count)]
+            async for index, text, scores, last in pieces:
+                finish = answers.result(index).finish if last else None
+                for part in choices[index].pieces(text, scores, finish):
+                    yield event(builder.chunk(part))
+        results = [answers.result(index) for index in range(len(choices))]
         if builder.with_usage:
             yield event(builder.totals(results))
         _log(builder, results, start)
@@ -257,7 +287,7 @@ async def unless_disconnected(request: Request, work: Any) -> Any:
 
 
 def _log(builder: ResponseBuilder, results: Sequence[Generation], start: float) -> None:
-    counts = usage(results)
+    counts = builder.usage(results)
     seconds = time.perf_counter() - start
     read, generated = counts["prompt_tokens"], counts["completion_tokens"]
     logger.info("%s: %d tokens read, %d generated in %.2f s", builder.kind, read, generated, seconds)
@@ -278,6 +308,7 @@ def make_app(worker: Worker, name: str, config: ServeConfig) -> FastAPI:
     app.add_api_route("/v1/models/{name:path}", service.card, dependencies=key)
     app.add_api_route("/v1/completions", service.completions, methods=["POST"], dependencies=key)
     app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], dependencies=key)
+    app.add_api_route("/v1/embeddings", service.embeddings, methods=["POST"], dependencies=key, response_model=None)
     return app
 
 

@@ -1,15 +1,15 @@
-"""Bodies of requests and responses in OpenAI's form: reading, checking and writing them.
+"""Bodies of requests in OpenAI's form: reading and checking them.
 
 Keys and their meaning are those of OpenAI's API reference, "Chat" and "Completions"; `top_k` and
 `repetition_penalty` are those of other servers. An unsupported key is refused, because it would
-change the answer, unless its value is neutral (n=1); a key that never changes an answer is ignored.
+change the answer, unless its value is neutral (best_of=1); a key that never changes an answer is
+ignored.
 """
 
 import asyncio
 import difflib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -17,10 +17,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from shears.config.resolve import rule_of
 from shears.records.artifacts import unique_keys
-from shears.runtime.generation.answer import FinishReason, Generation
 
 NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {  # unsupported keys, and their values that change nothing
-    "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logprobs": (False,), "top_logprobs": (),
+    "best_of": (1,), "echo": (False,), "suffix": ("",), "logprobs": (False,), "top_logprobs": (),
     "frequency_penalty": (0, 0.0), "presence_penalty": (0, 0.0), "logit_bias": ({},), "tools": ([],),
     "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "prediction": (),
@@ -28,10 +27,10 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {  # unsupported keys, and their
 }  # fmt: skip
 IGNORED_KEYS = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
-     "prompt_cache_retention", "parallel_tool_calls", "reasoning_effort", "verbosity")
+     "prompt_cache_retention", "reasoning_effort", "verbosity")
 )  # fmt: skip
 READ_SECONDS = 60.0  # for a whole body
-DONE = b"data: [DONE]\n\n"
+MOST_TOOLS = 128
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopList = Annotated[list[Stop], Field(max_length=16)]  # every token is compared with all of them
@@ -120,8 +119,19 @@ class TextRequest(_Body):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     stop: Stop | StopList | None = None
     seed: int | None = None
+    n: int | None = Field(None, ge=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """How many texts are wanted for each prompt."""
+        return self.n or 1
+
+    @property
+    def num_likeliest(self) -> int | None:
+        """How many likely tokens are scored beside each chosen one; None: no token is scored."""
+        raise NotImplementedError
 
     def sampling(self) -> dict[str, Any]:
         """Return keywords of SamplingConfig; OpenAI's defaults are temperature 1 and top_p 1."""
@@ -133,6 +143,12 @@ class CompletionRequest(TextRequest):
     """A body of /v1/completions."""
 
     prompt: str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)]
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @property
+    def num_likeliest(self) -> int | None:
+        """How many likely tokens are scored beside each chosen one; None: no token is scored."""
+        return self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
         """Return the prompts as a list."""
@@ -148,17 +164,101 @@ class MessagePart(BaseModel):
     text: str
 
 
+class CalledFunction(BaseModel):
+    """The function of an earlier call; `arguments` is the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call that the model made earlier."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+    def call(self) -> dict[str, Any]:
+        """Return the call in the form of chat templates; RequestError for arguments that are no object."""
+        try:
+            arguments = json.loads(self.function.arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            message = f"the arguments of a call must be a JSON object, got {self.function.arguments!r:.60}"
+            raise RequestError(400, message, param="messages")
+        return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
+
+
 class Message(BaseModel):
-    """A turn of a conversation; other keys (name, refusal, ...) are ignored."""
+    """A turn of a conversation; other keys (refusal, ...) are ignored."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[MessagePart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
-    def turn(self) -> dict[str, str]:
+    @property
+    def is_of_tools(self) -> bool:
+        """Whether the turn calls a tool, or holds what one answered."""
+        return self.role == "tool" or bool(self.tool_calls)
+
+    def turn(self) -> dict[str, Any]:
         """Return the message in the form of chat templates."""
         parts = self.content or ""
         text = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            turn["tool_calls"] = [call.call() for call in self.tool_calls]
+        if self.role == "tool":
+            turn |= {"tool_call_id": self.tool_call_id, "name": self.name}
+        return turn
+
+
+class Function(_Body):
+    """A function that the model may call; `strict` is ignored, because arguments always follow the schema."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Body):
+    """A tool; only functions are supported."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Body):
+    """A function by its name."""
+
+    name: str
+
+
+class ToolChoice(_Body):
+    """A function that the answer must call."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class NamedSchema(_Body):
+    """A JSON schema for the answer; `strict` is ignored, because answers always follow the schema."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field({}, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """The form of the answer's text."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
 
 
 class ChatRequest(TextRequest):
@@ -166,6 +266,47 @@ class ChatRequest(TextRequest):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def num_likeliest(self) -> int | None:
+        """How many likely tokens are scored beside each chosen one; None: no token is scored."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError(400, "top_logprobs needs logprobs=true; set it, or leave it out", param="top_logprobs")
+        return self.top_logprobs or 0 if self.logprobs else None
+
+    def schema_of_text(self) -> Mapping[str, Any] | None:
+        """Return the schema that the answer's text must follow, or None for any text."""
+        form = self.response_format
+        if form is None or form.type == "text":
+            return None
+        if form.type == "json_object":
+            return {"type": "object"}
+        if form.json_schema is None:
+            message = "response_format.json_schema must be given with the type json_schema"
+            raise RequestError(400, message, param="response_format.json_schema")
+        return form.json_schema.schema_
+
+    def callable_tools(self) -> list[Tool]:
+        """Return the tools that the answer may call; RequestError for a choice or names that do not fit them."""
+        tools = self.tools or []
+        names = [tool.function.name for tool in tools]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise RequestError(400, f"tools must have different names, got {twice[0]!r} twice", param="tools")
+        if isinstance(self.tool_choice, ToolChoice):
+            wanted = self.tool_choice.function.name
+            if wanted not in names:
+                message = f"tool_choice must name one of tools ({', '.join(names) or 'none'}), got {wanted!r:.60}"
+                raise RequestError(400, message, param="tool_choice")
+            return [tools[names.index(wanted)]]
+        if self.tool_choice == "required" and not tools:
+            raise RequestError(400, "tool_choice='required' needs tools, got none", param="tool_choice")
+        return [] if self.tool_choice == "none" else tools
 
 
 RequestKind = TypeVar("RequestKind", bound=TextRequest)
@@ -178,7 +319,8 @@ def parse(kind: type[RequestKind], content: Mapping[str, Any]) -> RequestKind:
             continue
         if not any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL_VALUES[key]):
             raise RequestError(400, f"{key}={value!r:.40} is not supported here; leave {key} out", param=key)
-    known = {key: value for key, value in content.items() if key not in NEUTRAL_VALUES and key not in IGNORED_KEYS}
+    fields = kind.model_fields
+    known = {key: v for key, v in content.items() if key in fields or key not in IGNORED_KEYS | NEUTRAL_VALUES.keys()}
     try:
         return kind.model_validate(known)
     except ValidationError as error:
@@ -202,64 +344,3 @@ def _explained(kind: type[RequestKind], error: ValidationError) -> RequestError:
         hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(kind.model_fields)}"
         return RequestError(400, f"unknown key {name!r}{hint}", param=name)
     return RequestError(400, f"{name} {rule_of(detail)}, got {detail['input']!r:.60}", param=name)
-
-
-@dataclass(frozen=True)
-class ResponseBuilder:
-    """Builds the response to one request; `created` is in seconds since 1970."""
-
-    kind: Literal["chat", "text"]
-    id: str
-    created: int
-    model: str
-    with_usage: bool = False  # at the end of a stream
-
-    def whole(self, texts: Sequence[Generation]) -> dict[str, Any]:
-        """Return the response that is not streamed."""
-        choices = []
-        for index, text in enumerate(texts):
-            message = {"role": "assistant", "content": text.text, "refusal": None}
-            content = {"text": text.text} if self.kind == "text" else {"message": message}
-            choices.append(self._choice(index, content, text.finish))
-        return {**self._head("chat.completion"), "choices": choices, "usage": usage(texts)}
-
-    def opening(self, index: int) -> dict[str, Any]:
-        """Return the first chunk of a chat, which names the role."""
-        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, None)
-
-    def piece(self, index: int, text: str) -> dict[str, Any]:
-        """Return a chunk of text."""
-        return self._chunk(index, {"text": text} if self.kind == "text" else {"delta": {"content": text}}, None)
-
-    def ending(self, index: int, finish: FinishReason) -> dict[str, Any]:
-        """Return the last chunk of a text, which gives the finish reason."""
-        return self._chunk(index, {"text": ""} if self.kind == "text" else {"delta": {}}, finish)
-
-    def totals(self, texts: Sequence[Generation]) -> dict[str, Any]:
-        """Return the chunk after all texts, which counts tokens."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(texts)}
-
-    def _chunk(self, index: int, content: Mapping[str, Any], finish: FinishReason | None) -> dict[str, Any]:
-        choices = [self._choice(index, content, finish)]
-        no_usage = {"usage": None} if self.with_usage else {}  # `totals` gives it
-        return {**self._head("chat.completion.chunk"), "choices": choices, **no_usage}
-
-    @staticmethod
-    def _choice(index: int, content: Mapping[str, Any], finish: FinishReason | None) -> dict[str, Any]:
-        return {"index": index, **content, "logprobs": None, "finish_reason": finish}
-
-    def _head(self, chat_name: str) -> dict[str, Any]:
-        name = chat_name if self.kind == "chat" else "text_completion"  # of a whole text and of its chunks
-        return {"id": self.id, "object": name, "created": self.created, "model": self.model}
-
-
-def usage(texts: Sequence[Generation]) -> dict[str, int]:
-    """Return how many tokens were read and generated; the token that ends a text is not counted."""
-    read = sum(text.num_prompt_tokens for text in texts)
-    generated = sum(len(text.tokens) for text in texts)
-    return {"prompt_tokens": read, "completion_tokens": generated, "total_tokens": read + generated}
-
-
-def event(content: Mapping[str, Any]) -> bytes:
-    """Return one event of a stream (server-sent events, WHATWG HTML 9.2)."""
-    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
