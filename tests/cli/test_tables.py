@@ -178,13 +178,13 @@ def test_only_shares_are_in_percent(metric: str, value: float, words: str) -> No
     assert tables.figure({"metric": metric, "value": value, "ci95": [value, value]}) == (words, f"{words} to {words}")
 
 
-def test_the_strict_reading_and_questions_seen_in_training_are_printed(
+def test_the_strict_reading_cut_answers_and_questions_seen_in_training_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"metric": "accuracy", "value": 0.5, "n": 1319, "ci95": [0.112, 0.912], "sparsity": 0.5, "nonzeros": 1e8,
            "adapter_parameters": 1e7}  # fmt: skip
     strict = {"accuracy_strict": 0.409, "accuracy_strict_low": 0.1, "accuracy_strict_high": 0.8}
-    seen = {**strict, "seen_in_training": 3.0, "accuracy_unseen": 0.25}
+    seen = {**strict, "cut": 12.0, "seen_in_training": 3.0, "accuracy_unseen": 0.25}
     models = [{"name": "dense", **row}, {"name": "sparse + sub-adapter", **row, "details": seen}]
     file = io.StringIO()
     monkeypatch.setattr(tables, "console", Console(file=file, width=80, _environ={}))
@@ -197,6 +197,7 @@ def test_the_strict_reading_and_questions_seen_in_training_are_printed(
     assert "40.9%" in "".join(table)
     sentence = "3 of the 1,319 test questions stand in the training data of sparse + sub-adapter; on the others its "
     assert f"{sentence}accuracy is 25.0%." in lines
+    assert "Answers cut at the longest length: sparse + sub-adapter 12 of 1,319." in lines
 
 
 def test_missing_values_are_not_printed(printed: Lines) -> None:

@@ -202,6 +202,15 @@ def test_notes_name_other_rules_and_other_right_answers(tmp_path: Path) -> None:
     assert _notes([files[0], f"pooled={files[0]},{files[1]}"]) == [words.replace(": b", ": pooled")]
 
 
+def test_a_note_counts_the_answers_that_were_cut_over_all_runs_of_an_arm(tmp_path: Path) -> None:
+    cut = [{**record, "cut": number < 3} for number, record in enumerate(records(ONE))]
+    whole = [{**record, "cut": False} for record in records(OTHER)]
+    a, b, unknown = (
+        figures_file(tmp_path, f"{name}.json", each) for name, each in (("a", cut), ("b", whole), ("c", records(ONE)))
+    )
+    assert _notes([f"two={a},{b}", b, unknown]) == ["Answers cut at the longest length: two 3 of 16, b 0 of 8."]
+
+
 def _notes(runs: list[str]) -> list[str]:
     found: list[str] = compare(runs)["notes"]
     return found

@@ -122,7 +122,7 @@ def test_the_same_questions_in_other_prompts_are_paired_with_a_remark(tmp_path: 
 def test_a_contaminated_run_begins_with_a_warning_and_shows_the_strict_reading(tmp_path: Path) -> None:
     files, name = run_with_ids(), "evaluation/sparse_sub_adapter.json"
     strict = {"accuracy_strict": 0.25, "accuracy_strict_low": 0.05, "accuracy_strict_high": 0.7}
-    files[name]["details"] = {**strict, "seen_in_training": 3.0, "accuracy_unseen": 0.125}
+    files[name]["details"] = {**strict, "cut": 2.0, "seen_in_training": 3.0, "accuracy_unseen": 0.125}
     text = Reader(page_of(tmp_path, files)).text.replace("\N{NO-BREAK SPACE}", " ")
     warning = (
         "Warning: 3 of the 4 test questions stand in the training data of sparse + sub-adapter; on the others its "
@@ -130,6 +130,7 @@ def test_a_contaminated_run_begins_with_a_warning_and_shows_the_strict_reading(t
     )
     assert text.index(warning) < text.index("Sparse + sub-adapter is level with dense")
     assert "Accuracy strict: sparse + sub-adapter 25.0 %." in text
+    assert "Answers cut at the longest length: sparse + sub-adapter 2 of 4." in text
     assert "50.0 %25.0 % to 75.0 %25.0 % (5.0 % to 70.0 %)4" in text  # accuracy, interval, strict, n
     assert "Warning" not in Reader(page_of(tmp_path / "clean", run_with_ids())).text
 

@@ -74,7 +74,7 @@ def rule_of(row: Mapping[str, Any], form: RuleForm | None = None) -> AnswerRule:
     if form is None or form == "choice":
         names, chosen = _names_and_chosen(row)
         if names or form == "choice":
-            if chosen is None:
+            if not names or chosen is None:
                 raise InputError(f"a row's answer must be one of its choices, got {row.get('answer')!r}")
             return AnswerRule("choice", chosen, tuple(names))
     return rule_of_text(reference_of(row), form)

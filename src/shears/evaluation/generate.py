@@ -219,4 +219,5 @@ def damaged_logits(logit: float) -> InputError:
 def tokens_with(mark: str, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " V"]:
     """Return every token whose text holds a mark, such as a line break."""
     vocabulary = tokenizer.get_vocab()
-    return torch.tensor([i for token, i in vocabulary.items() if mark in tokenizer.convert_tokens_to_string([token])])
+    found = [number for token, number in vocabulary.items() if mark in tokenizer.convert_tokens_to_string([token])]
+    return torch.tensor(found, dtype=torch.long)

@@ -204,7 +204,10 @@ def asked(config: EvaluateConfig, model: ModelRef, adapter: str | Path | None) -
         return config
     may_chat = config.template is None and config.shots is None
     has_chat = may_chat and load_tokenizer(model).chat_template is not None
-    return config.asked_in(template_of(config, *parts_of(model, adapter), has_chat=has_chat))
+    template = template_of(config, *parts_of(model, adapter), has_chat=has_chat)
+    if has_chat and template == TEMPLATE and config.task in ANSWER_FORMS:
+        logger.info("%s is asked in the paper's prompt; --template chat asks a model in its own form", config.task)
+    return config.asked_in(template)
 
 
 def template_of(config: EvaluateConfig, *parts: Path, has_chat: bool = False) -> str:

@@ -48,8 +48,10 @@ def _config(**keys: Any) -> EvaluateConfig:
 @pytest.mark.parametrize("task", ANSWER_FORMS)
 def test_the_name_sets_protocol_length_and_beams_and_flags_override_them(task: str) -> None:
     plain, tokens = _config(task=task, data="x"), 32 if task in LABELS else 256
-    assert (plain.protocol, plain.max_new_tokens, plain.num_beams) == ("generate", tokens, 4)
-    other = _config(task=task, data="x", num_beams=1, max_new_tokens=7)
+    assert (plain.protocol, plain.longest_answer, plain.beams) == ("generate", tokens, 4)
+    chat = plain.asked_in("chat")
+    assert (chat.max_new_tokens, chat.num_beams) == (32 if task in LABELS else 512, 1)
+    other = _config(task=task, data="x", num_beams=1, max_new_tokens=7).asked_in("alpaca")
     assert (other.protocol, other.max_new_tokens, other.num_beams) == ("generate", 7, 1)
     assert _config(**plain.model_dump()) == plain
 
@@ -62,7 +64,7 @@ def test_a_task_by_name_runs_whole(task: str, tmp_path: Path) -> None:
     )
     assert (result.task, result.n) == (task, 3)
     assert result.records[1]["prompt"] == render_prompt("alpaca", _row(task, 1)["instruction"])
-    assert result.details.keys() == {"accuracy_strict", "accuracy_strict_low", "accuracy_strict_high"}
+    assert result.details.keys() == {"accuracy_strict", "accuracy_strict_low", "accuracy_strict_high", "cut"}
     assert len({record["id"] for record in result.records}) == 3
     json.dumps(result.as_data(), allow_nan=False)
 
