@@ -117,7 +117,7 @@ def test_a_prompt_of_several_turns_is_the_tokens_that_are_trained() -> None:
 
 
 SUM: dict[str, Any] = {"instruction": "Add.", "input": "1 and 2", "output": "1 + 2 = 3\n#### 3"}
-REASONED = "Add.\n\n1 and 2\n\nPlease reason step by step, and end with the answer as a number."
+REASONED = "Add.\n\n1 and 2\nPlease reason step by step, and end with the answer as a number."
 
 
 def test_an_instruction_row_in_the_template_chat_is_trained_as_the_chat_that_it_stands_for() -> None:

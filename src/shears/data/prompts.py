@@ -57,7 +57,7 @@ def chat_turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
     InputError for values that are not text.
     """
     parts = (str(written(name, row.get(name) or "")).strip() for name in ("instruction", "input"))
-    asked = "\n\n".join(filter(None, (*parts, TO_REASON if _asks_for_number(row) else "")))
+    asked = "\n\n".join(filter(None, parts)) + (f"\n{TO_REASON}" if _asks_for_number(row) else "")
     system = written("system", row.get("system") or "").strip()
     turns = [{"role": "system", "content": system}] if system else []
     return [*turns, {"role": "user", "content": asked}]
