@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from shears.config import TrainConfig
+from shears.config.resolve import build
 from shears.data.calibration import calibration_batches, text_tokens
 from shears.data.example import messages_of, renamed
 from shears.data.examples import check_completions, check_rows, load_examples, to_example, tokenize
@@ -124,3 +126,16 @@ def test_rows_without_any_completion_cannot_be_trained_on(tmp_path: Path) -> Non
     examples = load_examples(source(tmp_path, {"prompt": "a", "reply": "b"}), "question", tiny_tokenizer())
     with pytest.raises(InputError, match="at least one row of data must have a completion .* such as completion="):
         check_completions(examples, "data")
+
+
+def test_columns_of_turns_make_a_chat(tmp_path: Path) -> None:
+    path = source(tmp_path, {"ticket": "It burns", "fields": {"ünit": 1}, "prompt": "unused", "answer": "x"})
+    (row,) = read_rows(path, {"user": "ticket", "assistant": "fields"})
+    turns = [{"role": "user", "content": "It burns"}, {"role": "assistant", "content": '{"ünit": 1}'}]
+    assert row == {"ticket": "It burns", "fields": {"ünit": 1}, "answer": "x", "messages": turns}
+    assert renamed([{"q": "a", "s": "b"}], {"system": "s", "user": "q"}, "-")[0]["messages"] == [
+        {"role": "system", "content": "b"},
+        {"role": "user", "content": "a"},
+    ]
+    with pytest.raises(InputError, match="must name the user's column of a chat, got assistant; add user=COLUMN"):
+        build(TrainConfig, "train", {"data": path, "columns": {"assistant": "fields"}})

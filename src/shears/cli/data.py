@@ -2,6 +2,7 @@
 
 import sys
 import unicodedata
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rich.style import Style
@@ -15,10 +16,11 @@ from shears.config.resolve import build
 from shears.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from shears.data.preview import Piece, Preview
 
+SPLIT = "Write the rows in per cent for training, validation and test, such as 80/10/10 (80/20: no validation)."
 FIELDS = ("columns", "template", "max_length")  # of train: they decide what it sees of the data
 FIRST = 300  # pieces of a long row that are shown
 LAST = 100
@@ -30,11 +32,13 @@ TRAINED = (Style(color="green", underline=True), Style(color="bright_green", und
 
 @app.command("data", rich_help_panel="Measure")
 @with_stage_options("train", TrainConfig, only=FIELDS)
-def data(
+def data(  # noqa: PLR0913, PLR0917  # one option each
     file: Annotated[str, argument("FILE", "Training examples: JSON, JSONL, CSV, Parquet, a hub id.")],
     model: Annotated[str, option("NAME", "Model whose tokenizer and chat template are used.")] = next(iter(EMBEDDED)),
     limit: Annotated[int | None, option("INTEGER", "Read only this many rows, the first ones.", min=1)] = None,
     show: Annotated[int, option("INTEGER", "Rows to show (default: 3).", min=0)] = 3,
+    split: Annotated[str | None, option("A/B/C", SPLIT)] = None,
+    output: Annotated[Path | None, option("FOLDER", "Folder of the parts of --split; must not exist.")] = None,
     as_json: Json = False,
     *,
     values: Values,
@@ -45,13 +49,20 @@ def data(
     elsewhere. Then counts the rows that train would use, leave out or refuse, and their lengths in
     tokens. Exits with 2 where train would use no row.
 
+    With --split, writes the rows in parts instead, rows of one question into one part.
+
     shears data train.jsonl --model sparse --template alpaca --max-length 256
+    shears data rows.csv --columns user=ticket,assistant=json --split 80/10/10 --output rows
     """
     from shears.data.preview import preview
     from shears.models.load import load_tokenizer
     from shears.models.ref import resolve
 
     settings = build(TrainConfig, "train", {**values, "data": file})
+    if split is not None or output is not None:
+        counts = write_parts(settings, split, output, limit)
+        tables.print_data(counts, as_json, _print_parts)
+        return
     rows = preview(settings, load_tokenizer(resolve(model)), limit, show)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     content = {"data": file, "model": model, **rows.as_data()}
@@ -59,6 +70,24 @@ def data(
     if not content["used"]:
         rule = f"data must have at least one row that train uses, {file} has none of {rows.rows:,}"
         raise InputError(f"{rule}; raise --max-length or correct the rows")
+
+
+def write_parts(settings: TrainConfig, split: str | None, output: Path | None, limit: int | None) -> dict[str, int]:
+    """Write the rows in parts and return their numbers by file; InputError where one option lacks."""
+    from shears.data.examples import check_rows
+    from shears.data.rows import read_rows
+    from shears.data.split import parse_shares, split_rows, write_split
+    from shears.records.folders import refuse_taken
+
+    if split is None or output is None:
+        there, lacking = ("--output", "--split") if split is None else ("--split", "--output")
+        raise InputError(f"--split and --output go together, got {there} alone; add {lacking}")
+    shares = parse_shares(split)
+    refuse_taken(output)
+    check_rows(settings.data, settings.columns, limit)
+    parts = split_rows(read_rows(settings.data, settings.columns)[:limit], shares)
+    write_split(parts, output)
+    return {str(output / f"{name}.jsonl"): len(rows) for name, rows in parts.items()}
 
 
 def print_preview(source: str, rows: "Preview") -> None:
@@ -72,6 +101,11 @@ def print_preview(source: str, rows: "Preview") -> None:
         mark = "green and underlined" if has_colour else "in [brackets], others between |"
         tables.print_line(f"Tokens with loss are {mark}; control characters are escaped.")
     _print_counts(source, rows)
+
+
+def _print_parts(counts: "Mapping[str, int]") -> None:
+    for path, count in counts.items():
+        tables.print_line(f"{path}: {count:,} rows")
 
 
 def _print_counts(source: str, rows: "Preview") -> None:

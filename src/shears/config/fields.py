@@ -12,7 +12,15 @@ from pydantic_core import to_jsonable_python
 from shears.config.notation import kept_of_every, num_bytes, whole_number
 from shears.errors import InputError
 
-FORMS = (("prompt", "completion"), ("instruction", "input", "output"), ("messages",), ("conversations",), ("text",))
+CHAT_TURNS = ("system", "user", "assistant")  # columns that make a chat, each one turn
+FORMS = (
+    ("prompt", "completion"),
+    ("instruction", "input", "output"),
+    ("messages",),
+    ("conversations",),
+    ("text",),
+    CHAT_TURNS,
+)
 """The columns of each form of row that is known; a row has one form."""
 TemplateName = Literal["question", "alpaca", "chat"]
 CHAT = "chat"  # rows of instructions as turns, in the model's own chat template
@@ -67,6 +75,8 @@ def _check_columns(value: dict[str, str]) -> dict[str, str]:
         forms = " or ".join(", ".join(form) for form in FORMS)
         rule = f"must name the columns of one form of row ({forms})"
         raise ValueError(f"{rule}, got {', '.join(named)}")
+    if set(named) & {*CHAT_TURNS} and "user" not in named:
+        raise ValueError(f"must name the user's column of a chat, got {', '.join(named)}; add user=COLUMN")
     return value
 
 

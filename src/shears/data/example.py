@@ -4,13 +4,14 @@ This module imports no library, because records are read with it.
 """
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-from shears.config.fields import FORMS
+from shears.config.fields import CHAT_TURNS, FORMS
 from shears.errors import InputError
 
 LITERAL_START = "\ufdd0"  # noncharacters of Unicode, which no text holds that is interchanged
@@ -84,8 +85,8 @@ def without_marks(text: str) -> str:
 def renamed(rows: Sequence[Row], columns: Mapping[str, str], source: str) -> list[Row]:
     """Return the rows with each value of `columns` under its key; None in a row that lacks the column.
 
-    Columns of the other forms are left out, so that the named form decides. InputError for a column
-    that no row has.
+    Columns of the other forms are left out, so that the named form decides. Those of user, assistant
+    and system become the turns of `messages`. InputError for a column that no row has.
     """
     if not columns:
         return list(rows)
@@ -98,13 +99,24 @@ def renamed(rows: Sequence[Row], columns: Mapping[str, str], source: str) -> lis
             raise InputError(f"columns must name columns of {source} ({shown}), got {name}={column}{hint}")
     own = next((form for form in FORMS if columns.keys() & {*form}), None)
     others = set() if own is None else {*chain(*FORMS)} - {*own}
-    return [
+    converted = [
         {
             **{name: value for name, value in row.items() if name not in others},
             **{name: row.get(column) for name, column in columns.items()},
         }
         for row in rows
     ]
+    return [_as_chat(row) for row in converted] if own == CHAT_TURNS else converted
+
+
+def _as_chat(row: Row) -> Row:
+    """Return a row with its columns of turns as `messages`; a value that is no text is written as JSON."""
+    turns = [(role, row[role]) for role in CHAT_TURNS if row.get(role) is not None]
+    messages = [
+        {"role": role, "content": value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
+        for role, value in turns
+    ]
+    return {**{name: value for name, value in row.items() if name not in CHAT_TURNS}, "messages": messages}
 
 
 def messages_of(row: Mapping[str, Any]) -> object:
