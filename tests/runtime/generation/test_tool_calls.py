@@ -1,6 +1,7 @@
 """Calls in the template's own form: found by a probe, held by a grammar, read back however the text is cut."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,8 +86,10 @@ def test_the_grammar_allows_what_the_choice_of_tools_says(
     assert allows(add) == allows(_call(form, "now", "{}")) == one
     assert allows(f"{add}{form.separator}{add}") == (two and form.separator is not None)
     assert allows(f"First.\n{add}") == (mixed or (said and form == BARE))  # for Llama 3 that is text
+    assert allows(_call(replace(form, begin="", end=""), "add", ADD)) == (said or form == BARE)
+    assert allows('{"name": "add"}') == allows('{"name": "other", "arguments": {}}') == said  # no calls, so texts
     assert allows("5") == (said or "answer" in options)
-    for wrong in (_call(form, "other", "{}"), _call(form, "add", '{"b": "x"}'), _call(form, "now", '{"a": 1}')):
+    for wrong in (_call(form, "add", '{"b": "x"}'), _call(form, "now", '{"a": 1}')):
         assert not allows(wrong)
     assert not allows(add[:-1])
 
@@ -143,6 +146,16 @@ def test_a_call_that_is_cut_off_ends_early_and_nothing_is_lost(form: CallFormat)
         else:
             given = ADD[: size - start]
             assert events == [Called(0, "add"), *([Argued(0, given)] if given else [])]
+
+
+def test_a_call_without_its_marks_is_read_at_the_start_alone() -> None:
+    bare = replace(QWEN, begin="", end="")
+    call = [Called(0, "add"), Argued(0, ADD)]
+    for size in range(1, 9):
+        text = _call(bare, "add", ADD)
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        assert _events(CallReader(QWEN, ["add"]), pieces) == call
+        assert _events(CallReader(QWEN, ["add"]), ["So: ", *pieces]) == [Said(f"So: {text}")]
 
 
 def test_what_only_looks_like_a_call_is_text() -> None:

@@ -8,6 +8,7 @@ V tokens of the vocabulary. Why llguidance and not xgrammar: docs/log.md.
 
 import json
 import logging
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,12 +28,14 @@ logger = logging.getLogger(__name__)
 Schema = Mapping[str, Any]
 # JSON on one line, as json.dumps writes it: free white space would let a model write it for ever
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+MOST_KEYS = 3_000  # of all mappings in a schema; compiling takes a second then, and grows by the square
 MOST_LEVELS = 400  # of a schema and all that it refers to; llguidance's compiler recurses, and crashes from 2,000 on
 # A step may take some 20 ms; a schema that needs more is refused, or ends its answer with an error.
 LIMITS = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
+    "max_items_in_row": 20_000,
     "max_lexer_states": 50_000,
     "max_grammar_size": 200_000,
     "verbose_errors": False,
@@ -121,10 +124,10 @@ class Grammars:
         matcher = library.LLMatcher(self._vocabulary(), grammar, log_level=0, limits=limits)
         if not matcher.is_error():
             matcher.compute_bitmask()  # fails for a grammar without any text, such as {"$ref": "#"}
+        if matcher.stop_reason() == "NoExtensionBias":
+            raise InputError("a schema must allow some JSON, got one that allows none; check its references")
         if matcher.is_error():
-            raise InputError(
-                f"a schema must be one that llguidance supports, which says: {_shown(matcher.get_error())}"
-            )
+            raise _unsupported(matcher.get_error())
         return Grammar(matcher, self._vocab_size)
 
     def _vocabulary(self) -> Any:
@@ -164,7 +167,7 @@ def _unsupported(message: str) -> InputError:
 def _shown(message: str) -> str:
     """Return a message of llguidance on one line, without the drawing of a wrong pattern."""
     drawing, found, rule = message.rpartition("error: ")
-    line = f"{drawing.split(':')[0]}: {rule}" if found else message.replace("<non-verbose/>", "")
+    line = f"{drawing.split(':')[0]}: {rule}" if found else re.split("<backtrace>|<non-verbose", message)[0]
     return " ".join(line.split())[:200]
 
 
@@ -184,6 +187,9 @@ def schema_text(schema: Schema | str) -> str:
         raise InputError(f"a schema must be a JSON object, got {text:.60}")
     if "x-guidance" in content:
         raise InputError("a schema must be JSON Schema, got the key 'x-guidance'; leave it out")
+    keys = sum(len(each) for layer in _layers(content) for each in layer if isinstance(each, dict))
+    if keys > MOST_KEYS:
+        raise InputError(f"a schema must have at most {MOST_KEYS:,} keys in all, got {keys:,}; shorten it")
     levels = depth(content) + sum(depth(target) for target in _targets(content))
     if levels > MOST_LEVELS:
         rule = f"a schema must have at most {MOST_LEVELS} levels, those of its references added"

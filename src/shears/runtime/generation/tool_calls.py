@@ -48,8 +48,9 @@ WRITTEN = re.compile(
 class CallFormat:
     """A call is begin, opening, the name, middle, the arguments, closing, end; here Qwen2.5's.
 
-    A format without `begin` is recognised at the start of an answer alone. `separator` stands
-    between two calls; None: an answer holds one call.
+    An answer that starts at the opening is one call without begin and end, too: small models leave
+    them out, and some formats have none. `separator` stands between two calls; None: an answer
+    holds one call.
     """
 
     begin: str  # '<tool_call>\n'
@@ -120,6 +121,8 @@ class CallRules:
         added = tokenizer.added_tokens_decoder
         numbers = {token.content: number for number, token in added.items() if grammars.is_control(number)}
         mark = form.begin.strip()
+        heads = [f"{form.opening}{name}{form.middle}" for name in self.functions]
+        bare = " | ".join(f"{json.dumps(head)} a{index}" for index, head in enumerate(heads))
         behind = " ".join(_terms(form.begin[len(mark) :] + form.opening, numbers))
         ends = " ".join(_terms(form.closing + form.end, numbers))
         more = " ".join([*_terms(form.separator or "", numbers), "call"])
@@ -131,13 +134,15 @@ class CallRules:
             "call": "mark behind",
             "calls": calls,
             "behind": f"{behind} ({' | '.join(names)}) {ends}",
+            "bare": f"({bare}) {json.dumps(form.closing)}",
             "answer": "TEXT" if self.answer is None else json_rule(self.answer),
             "lead[lazy]": f"ANY {json.dumps(mark)}",
-            "ANY": r"/(.|\n)*/",
-            "TEXT": r"/(.|\n)+/" if mark else r"/\s*[^{\s](.|\n)*/",
+            "ANY": rf"/(.|\n)*/ & ~/({_slashed('|'.join(map(re.escape, heads)))})(.|\n)*/",
+            "TEXT": r"/(.|\n)+/ & ANY",
         }
-        for name, (function, schema) in zip(names, self.functions.items(), strict=True):
-            rules[name] = f"{json.dumps(function + form.middle)} {json_rule(schema)}"
+        for index, (function, schema) in enumerate(self.functions.items()):
+            rules[f"f{index}"] = f"{json.dumps(function + form.middle)} a{index}"
+            rules[f"a{index}"] = json_rule(schema)
         return "\n".join(["%llguidance {}", *(f"{name}: {rule}" for name, rule in rules.items())])
 
     def _start(self, mark: str, is_token: bool) -> str:
@@ -146,8 +151,13 @@ class CallRules:
         if self.answer is not None:
             return "answer | mark calls"
         if mark and not is_token:
-            return "answer? | lead calls"
-        return "answer? (mark calls)?" if mark else "answer? | calls"
+            return "answer? | lead calls | bare"
+        return "answer? (mark calls)? | bare" if mark else "answer? | bare"
+
+
+def _slashed(pattern: str) -> str:
+    """Return a pattern for a rule, which stands between slashes."""
+    return pattern.replace("/", r"\/").replace("\n", r"\n")
 
 
 def _terms(text: str, numbers: Mapping[str, int]) -> Iterator[str]:
@@ -190,7 +200,9 @@ class CallReader:
     def __init__(self, form: CallFormat, names: Sequence[str]) -> None:
         self._form = form
         self._names = names
-        self._head = form.begin + form.opening
+        self._heads = (form.opening, form.begin + form.opening)  # the first at the start alone
+        self._head = ""  # of the call that is read
+        self._is_start = True
         self._read = self._text  # what reads next; it returns whether it got on
         self._buffer = ""
         self._events: list[Event] = []
@@ -224,20 +236,32 @@ class CallReader:
             self._events.append(Said(text))
 
     def _text(self) -> bool:
-        if not self._form.begin and not self._head.startswith(self._buffer[: len(self._head)]):
+        if self._is_start:
+            bare = self._heads[0]
+            if len(self._buffer) < len(bare) and bare.startswith(self._buffer):
+                return False
+            self._is_start = False
+            if self._buffer.startswith(bare):
+                return self._begin(bare)
+        if not self._form.begin:
             self._read = self._plain
             return True
-        before, found, behind = self._buffer.partition(self._head)
-        if found:
-            self._read = self._name
+        head = self._heads[1]
+        if head in self._buffer:
+            before, _, self._buffer = self._buffer.partition(head)
             self._say(before)
-            self._buffer = behind
-            return True
-        held = (self._form.separator or "") + self._head if self._num_calls else self._head
+            return self._begin(head)
+        held = (self._form.separator or "") + head if self._num_calls else head
         size = next(size for size in range(len(held), -1, -1) if self._buffer.endswith(held[:size]))
         self._say(self._buffer[: len(self._buffer) - size])
         self._buffer = self._buffer[len(self._buffer) - size :]
         return False
+
+    def _begin(self, head: str) -> bool:
+        self._buffer = self._buffer.removeprefix(head)
+        self._head = head
+        self._read = self._name
+        return True
 
     def _plain(self) -> bool:
         self._say(self._buffer)
@@ -255,7 +279,7 @@ class CallReader:
                 return True
         if not any((name + self._form.middle).startswith(self._buffer) for name in self._names):
             self._say(self._head)
-            self._read = self._text if self._form.begin else self._plain
+            self._read = self._text
             return True
         return False
 
@@ -265,7 +289,7 @@ class CallReader:
         self._buffer = self._buffer[size:]
         if self._value.complete:
             self._num_calls += 1
-            self._skipped = self._form.closing + self._form.end
+            self._skipped = self._form.closing + (self._form.end if self._head == self._heads[1] else "")
             self._read = self._end
         return self._value.complete
 
