@@ -18,11 +18,15 @@ def write_gguf(
     architecture: str = "llama",
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
     without: Collection[str] = (),
+    *,
+    head: GGMLQuantizationType | None = None,
+    noise: np.ndarray | float = 0.0,
 ) -> Path:
     """Write the file; return its path. `merge` is the one merge of its tokenizer, whose result must be a token.
 
     Matrices are of the type `kind`, where their rows are whole blocks. `without` names tensors that are left out;
-    without `output` the embeddings are tied.
+    without `output` the embeddings are tied. With a type `head`, the output is the embeddings once more, in that
+    type, times 1 + `noise`.
     """
     tokens = [*sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1]), ("!!", VOCABULARY)]
     writer = GGUFWriter(str(file), architecture)
@@ -34,8 +38,14 @@ def write_gguf(
         values = generator.standard_normal(shape).astype(np.float32)
         if name.rpartition(".")[0] in without:
             continue
-        fits = len(shape) == 2 and shape[1] % GGML_QUANT_SIZES[kind][0] == 0
-        writer.add_tensor(name, quantize(values, kind) if fits else values, raw_dtype=kind if fits else None)
+        of_type = kind
+        if name == "token_embd.weight":
+            embeddings = values
+        if name == "output.weight" and head is not None:
+            values = (embeddings * (1 + noise)).astype(np.float32)
+            of_type = head
+        fits = len(shape) == 2 and shape[1] % GGML_QUANT_SIZES[of_type][0] == 0
+        writer.add_tensor(name, quantize(values, of_type) if fits else values, raw_dtype=of_type if fits else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

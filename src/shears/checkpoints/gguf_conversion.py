@@ -23,6 +23,7 @@ from transformers.integrations.gguf.utils import is_gguf_arch_supported
 
 from shears.checkpoints.conversion import empty_model
 from shears.checkpoints.gguf_file import GgufFile, GgufTensor, can_dequantize, read_gguf
+from shears.checkpoints.gguf_heads import EMBEDDINGS, HEAD, Twins
 from shears.checkpoints.tensor_files import SINGLE, in_dtype
 from shears.checkpoints.tensor_format import StoredTensor, as_bytes, opened, read_at, write_at, write_layout
 from shears.checkpoints.without_code import load_config
@@ -87,7 +88,7 @@ def write_stream(stream: Stream, work: Path, dtype: torch.dtype) -> None:
         moved = _Moved(progress)
         for tensor in stream.file.tensors:
             if tensor.name in stream.names:
-                parameter = stream.parameter(tensor, _dequantized(tensor, source, stream.file.path))
+                parameter = stream.parameter(tensor, dequantized(tensor, source, stream.file.path))
                 name = stream.names[tensor.name]
                 _write(name, parameter, stored[name], target, moved)
                 del parameter  # before the next one is read
@@ -109,8 +110,8 @@ class _Moved:
             self._progress.advance(whole)
 
 
-def plan_stream(folder: Path, name: str) -> Stream:
-    """Return how the file `folder`/`name` is converted.
+def plan_stream(folder: Path, name: str, twins: Twins | None = None) -> Stream:
+    """Return how the file `folder`/`name` is converted, of `twins` one alone.
 
     NotStreamed where transformers must convert it as a whole. InputError where the file is damaged,
     or holds no causal language model.
@@ -123,10 +124,15 @@ def plan_stream(folder: Path, name: str) -> Stream:
     if is_gguf_arch_supported(architecture) or kind.__name__ not in BY_TENSOR:
         raise NotStreamed(f"tensors of {architecture} are not converted one by one")
     config = load_config(folder, gguf_file=name)
+    if twins is not None:
+        config.tie_word_embeddings = True
     processor = kind(config=_processor_config(file, config))
     model = empty_model(Path(name), config, torch.float32)
     names: dict[str, str] = of_transformers.get_gguf_hf_weights_map(model, processor)
-    shapes = _saved_shapes(model, file)
+    shapes = _saved_shapes(model, file, twins)
+    if twins is not None:
+        names[HEAD] = names[EMBEDDINGS]
+        del names[twins.left_out.name]
     used = {tensor.name: names[tensor.name] for tensor in file.tensors if names.get(tensor.name) in shapes}
     sizes = {used[tensor.name]: tensor.numel for tensor in file.tensors if tensor.name in used}
     if len(sizes) < len(used) or sizes != {name: int(np.prod(shape)) for name, shape in shapes.items()}:
@@ -142,19 +148,19 @@ def _processor_config(file: GgufFile, config: Any) -> dict[str, Any]:
     return settings
 
 
-def _saved_shapes(model: PreTrainedModel, file: GgufFile) -> dict[str, tuple[int, ...]]:
+def _saved_shapes(model: PreTrainedModel, file: GgufFile, twins: Twins | None) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors that transformers saves, by name: tied weights once."""
     state = model.state_dict()
     if set(core_model_loading.revert_weight_conversion(model, dict(state))) != set(state):
         raise NotStreamed("its parameters have other names in files")
     tied = set(model.all_tied_weights_keys)
-    heads = {tensor.name for tensor in file.tensors} & {"output.weight"}
-    if heads and (tied or file.architecture in FORCED_TIES):
+    has_head = twins is None and any(tensor.name == HEAD for tensor in file.tensors)
+    if has_head and (tied or file.architecture in FORCED_TIES):
         raise NotStreamed("its output head is tied, and also in the file")
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in tied}
 
 
-def _dequantized(tensor: GgufTensor, source: FileIO, path: Path) -> NDArray[np.float32]:
+def dequantized(tensor: GgufTensor, source: FileIO, path: Path) -> NDArray[np.float32]:
     """Return a tensor in fp32, dequantized some rows at a time: gguf needs several times their memory."""
     flat = np.empty((tensor.numel // tensor.shape[-1], tensor.shape[-1]), np.float32)
     step = max(CHUNK // max(tensor.row_bytes, 1), 1)

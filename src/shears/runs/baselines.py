@@ -5,9 +5,9 @@ from typing import Any
 
 from shears.config import Recipe, TrainConfig
 from shears.config.evaluate import BASELINES
+from shears.models.fetching import gguf_named
 from shears.models.ref import ModelRef, resolve
-from shears.records.artifacts import as_data
-from shears.records.paths import expanded
+from shears.records.artifacts import SPARSITY, as_data, record_in
 
 DENSE_LORA, SPARSE_LORA = BASELINES
 HEALED_FOLDER = "healed"  # in a run's folder
@@ -47,10 +47,11 @@ def sparse_folder(recipe: Recipe, folder: Path) -> Path:
     return folder / (HEALED_FOLDER if recipe.heal is not None else "sparse")
 
 
-def dense_model(recipe: Recipe) -> ModelRef:
-    """Return the model that a run prunes; a .gguf file is converted to the pruned model's dtype."""
-    assert recipe.model is not None
-    return resolve(recipe.model, recipe.sparsify.dtype)
+def dense_model(model: str, dtype: str, folder: Path) -> ModelRef:
+    """Return the model that the run in `folder` prunes, or has pruned; a .gguf file is converted to `dtype`."""
+    record = folder / "sparse" / SPARSITY
+    recorded = record_in(record).get("base_fingerprint") if record.is_file() else None
+    return resolve(model, dtype, recorded)
 
 
 def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:
@@ -62,5 +63,7 @@ def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:
     assert recipe.model is not None
     if name != DENSE_LORA:
         return sparse_folder(recipe, folder)
-    is_bf16_file = recipe.sparsify.dtype == "bf16" and expanded(recipe.model).is_file()
-    return dense_model(recipe).folder if is_bf16_file else recipe.model
+    if gguf_named(recipe.model) is None:
+        return recipe.model
+    dense = dense_model(recipe.model, recipe.sparsify.dtype, folder)
+    return dense.folder if recipe.sparsify.dtype == "bf16" else dense.name

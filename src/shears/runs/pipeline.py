@@ -114,7 +114,8 @@ def _check_trainings(recipe: Recipe) -> None:
 def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path | None]]:
     """Return the dense, sparse, baseline and exported models, each with its adapter, by name."""
     assert recipe.evaluate is not None
-    dense = dense_model(recipe)
+    assert recipe.model is not None
+    dense = dense_model(recipe.model, recipe.sparsify.dtype, folder)
     models: dict[str, tuple[ModelRef, Path | None]] = {
         "dense": (dense, None),
         "sparse": (resolve(folder / "sparse"), None),

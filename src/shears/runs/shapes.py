@@ -19,7 +19,7 @@ from shears.config.embedded import EMBEDDED
 from shears.export.packing import choose_form, planned_bytes
 from shears.models.blocks import decoder_blocks, linears
 from shears.models.blockwise.matrices import linear_matrix
-from shears.models.fetching import cache_folder, gguf_config
+from shears.models.fetching import cache_folder, gguf_config, gguf_named
 from shears.models.ref import resolve
 from shears.records.paths import expanded
 from shears.records.peft_files import PREFIX, A, B
@@ -136,8 +136,9 @@ def shape_of(name: str, dtype: str = "auto") -> Shape | None:
     A .gguf file becomes a folder in bf16 where `dtype` says so, else in fp32. InputError for a
     folder or a .gguf file without a model that transformers knows.
     """
-    if (path := expanded(name)).is_file() and path.suffix == ".gguf":
-        shape = Shape(_built(path, gguf_config(path)), None, None)
+    if (named := gguf_named(name)) is not None:
+        file, untied = named
+        shape = Shape(_built(file, gguf_config(file, untied=untied)), None, None)
         return _as_converted(shape, BF16_BYTES if dtype == "bf16" else FP32_BYTES)
     folder = _folder(name)
     if folder is not None:

@@ -29,7 +29,7 @@ from shears.records import artifacts
 from shears.records.artifacts import as_data
 from shears.records.folders import named_folder, partial_folder
 from shears.records.paths import expanded, file_fingerprint
-from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, sparse_folder
+from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
 from shears.training.teacher import find_teacher
@@ -186,7 +186,7 @@ def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path) -> Stage:
     values = as_data(config)
 
     def inputs() -> dict[str, str]:
-        fingerprint = resolve(model, config.dtype).fingerprint
+        fingerprint = dense_model(model, config.dtype, folder).fingerprint
         return {"base_fingerprint": fingerprint, **_hashes(calibration=config.calibration)}
 
     return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, lambda: sparsify(model, output, **values))

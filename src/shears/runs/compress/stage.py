@@ -94,8 +94,8 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
     settings = build(CompressConfig, "compress", config)
     set_threads(settings.threads)
     folder = named_folder(expanded(output)).resolve()
-    name = str(model)
-    ref = _checked(model, settings)
+    ref = _checked(model, settings, folder)
+    name = ref.name
     if not dry_run and (record := _begun(folder, ref, settings)) is not None:
         logger.info("%s: continuing with the plan of %s", folder, COMPRESS)
         with run_lock(folder):
@@ -121,7 +121,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
         return _attempted(record, settings, folder, name)
 
 
-def _checked(model: str | Path, settings: CompressConfig) -> ModelRef:
+def _checked(model: str | Path, settings: CompressConfig, folder: Path) -> ModelRef:
     """Return the model; InputError for an unusable one, a missing text, a teacher or rows that do not suit."""
     if settings.calibration is None and str(model) not in EMBEDDED:  # a .gguf file takes minutes to convert
         raise InputError(
@@ -130,7 +130,8 @@ def _checked(model: str | Path, settings: CompressConfig) -> ModelRef:
         )
     if settings.data is not None:
         check_rows(settings.data)
-    ref = resolve(model)
+    begun = folder / COMPRESS
+    ref = resolve(model, recorded=read_object(begun).get("base_fingerprint") if begun.is_file() else None)
     ref.refuse_package("compress")
     if settings.teacher is not None:
         refuse_other_vocabulary(find_teacher(settings.teacher), ref)
