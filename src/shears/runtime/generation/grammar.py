@@ -124,7 +124,7 @@ class Grammars:
         matcher = library.LLMatcher(self._vocabulary(), grammar, log_level=0, limits=limits)
         if not matcher.is_error():
             matcher.compute_bitmask()  # fails for a grammar without any text, such as {"$ref": "#"}
-        if matcher.stop_reason() == "NoExtensionBias":
+        if matcher.get_error().startswith("NoExtensionBias"):  # no token may begin an answer
             raise InputError("a schema must allow some JSON, got one that allows none; check its references")
         if matcher.is_error():
             raise _unsupported(matcher.get_error())
