@@ -95,6 +95,15 @@ def test_a_letter_inside_a_word_counts_officially_and_not_strictly(
     assert (low, high) == wilson_interval(2, 4)
 
 
+@pytest.mark.parametrize(("template", "letter"), [("alpaca", "A"), ("chat", "C")])
+def test_a_letter_in_chat_form_is_the_one_that_is_stated(
+    template: str, letter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "answers", lambda *_: [WrittenText("A train goes 4 km. The answer is (C).", False)])
+    config = _config(task="aqua", data=_file(tmp_path, [_row("aqua")]), template=template)
+    assert [each["prediction"] for each in evaluate_task(tiny_model(), TOKENIZER, config).records] == [letter]
+
+
 @pytest.mark.parametrize(
     ("task", "keys", "message"),
     [

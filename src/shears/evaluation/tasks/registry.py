@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config import EvaluateConfig
 from shears.config.evaluate import ANSWER_FORMS
+from shears.config.fields import CHAT
 from shears.data import answers as reading
 from shears.data.calibration import check_text, text_tokens
 from shears.data.example import Row
@@ -171,6 +172,8 @@ def _paper(inputs: TaskInputs) -> list[Record]:
     records = []
     for index, (example, text, answer) in enumerate(zip(inputs.examples, inputs.generated(), answers, strict=True)):
         official, strict = reading.read_answers(form, reading.response_of(text.text), LABELS.get(config.task, ()))
+        if form == "letter" and config.template == CHAT:  # the official rule takes the first capital of a reasoning
+            official = strict
         records.append(
             {
                 **record(index, example, official, answer),
