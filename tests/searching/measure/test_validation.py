@@ -62,8 +62,9 @@ def test_the_accuracy_is_that_of_the_task_on_the_activated_ranks(adapter: SuperA
     for ranks in (space.maximal(), space.heuristic(), space.minimal()):
         figures = evaluator(ranks)
         adapter.elastic.activate(ranks)
-        expected = evaluate_examples(adapter.model, adapter.tokenizer, examples_of(adapter), scoring).value
-        assert figures == {"accuracy": expected, "parameters": adapter.elastic.num_parameters(ranks)}
+        expected = evaluate_examples(adapter.model, adapter.tokenizer, examples_of(adapter), scoring)
+        sizes = {"parameters": adapter.elastic.num_parameters(ranks)}
+        assert figures == {"accuracy": expected.value, "cut": expected.details["cut"], **sizes}
 
 
 def test_no_gradient_is_kept(adapter: SuperAdapter) -> None:
