@@ -100,7 +100,8 @@ class SparsifyConfig(StageConfig):
     """Statistics of the inputs that the recovery adapter is fitted to: their norms, or their second
     moments (slower, better). Without effect at recover_rank 0."""
     activation_budget: Size = "2GB"
-    """Memory for the hidden states between blocks; hidden states beyond it are kept in files."""
+    """Memory for the hidden states between blocks, and for a block's products that its next pass
+    reads again; hidden states beyond it are kept in files."""
     precision: DtypeName = "auto"
     """Arithmetic of the forward passes; auto: bf16 where the processor supports it, else fp32.
     Statistics are always in fp32."""

@@ -58,6 +58,11 @@ class Activations:
         """The number of tensors on the disk."""
         return len(self) - len(self._kept)
 
+    @property
+    def room(self) -> int | None:
+        """The bytes of the budget that are left; None without one."""
+        return None if self._budget is None else self._budget - self._used
+
     def close(self) -> None:
         """Delete the files and forget the tensors."""
         self._kept.clear()

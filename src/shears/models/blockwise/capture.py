@@ -30,6 +30,7 @@ PRODUCTS = {
     **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm"), (0, False)),
     **dict.fromkeys(("grouped_mm", "_grouped_mm", "grouped_mm_fallback"), (0, False)),
 }
+PANEL = 256  # columns of moments that are summed at once
 # keywords for the factors (and what is added to them), in the order of their positions
 FACTORS = ("input", "self", "mat1", "batch1", "mat_a", "weight", "tensor2", "other", "mat2", "batch2", "mat_b")
 
@@ -187,7 +188,8 @@ class InputNorms:
 class InputMoments:
     """Second moments X^T X (I x I, float32, on the inputs' device).
 
-    Weights that are always multiplied with the same tensors (q, k and v) share one matrix.
+    Weights that are always multiplied with the same tensors (q, k and v) share one matrix. Only its
+    upper half is summed, panel by panel; `of` mirrors it.
     """
 
     def __init__(self) -> None:
@@ -205,9 +207,20 @@ class InputMoments:
         tokens = inputs.float()
         if owner not in self._moments:
             self._moments[owner] = torch.zeros(tokens.shape[1], tokens.shape[1], device=tokens.device)
-        self._moments[owner].addmm_(tokens.T, tokens)
+        for start, end in _panels(tokens.shape[1]):
+            self._moments[owner][:end, start:end].addmm_(tokens[:, :end].T, tokens[:, start:end])
 
     def of(self, matrix: Matrix) -> Float[Tensor, "I I"] | None:
         """Return X^T X; None for a weight without tokens."""
         owner = self._owner.get(matrix)
-        return None if owner is None else self._moments[owner]
+        if owner is None:
+            return None
+        moments = self._moments[owner]
+        for start, end in _panels(len(moments)):
+            moments[start:end, :start] = moments[:start, start:end].T
+        return moments
+
+
+def _panels(size: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of the panels of columns in which the upper half of moments is summed."""
+    return ((start, min(start + PANEL, size)) for start in range(0, size, PANEL))

@@ -20,6 +20,7 @@ from shears.models.blocks import decoder_blocks, replaced_forwards
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.capture import Receive, capturing
 from shears.models.blockwise.matrices import Matrix
+from shears.models.blockwise.results import Results
 from shears.models.blockwise.sources import BlockSource
 from shears.models.devices import widen_norms
 from shears.progress import track
@@ -74,7 +75,9 @@ def _shared(value: Any, earlier: Any) -> Any:
 class BlockRun:
     """A decoder block in memory, its recorded calls, and its input hidden states by batch.
 
-    `name` is the block's name in `model`; forwards run in `context` (autocast).
+    `name` is the block's name in `model`; forwards run in `context` (autocast). `results` are
+    products that repeated forwards share, `uses` the first batch's uses of matrices, each with the
+    number of its input tensor, once `groups` was called.
     """
 
     name: str
@@ -83,6 +86,8 @@ class BlockRun:
     hidden: Activations
     calls: Calls
     context: Context
+    results: Results
+    uses: list[tuple[Matrix, int]] = field(default_factory=list)
 
     @property
     def index(self) -> int:
@@ -96,14 +101,22 @@ class BlockRun:
 
     def outputs(self) -> Iterator[Tensor]:
         """Yield the block's output for every batch."""
+        self.results.refresh()
         for batch in range(len(self.hidden)):
-            yield self.forward(batch)
+            with self.results.spending(batch):
+                output = self.forward(batch)
+            yield output
 
     def measure(self, matrices: Sequence[Matrix], receive: Receive) -> None:
         """Call `receive(matrix, inputs)` for every multiplication with a matrix, over all batches.
 
         If the first batch uses every matrix exactly once, later forwards stop after the last one.
+        If `groups` found that they share one input, all forwards stop there, and begin with the
+        results of the forwards before them.
         """
+        if self._share_an_input(matrices):
+            self._measure_shared(matrices, receive)
+            return
         order: list[Matrix] = []
 
         def receive_first(matrix: Matrix, inputs: Tensor) -> None:
@@ -130,6 +143,7 @@ class BlockRun:
         groups: dict[object, list[Matrix]] = {}
         seen: set[Matrix] = set()
         last: list[Any] = [None, 0]  # the latest input tensor, and the number of tensors so far
+        self.uses.clear()
 
         def add(matrix: Matrix, key: object) -> None:
             if matrix not in seen:
@@ -139,12 +153,32 @@ class BlockRun:
         def receive(matrix: Matrix, inputs: Tensor) -> None:
             if inputs is not last[0]:
                 last[:] = [inputs, last[1] + 1]
+            self.uses.append((matrix, last[1]))
             add(matrix, last[1])
 
         self._measure_batch(0, matrices, receive)
         for matrix in matrices:
             add(matrix, matrix.name)
         return list(groups.values())
+
+    def _share_an_input(self, matrices: Sequence[Matrix]) -> bool:
+        """Tell whether the first batch used each matrix exactly once, all with one tensor."""
+        uses = [(matrix, number) for matrix, number in self.uses if matrix in matrices]
+        return len(uses) == len(matrices) == len(dict(uses)) and len({number for _, number in uses}) == 1
+
+    def _measure_shared(self, matrices: Sequence[Matrix], receive: Receive) -> None:
+        def receive_all(_: Matrix, inputs: Tensor) -> None:
+            for matrix in matrices:
+                receive(matrix, inputs)
+            raise Stop
+
+        used = [matrix for matrix, _ in self.uses]
+        unused = used[min(map(used.index, matrices)) :]
+        self.results.refresh()
+        for batch in range(len(self.hidden)):
+            with suppress(Stop), self.results.reading(batch):
+                self._measure_batch(batch, matrices, receive_all)
+        self.results.depend_on({matrix.parameter.removeprefix(f"{self.name}.") for matrix in unused})
 
     def _measure_batch(self, batch: int, matrices: Sequence[Matrix], receive: Receive) -> None:
         with capturing(self.model, self.block, matrices, receive):
@@ -189,7 +223,8 @@ class Walk:
         model = self.source.model
         with self.source.opened(index) as block, evaluating(model):
             name = f"{self.source.prefix}.{index}"
-            yield BlockRun(name, model, block, self.hidden, self._calls[index], self._context)
+            results = Results(block, self.hidden.room)
+            yield BlockRun(name, model, block, self.hidden, self._calls[index], self._context, results)
 
     def advance(self, run: BlockRun) -> None:
         """Replace the hidden states by the block's outputs; InputError if any is not finite."""

@@ -52,21 +52,17 @@ def prune_admm(
     damped = hessian.float() / norms[:, None] / norms
     damped.diagonal().add_(DAMPING)
     dense = weight.float() * norms
-    target = dense @ damped
-    stiff = damped.clone()
-    stiff.diagonal().add_(PENALTY)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(stiff))
-    fitted = dense
-    dual = torch.zeros_like(dense)
+    damped.diagonal().add_(PENALTY)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    moved = dense.clone()  # the fitted weight plus the dual, which is zero where a weight is kept
     pruned = torch.zeros_like(dense, dtype=torch.bool)
     for iteration in range(iterations):
-        moved = fitted + dual
         if iteration < RAMP:
             pruned = pruned_mask(moved.abs(), pattern, _zeros_at(iteration, pattern, zeros, iterations))
-        sparse = moved.masked_fill(pruned, 0.0)
-        dual = moved - sparse
-        fitted = (target + PENALTY * (sparse - dual)) @ inverse
-    sparse = (fitted + dual).masked_fill(pruned, 0.0) / norms
+        wanted = torch.where(pruned, -moved, moved)  # the sparse weight minus the dual
+        dual = moved.masked_fill_(~pruned, 0.0)
+        moved = torch.addmm(dense, wanted.sub_(dense), inverse, alpha=PENALTY).add_(dual)
+    sparse = moved.masked_fill_(pruned, 0.0).div_(norms)
     return refit(weight, sparse, ~pruned, hessian, steps=POLISHING), pruned
 
 
