@@ -3,19 +3,23 @@
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jsonschema
 import numpy as np
 import openai
 import pytest
 import torch
+from pydantic import BaseModel, Field
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 pytest.importorskip("fastapi")
 pytest.importorskip("llguidance")
 
 from shears.runtime.generation.engine import Engine
 from shears.runtime.generation.transformers_backend import TransformersBackend
+from shears.serving.responses import token_text
 from tests.runtime.generation.backends import END, TOKENIZER, engine_of, lively
 from tests.runtime.generation.templates import HERMES, LLAMA, tokenizer_with
 from tests.runtime.native.decoders import backend, covered, extension_is_missing
@@ -264,3 +268,49 @@ def test_tools_that_do_not_fit_are_refused(served: Running, options: Any, messag
     with pytest.raises(openai.BadRequestError) as caught:
         _ask(served, **options)
     assert message in caught.value.message
+
+
+class Item(BaseModel):
+    """What the client's own helper makes a schema of."""
+
+    name: Annotated[str, Field(max_length=3)]
+    kind: Literal["a", "b"]
+    size: Annotated[int, Field(ge=0, le=9)] | None
+
+
+def test_the_client_parses_its_own_class(plain: Running) -> None:
+    """Tests the helpers of the openai package, streamed too."""
+    options: dict[str, Any] = {"model": NAME, "messages": TALK, "temperature": 1, "response_format": Item}
+    parsed = plain.client().chat.completions.parse(**options, seed=2).choices[0].message.parsed
+    assert isinstance(parsed, Item)
+    with plain.client().chat.completions.stream(**options, seed=2) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == parsed
+
+
+def test_the_helper_for_streams_puts_calls_together(served: Running) -> None:
+    options: dict[str, Any] = {"model": NAME, "messages": TALK, "temperature": 1, "seed": 1, "tools": [COUNT]}
+    options |= {"tool_choice": "required", "parallel_tool_calls": False}
+    with served.client().chat.completions.stream(**options) as stream:
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls or []
+    assert call.function.name == "count"
+    assert _valid(call.function.arguments)
+
+
+def test_bytes_of_a_token_are_those_of_its_tokenizer() -> None:
+    """Oracle: what the vocabulary says; SentencePiece's decoder alone would drop the space of a first word."""
+    pieces = [
+        ("<unk>", 0.0),
+        ("a", 0.0),
+        ("▁b", -1.0),
+        ("é", -1.0),
+        *((f"<0x{byte:02X}>", -9.0) for byte in range(256)),
+    ]
+    model = Tokenizer(models.Unigram(pieces, 0, byte_fallback=True))
+    model.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>")
+    assert token_text(tokenizer, 2) == (" b", b" b")
+    assert token_text(tokenizer, 3) == ("é", "é".encode())
+    assert token_text(tokenizer, 4 + 0x41) == ("A", b"A")
+    assert token_text(tokenizer, 4 + 0xC3) == ("\N{REPLACEMENT CHARACTER}", b"\xc3")
+    byte_level = TOKENIZER.convert_tokens_to_ids(["Ã", "©"])  # the two bytes of é in GPT-2's alphabet
+    assert b"".join(token_text(TOKENIZER, token)[1] or b"" for token in byte_level) == "é".encode()

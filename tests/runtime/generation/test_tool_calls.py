@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 pytest.importorskip("llguidance")
 
 from shears.errors import InputError
+from shears.runtime.generation.engine import Engine
 from shears.runtime.generation.grammar import Grammars
 from shears.runtime.generation.tool_calls import (
     Argued,
@@ -22,7 +23,8 @@ from shears.runtime.generation.tool_calls import (
     Said,
     call_format,
 )
-from tests.runtime.generation.backends import END
+from shears.runtime.generation.transformers_backend import TransformersBackend
+from tests.runtime.generation.backends import END, lively
 from tests.runtime.generation.templates import HERMES, LIST, LLAMA, SILENT, XML, tokenizer_with
 from tests.tiny import VOCABULARY
 
@@ -162,3 +164,12 @@ def test_what_only_looks_like_a_call_is_text() -> None:
     for text in ('<tool_call>\n{"name": "other", "arguments": {}}', "<tool_call>\nHello", '{"name": "add"'):
         assert _events(CallReader(QWEN, ["add"]), [text]) == [Said(text)]
         assert _events(CallReader(BARE, ["add"]), [text]) == [Said(text)]
+
+
+def test_a_control_token_in_a_tool_is_text() -> None:
+    engine = Engine(TransformersBackend(lively()), tokenizer_with(HERMES), frozenset([END]))
+    for text in ("plain", "a <|end|> b"):
+        tool = {"type": "function", "function": {"name": "f", "description": text}}
+        tokens = engine.encode_chat([{"role": "user", "content": "a"}], [tool])
+        assert tokens.count(END) == 2  # of the tools and of the turn
+        assert text in engine.tokenizer.decode(tokens)
