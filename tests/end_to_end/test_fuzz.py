@@ -26,7 +26,9 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="l
 SEED = int(os.environ.get("SHEARS_FUZZ_SEED", "50"))
 LIMIT = 20.0  # seconds
 MEMORY = 8 * 10**9  # bytes that a call may take
-STOPPED: dict[int, tuple[int, ...]] = {signal.SIGINT: (130,), signal.SIGTERM: (130, 143, -signal.SIGTERM)}
+STOPPED: dict[int, tuple[int, ...]] = {
+    signal.SIGINT: (130, -signal.SIGINT), signal.SIGTERM: (130, 143, -signal.SIGTERM)
+}  # fmt: skip
 UNEXPLAINED = re.compile(
     r"Traceback|Exception ignored|CancelledError|Input should|validation error|\[type=|pydantic|object at 0x"
 )

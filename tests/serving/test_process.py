@@ -1,11 +1,13 @@
 """The server as a process: its address, its optional dependencies, its end."""
 
 import asyncio
+import json
 import logging
 import os
 import re
 import signal
 import socket
+import time
 from pathlib import Path
 
 import openai
@@ -15,10 +17,12 @@ pytest.importorskip("fastapi")
 
 import uvicorn
 
+import shears.serving.app  # noqa: F401  # so that forks find it imported
 from shears.errors import InputError
+from shears.runtime.generation.batch import Batch
 from shears.serving import server as serving_server
 from shears.serving.server import bind, serve
-from tests.processes import Process, until
+from tests.processes import Process, command_line, until
 from tests.tiny import save_tiny
 
 
@@ -85,6 +89,55 @@ def test_a_signal_before_the_server_handles_signals_ends_it(
         if process.poll() is None:
             process.kill()
     assert process.wait() == 0
+
+
+def _clients(url: str) -> list[socket.socket]:
+    """Connect clients: one that never reads, one that waits, halves of a body and a header, and nothing at all."""
+    body = json.dumps({"model": "model", "prompt": "a", "max_tokens": 1000, "temperature": 0}).encode()
+    stream = body[:-1] + b', "stream": true}'
+    path = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length:"
+    whole, streamed = (f"{path} {len(each)}\r\n\r\n".encode() + each for each in (body, stream))
+    host, port = url.removeprefix("http://").split("/")[0].split(":")
+    clients = []
+    for sent in (streamed, whole, whole[:-9], whole[:20], b""):
+        clients.append(socket.create_connection((host, int(port)), timeout=5))
+        clients[-1].sendall(sent)
+    return clients
+
+
+@pytest.mark.parametrize(
+    ("signals", "seconds", "code"),
+    [
+        ((signal.SIGTERM,), 0.1, 0),
+        ((signal.SIGINT, signal.SIGINT), 60.0, 130),
+    ],
+)
+def test_slow_clients_are_cut_without_a_traceback(
+    signals: tuple[int, ...], seconds: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = Batch.advance
+    monkeypatch.setattr(Batch, "advance", lambda batch: time.sleep(0.05) or advance(batch))
+    save_tiny(tmp_path / "model", "llama_untied")
+    words = f"serve model --port 0 --shutdown-seconds {seconds} --max-new-tokens 1000".split()
+    process = command_line(tmp_path / "log", tmp_path, *words)
+    try:
+        process.until(lambda: " answers at " in process.printed())
+        clients = _clients(re.findall(r"http\S+", process.printed())[0])
+        time.sleep(0.2)  # the server reads what they sent
+        for number in signals:
+            process.send_signal(number)
+            process.until(lambda: "no more requests are taken" in process.printed())
+        ended = process.wait()
+    finally:
+        if process.poll() is None:
+            process.kill()
+    printed = process.printed()
+    assert ended == code, printed
+    assert "3 connections were cut" in printed
+    assert ("error: stopped" in printed) == (code == 130)
+    assert not re.search("Traceback|Cancel|Exception|ERROR", printed)
+    for client in clients:
+        client.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

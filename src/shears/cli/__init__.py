@@ -25,7 +25,6 @@ QUIET = {
     "TQDM_DISABLE": "1",
 }
 INTERRUPTED = 130  # exit code of shells and of typer for Ctrl-C
-ANSWER_SIGNALS = ("chat", "serve")  # verbs that end themselves
 MANY_STAGES = ("compress", "run")  # they keep the stages that are finished
 HOW_TO_CONTINUE = {
     **dict.fromkeys(("heal", "train"), "--resume finishes it"),
@@ -60,14 +59,23 @@ class _ConsoleHandler(logging.Handler):
 def main() -> None:
     """Run the command line; exit with 0, 1 (disk, memory), 2 (wrong input), 130 (Ctrl-C) or 143 (SIGTERM)."""
     try:
-        if _verb() not in ANSWER_SIGNALS:
+        if _verb() != "chat":  # where Ctrl-C stops an answer, not the conversation
             signal.signal(signal.SIGTERM, _terminate)
         _run()
     except KeyboardInterrupt as error:  # also while libraries are imported
+        _let_signals_kill()
         from shears.errors import Interrupted
 
         cause = Interrupted.of(error)
         _fail("; ".join(filter(None, ["stopped", _what_is_kept(cause)])), 128 + cause.number)
+    finally:
+        _let_signals_kill()
+
+
+def _let_signals_kill() -> None:
+    """Let a further signal kill the process at once: nothing is left to do that it could interrupt."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _terminate(number: int, _: object) -> None:

@@ -92,7 +92,7 @@ class ServeConfig(RunningConfig):
     max_new_tokens: int = Field(2048, gt=0)
     """Longest answer a request may ask for, in tokens; also the default of a request that sets none."""
     shutdown_seconds: float = Field(10.0, ge=0.0)
-    """Seconds that running answers may take to end after SIGTERM."""
+    """Seconds that running answers may take to end after SIGTERM or Ctrl-C."""
 
 
 class BenchConfig(StageConfig):

@@ -13,7 +13,7 @@ from typing import Any
 from shears.config import ServeConfig
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
-from shears.errors import InputError, install_hint
+from shears.errors import InputError, Interrupted, install_hint
 from shears.runtime.generation.worker import Worker
 from shears.runtime.loading import load
 
@@ -26,8 +26,9 @@ REQUIRED = ("fastapi", "uvicorn")
 def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -> None:
     """Answer requests until SIGTERM or SIGINT; keywords are those of ServeConfig.
 
-    Then no new requests are taken, and running ones have `shutdown_seconds` to end. InputError
-    without fastapi and uvicorn, for an address that cannot be bound, and as `load`.
+    Then no new requests are taken, and running ones have `shutdown_seconds` to end; Interrupted if
+    a second SIGINT cuts them. InputError without fastapi and uvicorn, for an address that cannot be
+    bound, and as `load`.
     """
     wanted = _with_key(build(ServeConfig, "serve", config))
     if missing := [name for name in REQUIRED if find_spec(name) is None]:
@@ -39,19 +40,14 @@ def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -
             with _ended_by_signals(server):
                 server.run([listener])
     logger.info("the server has ended")
+    if server.is_hurried and server.num_cut:
+        raise Interrupted(signal.SIGINT)
 
 
 @contextmanager
 def _ended_by_signals(server: Any) -> Iterator[None]:
-    """Let signals end a server, also one that uvicorn does not handle yet.
-
-    uvicorn raises its signal again before the worker has ended; that one changes nothing.
-    """
-
-    def end(*_: object) -> None:
-        server.should_exit = True
-
-    handlers = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Let signals end a server, also before and after uvicorn handles them."""
+    handlers = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
@@ -85,23 +81,17 @@ def _with_key(config: ServeConfig) -> ServeConfig:
 
 
 def make_server(worker: Worker, name: str, config: ServeConfig, listener: socket.socket) -> Any:
-    """Return a uvicorn.Server; end it by `should_exit` or a signal."""
+    """Return an EndingServer; end it by `should_exit` or a signal."""
     import uvicorn
 
     from shears.serving.app import make_app
+    from shears.serving.ending import EndingServer
 
     config = _with_key(config)
     app = make_app(worker, name, config)
     app.router.lifespan_context = _announced(name, listener)
-    settings = uvicorn.Config(
-        app,
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=config.shutdown_seconds,
-    )
-    return uvicorn.Server(settings)
+    settings = uvicorn.Config(app, lifespan="on", log_level="warning", access_log=False, server_header=False)
+    return EndingServer(settings, config.shutdown_seconds)
 
 
 def _announced(name: str, listener: socket.socket) -> Any:
@@ -110,6 +100,5 @@ def _announced(name: str, listener: socket.socket) -> Any:
         host, port = listener.getsockname()[:2]
         logger.info("%s answers at http://%s:%d/v1 (Ctrl-C ends it)", name, f"[{host}]" if ":" in host else host, port)
         yield
-        logger.info("no more requests are taken")
 
     return lifespan
