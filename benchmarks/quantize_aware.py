@@ -89,7 +89,7 @@ def _row(arm: Arm, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(package)
     right = as_text(result.records)
     print(f"{arm}: {right.count('1')} of {len(right)}", flush=True)
-    size = record["bytes"]["model"] + record["bytes"]["adapter"]
+    size = record["bytes"]["model"]
     setting_of_cell = {"ranks": arguments.ranks_of_package, "embeddings": arguments.embeddings}
     figures = {"right": right, "bytes": size, "sparsity": record["sparsity"], "seconds": round(seconds, 1)}
     return {"task": arguments.task, **setting_of_cell, **figures, "environment": environment()}

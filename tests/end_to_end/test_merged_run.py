@@ -28,7 +28,7 @@ def test_a_run_can_end_in_one_model_with_every_zero(tmp_path: Path) -> None:
 
 
 def test_a_run_can_end_in_a_package(tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path), [*SHORT, "export.format=package"])
+    recipe = load_recipe(write_recipe(tmp_path), [*SHORT, "export.format=package", "export.values=fp32"])
     summary = shears.run(recipe, tmp_path / "run")
     assert [row["name"] for row in summary["models"]] == ["dense", "sparse", "package"]
     sparse, package = summary["models"][1:]

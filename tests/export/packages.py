@@ -8,11 +8,28 @@ from torch import Tensor
 
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.export.stage import export_adapter
+from shears.quantization.training import GRIDS
+from shears.records.artifacts import SEARCH_SPACE, SUB_ADAPTER, read_json
+from shears.records.peft_files import ADAPTER_CONFIG
 from tests.checkpoints.packed.test_layout import bits
 
 
 def package(source: Path | str, output: Path, **config: Any) -> Path:
-    return export_adapter(source, output, format="package", **config)
+    """Write a package; without `values` it keeps the model's own numbers, which come back bit for bit."""
+    own = {} if "values" in config or not _is_fp32(Path(source), config.get("model")) else {"values": "fp32"}
+    return export_adapter(source, output, format="package", **own, **config)
+
+
+def _is_fp32(source: Path, model: str | None) -> bool:
+    """Whether a model, or an adapter's base, is stored in fp32; False for an adapter with grids of int4."""
+    if (source / GRIDS).is_file():
+        return False
+    for name, key in ((SEARCH_SPACE, "base"), (SUB_ADAPTER, "base"), (ADAPTER_CONFIG, "base_model_name_or_path")):
+        if model is None and (source / name).is_file() and not (source / "config.json").is_file():
+            model = read_json(source / name)[key]
+    folder = Path(model or source)
+    is_model = any(folder.glob("*.safetensors"))
+    return is_model and all(tensor.dtype == torch.float32 for tensor in all_tensors(folder).values())
 
 
 def all_tensors(folder: Path) -> dict[str, Tensor]:

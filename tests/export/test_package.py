@@ -128,7 +128,8 @@ def test_zeros_everywhere_are_packed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "values", "held"),
     [
-        (torch.float32, "auto", "fp32"),
+        (torch.float32, "auto", "bf16"),
+        (torch.float32, "fp32", "fp32"),
         (BF16, "auto", "bf16"),
         (torch.float16, "auto", "bf16"),
         (torch.float32, "bf16", "bf16"),
@@ -137,12 +138,13 @@ def test_zeros_everywhere_are_packed(tmp_path: Path) -> None:
         (BF16, "int4", "int4"),
     ],
 )
-def test_values_are_of_the_models_dtype_unless_asked(
+def test_values_are_bf16_unless_asked_which_one_line_says(
     dtype: torch.dtype, values: str, held: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = half_sparse(tmp_path / "base", dtype=dtype)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         out = package(base, tmp_path / "out", values=values)
+    assert ("values auto: bf16, to which" in caplog.text) == (values == "auto" and dtype != BF16)
     index = read_package(out).index
     assert {entry.values for entry in index.packed.values()} == {held}
     of_model = {"fp32": torch.float32}.get(held, BF16)

@@ -62,7 +62,7 @@ def test_without_generation_settings_a_text_ends_at_the_configs_token(tmp_path: 
     (folder / "generation_config.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": [256, first]}))
-    package = export_adapter(folder, tmp_path / "package", format="package")
+    package = export_adapter(folder, tmp_path / "package", format="package", values="fp32")
     expected = load(folder).generate("a", max_new_tokens=3)
     assert expected.finish == "stop"
     with running_in(backend):

@@ -95,7 +95,7 @@ def package_line(folder: Path) -> str:
     }
     return (
         f"{record['num_linears']} linears packed as {record['values']}, {record['sparsity']:.1%} zeros, "
-        f"{sizes['linears']}; the model {sizes['model']}"
+        f"{sizes['linears']}; the file {sizes['model']}"
     )
 
 

@@ -93,8 +93,8 @@ class ExportConfig(StageConfig):
     base's zeros are lost; merged-sparse: one model that keeps every zero; package: sparse model and
     adapter in one packed file, smaller and faster on a CPU."""
     values: Annotated[Literal["auto", "fp32", "bf16", "int8", "int4"], DtypeMark] = "auto"
-    """For a package: number format of the nonzero weights; auto: the model's own, but bf16 for an
-    fp16 model, and int4 for an adapter trained with quantize_aware."""
+    """For a package: number format of the nonzero weights; auto: bf16, but int4 for an adapter
+    trained with quantize_aware. bf16 rounds the weights of an fp32 model, fp32 keeps them."""
     embeddings: Literal["keep", "int8", "int4", "auto"] = "keep"
     """For a package: keep embeddings and output head as they are, or quantize them to 8 bits with
     one scale per row, or to 4 bits with a scale and a zero point per row and 128 inputs; auto: the

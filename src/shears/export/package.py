@@ -171,6 +171,8 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     if source.grids:
         settings = settings.model_copy(update={"values": "int4"})
     form = choose_form(specs, settings, getattr(config.get_text_config(), "vocab_size", None))
+    if settings.values == "auto" and form.rest is not None:
+        logger.info("values auto: bf16, to which the model's numbers are rounded; --values fp32 keeps every bit")
     empty = empty_model(folder, config, torch.float32)
     if problem := _misfit(source.adapter, empty):
         raise InputError(f"an adapter must fit the model that it is packed with, {problem} in {folder}; name its base")
@@ -233,10 +235,14 @@ def _copy_configs(source: Source, work: Path, dtype: torch.dtype | None) -> None
 
 
 def _figures(packing: Packing, work: Path, source: Source) -> dict[str, Any]:
-    """Return sparsity, rounding error, and the sizes in bytes, packed and dense in the same dtype."""
+    """Return sparsity, rounding error, and the sizes in bytes, packed and dense.
+
+    `model` is the whole file, adapter included; dense are the model alone, with weights of the
+    dtype of the package's own dense tensors: fp32 beside fp32 values, else bf16.
+    """
     sums = packing.sums
     adapter = sum(tensor.numel() * tensor.element_size() for tensor in source.adapter.values())
-    model = (work / PACKAGE_FILE).stat().st_size - adapter
+    model = (work / PACKAGE_FILE).stat().st_size
     dense = sums.dense_bytes + sums.rest_bytes
     sizes = {"linears": sums.bytes, "linears_dense": sums.dense_bytes, "model": model, "model_dense": dense}
     return {
@@ -253,7 +259,8 @@ def _log(figures: Mapping[str, Any]) -> None:
     zeros = f"{figures['num_linears']} linears, {100 * figures['sparsity']:.1f} % zeros, {figures['values']} values"
     megabytes = {part: size / 1e6 for part, size in figures["bytes"].items()}
     sizes = {part: f"{megabytes[part]:.1f} MB, {ratio:.3f} of dense" for part, ratio in figures["ratio"].items()}
-    logger.info("packed %s, %s; the model %s", zeros, sizes["linears"], sizes["model"])
+    adapter = f", the adapter's {megabytes['adapter']:.1f} among them" if megabytes["adapter"] else ""
+    logger.info("packed %s, %s; the file %s%s", zeros, sizes["linears"], sizes["model"], adapter)
     if figures["negative_zeros"] > 0.01:
         share = 100 * figures["negative_zeros"]
         logger.warning(

@@ -67,10 +67,9 @@ class Form:
         return dtype if self.rest is None or not dtype.is_floating_point else self.rest
 
     def packed_values(self, dtype: torch.dtype) -> NumberFormat:
-        """Return the format of a packed weight: its own dtype where the package keeps the model's."""
-        if self.rest is None and self.values not in QUANTIZED and dtype in (torch.float32, torch.bfloat16):
-            return "fp32" if dtype == torch.float32 else "bf16"
-        return self.values
+        """Return the format of a packed weight: bf16 for one of bf16, also among values of fp32."""
+        keeps = self.rest is None and self.values == "fp32" and dtype == torch.bfloat16
+        return "bf16" if keeps else self.values
 
     def packed_entry(
         self, spec: Spec, num_kept: int, num_values: int, *, transposed: bool, on_grid: bool = False
@@ -98,7 +97,7 @@ class Form:
 
 
 def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: int | None) -> Form:
-    """Return the formats of the settings; `auto`: fp32 if most numbers are fp32, else bf16.
+    """Return the formats of the settings; `auto` is bf16.
 
     Other tensors keep their dtypes where the values have the main one. Otherwise they are converted
     too (to bf16 beside int8 and int4), so that the model has one dtype. InputError for tensors
@@ -111,8 +110,7 @@ def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: i
         if dtype.is_floating_point:
             sizes[dtype] += math.prod(shape)
     main = sizes.most_common(1)[0][0] if sizes else torch.float32
-    auto: NumberFormat = "fp32" if main == torch.float32 else "bf16"
-    values = auto if settings.values == "auto" else settings.values
+    values: NumberFormat = "bf16" if settings.values == "auto" else settings.values
     rest = torch.float32 if values == "fp32" else torch.bfloat16
     embeddings = settings.embeddings if settings.embeddings in QUANTIZED else False
     return Form(values, None if rest == main else rest, embeddings, vocabulary)

@@ -93,15 +93,20 @@ def ranks_by_kind(ranks: Mapping[str, int | Sequence[int]]) -> dict[str, str]:
 
 
 def size_table(record: Record) -> str | None:
-    """Return the sizes of a package and of the dense model; None for a record without sizes."""
+    """Return the sizes of a package, adapter included, and of the dense model; None without sizes."""
     sizes = record.get("bytes")
     if not sizes:
         return None
     rows = [
         ("packed", f"{sizes['model'] / 1e6:,.1f} MB"),
-        ("dense, same number format", f"{sizes['model_dense'] / 1e6:,.1f} MB"),
+        (f"dense, {dense_format(record)}", f"{sizes['model_dense'] / 1e6:,.1f} MB"),
     ]
     return "## Size\n\n" + table(("model", "on disk"), rows)
+
+
+def dense_format(record: Record) -> str:
+    """Return the number format of the dense model that a package is compared with."""
+    return "fp32" if record.get("values") == "fp32" else "bf16"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -12,7 +12,7 @@ from shears.config.evaluate import BASELINES
 from shears.errors import RECORD_ERRORS, InputError, first_line
 from shears.evaluation.comparison import paired
 from shears.records.artifacts import REPORT, write_text
-from shears.records.figures import seen_words
+from shears.records.figures import dense_format, seen_words
 from shears.records.paths import expanded
 from shears.records.version import __version__
 from shears.report.compressed import compressed_page, is_compressed
@@ -222,7 +222,7 @@ def _speed(run: Run) -> Iterator[Markup]:
 def _size(run: Run) -> Iterator[Markup]:
     if run.package is not None and (sizes := run.package.get("bytes")):
         packed, dense = sizes["model"], sizes["model_dense"]
-        meaning = "the size on disk of the dense model in the same number format"
+        meaning = f"the size on disk of the dense model in {dense_format(run.package)}"
         yield _headline(times(packed / dense), meaning, f"{size(packed)} against {size(dense)}")
 
 

@@ -64,7 +64,8 @@ def test_weights_of_a_package_are_used_as_they_are(path: str) -> None:
 )
 def test_a_package_runs_as_a_backend(name: str, options: dict[str, Any], path: str, tmp_path: Path) -> None:
     adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base", name))
-    package = export_adapter(adapter, tmp_path / "package", format="package", ranks="maximal", **options)
+    written = {"format": "package", "values": "fp32", "ranks": "maximal", **options}
+    package = export_adapter(adapter, tmp_path / "package", **written)
     backend = DropInBackend(package, threads=1)
     assert isinstance(backend, Backend)
     tokens = IDS[0].tolist()
@@ -87,7 +88,8 @@ def test_an_adapter_that_starts_from_its_base_runs_as_peft_runs_it(start: Any, p
     config = LoraConfig(r=3, target_modules=["q_proj", "up_proj"], init_lora_weights=start, task_type="CAUSAL_LM")
     model: Any = get_peft_model(load_model(base, device="cpu"), config)
     model.save_pretrained(str(tmp_path / "adapter"))
-    package = export_adapter(tmp_path / "adapter", tmp_path / "package", format="package", model=str(base))
+    written = {"format": "package", "values": "fp32", "model": str(base)}
+    package = export_adapter(tmp_path / "adapter", tmp_path / "package", **written)
     with torch.no_grad():
         expected = load_with_adapter(package)[0](input_ids=IDS[:1]).logits[0]
     backend = DropInBackend(package, threads=1)

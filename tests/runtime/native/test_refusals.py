@@ -89,7 +89,7 @@ def test_what_is_left_to_transformers_has_the_logits_of_peft(tmp_path: Path, cha
     settings = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
     adapted = get_peft_model(model, LoraConfig(**{**settings, **change})).eval()
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    package = export_adapter(str(tmp_path / "adapter"), tmp_path / "package", format="package")
+    package = export_adapter(str(tmp_path / "adapter"), tmp_path / "package", format="package", values="fp32")
     tokens = [*text(20), 7, 8, *text(20, seed=1)]
     engine = load(package)
     assert engine.backend.describe()["name"] == "drop-in"
