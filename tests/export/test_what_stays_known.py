@@ -1,6 +1,7 @@
 """The record of every export names the training data and the prompt template of its adapter."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -147,6 +148,29 @@ def test_changed_training_data_are_refused_as_calibration_text(there: bool, tmp_
     with pytest.raises(InputError, match=r"must be as it was .* add --calibration"):
         export_adapter(adapter, tmp_path / "merged", format="merged-sparse")
     assert sorted(path.name for path in tmp_path.glob("merged*")) == []
+
+
+@pytest.mark.parametrize("place", ["rows/train.jsonl", "runs/rows/train.jsonl", "train.jsonl"])
+def test_training_data_named_by_a_relative_path_are_found_from_another_folder(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _, adapter = _made(tmp_path, masked=False)
+    data.write_text(data.read_text() * 9)
+    record = read_record(adapter, SEARCH_SPACE)
+    named = {"data": "rows/train.jsonl", "data_sha256": source_fingerprint(str(data))}
+    write_json(adapter / SEARCH_SPACE, record | named | {"config": record["config"] | {"data": "rows/train.jsonl"}})
+    (tmp_path / "runs" / "elsewhere").mkdir(parents=True)
+    moved = adapter.rename(tmp_path / "runs" / adapter.name)
+    there = tmp_path / place
+    there.parent.mkdir(exist_ok=True)
+    data.rename(there)
+    monkeypatch.chdir(tmp_path / "runs" / "elsewhere")
+    (tmp_path / "runs" / "elsewhere" / "train.jsonl").write_text("other rows")
+    assert _trained_on(moved) == [there]
+    options: dict[str, Any] = {"format": "merged-sparse", "num_samples": 1, "sequence_length": 8, "device": "cpu"}
+    assert export_adapter(moved, tmp_path / "merged", model=str(tmp_path / "base"), **options).is_dir()
+    there.write_text("changed")
+    assert _trained_on(moved) == [Path("rows/train.jsonl")]
 
 
 @pytest.mark.parametrize("form", ["peft", "merged", "package"])

@@ -20,7 +20,7 @@ from shears.data.arithmetic import arithmetic_rows
 from shears.data.example import OWN_NAMES, Row, renamed
 from shears.errors import InputError, first_line
 from shears.records.artifacts import unique_keys
-from shears.records.paths import HUB_SOURCE, expanded, file_fingerprint, is_path
+from shears.records.paths import HUB_SOURCE, expanded, file_fingerprint, is_path, without_folders
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,21 @@ def source_fingerprint(source: str) -> str | None:
         return file_fingerprint(path)
     files = _saved_files(source)
     return file_fingerprint(*files) if files else None
+
+
+def located(source: str, sha256: str | None, folder: Path) -> str:
+    """Return where a record's data are: at the recorded name, or at it or its last part beside or above a folder.
+
+    Only data with the recorded sha256 are taken from there; the name as it is where there are none.
+    """
+    if sha256 is None or source_fingerprint(source) == sha256:
+        return source
+    above = folder.resolve().parents
+    for place in (str(near / name) for near in above for name in (source, without_folders(source))):
+        if source_fingerprint(place) == sha256:
+            logger.info("%s, the recorded training data, is read from %s", source, place)
+            return place
+    return source
 
 
 def refuse_same(one: str, other: str, rule: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from shears.data.example import OWN_NAMES, Row
 from shears.data.examples import Example
 from shears.data.prompts import question_id, question_of
-from shears.data.rows import read_rows, source_fingerprint
+from shears.data.rows import located, read_rows, source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation, Record
 from shears.records.artifacts import find_record, record_in, training_sources
@@ -38,9 +38,13 @@ class Trained(NamedTuple):
 
 
 def training_data(*artifacts: Path) -> list[Source]:
-    """Return the training data that records (of an adapter, its model) name, each once."""
-    records = [record_in(path) for path in map(find_record, artifacts) if path is not None]
-    sources = [source for each in records for source in training_sources(each)]
+    """Return the training data that records (of an adapter, its model) name, where they are now, each once."""
+    records = [(path.parent, record_in(path)) for path in map(find_record, artifacts) if path is not None]
+    sources = [
+        {**source, "data": located(str(source["data"]), source.get("data_sha256"), folder)}
+        for folder, record in records
+        for source in training_sources(record)
+    ]
     return list({(str(source["data"]), source.get("data_sha256")): source for source in sources}.values())
 
 

@@ -29,7 +29,7 @@ from shears.config.notation import num_bytes
 from shears.data.calibration import calibration_batches
 from shears.data.example import IGNORED, OWN_NAMES
 from shears.data.examples import load_examples, tokenize_all
-from shears.data.rows import source_fingerprint
+from shears.data.rows import located, source_fingerprint
 from shears.errors import InputError
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
 from shears.export.target import Changed, MergedModel, merge_into, with_masked, with_rounded, with_whole
@@ -81,7 +81,8 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
     projects = settings.format != "merged" and not chosen.masked
     figures: dict[str, Any] = {}
     if projects:
-        target, figures = merge_projected(base, work, chosen.updates, _calibration_text(chosen, settings), settings)
+        text = _calibration_text(chosen, settings, adapter)
+        target, figures = merge_projected(base, work, chosen.updates, text, settings)
     else:
         updates = chosen.padded_updates if chosen.grids else chosen.updates
         target, _ = merge_into(base, work, updates, settings.device, lambda target: _merge(target, chosen))
@@ -96,11 +97,13 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
     }
 
 
-def _calibration_text(chosen: SubAdapter, settings: ExportConfig) -> Text:
-    """Return the calibration text of the settings, or the adapter's unchanged training data."""
+def _calibration_text(chosen: SubAdapter, settings: ExportConfig, adapter: Path) -> Text:
+    """Return the calibration text of the settings, or the unchanged training data of an adapter's folder."""
     trained = training_source(chosen.record)
     source = settings.calibration or trained["data"]
     expected = trained["data_sha256"]
+    if settings.calibration is None and source is not None:
+        source = located(str(source), expected, adapter)
     if source is None:
         raise InputError(
             "merged-sparse must fit an adapter trained without sparse_adapter on a text, got none; add --calibration"
@@ -108,7 +111,8 @@ def _calibration_text(chosen: SubAdapter, settings: ExportConfig) -> Text:
     if settings.calibration is None and expected and (current := source_fingerprint(str(source))) != expected:
         raise InputError(
             f"merged-sparse fits this adapter on its training data, {source}, which must be as it was (sha256 "
-            f"{str(expected)[:12]}), got {current[:12] if current else 'no such file'}; add --calibration"
+            f"{str(expected)[:12]}), got {current[:12] if current else 'no such file'} here, nor beside or above "
+            f"{adapter}; add --calibration"
         )
     columns = trained.get("columns", OWN_NAMES) if settings.calibration is None else OWN_NAMES
     return Text(str(source), chosen.record["template"], columns)
