@@ -32,7 +32,7 @@ TURNS = [{"role": "user", "content": "Invent a person: name, age, a long story, 
 
 def seconds(engine: Engine, prompts: list[list[int]], options: Mapping[str, Any]) -> float:
     """Return CPU seconds per generated token, the reading of the prompts not counted."""
-    answers = [engine.answer(tokens, **{**options, "seed": seed}) for seed, tokens in enumerate(prompts)]
+    answers = [engine.new_answer(tokens, **{**options, "seed": seed}) for seed, tokens in enumerate(prompts)]
     for answer in answers:
         engine.batch.add(answer)
     while not all(answer.tokens for answer in answers):

@@ -210,7 +210,7 @@ async def _new_answers(worker: Worker, wanted: Wanted) -> list[Answer]:
             tokens = await asyncio.to_thread(engine.encode, prompt)
             for _ in range(wanted.body.num_choices):
                 own = {**options, "seed": (seed + len(answers)) % 2**63 if answers else seed}
-                answers.append(engine.answer(tokens, **own))
+                answers.append(engine.new_answer(tokens, **own))
     except InputError as error:
         raise RequestError(400, str(error)) from None
     return answers

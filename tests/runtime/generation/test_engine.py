@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from shears.errors import InputError
+from shears.runtime.generation.answer import Generation
 from shears.runtime.generation.batch import PREFILL_CHUNK
 from shears.runtime.generation.engine import Engine
 from tests.runtime.generation.backends import END, PROMPTS, TOKENIZER, always, engine_of, greedy, lively
@@ -110,7 +111,7 @@ def test_long_prompts_are_read_in_pieces_while_others_go_on() -> None:
     model = lively("llama")
     model.config.max_position_embeddings = 4 * PREFILL_CHUNK
     engine = engine_of(model)
-    long, short = engine.answer("abc" * PREFILL_CHUNK, max_new_tokens=2), engine.answer("a", max_new_tokens=6)
+    long, short = engine.new_answer("abc" * PREFILL_CHUNK, max_new_tokens=2), engine.new_answer("a", max_new_tokens=6)
     engine.batch.add(short)
     engine.batch.add(long)
     while not long.tokens:
@@ -161,7 +162,7 @@ def test_kept_sequences_make_way_for_others() -> None:
 def test_a_text_that_is_left_is_gone_on_from_too() -> None:
     engine = engine_of(lively(), 1)
     engine.batch.num_kept = 1
-    left = engine.answer("hello", max_new_tokens=100)
+    left = engine.new_answer("hello", max_new_tokens=100)
     engine.batch.add(left)
     for _ in range(3):
         engine.batch.advance()
@@ -196,7 +197,7 @@ def test_a_mistake_is_refused_and_leaves_no_text_behind(prompt: Any, options: di
 
 def test_a_text_that_fails_leaves_the_others_undisturbed() -> None:
     engine = engine_of(lively())
-    good, bad = engine.answer("ab", max_new_tokens=4), engine.answer([999], max_new_tokens=4)
+    good, bad = engine.new_answer("ab", max_new_tokens=4), engine.new_answer([999], max_new_tokens=4)
     for answer in (bad, good):
         engine.batch.add(answer)
     while not good.done:
@@ -224,3 +225,19 @@ def test_a_model_without_a_chat_template_that_works_cannot_chat(message: str) ->
             engine.encode_chat([{"role": "user", "content": "hi"}])
     finally:
         engine.tokenizer.chat_template = before
+
+
+def test_messages_get_a_whole_answer() -> None:
+    engine = engine_of(lively())
+    engine.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    try:
+        turn = {"role": "user", "content": "hi"}
+        given = engine.generate(engine.encode_chat([turn]), max_new_tokens=5)
+        assert isinstance(given, Generation)
+        assert engine.answer([turn], max_new_tokens=5) == engine.answer("hi", max_new_tokens=5) == given
+        with pytest.raises(InputError, match="must be a list of|must suit"):
+            engine.answer([{"content": "hi"}])
+        with pytest.raises(InputError, match="must be a text or token ids, got {'role'.* give messages to `answer`"):
+            Engine.encode.__wrapped__(engine, [turn])  # type: ignore[attr-defined]  # types unchecked, as a user's
+    finally:
+        engine.tokenizer.chat_template = None

@@ -63,11 +63,11 @@ def test_every_answer_of_an_untrained_model_parses_and_validates(make: Any, coun
     prompts = [f"{PROMPTS[number % 5]}{number}" for number in range(count)]
     options = {"max_new_tokens": 30, "temperature": 1.0, "top_p": 0.99}
     rules = engine.grammars.of_schema(SCHEMA)
-    held = [engine.answer(prompt, grammar=rules, seed=seed, **options) for seed, prompt in enumerate(prompts)]
+    held = [engine.new_answer(prompt, grammar=rules, seed=seed, **options) for seed, prompt in enumerate(prompts)]
     answers = finished(engine, held)
     assert sum(valid(answer.text) and answer.finish == "stop" for answer in answers) == count
     assert len({answer.text for answer in answers}) > 8
-    free = [engine.answer(prompt, seed=seed, **options) for seed, prompt in enumerate(prompts[:8])]
+    free = [engine.new_answer(prompt, seed=seed, **options) for seed, prompt in enumerate(prompts[:8])]
     assert not any(valid(answer.text) for answer in finished(engine, free))
 
 
@@ -78,8 +78,8 @@ def test_a_constrained_answer_changes_nothing_for_those_beside_it(make: Any) -> 
     alone = [engine.generate(prompt, seed=seed, **options) for seed, prompt in enumerate(PROMPTS)]
     held = engine.generate(PROMPTS[0], json_schema=SCHEMA, seed=9, **options)
     rules = engine.grammars.of_schema(SCHEMA)
-    beside = [engine.answer(prompt, seed=seed, **options) for seed, prompt in enumerate(PROMPTS)]
-    constrained = [engine.answer(PROMPTS[0], grammar=rules, seed=9, **options) for _ in range(3)]
+    beside = [engine.new_answer(prompt, seed=seed, **options) for seed, prompt in enumerate(PROMPTS)]
+    constrained = [engine.new_answer(PROMPTS[0], grammar=rules, seed=9, **options) for _ in range(3)]
     finished(engine, [constrained[0], *beside[:2], constrained[1], *beside[2:], constrained[2]])
     assert [answer.result() for answer in beside] == alone
     assert [answer.result() for answer in constrained] == [held] * 3

@@ -45,7 +45,7 @@ def test_a_text_that_is_left_gives_its_place_back() -> None:
 
 def test_several_texts_are_taken_on_together_or_not_at_all() -> None:
     with Worker(engine_of(always(LETTER), 2), max_waiting=1) as worker:
-        answers = [worker.engine.answer("a", max_new_tokens=10**6) for _ in range(4)]
+        answers = [worker.engine.new_answer("a", max_new_tokens=10**6) for _ in range(4)]
         with pytest.raises(InputError, match="at most 3 texts can be open at once, got 4; ask for fewer"):
             worker.submit(answers, [lambda piece, last: None] * 4)
         assert worker.num_open == 0

@@ -4,6 +4,7 @@
     print(engine.generate("The capital of France is", max_new_tokens=8).text)
     for piece in engine.stream("Once upon a time", temperature=0.7, seed=1): ...
     engine.generate("Ann, aged 31:", json_schema={"type": "object", "properties": {"age": {"type": "integer"}}})
+    print(engine.answer([{"role": "user", "content": "What is 1 + 1?"}]).text)
 
 One thread at a time may use an engine; shears.runtime.generation.worker lets several share one.
 """
@@ -55,7 +56,7 @@ class Engine:
         """
         if (schema := options.pop("json_schema", None)) is not None:
             options["grammar"] = self.grammars.of_schema(schema)
-        answers = [self.answer(prompt, **options) for prompt in prompts]
+        answers = [self.new_answer(prompt, **options) for prompt in prompts]
         try:
             for answer in answers:
                 self.batch.add(answer)
@@ -68,7 +69,7 @@ class Engine:
 
     def stream(self, prompt: Prompt, **options: Any) -> Generator[str, None, None]:
         """Yield the continuation of a prompt in pieces; joined, they are that of `generate`."""
-        answer = self.answer(prompt, **options)
+        answer = self.new_answer(prompt, **options)
         self.batch.add(answer)
         return self._pieces(answer)
 
@@ -85,7 +86,15 @@ class Engine:
         finally:
             self.batch.remove(answer)
 
-    def answer(
+    def answer(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Generation:
+        """Return the answer to a conversation, as `generate`; a text is one turn of the user.
+
+        InputError as in `encode_chat` and `generate`.
+        """
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return self.generate(self.encode_chat(turns), **options)
+
+    def new_answer(
         self,
         prompt: Prompt,
         *,
@@ -94,7 +103,7 @@ class Engine:
         num_likeliest: int | None = None,
         **options: Any,
     ) -> Answer:
-        """Return a new answer, not yet in the batch."""
+        """Return the continuation of a prompt, not yet begun: `batch.add` begins it."""
         if json_schema is not None:
             grammar = self.grammars.of_schema(json_schema)
         demands = Demands(None if grammar is None else grammar.begin(), num_likeliest)
@@ -102,8 +111,15 @@ class Engine:
         return Answer(self.encode(prompt), sampling, self.text_settings, demands=demands)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Return a text's tokens, with the tokenizer's start token; tokens stay as they are."""
+        """Return a text's tokens, with the tokenizer's start token; tokens stay as they are.
+
+        InputError for anything else.
+        """
         if not isinstance(prompt, str):
+            if others := [token for token in prompt if not hasattr(token, "__index__")]:
+                raise InputError(
+                    f"a prompt must be a text or token ids, got {others[0]!r:.60} in a list; give messages to `answer`"
+                )
             return list(prompt)
         return prompt_ids([prompt], self.tokenizer)[0] if prompt else []
 

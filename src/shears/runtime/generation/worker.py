@@ -79,7 +79,7 @@ class Worker:
 
     def stream(self, prompt: Prompt, **options: Any) -> Generator[str, None, None]:
         """Yield a prompt's continuation in pieces, as `Engine.stream` does, from any thread."""
-        return self.stream_answer(self.engine.answer(prompt, **options))
+        return self.stream_answer(self.engine.new_answer(prompt, **options))
 
     def stream_answer(self, answer: Answer) -> Generator[str, None, None]:
         """Yield an answer's pieces; closing the generator before the end cancels the answer."""
