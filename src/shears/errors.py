@@ -42,6 +42,11 @@ class Interrupted(KeyboardInterrupt):
         return error if isinstance(error, cls) else cls()
 
 
+def heard_signals() -> list[signal.Signals]:
+    """Return SIGINT and SIGTERM without those that the caller ignores, as a script does for `shears train &`."""
+    return [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+
+
 def install_hint(extra: str) -> str:
     """Return the command that installs an optional part of shears, such as serve."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"

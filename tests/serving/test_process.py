@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -116,7 +117,12 @@ def test_slow_clients_are_cut_without_a_traceback(
     signals: tuple[int, ...], seconds: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advance = Batch.advance
-    monkeypatch.setattr(Batch, "advance", lambda batch: time.sleep(0.05) or advance(batch))
+
+    def slow(batch: Any) -> Any:
+        time.sleep(0.05)
+        return advance(batch)
+
+    monkeypatch.setattr(Batch, "advance", slow)
     save_tiny(tmp_path / "model", "llama_untied")
     words = f"serve model --port 0 --shutdown-seconds {seconds} --max-new-tokens 1000".split()
     process = command_line(tmp_path / "log", tmp_path, *words)

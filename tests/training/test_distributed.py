@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from shears.adapt.train import train
 from shears.cli import main
 from shears.errors import InputError
+from shears.training.checkpoints import last_steps
 from tests.processes import DEADLINE, Process, command_line
 from tests.tiny import save_tiny
 from tests.training.small_training import SETTINGS, assert_close, assert_same, log, pad_batches
@@ -145,6 +146,23 @@ def test_killed_processes_resume_to_the_same_bits(folder: Path) -> None:
     assert logged.count("training 17 examples") == 1  # only the first process logs
     assert written.count("Next:") == 1
     assert_same(folder / "whole", folder / "killed")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_both_at_one_step_and_a_resume_gives_the_same_bits(folder: Path) -> None:
+    processes = start_two(folder, verb(folder, "stopped"))
+    checkpoints = folder / "stopped.partial" / "checkpoints"
+    processes[0].until((checkpoints / "checkpoint-4" / "whole.json").exists)
+    processes[1].send_signal(signal.SIGTERM)  # the other one hears of it after the step in hand
+    assert [process.wait() for process in processes] == [128 + signal.SIGTERM] * 2
+    last = max(last_steps(checkpoints))
+    first, second = (process.printed().splitlines() for process in processes)
+    assert first[-1] == f"error: stopped; --resume continues from step {last}"
+    assert "error:" not in "".join(second)
+    again = start_two(folder, [*verb(folder, "stopped"), "--resume"])
+    assert [process.wait() for process in again] == [0, 0]
+    assert f"30 steps from {last}" in again[0].printed()
+    assert_same(folder / "whole", folder / "stopped")
 
 
 def start_two(folder: Path, words: list[str]) -> list[Process]:

@@ -29,7 +29,7 @@ MANY_STAGES = ("compress", "run")  # they keep the stages that are finished
 HOW_TO_CONTINUE = {
     **dict.fromkeys(("heal", "train"), "--resume finishes it"),
     "search": "--resume continues with the evaluations so far",
-    **dict.fromkeys(("compress", "write", "run"), "the same command continues from there"),
+    **dict.fromkeys(("compress", "evaluate", "write", "run"), "the same command continues from there"),
 }
 ADVICE: Mapping[str, tuple[str, ...]] = {
     "write": ("max_new_tokens=128", "precision=bf16", "device=cpu"),
@@ -74,7 +74,9 @@ def main() -> None:
 
 def _let_signals_kill() -> None:
     """Let a further signal kill the process at once: nothing is left to do that it could interrupt."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    from shears.errors import heard_signals
+
+    for number in heard_signals():
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -160,10 +162,10 @@ def _check_words(words: Sequence[str]) -> None:
     Records cannot hold such bytes. Only heal and train may be started by a launcher.
     """
     from shears.errors import InputError
-    from shears.progress import launched
+    from shears.progress import LAUNCHER, launched
 
     verb = _verb()
-    several = os.environ.get("WORLD_SIZE", "1")
+    several = os.environ.get("WORLD_SIZE", LAUNCHER["WORLD_SIZE"])
     if verb not in ("heal", "train", "") and several.isdecimal() and int(several) > 1:
         todo = "start it without a launcher"
         raise InputError(f"only heal and train run on several processes, got {verb} on {several}; {todo}")

@@ -2,13 +2,15 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shears.data.example import Example, prompt_of
 from shears.data.prompts import question_id
+from shears.errors import Interrupted
 from shears.evaluation.statistics import share_of_parts, wilson_interval
 from shears.records.figures import CUT
 from shears.records.journal import append_row, read_rows, write_rows
@@ -142,9 +144,27 @@ class TextJournal:
         words, cut = zip(*texts, strict=True)
         append_row(self.path, {"numbers": list(numbers), "texts": list(words), CUT: list(cut)})
 
+    @property
+    def has_texts(self) -> bool:
+        """Whether there are texts from which an evaluation resumes."""
+        return len(read_rows(self.path)) > 1
+
     def close(self) -> None:
         """Remove the file; call it when the output holds the texts."""
         self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def kept_at_a_signal() -> Iterator[list[TextJournal]]:
+    """Yield a list for journals; an interruption says whether they have texts, and removes them if not."""
+    journals: list[TextJournal] = []
+    try:
+        yield journals
+    except KeyboardInterrupt as error:
+        is_kept = any(journal.has_texts for journal in journals)
+        for journal in journals if not is_kept else ():
+            journal.close()
+        raise Interrupted(Interrupted.of(error).number, is_kept=is_kept or None) from error
 
 
 def _is_batch(content: Any) -> bool:

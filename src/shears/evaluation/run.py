@@ -28,7 +28,13 @@ from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.continuous import NativeRanks, open_native_ranks, wanted_for
 from shears.evaluation.curve import allowed_ranks, curve, tied
-from shears.evaluation.records import Evaluation, TextJournal, journal_path, settings_fingerprint
+from shears.evaluation.records import (
+    Evaluation,
+    TextJournal,
+    journal_path,
+    kept_at_a_signal,
+    settings_fingerprint,
+)
 from shears.evaluation.tasks.registry import check_data, evaluate_task
 from shears.models.devices import autocast, device_of, keep_casts, pick_device
 from shears.models.load import load_tokenizer, load_with_adapter
@@ -96,15 +102,15 @@ def evaluate(
     also = {"template": settings.template, "settings_sha256": settings_fingerprint(*parts)}
     keep_casts(subject.model)  # PEFT freezes the base model, whose weights autocast would cast at every forward
     evaluations: dict[int | None, Evaluation] = {}
-    journals: list[TextJournal] = []
-    for rank, ranks in subject.ranks.items():
-        subject.activate(ranks)
-        journal = None
-        if path is not None and settings.generates:
-            at = {} if ranks is None else {"ranks": dict(ranks)}
-            journal = TextJournal(journal_path(path, rank), {**identity, **also, **at, **_by(subject)})
-            journals.append(journal)
-        evaluations[rank] = _evaluated(subject, settings, journal, parts)
+    with kept_at_a_signal() as journals:
+        for rank, ranks in subject.ranks.items():
+            subject.activate(ranks)
+            journal = None
+            if path is not None and settings.generates:
+                at = {} if ranks is None else {"ranks": dict(ranks)}
+                journal = TextJournal(journal_path(path, rank), {**identity, **also, **at, **_by(subject)})
+                journals.append(journal)
+            evaluations[rank] = _evaluated(subject, settings, journal, parts)
     evaluation = _joined(subject, evaluations)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,8 @@ POLL = 0.05  # seconds
 class EndingServer(uvicorn.Server):  # type: ignore[misc]  # uvicorn is an extra, mypy does not follow it
     """Ends at the first signal: running answers have `seconds`; a second Ctrl-C disconnects them."""
 
+    should_exit: bool
+
     def __init__(self, config: uvicorn.Config, seconds: float) -> None:
         super().__init__(config)
         self.seconds = seconds

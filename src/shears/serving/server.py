@@ -13,7 +13,7 @@ from typing import Any
 from shears.config import ServeConfig
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
-from shears.errors import InputError, Interrupted, install_hint
+from shears.errors import InputError, Interrupted, heard_signals, install_hint
 from shears.runtime.generation.worker import Worker
 from shears.runtime.loading import load
 
@@ -47,7 +47,7 @@ def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -
 @contextmanager
 def _ended_by_signals(server: Any) -> Iterator[None]:
     """Let signals end a server, also before and after uvicorn handles them."""
-    handlers = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.signal(number, server.handle_exit) for number in heard_signals()}
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from shears.errors import Interrupted
+from shears.errors import Interrupted, heard_signals
 from shears.training.processes import num_processes
 
 SECONDS = 120.0  # between two checkpoints
@@ -56,7 +56,7 @@ class SaveInTime(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.signal(number, self._note) for number in heard_signals()}
         try:
             yield
             if self._agreed()[0]:
