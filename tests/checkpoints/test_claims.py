@@ -80,3 +80,17 @@ def test_an_adapter_claims_no_larger_rank_than_its_weights_have(folders: Path, t
 @pytest.mark.parametrize("name", [*CONFIGS, *MORE_CONFIGS])
 def test_no_architecture_claims_more_than_it_has(tmp_path: Path, name: str) -> None:
     known_config(save_tiny(tmp_path / name, name))
+
+
+def test_an_inner_size_that_no_layer_has_is_no_claim(tmp_path: Path) -> None:
+    experts = save_tiny(tmp_path / "model", "qwen3_moe", decoder_sparse_step=1)
+    folder = claiming(experts, tmp_path / "claims", intermediate_size=ENORMOUS)
+    assert load_model(folder).config.intermediate_size == ENORMOUS
+    with pytest.raises(InputError, match="got moe_intermediate_size 1,000,000,000 beside"):
+        known_config(claiming(folder, tmp_path / "more", moe_intermediate_size=ENORMOUS))
+
+
+def test_an_inner_size_of_dense_layers_among_experts_is_refused_by_its_shape(tmp_path: Path) -> None:
+    folder = claiming(save_tiny(tmp_path / "model", "qwen3_moe"), tmp_path / "claims", intermediate_size=ENORMOUS)
+    with pytest.raises(InputError, match="must be a causal language model that transformers loads"):
+        load_model(folder)

@@ -15,7 +15,9 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 HIDDEN = ("hidden_size", "n_embd", "d_model")
 VOCABULARY = ("vocab_size",)
-INNER = ("intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+DENSE_INNER = "intermediate_size"
+EXPERT_INNER = "moe_intermediate_size"
+INNER = (DENSE_INNER, EXPERT_INNER, "n_inner", "ffn_dim", "ffn_hidden_size")
 HEADS = ("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads", "head_dim")
 RANKS = ("r", "rank_pattern")  # of an adapter's config
 NUMBERS = (*LAYERS, *EXPERTS, *HIDDEN, *VOCABULARY, *INNER, *HEADS, "rope_theta", "rms_norm_eps", "r",
@@ -28,8 +30,9 @@ def refuse_claims(folder: Path, name: str, config: Mapping[str, Any]) -> None:
     """Raise InputError where the config in a file claims more than the folder's weights can be.
 
     Every layer has a tensor of its own; every layer, word, expert and inner unit has a vector of
-    the hidden size. Quantized weights count as one bit each. InputError for a word in a number's
-    place, too.
+    the hidden size; the inner units of dense layers are left to the loaders, which compare shapes,
+    where all layers may have experts. Quantized weights count as one bit each. InputError for a
+    word in a number's place, too.
     """
     stored = list(_stored(folder))
     held = sum(map(_numbers, stored))
@@ -38,11 +41,12 @@ def refuse_claims(folder: Path, name: str, config: Mapping[str, Any]) -> None:
             if isinstance(value := part.get(key), str):
                 raise InputError(f"{folder / name} must hold a number as {key}, got {value!r:.40}; restore that file")
         layers = () if "peft_type" in part else LAYERS  # an adapter names those of its base
+        inner = [key for key in INNER if key != DENSE_INNER or EXPERT_INNER not in part]
         width = max((size for _, size in _sizes(part, HIDDEN)), default=1)
         for keys, least, most in (
             (layers, 1, len(stored)),
             ((*HIDDEN, *HEADS, *RANKS), 1, held),
-            ((*EXPERTS, *VOCABULARY, *INNER), width, held),
+            ((*EXPERTS, *VOCABULARY, *inner), width, held),
         ):
             for key, size in _sizes(part, keys):
                 if (stored and size * least > most) or (not stored and key in COUNTED and size > WITHOUT_FILES):
