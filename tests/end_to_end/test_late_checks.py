@@ -87,6 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "file").touch()
     (made / "taken").mkdir()
     (made / "taken" / "mine").touch()
+    (made / "recipe.yaml").write_text("model: base\noutput: out\nsparsify: {method: magnitude, device: cpu}\n")
     options: dict[str, Any] = {"ranks": (4, 2), "alpha": 8.0, "max_steps": 1, "batch_size": 2, "device": "cpu"}
     shears.train(made / "base", made / "adapter", data=str(made / "rows.jsonl"), **options)
     return made
@@ -136,6 +137,9 @@ def test_a_run_is_refused_before_its_first_stage(setting: str, unread: list[Path
 FULL = {
     "sparsify base out --method magnitude": "0.1 MB",
     "heal base out --teacher other --tokens 64 --sequence-length 16 --data words.txt --device cpu": "0.1 MB",
+    "train base out --data rows.jsonl --ranks 4,2 --max-steps 1 --batch-size 2 --device cpu": "MB",
+    "train base out --data rows.jsonl --teacher other --max-steps 1 --batch-size 2 --device cpu": "MB",
+    "run recipe.yaml --output out": "0.1 MB",
     "export base out --format package": "MB",
     "export adapter out --format merged": "0.1 MB",
     "compress base out --target 0.05MB --calibration words.txt --sequence-length 16": "MB",
@@ -148,6 +152,7 @@ def test_a_full_disk_is_refused_before_the_work(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(folders, "free_bytes", lambda _: 9_000)
+    monkeypatch.setattr("shears.adapt.train.open_teacher", lambda *_, **__: pytest.fail("the teacher computes"))
     before = sorted(folder.rglob("*"))
     code, _, errors = call(*shlex.split(words))
     assert code == 2, errors

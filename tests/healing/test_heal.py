@@ -236,14 +236,18 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
             healed(models, tmp_path / "healed", **changes)
         assert not (tmp_path / "healed").exists()
         assert not (tmp_path / "healed.partial").exists()
+
+
+@pytest.mark.parametrize("data", ["text.txt", "self"])
+def test_a_model_without_zeros_is_refused_before_anything_is_computed(
+    data: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("prepare", "text_source"):
+        monkeypatch.setattr(f"shears.healing.stage.{name}", lambda *_: pytest.fail("work before the check"))
+    source = data if data == "self" else str(models / data)
     with pytest.raises(InputError, match="must have zeros, the linears of .*dense have none"):
-        heal(
-            models / "dense",
-            tmp_path / "healed",
-            teacher=str(models / "sparse"),
-            data=str(models / "text.txt"),
-            **SETTINGS,
-        )
+        heal(models / "dense", tmp_path / "healed", teacher=str(models / "sparse"), data=source, **SETTINGS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_warmup_that_is_not_below_the_steps_is_refused_before_anything_is_read(tmp_path: Path) -> None:

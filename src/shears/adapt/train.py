@@ -8,30 +8,41 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from shears.adapt.elastic import reorder
 from shears.adapt.groups import resolved_groups
 from shears.adapt.initial import without_start
 from shears.adapt.polar import fold_polar
-from shears.adapt.prepare import LOKR_SIDE, AdapterWeights, PreparedAdapter, prepare, read_training_rows
+from shears.adapt.prepare import (
+    LOKR_SIDE,
+    AdapterWeights,
+    PreparedAdapter,
+    build_space,
+    prepare,
+    read_training_rows,
+)
 from shears.adapt.sampling import NLSCallback
 from shears.adapt.space import SearchSpace
+from shears.checkpoints.conversion import empty_model, known_config
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
 from shears.data.rows import refuse_same, source_fingerprint
+from shears.models.blocks import weight_oi
 from shears.models.devices import pick_device
 from shears.models.grid_adapter import LEARNT, current_grids
 from shears.models.ref import ModelRef, resolve
 from shears.progress import is_first_process
 from shears.quantization.training import write_grids
 from shears.records import artifacts
+from shears.records.folders import refuse_full_disk
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.records.version import __version__
 from shears.training.cached_teacher import open_teacher
 from shears.training.distillation import Loss
-from shears.training.loop import Training, check_warmup, fit
+from shears.training.loop import CHECKPOINT_BYTES, Training, check_warmup, fit
 from shears.training.packed_attention import attend_by_example
 from shears.training.processes import raise_in_all, shard_frozen, wait
 from shears.training.stage import Origin, Stage, origin_of, run_stage
@@ -97,6 +108,7 @@ def _fitted(base: ModelRef, source: TeacherSource | None, work: Path, settings: 
     """Return the model with its trained adapter."""
     rows = raise_in_all(lambda: read_training_rows(base, settings))
     check_warmup(settings, settings.num_steps(len(rows.train)))
+    raise_in_all(lambda: _check_room(base, work, settings))
     loss, packing = Loss(), True
     if source:
         seen = _examples_seen(settings, [len(row.input_ids) for row in rows.train])
@@ -106,6 +118,19 @@ def _fitted(base: ModelRef, source: TeacherSource | None, work: Path, settings: 
     prepared = raise_in_all(lambda: prepare(base, settings, rows))
     fit(training_of(prepared, settings, loss, packing=packing), work, settings)
     return prepared
+
+
+def _check_room(base: ModelRef, work: Path, settings: TrainConfig) -> None:
+    """Raise InputError, before a teacher computes, for groups that misfit and a disk without room for a checkpoint.
+
+    The loop checks the exact size; LoKr trains fewer numbers than counted here, and is left to it.
+    """
+    model = empty_model(base.folder, known_config(base.folder), torch.float32)
+    space = build_space(model, settings.groups, settings.ranks)
+    names = (name for group in space.modules.values() for name in group)
+    sides = sum(sum(weight_oi(model.get_submodule(name)).shape) for name in names)
+    if settings.adapter == "lora":
+        refuse_full_disk(work, CHECKPOINT_BYTES * space.max_rank * sides)
 
 
 def training_of(

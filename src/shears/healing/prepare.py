@@ -4,8 +4,9 @@ import logging
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shears.checkpoints.conversion import known_config
-from shears.checkpoints.zeros import zeros_share
+from shears.checkpoints.packed.index import is_block_matrix
+from shears.checkpoints.tensor_files import TensorFiles
+from shears.checkpoints.zeros import count_zeros, zeros_share
 from shears.config import HealConfig
 from shears.data.calibration import text_tokens
 from shears.data.example import IGNORED, Tokenized
@@ -14,7 +15,7 @@ from shears.healing.linears import HealedWeights, Refresh, add_recovery, train_k
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import load_model, load_tokenizer, refuse_unknown
-from shears.models.properties import num_embeddings, positions_in, refuse_longer
+from shears.models.properties import num_embeddings
 from shears.models.ref import ModelRef, resolve
 from shears.training.batches import padding
 from shears.training.cached_teacher import open_teacher
@@ -33,11 +34,12 @@ MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text 
 def teacher_of(sparse: ModelRef, settings: HealConfig) -> TeacherSource:
     """Return the teacher of the settings, by default the model that `sparse` was pruned from.
 
-    InputError where there is none, or where it is the sparse model itself.
+    InputError where there is none, where it is the sparse model itself or has another vocabulary.
     """
     teacher = find_teacher(settings.teacher) if settings.teacher is not None else _pruned_from(sparse)
     if teacher.fingerprint == sparse.fingerprint:
         raise InputError(f"the teacher must be another model than the one to heal, both are {teacher.name}")
+    refuse_other_vocabulary(teacher, sparse)
     return teacher
 
 
@@ -53,13 +55,23 @@ def _pruned_from(sparse: ModelRef) -> TeacherSource:
     return teacher
 
 
+def refuse_dense(sparse: ModelRef) -> None:
+    """Raise InputError if no matrix of the blocks has a zero in its files, before anything is computed."""
+    files = TensorFiles(sparse.folder)
+    matrices = (name for name in files.names if is_block_matrix(name, (files.dtype(name), files.shape(name))))
+    if not any(count_zeros(files.load(name)) for name in matrices):
+        raise _dense(sparse)
+
+
+def _dense(sparse: ModelRef) -> InputError:
+    return InputError(f"the model to heal must have zeros, the linears of {sparse.name} have none; sparsify it first")
+
+
 def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Training:
     """Load models and text; return what the loop trains, on padded sequences of one length.
 
     InputError for anything unusable, before the text is trained on.
     """
-    refuse_other_vocabulary(source, sparse)
-    refuse_longer(settings.sequence_length, positions_in(known_config(sparse.folder)))  # before the teacher computes
     tokenizer = load_tokenizer(sparse)
     rows = sequences(tokenizer, settings)
     pad_id = padding(tokenizer)
@@ -107,9 +119,7 @@ def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig) -> No
     blocks = decoder_blocks(model)[1]
     zeros = zeros_share(model.get_parameter(f"{name}.weight") for name in linears)
     if not zeros:
-        raise InputError(
-            f"the model to heal must have zeros, the linears of {sparse.name} have none; sparsify it first"
-        )
+        raise _dense(sparse)
     size = sum(matrix.shape[0] * matrix.shape[1] for matrix in linears.values())
     total = sum(parameter.numel() for parameter in blocks.parameters() if parameter.ndim > 1)
     if size < total:

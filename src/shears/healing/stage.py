@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shears.checkpoints.conversion import known_config
 from shears.checkpoints.tensor_files import TensorFiles, weights_bytes
 from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
@@ -18,10 +19,11 @@ from shears.data.calibration import check_text
 from shears.data.examples import rows_fingerprint
 from shears.errors import InputError
 from shears.healing.linears import kept_weights, recovery_fingerprint, write_healed_recovery
-from shears.healing.prepare import SCHEDULER, VERB, prepare, teacher_of
+from shears.healing.prepare import SCHEDULER, VERB, prepare, refuse_dense, teacher_of
 from shears.models.blockwise.matrices import block_matrices
 from shears.models.blockwise.sources import BlockSource
 from shears.models.load import copy_configs, save_tokenizer
+from shears.models.properties import positions_in, refuse_longer
 from shears.models.ref import ModelRef, resolve
 from shears.progress import is_first_process
 from shears.records.artifacts import (
@@ -76,6 +78,7 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     recorded = {"teacher": teacher.recorded_name, **origin}
 
     def fit_and_save(work: Path) -> None:
+        raise_in_all(lambda: _check(base, settings))
         tokens = settings.num_sequences * settings.sequence_length
         write = partial(text_source, settings.data, teacher.model, tokens, settings.seed)
         raise_in_all(lambda: write() if is_first_process() else "")
@@ -87,6 +90,12 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
             _save(training, base, work, output, recorded, settings)
 
     return run_stage(STAGE, settings, output, origin, fit_and_save, resume=resume)
+
+
+def _check(base: ModelRef, settings: HealConfig) -> None:
+    """Raise InputError, before text is written and a teacher computes, for a model that cannot be healed."""
+    refuse_longer(settings.sequence_length, positions_in(known_config(base.folder)))
+    refuse_dense(base)
 
 
 def _save(
