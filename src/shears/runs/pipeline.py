@@ -31,7 +31,7 @@ from shears.records.folders import refuse_full_disk, run_lock
 from shears.records.paths import is_path
 from shears.records.timing import timed
 from shears.runs.baselines import HEALED_FOLDER, baseline_model, dense_model, sparse_folder
-from shears.runs.plan import plan
+from shears.runs.plan import bytes_of
 from shears.runs.stages import run_folder, stages_of, with_calibration
 from shears.training.step_log import check_trackers
 from shears.training.teacher import find_teacher
@@ -54,9 +54,10 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
     with run_lock(folder):
         stages = stages_of(recipe, folder)
         done = [stage.is_done() for stage in stages]  # raises before any work is done
-        _check_rows(recipe, {stage.name for stage, is_done in zip(stages, done, strict=True) if is_done})
+        to_do = [stage.name for stage, is_done in zip(stages, done, strict=True) if not is_done]
+        _check_rows(recipe, {stage.name for stage in stages} - {*to_do})
         _check_trainings(recipe)
-        refuse_full_disk(folder, plan(recipe, folder).bytes_to_write)
+        refuse_full_disk(folder, bytes_of(recipe, to_do))
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
         artifacts.write_text(folder / artifacts.RECIPE, text)
         total = len(stages) + (recipe.evaluate is not None)

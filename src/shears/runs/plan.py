@@ -1,7 +1,7 @@
 """The plan of a run: work, memory and disk of each stage; no weight is loaded or downloaded."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # ot
 NUM_SAMPLED = 500  # examples that are tokenized to estimate the length of one
 ADAM_BYTES = 4 * FP32_BYTES  # weight, gradient and two moments of a trained weight, all fp32
 
-Estimate = tuple[str, int | None, int | None]  # work in words; memory and disk in bytes
+Estimate = tuple[str, int | None]  # work in words; memory in bytes
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,15 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     if recipe.evaluate:
         is_done = set(states.values()) == {"done"} and _is_evaluated(recipe.evaluate, folder)
         states["evaluate"] = _state(is_done, folder / EVALUATION)
-    stages = [PlannedStage(name, state, *_estimate(basis, name)) for name, state in states.items()]
+    stages = [PlannedStage(name, state, *_estimate(basis, name), _disk(basis, name)) for name, state in states.items()]
     return RunPlan(recipe.model, folder, basis.shape.parameters if basis.shape else None, stages)
+
+
+def bytes_of(recipe: Recipe, stages: Iterable[str]) -> int:
+    """Return the bytes of the files that some stages of a recipe leave, those of known size."""
+    assert recipe.model is not None
+    basis = _Basis(recipe, shape_of(recipe.model, recipe.sparsify.dtype))
+    return sum(_disk(basis, name) or 0 for name in stages)
 
 
 def _is_evaluated(config: RunEvaluateConfig, folder: Path) -> bool:
@@ -173,7 +180,7 @@ def _sparsify(basis: _Basis) -> Estimate:
         num_tokens, source = _calibration_tokens(config)
         work += f", {source}"
     if shape is None or basis.sparse_bytes is None:
-        return work, None, None
+        return work, None
     hidden = min(num_bytes(config.activation_budget), FP32_BYTES * num_tokens * shape.width)
     recovers_by_moments = config.recover_rank > 0 and config.recover_by == "moments"
     needs_moments = config.needs == "moments" or recovers_by_moments
@@ -181,9 +188,7 @@ def _sparsify(basis: _Basis) -> Estimate:
     # fp32: weights outside the blocks, two blocks (a fit needs gradients, Adam's two moments and a
     # copy too), twice the second moments of the widest linear
     blocks = 6 if is_fitted else 2
-    memory = FP32_BYTES * (shape.beside + blocks * shape.block + 2 * moments) + hidden
-    recovery = FP32_BYTES * shape.adapter_parameters(dict.fromkeys(shape.sides, config.recover_rank))
-    return work, memory, basis.sparse_bytes + recovery
+    return work, FP32_BYTES * (shape.beside + blocks * shape.block + 2 * moments) + hidden
 
 
 def _heal(basis: _Basis) -> Estimate:
@@ -192,20 +197,43 @@ def _heal(basis: _Basis) -> Estimate:
     tokens = config.num_sequences * config.sequence_length
     work = f"{config.num_steps:,} steps, {tokens:,} tokens of {_shown(config.data)}"
     if basis.shape is None or basis.sparse_bytes is None or basis.dense_bytes is None:
-        return work, None, None
+        return work, None
     recovery_rank = basis.recipe.sparsify.recover_rank if config.recovery else 0
     kept = round(basis.shape.linear_weights * (1 - basis.recipe.sparsify.sparsity))
     recovery = basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, recovery_rank))
     trained = (ADAM_BYTES + FP32_BYTES) * kept + ADAM_BYTES * recovery  # + places
-    return work, basis.dense_bytes + basis.sparse_bytes + trained, basis.sparse_bytes
+    return work, basis.dense_bytes + basis.sparse_bytes + trained
 
 
 def _estimate(basis: _Basis, name: str) -> Estimate:
     if (baseline := baseline_configs(basis.recipe).get(name)) is None:
         return ESTIMATES[name](basis)
     model = "dense" if name == DENSE_LORA else "sparse"
-    work, memory, disk = _training(basis, baseline, basis.dense_bytes if name == DENSE_LORA else basis.sparse_bytes)
-    return f"rank {baseline.ranks[0]} on the {model} model, {work}", memory, disk
+    work, memory = _training(basis, baseline, basis.dense_bytes if name == DENSE_LORA else basis.sparse_bytes)
+    return f"rank {baseline.ranks[0]} on the {model} model, {work}", memory
+
+
+def _disk(basis: _Basis, name: str) -> int | None:
+    """Return the bytes of the files that a stage leaves; None for a model of unknown size."""
+    if basis.shape is None or basis.sparse_bytes is None:
+        return None
+    if name == "sparsify":
+        recovery_rank = basis.recipe.sparsify.recover_rank
+        recovery = basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, recovery_rank))
+        return basis.sparse_bytes + FP32_BYTES * recovery
+    if name == "export":
+        holds = FORMATS[basis.recipe.export.format].holds
+        choice = _exported_ranks(basis.recipe)
+        if holds == "package":
+            return basis.package_bytes(basis.ranks(choice))
+        return FP32_BYTES * basis.adapter(choice) if holds == "adapter" else basis.sparse_bytes
+    others = {"heal": basis.sparse_bytes, "search": 0, "evaluate": 0}
+    return others[name] if name in others else FP32_BYTES * basis.adapter(SearchSpace.maximal)  # of a training
+
+
+def _exported_ranks(recipe: Recipe) -> Callable[[SearchSpace], RankConfig]:
+    ranks = "maximal" if FORMATS[recipe.export.format].pads else recipe.export.ranks
+    return CHOICES.get(ranks or "", SearchSpace.heuristic)
 
 
 def _train(basis: _Basis) -> Estimate:
@@ -226,13 +254,13 @@ def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None) -> Es
     held_out = f", validated on {config.validation}" if config.validation else ""
     work = f"{steps} of {config.batch_size} examples, {words}{tokens}{held_out}"
     if model_bytes is None or basis.shape is None:
-        return work, None, None
+        return work, None
     largest = basis.adapter(SearchSpace.maximal)
     if config.quantize != "none":
         weights = basis.shape.linear_weights
         others = basis.shape.parameters - weights
         model_bytes = round(weights * BITS[config.quantize] / 8 + model_bytes * others / (weights + others))
-    return work, model_bytes + ADAM_BYTES * largest, FP32_BYTES * largest
+    return work, model_bytes + ADAM_BYTES * largest
 
 
 def _search(basis: _Basis) -> Estimate:
@@ -243,22 +271,16 @@ def _search(basis: _Basis) -> Estimate:
     most = min(NUM_PROPOSALS.get(config.strategy, config.max_evaluations), config.max_evaluations)
     work = f"{config.strategy}, up to {most}{size} configurations, each on {data}"
     if basis.sparse_bytes is None:
-        return work, None, None
+        return work, None
     loaded = basis.loaded_bytes(basis.sparse_bytes, config.weights)
-    return work, loaded + FP32_BYTES * basis.adapter(SearchSpace.maximal), 0
+    return work, loaded + FP32_BYTES * basis.adapter(SearchSpace.maximal)
 
 
 def _export(basis: _Basis) -> Estimate:
     config = basis.recipe.export
-    choice = CHOICES.get("maximal" if FORMATS[config.format].pads else config.ranks or "", SearchSpace.heuristic)
-    adapter = basis.adapter(choice)
     ranks = config.ranks or ("the ranks that search chose" if basis.recipe.search else "the heuristic's ranks")
     work = f"format {config.format}, {ranks}" if basis.recipe.train else f"format {config.format}, {config.values}"
-    if basis.shape is None:
-        return work, None, None
-    holds = FORMATS[config.format].holds
-    disk = basis.package_bytes(basis.ranks(choice)) if holds == "package" else basis.sparse_bytes
-    return work, 2 * FP32_BYTES * adapter, FP32_BYTES * adapter if holds == "adapter" else disk
+    return work, None if basis.shape is None else 2 * FP32_BYTES * basis.adapter(_exported_ranks(basis.recipe))
 
 
 def _evaluate(basis: _Basis) -> Estimate:
@@ -268,13 +290,13 @@ def _evaluate(basis: _Basis) -> Estimate:
     num_models = 2 + bool(basis.recipe.heal) + len(config.baselines) + is_exported
     work = f"{config.task}, {num_models} models, each on {_evaluation_data(config)}"
     if basis.dense_bytes is None or basis.sparse_bytes is None:
-        return work, None, None
+        return work, None
     dense = basis.loaded_bytes(basis.dense_bytes, config.weights)
     sparse = basis.loaded_bytes(basis.sparse_bytes, config.weights)
     adapted = sparse + FP32_BYTES * basis.adapter(SearchSpace.heuristic)
     bases = (dense if name == DENSE_LORA else sparse for name in config.baselines)
     largest = FP32_BYTES * basis.adapter(SearchSpace.maximal)
-    return work, max(dense, adapted, *(base + largest for base in bases)), 0  # one model at a time
+    return work, max(dense, adapted, *(base + largest for base in bases))  # one model at a time
 
 
 ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = {

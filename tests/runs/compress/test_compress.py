@@ -14,14 +14,17 @@ import yaml
 import shears
 from shears.checkpoints.packed.file import read_package
 from shears.cli import main
-from shears.config import Recipe
+from shears.config import CompressConfig, Recipe
 from shears.config.resolve import build
 from shears.errors import InputError
+from shears.models.fetching import convert_gguf
 from shears.models.ref import resolve
 from shears.records.artifacts import read_object
+from shears.runs.compress.candidates import Candidate, recipe_of
 from shears.runs.compress.stage import _share, split_text
 from shears.runtime.forecast import Forecast, forecast_of
 from shears.runtime.native import kernels_available
+from tests.models.gguf_files import write_gguf
 from tests.tiny import save_tiny, tiny_model
 
 SETTINGS: dict[str, Any] = {
@@ -59,6 +62,20 @@ def made(inputs: Path) -> tuple[Path, dict[str, Any]]:
     """A folder of `compress` and its record: 50 % zeros in int4 and nothing larger meet the target."""
     out = inputs / "out"
     return out, shears.compress(inputs / "dense", out, target="5.2bits", calibration=inputs / "text.txt", **SETTINGS)
+
+
+def test_a_gguf_file_is_converted_in_bf16_once(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_gguf(inputs / "tiny.gguf")
+    there = convert_gguf(file, "bf16")
+    monkeypatch.setattr("shears.runs.compress.stage.forecast_of", lambda *_, **__: None)  # of 64 positions
+    monkeypatch.setattr("shears.models.fetching._convert", lambda *_: pytest.fail("converted again"))
+    options = {**SETTINGS, "target": "40bits", "calibration": str(inputs / "text.txt")}
+    record = shears.compress(file, inputs / "of_file", dry_run=True, **options)
+    assert record["base_fingerprint"] == resolve(there).fingerprint
+    best = Candidate.from_data(record["candidates"][0])
+    dtypes = [recipe_of(best, build(CompressConfig, "", options), str(model), "text.txt").sparsify.dtype
+              for model in (file, inputs / "dense")]  # fmt: skip
+    assert dtypes == ["bf16", "auto"]
 
 
 def test_a_plan_orders_what_meets_the_target_and_writes_nothing(inputs: Path) -> None:

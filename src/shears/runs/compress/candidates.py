@@ -7,7 +7,9 @@ from typing import Any
 
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.config import CompressConfig, ExportConfig, HealConfig, Recipe, SparsifyConfig, TrainConfig
+from shears.config.fields import DtypeName
 from shears.errors import InputError
+from shears.models.fetching import gguf_named
 from shears.runs.compress.losses import AddedLosses
 from shears.runs.shapes import Shape
 from shears.runtime.forecast import Forecast
@@ -96,6 +98,11 @@ def ordered(candidates: Sequence[Candidate], losses: AddedLosses | None) -> list
     return sorted(told, key=lambda each: (each.added_loss, *by_rule(each)))
 
 
+def dtype_of(model: str) -> DtypeName:
+    """Return the number format in which a model is read: a .gguf file is converted in a package's widest."""
+    return "auto" if gguf_named(model) is None else "bf16"
+
+
 def recipe_of(candidate: Candidate, config: CompressConfig, model: str, text: str) -> Recipe:
     """Return the recipe that makes a candidate, calibrated and healed on the file `text`."""
     sampling: dict[str, Any] = {"num_samples": config.num_samples, "sequence_length": config.sequence_length,
@@ -109,7 +116,8 @@ def recipe_of(candidate: Candidate, config: CompressConfig, model: str, text: st
         model=model,
         threads=config.threads,
         sparsify=SparsifyConfig(
-            sparsity=candidate.sparsity, **sampling, **(pruning if candidate.sparsity else dense)
+            sparsity=candidate.sparsity, dtype=dtype_of(model), **sampling,
+            **(pruning if candidate.sparsity else dense),
         ),
         heal=heal,
         train=_train(candidate, config),

@@ -29,7 +29,7 @@ from shears.evaluation.run import evaluate
 from shears.models.devices import set_threads
 from shears.models.load import load_tokenizer
 from shears.models.properties import positions_in, refuse_longer
-from shears.models.ref import ModelRef, resolve
+from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.records.artifacts import (
     COMPRESS,
     RECIPE,
@@ -50,6 +50,7 @@ from shears.runs.compress.candidates import (
     RULE,
     Candidate,
     all_candidates,
+    dtype_of,
     figures_of,
     meeting,
     ordered,
@@ -57,8 +58,9 @@ from shears.runs.compress.candidates import (
 )
 from shears.runs.compress.losses import AddedLosses, measured_losses
 from shears.runs.pipeline import run
-from shears.runs.plan import plan
+from shears.runs.plan import bytes_of, plan
 from shears.runs.shapes import BF16_BYTES, Shape, shape_of
+from shears.runs.stages import stages_of
 from shears.runtime.forecast import forecast_of, needed
 from shears.runtime.speed import package_decoding
 from shears.training.teacher import find_teacher, refuse_other_vocabulary
@@ -95,11 +97,10 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
     set_threads(settings.threads)
     folder = named_folder(expanded(output)).resolve()
     ref = _checked(model, settings, folder)
-    name = ref.name
     if not dry_run and (record := _begun(folder, ref, settings)) is not None:
         logger.info("%s: continuing with the plan of %s", folder, COMPRESS)
         with run_lock(folder):
-            return _attempted(record, settings, folder, name)
+            return _attempted(record, settings, folder, ref)
     source = _source(ref, settings, dry_run)
     with tempfile.TemporaryDirectory() as scratch:
         if source is None:  # the model has not written it yet
@@ -107,7 +108,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
         else:
             texts = split_text(source, Path(scratch), settings.columns)
         try:
-            record = _planned(ref, name, settings, texts, folder)
+            record = _planned(ref, settings, texts, folder)
         except InputError as error:  # the user knows no file of the temporary folder
             own = {str(texts.calibration): str(source), str(texts.held_out): f"the last tenth of {source}"}
             raise InputError(*(_renamed(message, own) for message in error.messages)) from error
@@ -118,7 +119,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
             shutil.copyfile(file, folder / file.name)
     with run_lock(folder):
         write_json(folder / COMPRESS, record)
-        return _attempted(record, settings, folder, name)
+        return _attempted(record, settings, folder, ref)
 
 
 def _checked(model: str | Path, settings: CompressConfig, folder: Path) -> ModelRef:
@@ -131,7 +132,8 @@ def _checked(model: str | Path, settings: CompressConfig, folder: Path) -> Model
     if settings.data is not None:
         check_rows(settings.data)
     begun = folder / COMPRESS
-    ref = resolve(model, recorded=read_object(begun).get("base_fingerprint") if begun.is_file() else None)
+    recorded = read_object(begun).get("base_fingerprint") if begun.is_file() else None
+    ref = resolve(model, dtype_of(str(model)), recorded)
     ref.refuse_package("compress")
     if settings.teacher is not None:
         refuse_other_vocabulary(find_teacher(settings.teacher), ref)
@@ -228,7 +230,7 @@ def _text_parts(source: str) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def _planned(ref: ModelRef, name: str, settings: CompressConfig, texts: Texts, folder: Path) -> dict[str, Any]:
+def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path) -> dict[str, Any]:
     """Return the record with every candidate in the order to try them."""
     shape = _shape(ref, settings)
     forecast = forecast_of(known_config(ref.folder), threads=settings.threads, new_tokens=NEW_TOKENS, rounds=ROUNDS)
@@ -239,13 +241,14 @@ def _planned(ref: ModelRef, name: str, settings: CompressConfig, texts: Texts, f
     if settings.bound.holds(dense_bytes, shape.parameters, dense_speed):
         speed = "" if dense_speed is None else f", {dense_speed:.1f} tokens/s in bf16"
         raise InputError(
-            f"the target must need a compression, {name} meets it as it is ({settings.bound}): "
+            f"the target must need a compression, {ref.name} meets it as it is ({settings.bound}): "
             f"{dense_bytes / 1e9:.4g} GB{speed}; name a tighter target"
         )
     candidates = all_candidates(settings, shape, forecast)
     kept = meeting(settings, candidates, shape.parameters)
-    smallest = recipe_of(min(kept, key=lambda each: each.bytes), settings, name, str(texts.calibration))
-    refuse_full_disk(folder, plan(smallest, folder / "dry-run").bytes_to_write)
+    smallest = recipe_of(min(kept, key=lambda each: each.bytes), settings, ref.name, str(texts.calibration))
+    stages = stages_of(smallest, folder / "dry-run")
+    refuse_full_disk(folder, bytes_of(smallest, [stage.name for stage in stages]))
     losses = None
     if texts.calibration.is_file():
         tokenizer = load_tokenizer(ref)  # a short text is refused before minutes of measuring
@@ -256,7 +259,7 @@ def _planned(ref: ModelRef, name: str, settings: CompressConfig, texts: Texts, f
         losses = measured_losses(ref, kinds, settings, str(texts.calibration), str(texts.held_out))
     best = ordered(kept, losses)
     others = sorted((each for each in candidates if each not in kept), key=lambda each: each.bytes)
-    recipe = recipe_of(best[0], settings, name, str(texts.calibration))
+    recipe = recipe_of(best[0], settings, ref.name, str(texts.calibration))
     return {
         "shears_version": __version__,
         "model": ref.recorded_name,
@@ -306,20 +309,20 @@ def _stages(recipe: Recipe, folder: Path, texts: Texts, losses: AddedLosses | No
     return rows
 
 
-def _attempted(record: dict[str, Any], settings: CompressConfig, folder: Path, model: str) -> dict[str, Any]:
+def _attempted(record: dict[str, Any], settings: CompressConfig, folder: Path, ref: ModelRef) -> dict[str, Any]:
     """Make and measure candidates until one meets the target; return the record."""
     promising = [Candidate.from_data(each) for each in record["candidates"] if each["meets"]]
     text, held_out = _texts_in(folder, record)
     weights = record["parameters"]
     if record["dense"].get("held_out_loss") is None:
-        record["dense"]["held_out_loss"] = _loss(model, held_out, settings)
+        record["dense"]["held_out_loss"] = _loss(ref, held_out, settings)
         write_json(folder / COMPRESS, record)
     while record["chosen"] is None and len(record["measured"]) < settings.attempts:
         candidate = following(promising, record["measured"], settings, weights)
         if candidate is None:
             break
         logger.info("%s: %s predicted", candidate.name, figures_of(candidate))
-        recipe = recipe_of(candidate, settings, model, str(text)).model_copy(
+        recipe = recipe_of(candidate, settings, ref.name, str(text)).model_copy(
             update={"output": str(folder / candidate.name)}
         )
         _share(recipe, [folder / each["name"] for each in record["measured"]], folder / candidate.name)
@@ -408,7 +411,7 @@ def _figures(
     }
 
 
-def _loss(model: str | Path, held_out: Path, settings: CompressConfig) -> float:
+def _loss(model: AnyModel, held_out: Path, settings: CompressConfig) -> float:
     """Return the loss on the held-out text in nats a token."""
     measured = evaluate(
         model, task="perplexity", data=str(held_out), device="cpu",
