@@ -27,7 +27,7 @@ from shears.data.example import (
 from shears.data.prompts import chat_turns, question_of, render_completion, render_prompt
 from shears.data.rows import read_rows
 from shears.data.rules import choices_of, optional_text, reference_of, written
-from shears.data.tokens import encode, encode_rendered, with_start
+from shears.data.tokens import encode, encode_rendered, start_of, with_start
 from shears.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -161,12 +161,15 @@ def prompts_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
     """Return the tokens of the examples' prompts: those that `tokenize` gives before the last trained segment."""
     pieces = _pieces([(segments_before(example), example.is_chat) for example in examples], tokenizer)
     rows = [[token for piece in each for token in piece] for each in pieces]
-    return [row if example.is_chat else with_start(row, tokenizer) for example, row in zip(examples, rows, strict=True)]
+    start = start_of(tokenizer)
+    return [row if example.is_chat else with_start(row, start) for example, row in zip(examples, rows, strict=True)]
 
 
 def _tokenize_batch(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokenized]:
     pieces = _pieces([(example.segments, example.is_chat) for example in examples], tokenizer)
-    return [_joined(example, each, tokenizer) for example, each in zip(examples, pieces, strict=True)]
+    start = start_of(tokenizer)
+    end = tokenizer.eos_token_id
+    return [_joined(example, each, start, end) for example, each in zip(examples, pieces, strict=True)]
 
 
 def _pieces(
@@ -178,13 +181,12 @@ def _pieces(
     return [[next(rendered if is_chat else written) for _ in parts] for parts, is_chat in rows]
 
 
-def _joined(example: Example, pieces: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> Tokenized:
+def _joined(example: Example, pieces: list[list[int]], start: int | None, end: int | None) -> Tokenized:
     trained = [segment.trained for segment in example.segments]
     last = max(index for index, flag in enumerate(trained) if flag)
-    end = tokenizer.eos_token_id
     if end is not None and pieces[last][-1:] != [end]:
         pieces[last] = [*pieces[last], end]
-    first = pieces[0] if example.is_chat else with_start(pieces[0], tokenizer)
+    first = pieces[0] if example.is_chat else with_start(pieces[0], start)
     labels = [IGNORED] * (len(first) - len(pieces[0]))
     for flag, piece in zip(trained, pieces, strict=True):
         labels += piece if flag else [IGNORED] * len(piece)

@@ -7,6 +7,7 @@ what is marked as text. A text without such a name has the tokens that the token
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -35,8 +36,7 @@ def encode_rendered(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) ->
 
 def literal(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Return a text, or all texts in lists and mappings, with the names of control tokens marked."""
-    names = control_names(tokenizer)
-    pattern = re.compile("|".join(map(re.escape, names))) if names else None
+    pattern = _control_pattern(tokenizer, len(tokenizer), tuple(tokenizer.all_special_tokens))
 
     def marked(part: Any) -> Any:
         if isinstance(part, str):
@@ -49,6 +49,15 @@ def literal(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     return marked(value)
 
 
+@lru_cache(maxsize=1)  # of the tokenizer whose chats are being rendered, one by one
+def _control_pattern(
+    tokenizer: PreTrainedTokenizerBase, size: int, special_tokens: tuple[str, ...]
+) -> re.Pattern[str] | None:
+    """Return a pattern of the control tokens' names; `size` and `special_tokens` tell of changed tokenizers."""
+    names = control_names(tokenizer)
+    return re.compile("|".join(map(re.escape, names))) if names else None
+
+
 def control_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the texts that the tokenizer reads as control tokens, longest first."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
@@ -57,14 +66,19 @@ def control_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return the tokens of prompts that people wrote, behind the start of sequence where the tokenizer adds one."""
-    return [with_start(ids, tokenizer) for ids in encode(prompts, tokenizer)]
+    start = start_of(tokenizer)
+    return [with_start(ids, start) for ids in encode(prompts, tokenizer)]
 
 
-def with_start(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Prepend the start of sequence if the tokenizer itself would and the text has none yet."""
+def start_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the start of sequence; None for a tokenizer that does not put one before a text."""
     start = tokenizer.bos_token_id
-    adds_start = start is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [start]
-    return [start, *ids] if adds_start and ids[:1] != [start] else ids
+    return start if start is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [start] else None
+
+
+def with_start(ids: list[int], start: int | None) -> list[int]:
+    """Return the tokens of a text behind the start of sequence, if there is one and the text lacks it."""
+    return ids if start is None or ids[:1] == [start] else [start, *ids]
 
 
 def _encode_marked(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

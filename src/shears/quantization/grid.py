@@ -76,7 +76,7 @@ def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Fl
     largest = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(wide.shape[0])
     scales = largest / LARGEST_STEP
     scales = scales.where(scales >= torch.finfo(torch.float32).tiny, 0.0)
-    steps = (wide / scales.where(scales > 0, 1.0)[:, None]).round_()
+    steps = in_steps(wide, scales[:, None]).round_()
     return steps.clamp_(-LARGEST_STEP, LARGEST_STEP).to(torch.int8), scales
 
 
@@ -145,6 +145,16 @@ def dequantize_blocks(
     cols = codes.shape[1]
     steps = codes.float().sub_(by_input(zeros.float(), cols))
     return steps.mul_(by_input(scales.float(), cols))
+
+
+def in_steps(weight: Float[Tensor, "..."], scales: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return weights divided by their scales; a scale of 0 counts as 1."""
+    return weight / scales.where(scales > 0, 1.0)
+
+
+def on_steps_(steps: Tensor, scales: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Replace steps, in place, by the nearest numbers scale * k with a whole low <= k <= high."""
+    return steps.round_().clamp_(low, high).mul_(scales)
 
 
 def by_input(table: Shaped[Tensor, "O B"], cols: int) -> Shaped[Tensor, "O I"]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from shears.errors import InputError
-from shears.quantization.grid import BLOCK, LARGEST_CODE, Grid
+from shears.quantization.grid import BLOCK, LARGEST_CODE, Grid, on_steps_
 
 GRIDS = "quantization_grids.safetensors"  # beside PEFT's files in an adapter's folder
 SCALES = ".scales"
@@ -48,7 +48,7 @@ def round_steps_(
 ) -> Float[Tensor, "O I"]:
     """Replace steps by the grid's nearest numbers, in place; equal shapes give equal bits."""
     for part, scale, zero in _in_blocks([steps], [scales, zeros.to(scales.dtype)]):
-        part.round_().clamp_(-zero, LARGEST_CODE - zero).mul_(scale).add_(0.0)  # -0.0 + 0.0 is +0.0
+        on_steps_(part, scale, -zero, LARGEST_CODE - zero).add_(0.0)  # -0.0 + 0.0 is +0.0
     return steps
 
 

@@ -25,7 +25,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from shears.errors import InputError
-from shears.quantization.grid import BLOCK, LARGEST_CODE, LARGEST_STEP, Quantized, grid_of_range, quantize
+from shears.quantization.grid import (
+    BLOCK,
+    LARGEST_CODE,
+    LARGEST_STEP,
+    Quantized,
+    grid_of_range,
+    in_steps,
+    on_steps_,
+    quantize,
+)
 from shears.quantization.inverse import inverse_factor
 
 DAMPING = 0.3  # share of the mean moment; the best of 0.01 to 0.3 (decision 54)
@@ -48,13 +57,12 @@ class _Grid:
         """Return the grid's nearest numbers for a column."""
         block = column // self.width
         scales = self.scales[block]
-        steps = (values / scales.where(scales > 0, 1.0)).round_()
-        return steps.clamp_(self.lows[block], self.highs[block]).mul_(scales)
+        return on_steps_(in_steps(values, scales), scales, self.lows[block], self.highs[block])
 
     def steps(self, values: Float[Tensor, "I O"]) -> Float[Tensor, "I O"]:
         """Return the steps of numbers of the grid."""
         scales = self.scales.repeat_interleave(self.width, 0)[: len(values)]
-        return (values / scales.where(scales > 0, 1.0)).round_()
+        return in_steps(values, scales).round_()
 
 
 @torch.no_grad()
@@ -144,8 +152,8 @@ def _searched(weight: Float[Tensor, "O I"], moments: Float[Tensor, " I"], values
     for ratio in RATIOS:
         grid = torch.stack(_grid_of(low * ratio, high * ratio, values))
         scales, lowest, highest = grid[..., None]
-        steps = (blocks / scales.where(scales > 0, 1.0)).round_().clamp_(lowest, highest)
-        errors = steps.mul_(scales).sub_(blocks).square_().mul_(weights).sum(2)
+        rounded = on_steps_(in_steps(blocks, scales), scales, lowest, highest)
+        errors = rounded.sub_(blocks).square_().mul_(weights).sum(2)
         best = torch.where(errors < least, grid, best)
         least = torch.minimum(errors, least)
     scales, lowest, highest = (part.T.contiguous() for part in best)
@@ -209,7 +217,7 @@ def _fit_scales(
     scales: Float[Tensor, " O"],
 ) -> None:
     """Set a block's scales, in place, to the fp16 numbers of least output error if they are better."""
-    steps = rounded / scales.where(scales > 0, 1.0)
+    steps = in_steps(rounded, scales)
     slope = (steps * gradient).sum(0)
     curvature = ((hessian @ steps) * steps).sum(0)
     fitted = (scales - slope / curvature.where(curvature > 0, 1.0)).half().float()

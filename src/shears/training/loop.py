@@ -198,7 +198,7 @@ def training_arguments(settings: LoopConfig, folder: Path, steps: int, scheduler
         dataloader_pin_memory=False,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # rank masks are each process's own
+        ddp_broadcast_buffers=False,  # every process has the same: ranks are drawn from seed and step
     )
     arguments.mixed_precision = {"fp32": "no"}.get(precision, precision)  # else a launcher's settings decide
     _use_one_gpu(device, arguments)
