@@ -12,8 +12,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from shears.config import EvaluateConfig
+from shears.config.resolve import build
 from shears.errors import InputError
-from shears.evaluation.run import adapter_template, evaluate
+from shears.evaluation.run import adapter_template, evaluate, template_of
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import SUB_ADAPTER, weights_fingerprint, write_json
 from tests.tiny import save_tiny, tiny_model
@@ -146,6 +148,7 @@ def test_an_adapter_without_all_its_weights_is_an_error(base: Path, tmp_path: Pa
     [
         ({"template": "alpaca"}, "alpaca"),
         ({"config": {"template": "alpaca"}}, "alpaca"),
+        ({"template": "chat"}, "chat"),
         ({}, "question"),
         (None, "question"),
     ],
@@ -157,3 +160,24 @@ def test_the_template_is_the_one_the_adapter_was_trained_with(
         write_json(tmp_path / SUB_ADAPTER, record)
     assert adapter_template(tmp_path) == template
     assert adapter_template(None) == "question"
+
+
+@pytest.mark.parametrize(
+    ("task", "recorded", "has_chat", "template"),
+    [
+        ("number", None, True, "chat"), ("choices", None, True, "chat"), ("json", None, True, "chat"),
+        ("exact", None, False, "question"), ("equation", None, True, "question"), ("gsm8k", None, True, "alpaca"),
+        ("harness", None, True, "alpaca"), ("number", "alpaca", True, "alpaca"), ("gsm8k", "chat", True, "chat"),
+        ("harness", "chat", True, "alpaca"), ("equation", "chat", True, "question"),
+    ],
+)  # fmt: skip
+def test_the_form_follows_the_record_then_the_task_then_the_model(
+    task: str, recorded: str | None, has_chat: bool, template: str, tmp_path: Path
+) -> None:
+    if recorded is not None:
+        write_json(tmp_path / SUB_ADAPTER, {"template": recorded})
+    options = {"harness": "arc_easy"} if task == "harness" else {"task": task, "data": "x"}
+    config = build(EvaluateConfig, "evaluate", options)
+    assert template_of(config, tmp_path, has_chat=has_chat) == template
+    named = build(EvaluateConfig, "evaluate", {**options, "template": "alpaca"})
+    assert template_of(named, tmp_path, has_chat=has_chat) == "alpaca"
