@@ -80,10 +80,10 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
         body = parse(ChatRequest, await read_body(request, self.config.max_request_bytes))
-        chat: Chat = await asyncio.to_thread(read_chat, self.worker.engine, body)
         self.check_name(body.model)
         key = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
         limit = self._max_new_tokens(key, getattr(body, key))
+        chat: Chat = await asyncio.to_thread(read_chat, self.worker.engine, body)
         options = {"max_new_tokens": limit, "grammar": chat.grammar}
         return await self._respond(request, Wanted(body, [chat.tokens], options, chat.reader))
 
