@@ -282,6 +282,7 @@ def compress(
 
     \b
     shears compress smollm2-135m small --target 0.1GB --dry-run
+    shears compress MODEL small --target 0.3GB --data rows.jsonl
     shears compress MODEL fast --target 40tok/s --calibration text.txt --heal 1M
     """
     if not dry_run:

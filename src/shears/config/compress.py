@@ -79,20 +79,23 @@ class CompressConfig(StageConfig):
     calibration: str | None = None
     """Text like that which the model will see: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub
     id, or self (text that the model writes itself, see write). Its last tenth is held out: losses
-    are measured there. Default: arithmetic:train for the embedded model, none for others."""
+    are measured there. Default: the rows of data, else arithmetic:train for the embedded model."""
     columns: Columns = Field({})
-    """Columns of the calibration rows that stand for those of a known form of row, such as
-    instruction=question,output=answer."""
+    """Columns of the calibration rows (without calibration: of data and test) that stand for those of
+    a known form of row, such as user=ticket,assistant=json."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences, and the most windows of the held-out text."""
     sequence_length: int = Field(512, gt=1)
     """Tokens in a calibration sequence and in a held-out window."""
-    method: MethodName = "wanda"
-    """Pruning method, as in sparsify."""
+    method: MethodName = "admm"
+    """Pruning method, as in sparsify; admm and sparsegpt with allocation sensitivity."""
     heal: Count | None = None
     """Tokens of the calibration text to heal a sparse model on, such as 1M; default: none."""
     data: str | None = None
-    """Rows to train an adapter of one rank on, merged into the package; default: none."""
+    """Rows to train an adapter of one rank on, merged into the package; default: none. Without test
+    and calibration their last tenth is not trained on: every model answers it."""
+    test: str | None = None
+    """Rows that the dense model and the packages answer; default: the last tenth of data."""
     max_steps: int | None = Field(None, gt=0)
     """Optimizer steps of that training; default: those of one train. Without effect without data."""
     teacher: str | None = None

@@ -14,6 +14,7 @@ import yaml
 import shears
 from shears.checkpoints.packed.file import read_package
 from shears.cli import main
+from shears.cli.tables import verdict_line
 from shears.config import CompressConfig, Recipe
 from shears.config.resolve import build
 from shears.errors import InputError
@@ -69,7 +70,7 @@ def test_a_gguf_file_is_converted_in_bf16_once(inputs: Path, monkeypatch: pytest
     there = convert_gguf(file, "bf16")
     monkeypatch.setattr("shears.runs.compress.stage.forecast_of", lambda *_, **__: None)  # of 64 positions
     monkeypatch.setattr("shears.models.fetching._convert", lambda *_: pytest.fail("converted again"))
-    options = {**SETTINGS, "target": "40bits", "calibration": str(inputs / "text.txt")}
+    options = {**SETTINGS, "target": "12bits", "calibration": str(inputs / "text.txt")}
     record = shears.compress(file, inputs / "of_file", dry_run=True, **options)
     assert record["base_fingerprint"] == resolve(there).fingerprint
     best = Candidate.from_data(record["candidates"][0])
@@ -182,7 +183,7 @@ def test_a_sparse_model_is_healed_and_trained_for_the_package(inputs: Path) -> N
     [
         ({"target": "100GB"}, "the target must need a compression"),
         ({"target": "1bits"}, r"nearest of 8 candidates is s50-int4-int4"),
-        ({"target": "9bits", "calibration": None}, r"compress\.calibration must be given"),
+        ({"target": "9bits", "calibration": None}, r"compress\.data or compress\.calibration must be given"),
         ({"target": "9bits", "heal": 64, "teacher": "nowhere"}, "nowhere"),
         ({"target": "9bits", "calibration": "nowhere.txt"}, "readable UTF-8 file"),
         ({"target": "9bits", "sequence_length": 9999}, "sequence_length must be at most this model's context"),
@@ -311,7 +312,7 @@ def test_a_record_that_compress_did_not_write_is_refused_in_one_line(
 
 def test_what_is_missing_is_said_before_a_file_is_converted(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shears.runs.compress.stage.resolve", lambda _: pytest.fail("it was resolved"))
-    with pytest.raises(InputError, match="compress.calibration must be given .* for model.gguf"):
+    with pytest.raises(InputError, match="compress.data or compress.calibration must be given for model.gguf"):
         shears.compress("model.gguf", inputs / "bad", target="9bits")
 
 
@@ -322,3 +323,54 @@ def test_a_message_names_the_users_file(inputs: Path) -> None:
         shears.compress(inputs / "dense", inputs / "bad", **{**SETTINGS, "target": "9bits", "calibration": rows})
     assert "held_out.jsonl" not in str(error.value)
     assert "calibration.jsonl" not in str(error.value)
+
+
+def test_rows_alone_are_trained_on_and_their_last_tenth_is_answered(inputs: Path) -> None:
+    """The dense model, the package and dense int4 that was trained alike answer the same rows."""
+    rows = [{"ticket": f"t{index}", "fields": json.dumps({"id": index % 3})} for index in range(20)]
+    (inputs / "tickets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**SETTINGS, "sparsities": "0.5", "values": "int4", "embeddings": "int8", "method": "wanda"}
+    out = inputs / "tickets"
+    record = shears.compress(
+        inputs / "dense", out, target="9bits", data=inputs / "tickets.jsonl", max_steps=1,
+        columns={"prompt": "ticket", "completion": "fields"}, **settings,
+    )  # fmt: skip
+    trained = read_object(out / record["chosen"] / "super_adapter" / "search_space.json")
+    assert trained["config"]["data"] == str(out / "calibration.jsonl")
+    asked = [json.loads(line) for line in (out / "held_out.jsonl").read_text().splitlines()]
+    assert [row["ticket"] for row in asked] == ["t18", "t19"]
+    models = (record["dense"], *record["measured"], record["rival"])
+    assert [each["answers"]["task"] for each in models] == ["json"] * 3
+    assert all(each["answers"]["n"] == 2 == len(each["answers"]["right"]) for each in models)
+    assert record["rival"]["name"] == "s0-int4-int8"
+    again = shears.compress(
+        inputs / "dense", out, target="9bits", data=inputs / "tickets.jsonl", max_steps=1,
+        columns={"prompt": "ticket", "completion": "fields"}, **settings,
+    )  # fmt: skip
+    assert again == record
+
+
+def test_the_verdict_says_first_that_a_dense_model_answers_more() -> None:
+    def figures(right: str, **rest: object) -> dict[str, Any]:
+        share = right.count("1") / len(right)
+        answers = {"accuracy": share, "ci95": [0.0, 1.0], "n": len(right), "right": right}
+        return {"answers": answers, "bytes": 100, "bits_per_weight": 4.0, "tokens_per_second": 9.0, "loss": 1.0, **rest}
+
+    package = figures("10", name="s50-int4", package="s50-int4/package")
+    record: dict[str, Any] = {
+        "dense": {"answers": figures("00")["answers"], "held_out_loss": 1.0}, "measured": [package],
+        "rival": figures("11", package="s0-int4/package"), "chosen": "s50-int4", "target": "at most 1 GB",
+    }  # fmt: skip
+    assert verdict_line(record, "small").startswith(
+        "Keep the dense one where its size will do: dense int4 (s0-int4/package) (2 of 2, 100.0 % (0.0 to 100.0))"
+    )
+    record["rival"]["answers"] = figures("10")["answers"]
+    assert verdict_line(record, "small").startswith("small/s50-int4/package meets the target")
+
+
+def test_a_row_without_an_answer_is_told_before_anything_is_measured(inputs: Path) -> None:
+    lines = ['{"prompt": "a", "completion": "b"}\n'] * 9
+    (inputs / "open.jsonl").write_text("".join([*lines, '{"prompt": "a", "completion": ""}\n']))
+    with pytest.raises(InputError, match="row 1 of the last tenth of .*open.jsonl: a row must have an answer"):
+        shears.compress(inputs / "dense", inputs / "none", target="9bits", data=inputs / "open.jsonl", **SETTINGS)
+    assert not (inputs / "none").exists()

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +45,7 @@ from shears.records.paths import expanded
 from shears.records.timing import machine
 from shears.records.version import __version__
 from shears.runs.baselines import HEALED_FOLDER
+from shears.runs.compress.answers import answers_of, task_of_rows
 from shears.runs.compress.candidates import (
     MEASURED,
     RULE,
@@ -106,7 +107,8 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
         if source is None:  # the model has not written it yet
             texts = Texts(Path(scratch) / "calibration.jsonl", Path(scratch) / "held_out.jsonl")
         else:
-            texts = split_text(source, Path(scratch), settings.columns)
+            other = settings.test if settings.calibration is None else None
+            texts = split_text(source, Path(scratch), settings.columns, other)
         try:
             record = _planned(ref, settings, texts, folder)
         except InputError as error:  # the user knows no file of the temporary folder
@@ -124,13 +126,15 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
 
 def _checked(model: str | Path, settings: CompressConfig, folder: Path) -> ModelRef:
     """Return the model; InputError for an unusable one, a missing text, a teacher or rows that do not suit."""
-    if settings.calibration is None and str(model) not in EMBEDDED:  # a .gguf file takes minutes to convert
+    if settings.calibration is None and settings.data is None and str(model) not in EMBEDDED:
         raise InputError(
-            f"compress.calibration must be given (--calibration) for {model}: text like that which the model will "
-            "see, as FILE.txt, FILE.jsonl or a hub id; or self, which the model writes"
+            f"compress.data or compress.calibration must be given for {model} (a .gguf file takes minutes to "
+            "convert): rows (--data), or text like that which the model will see, as FILE.txt, FILE.jsonl or a hub "
+            "id (--calibration); or self, which the model writes"
         )
-    if settings.data is not None:
-        check_rows(settings.data)
+    columns = settings.columns if settings.calibration is None else OWN_NAMES
+    for source in filter(None, (settings.data, settings.test)):
+        check_rows(source, columns)
     begun = folder / COMPRESS
     recorded = read_object(begun).get("base_fingerprint") if begun.is_file() else None
     ref = resolve(model, dtype_of(str(model)), recorded)
@@ -187,7 +191,7 @@ def _check_plan(record: Mapping[str, Any]) -> None:
 def _source(ref: ModelRef, settings: CompressConfig, dry_run: bool) -> str | None:
     """Return the calibration text; None where the model would have to write it for a dry run."""
     if settings.calibration is None:
-        return EMBEDDED_CALIBRATION
+        return settings.data or EMBEDDED_CALIBRATION
     if settings.calibration != WRITTEN:
         return settings.calibration
     if dry_run:
@@ -196,8 +200,8 @@ def _source(ref: ModelRef, settings: CompressConfig, dry_run: bool) -> str | Non
     return str(written_text(ref, tokens, settings.seed))
 
 
-def split_text(source: str, folder: Path, columns: Mapping[str, str] = OWN_NAMES) -> Texts:
-    """Write the first part of a text and its held-out last tenth to files in `folder`; return both.
+def split_text(source: str, folder: Path, columns: Mapping[str, str] = OWN_NAMES, test: str | None = None) -> Texts:
+    """Write a text and its held-out part, `test` or the text's last tenth, to `folder`; return both.
 
     A .txt file is cut at the end of a line. Columns of rows get the names of `columns`. InputError
     for a text that cannot be read or has fewer than two parts.
@@ -206,11 +210,10 @@ def split_text(source: str, folder: Path, columns: Mapping[str, str] = OWN_NAMES
         parts = _text_parts(source)
         ending = ".txt"
     else:
-        rows = saved_rows(source) if is_saved(source) else read_rows(source)
-        named = renamed(rows, columns, source)
-        lines = [f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in named]
+        lines = _lines(source, columns)
         cut = len(lines) - max(len(lines) // HELD_OUT, 1)
-        parts = "".join(lines[:cut]), "".join(lines[cut:])
+        own, held_out = (lines[:cut], lines[cut:]) if test is None else (lines, _lines(test, columns))
+        parts = "".join(own), "".join(held_out)
         ending = ".jsonl"
     if not all(part.strip() for part in parts):
         raise InputError(f"the calibration text must have a part to hold out, got less than two parts in {source}")
@@ -218,6 +221,21 @@ def split_text(source: str, folder: Path, columns: Mapping[str, str] = OWN_NAMES
     for file, part in zip(texts, parts, strict=True):
         file.write_text(part, encoding="utf-8")
     return texts
+
+
+def _lines(source: str, columns: Mapping[str, str]) -> list[str]:
+    """Return the rows of a source as lines of JSON."""
+    rows = saved_rows(source) if is_saved(source) else read_rows(source)
+    return [f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in renamed(rows, columns, source)]
+
+
+def asked_rows(settings: CompressConfig, held_out: Path) -> Path | None:
+    """Return the file of the rows that the models answer; None if there is none to answer."""
+    if settings.data is None:
+        return None
+    if settings.calibration is None:
+        return held_out
+    return None if settings.test is None else expanded(settings.test)
 
 
 def _text_parts(source: str) -> tuple[str, str]:
@@ -232,6 +250,9 @@ def _text_parts(source: str) -> tuple[str, str]:
 
 def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path) -> dict[str, Any]:
     """Return the record with every candidate in the order to try them."""
+    rows = asked_rows(settings, texts.held_out)
+    if rows is not None:
+        task_of_rows(str(rows))  # a row without an answer is refused before minutes of measuring
     shape = _shape(ref, settings)
     forecast = forecast_of(known_config(ref.folder), threads=settings.threads, new_tokens=NEW_TOKENS, rounds=ROUNDS)
     if settings.bound.kind == "tokens/s":
@@ -310,28 +331,47 @@ def _stages(recipe: Recipe, folder: Path, texts: Texts, losses: AddedLosses | No
 
 
 def _attempted(record: dict[str, Any], settings: CompressConfig, folder: Path, ref: ModelRef) -> dict[str, Any]:
-    """Make and measure candidates until one meets the target; return the record."""
+    """Make and measure candidates until one meets the target; return the record.
+
+    With rows to answer, a sparse package also gets a rival: the dense model in int4, trained alike.
+    """
     promising = [Candidate.from_data(each) for each in record["candidates"] if each["meets"]]
-    text, held_out = _texts_in(folder, record)
+    held_out = _texts_in(folder, record).held_out
     weights = record["parameters"]
+    rows = asked_rows(settings, held_out)
     if record["dense"].get("held_out_loss") is None:
         record["dense"]["held_out_loss"] = _loss(ref, held_out, settings)
+        record["dense"]["answers"] = None if rows is None else answers_of(ref, rows, is_trained=False)
         write_json(folder / COMPRESS, record)
     while record["chosen"] is None and len(record["measured"]) < settings.attempts:
         candidate = following(promising, record["measured"], settings, weights)
         if candidate is None:
             break
-        logger.info("%s: %s predicted", candidate.name, figures_of(candidate))
-        recipe = recipe_of(candidate, settings, ref.name, str(text)).model_copy(
-            update={"output": str(folder / candidate.name)}
-        )
-        _share(recipe, [folder / each["name"] for each in record["measured"]], folder / candidate.name)
-        run(recipe)
-        figures = _figures(candidate, folder, held_out, settings, weights)
+        figures = _made(candidate, record, settings, folder, ref)
         record["measured"].append(figures)
         record["chosen"] = candidate.name if figures["holds"] else None
         write_json(folder / COMPRESS, record)
+    chosen = next((each for each in promising if each.name == record["chosen"]), None)
+    if rows is not None and chosen is not None and chosen.sparsity and record.get("rival") is None:
+        rival = replace(chosen, sparsity=0.0, values="int4")
+        known = (each for each in record["measured"] if each["name"] == rival.name)
+        record["rival"] = next(known, None) or _made(rival, record, settings, folder, ref)
+        write_json(folder / COMPRESS, record)
     return record
+
+
+def _made(
+    candidate: Candidate, record: Mapping[str, Any], settings: CompressConfig, folder: Path, ref: ModelRef
+) -> dict[str, Any]:
+    """Make the package of a candidate and return its figures."""
+    text, held_out = _texts_in(folder, record)
+    logger.info("%s: %s predicted", candidate.name, figures_of(candidate))
+    recipe = recipe_of(candidate, settings, ref.name, str(text)).model_copy(
+        update={"output": str(folder / candidate.name)}
+    )
+    _share(recipe, [folder / each["name"] for each in record["measured"]], folder / candidate.name)
+    run(recipe)
+    return _figures(candidate, folder, held_out, settings, record["parameters"])
 
 
 def following(
@@ -399,6 +439,7 @@ def _figures(
     package = folder / candidate.name / "package"
     size = (package / PACKAGE_FILE).stat().st_size
     speed = package_decoding(package, NEW_TOKENS, ROUNDS)
+    rows = asked_rows(settings, held_out)
     return {
         "name": candidate.name,
         "package": str(package.relative_to(folder)),
@@ -407,6 +448,7 @@ def _figures(
         "tokens_per_second": speed["median"],
         "tokens_per_second_range": [speed["min"], speed["max"]],
         "loss": _loss(package, held_out, settings),
+        "answers": None if rows is None else answers_of(package, rows, is_trained=True),
         "holds": settings.bound.holds(size, weights, speed["median"]),
     }
 
