@@ -34,7 +34,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_readme_is_one_page() -> None:
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 130
     assert len(README.split()) <= 1300
     assert max(line.count(" | ") + 1 for line in README.splitlines() if line.startswith("|")) <= 6
 
