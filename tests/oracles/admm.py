@@ -1,13 +1,13 @@
 """Pruning by ADMM (arXiv 2401.02938), restated literally and slowly in float64; knows nothing of shears.
 
-Minimise |X w - X w0|^2 over weights w with so many zeros: w = z, z sparse; with scaled dual u and penalty 1 repeat
+Minimise |X w - X w0|^2 over weights w with so many zeros: w = z, z sparse; with scaled dual u and penalty p repeat
 
-    z = what is left of w + u when the smallest go       (how many: 0 -> all over the first iterations, cubic)
+    z = what is left of w + u when the smallest go       (how many: 0 -> all over the iterations, cubic)
     u = u + w - z
-    w = (A + 1)^-1 (A w0 + z - u)
+    w = (A + p)^-1 (A w0 + p (z - u))
 
 Features are scaled to norm 1 beforehand (w0 times the norms), A is then their correlations, a damping on the diagonal.
-After the ramp the zeros stay where they are. At the end w + u is cut, scaled back, and fitted by conjugate gradients.
+At the end w + u is cut, scaled back, and fitted by conjugate gradients.
 """
 
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from tests.oracles import least_squares
 
-RAMP, POLISHING, POLISHING_DAMPING = 15, 10, 0.01
+POLISHING, POLISHING_DAMPING = 5, 0.01
 
 
 def prune(
-    weight: Tensor, hessian: Tensor, kind: str, zeros: int, iterations: int = 20, damping: float = 0.1
+    weight: Tensor, hessian: Tensor, kind: str, zeros: int, iterations: int, *, damping: float, penalty: float
 ) -> tuple[Tensor, Tensor]:
     """Return the pruned weight and the mask; `kind` is "row", "layer" or "N:M". No feature may be always zero."""
     size, identity = len(hessian), torch.eye(len(hessian), dtype=torch.float64)
@@ -27,25 +27,26 @@ def prune(
     scaled = [[float(hessian[i, j]) / norms[i] / norms[j] for j in range(size)] for i in range(size)]
     matrix = torch.tensor(scaled, dtype=torch.float64) + damping * identity
     scale = torch.tensor(norms, dtype=torch.float64)
-    inverse = torch.linalg.inv(matrix + identity)
+    inverse = torch.linalg.inv(matrix + penalty * identity)
     dense = weight.double() * scale
     value, dual = dense.clone(), torch.zeros_like(dense)
     pruned = torch.zeros(weight.shape, dtype=torch.bool)
     for iteration in range(iterations):
-        if iteration < RAMP:
-            pruned = smallest((value + dual).abs(), kind, now(iteration, kind, zeros, iterations))
+        pruned = smallest((value + dual).abs(), kind, now(iteration, kind, zeros, iterations))
         sparse = torch.where(pruned, 0.0, value + dual)
         dual = dual + value - sparse
-        value = torch.stack([inverse @ (matrix @ w + z - u) for w, z, u in zip(dense, sparse, dual, strict=True)])
+        value = torch.stack(
+            [inverse @ (matrix @ w + penalty * (z - u)) for w, z, u in zip(dense, sparse, dual, strict=True)]
+        )
     cut = torch.where(pruned, 0.0, value + dual) / scale
     return least_squares.descend(weight, cut, ~pruned, hessian, POLISHING_DAMPING, POLISHING), pruned
 
 
 def now(iteration: int, kind: str, zeros: int, iterations: int) -> int:
-    """Return the number of zeros of an iteration (from 0): zeros * (1 - (1 - t)^3), t = 1 when the ramp ends."""
+    """Return the number of zeros of an iteration (from 0): zeros * (1 - (1 - t)^3), t = 1 in the last one."""
     if ":" in kind:
         return zeros
-    t = (iteration + 1) / min(RAMP, iterations)
+    t = (iteration + 1) / iterations
     return round(zeros * (1 - (1 - t) ** 3))
 
 
