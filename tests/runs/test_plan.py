@@ -43,8 +43,8 @@ def test_every_recipe_can_be_planned_offline(path: Path, tmp_path: Path) -> None
     run_plan = plan(recipe, tmp_path / "run")
     names = [stage.name for stage in run_plan.stages]
     assert recipe.evaluate is not None
-    heals = ["heal"] if path.stem.startswith("qwen2.5-coder-0.5b") else []
-    assert names == ["sparsify", *heals, "train", "search", "export", *recipe.evaluate.baselines, "evaluate"]
+    searches = [] if "real" in path.parts else ["search"]  # they train one rank
+    assert names == ["sparsify", "train", *searches, "export", *recipe.evaluate.baselines, "evaluate"]
     assert {stage.state for stage in run_plan.stages} == {"to do"}
     assert run_plan.parameters == SIZES[recipe.model or ""]
     assert all(stage.memory for stage in run_plan.stages)
