@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from shears.runtime.drop_in.registration import register
+
 if TYPE_CHECKING:
     from shears.adapt.elastic import ElasticAdapter as ElasticAdapter
     from shears.adapt.elastic import make_elastic as make_elastic
@@ -83,3 +85,6 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Return the public names and folders, imported or not."""
     return sorted({*globals(), *__all__, *_FOLDERS})
+
+
+register()  # of what transformers must know to open packages

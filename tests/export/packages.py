@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shears.checkpoints.packed.marks import ADAPTER, QUANTIZATION, unmarked
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.export.stage import export_adapter
 from shears.quantization.training import GRIDS
-from shears.records.artifacts import SEARCH_SPACE, SUB_ADAPTER, read_json
+from shears.records.artifacts import SEARCH_SPACE, SUB_ADAPTER, read_json, read_object, write_json
 from shears.records.peft_files import ADAPTER_CONFIG
 from tests.checkpoints.packed.test_layout import bits
 
@@ -42,3 +43,18 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
         tensor.dtype == other[name].dtype and torch.equal(bits(tensor), bits(other[name]))
         for name, tensor in one.items()
     )
+
+
+def change_adapter(package: Path, **changes: Any) -> None:
+    """Change PEFT's settings in a package's config.json."""
+    config = read_object(package / "config.json")
+    config[QUANTIZATION][ADAPTER] |= changes
+    write_json(package / "config.json", config)
+
+
+def as_before(package: Path) -> Path:
+    """Make a package one of before: config.json is the model's; return the file of PEFT's settings beside it."""
+    config = read_object(package / "config.json")
+    write_json(package / ADAPTER_CONFIG, config[QUANTIZATION][ADAPTER])
+    write_json(package / "config.json", unmarked(config))
+    return package / ADAPTER_CONFIG

@@ -14,6 +14,7 @@ from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tests.export.made import logits
+from tests.export.packages import change_adapter
 from tests.tiny import save_tiny, tiny_model
 
 TASK = "CAUSAL_LM"
@@ -76,8 +77,7 @@ def test_an_adapter_that_does_not_load_is_named_by_its_package(tmp_path: Path) -
     base = save_tiny(tmp_path / "base")
     adapter = saved(base, tmp_path / "adapter", LoraConfig(r=2, target_modules=["q_proj"], task_type=TASK))
     package = export_adapter(adapter, tmp_path / "package", format="package")
-    config = json.loads((package / ADAPTER_CONFIG).read_text())
-    (package / ADAPTER_CONFIG).write_text(json.dumps({**config, "r": 3}))
+    change_adapter(package, r=3)
     with pytest.raises(InputError, match=r"package must be an adapter that PEFT loads .* size mismatch for .*q_proj"):
         load_with_adapter(package)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shears.checkpoints.packed.marks import METHOD
 from shears.checkpoints.tensor_format import (
     StoredTensor,
     as_bytes,
@@ -60,7 +61,7 @@ def refuse_non_finite(model: str | Path, tensors: Iterable[tuple[str, Tensor]]) 
 
 
 def quantized_by(folder: Path) -> str | None:
-    """Return the method that quantized the weights in a model's folder, None for plain numbers.
+    """Return the method that quantized the weights in a model's folder, None for plain numbers and packages.
 
     InputError where config.json is no JSON object.
     """
@@ -68,7 +69,7 @@ def quantized_by(folder: Path) -> str | None:
     content = read_object(config) if config.is_file() else {}
     quantization = content.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    return None if method is None else str(method)
+    return None if method in (None, METHOD) else str(method)
 
 
 def weights_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:

@@ -50,6 +50,20 @@ def load_config(folder: Path, **options: Any) -> Any:
         raise
 
 
+def refuse_hostile(config: Any, folder: Path) -> None:
+    """Raise InputError for a package's configuration that asks for code, or claims more than its folder holds.
+
+    Where there is no such folder yet, only claims that no model makes are refused.
+    """
+    named = [getattr(config, f"_{name}", None) for name in IMPLEMENTATIONS]
+    if asked := next((str(name) for name in named if "/" in str(name)), None):
+        rule = "a package is computed by transformers' own attention and shears' kernels"
+        raise NeedsOwnCode(f"{rule}, got the repository {asked[:100]}; leave {' and '.join(IMPLEMENTATIONS)} out")
+    if getattr(config, AUTO_MAP, None):
+        raise NeedsOwnCode(f"a package holds no code, {config.name_or_path} names some as {AUTO_MAP}; remove that key")
+    refuse_claims(folder, "config.json", config.to_diff_dict())
+
+
 def load_generation_config(folder: Path) -> GenerationConfig:
     """Return the generation settings in a folder; they name no code."""
     settings: GenerationConfig = GenerationConfig.from_pretrained(folder)

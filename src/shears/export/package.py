@@ -5,7 +5,6 @@
 
 import logging
 import math
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from shears.checkpoints.conversion import empty_model, read_config
 from shears.checkpoints.packed.file import PACKAGE_FILE, Package, read_package
 from shears.checkpoints.packed.index import PLAIN_NAMES
+from shears.checkpoints.packed.marks import marked, unmarked
 from shears.checkpoints.tensor_files import INDEX, SINGLE, TensorFiles
 from shears.checkpoints.tensor_format import Spec, StoredTensor, as_bytes, write_at, write_layout
 from shears.config import ExportConfig
@@ -224,14 +224,12 @@ def _tensor_misfit(
 
 
 def _copy_configs(source: Source, work: Path, dtype: torch.dtype | None) -> None:
-    """Copy the configurations of model and adapter; `dtype` is that of converted weights."""
+    """Write the configuration of model and adapter; `dtype` is that of converted weights."""
     config = artifacts.read_json(source.model.folder / "config.json")
     for key in ("dtype", "torch_dtype"):
         if dtype is not None and (key in config or key == "dtype"):
             config[key] = str(dtype).removeprefix("torch.")
-    copy_configs(source.model.folder, work, config)
-    if source.adapter_config is not None:
-        artifacts.write_json(work / ADAPTER_CONFIG, source.adapter_config)
+    copy_configs(source.model.folder, work, marked(config, source.adapter_config))
 
 
 def _figures(packing: Packing, work: Path, source: Source) -> dict[str, Any]:
@@ -295,11 +293,11 @@ def unpack(package: str | Path, output: str | Path) -> Path:
 
 def _write_model(package: Package, folder: Path, output: Path) -> None:
     output.mkdir()
-    config = artifacts.read_object(folder / "config.json")
+    config = artifacts.read_object(own_file(folder / "config.json"))
     named = (dtype for dtype in DTYPES.values() if str(dtype) == f"torch.{config.get('dtype')}")
     specs = package.model_specs(quantized=next(named, torch.bfloat16))
     write_shards(output, specs, ((name, tensor.to(specs[name][0])) for name, tensor in package.model_tensors()))
-    copy_configs(folder, output)
+    copy_configs(folder, output, unmarked(config))
     save_tokenizer(resolve(folder), output)
 
 
@@ -338,7 +336,7 @@ def _write_adapter(package: Package, work: Path, record: Mapping[str, Any]) -> N
     adapter = work / "adapter"
     adapter.mkdir()
     save_file(package.adapter(), adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    shutil.copyfile(own_file(package.adapter_config_file()), adapter / ADAPTER_CONFIG)
+    artifacts.write_json(adapter / ADAPTER_CONFIG, package.adapter_config())
     if "ranks" in record:
         kept = {key: record[key] for key in OF_ADAPTER if key in record}
         kept["base"] = "model"

@@ -20,6 +20,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from shears.checkpoints import without_code
 from shears.checkpoints.conversion import LOADING_ERRORS, known_config
+from shears.checkpoints.packed.marks import plain_config
 from shears.checkpoints.tensor_files import quantized_by, refuse_missing, refuse_non_finite
 from shears.checkpoints.without_code import NeedsOwnCode
 from shears.errors import InputError, first_line, install_hint
@@ -48,11 +49,13 @@ def load_model(
     quantization: BitsAndBytesConfig | None = None,
     *,
     to_save: bool = False,
+    config: Any = None,
 ) -> PreTrainedModel:
     """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
 
-    A package is loaded without its adapter, its packed weights made dense; `quantization` quantizes
-    the linears. On a CPU fp16 LayerNorms are widened (`widen_norms`), unless the model is loaded to
+    A package is loaded without its adapter, its packed weights made dense, with transformers'
+    `config` in place of its folder's if that is given; `quantization` quantizes the linears.
+    On a CPU fp16 LayerNorms are widened (`widen_norms`), unless the model is loaded to
     be saved again. InputError, in one line, for any failure to load, and for weights that are missing or not finite.
     """
     ref = resolve(model, dtype)
@@ -61,7 +64,7 @@ def load_model(
     if quantization is not None:
         options |= _quantizing_options(ref, quantization, torch_device)
     try:
-        network, info = _from_pretrained(ref, options)
+        network, info = _from_pretrained(ref, options, config)
     except InputError:
         raise
     except LOADING_ERRORS as error:
@@ -79,7 +82,7 @@ def load_model(
     return loaded
 
 
-def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
+def _from_pretrained(ref: ModelRef, options: dict[str, Any], config: Any) -> Any:
     """Return the model and transformers' loading info, of a package too."""
     options |= {"output_loading_info": True}
     if not ref.is_package:
@@ -87,8 +90,8 @@ def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
     folder = ref.folder
     package = ref.package
     if package.index.adapter:
-        package.adapter_config_file()  # raises where it is missing
-    config = known_config(folder)
+        package.adapter_config()  # raises where it is missing
+    config = plain_config(known_config(folder) if config is None else config)
     with torch.device("meta"):
         kind = type(without_code.build_causal_model(config))
     tensors = dict(package.model_tensors())
@@ -258,14 +261,20 @@ def load_with_adapter(
 def _load_package(ref: ModelRef, dtype: str, device: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Return a package's model with its adapter, in the classes of transformers and PEFT."""
     base, tokenizer = load_both(ref, dtype, device)
+    return with_own_adapter(base, ref), tokenizer
+
+
+def with_own_adapter(base: nn.Module, ref: ModelRef) -> nn.Module:
+    """Return the model of a package in PEFT's class with the package's adapter, if it has one."""
     tensors = ref.package.adapter()
     if not tensors:
-        return base, tokenizer
+        return base
     with tempfile.TemporaryDirectory(prefix="shears-") as name:  # PEFT reads adapters from folders only
         folder = Path(name)
         save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        shutil.copyfile(own_file(ref.folder / ADAPTER_CONFIG), folder / ADAPTER_CONFIG)
-        return put_adapter(base, folder, shown=ref.folder), tokenizer
+        write_json(folder / ADAPTER_CONFIG, ref.package.adapter_config())
+        adapted: nn.Module = put_adapter(base, folder, shown=ref.folder)
+    return adapted
 
 
 def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:

@@ -38,6 +38,8 @@ class ModelRef:
 
     folder: Path
     name: str
+    needs_record: bool = True
+    """False for a package of which transformers downloaded only the files that it knows."""
 
     @property
     def recorded_name(self) -> str:
@@ -67,10 +69,11 @@ class ModelRef:
     def package(self) -> Package:
         """The package in the folder, mapped, its bytes verified; InputError where it is not whole.
 
-        The bytes are compared with the fingerprint in package.json or, where the record has none,
-        with the file's own.
+        The bytes are compared with the fingerprint in package.json or, where that has none, with the
+        file's own.
         """
-        record = read_record(self.folder, PACKAGE, fingerprint=self.fingerprint)
+        has_record = self.needs_record or (self.folder / PACKAGE).is_file()
+        record = read_record(self.folder, PACKAGE, fingerprint=self.fingerprint) if has_record else {}
         return read_package(self.folder, verify="fingerprint" not in record)
 
     def refuse_package(self, use: str) -> None:

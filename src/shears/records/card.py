@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from shears.config.embedded import EMBEDDED
 from shears.config.export import FORMAT_OF_RECORD
+from shears.errors import DISTRIBUTION
 from shears.records import artifacts
 from shears.records.figures import figures_table, rank_table, size_table, sparsity_table
 from shears.records.paths import HUB_NAME, HUB_SOURCE, is_path, last_part, without_folders
@@ -26,17 +27,19 @@ and goes into the metadata; the others are for comparison."""
 ROUNDED = ("int8", "int4")  # formats of a package's values that unpack restores rounded
 ACTIVE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'`$<>;|&\\]")  # people copy code and commands
 SPARSE = "sparse"  # a run's folder of the sparse model; the base of a recovery
-MODEL = """\
-```python
+LOADED = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({loaded})
 tokenizer = AutoTokenizer.from_pretrained({loaded})
 ```
 
-{download}    vllm serve {served}
-    python convert_hf_to_gguf.py {folder}      # of llama.cpp; the zeros stay, the file is as large as a dense one
-    shears export {folder} package --format package      # smaller, and faster on a CPU"""
+{download}"""
+MODEL = f"""\
+```python
+{LOADED}    vllm serve {{served}}
+    python convert_hf_to_gguf.py {{folder}}      # of llama.cpp; the zeros stay, the file is as large as a dense one
+    shears export {{folder}} package --format package      # smaller, and faster on a CPU"""
 PEFT = """\
 ```python
 from peft import PeftModel
@@ -66,9 +69,11 @@ zeros of the base kept, the adapter merged, the sum rounded. Other tools do not 
 SUPER = """
     shears search {folder} search --data VALIDATION
     shears export {folder} sub_adapter --ranks search/result.json"""
-PACKED = """\
-{download}    shears generate {folder} --prompt "..."
-    shears unpack {folder} unpacked      # an ordinary model folder, and the adapter"""
+PACKED = f"""\
+```python
+import shears  # pip install {DISTRIBUTION}
+{LOADED}    shears generate {{folder}} --prompt "..."
+    shears unpack {{folder}} unpacked      # an ordinary model folder, and the adapter"""
 FETCHED = """\
 The base is the model that shears embeds: `shears fetch {base} --output {base}` makes its folder.
 

@@ -12,10 +12,10 @@ from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig
 from shears import export_adapter, unpack
 from shears.checkpoints.packed.file import read_package
 from shears.errors import InputError
-from shears.records.peft_files import ADAPTER_CONFIG
 from shears.runtime import load
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.model_source import source_of_model, source_of_package
+from tests.export.packages import as_before, change_adapter
 from tests.runtime.native.decoders import covered, expected, extension_is_missing, running_in, text, with_lora
 from tests.tiny import tiny_tokenizer
 
@@ -64,7 +64,7 @@ def _change(file: Path, **changes: Any) -> None:
     ids=lambda setting: next(iter(setting)),
 )
 def test_an_adapter_that_is_more_than_lora_is_left_to_peft(package: Path, setting: dict[str, Any]) -> None:
-    _change(package / ADAPTER_CONFIG, **setting)
+    change_adapter(package, **setting)
     with pytest.raises(NotCoveredError, match=f"covers plain LoRA, this adapter has {next(iter(setting))}"):
         source_of_package(read_package(package))
 
@@ -78,7 +78,8 @@ def test_such_an_adapter_in_memory_is_refused(setting: dict[str, Any]) -> None:
 
 def test_an_ordinary_adapter_is_covered(package: Path) -> None:
     settings = LoraConfig(r=5, lora_alpha=10, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM").to_dict()
-    (package / ADAPTER_CONFIG).write_text(json.dumps(settings | {"target_modules": ["q_proj", "up_proj"]}))
+    settings.pop("target_modules")  # a set
+    change_adapter(package, **settings, target_modules=["q_proj", "up_proj"])
     assert len(source_of_package(read_package(package)).updates) == 4
 
 
@@ -145,17 +146,16 @@ def test_layers_beyond_the_config_are_refused(package: Path) -> None:
         ({"lora_alpha": "x"}, "must give .* a number as lora_alpha, got 'x'"),
         ({"rank_pattern": {"(": 1}}, "must map patterns to numbers in rank_pattern"),
         ({"rank_pattern": [1]}, "must map patterns to numbers in rank_pattern"),
-        (None, "must hold adapter_config.json"),
+        (None, "must hold its adapter_config in config.json"),
     ],
 )
 def test_invalid_adapter_settings_are_refused(package: Path, content: Any, message: str) -> None:
-    file = package / ADAPTER_CONFIG
     if isinstance(content, dict):
-        _change(file, **content)
+        change_adapter(package, **content)
     elif content is None:
-        file.unlink()
+        as_before(package).unlink()
     else:
-        file.write_text(content)
+        as_before(package).write_text(content)
     with pytest.raises(InputError, match=message):
         load(package)
     if content is None:

@@ -27,6 +27,7 @@ from shears.checkpoints.packed.index import (
     parse_index,
 )
 from shears.checkpoints.packed.layout import PackedMatrix
+from shears.checkpoints.packed.marks import ADAPTER, adapter_settings
 from shears.checkpoints.tensor_format import (
     Spec,
     StoredTensor,
@@ -39,6 +40,8 @@ from shears.checkpoints.tensor_format import (
 )
 from shears.errors import InputError
 from shears.quantization import grid
+from shears.records.artifacts import read_object
+from shears.records.paths import own_file
 from shears.records.peft_files import ADAPTER_CONFIG
 
 PACKAGE_FILE = "package.safetensors"
@@ -62,14 +65,22 @@ class Package:
         """The folder of the package, with the model's configuration and tokenizer."""
         return self.path.parent
 
-    def adapter_config_file(self) -> Path:
-        """Return the configuration file of the adapter; InputError where it is missing."""
+    def adapter_config(self) -> dict[str, Any]:
+        """Return PEFT's settings of the adapter; InputError where they are missing.
+
+        Packages of before hold them in a file of their own, which transformers would follow to the
+        adapter's base.
+        """
+        settings = adapter_settings(read_object(self.folder / "config.json"))
+        if settings is not None:
+            return settings
         path = self.folder / ADAPTER_CONFIG
         if not path.is_file():
             raise InputError(
-                f"a package with an adapter must hold {path.name}, {self.folder} does not; export the package again"
+                f"a package with an adapter must hold its {ADAPTER} in config.json, {self.folder} does not; export the "
+                "package again"
             )
-        return path
+        return read_object(own_file(path))
 
     def dense(self, name: str) -> Tensor:
         """Return a dense or tied tensor of the model by its name, dequantized."""

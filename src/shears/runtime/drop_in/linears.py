@@ -1,8 +1,9 @@
 """Linears that the C++ kernels multiply by, for nn.Linear, Conv1D or PEFT's LoRA layer.
 
-y = W x + scaling B (A x) + bias. Without the kernels, with gradients, and for dtypes or devices
-that they do not support, torch multiplies by the dense weight: unpacked once if there are no
-kernels (memory as before packing), else at every call.
+y = W x + scaling B (A x) + bias. Without the kernels, and for dtypes or devices that they do not
+support, torch multiplies by the dense weight: unpacked once if there are no kernels (memory as
+before packing), else at every call. Gradients of inputs are those of the dense weight, unpacked
+again in the backward; a packed weight has none itself.
 
 Shapes: O outputs, I inputs, R ranks, * any leading dimensions.
 """
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
@@ -37,13 +39,34 @@ class Kernel(NamedTuple):
     pool: Any  # shears.runtime.native.kernels.Pool
 
 
-class KernelLinear(nn.Module):
-    """A linear that multiplies by its kernel, if it has one, in place of `original`."""
+class UnpackedWeight(Tensor):
+    """The dense weight of a packed linear: to be read, since writing it would change no output."""
 
-    bias: Tensor | None
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # results are plain tensors
+
+    @property
+    def data(self) -> Tensor:
+        """The numbers; InputError for others in their place, which PEFT writes when it merges."""
+        return super().data
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise InputError(
+            "a packed weight cannot be changed, so that no adapter is merged into it or started from it; call "
+            "densify_linears on the model first"
+        )
+
+
+class KernelLinear(nn.Linear):
+    """A linear that multiplies by its kernel, if it has one, in place of `original`.
+
+    PEFT puts adapters on it as on any nn.Linear.
+    """
+
+    bias: Tensor | None  # type: ignore[assignment]
 
     def __init__(self, shape: tuple[int, int], original: nn.Module, bias: Tensor | None, kernel: Kernel | None) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.out_features, self.in_features = shape
         self.kernel = kernel
         self.original = (original,)  # in a tuple, so that torch does not register it as a submodule
@@ -100,11 +123,15 @@ class PackedLinear(KernelLinear):
         self._unpacked: dict[torch.dtype, Tensor] = {}
 
     @property
-    def weight(self) -> Tensor:
-        """The dense weight in the original's layout, unpacked at every call.
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """`dense_weight`, which cannot be written.
 
         Code that multiplies by the weight itself (DoRA) gets correct results, slowly.
         """
+        return self.dense_weight().as_subclass(UnpackedWeight)
+
+    def dense_weight(self) -> Tensor:
+        """Return the dense weight in the original's layout, unpacked at every call."""
         unpacked = dense(self.matrix, self.dtype)
         return unpacked.T.contiguous() if isinstance(weight_owner(self.original[0]), Conv1D) else unpacked
 
@@ -114,11 +141,28 @@ class PackedLinear(KernelLinear):
         return torch.bfloat16 if self.matrix.scales is not None else self.matrix.values.dtype
 
     def _by_torch(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        y = linear(x, self._dense(x), None if self.bias is None else self.bias.to(x.dtype))
+        y = self._product(x) if torch.compiler.is_compiling() else _Product.apply(x, self)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    def _product(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        y = linear(x, self._dense(x))
         if self.update is None:
             return y
-        a, b = (factor.to(x.device, x.dtype) for factor in (self.update.a, self.update.b))
+        a, b = self._factors(x)
         return y + linear(linear(x, a), b) * self.update.scaling
+
+    def input_gradient(self, gradient: Float[Tensor, "*B O"]) -> Float[Tensor, "*B I"]:
+        """Return the gradient of the inputs for that of the outputs."""
+        whole = gradient @ self._dense(gradient)
+        if self.update is None:
+            return whole
+        a, b = self._factors(gradient)
+        return whole + (gradient @ b @ a) * self.update.scaling
+
+    def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A (R x I) and B (O x R) of the adapter, where and as that tensor is."""
+        assert self.update is not None
+        return self.update.a.to(like.device, like.dtype), self.update.b.to(like.device, like.dtype)
 
     def _dense(self, x: Tensor) -> Tensor:
         """Return the dense weight for torch; kept without kernels, when every call needs it."""
@@ -133,13 +177,40 @@ class PackedLinear(KernelLinear):
         (original,) = self.original
         original.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         below = "" if weight_owner(original) is original else "base_layer."
-        destination[f"{prefix}{below}weight"] = self.weight
+        destination[f"{prefix}{below}weight"] = self.dense_weight()
 
     def extra_repr(self) -> str:
         """Return this linear's line in `print(model)`."""
         kept = self.matrix.num_kept / max(self.in_features * self.out_features, 1)
         rank = f", rank={self.update.a.shape[0]}" if self.update else ""
         return f"{self.in_features}, {self.out_features}, {self.matrix.values_dtype}, kept={kept:.2f}{rank}"
+
+
+class MergedLinear(PackedLinear):
+    """A packed linear and a frozen adapter as one weight, W + scaling B A, in one product."""
+
+    def dense_weight(self) -> Tensor:
+        whole = super().dense_weight()
+        if self.update is None:
+            return whole
+        added = (self.update.b.float() @ self.update.a.float()) * self.update.scaling
+        transposed = isinstance(weight_owner(self.original[0]), Conv1D)
+        return (whole.float() + (added.T if transposed else added)).to(whole.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """W x + scaling B (A x) of a packed linear; nothing is kept for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: PackedLinear) -> Tensor:
+        ctx.packed = packed
+        by_kernel = packed.kernel is not None and x.device.type == "cpu" and x.dtype in KERNEL_DTYPES
+        return packed.multiply(x) if by_kernel else packed._product(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.packed.input_gradient(gradient), None
 
 
 def _refusing(change: str) -> Callable[..., NoReturn]:
@@ -171,6 +242,10 @@ class FusedLinear(PackedLinear):
         super().__init__(matrix, original, update, kernel)
         self.lora_A = original.lora_A
         self.lora_B = original.lora_B
+
+    def as_one_weight(self) -> MergedLinear:
+        """Return the same product as one frozen linear, whose adapter PEFT does not know."""
+        return MergedLinear(self.matrix, weight_owner(self.original[0]), self.update, self.kernel).eval()
 
     def forward(self, x: Float[Tensor, "*B I"], adapter_names: object = None) -> Float[Tensor, "*B O"]:
         """Return the outputs; InputError if PEFT passes an adapter per row."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -19,12 +20,18 @@ from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, is_smal
 from shears.errors import InputError
 from shears.models.blocks import weight_oi
 from shears.models.devices import set_threads
-from shears.models.load import load_with_adapter
-from shears.models.ref import AnyModel, resolve
+from shears.models.load import load_model, with_own_adapter
+from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.models.sparse_adapter import SparseLinear
-from shears.records.artifacts import read_object
 from shears.records.peft_files import linear_of
-from shears.runtime.drop_in.linears import DenseLinear, FusedLinear, Kernel, KernelLinear, PackedLinear, weight_owner
+from shears.runtime.drop_in.linears import (
+    DenseLinear,
+    FusedLinear,
+    Kernel,
+    KernelLinear,
+    PackedLinear,
+    weight_owner,
+)
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native import kernels_available
 from shears.runtime.native.dense_rows import DenseRows
@@ -94,7 +101,7 @@ def densify_linears(model: nn.Module) -> None:
         if isinstance(slot.module, PackedLinear):
             owner = weight_owner(original)
             trained = owner.get_parameter("weight").requires_grad
-            owner.weight = nn.Parameter(slot.module.weight, requires_grad=trained)
+            owner.weight = nn.Parameter(slot.module.dense_weight(), requires_grad=trained)
         setattr(slot.parent, slot.attribute, original.train(slot.module.training))
 
 
@@ -213,6 +220,27 @@ class _Packer:
         return DenseLinear(head, Kernel(matrix, None, self._pool)).train(head.training)
 
 
+def packed_model(ref: ModelRef, dtype: str = "auto", threads: int | None = None, config: Any = None) -> nn.Module:
+    """Return a package's model with packed linears, in transformers' own class.
+
+    Its plain LoRA and their linears are one weight each (`MergedLinear`); with another adapter the
+    model is in PEFT's class. `config` is transformers' configuration, by default the folder's.
+    InputError for a folder that is no whole package.
+    """
+    package = ref.package
+    base = load_model(ref, dtype, "cpu", config=config)
+    network = with_own_adapter(base, ref)
+    ready = ReadyWeights(_unchanged_weights(package), _quantized_head(package))
+    sparsify_linears(network, ready=ready, threads=threads)
+    for slot in list(_all_slots(base)):
+        if isinstance(slot.module, FusedLinear):
+            setattr(slot.parent, slot.attribute, slot.module.as_one_weight())
+    if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+        return network
+    base.__dict__.pop("peft_config", None)  # else PEFT takes the next adapter for a second one
+    return base
+
+
 class DropInBackend(TransformersBackend):
     """Runs a package's model in transformers with packed linears, adapters fused into them.
 
@@ -221,11 +249,9 @@ class DropInBackend(TransformersBackend):
 
     def __init__(self, model: AnyModel, threads: int | None = None, dtype: str = "auto") -> None:
         set_threads(threads)
-        ref = resolve(model)
-        network, self.tokenizer = load_with_adapter(ref, dtype=dtype, device="cpu")
+        network = packed_model(resolve(model), dtype, threads)
         super().__init__(network, "drop-in")
-        ready = ReadyWeights(_unchanged_weights(ref.package), _quantized_head(ref.package))
-        self.packed = sparsify_linears(network, ready=ready, threads=threads)
+        self.packed = [slot.name for slot in _all_slots(network) if isinstance(slot.module, PackedLinear)]
 
     def describe(self) -> Mapping[str, object]:
         """Return plain data about this backend; memory_bytes includes the kernels' copies."""
@@ -247,7 +273,7 @@ def _unchanged_weights(package: Package) -> Mapping[str, PackedMatrix]:
 
     PEFT subtracts the start of some adapters (pissa, olora, ...) from the base at every loading.
     """
-    settings = read_object(package.adapter_config_file()) if package.index.adapter else {}
+    settings = package.adapter_config() if package.index.adapter else {}
     start = settings.get("init_lora_weights")
     if not start or start in NEUTRAL["init_lora_weights"]:
         return package.packed

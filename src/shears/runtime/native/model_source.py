@@ -27,7 +27,6 @@ from shears.checkpoints.packed.layout import (
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate, update_of_layer
 from shears.models.sparse_adapter import SparseLinear
-from shears.records.artifacts import read_object
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.dense_rows import DenseRows
@@ -93,7 +92,7 @@ def _package_updates(package: Package) -> dict[str, LoraUpdate]:
     tensors = package.adapter()
     if not tensors:
         return {}
-    settings = read_object(package.adapter_config_file())
+    settings = package.adapter_config()
     changing = {key: value for key, value in settings.items() if value and key not in UNDERSTOOD}
     if unusual := [key for key, value in changing.items() if value not in NEUTRAL.get(key, ())]:
         raise NotCoveredError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
