@@ -36,9 +36,7 @@ STOPS = {
         "shears.searching.shared.study.SearchStudy.add", 3,
         "stopped; --resume continues with the evaluations so far", "--resume",
     ),
-    "write": Stop(
-        "write base OUT --tokens 60 --max-new-tokens 8 --device cpu", "shears.writing.stage.append_row", 3, CONTINUES
-    ),
+    "write": Stop("write base OUT --tokens 60 --max-new-tokens 8", "shears.writing.writer.append_row", 3, CONTINUES),
     "evaluate": Stop(
         "evaluate base --data rows.jsonl --task number --max-new-tokens 3 --batch-size 2 --output OUT --device cpu "
         "--backend transformers",

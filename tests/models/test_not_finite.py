@@ -68,7 +68,7 @@ VERBS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "sparsify": ("dense", lambda folder: sparsify(
         folder / "dense", folder / "out", calibration=str(folder / "text.txt"), num_samples=4, sequence_length=16
     )),
-    "write": ("dense", lambda folder: write(folder / "dense", folder / "out", tokens=100, device="cpu")),
+    "write": ("dense", lambda folder: write(folder / "dense", folder / "out", tokens=100)),
     "evaluate": ("dense", lambda folder: evaluate(
         folder / "dense", task="perplexity", data=str(folder / "text.txt"), sequence_length=16, device="cpu"
     )),

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,23 @@ from shears.records.folders import partial_folder
 from shears.records.journal import append_row
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.sparsity.stage import sparsify
-from shears.writing import stage
-from shears.writing.author import Author, first_words, user_turn_of_template
+from shears.writing import stage, writer
+from shears.writing.author import TextAuthor, first_words, user_turn_of_template
 from shears.writing.stage import write, written_text
-from shears.writing.writer import TextWriter
+from shears.writing.writer import Plan, TextWriter
 from tests.tiny import END, VOCABULARY, save_tiny, tiny_tokenizer
 
-SHORT = {"max_new_tokens": 8, "backend": "transformers"}
+ALL = Plan(range(1000), 1000, bool)
+SHORT: dict[str, Any] = {"max_new_tokens": 8}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_native_decoder() -> Iterator[None]:
+    """Let transformers compute, with and without our kernels, in fp32."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stage, "native_backend", lambda *_: None)
+        patched.setattr(stage, "resolved_precision", lambda *_: "fp32")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +59,7 @@ def test_every_token_is_drawn_from_the_models_softmax(model: Path) -> None:
     """The oracle draws by the cumulative sum of a softmax in float64 over the logits of a whole forward."""
     settings = build(WriteConfig, "write", {**SHORT, "temperature": 0.7})
     network = load_model(model)
-    author = Author(load_tokenizer(resolve(model)), frozenset({256}), 256, settings)
+    author = TextAuthor(load_tokenizer(resolve(model)), frozenset({256}), 256, settings)
     text = author.begin(0)
     assert len(text.prompt) == 1
     seed = random.Random("self text 0 0 text").getrandbits(63)
@@ -104,20 +115,20 @@ def test_an_interrupted_text_continues_and_a_longer_one_begins_with_it(
         keep(path, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage, "append_row", failing)
+        patched.setattr(writer, "append_row", failing)
         with pytest.raises(KeyboardInterrupt):
             write(model, tmp_path / "short", tokens=36, **SHORT)
     journal = partial_folder(tmp_path / "short") / "written.jsonl"
     with journal.open("a") as file:
         file.write('{"number": 99, "tok')  # a kill while a line was written
     begun: list[int] = []
-    begin = Author.begin
+    begin = TextAuthor.begin
 
-    def noted(author: Author, number: int) -> Any:
+    def noted(author: TextAuthor, number: int) -> Any:
         begun.append(number)
         return begin(author, number)
 
-    monkeypatch.setattr(Author, "begin", noted)
+    monkeypatch.setattr(TextAuthor, "begin", noted)
     short = write(model, tmp_path / "short", tokens=36, **SHORT)
     assert not set(kept) & set(begun)
     longer = write(model, tmp_path / "longer", tokens=60, **SHORT)
@@ -141,7 +152,7 @@ def test_without_a_template_every_text_is_plain(model: Path, tmp_path: Path) -> 
     assert user_turn_of_template(tokenizer) == ("<user>", END)
     tokenizer.chat_template = None
     assert user_turn_of_template(tokenizer) is None
-    author = Author(tokenizer, frozenset({256}), 256, build(WriteConfig, "write", {"chats": 1.0}))
+    author = TextAuthor(tokenizer, frozenset({256}), 256, build(WriteConfig, "write", {"chats": 1.0}))
     assert not author.begin(0).is_chat
     words = tokenizer.batch_decode([[token] for token in first_words(tokenizer)])
     assert {"a", "Z"} <= set(words)
@@ -151,7 +162,7 @@ def test_without_a_template_every_text_is_plain(model: Path, tmp_path: Path) -> 
 def test_a_turn_ends_where_a_closing_of_plain_text_was_written() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n--\n{% endfor %}"
-    author = Author(tokenizer, frozenset({256}), 256, build(WriteConfig, "write", {"chats": 1.0}))
+    author = TextAuthor(tokenizer, frozenset({256}), 256, build(WriteConfig, "write", {"chats": 1.0}))
     user = author.begin(0)
     user.tokens = tokenizer("what is it?\n--\nassistant: no")["input_ids"]
     answer = author.answer(user)
@@ -172,9 +183,9 @@ class Silent(TransformersBackend):
 
 
 def test_a_model_that_writes_nothing_is_refused(model: Path) -> None:
-    author = Author(tiny_tokenizer(), frozenset({256}), 256, build(WriteConfig, "write", SHORT))
+    author = TextAuthor(tiny_tokenizer(), frozenset({256}), 256, build(WriteConfig, "write", SHORT))
     with pytest.raises(InputError, match="must write text, this one ends every text at once"):
-        TextWriter(author, Silent(load_model(model)), {}, lambda row: None).run()
+        TextWriter(author, Silent(load_model(model)), ALL, {}, lambda row, text: None).run()
 
 
 def test_sparsify_lets_the_model_write_its_calibration_once(
@@ -233,7 +244,7 @@ def test_a_damaged_line_of_the_journal_is_written_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage, "append_row", stop_behind_a_row)
+        patched.setattr(writer, "append_row", stop_behind_a_row)
         with pytest.raises(KeyboardInterrupt):
             write(model, tmp_path / "text", tokens=60, **SHORT)
     (partial_folder(tmp_path / "text") / "written.jsonl").write_text(f"{line}\n")

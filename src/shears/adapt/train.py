@@ -50,6 +50,7 @@ from shears.training.step_log import check_trackers
 from shears.training.teacher import LiveTeacher, TeacherSource, find_teacher, refuse_other_vocabulary
 from shears.training.trainer import LengthBucketSampler, collator_of
 from shears.training.validation import Validation, read_losses
+from shears.writing.stage import answers_source
 
 logger = logging.getLogger(__name__)
 SCHEDULER = "linear"  # the learning rate falls to 0 at the last step
@@ -81,7 +82,10 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     recorded = {"base": base.recorded_name, **origin}
 
     def fit_and_save(work: Path) -> None:
-        prepared = _fitted(base, teacher, work, settings)
+        answer = partial(answers_source, settings.data, teacher.model if teacher else base, settings.seed)
+        raise_in_all(lambda: answer(settings.columns) if is_first_process() else ("", settings.columns))
+        data, columns = answer(settings.columns)  # the others find it there
+        prepared = _fitted(base, teacher, work, settings.model_copy(update={"data": data, "columns": dict(columns)}))
         wait()  # for checkpoints that other processes still write
         if is_first_process():
             _save(prepared, work, settings, recorded)

@@ -32,7 +32,7 @@ HOW_TO_CONTINUE = {
     **dict.fromkeys(("compress", "evaluate", "write", "run"), "the same command continues from there"),
 }
 ADVICE: Mapping[str, tuple[str, ...]] = {
-    "write": ("max_new_tokens=128", "precision=bf16", "device=cpu"),
+    "write": ("max_new_tokens=128",),
     "sparsify": ("activation_budget=500MB", "sequence_length=256", "num_samples=16"),
     "train": ("micro_batch_size=1", "recompute=blocks", "quantize=nf4"),
     "heal": ("micro_batch_size=1", "sequence_length=256", "precision=bf16"),

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from shears.config.export import FORMATS
 from shears.progress import VisibleConsole, is_first_process
-from shears.records.artifacts import PACKAGE, find_record, read_json
+from shears.records.artifacts import PACKAGE, WRITTEN_TEXT, find_record, read_json
 from shears.records.figures import cut_words, is_share, other_readings, ranks_by_kind, seen_words
 from shears.records.folders import free_bytes
 
@@ -74,6 +74,17 @@ def _as_text(cell: object) -> Text:
 def quoted(path: str | Path) -> str:
     """Return a path quoted for a shell, for commands that people copy."""
     return shlex.quote(str(path))
+
+
+def written_line(file: Path) -> str:
+    """Return how much text a model wrote, and of answers how many are right, as a sentence."""
+    record = read_json(file.with_name(WRITTEN_TEXT))
+    tokens = f"{record['num_tokens']:,} tokens"
+    if "prompts" not in record:
+        return f"{tokens}, {record['num_texts']:,} texts, {record['num_chats']:,} of them chats"
+    right = "" if record["num_right"] is None else f"{record['num_right']:,} right, "
+    about = f"{right}{record['num_cut']:,} cut, {record['num_empty']:,} empty; {record['num_kept']:,} kept"
+    return f"{tokens}, {record['num_answers']:,} answers to {record['num_prompts']:,} prompts, {about}"
 
 
 def sparsity_line(folder: Path) -> str:

@@ -10,7 +10,7 @@ from shears.cli.options import SET, Adapter, Json, Values, app, argument, option
 from shears.config.export import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
-from shears.records.artifacts import COMPRESS, RESULT, WRITTEN_TEXT, read_json
+from shears.records.artifacts import COMPRESS, RESULT, read_json
 from shears.records.folders import refuse_taken
 from shears.records.paths import expanded
 
@@ -41,21 +41,28 @@ def fetch(
 
 @app.command(rich_help_panel="Stages")
 @with_stage_options("write", config.WriteConfig)
-def write(model: BaseModel, out: Out, values: Values) -> None:
-    """Let a model write text, to calibrate or to heal on.
+def write(
+    model: BaseModel,
+    out: Out,
+    prompts: Annotated[str | None, option("FILE", "Let the model answer these rows or chats.")] = None,
+    *,
+    values: Values,
+) -> None:
+    """Let a model write text, or answer prompts, to calibrate, to heal or to train on.
 
     OUT/text.jsonl holds texts that the model samples behind random first words and, with a chat
-    template, whole chats. The same command continues an interrupted one, and a longer text begins
-    with a shorter one beside OUT.
+    template, whole chats. With --prompts it holds the model's answers, in its chat template, to
+    rows of prompt, instruction or question, or to the last user's turn of chats. The same command
+    continues an interrupted one, and takes over what is beside OUT.
 
+    \b
     shears write smollm2-135m written --tokens 100k
+    shears write MODEL answers --prompts questions.jsonl --samples 4 --temperature 0.8 --keep right
     """
     refuse_taken(expanded(out))  # here and below before the library's imports, which take seconds
-    file = shears.write(model, out, **values)
-    record = read_json(file.with_name(WRITTEN_TEXT))
-    texts = f"{record['num_texts']:,} texts, {record['num_chats']:,} of them chats"
-    counts = f"{record['num_tokens']:,} tokens, {texts}"
-    _print_done(file, counts, "sparsify", tables.quoted(model), "sparse --calibration", file)
+    build(config.WriteConfig, "write", values).for_prompts(prompts)
+    file = shears.write(model, out, prompts, **values)
+    _print_done(file, tables.written_line(file), "sparsify", tables.quoted(model), "sparse --calibration", file)
 
 
 @app.command(rich_help_panel="Stages")

@@ -78,8 +78,9 @@ class CompressConfig(StageConfig):
     generates)."""
     calibration: str | None = None
     """Text like that which the model will see: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub
-    id, or self (text that the model writes itself, see write). Its last tenth is held out: losses
-    are measured there. Default: the rows of data, else arithmetic:train for the embedded model."""
+    id, self (text that the model writes itself, see write), or self:FILE (its answers to the prompts
+    of FILE). Its last tenth is held out: losses are measured there. Default: the rows of data, else
+    arithmetic:train for the embedded model."""
     columns: Columns = Field({})
     """Columns of the calibration rows (without calibration: of data and test) that stand for those of
     a known form of row, such as user=ticket,assistant=json."""

@@ -103,8 +103,8 @@ class ExportConfig(StageConfig):
     calibration: str | None = None
     """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its
     training data), and on which a package of int8 or int4 values is rounded (default: none, round
-    to nearest). Without effect, as the options of its sequences, on the formats peft, padded and
-    merged."""
+    to nearest), or self:FILE (the model's own answers to the prompts of FILE; for a package). Without
+    effect, as the options of its sequences, on the formats peft, padded and merged."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)

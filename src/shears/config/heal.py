@@ -13,8 +13,9 @@ class HealConfig(LoopConfig):
 
     data: str
     """Text to train on: a .txt file, rows in JSON, JSONL, CSV or Parquet, a hub id, the embedded
-    arithmetic:train, or self (text that the dense model writes itself, see write). Every token
-    counts, prompts too. Labels are not used unless cross_entropy is above 0."""
+    arithmetic:train, self (text that the dense model writes itself, see write), or self:FILE (the
+    dense model's answers to the prompts of FILE). Every token counts, prompts too. Labels are not
+    used unless cross_entropy is above 0."""
     teacher: str | None = None
     """Dense model that says what is right, or the folder of an adapter that was trained on one;
     default: the model that SPARSE was pruned from. Embeddings, norms and the head of SPARSE stay as

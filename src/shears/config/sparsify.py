@@ -77,9 +77,10 @@ class SparsifyConfig(StageConfig):
     slower); zeros stay."""
     calibration: str | None = None
     """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, the embedded
-    arithmetic:train, or self (text that the model writes itself, see write); default:
-    arithmetic:train for the embedded model, none for others. Without effect, as the options of its
-    rows and sequences, where nothing is measured on it: method magnitude, allocation uniform."""
+    arithmetic:train, self (text that the model writes itself, see write), or self:FILE (its answers
+    to the prompts of FILE); default: arithmetic:train for the embedded model, none for others.
+    Without effect, as the options of its rows and sequences, where nothing is measured on it: method
+    magnitude, allocation uniform."""
     columns: Columns = Field({})
     """Columns of the calibration rows that stand for those of a known form of row, such as
     instruction=question,output=answer."""

@@ -24,8 +24,9 @@ class TrainConfig(LoopConfig):
     """How to train the super-adapter on the frozen sparse model."""
 
     data: str
-    """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded
-    arithmetic:train. The loss is on completions alone."""
+    """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, the embedded arithmetic:train,
+    or self:FILE (answers to the prompts of FILE that the teacher writes, or without one the model;
+    right ones if every row has an answer). The loss is on completions alone."""
     template: TemplateName = "question"
     """Prompt template of instruction/input/output rows, in training and in evaluation; chat: turns
     in the model's chat template."""

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shears.config.write import WRITTEN
+from shears.config.write import is_written
 from shears.data.chat import render_turns, turns_of
 from shears.data.example import OWN_NAMES, Row, messages_of, renamed
 from shears.data.examples import to_example, tokenize
@@ -98,7 +98,7 @@ def check_text(source: str | None, columns: Mapping[str, str] = OWN_NAMES) -> No
 
     `calibration_batches` and `text_tokens` find this and more, but need a tokenizer.
     """
-    if source is None or source == WRITTEN:
+    if source is None or is_written(source):
         return
     if _is_text(source, columns):
         _text_of(source)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from shears.config.fields import CHAT
+from shears.config.write import is_written
 from shears.data.chat import chat_segments, render_turns
 from shears.data.example import (
     IGNORED,
@@ -129,8 +130,11 @@ def check_rows(
 ) -> None:
     """Raise InputError unless the first `limit` rows of a source have a known form.
 
-    `load_examples` finds these faults and others, but needs a tokenizer.
+    `load_examples` finds these faults and others, but needs a tokenizer. Answers that a model has
+    to write have a known form.
     """
+    if is_written(source):
+        return
     for number, row in enumerate(read_rows(source, columns)[:limit], start=1):
         try:
             converted = convert(row)

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 import datasets
 
+from shears.config.write import ANSWERED
 from shears.data.arithmetic import arithmetic_rows
 from shears.data.example import OWN_NAMES, Row, renamed
 from shears.errors import InputError, first_line
@@ -52,8 +53,10 @@ def read_rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row]:
 def source_fingerprint(source: str) -> str | None:
     """Return the sha256 of a local file, or of the data files of a saved folder (or of its split).
 
-    It does not depend on the path. None for hub data sets, embedded data and missing files.
+    It does not depend on the path. None for hub data sets, embedded data and missing files. Of
+    answers, `self:FILE`, it is that of the prompts.
     """
+    source = source.removeprefix(ANSWERED)
     path = expanded(source)
     if path.is_file():
         return file_fingerprint(path)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shears.config.write import ANSWERED
 from shears.data.example import OWN_NAMES, Row
 from shears.data.examples import Example
 from shears.data.prompts import question_id, question_of
@@ -112,7 +113,7 @@ def _trained_rows(source: Source) -> list[Row] | None:
 def _rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row] | None:
     """Return the rows of a source; None, with a log line, if it cannot be read."""
     try:
-        return read_rows(source, columns)
+        return read_rows(source.removeprefix(ANSWERED), columns)
     except InputError as error:
         logger.info("%s could not be searched for questions of other data: %s", source, error)
         return None

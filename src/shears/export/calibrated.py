@@ -24,6 +24,7 @@ from shears.checkpoints.packed.index import TableFormat
 from shears.checkpoints.packed.layout import QUANTIZED
 from shears.config import ExportConfig
 from shears.config.export import EMBEDDINGS_BOUND
+from shears.config.write import is_written
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
@@ -41,6 +42,7 @@ from shears.models.properties import check_calibration, check_sequence_length
 from shears.models.ref import ModelRef
 from shears.quantization.grid import BLOCK, Quantized, by_input, quantize
 from shears.quantization.with_inputs import output_error, round_with_inputs
+from shears.writing.stage import text_source
 
 logger = logging.getLogger(__name__)
 METHOD = "masked GPTQ and coordinate descent"
@@ -72,9 +74,9 @@ def write_calibrated(
 @torch.no_grad()
 def _write(inputs: Inputs, packing: Packing, path: Path, adapter: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     settings = inputs.settings
-    text = str(settings.calibration)
-    source = _PackedTables(inputs, packing)
     length = settings.sequence_length
+    text = _text(inputs, settings.num_samples * length)
+    source = _PackedTables(inputs, packing)
     check_sequence_length(source.model, length)
     tokenizer = load_tokenizer(inputs.model)
     drawn = calibration_batches(text, tokenizer, settings.num_samples, length, BATCH, settings.seed)
@@ -93,6 +95,16 @@ def _write(inputs: Inputs, packing: Packing, path: Path, adapter: Mapping[str, T
         run = partial(rounding.run, drawn.batches, path.parent)
         fingerprint = packing.write(path, adapter, run)
     return fingerprint, {**figures, "rounded": rounding.figures()}
+
+
+def _text(inputs: Inputs, tokens: int) -> str:
+    """Return the calibration text, which the model may have to write; InputError if an adapter would."""
+    source = str(inputs.settings.calibration)
+    if is_written(source) and inputs.updates:
+        rule = "the text that a model writes needs a model without an adapter"
+        todo = "let a model write it with shears write, and name the file"
+        raise InputError(f"{rule}, got calibration {source} for one with an adapter; {todo}")
+    return text_source(source, inputs.model, tokens, inputs.settings.seed)[0]
 
 
 @contextmanager

@@ -80,9 +80,10 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     def fit_and_save(work: Path) -> None:
         raise_in_all(lambda: _check(base, settings))
         tokens = settings.num_sequences * settings.sequence_length
-        write = partial(text_source, settings.data, teacher.model, tokens, settings.seed)
-        raise_in_all(lambda: write() if is_first_process() else "")
-        text = settings.model_copy(update={"data": write()})  # the others find it there
+        write = partial(text_source, settings.data, teacher.model, tokens, settings.seed, settings.columns)
+        raise_in_all(lambda: write() if is_first_process() else ("", settings.columns))
+        source, columns = write()  # the others find it there
+        text = settings.model_copy(update={"data": source, "columns": dict(columns)})
         training = raise_in_all(lambda: prepare(base, teacher, text))
         fit(training, work, settings)
         wait()  # for checkpoints that other processes still write

@@ -48,8 +48,8 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
         ref = resolve(model, settings.dtype)
         ref.refuse_package("prune")
         tokenizer = _tokenizer(ref)
-        source = _source(ref, settings)
-        batches, calibration = _calibration(source, tokenizer, settings)
+        source, columns = _source(ref, settings)
+        batches, calibration = _calibration(source, columns, tokenizer, settings)
         origin = {
             "model": ref.recorded_name,
             "base_fingerprint": ref.fingerprint,
@@ -84,16 +84,17 @@ def _tokenizer(model: ModelRef) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _source(model: ModelRef, settings: SparsifyConfig) -> str:
-    """Return the source of the calibration text."""
+def _source(model: ModelRef, settings: SparsifyConfig) -> tuple[str, Mapping[str, str]]:
+    """Return the source of the calibration text and its columns."""
     source = str(settings.calibration)
     if not settings.needs_calibration:
-        return source
-    return text_source(source, model, settings.num_samples * settings.sequence_length, settings.seed)
+        return source, settings.columns
+    tokens = settings.num_samples * settings.sequence_length
+    return text_source(source, model, tokens, settings.seed, settings.columns)
 
 
 def _calibration(
-    source: str, tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyConfig
+    source: str, columns: Mapping[str, str], tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyConfig
 ) -> tuple[Batches, str | None]:
     """Return the calibration batches and their fingerprint; none if pruning needs no text."""
     if not settings.needs_calibration:
@@ -105,7 +106,7 @@ def _calibration(
         settings.sequence_length,
         SEQUENCES_AT_ONCE,
         settings.seed,
-        columns=settings.columns,
+        columns=columns,
     )
     return calibration.batches, calibration.fingerprint
 

@@ -8,7 +8,7 @@ settings, seed and n alone.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -19,18 +19,9 @@ from shears.data.chat import render_turns
 from shears.data.tokens import encode, encode_rendered, prompt_ids
 from shears.errors import InputError
 from shears.runtime.generation.sampling import Sampler, TokenSampling
+from shears.writing.writer import TextRow
 
 MARK = "\u241fwords\u241f"  # stands for a turn's words where the template is cut apart
-TextRow = dict[str, Any]
-
-
-def is_text_row(row: Any) -> bool:
-    """Return whether the content of a line is a row that `Author.row` made: a number, tokens, a text if any."""
-    match row:
-        case {"number": int(number), "tokens": int(tokens)}:
-            content = row.get("text", row.get("messages"))
-            return number >= 0 and tokens >= 0 and (tokens == 0 or isinstance(content, str | list))
-    return False
 
 
 @dataclass
@@ -85,7 +76,7 @@ def first_words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, word in zip(ids, words, strict=True) if word.strip().isalpha() and "\ufffd" not in word]
 
 
-class Author:
+class TextAuthor:
     """Gives the prompt of every text by its number, and turns finished drafts into rows."""
 
     def __init__(
@@ -111,8 +102,11 @@ class Author:
         word = random.Random(f"self text {self.settings.seed} {number} word").choice(self._words)
         return self._text(number, "text", [*start, word])
 
-    def answer(self, user: Draft) -> Draft | None:
-        """Return the empty answer to a user's turn; None if that turn is empty or too long."""
+    def answer(self, text: Draft) -> Draft | None:
+        """Return the empty answer to a user's turn; None if that turn is empty or too long, and of another text."""
+        return self._answer(text) if text.is_chat and text.user is None else None
+
+    def _answer(self, user: Draft) -> Draft | None:
         words = self._words_of(user)
         rendered = render_turns([{"role": "user", "content": words}], self.tokenizer, answering=True)
         [prompt] = encode_rendered([rendered], self.tokenizer)
@@ -136,7 +130,7 @@ class Author:
         self, number: int, turn: str, prompt: Sequence[int], user: str | None = None, *, is_chat: bool = False
     ) -> Draft:
         seed = random.Random(f"self text {self.settings.seed} {number} {turn}").getrandbits(63)
-        sampling = TokenSampling(self.settings.temperature, top_k=0, top_p=1.0, repetition_penalty=1.0)
+        sampling = TokenSampling(self.settings.temperature or 1.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
         sampler = Sampler(sampling, seed, prompt)
         limit = min(self.settings.max_new_tokens, self.longest - len(prompt))
         return Draft(number, tuple(prompt), self._special, limit, sampler, user=user, is_chat=is_chat)

@@ -19,7 +19,7 @@ from shears.config.embedded import EMBEDDED
 from shears.config.fields import StageConfig
 from shears.config.resolve import build, read_yaml
 from shears.config.sparsify import EMBEDDED_CALIBRATION
-from shears.config.write import WRITTEN
+from shears.config.write import is_written
 from shears.data.calibration import calibration_batches
 from shears.data.example import OWN_NAMES, renamed
 from shears.data.examples import check_rows
@@ -65,7 +65,7 @@ from shears.runs.stages import stages_of
 from shears.runtime.forecast import forecast_of, needed
 from shears.runtime.speed import package_decoding
 from shears.training.teacher import find_teacher, refuse_other_vocabulary
-from shears.writing.stage import written_text
+from shears.writing.stage import text_source
 
 logger = logging.getLogger(__name__)
 NEW_TOKENS = 32  # that are generated to measure a speed
@@ -102,13 +102,13 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
         logger.info("%s: continuing with the plan of %s", folder, COMPRESS)
         with run_lock(folder):
             return _attempted(record, settings, folder, ref)
-    source = _source(ref, settings, dry_run)
+    source, columns = _source(ref, settings, dry_run)
     with tempfile.TemporaryDirectory() as scratch:
         if source is None:  # the model has not written it yet
             texts = Texts(Path(scratch) / "calibration.jsonl", Path(scratch) / "held_out.jsonl")
         else:
             other = settings.test if settings.calibration is None else None
-            texts = split_text(source, Path(scratch), settings.columns, other)
+            texts = split_text(source, Path(scratch), columns, other)
         try:
             record = _planned(ref, settings, texts, folder)
         except InputError as error:  # the user knows no file of the temporary folder
@@ -188,16 +188,16 @@ def _check_plan(record: Mapping[str, Any]) -> None:
         raise ValueError("it chose what was not measured")
 
 
-def _source(ref: ModelRef, settings: CompressConfig, dry_run: bool) -> str | None:
-    """Return the calibration text; None where the model would have to write it for a dry run."""
+def _source(ref: ModelRef, settings: CompressConfig, dry_run: bool) -> tuple[str | None, Mapping[str, str]]:
+    """Return the calibration text and its columns; None where the model would have to write it for a dry run."""
     if settings.calibration is None:
-        return settings.data or EMBEDDED_CALIBRATION
-    if settings.calibration != WRITTEN:
-        return settings.calibration
+        return settings.data or EMBEDDED_CALIBRATION, settings.columns
+    if not is_written(settings.calibration):
+        return settings.calibration, settings.columns
     if dry_run:
-        return None
+        return None, OWN_NAMES
     tokens = max(2 * settings.num_samples * settings.sequence_length, settings.heal or 0)
-    return str(written_text(ref, tokens, settings.seed))
+    return text_source(settings.calibration, ref, tokens, settings.seed, settings.columns)
 
 
 def split_text(source: str, folder: Path, columns: Mapping[str, str] = OWN_NAMES, test: str | None = None) -> Texts:
