@@ -29,6 +29,7 @@ Schema = Mapping[str, Any]
 # JSON on one line, as json.dumps writes it: free white space would let a model write it for ever
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 MOST_KEYS = 3_000  # of all mappings in a schema; compiling takes a second then, and grows by the square
+MOST_ENTRIES = 20_000  # of all lists in a schema, such as the values of an enumeration
 MOST_LEVELS = 400  # of a schema and all that it refers to; llguidance's compiler recurses, and crashes from 2,000 on
 # A step may take some 20 ms; a schema that needs more is refused, or ends its answer with an error.
 LIMITS = {
@@ -187,14 +188,22 @@ def schema_text(schema: Schema | str) -> str:
         raise InputError(f"a schema must be a JSON object, got {text:.60}")
     if "x-guidance" in content:
         raise InputError("a schema must be JSON Schema, got the key 'x-guidance'; leave it out")
-    keys = sum(len(each) for layer in _layers(content) for each in layer if isinstance(each, dict))
-    if keys > MOST_KEYS:
-        raise InputError(f"a schema must have at most {MOST_KEYS:,} keys in all, got {keys:,}; shorten it")
-    levels = depth(content) + sum(depth(target) for target in _targets(content))
+    _check_size(content)
+    return text
+
+
+def _check_size(schema: dict[str, Any]) -> None:
+    for kind, most, name in ((dict, MOST_KEYS, "keys"), (list, MOST_ENTRIES, "entries of lists")):
+        count = sum(len(each) for layer in _layers(schema) for each in layer if isinstance(each, kind))
+        if count > most:
+            raise InputError(f"a schema must have at most {most:,} {name} in all, got {count:,}; shorten it")
+    targets = _targets(schema)
+    levels = len(targets)
+    if levels <= MOST_LEVELS:  # else they are not measured, for that takes time
+        levels = depth(schema) + sum(map(depth, targets))
     if levels > MOST_LEVELS:
         rule = f"a schema must have at most {MOST_LEVELS} levels, those of its references added"
         raise InputError(f"{rule}, got {levels}; flatten it")
-    return text
 
 
 def depth(value: Any) -> int:
