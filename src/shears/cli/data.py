@@ -37,7 +37,7 @@ def data(  # noqa: PLR0913, PLR0917  # one option each
     model: Annotated[str, option("NAME", "Model whose tokenizer and chat template are used.")] = next(iter(EMBEDDED)),
     limit: Annotated[int | None, option("INTEGER", "Read only this many rows, the first ones.", min=1)] = None,
     show: Annotated[int, option("INTEGER", "Rows to show (default: 3).", min=0)] = 3,
-    split: Annotated[str | None, option("A/B/C", SPLIT)] = None,
+    split: Annotated[str | None, option("TEXT", SPLIT)] = None,
     output: Annotated[Path | None, option("FOLDER", "Folder of the parts of --split; must not exist.")] = None,
     as_json: Json = False,
     *,
@@ -52,7 +52,8 @@ def data(  # noqa: PLR0913, PLR0917  # one option each
     With --split, writes the rows in parts instead, rows of one question into one part.
 
     shears data train.jsonl --model sparse --template alpaca --max-length 256
-    shears data rows.csv --columns user=ticket,assistant=json --split 80/10/10 --output rows
+    shears data rows.csv --columns user=ticket,assistant=json \\
+        --split 80/10/10 --output rows
     """
     from shears.data.preview import preview
     from shears.models.load import load_tokenizer

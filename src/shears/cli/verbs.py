@@ -57,7 +57,8 @@ def write(
 
     \b
     shears write smollm2-135m written --tokens 100k
-    shears write MODEL answers --prompts questions.jsonl --samples 4 --temperature 0.8 --keep right
+    shears write MODEL answers --prompts questions.jsonl --samples 4 \\
+        --temperature 0.8 --keep right
     """
     refuse_taken(expanded(out))  # here and below before the library's imports, which take seconds
     build(config.WriteConfig, "write", values).for_prompts(prompts)
