@@ -63,7 +63,7 @@ MISTAKES = {
     "evaluate base --task number --data rows.jsonl --output ''": ["must be a file, got the folder ."],
     "fetch smollm2-135m --output o\udcff": ["names and texts must be UTF-8, got 'o\\udcff'"],
     "generate nowhere/model --prompt Hi": ["must be a folder, a .gguf file or a reachable hub id, got 'nowhere/model'"],
-    "generate base": ["Missing option '--prompt'. See shears generate --help"],
+    "generate base": ["generate needs --prompt TEXT, or --data FILE with --output FILE, got none of them"],
     "inspect nowhere": ["there is no nowhere"],
     "inspect base other": ["Got unexpected extra argument (other). See shears inspect --help"],
     "run recipe.yaml": ["unknown key 'trian'; did you mean 'train'?"],
@@ -174,5 +174,5 @@ def test_a_lack_of_memory_is_one_line_with_the_flags_that_help(
 def test_every_advice_is_an_option_of_its_verb() -> None:
     for verb, settings in ADVICE.items():
         known = {option for parameter in VERBS[verb].params for option in parameter.opts}
-        assert len(settings) == 3
+        assert 1 <= len(settings) <= 3
         assert {f"--{setting.partition('=')[0].replace('_', '-')}" for setting in settings} <= known

@@ -1,5 +1,6 @@
 """The verbs that generate text: generate, chat and serve."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from shears.config.resolve import build
 from shears.config.serve import RunningConfig
 from shears.errors import InputError
 from shears.progress import CONTROLS
+from shears.records.paths import expanded
 
 if TYPE_CHECKING:
     from shears.runtime.generation.conversation import Conversation
@@ -35,9 +37,11 @@ REMOVED = dict.fromkeys(CONTROLS)
 
 @app.command(rich_help_panel="Use")
 @with_stage_options("generate", GenerateConfig)
-def generate(
+def generate(  # noqa: PLR0913  (each is an option)
     model: Model,
-    prompt: Annotated[str, option("TEXT", "Text to continue; no template is applied.")],
+    prompt: Annotated[str | None, option("TEXT", "Text to continue; no template is applied.")] = None,
+    data: Annotated[str | None, option("FILE", "Rows or chats to answer.")] = None,
+    output: Annotated[str | None, option("FILE", "JSONL file to write: the rows of --data with `generated`.")] = None,
     adapter: Adapter = None,
     json_schema: Annotated[
         str | None, option("FILE", "JSON schema that the text must follow; needs the extra `grammar`.")
@@ -45,17 +49,31 @@ def generate(
     *,
     values: Values,
 ) -> None:
-    """Continue a prompt; the text appears as it is generated.
+    """Continue a prompt, or answer a file of prompts.
+
+    The text appears as it is generated. With --data, many prompts are answered at once: instructions
+    as the adapter was trained, others in the model's chat template. The same command continues an
+    interrupted one.
 
     \b
     shears generate package --prompt "The capital of France is"
     shears generate sparse --adapter sub_adapter \\
         --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
     shears generate package --prompt "As JSON: " --json-schema person.json
+    shears generate package --data questions.jsonl --output answers.jsonl
     """
+    settings = build(GenerateConfig, "generate", values)
+    if data is not None and output is not None and prompt is None:
+        if json_schema is not None:
+            raise InputError("json_schema needs --prompt, got --data; leave it out, or use shears serve")
+        _answer_file(model, data, output, adapter, settings)
+        return
+    if prompt is None or data is not None or output is not None:
+        given = {"--prompt": prompt, "--data": data, "--output": output}
+        got = ", ".join(name for name, value in given.items() if value is not None) or "none of them"
+        raise InputError(f"generate needs --prompt TEXT, or --data FILE with --output FILE, got {got}")
     from shears.runtime.loading import load
 
-    settings = build(GenerateConfig, "generate", values)
     schema = _schema(json_schema)
     _replace_unknown_characters(sys.stdout)
     engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
@@ -75,6 +93,17 @@ def _schema(path: str | None) -> str | None:
         return schema_text(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--json-schema must be a readable file of JSON, got {path}: {error}") from None
+
+
+def _answer_file(model: str, data: str, output: str, adapter: str | None, settings: GenerateConfig) -> None:
+    from shears.evaluation.run import adapter_template
+    from shears.writing.answers import answer_file
+
+    trained = adapter or (model if expanded(model).is_dir() else None)
+    template = adapter_template(trained, "") or None
+    path = answer_file(model, data, output, adapter, template=template, **settings.model_dump())
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    print(f"{path}: {len(rows):,} answers, {sum(row['cut'] for row in rows):,} cut at {settings.max_new_tokens} tokens")
 
 
 @app.command(rich_help_panel="Use")
