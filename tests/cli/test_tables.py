@@ -227,6 +227,7 @@ def test_the_curve_over_ranks_has_a_row_for_each_and_the_area_below(monkeypatch:
         {"rank": rank, "parameters": 1000 * rank, "value": value, "ci95": [0.3, 0.6], "difference": difference}
         for rank, value, difference in ((32, 0.5, None), (8, 0.4, gap))
     ]
+    points[0] |= {"n": 200, "details": {"cut": 7.0}}
     curve = {"aurac": 0.4512, "aurac_ci95": [0.4, 0.5], "points": points}
     tables.print_evaluation(
         "model", {"task": "gsm8k", "metric": "accuracy", "value": 0.5, "ci95": [0.3, 0.6], "n": 200, "curve": curve}
@@ -237,6 +238,7 @@ def test_the_curve_over_ranks_has_a_row_for_each_and_the_area_below(monkeypatch:
         ["8", "8,000", "40.0%", "30.0%", "to", "60.0%", "-5.5", "(-10.0", "to", "+1.2)", "0.040"]
     )
     assert "area under the curve (AURAC) 45.1% (40.0% to 50.0%), 2 ranks" in output
+    assert "Answers cut at the longest length: rank 32 7 of 200." in output
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,13 @@ def curve() -> dict[str, Any]:
             "curve": {"aurac": 0.4583, "aurac_ci95": [0.4, 0.52], "points": points}}  # fmt: skip
 
 
+def test_the_ranks_say_how_many_answers_were_cut(tmp_path: Path) -> None:
+    measured = curve()
+    measured["curve"]["points"][1]["details"] = {"cut": 3.0}
+    text = Reader(page_of(tmp_path, records() | {"evaluation/ranks.json": measured})).text
+    assert "Answers cut at the longest length: rank 16 3 of 200." in text
+
+
 def test_the_curve_is_drawn_with_its_area_and_its_table(tmp_path: Path) -> None:
     page = Reader(page_of(tmp_path, records() | {"evaluation/ranks.json": curve()}))
     text = page.text.replace("\N{NO-BREAK SPACE}", " ")

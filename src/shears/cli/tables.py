@@ -16,7 +16,7 @@ from rich.text import Text
 from shears.config.export import FORMATS
 from shears.progress import VisibleConsole, is_first_process
 from shears.records.artifacts import PACKAGE, WRITTEN_TEXT, find_record, read_json
-from shears.records.figures import cut_words, is_share, other_readings, ranks_by_kind, seen_words
+from shears.records.figures import cut_at_ranks, cut_words, is_share, other_readings, ranks_by_kind, seen_words
 from shears.records.folders import free_bytes
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def print_evaluation(title: str, data: Mapping[str, Any]) -> None:
     print_table(("task", "metric", "value", "95 % interval", "n"), rows, title, mean)
     if curve := data.get("curve"):
         _print_curve(curve)
-    for words in filter(None, (cut_words([data]), seen_words(data))):
+    for words in filter(None, ("" if curve else cut_words([data]), seen_words(data))):
         print_line(words)
 
 
@@ -148,6 +148,8 @@ def _print_curve(curve: Mapping[str, Any]) -> None:
     low, high = curve["aurac_ci95"]
     area = f"{curve['aurac']:.1%} ({low:.1%} to {high:.1%})"
     print_line(f"area under the curve (AURAC) {area}, {len(curve['points'])} ranks")
+    if words := cut_at_ranks(curve):
+        print_line(words)
 
 
 def points(difference: Mapping[str, Any], key: str = "value") -> str:

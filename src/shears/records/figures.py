@@ -38,6 +38,11 @@ def cut_words(rows: Iterable[Mapping[str, Any]]) -> str:
     return f"Answers cut at the longest length: {', '.join(counts)}." if counts else ""
 
 
+def cut_at_ranks(curve: Mapping[str, Any]) -> str:
+    """Return the sentence of `cut_words` for every rank of a curve."""
+    return cut_words([{**point, "name": f"rank {point['rank']}"} for point in curve["points"]])
+
+
 def seen_words(figures: Mapping[str, Any], of: str = "", percent: Callable[[float], str] = "{:.1%}".format) -> str:
     """Return a sentence on the test questions that are in the training data of `of`, if any."""
     details = figures.get("details") or {}

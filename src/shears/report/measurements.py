@@ -1,5 +1,6 @@
 """The sections about what evaluation and bench measured: Accuracy, Ranks, Examples and Speed."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice, zip_longest
@@ -7,7 +8,7 @@ from itertools import islice, zip_longest
 from markupsafe import Markup
 
 from shears.config.evaluate import BASELINES
-from shears.records.figures import cut_words, other_readings
+from shears.records.figures import cut_at_ranks, cut_words, other_readings
 from shears.report.charts import CURVE_HEIGHT, interval_dots, measurement_bars, plane, polyline, svg, whisker
 from shears.report.html import element, note, picture, table
 from shears.report.pairs import aligned, correct, incomparable, other_prompts, pairs_table, unpaired_words
@@ -134,6 +135,8 @@ def _answer(record: Record) -> str:
 def _plain(value: object) -> str:
     if value is None:
         return "no answer found"
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
@@ -154,6 +157,7 @@ def ranks_section(run: Run) -> tuple[object, ...] | None:
         f"under the curve over its span of ranks (AURAC) is {area}: the mean accuracy of all ranks in it. These are "
         "test questions: no rank was chosen by them."
     )
+    lead = f"{lead} {cut_at_ranks(curve)}".rstrip()
     return lead, picture(RANKS_TITLE, _rank_curve(curve["points"]), _rank_table(curve["points"]))
 
 
