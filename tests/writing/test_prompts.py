@@ -2,27 +2,35 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from shears.adapt.train import train
 from shears.config import SamplingConfig, WriteConfig
 from shears.data.calibration import calibration_batches
-from shears.data.examples import load_examples, tokenize_all
+from shears.data.examples import load_examples, rows_fingerprint, tokenize_all
 from shears.data.prompts import TO_REASON
 from shears.errors import InputError
 from shears.models.load import load_model
+from shears.models.ref import ModelRef
 from shears.records.folders import partial_folder
 from shears.records.journal import append_row
+from shears.records.paths import file_fingerprint
+from shears.runtime import kernels_available
+from shears.runtime.choice import Wanted, native_backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.writing import stage, writer
 from shears.writing.prompts import PromptAnswer, asked_turns, read_prompts, respondent_of
-from shears.writing.stage import text_source, write
+from shears.writing.stage import answers_source, text_source, write
 from tests.conftest import Call
 from tests.tiny import END, save_tiny, tiny_tokenizer
+from tests.training.small_training import SETTINGS
 
 SYSTEM = {"role": "system", "content": "be brief"}
 ROWS: list[dict[str, Any]] = [
@@ -232,6 +240,52 @@ def test_a_source_behind_self_is_answered_once(model: Path, tmp_path: Path, monk
     monkeypatch.setattr(stage, "_rows", None)
     assert text_source(f"self:{asked}", model, 40, 0, {"prompt": "q"}, **SHORT) == (source, {})
     assert text_source("own.txt", model, 40, 0, {"prompt": "a"}) == ("own.txt", {"prompt": "a"})
+
+
+@pytest.mark.skipif(not kernels_available(), reason="the kernels were not built")
+def test_the_native_decoder_answers_alike_in_any_company(
+    model: Path, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_most(most: int, network: nn.Module, wanted: Wanted) -> object:
+        return native_backend(network, replace(wanted, backend="native", precision="bf16", max_sequences=most))
+
+    drawn = {"samples": 5, "temperature": 1.0, "max_new_tokens": 24}
+    files = []
+    for most in (1, 3, 16):
+        monkeypatch.setattr(stage, "native_backend", partial(at_most, most))
+        files.append(write(model, tmp_path / str(most) / "out", prompts, **drawn).read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+def test_train_learns_answers_of_the_model_and_records_their_prompts(
+    model: Path, prompts: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writers: list[Path] = []
+
+    def answered(source: str, writer: ModelRef, seed: int, columns: Any) -> tuple[str, dict[str, str]]:
+        assert (source, seed, columns) == (f"self:{prompts}", SETTINGS.get("seed", 0), {})
+        writers.append(writer.folder)
+        return str(whole), {}
+
+    monkeypatch.setattr("shears.adapt.train.answers_source", answered)
+    settings = {**SETTINGS, "max_steps": 3, "max_length": 200}
+    folder = train(model, tmp_path / "adapter", data=f"self:{prompts}", **settings)
+    record = json.loads((folder / "search_space.json").read_text())
+    assert set(writers) == {model}
+    assert record["config"]["data"] == f"self:{prompts}"
+    assert record["data_sha256"] == file_fingerprint(Path(prompts))
+    examples = load_examples(str(whole), "question", tiny_tokenizer())
+    assert record["data_fingerprint"] == rows_fingerprint(tokenize_all(examples, tiny_tokenizer(), 200))
+
+
+def test_right_answers_are_learnt_where_every_row_has_one(
+    prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "text_source", lambda *_, keep: (keep, {}))
+    answered = saved(tmp_path / "rows.jsonl", [ROWS[0], ROWS[3]])
+    assert answers_source(f"self:{prompts}", "model", 0)[0] == "ended"
+    assert answers_source(f"self:{answered}", "model", 0)[0] == "right"
+    assert answers_source("rows.jsonl", "model", 0, {"prompt": "q"}) == ("rows.jsonl", {"prompt": "q"})
 
 
 def test_a_model_without_a_template_continues_plain_prompts(tmp_path: Path, model: Path) -> None:
