@@ -25,7 +25,7 @@ from shears.sparsity.rewrite import in_format
 
 logger = logging.getLogger(__name__)
 EPOCHS = 4  # over the calibration sequences; every step sees one batch
-RATE = 3e-3  # of the first step, as a share of the root mean square of a parameter's kept weights
+RATE = 1e-2  # of the first step, as a share of the root mean square of a parameter's kept weights
 BETAS = (0.9, 0.95)
 
 
@@ -76,8 +76,9 @@ class _Fitted:
         return float(kept.square().mean().sqrt()) if kept.numel() else 0.0
 
     def store(self) -> None:
-        """Round the values into the parameter."""
-        self.parameter.detach().copy_(self.values)
+        """Round the values into the parameter, unless they are its own memory."""
+        if self.values.data_ptr() != self.parameter.data_ptr():
+            self.parameter.detach().copy_(self.values)
 
 
 def fit_block(run: BlockRun, matrices: Sequence[Matrix], targets: Activations, seed: int) -> BlockErrors:
