@@ -96,7 +96,7 @@ LOADED = 'AutoModelForCausalLM.from_pretrained("me/base")'
     ("name", "code"),
     [
         ("sparse", ['model = AutoModelForCausalLM.from_pretrained("me/it")', "vllm serve me/it\n"]),
-        ("merged", ['tokenizer = AutoTokenizer.from_pretrained("me/it")', "convert_hf_to_gguf.py it "]),
+        ("merged", ['tokenizer = AutoTokenizer.from_pretrained("me/it")', "shears export it gguf --format gguf"]),
         ("sub", [f'PeftModel.from_pretrained({LOADED}, "me/it")', "vllm serve me/base ", "--lora-modules it=me/it\n"]),
         ("super", [f'PeftModel.from_pretrained({LOADED}, "me/it")', "hf download me/it --local-dir it\n",
                    "shears search it search"]),

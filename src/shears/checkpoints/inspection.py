@@ -209,6 +209,13 @@ def _why_not_loaded(file: GgufFile) -> str | None:
     return None
 
 
+def _gguf_folder(folder: Path) -> dict[str, Any]:
+    """Return what the file of format gguf says, and what its record says of its sources."""
+    record = artifacts.read_record(folder, artifacts.GGUF, "file_bytes", "config")
+    kept = {key: record[key] for key in ("base_fingerprint", *ADAPTED, "config") if record.get(key) is not None}
+    return {**_gguf(folder / artifacts.GGUF_FILE), "kind": FORMAT_OF_RECORD[artifacts.GGUF].called, **kept}
+
+
 OF_PACKAGE = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks", "calibration_fingerprint")
 
 
@@ -236,6 +243,7 @@ def _record(kind: str, name: str, folder: Path) -> dict[str, Any]:
 
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     artifacts.PACKAGE: _package,
+    artifacts.GGUF: _gguf_folder,
     artifacts.RESULT: partial(_record, "search", artifacts.RESULT),
     **dict.fromkeys(ADAPTERS, _adapter),
     "config.json": _model,

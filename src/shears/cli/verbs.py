@@ -172,18 +172,22 @@ def export(
     """Write a sub-adapter for PEFT, or merge or pack it.
 
     OUT is an ordinary PEFT adapter (PeftModel.from_pretrained loads it), one model with the adapter merged in
-    (AutoModelForCausalLM loads it), or a package with both.
+    (AutoModelForCausalLM loads it), a package with both, or a .gguf file for llama.cpp and Ollama.
 
     \b
     shears export adapter sub_adapter --ranks search/result.json
     shears export adapter merged --ranks search/result.json --format merged-sparse
     shears export adapter package --ranks search/result.json --format package
+    shears export adapter gguf --ranks search/result.json --format gguf --values int8
     """
     refuse_taken(expanded(out))
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
     form = next(form for record, form in FORMAT_OF_RECORD.items() if (folder / record).is_file())
     if form.holds == "package":
         _print_done(folder, tables.package_line(folder), "generate", folder, "--prompt ...")
+    elif form.holds == "gguf":
+        size = f"one .gguf file, {read_json(folder / form.record)['file_bytes'] / 1e6:.1f} MB"
+        _print_done(folder, size, "evaluate", folder, "--task ... --data TEST")
     elif form.holds == "model":
         zeros = f"one model, {read_json(folder / form.record)['sparsity']['after']:.1%} zeros"
         _print_done(folder, zeros, "evaluate", folder, "--task ... --data TEST")

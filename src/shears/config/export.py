@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from shears.config.fields import Device, DtypeMark, Seed, StageConfig
 
-PACKAGE_ONLY = ("values", "embeddings")  # options of format package
+PACKED_ONLY = ("values", "embeddings")  # options of the formats package and gguf
 EMBEDDINGS_BOUND = 0.01
 """Nats a token by which `embeddings auto` may raise the loss: 1 % of perplexity."""
 
@@ -17,8 +17,8 @@ EMBEDDINGS_BOUND = 0.01
 class ExportFormat:
     """An export format: an entry of FORMATS is all that stages, records, cards and reports know."""
 
-    holds: Literal["adapter", "model", "package"]
-    """Contents of the folder: an adapter without its base, an ordinary model folder, a package."""
+    holds: Literal["adapter", "model", "package", "gguf"]
+    """Contents of the folder: an adapter without its base, an ordinary model folder, a package, a .gguf file."""
     called: str
     """What `shears inspect` and messages call the folder."""
     folder: str
@@ -63,12 +63,21 @@ _PACKAGE = ExportFormat(
     title="{}, packed",
     writer="shears.export.package:write_package",
 )
+_GGUF = ExportFormat(
+    holds="gguf",
+    called="GGUF model",
+    folder="gguf",
+    record="gguf.json",
+    title="{}, as GGUF",
+    writer="shears.export.gguf:write_gguf",
+)
 FORMATS: Mapping[str, ExportFormat] = {
     "peft": _PEFT,
     "padded": replace(_PEFT, pads=True),
     "merged": _MERGED,
     "merged-sparse": _MERGED,
     "package": _PACKAGE,
+    "gguf": _GGUF,
 }
 """Every export format by name; `writer` takes (source, work, model, settings)."""
 FORMAT_OF_RECORD: Mapping[str, ExportFormat] = {form.record: form for form in FORMATS.values()}
@@ -91,20 +100,22 @@ class ExportConfig(StageConfig):
     """peft: an adapter whose tensors have their own ranks; padded: an adapter whose tensors all
     have the largest rank, filled up with zeros (for llama.cpp); merged: one model, in which the
     base's zeros are lost; merged-sparse: one model that keeps every zero; package: sparse model and
-    adapter in one packed file, smaller and faster on a CPU."""
+    adapter in one packed file, smaller and faster on a CPU; gguf: one model in a file for
+    llama.cpp and Ollama, in which zeros save nothing."""
     values: Annotated[Literal["auto", "fp32", "bf16", "int8", "int4"], DtypeMark] = "auto"
     """For a package: number format of the nonzero weights; auto: bf16, but int4 for an adapter
-    trained with quantize_aware. bf16 rounds the weights of an fp32 model, fp32 keeps them."""
+    trained with quantize_aware. bf16 rounds the weights of an fp32 model, fp32 keeps them. For gguf:
+    int8 is Q8_0, int4 Q4_0, auto F16."""
     embeddings: Literal["keep", "int8", "int4", "auto"] = "keep"
     """For a package: keep embeddings and output head as they are, or quantize them to 8 bits with
     one scale per row, or to 4 bits with a scale and a zero point per row and 128 inputs; auto: the
     smallest of these formats that raises the loss on the calibration text by less than 0.01 nats a
-    token."""
+    token. For gguf: 16 bits, Q8_0 or Q4_0."""
     calibration: str | None = None
     """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its
     training data), and on which a package of int8 or int4 values is rounded (default: none, round
     to nearest), or self:FILE (the model's own answers to the prompts of FILE; for a package). Without
-    effect, as the options of its sequences, on the formats peft, padded and merged."""
+    effect, as the options of its sequences, on the formats peft, padded, merged and gguf."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)
@@ -117,12 +128,14 @@ class ExportConfig(StageConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "ExportConfig":
-        for name in PACKAGE_ONLY:
+        for name in PACKED_ONLY:
             value = getattr(self, name)
-            if FORMATS[self.format].holds != "package" and value != type(self).model_fields[name].default:
+            if FORMATS[self.format].holds not in ("package", "gguf") and value != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"{name} needs format package, got {value} with format {self.format}; add --format package"
+                    f"{name} needs format package or gguf, got {value} with format {self.format}; add --format package"
                 )
+        if self.embeddings == "auto" and self.format == "gguf":
+            raise ValueError("embeddings auto measures losses of a package, got format gguf; take int8 or int4")
         if self.embeddings == "auto" and self.calibration is None:
             raise ValueError("embeddings auto measures losses on a text, got none; add --calibration")
         rounds = self.values in ("int8", "int4") or self.embeddings == "auto"

@@ -24,6 +24,7 @@ from huggingface_hub.utils.tqdm import tqdm as HubBar
 from shears.config.embedded import EMBEDDED, Embedded
 from shears.errors import InputError, first_line
 from shears.progress import Meter, meter
+from shears.records.artifacts import GGUF, GGUF_FILE
 from shears.records.paths import expanded
 
 if TYPE_CHECKING:
@@ -131,8 +132,13 @@ def _is_model(folder: Path) -> bool:
 
 
 def gguf_named(name: str | Path) -> tuple[Path, bool] | None:
-    """Return the .gguf file that a model's name stands for, and whether UNTIED follows it; None for other names."""
+    """Return the .gguf file that a model's name stands for, and whether UNTIED follows it; None for other names.
+
+    A folder of format gguf stands for the file in it.
+    """
     path = expanded(str(name).removesuffix(UNTIED))
+    if (path / GGUF).is_file():
+        path = path / GGUF_FILE
     return (path, str(name).endswith(UNTIED)) if path.suffix == ".gguf" and path.is_file() else None
 
 

@@ -38,7 +38,7 @@ tokenizer = AutoTokenizer.from_pretrained({loaded})
 MODEL = f"""\
 ```python
 {LOADED}    vllm serve {{served}}
-    python convert_hf_to_gguf.py {{folder}}      # of llama.cpp; the zeros stay, the file is as large as a dense one
+    shears export {{folder}} gguf --format gguf      # for llama.cpp; the file is as large as a dense one
     shears export {{folder}} package --format package      # smaller, and faster on a CPU"""
 PEFT = """\
 ```python
@@ -74,6 +74,10 @@ PACKED = f"""\
 import shears  # pip install {DISTRIBUTION}
 {LOADED}    shears generate {{folder}} --prompt "..."
     shears unpack {{folder}} unpacked      # an ordinary model folder, and the adapter"""
+IN_GGUF = """\
+{download}    llama-cli -m {folder}/model.gguf
+    ollama create NAME -f {folder}/Modelfile
+    shears generate {folder} --prompt "..."      # converts it first"""
 FETCHED = """\
 The base is the model that shears embeds: `shears fetch {base} --output {base}` makes its folder.
 
@@ -170,6 +174,11 @@ def _describe_package(record: Record) -> str:
     return f"{_source(record)}{adapter}, packed by shears: {holds}{text}."
 
 
+def _describe_gguf(record: Record) -> str:
+    adapter = f" with a LoRA adapter{_trained(record, ', trained on {},')} merged into its weights" * _adapted(record)
+    return f"{_source(record)}{adapter}, as one .gguf file, its matrices in {record['kind']}."
+
+
 def _adapted(record: Record) -> bool:
     """Tell whether the artifact contains an adapter, ours (ranks) or another tool's (bytes)."""
     return "ranks" in record or bool(record.get("bytes", {}).get("adapter"))
@@ -209,6 +218,7 @@ EXPORTED: Mapping[str, tuple[Callable[[Record], str], str]] = {
     "adapter": (_describe_sub_adapter, ADAPTER),
     "model": (_describe_merged, MODEL),
     "package": (_describe_package, PACKED),
+    "gguf": (_describe_gguf, IN_GGUF),
 }
 """Description and loading code of an export, by what its folder holds."""
 CARDS: Mapping[str, CardKind] = {
@@ -294,7 +304,7 @@ def _metadata(kind: str, record: Record, figures: Figures) -> ModelCardData:
     adapter = CARDS[kind].is_adapter
     return ModelCardData(
         **hub_base(kind, record),
-        library_name="peft" if adapter else "transformers",
+        library_name="peft" if adapter else "gguf" if kind == artifacts.GGUF else "transformers",
         pipeline_tag="text-generation",
         tags=["shears", "sparse", *(["lora"] if adapter or "ranks" in record else [])],
         model_name=title(kind, record) if figures else None,

@@ -226,6 +226,8 @@ def _disk(basis: _Basis, name: str) -> int | None:
         choice = _exported_ranks(basis.recipe)
         if holds == "package":
             return basis.package_bytes(basis.ranks(choice))
+        if holds == "gguf":
+            return basis.shape.gguf_bytes(basis.recipe.export)
         return FP32_BYTES * basis.adapter(choice) if holds == "adapter" else basis.sparse_bytes
     others = {"heal": basis.sparse_bytes, "search": 0, "evaluate": 0}
     return others[name] if name in others else FP32_BYTES * basis.adapter(SearchSpace.maximal)  # of a training

@@ -16,6 +16,7 @@ from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.tensor_format import Spec
 from shears.config import ExportConfig
 from shears.config.embedded import EMBEDDED
+from shears.export.gguf import planned_gguf_bytes
 from shears.export.packing import choose_form, planned_bytes
 from shears.models.blocks import decoder_blocks, linears
 from shears.models.blockwise.matrices import linear_matrix
@@ -117,6 +118,10 @@ class Shape:
                 adapter[f"{PREFIX}{name}{A}"] = (torch.float32, (rank, inputs))
                 adapter[f"{PREFIX}{name}{B}"] = (torch.float32, (outputs, rank))
         return planned_bytes(specs, form, transposed, sparsity, adapter)
+
+    def gguf_bytes(self, settings: ExportConfig) -> int:
+        """Return the size of the model's weights in format gguf; zeros take as much as others."""
+        return planned_gguf_bytes(self._specs, settings)
 
     @property
     def _specs(self) -> dict[str, Spec]:

@@ -1,0 +1,268 @@
+"""Format gguf: the file holds the model's weights, sizes, tokenizer and template, for llama.cpp and for ourselves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import MODEL_ARCH_NAMES, GGUFReader, dequantize, quantize
+from gguf import GGMLQuantizationType as Kind
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from shears import export_adapter, inspect
+from shears.config import ExportConfig
+from shears.errors import InputError
+from shears.export.gguf import LAYOUTS, VALUES
+from shears.export.modelfile import modelfile, read_turns
+from shears.models.load import load_model, load_tokenizer
+from shears.models.ref import resolve
+from shears.runs.shapes import shape_of
+from shears.runtime.native.architectures import ARCHITECTURES
+from tests.export.made import IDS, half_sparse, super_adapter
+from tests.models.gguf_files import write_gguf
+from tests.tiny import END, VOCABULARY, tiny_model, tiny_tokenizer
+
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXTS = ["Hello, world!!", "  3 + 14 = 17\n", "déjà vu!", END]
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+          "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
+
+
+def saved(folder: Path, name: str = "llama", **changes: Any) -> Path:
+    """Save a half-sparse tiny model whose tokenizer has a merge, which llama.cpp needs."""
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), VOCABULARY)
+    half_sparse(folder, name, **{"vocab_size": VOCABULARY + 1, **ends, **changes})
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["!!"] = VOCABULARY - 1
+    content["model"]["merges"] = [["!", "!"]]
+    content["added_tokens"][0]["id"] = VOCABULARY
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+def exported(folder: Path, source: Path, **options: Any) -> Path:
+    return export_adapter(source, folder / "gguf", format="gguf", **options)
+
+
+def tensors(file: Path) -> dict[str, tuple[Kind, np.ndarray]]:
+    """Return type and values of every tensor, as the gguf package reads and dequantizes them."""
+    return {each.name: (each.tensor_type, dequantize(each.data, each.tensor_type)) for each in GGUFReader(file).tensors}
+
+
+def logits(folder: Path) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = load_model(folder, "fp32", "cpu")(IDS).logits
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("llama", {}), ("llama_untied", {}), ("mistral", {"sliding_window": None}), ("qwen3", {"head_dim": 128})],
+)
+def test_the_model_is_read_back_with_equal_logits(name: str, changes: Any, tmp_path: Path) -> None:
+    source = saved(tmp_path / "model", name, **changes)
+    folder = exported(tmp_path, source, values="fp32")
+    back = resolve(folder)
+    torch.testing.assert_close(logits(back.folder), logits(source))
+    facts = inspect(folder)
+    assert facts["kind"] == "GGUF model"
+    assert facts["parameters"] == load_model(source).num_parameters()
+    tokenizer, before = load_tokenizer(back), load_tokenizer(resolve(source))
+    for text in TEXTS:
+        assert tokenizer(text)["input_ids"] == before(text)["input_ids"]
+    assert tokenizer.eos_token == before.eos_token
+
+
+@pytest.mark.parametrize(
+    ("values", "embeddings"), [("auto", "keep"), ("bf16", "keep"), ("int8", "int8"), ("int4", "int4"), ("int4", "keep")]
+)
+def test_every_tensor_is_that_of_the_model_rounded_by_the_gguf_package(
+    values: str, embeddings: str, tmp_path: Path
+) -> None:
+    source = saved(tmp_path / "model", "qwen3")
+    folder = exported(tmp_path, source, values=values, embeddings=embeddings)
+    found = tensors(folder / "model.gguf")
+    state = AutoModelForCausalLM.from_pretrained(source).state_dict()
+    names = {"blk.1.ffn_down": "model.layers.1.mlp.down_proj", "blk.0.attn_q": "model.layers.0.self_attn.q_proj",
+             "token_embd": "model.embed_tokens", "blk.0.attn_norm": "model.layers.0.input_layernorm"}  # fmt: skip
+    for short, name in names.items():
+        kind, weights = found[f"{short}.weight"]
+        plain = state[f"{name}.weight"].numpy()
+        expected = {"token_embd": VALUES[embeddings] if embeddings != "keep" else
+                    Kind.BF16 if values == "bf16" else Kind.F16,
+                    "blk.0.attn_norm": Kind.F32}.get(short, VALUES[values])  # fmt: skip
+        if plain.shape[-1] % 32:  # rows of 48 inputs are no whole blocks
+            expected = Kind.BF16 if values == "bf16" else Kind.F16
+        assert kind == expected, short
+        np.testing.assert_array_equal(weights, dequantize(quantize(plain, kind), kind))
+    settings = ExportConfig(format="gguf", values=values, embeddings=embeddings)
+    shape = shape_of(str(source))
+    assert shape is not None
+    assert shape.gguf_bytes(settings) == sum(each.n_bytes for each in GGUFReader(folder / "model.gguf").tensors)
+
+
+@pytest.mark.parametrize("sparse_adapter", [False, True])
+def test_an_adapter_is_merged_as_format_merged_does(sparse_adapter: bool, tmp_path: Path) -> None:
+    base = saved(tmp_path / "base")
+    adapter = super_adapter(tmp_path / "adapter", base, sparse_adapter)
+    merged = export_adapter(adapter, tmp_path / "merged", format="merged")
+    folder = exported(tmp_path, adapter, values="fp32")
+    torch.testing.assert_close(logits(resolve(folder).folder), logits(merged))
+    record = json.loads((folder / "gguf.json").read_text())
+    assert record["base"] == str(base)
+    assert record["file_bytes"] == (folder / "model.gguf").stat().st_size
+    assert sorted(path.name for path in folder.iterdir()) == ["Modelfile", "README.md", "gguf.json", "model.gguf"]
+
+
+def test_a_model_from_a_gguf_file_keeps_its_metadata(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", CHATML, architecture="qwen2", kind=Kind.Q8_0)
+    folder = exported(tmp_path, file, values="int8", embeddings="int8")
+    before, after = (GGUFReader(path).fields for path in (file, folder / "model.gguf"))
+    own = {"general.file_type", "general.quantization_version"}
+    assert {
+        key: field.contents() for key, field in after.items() if not key.startswith("GGUF.") and key not in own
+    } == {key: field.contents() for key, field in before.items() if not key.startswith("GGUF.") and key not in own}
+    for name, (_, weights) in tensors(file).items():  # rounded once more: the same numbers
+        np.testing.assert_allclose(tensors(folder / "model.gguf")[name][1], weights, rtol=2e-3, atol=2e-3)
+    assert json.loads((folder / "gguf.json").read_text())["metadata_of"] == "tiny.gguf"
+
+
+def test_llama3_positions_are_written_as_factors(tmp_path: Path) -> None:
+    source = saved(tmp_path / "model", "llama", rope_parameters=LLAMA3)
+    factors = tensors(exported(tmp_path, source) / "model.gguf")["rope_freqs.weight"][1]
+    model = tiny_model("llama", rope_parameters=LLAMA3)
+    plain = 1 / 10000 ** (torch.arange(0, 8, 2) / 8)
+    np.testing.assert_allclose(plain.numpy() / factors, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
+    assert factors[0] == 1
+    assert factors[-1] == 8
+
+
+def test_a_tokenizer_of_characters_and_bytes_gets_the_order_of_its_merges_as_scores(tmp_path: Path) -> None:
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "ab", "▁ab"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    model = models.BPE(vocabulary, [("a", "b"), ("▁", "ab")], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    source = half_sparse(tmp_path / "model", vocab_size=len(words))
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(source)
+    fields = GGUFReader(exported(tmp_path, source) / "model.gguf").fields
+    scores = dict(zip(words, fields["tokenizer.ggml.scores"].contents(), strict=True))
+    assert fields["tokenizer.ggml.model"].contents() == "llama"
+    assert scores["ab"] > scores["▁ab"] > scores["a"]
+    assert fields["tokenizer.ggml.token_type"].contents()[:3] == [2, 6, 6]
+    assert fields["tokenizer.ggml.add_space_prefix"].contents() is True
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("architecture", "format gguf writes llama, mistral, qwen2, qwen3, smollm3, got gpt2"),
+        ("split", "format gguf writes tokenizers that split text like gpt-2, "),
+        ("kind", "format gguf writes tokenizers of kind BPE, got WordLevel"),
+        ("large", r"F16 holds numbers up to 65504, model\..* has a larger one; take --values bf16"),
+        ("words", "needs an embedding for every token"),
+    ],
+)
+def test_what_llama_cpp_lacks_is_one_line_and_nothing_is_written(change: str, words: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "model", "gpt2" if change == "architecture" else "llama")
+    if change == "large":
+        model = load_model(source)
+        model.model.embed_tokens.weight.data[0, 0] = 1e5
+        model.save_pretrained(source)
+    if change == "words":
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(["one", "more"])
+        tokenizer.save_pretrained(source)
+    if change in ("split", "kind"):
+        content = json.loads((source / "tokenizer.json").read_text())
+        if change == "split":
+            content["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+        else:
+            content["model"] = {"type": "WordLevel", "vocab": content["model"]["vocab"], "unk_token": END}
+        (source / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=words) as caught:
+        exported(tmp_path, source)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "gguf").exists()
+
+
+def test_packages_and_adapters_of_other_tools_are_refused(tmp_path: Path) -> None:
+    source = saved(tmp_path / "model")
+    package = export_adapter(source, tmp_path / "package", format="package")
+    with pytest.raises(InputError, match="must be a model folder, got the package"):
+        exported(tmp_path, package)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="merges adapters that shears trained"):
+        exported(tmp_path, tmp_path / "foreign")
+    with pytest.raises(InputError, match="embeddings auto measures losses of a package, got format gguf"):
+        exported(tmp_path, source, embeddings="auto")
+
+
+def test_layouts_are_of_architectures_that_the_native_decoder_covers() -> None:
+    assert LAYOUTS.keys() <= ARCHITECTURES.keys()
+    assert {MODEL_ARCH_NAMES[layout.architecture] for layout in LAYOUTS.values()} == {
+        "llama",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    }
+
+
+def test_a_modelfile_renders_chats_as_the_template_does() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHATML
+    turns = read_turns(tokenizer)
+    assert turns is not None
+    text = modelfile("model.gguf", tokenizer, ["<|im_end|>"])
+    assert text == (
+        'FROM ./model.gguf\nTEMPLATE """{{ if not .System }}<|im_start|>system\nBe kind.{{ end }}{{ range .Messages }}'
+        '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}{{ else if eq .Role "user" }}<|im_end|>\n'
+        '<|im_start|>user\n{{ .Content }}{{ else if eq .Role "assistant" }}<|im_end|>\n<|im_start|>assistant\n'
+        '{{ .Content }}{{ end }}{{ end }}<|im_end|>\n<|im_start|>assistant\n"""\nPARAMETER stop "<|im_end|>"\n'
+    )
+    chat = [{"role": role, "content": role[0] * 3} for role in ("user", "assistant", "user")]
+    assert turns.render(chat) == tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{{ raise_exception('no') }}",
+        "{% for message in messages %}{{ message.content | upper }}{% endfor %}",
+        "{% for message in messages %}{{ loop.index }}{{ message.content }}{% endfor %}",
+    ],
+)
+def test_a_template_of_another_form_is_left_to_ollama(template: str | None) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    assert modelfile("model.gguf", tokenizer, ["</s>"]) == 'FROM ./model.gguf\nPARAMETER stop "</s>"\n'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "changes"), [("llama", {}), ("llama_untied", {"rope_parameters": LLAMA3}), ("mistral", {}), ("qwen3", {})]
+)
+def test_llama_cpp_computes_our_logits_and_finds_our_tokens(name: str, changes: Any, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    source = saved(tmp_path / "model", name, **changes)
+    file = str(exported(tmp_path, source, values="fp32") / "model.gguf")
+    network, tokenizer = load_model(source, "fp32", "cpu"), load_tokenizer(resolve(source))
+    theirs = llama_cpp.Llama(file, n_ctx=64, n_threads=1, logits_all=True, verbose=False)
+    for text in TEXTS:
+        tokens = tokenizer(text)["input_ids"]
+        assert theirs.tokenize(text.encode(), add_bos=False, special=True) == tokens
+        theirs.reset()
+        theirs.eval(tokens[:8])  # mistral's window is longer than that
+        with torch.no_grad():
+            ours = network(torch.tensor([tokens[:8]])).logits[0].numpy()
+        np.testing.assert_allclose(theirs.scores[: len(ours)], ours, atol=2e-3)  # its cache holds fp16
