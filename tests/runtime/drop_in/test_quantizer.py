@@ -36,9 +36,10 @@ def opened(folder: Path | str, **options: Any) -> Any:
 
 
 def adapted(folder: Path, name: str = "llama", **options: Any) -> Path:
-    """A package with an un-merged adapter."""
+    """A package with an un-merged adapter, of fp32 values unless `options` say others."""
     adapter = super_adapter(folder / "super", half_sparse(folder / "base", name))
-    return export_adapter(adapter, folder / "package", format="package", ranks="maximal", **options)
+    written = {"format": "package", "values": "fp32", "ranks": "maximal", **options}
+    return export_adapter(adapter, folder / "package", **written)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_an_adapter_that_is_more_than_lora_counts_or_is_refused(setting: dict[st
     base = half_sparse(tmp_path / "base")
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **setting)
     get_peft_model(load_model(base, device="cpu"), config).save_pretrained(str(tmp_path / "adapter"))
-    made = package(tmp_path / "adapter", tmp_path / "package", model=str(base))
+    made = package(tmp_path / "adapter", tmp_path / "package", model=str(base), values="fp32")
     if "alora_invocation_tokens" in setting:
         with pytest.raises(InputError, match="needs PEFT's class"):
             opened(made)
