@@ -139,7 +139,7 @@ class EvaluateConfig(ScoringConfig):
         """Longest generated answer in tokens, in the template of these settings."""
         return self.max_new_tokens or longest_answer(self.task, self.template)
 
-    def asked_in(self, template: str) -> "EvaluateConfig":
+    def asked_in(self, template: str | None) -> "EvaluateConfig":
         """Return these settings with a template, and the beams and the answer length of it."""
         asked = self.model_copy(update={"template": template})
         if not self.generates:
