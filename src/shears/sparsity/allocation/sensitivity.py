@@ -22,7 +22,7 @@ from shears.progress import track
 from shears.sparsity.allocation.overall import HIGHEST_SPARSITY, Curve, by_marginal_cost
 from shears.sparsity.plan import CalibrationRun, Chosen
 
-SEQUENCES = 8  # of calibration text; gradients are taken sequence by sequence
+SEQUENCES = 4  # of calibration text; gradients are taken sequence by sequence
 STRENGTH = 0.35  # step from uniform to the optimum; the whole step is too far (decision 16)
 REACH = 0.3  # largest distance of the optimum from the overall sparsity
 SAMPLE = 1 << 16  # weights of a matrix whose costs are sorted
