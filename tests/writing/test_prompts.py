@@ -17,7 +17,7 @@ from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, rows_fingerprint, tokenize_all
 from shears.data.prompts import TO_REASON
 from shears.errors import InputError
-from shears.models.load import load_model
+from shears.models.load import end_tokens, load_model
 from shears.models.ref import ModelRef
 from shears.records.folders import partial_folder
 from shears.records.journal import append_row
@@ -255,6 +255,19 @@ def test_the_native_decoder_answers_alike_in_any_company(
         monkeypatch.setattr(stage, "native_backend", partial(at_most, most))
         files.append(write(model, tmp_path / str(most) / "out", prompts, **drawn).read_bytes())
     assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.slow
+def test_a_real_model_answers_alike_in_any_company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "end_tokens", end_tokens)
+    said = []
+    for most in (16, 5):
+        wanted = partial(Wanted, backend="native", max_sequences=most)
+        monkeypatch.setattr(stage, "Wanted", wanted)
+        monkeypatch.setattr(stage, "native_backend", native_backend)
+        file = write("smollm2-135m", tmp_path / str(most) / "out", "arithmetic:test", limit=16, max_new_tokens=64)
+        said.append(rows_of(file))
+    assert said[0] == said[1]
 
 
 def test_train_learns_answers_of_the_model_and_records_their_prompts(
