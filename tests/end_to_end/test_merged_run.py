@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import shears
 from shears.config.resolve import load_recipe
 from tests.end_to_end.recipe import write_recipe
+from tests.export.made import half_sparse_with_merge
 
 SHORT = ["train.max_steps=4", "train.warmup_steps=1", "search="]
 MERGED = [*SHORT, "sparsify.recover_rank=4", "train.sparse_adapter=true", "export.format=merged-sparse"]
@@ -40,3 +42,13 @@ def test_a_run_can_end_in_a_package(tmp_path: Path) -> None:
     model, adapter = str(unpacked / "model"), str(unpacked / "adapter")
     figures = shears.evaluate(model, adapter=adapter, **recipe.evaluate.measurement.model_dump())
     assert figures.as_data()["value"] == package["value"]
+
+
+@pytest.mark.slow
+def test_a_run_can_end_in_a_gguf_file_whose_rounded_weights_are_measured(tmp_path: Path) -> None:
+    model = half_sparse_with_merge(tmp_path / "merging")
+    recipe = load_recipe(write_recipe(tmp_path), [*SHORT, f"model={model}", "export.format=gguf", "export.values=int8"])
+    summary = shears.run(recipe, tmp_path / "run")
+    assert [row["name"] for row in summary["models"]] == ["dense", "sparse", "gguf"]
+    assert summary["models"][2]["parameters"] == summary["models"][1]["parameters"]
+    assert shears.run(recipe, tmp_path / "run") == summary  # all of it is there and fits

@@ -15,7 +15,7 @@ from shears.adapt.space import RankConfig
 from shears.models.blocks import linears
 from shears.models.load import load_model
 from shears.records.artifacts import SEARCH_SPACE, weights_fingerprint, write_json
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(24).view(2, 12)
 GROUPS = {
@@ -35,6 +35,18 @@ def half_sparse(folder: Path, name: str = "llama", dtype: torch.dtype = torch.fl
     nn.Module.to(model, dtype)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def half_sparse_with_merge(folder: Path, name: str = "llama", **changes: Any) -> Path:
+    """Save a half-sparse tiny model whose tokenizer has a merge, which llama.cpp needs."""
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), VOCABULARY)
+    half_sparse(folder, name, **{"vocab_size": VOCABULARY + 1, **ends, **changes})
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["!!"] = VOCABULARY - 1
+    content["model"]["merges"] = [["!", "!"]]
+    content["added_tokens"][0]["id"] = VOCABULARY
+    (folder / "tokenizer.json").write_text(json.dumps(content))
     return folder
 
 

@@ -21,9 +21,9 @@ from shears.models.load import load_model, load_tokenizer
 from shears.models.ref import resolve
 from shears.runs.shapes import shape_of
 from shears.runtime.native.architectures import ARCHITECTURES
-from tests.export.made import IDS, half_sparse, super_adapter
+from tests.export.made import IDS, half_sparse, half_sparse_with_merge, super_adapter
 from tests.models.gguf_files import write_gguf
-from tests.tiny import END, VOCABULARY, tiny_model, tiny_tokenizer
+from tests.tiny import END, tiny_model, tiny_tokenizer
 
 CHATML = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
@@ -33,18 +33,6 @@ CHATML = (
 TEXTS = ["Hello, world!!", "  3 + 14 = 17\n", "déjà vu!", END]
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
-
-
-def saved(folder: Path, name: str = "llama", **changes: Any) -> Path:
-    """Save a half-sparse tiny model whose tokenizer has a merge, which llama.cpp needs."""
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), VOCABULARY)
-    half_sparse(folder, name, **{"vocab_size": VOCABULARY + 1, **ends, **changes})
-    content = json.loads((folder / "tokenizer.json").read_text())
-    content["model"]["vocab"]["!!"] = VOCABULARY - 1
-    content["model"]["merges"] = [["!", "!"]]
-    content["added_tokens"][0]["id"] = VOCABULARY
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    return folder
 
 
 def exported(folder: Path, source: Path, **options: Any) -> Path:
@@ -67,7 +55,7 @@ def logits(folder: Path) -> torch.Tensor:
     [("llama", {}), ("llama_untied", {}), ("mistral", {"sliding_window": None}), ("qwen3", {"head_dim": 128})],
 )
 def test_the_model_is_read_back_with_equal_logits(name: str, changes: Any, tmp_path: Path) -> None:
-    source = saved(tmp_path / "model", name, **changes)
+    source = half_sparse_with_merge(tmp_path / "model", name, **changes)
     folder = exported(tmp_path, source, values="fp32")
     back = resolve(folder)
     torch.testing.assert_close(logits(back.folder), logits(source))
@@ -86,7 +74,7 @@ def test_the_model_is_read_back_with_equal_logits(name: str, changes: Any, tmp_p
 def test_every_tensor_is_that_of_the_model_rounded_by_the_gguf_package(
     values: str, embeddings: str, tmp_path: Path
 ) -> None:
-    source = saved(tmp_path / "model", "qwen3")
+    source = half_sparse_with_merge(tmp_path / "model", "qwen3")
     folder = exported(tmp_path, source, values=values, embeddings=embeddings)
     found = tensors(folder / "model.gguf")
     state = AutoModelForCausalLM.from_pretrained(source).state_dict()
@@ -110,7 +98,7 @@ def test_every_tensor_is_that_of_the_model_rounded_by_the_gguf_package(
 
 @pytest.mark.parametrize("sparse_adapter", [False, True])
 def test_an_adapter_is_merged_as_format_merged_does(sparse_adapter: bool, tmp_path: Path) -> None:
-    base = saved(tmp_path / "base")
+    base = half_sparse_with_merge(tmp_path / "base")
     adapter = super_adapter(tmp_path / "adapter", base, sparse_adapter)
     merged = export_adapter(adapter, tmp_path / "merged", format="merged")
     folder = exported(tmp_path, adapter, values="fp32")
@@ -135,7 +123,7 @@ def test_a_model_from_a_gguf_file_keeps_its_metadata(tmp_path: Path) -> None:
 
 
 def test_llama3_positions_are_written_as_factors(tmp_path: Path) -> None:
-    source = saved(tmp_path / "model", "llama", rope_parameters=LLAMA3)
+    source = half_sparse_with_merge(tmp_path / "model", "llama", rope_parameters=LLAMA3)
     factors = tensors(exported(tmp_path, source) / "model.gguf")["rope_freqs.weight"][1]
     model = tiny_model("llama", rope_parameters=LLAMA3)
     plain = 1 / 10000 ** (torch.arange(0, 8, 2) / 8)
@@ -172,7 +160,7 @@ def test_a_tokenizer_of_characters_and_bytes_gets_the_order_of_its_merges_as_sco
     ],
 )
 def test_what_llama_cpp_lacks_is_one_line_and_nothing_is_written(change: str, words: str, tmp_path: Path) -> None:
-    source = saved(tmp_path / "model", "gpt2" if change == "architecture" else "llama")
+    source = half_sparse_with_merge(tmp_path / "model", "gpt2" if change == "architecture" else "llama")
     if change == "large":
         model = load_model(source)
         model.model.embed_tokens.weight.data[0, 0] = 1e5
@@ -195,7 +183,7 @@ def test_what_llama_cpp_lacks_is_one_line_and_nothing_is_written(change: str, wo
 
 
 def test_packages_and_adapters_of_other_tools_are_refused(tmp_path: Path) -> None:
-    source = saved(tmp_path / "model")
+    source = half_sparse_with_merge(tmp_path / "model")
     package = export_adapter(source, tmp_path / "package", format="package")
     with pytest.raises(InputError, match="must be a model folder, got the package"):
         exported(tmp_path, package)
@@ -254,7 +242,7 @@ def test_a_template_of_another_form_is_left_to_ollama(template: str | None) -> N
 )
 def test_llama_cpp_computes_our_logits_and_finds_our_tokens(name: str, changes: Any, tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
-    source = saved(tmp_path / "model", name, **changes)
+    source = half_sparse_with_merge(tmp_path / "model", name, **changes)
     file = str(exported(tmp_path, source, values="fp32") / "model.gguf")
     network, tokenizer = load_model(source, "fp32", "cpu"), load_tokenizer(resolve(source))
     theirs = llama_cpp.Llama(file, n_ctx=64, n_threads=1, logits_all=True, verbose=False)
@@ -266,3 +254,28 @@ def test_llama_cpp_computes_our_logits_and_finds_our_tokens(name: str, changes: 
         with torch.no_grad():
             ours = network(torch.tensor([tokens[:8]])).logits[0].numpy()
         np.testing.assert_allclose(theirs.scores[: len(ours)], ours, atol=2e-3)  # its cache holds fp16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("values", "megabytes", "apart"), [("auto", 271, 0.01), ("int8", 145, 0.02), ("int4", 78, 0.1)]
+)
+def test_llama_cpp_answers_like_the_file_read_back(values: str, megabytes: int, apart: float, tmp_path: Path) -> None:
+    """The embedded model: nats a token between llama.cpp and our fp32 arithmetic on the file's weights."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    embeddings = "keep" if values == "auto" else values
+    folder = export_adapter("smollm2-135m", tmp_path / "gguf", format="gguf", values=values, embeddings=embeddings)
+    assert (folder / "model.gguf").stat().st_size / 1e6 == pytest.approx(megabytes, abs=1)
+    back = resolve(folder)
+    tokenizer = load_tokenizer(back)
+    chat = [{"role": "user", "content": "Tom has 12 apples and eats 5. How many are left?"}]
+    text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    tokens = load_tokenizer(resolve("smollm2-135m"))(text)["input_ids"]
+    theirs = llama_cpp.Llama(str(folder / "model.gguf"), n_ctx=256, n_threads=1, logits_all=True, verbose=False)
+    assert tokenizer(text)["input_ids"] == tokens == theirs.tokenize(text.encode(), add_bos=False, special=True)
+    theirs.eval(tokens)
+    with torch.no_grad():
+        ours = load_model(back, "fp32", "cpu")(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    scores = torch.from_numpy(np.array(theirs.scores[: len(tokens)])).log_softmax(-1)
+    divergence = (ours.exp() * (ours - scores)).sum(-1).mean().item()
+    assert divergence < apart
