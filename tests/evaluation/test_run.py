@@ -166,7 +166,8 @@ def test_the_template_is_the_one_the_adapter_was_trained_with(
     ("task", "recorded", "has_chat", "template"),
     [
         ("number", None, True, "chat"), ("choices", None, True, "chat"), ("json", None, True, "chat"),
-        ("exact", None, False, "question"), ("equation", None, True, "question"), ("gsm8k", None, True, "alpaca"),
+        ("exact", None, False, "question"), ("equation", None, True, "question"), ("gsm8k", None, True, "chat"),
+        ("gsm8k", None, False, "alpaca"), ("boolq", None, True, "alpaca"),
         ("harness", None, True, "alpaca"), ("number", "alpaca", True, "alpaca"), ("gsm8k", "chat", True, "chat"),
         ("harness", "chat", True, "alpaca"), ("equation", "chat", True, "question"),
     ],

@@ -97,8 +97,9 @@ class EvaluateConfig(ScoringConfig):
     """Tokens in one window of a perplexity measurement; without effect on other tasks."""
     template: TemplateName | None = None
     """Prompt template of instruction rows; chat: turns in the model's chat template. Default: the
-    one the adapter was trained with, else alpaca for the paper's tasks, and for others chat if the
-    model has a chat template, else question. Without effect on rows of another form."""
+    one the adapter was trained with, else chat if the model has a chat template, else alpaca for the
+    paper's tasks and question for others. The paper's tasks of labels keep alpaca. Without effect on
+    rows of another form."""
     shots: str | None = None
     """Training rows as FILE or FILE:N, of which the first 4 or N stand solved before every question,
     for base models (template question or alpaca); test questions among them are skipped. Default:

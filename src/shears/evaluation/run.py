@@ -211,21 +211,21 @@ def asked(config: EvaluateConfig, model: ModelRef, adapter: str | Path | None) -
     may_chat = config.template is None and config.shots is None
     has_chat = may_chat and load_tokenizer(model).chat_template is not None
     template = template_of(config, *parts_of(model, adapter), has_chat=has_chat)
-    if has_chat and template == TEMPLATE and config.task in ANSWER_FORMS:
-        logger.info("%s is asked in the paper's prompt; --template chat asks a model in its own form", config.task)
     return config.asked_in(template)
 
 
 def template_of(config: EvaluateConfig, *parts: Path, has_chat: bool = False) -> str:
     """Return the prompt template: the configured one, else a record's, else the task's.
 
-    The paper's tasks are asked in the paper's prompt; others as a chat if the model has a chat
-    template (`has_chat`) and no solved examples are shown (`shots`). Equations and the tasks of
-    lm-eval have no form of a chat.
+    A task is asked as a chat if the model has a chat template (`has_chat`) and no solved examples
+    are shown (`shots`), else in the prompt of its kind: the paper's for the paper's tasks. Tasks of
+    labels and those of lm-eval keep the paper's prompt; equations have no form of a chat.
     """
     if config.template is not None:
         return config.template
-    default = TEMPLATE if config.task in (*ANSWER_FORMS, "harness") else CHAT if has_chat else DEFAULT_TEMPLATE
+    asks_label = ANSWER_FORMS.get(config.task) == "label" or config.task == "harness"
+    other = TEMPLATE if config.task in ANSWER_FORMS else DEFAULT_TEMPLATE
+    default = TEMPLATE if asks_label else CHAT if has_chat else other
     template = next((found for part in parts if (found := adapter_template(part, ""))), default)
     if template == CHAT and config.task in NEVER_CHAT:
         return TEMPLATE if config.task == "harness" else DEFAULT_TEMPLATE
