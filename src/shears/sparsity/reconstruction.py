@@ -24,7 +24,7 @@ from shears.models.blockwise.walk import BlockRun, Walk, differentiable
 from shears.sparsity.rewrite import in_format
 
 logger = logging.getLogger(__name__)
-EPOCHS = 4  # over the calibration sequences; every step sees one batch
+EPOCHS = 2  # over the calibration sequences; every step sees one batch
 RATE = 1e-2  # of the first step, as a share of the root mean square of a parameter's kept weights
 BETAS = (0.9, 0.95)
 
