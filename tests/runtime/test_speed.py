@@ -64,7 +64,8 @@ def test_a_package_that_is_slower_than_dense_is_named(caplog: pytest.LogCaptureF
 
 
 def test_a_package_without_a_packed_linear_is_measured(tmp_path: Path) -> None:
-    package = export_adapter(str(save_tiny(tmp_path / "model")), tmp_path / "package", format="package")
+    model = str(save_tiny(tmp_path / "model"))
+    package = export_adapter(model, tmp_path / "package", format="package", values="fp32")
     assert values_of(read_package(package)) == "fp32"
     assert bench(package, **QUICK)["contestants"][0]["name"].startswith("package (fp32, ")
 

@@ -178,7 +178,7 @@ def export(
     shears export adapter sub_adapter --ranks search/result.json
     shears export adapter merged --ranks search/result.json --format merged-sparse
     shears export adapter package --ranks search/result.json --format package
-    shears export adapter gguf --ranks search/result.json --format gguf --values int8
+    shears export adapter gguf --format gguf --values int8
     """
     refuse_taken(expanded(out))
     folder = shears.export_adapter(super_adapter, out, model=model, **values)

@@ -229,6 +229,7 @@ def test_a_model_without_a_chat_template_that_works_cannot_chat(message: str) ->
 
 def test_messages_get_a_whole_answer() -> None:
     engine = engine_of(lively())
+    before = engine.tokenizer.chat_template
     engine.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     try:
         turn = {"role": "user", "content": "hi"}
@@ -240,4 +241,4 @@ def test_messages_get_a_whole_answer() -> None:
         with pytest.raises(InputError, match="must be a text or token ids, got {'role'.* give messages to `answer`"):
             Engine.encode.__wrapped__(engine, [turn])  # type: ignore[attr-defined]  # types unchecked, as a user's
     finally:
-        engine.tokenizer.chat_template = None
+        engine.tokenizer.chat_template = before  # other tests share the tokenizer
