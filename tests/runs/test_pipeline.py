@@ -13,7 +13,7 @@ from shears.errors import InputError
 from shears.runs.plan import plan
 from shears.runs.stages import run_folder
 from tests.end_to_end.recipe import write_recipe
-from tests.tiny import save_tiny
+from tests.export.made import half_sparse_with_merge
 
 
 @pytest.mark.parametrize(
@@ -93,18 +93,20 @@ def test_a_training_of_named_groups_is_that_of_the_default(tmp_path: Path) -> No
         plan(other, tmp_path / "run")
 
 
-def test_a_run_without_training_packs_and_measures_its_sparse_model(tmp_path: Path) -> None:
-    save_tiny(tmp_path / "dense")
+@pytest.mark.parametrize("form", ["package", "gguf"])
+def test_a_run_without_training_packs_and_measures_its_sparse_model(tmp_path: Path, form: str) -> None:
+    half_sparse_with_merge(tmp_path / "dense")
     (tmp_path / "text.txt").write_text("abcdefgh " * 20)
     measured = {"task": "perplexity", "data": str(tmp_path / "text.txt"), "sequence_length": 16, "limit": 2}
     recipe = Recipe.model_validate(
         {
             "model": str(tmp_path / "dense"), "output": str(tmp_path / "run"), "sparsify": {"method": "magnitude"},
-            "export": {"format": "package", "values": "int4"}, "evaluate": {**measured, "device": "cpu"},
+            "export": {"format": form, "values": "int4"}, "evaluate": {**measured, "device": "cpu"},
         }
     )  # fmt: skip
     assert [stage.name for stage in shears.plan(recipe).stages] == ["sparsify", "export", "evaluate"]
     summary = shears.run(recipe)
-    assert [row["name"] for row in summary["models"]] == ["dense", "sparse", "package"]
-    assert json.loads((tmp_path / "run" / "package" / "package.json").read_text())["values"] == "int4"
+    assert [row["name"] for row in summary["models"]] == ["dense", "sparse", form]
+    record = json.loads((tmp_path / "run" / form / f"{form}.json").read_text())
+    assert {"package": record.get("values"), "gguf": record["config"]["values"]}[form] == "int4"
     assert {stage.state for stage in shears.plan(recipe).stages} == {"done"}

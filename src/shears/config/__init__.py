@@ -8,7 +8,7 @@ from pydantic import Field
 
 from shears.config.compress import CompressConfig
 from shears.config.evaluate import EvaluateConfig, RunEvaluateConfig, ScoringConfig
-from shears.config.export import ExportConfig
+from shears.config.export import FORMATS, ExportConfig
 from shears.config.fields import StageConfig
 from shears.config.heal import HealConfig
 from shears.config.search import SearchConfig
@@ -54,5 +54,11 @@ class Recipe(StageConfig):
     """How to answer requests."""
     compress: CompressConfig | None = None
     """How to reach a bound on size or speed."""
+
+    @property
+    def exports(self) -> bool:
+        """Whether a run exports: what it trained, or without a training the sparse model as one packed file."""
+        return self.train is not None or FORMATS[self.export.format].is_packed
+
     bench: BenchConfig = BenchConfig()
     """How to measure speed."""

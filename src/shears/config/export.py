@@ -38,6 +38,11 @@ class ExportFormat:
         """Whether the folder is a model by itself, which needs no base model."""
         return self.holds != "adapter"
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether one file holds the weights in a format of its own; it takes a model without an adapter, too."""
+        return self.holds in ("package", "gguf")
+
 
 _PEFT = ExportFormat(
     holds="adapter",
@@ -130,7 +135,7 @@ class ExportConfig(StageConfig):
     def _check(self) -> "ExportConfig":
         for name in PACKED_ONLY:
             value = getattr(self, name)
-            if FORMATS[self.format].holds not in ("package", "gguf") and value != type(self).model_fields[name].default:
+            if not FORMATS[self.format].is_packed and value != type(self).model_fields[name].default:
                 raise ValueError(
                     f"{name} needs format package or gguf, got {value} with format {self.format}; add --format package"
                 )

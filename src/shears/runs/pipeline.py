@@ -127,8 +127,8 @@ def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path |
     for name in recipe.evaluate.baselines:
         base = resolve(baseline_model(recipe, name, folder))
         models[name] = (base, artifacts.baseline_folder(folder, name))
-    form = FORMATS[recipe.export.format]
-    if recipe.train or form.holds == "package":
+    if recipe.exports:
+        form = FORMATS[recipe.export.format]
         if form.is_model:
             models[form.folder] = (resolve(folder / form.folder), None)
         else:
@@ -162,7 +162,7 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     write_card(folder / "sparse", figures[:2])
     if recipe.heal:
         write_card(folder / HEALED_FOLDER, figures[:3])
-    if recipe.train or FORMATS[recipe.export.format].holds == "package":
+    if recipe.exports:
         write_card(folder / FORMATS[recipe.export.format].folder, figures)
     return summary
 

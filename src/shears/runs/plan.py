@@ -288,8 +288,7 @@ def _export(basis: _Basis) -> Estimate:
 def _evaluate(basis: _Basis) -> Estimate:
     config = basis.recipe.evaluate
     assert config is not None
-    is_exported = bool(basis.recipe.train) or FORMATS[basis.recipe.export.format].holds == "package"
-    num_models = 2 + bool(basis.recipe.heal) + len(config.baselines) + is_exported
+    num_models = 2 + bool(basis.recipe.heal) + len(config.baselines) + basis.recipe.exports
     work = f"{config.task}, {num_models} models, each on {_evaluation_data(config)}"
     if basis.dense_bytes is None or basis.sparse_bytes is None:
         return work, None

@@ -173,7 +173,7 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
         stages.append(_training("train", lambda: sparse, folder / "super_adapter", recipe.train, sparse))
         if recipe.search is not None:
             stages.append(_search_stage(recipe.search, folder))
-    if recipe.train is not None or FORMATS[recipe.export.format].holds == "package":
+    if recipe.exports:
         stages.append(_export_stage(recipe, folder))
     for name, config in baseline_configs(recipe).items():
         model = partial(baseline_model, recipe, name, folder)
