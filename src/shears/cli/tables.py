@@ -465,14 +465,13 @@ def print_compressed(record: Mapping[str, Any]) -> None:
         size = (f"{row['bytes'] / 1e9:.4f} GB", f"{8 * row['bytes'] / record['parameters']:.2f}")
         figures = (_number(row["tokens_per_second"], ".1f"), _number(row["loss"], ".4f"))
         meets = "" if row.get("holds") is None else "yes" if row["holds"] else "no"
-        rows.append((row["name"], *size, *figures, *([_answered(row)] if answered else []), meets))
+        rows.append((row["name"], *size, *figures, *([_answered(row["answers"])] if answered else []), meets))
     head = ("package", "size", "bits a weight", "tokens/s", "loss", *(["right answers"] if answered else []), "meets")
     print_table(head, rows, "measured")
 
 
-def _answered(row: Mapping[str, Any]) -> str:
+def _answered(answers: Mapping[str, Any]) -> str:
     """Return the right answers of a model in words: 45 of 50, 90.0 % (78.6 to 95.7)."""
-    answers = row["answers"]
     low, high = (100 * end for end in answers["ci95"])
     right = answers["right"].count("1")
     return f"{right} of {answers['n']}, {100 * answers['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
@@ -499,13 +498,11 @@ def _better_dense(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """Return the sentence that a dense model answers more rows; empty if none does, or none was asked."""
     if row.get("answers") is None:
         return ""
-    rival = record.get("rival") or row
-    better = {
-        "the model as it came": record["dense"]["answers"],
-        f"dense int4 ({rival['package']})": rival["answers"],
-    }
+    others = {"the model as it came": record["dense"]["answers"]}
+    if (rival := record.get("rival")) is not None:
+        others[f"dense int4 ({rival['package']})"] = rival["answers"]
     own = row["answers"]["accuracy"]
-    told = [f"{name} ({_answered({'answers': each})})" for name, each in better.items() if each["accuracy"] > own]
+    told = [f"{name} ({_answered(each)})" for name, each in others.items() if each["accuracy"] > own]
     names = " and ".join(told)
     return f"Keep the dense one where its size will do: {names} answers more rows. " if told else ""
 

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -48,6 +48,11 @@ def read_rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row]:
         raise InputError(f"{source} must hold at least one row, got none")
     logger.info("read %d rows from %s", len(rows), source)
     return renamed(rows, columns, source)
+
+
+def as_json_lines(rows: Iterable[Row]) -> str:
+    """Return rows as JSON lines; a value that JSON lacks, such as a date of a table, as text."""
+    return "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
 
 
 def source_fingerprint(source: str) -> str | None:

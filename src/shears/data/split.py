@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shears.data.example import Row
 from shears.data.prompts import question_id, question_of
+from shears.data.rows import as_json_lines
 from shears.errors import InputError
 from shears.records.artifacts import write_text
 from shears.records.folders import working_folder
@@ -58,5 +59,4 @@ def write_split(parts: Mapping[str, Sequence[Row]], output: Path) -> None:
     """Write each part as `output`/NAME.jsonl; InputError where the folder exists and is not empty."""
     with working_folder(output, {"split": {name: len(rows) for name, rows in parts.items()}}, resume=None) as work:
         for name, rows in parts.items():
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_text(work / f"{name}.jsonl", "".join(lines))
+            write_text(work / f"{name}.jsonl", as_json_lines(rows))

@@ -3,7 +3,6 @@
 The answers appear in a file of rows once all are there; until then `FILE.partial` keeps them.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from shears.config import GenerateConfig, SamplingConfig, WriteConfig
 from shears.config.resolve import build
 from shears.data.example import Row
+from shears.data.rows import as_json_lines
 from shears.errors import InputError
 from shears.models.devices import device_of, resolved_precision
 from shears.models.load import end_tokens, load_tokenizer, load_with_adapter
@@ -74,7 +74,7 @@ def answer_file(
     plan = prompts.plan(WriteConfig())
     rows = written_rows(plan, journal, open_author)
     answered = [_answered(source, row) for source, row in zip(prompts.rows, rows, strict=True)]
-    write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in answered))
+    write_text(path, as_json_lines(answered))
     journal.unlink()
     return path
 

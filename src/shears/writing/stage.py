@@ -20,6 +20,7 @@ from shears.config import SamplingConfig, WriteConfig
 from shears.config.resolve import build
 from shears.config.write import ANSWERED, WRITTEN, is_written
 from shears.data.example import OWN_NAMES
+from shears.data.rows import as_json_lines
 from shears.errors import InputError
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
@@ -159,7 +160,7 @@ def _nothing_kept(settings: WriteConfig, rows: Sequence[TextRow], work: Path) ->
 
 
 def _write_lines(path: Path, rows: Sequence[TextRow]) -> None:
-    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
+    path.write_text(as_json_lines(rows), encoding="utf-8")
 
 
 def written_text(model: AnyModel, tokens: int | None, seed: int, prompts: str | None = None, **config: Any) -> Path:

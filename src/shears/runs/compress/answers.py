@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shears.config.train import TrainConfig
 from shears.data.rows import read_rows
 from shears.data.rules import RuleForm, rule_of
 from shears.errors import InputError
@@ -28,14 +27,13 @@ def task_of_rows(source: str) -> str:
     return TASKS[forms.pop()] if len(forms) == 1 else "exact"
 
 
-def answers_of(model: AnyModel, rows: Path, *, is_trained: bool) -> dict[str, Any]:
+def answers_of(model: AnyModel, rows: Path) -> dict[str, Any]:
     """Return task, accuracy, its 95 % interval, the number of rows, details, and 0 or 1 of each row.
 
-    A model that was trained on such rows is asked in the template of its training, any other one in
+    A package is asked in the template of its training, which its record names, any other model in
     its own best form.
     """
-    template = TrainConfig.model_fields["template"].default if is_trained else None
-    measured = evaluate(model, task=task_of_rows(str(rows)), data=str(rows), device="cpu", template=template)
+    measured = evaluate(model, task=task_of_rows(str(rows)), data=str(rows), device="cpu")
     return {
         "task": measured.task,
         "accuracy": measured.value,

@@ -1,6 +1,5 @@
 """Predict candidates for a bound, make the one that should lose least, measure it, or go on."""
 
-import json
 import logging
 import math
 import os
@@ -21,9 +20,9 @@ from shears.config.resolve import build, read_yaml
 from shears.config.sparsify import EMBEDDED_CALIBRATION
 from shears.config.write import is_written
 from shears.data.calibration import calibration_batches
-from shears.data.example import OWN_NAMES, renamed
+from shears.data.example import OWN_NAMES, Row, renamed
 from shears.data.examples import check_rows
-from shears.data.rows import is_saved, read_rows, saved_rows
+from shears.data.rows import as_json_lines, is_saved, read_rows, saved_rows
 from shears.errors import InputError
 from shears.evaluation.run import evaluate
 from shears.models.devices import set_threads
@@ -210,10 +209,10 @@ def split_text(source: str, folder: Path, columns: Mapping[str, str] = OWN_NAMES
         parts = _text_parts(source)
         ending = ".txt"
     else:
-        lines = _lines(source, columns)
-        cut = len(lines) - max(len(lines) // HELD_OUT, 1)
-        own, held_out = (lines[:cut], lines[cut:]) if test is None else (lines, _lines(test, columns))
-        parts = "".join(own), "".join(held_out)
+        rows = _rows_of(source, columns)
+        cut = len(rows) - max(len(rows) // HELD_OUT, 1)
+        own, held_out = (rows[:cut], rows[cut:]) if test is None else (rows, _rows_of(test, columns))
+        parts = as_json_lines(own), as_json_lines(held_out)
         ending = ".jsonl"
     if not all(part.strip() for part in parts):
         raise InputError(f"the calibration text must have a part to hold out, got less than two parts in {source}")
@@ -223,10 +222,9 @@ def split_text(source: str, folder: Path, columns: Mapping[str, str] = OWN_NAMES
     return texts
 
 
-def _lines(source: str, columns: Mapping[str, str]) -> list[str]:
-    """Return the rows of a source as lines of JSON."""
+def _rows_of(source: str, columns: Mapping[str, str]) -> list[Row]:
     rows = saved_rows(source) if is_saved(source) else read_rows(source)
-    return [f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in renamed(rows, columns, source)]
+    return renamed(rows, columns, source)
 
 
 def asked_rows(settings: CompressConfig, held_out: Path) -> Path | None:
@@ -341,7 +339,7 @@ def _attempted(record: dict[str, Any], settings: CompressConfig, folder: Path, r
     rows = asked_rows(settings, held_out)
     if record["dense"].get("held_out_loss") is None:
         record["dense"]["held_out_loss"] = _loss(ref, held_out, settings)
-        record["dense"]["answers"] = None if rows is None else answers_of(ref, rows, is_trained=False)
+        record["dense"]["answers"] = None if rows is None else answers_of(ref, rows)
         write_json(folder / COMPRESS, record)
     while record["chosen"] is None and len(record["measured"]) < settings.attempts:
         candidate = following(promising, record["measured"], settings, weights)
@@ -448,7 +446,7 @@ def _figures(
         "tokens_per_second": speed["median"],
         "tokens_per_second_range": [speed["min"], speed["max"]],
         "loss": _loss(package, held_out, settings),
-        "answers": None if rows is None else answers_of(package, rows, is_trained=True),
+        "answers": None if rows is None else answers_of(package, rows),
         "holds": settings.bound.holds(size, weights, speed["median"]),
     }
 
