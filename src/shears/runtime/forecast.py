@@ -103,6 +103,7 @@ def _source(
     for key in BY_LAYER:
         if getattr(config, key, None):
             setattr(config, key, getattr(config, key)[:count])
+    norms = plan_of(config).norms.by_place
     ones = torch.ones(config.hidden_size)
     generator = torch.Generator().manual_seed(0)
     table = DenseRows(torch.randn(words, config.hidden_size, generator=generator, dtype=torch.bfloat16))
@@ -112,7 +113,7 @@ def _source(
     }
     packed: dict[str, PackedMatrix | DenseRows] = {}
     for layer in range(count):
-        tensors |= {f"model.layers.{layer}.{name}_layernorm.weight": ones for name in ("input", "post_attention")}
+        tensors |= {f"model.layers.{layer}.{name}.weight": ones for name in norms if name}
         packed |= {linear_name(layer, kind): linear for kind, linear in linears.items()}
     return ModelSource(config, packed, tensors, {})
 

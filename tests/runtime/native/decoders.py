@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.runtime import choice, kernels_available
 from shears.runtime.native.model_source import source_of_model
-from tests.tiny import LONGEST, VOCABULARY, WINDOW, tiny_model
+from tests.tiny import VOCABULARY, WINDOW, tiny_model
 
 if TYPE_CHECKING:
     from shears.runtime.native.decoder import NativeBackend
@@ -25,6 +25,22 @@ ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
     "llama3": {**LLAMA3, "rope_theta": 1e4, "original_max_position_embeddings": 32},
     "yarn": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64},
+}
+GEMMA3 = {"layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 12, "head_dim": 16}
+PHI3 = {"num_key_value_heads": 2, "hidden_size": 48, "num_attention_heads": 4}  # heads of 12: no whole panels
+PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1 / 3}
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.5,
+    "short_factor": [1.0, 1.5, 2.5],
+    "long_factor": [2.0, 3.0, 4.0],
+}
+GRANITE = {
+    "embedding_multiplier": 6.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 4.0,
 }
 WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,8 +55,23 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2, window in one layer": ("qwen2", WINDOWED),
     "qwen3, norms of queries and keys": ("qwen3", {}),
     "smollm3, layers without positions": ("smollm3", {"num_hidden_layers": 4}),
+    "gemma3, windows with positions of their own": ("gemma3_text", GEMMA3),
+    "gemma3, linear positions": ("gemma3_text", {**GEMMA3, "rope_parameters": {"full_attention": ROPES["linear"]}}),
+    "phi3, fused": ("phi3", {"num_key_value_heads": 2}),
+    "phi3, a third of heads rotates, window": ("phi3", {**PHI3, "rope_parameters": PARTIAL, "sliding_window": WINDOW}),
+    "phi3, longrope": (
+        "phi3",
+        {**PHI3, "rope_parameters": LONGROPE, "original_max_position_embeddings": 160},
+    ),
+    "granite, multipliers": ("granite", GRANITE),
+    "granite, biases": ("granite", {**GRANITE, "attention_bias": True, "mlp_bias": True}),
+    "olmo2, norms behind": ("olmo2", {"num_key_value_heads": 2, "tie_word_embeddings": False}),
     **{f"llama, {name} positions": ("llama", {"rope_parameters": rope}) for name, rope in ROPES.items()},
 }
+
+OF_THIS_YEAR = [name for name in MODELS if name.startswith(("gemma3", "phi3", "granite", "olmo2"))]
+
+PACKAGED = ["gemma3, linear positions", "phi3, fused", "phi3, longrope", "granite, multipliers", "olmo2, norms behind"]
 
 
 def extension_is_missing() -> bool:
@@ -56,7 +87,7 @@ def covered(name: str = "llama, tied head") -> PreTrainedModel:
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter_name.endswith("_proj.weight"):
+            if parameter_name.endswith("_proj.weight"):  # qkv_proj and gate_up_proj, too
                 parameter.copy_(torch.where(noise > 0, 8 * parameter, 0.0))
             elif "norm" in parameter_name or parameter_name.endswith("bias"):
                 parameter.add_(0.3 * noise)
@@ -76,7 +107,12 @@ def with_lora(model: PreTrainedModel, targets: Sequence[str]) -> PeftModel:
 
 
 def backend(
-    model: nn.Module, values: NumberFormat = "fp32", *, threads: int = 1, sparse: bool = True, max_length: int = LONGEST
+    model: nn.Module,
+    values: NumberFormat = "fp32",
+    *,
+    threads: int = 1,
+    sparse: bool = True,
+    max_length: int | None = None,
 ) -> "NativeBackend":
     """Return the native backend of a model; needs the extension, unlike the rest of this file."""
     from shears.runtime.native.decoder import NativeBackend

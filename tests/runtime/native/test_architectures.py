@@ -1,5 +1,6 @@
 """Which models the native decoder takes, and why it leaves others."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,11 +8,14 @@ import torch
 from transformers import AutoConfig
 
 from shears.errors import InputError
-from shears.runtime.native.architectures import ARCHITECTURES, LayerPlan, plan_of
-from tests.runtime.native.decoders import MODELS, ROPES
+from shears.export.gguf import LAYOUTS
+from shears.runtime.native.architectures import ARCHITECTURES, LayerPlan, NotCoveredError, plan_of
+from tests.runtime.native.decoders import LONGROPE, MODELS, ROPES
 from tests.tiny import CONFIGS, MORE_CONFIGS, WINDOW, tiny_model
 
+ROOT = Path(__file__).parents[3]
 ALL_CONFIGS = CONFIGS | MORE_CONFIGS
+HALF = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 
 
@@ -22,16 +26,17 @@ def config_of(name: str, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("name", [name for name, (kind, _) in ALL_CONFIGS.items() if kind not in ARCHITECTURES])
 def test_other_architectures_are_left_to_transformers(name: str) -> None:
-    with pytest.raises(InputError, match="the native decoder covers llama, mistral, qwen2, qwen3, smollm3, not "):
+    with pytest.raises(InputError, match=f"the native decoder covers {', '.join(ARCHITECTURES)}, not "):
         plan_of(config_of(name))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_act": "gelu"}, "feed-forwards with silu, not gelu"),
+        ({"hidden_act": "gelu"}, "feed-forwards with silu or gelu_pytorch_tanh, not gelu"),
+        ({"rope_parameters": HALF}, "heads that rotate as a whole, not by a share of 0.5"),
         ({"head_dim": 512}, "heads of an even length up to 256, not of 512"),
-        ({"rope_parameters": DYNAMIC}, "positions of kind default, linear, llama3, yarn, not dynamic"),
+        ({"rope_parameters": DYNAMIC}, "positions of kind default, linear, llama3, yarn, longrope, not dynamic"),
     ],
 )
 def test_what_a_covered_architecture_may_not_have(changes: dict[str, Any], message: str) -> None:
@@ -45,17 +50,45 @@ def test_frequencies_are_those_of_the_model(name: str) -> None:
     model = tiny_model(kind, **changes)
     plan = plan_of(model.config)
     theirs: Any = model.get_submodule("model.rotary_emb")
-    assert torch.equal(plan.inverse_frequencies, theirs.inv_freq)
-    assert plan.rope_scale == theirs.attention_scaling
-    assert (plan.rope_scale != 1) == (changes.get("rope_parameters") == ROPES["yarn"])
+    if plan.local_frequencies is None:
+        assert torch.equal(plan.inverse_frequencies, theirs.inv_freq)
+        assert plan.rope_scale == theirs.attention_scaling
+    else:
+        assert torch.equal(plan.inverse_frequencies, theirs.full_attention_inv_freq)
+        assert torch.equal(plan.local_frequencies, theirs.sliding_attention_inv_freq)
+    assert (plan.rope_scale != 1) == (changes.get("rope_parameters") in (ROPES["yarn"], LONGROPE))
 
 
 def test_layers_differ_where_the_config_says_so() -> None:
     assert plan_of(config_of("mistral")).layers == (LayerPlan(WINDOW, True),) * 2
     changes = MODELS["qwen2, window in one layer"][1]
     assert plan_of(config_of("qwen2", **changes)).layers == (LayerPlan(None, True), LayerPlan(WINDOW, True))
+    gemma = plan_of(config_of(*MODELS["gemma3, linear positions"][:1], **MODELS["gemma3, linear positions"][1])).layers
+    assert gemma == (LayerPlan(WINDOW, True, is_local=True), LayerPlan(None, True))
     four = plan_of(config_of("smollm3", num_hidden_layers=4)).layers
     assert [layer.rotates for layer in four] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_gemma3_with_capped_logits_is_left_to_transformers(key: str) -> None:
+    with pytest.raises(NotCoveredError, match=f"covers gemma3_text without {key}, this model has it"):
+        plan_of(config_of("gemma3_text", **{key: 30.0}))
+
+
+def test_the_page_lists_every_architecture() -> None:
+    page = (ROOT / "docs" / "runtime.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and line.split(" ")[1] in ARCHITECTURES]
+    assert rows == [
+        f"| {name} | {each.models} | {each.notes} | {'yes' if name in LAYOUTS else 'no'} |"
+        for name, each in ARCHITECTURES.items()
+    ]
+
+
+def test_longrope_is_covered_up_to_the_original_length() -> None:
+    kind, changes = MODELS["phi3, longrope"]
+    plan = plan_of(config_of(kind, **changes))
+    assert (plan.max_positions, plan.longest) == (160, 160)
+    assert plan_of(config_of("phi3")).longest is None
 
 
 @pytest.mark.parametrize("changes", [{"rope_parameters": {"rope_theta": "many", "rope_type": "default"}},

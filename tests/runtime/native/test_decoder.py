@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shears.runtime.generation.backend import Backend
+from shears.runtime.native.model_source import source_of_model
 from tests.runtime.native.decoders import MODELS, backend, covered, expected, extension_is_missing, text, with_lora
 
 if extension_is_missing():
@@ -61,6 +62,27 @@ def test_an_unmerged_lora_gives_what_peft_gives(name: str, targets: list[str]) -
     np.testing.assert_allclose(runtime.logits(tokens), want, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(runtime.prefill(0, tokens[:-1]), want[-2], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(runtime.step([0], tokens[-1:])[0], want[-1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("phi3, fused", ["qkv_proj", "down_proj"]),
+        ("phi3, longrope", ["gate_up_proj", "o_proj"]),
+        ("gemma3, linear positions", ALL),
+        ("granite, biases", ALL),
+        ("olmo2, norms behind", ALL),
+    ],
+)
+def test_a_lora_of_every_architecture_gives_what_peft_gives(name: str, targets: list[str]) -> None:
+    adapted, tokens = with_lora(covered(name), targets), text(LENGTH)
+    runtime, want = backend(adapted), expected(adapted, tokens)
+    np.testing.assert_allclose(runtime.logits(tokens), want, rtol=1e-4, atol=1e-5)
+    runtime.adapt({})
+    bare = backend(covered(name)).logits(tokens)
+    np.testing.assert_array_equal(runtime.logits(tokens), bare)
+    runtime.adapt(source_of_model(adapted).updates)
+    np.testing.assert_allclose(runtime.logits(tokens), want, rtol=1e-4, atol=1e-5)
 
 
 def test_a_lora_in_bf16_stays_within_rounding_of_peft() -> None:

@@ -15,7 +15,7 @@ from shears.errors import InputError
 from shears.records.peft_files import ADAPTER_CONFIG
 from shears.runtime.drop_in.swap import DropInBackend
 from shears.runtime.native.model_source import scaling_of, source_of_package
-from tests.runtime.native.decoders import covered, expected, extension_is_missing, text, with_lora
+from tests.runtime.native.decoders import PACKAGED, covered, expected, extension_is_missing, text, with_lora
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 if extension_is_missing():
@@ -102,6 +102,26 @@ def test_linears_that_packing_makes_no_smaller_are_computed_as_they_are(
     assert runtime.describe()["values"] == values
     if values != "int8":  # 8 bits are smaller without zeros too
         assert "model.layers.0.self_attn.q_proj" not in source_of_package(read_package(package)).linears
+
+
+@pytest.mark.parametrize("values", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("name", PACKAGED)
+def test_a_package_of_every_architecture_is_its_model(tmp_path: Path, name: str, values: str) -> None:
+    model = covered(name)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    package = read_package(
+        export_adapter(str(tmp_path / "model"), tmp_path / "package", format="package", values=values)
+    )
+    weights = dict(package.model_tensors())
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            parameter.copy_(weights[parameter_name])
+    runtime, tokens = NativeBackend(source_of_package(package), 1), text(100)
+    want = expected(model, tokens)
+    tolerance = {"fp32": 1e-5, "int8": 0.02, "int4": 0.1}[values]  # bf16 keys, values and head; inputs of 8 bits
+    assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
+    assert runtime.describe()["values"] == values
 
 
 def test_an_update_of_a_dense_linear_is_computed(tmp_path: Path) -> None:

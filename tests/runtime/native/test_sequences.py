@@ -13,7 +13,7 @@ from torch import nn
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.native.model_source import source_of_model
-from tests.runtime.native.decoders import backend, covered, extension_is_missing, text, with_lora
+from tests.runtime.native.decoders import OF_THIS_YEAR, backend, covered, extension_is_missing, text, with_lora
 from tests.runtime.native.decoders import expected as decoded
 from tests.tiny import VOCABULARY
 
@@ -50,6 +50,26 @@ def test_a_text_may_come_in_any_pieces(runtime: NativeBackend, cuts: list[int]) 
     for end in [*sorted(cuts), 150]:
         assert_close(runtime.prefill(0, tokens[start:end]), whole[end - 1])
         start = end
+
+
+@pytest.mark.parametrize("name", OF_THIS_YEAR)
+def test_pieces_and_resumed_sequences_of_every_architecture(name: str) -> None:
+    runtime, tokens = backend(covered(name)), text(150)
+    whole = runtime.logits(tokens)
+    for start, end in ((0, 1), (1, 70), (70, 134)):
+        assert_close(runtime.prefill(0, tokens[start:end]), whole[end - 1])
+    runtime.copy(0, 1, 134)
+    runtime.prefill(2, tokens[:10])
+    rows = runtime.step([1, 2], [tokens[134], tokens[10]])
+    assert_close(rows, whole[[134, 10]])
+    assert_close(runtime.prefill(0, tokens[134:]), whole[-1])
+
+
+def test_a_text_beyond_the_original_length_of_longrope_is_refused() -> None:
+    source = source_of_model(covered("phi3, longrope"))
+    runtime = NativeBackend(source, 1, max_length=1 << 20, for_evaluation=True)
+    with pytest.raises(InputError, match="a sequence must have at most 160 tokens, got 161"):
+        runtime.logits(text(161))
 
 
 def test_sequences_stepped_together_do_not_see_each_other(runtime: NativeBackend) -> None:

@@ -1,4 +1,4 @@
-"""The native decoder: Llama-like models in C++ on a CPU, and kernels for packed weights."""
+"""The native decoder: models like Llama in C++ on a CPU, and kernels for packed weights."""
 
 from importlib.util import find_spec
 

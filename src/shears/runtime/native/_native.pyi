@@ -123,6 +123,21 @@ class DecoderWeights:
     def add_layer(
         self, input_norm: int, output_norm: int, query_norm: int, key_norm: int, window: int, rotates: bool
     ) -> None: ...
+    def vary_layer(self, attention_norm: int, forward_norm: int, whole: bool, is_local: bool) -> None:
+        """Set what the last layer does differently from Llama's: norms of its outputs; `whole`, one norm of queries and
+        one of keys over all heads; rotation by the local frequencies."""
+
+    def vary_model(
+        self,
+        is_gelu: bool,
+        rotary: int,
+        local_frequencies: int,
+        embedding_scale: float,
+        residual_scale: float,
+        logit_scale: float,
+    ) -> None:
+        """Set what the model does differently from Llama; `rotary` numbers of a head rotate (0: all)."""
+
     def set_linear(self, name: str, weight: Matrix, bias: int) -> None:
         """Set a linear of the last layer, q_proj to down_proj."""
 
@@ -144,7 +159,7 @@ class DecoderWeights:
     ) -> None: ...
 
 class Decoder:
-    """A Llama-like model with its cache; the caller checks sequences, lengths and tokens."""
+    """A model like Llama with its cache; the caller checks sequences, lengths and tokens."""
 
     def __init__(self, shape: DecoderShape, weights: DecoderWeights, pool: Pool) -> None: ...
     def prefill(self, sequence: int, tokens: int, count: int, logits: int) -> None: ...

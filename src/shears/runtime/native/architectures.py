@@ -1,6 +1,7 @@
 """Which models the native decoder covers, and what it must know of their configs.
 
-All are like Llama: RMSNorm before both parts, rotary positions, grouped queries, SwiGLU.
+All are like Llama: RMSNorm, rotary positions, grouped queries, gated feed-forward. `Architecture`
+holds what a relative does differently.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,8 @@ from torch import Tensor
 from shears.errors import RECORD_ERRORS, InputError, first_line
 
 LONGEST_HEAD = 256  # kMaxHead in csrc/ops.h
-STATIC_ROPES = ("default", "linear", "llama3", "yarn")  # the others change with the length of the text
+ROPES = ("default", "linear", "llama3", "yarn", "longrope")  # dynamic changes with the length of the text
+ACTIVATIONS = {"silu": False, "swish": False, "gelu_pytorch_tanh": True}  # whether it is gelu
 
 
 class NotCoveredError(InputError):
@@ -23,10 +25,59 @@ class NotCoveredError(InputError):
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How a layer differs: the `window` of positions seen (None: all), whether it `rotates`."""
+    """How a layer differs: the `window` of positions seen (None: all), how it `rotates`."""
 
     window: int | None
     rotates: bool
+    is_local: bool = False
+    """It rotates by frequencies of its own."""
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The names of a layer's norms in the files, empty for one that it lacks."""
+
+    before_attention: str = "input_layernorm"
+    after_attention: str = ""
+    before_forward: str = "post_attention_layernorm"
+    after_forward: str = ""
+    offset: float = 0.0
+    """Added to the weights of all norms, those of queries and keys included."""
+    whole: bool = False
+    """The norms of queries and keys are over all heads at once."""
+
+    @property
+    def by_place(self) -> tuple[str, str, str, str]:
+        """The names in the order of computation."""
+        return self.before_attention, self.after_attention, self.before_forward, self.after_forward
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Factors of the embeddings, queries, logits, and of what a layer adds to the residual."""
+
+    embeddings: float = 1.0
+    queries: float | None = None
+    """None: one over the root of the head's length."""
+    residual: float = 1.0
+    logits: float = 1.0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What an architecture does differently from Llama, by its config; `notes` is for docs/runtime.md."""
+
+    models: str
+    notes: str
+    layers: Callable[[Any], list[LayerPlan]]
+    norms: Norms = Norms()
+    scales: Callable[[Any], Scales] = lambda config: Scales()
+    is_fused: bool = False
+    """Queries, keys and values are the rows of one weight in the files, gate and up of another."""
+    is_partial: bool = False
+    """The config may let a part of each head rotate."""
+    unsupported: tuple[str, ...] = ()
+    """Keys of the config that must be unset."""
 
 
 @dataclass(frozen=True)
@@ -41,32 +92,104 @@ class DecoderPlan:
     head_dim: int
     vocab_size: int
     eps: float
-    inverse_frequencies: Float[Tensor, " D2"]
+    inverse_frequencies: Float[Tensor, " R2"]  # of the first R = 2 R2 numbers of a head
+    local_frequencies: Float[Tensor, " R2"] | None
     rope_scale: float  # multiplies cosines and sines
     max_positions: int
+    longest: int | None
+    """The most positions that the frequencies hold for; None: any number."""
+    is_gelu: bool
+    norms: Norms
+    scales: Scales
+    is_fused: bool
 
 
 def _same_in_all_layers(config: Any, window: int | None) -> list[LayerPlan]:
     return [LayerPlan(window, True)] * config.num_hidden_layers
 
 
-def _window_by_type(config: Any) -> list[LayerPlan]:
+def _window_of_config(config: Any) -> list[LayerPlan]:
+    return _same_in_all_layers(config, getattr(config, "sliding_window", None))
+
+
+def _window_by_type(config: Any, is_local: bool = False) -> list[LayerPlan]:
     types: Sequence[str] = config.layer_types
     if unknown := set(types) - {"full_attention", "sliding_attention"}:
         raise NotCoveredError(f"layers must attend fully or in a window, got {min(unknown)}")
-    return [LayerPlan(config.sliding_window if kind == "sliding_attention" else None, True) for kind in types]
+    local = LayerPlan(config.sliding_window, True, is_local)
+    return [local if kind == "sliding_attention" else LayerPlan(None, True) for kind in types]
 
 
-ARCHITECTURES: Mapping[str, Callable[[Any], list[LayerPlan]]] = {
-    "llama": lambda config: _same_in_all_layers(config, None),  # SmolLM and SmolLM2 too
-    "mistral": lambda config: _same_in_all_layers(config, getattr(config, "sliding_window", None)),
-    "qwen2": _window_by_type,
-    "qwen3": _window_by_type,
-    "smollm3": lambda config: [
-        LayerPlan(plan.window, bool(rotates))
-        for plan, rotates in zip(_window_by_type(config), config.no_rope_layers, strict=True)
-    ],
+def _gemma3_scales(config: Any) -> Scales:
+    return Scales(embeddings=config.hidden_size**0.5, queries=config.query_pre_attn_scalar**-0.5)
+
+
+def _granite_scales(config: Any) -> Scales:
+    return Scales(
+        embeddings=config.embedding_multiplier,
+        queries=config.attention_multiplier,
+        residual=config.residual_multiplier,
+        logits=1 / config.logits_scaling,
+    )
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture(
+        "SmolLM, SmolLM2, Llama 2 and 3",
+        "biases of attention and feed-forward",
+        lambda config: _same_in_all_layers(config, None),
+    ),
+    "mistral": Architecture("Mistral", "the window of the config, in every layer", _window_of_config),
+    "qwen2": Architecture("Qwen2, Qwen2.5", "biases, windows by layer", _window_by_type),
+    "qwen3": Architecture("Qwen3", "norms of queries and keys, windows by layer", _window_by_type),
+    "smollm3": Architecture(
+        "SmolLM3",
+        "layers without positions, windows by layer",
+        lambda config: [
+            LayerPlan(plan.window, bool(rotates))
+            for plan, rotates in zip(_window_by_type(config), config.no_rope_layers, strict=True)
+        ],
+    ),
+    "gemma3_text": Architecture(
+        "Gemma 3 (text)",
+        "windows with frequencies of their own, norms before and after, scaled embeddings, GeGLU",
+        lambda config: _window_by_type(config, is_local=True),
+        Norms(
+            after_attention="post_attention_layernorm",
+            before_forward="pre_feedforward_layernorm",
+            after_forward="post_feedforward_layernorm",
+            offset=1.0,
+        ),
+        _gemma3_scales,
+        unsupported=("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"),
+    ),
+    "phi3": Architecture(
+        "Phi-3, Phi-4-mini",
+        "fused weights, heads that rotate in part, longrope up to the original length",
+        _window_of_config,
+        is_fused=True,
+        is_partial=True,
+    ),
+    "granite": Architecture(
+        "Granite 3",
+        "multipliers of embeddings, attention, residual and logits; biases",
+        lambda config: _same_in_all_layers(config, None),
+        scales=_granite_scales,
+    ),
+    "olmo2": Architecture(
+        "OLMo 2",
+        "norms behind attention and feed-forward only; norms of queries and keys over all heads",
+        lambda config: _same_in_all_layers(config, None),
+        Norms(
+            before_attention="",
+            after_attention="post_attention_layernorm",
+            before_forward="",
+            after_forward="post_feedforward_layernorm",
+            whole=True,
+        ),
+    ),
 }
+"""By transformers' name."""
 
 
 def plan_of(config: Any) -> DecoderPlan:
@@ -88,16 +211,18 @@ def _plan(config: Any) -> DecoderPlan:
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise NotCoveredError(f"the native decoder covers {known}, not {config.model_type}")
-    if config.hidden_act not in {"silu", "swish"}:
-        raise NotCoveredError(f"the native decoder covers feed-forwards with silu, not {config.hidden_act}")
+    architecture = ARCHITECTURES[config.model_type]
+    if changing := [key for key in architecture.unsupported if getattr(config, key, None)]:
+        raise NotCoveredError(f"the native decoder covers {config.model_type} without {changing[0]}, this model has it")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_dim % 2 or not 2 <= head_dim <= LONGEST_HEAD:
         raise NotCoveredError(
             f"the native decoder covers heads of an even length up to {LONGEST_HEAD}, not of {head_dim}"
         )
-    frequencies, scale = rope(config, head_dim)
+    layers = architecture.layers(config)
+    rotary = _rotary(config, head_dim, is_local=any(layer.is_local for layer in layers))
     return DecoderPlan(
-        layers=tuple(ARCHITECTURES[config.model_type](config)),
+        layers=tuple(layers),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_heads=config.num_attention_heads,
@@ -105,24 +230,64 @@ def _plan(config: Any) -> DecoderPlan:
         head_dim=head_dim,
         vocab_size=config.vocab_size,
         eps=config.rms_norm_eps,
-        inverse_frequencies=frequencies,
-        rope_scale=scale,
-        max_positions=config.max_position_embeddings,
+        **rotary,
+        is_gelu=_is_gelu(config),
+        norms=architecture.norms,
+        scales=architecture.scales(config),
+        is_fused=architecture.is_fused,
     )
 
 
-def rope(config: Any, head_dim: int) -> tuple[Float[Tensor, " D2"], float]:
-    """Return inverse frequencies and the factor on cosines and sines, as in transformers."""
+def _is_gelu(config: Any) -> bool:
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if activation not in ACTIVATIONS:
+        raise NotCoveredError(
+            f"the native decoder covers feed-forwards with silu or gelu_pytorch_tanh, not {activation}"
+        )
+    return ACTIVATIONS[activation]
+
+
+def _rotary(config: Any, head_dim: int, is_local: bool) -> dict[str, Any]:
+    """Return the fields of the plan that tell of positions."""
+    local = None
+    limit = None
+    if is_local:
+        frequencies, scale = rope(config, head_dim, "full_attention")
+        local, local_scale = rope(config, head_dim, "sliding_attention")
+        if scale != local_scale:
+            raise NotCoveredError("the native decoder covers one factor of cosines in all layers, this model has two")
+    else:
+        frequencies, scale = rope(config, head_dim)
+        if config.rope_parameters["rope_type"] == "longrope":
+            limit = config.rope_parameters["original_max_position_embeddings"]
+    most = config.max_position_embeddings
+    return {
+        "inverse_frequencies": frequencies,
+        "local_frequencies": local,
+        "rope_scale": scale,
+        "max_positions": most if limit is None else min(most, limit),
+        "longest": limit,
+    }
+
+
+def rope(config: Any, head_dim: int, layer_type: str | None = None) -> tuple[Float[Tensor, " R2"], float]:
+    """Return inverse frequencies and the factor on cosines and sines, as in transformers.
+
+    `layer_type` names the layers where a config has positions by type of layer. Of longrope, those
+    up to the original length.
+    """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    parameters = config.rope_parameters
+    parameters = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
     kind = parameters["rope_type"]
-    if kind not in STATIC_ROPES or parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise NotCoveredError(
-            f"the native decoder covers whole rotary positions of kind {', '.join(STATIC_ROPES)}, not {kind}"
-        )
+    if kind not in ROPES or (kind == "longrope" and layer_type):
+        raise NotCoveredError(f"the native decoder covers rotary positions of kind {', '.join(ROPES)}, not {kind}")
+    share = parameters.get("partial_rotary_factor", 1.0)
+    size = int(head_dim * share)
+    if size != head_dim and (size % 2 or size < 2 or not ARCHITECTURES[config.model_type].is_partial):
+        raise NotCoveredError(f"the native decoder covers heads that rotate as a whole, not by a share of {share}")
     if kind == "default":
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
+        exponents = torch.arange(0, size, 2, dtype=torch.float) / size
         return 1.0 / (parameters["rope_theta"] ** exponents), 1.0
-    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), layer_type=layer_type)
     return frequencies.float(), float(scale)

@@ -14,6 +14,7 @@ from shears.models.blocks import LoraUpdate
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, LayerPlan, NotCoveredError
 from shears.runtime.native.dense_rows import DenseRows, rows_of
+from shears.runtime.native.fused import unfused, unfused_updates
 from shears.runtime.native.kernels import HugeBuffer, copied, copied_matrix, dense_matrix
 from shears.runtime.native.model_source import ModelSource
 from shears.runtime.native.tuning import CODES, is_dense_faster
@@ -82,17 +83,18 @@ class Builder:
     def __init__(self, source: ModelSource, plan: DecoderPlan, arena: Arena) -> None:
         self._plan = plan
         self._arena = arena
+        self._sizes = linear_sizes(plan)
+        self.values = source.values or _main_values(source)
+        source = unfused(source, self._sizes) if plan.is_fused else source
         self._linears = source.linears
         self._tensors = dict(source.tensors)
         self._updates = source.updates
         self._release = source.release
         self._tied = bool(getattr(source.config, "tie_word_embeddings", True))
-        self._sizes = linear_sizes(plan)
         self._steps: list[Call | SharedInput] = []
         self._check_parts()
         self.embeddings = self._take_rows(EMBEDDINGS)
         _check_shape(EMBEDDINGS, self.embeddings.shape, (plan.vocab_size, plan.hidden_size))
-        self.values = source.values or _main_values(source)
 
     def weights(self, head_values: NumberFormat | None) -> tuple[_native.DecoderWeights, NumberFormat]:
         """Return everything the decoder reads, and the number format of its head; called once."""
@@ -107,6 +109,7 @@ class Builder:
 
         The weights' copies are shared. NotCoveredError for an update of another linear.
         """
+        updates = unfused_updates(updates, self._sizes) if self._plan.is_fused else updates
         self._check_updates(updates)
         weights = _native.DecoderWeights()
         for step in self._steps:
@@ -116,7 +119,7 @@ class Builder:
     def _check_parts(self) -> None:
         names = [*self._linear_names()]
         layers = [f"model.layers.{index}." for index in range(len(self._plan.layers))]
-        norms = [f"{layer}{name}_layernorm.weight" for layer in layers for name in ("input", "post_attention")]
+        norms = [f"{layer}{name}.weight" for layer in layers for name in self._plan.norms.by_place if name]
         needed = [EMBEDDINGS, NORM, *norms, *(f"{name}.weight" for name in names if name not in self._linears)]
         if missing := [name for name in needed if name not in self._tensors]:
             raise NotCoveredError(f"the native decoder covers models that hold {missing[0]}, this one does not")
@@ -143,7 +146,8 @@ class Builder:
         _check_shape(HEAD, head.shape, (self._plan.vocab_size, self._plan.hidden_size))
         head = head.as_values(head_values or head.values_dtype)
         self._head_values = head.values_dtype
-        norm = self._take_vector(NORM, self._plan.hidden_size, required=True)
+        norm = self._take_norm(NORM, self._plan.hidden_size)
+        yield from self._variation()
         frequencies = self._arena.floats(self._plan.inverse_frequencies)
         table = self.embeddings
         parts = (table.values, table.scales, table.zeros)
@@ -173,13 +177,17 @@ class Builder:
     def _taken_layer(self, index: int, plan: LayerPlan) -> Iterator[Call | SharedInput]:
         hidden, head_dim = self._plan.hidden_size, self._plan.head_dim
         prefix = f"model.layers.{index}."
-        norms = (
-            self._take_vector(f"{prefix}input_layernorm.weight", hidden, required=True),
-            self._take_vector(f"{prefix}post_attention_layernorm.weight", hidden, required=True),
-            self._take_vector(f"{prefix}self_attn.q_norm.weight", head_dim),
-            self._take_vector(f"{prefix}self_attn.k_norm.weight", head_dim),
-        )
-        yield "add_layer", (*norms, plan.window or 0, plan.rotates)
+        norms = self._plan.norms
+        places = [f"{prefix}{name}.weight" if name else "" for name in norms.by_place]
+        before, after, before_forward, after_forward = [self._take_norm(name, hidden) for name in places]
+        widths = [self._sizes[kind][0] if norms.whole else head_dim for kind in ("q_proj", "k_proj")]
+        heads = [
+            self._take_norm(f"{prefix}self_attn.{name}_norm.weight", width)
+            for name, width in zip("qk", widths, strict=True)
+        ]
+        yield "add_layer", (before, before_forward, *heads, plan.window or 0, plan.rotates)
+        if after or after_forward or norms.whole or plan.is_local:
+            yield "vary_layer", (after, after_forward, norms.whole, plan.is_local)
         for names in INPUTS:
             linears = {name: linear_name(index, name) for name in names}
             for name, linear in linears.items():
@@ -189,6 +197,14 @@ class Builder:
                 _check_shape(f"{linear}.weight", shape, self._sizes[name])
                 yield "set_linear", (name, self._arena.matrix(weight), bias)
             yield linears
+
+    def _variation(self) -> Iterator[Call]:
+        """Yield the call that says what the whole model does differently from Llama, if anything."""
+        plan, scales = self._plan, self._plan.scales
+        rotary = 2 * len(plan.inverse_frequencies)
+        factors = (scales.embeddings, scales.residual, scales.logits)
+        if plan.is_gelu or rotary < plan.head_dim or plan.local_frequencies is not None or factors != (1.0, 1.0, 1.0):
+            yield "vary_model", (plan.is_gelu, rotary, self._arena.floats(plan.local_frequencies), *factors)
 
     def _set(
         self,
@@ -206,15 +222,19 @@ class Builder:
         if not updates:
             return
         bf16 = self.values != "fp32"
+        downs: dict[int, Tensor] = {}  # parts of a fused weight share their A
+        firsts: dict[int, int] = {}
         first = 0
         for name, update in updates.items():
             rank = update.a.shape[0]
             rows, cols = self._sizes[name]
             _check_shape(f"A of {step[name]}", update.a.shape, (rank, cols))
             _check_shape(f"B of {step[name]}", update.b.shape, (rows, rank))
-            weights.set_update(name, arena.up(update, bf16=bf16), bf16, rank, first)
-            first += rank
-        down = DenseRows(torch.cat([update.a.float() for update in updates.values()]))
+            if id(update.a) not in downs:
+                downs[id(update.a)], firsts[id(update.a)] = update.a.float(), first
+                first += rank
+            weights.set_update(name, arena.up(update, bf16=bf16), bf16, rank, firsts[id(update.a)])
+        down = DenseRows(torch.cat([*downs.values()]))
         down = down.as_values("int8" if self.values == "int4" else self.values)  # 4 bits would be felt in the outputs
         weights.set_down(next(iter(step)), arena.matrix(down))
 
@@ -225,14 +245,18 @@ class Builder:
             return tensor
         return DenseRows((tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()).contiguous())
 
-    def _take_vector(self, name: str, length: int, *, required: bool = False) -> int:
-        """Copy a bias or a norm; return its address, 0 for one that the model does not have."""
-        if not required and name not in self._tensors:
+    def _take_norm(self, name: str, length: int) -> int:
+        """Copy the weights of a norm; return their address, 0 for one that the model does not have."""
+        return self._take_vector(name, length, self._plan.norms.offset)
+
+    def _take_vector(self, name: str, length: int, offset: float = 0.0) -> int:
+        """Copy a bias or a norm, with an offset; return its address, 0 for one that the model lacks."""
+        if name not in self._tensors:
             return 0
         tensor = self._tensors.pop(name)
         numbers = tensor.floats() if isinstance(tensor, DenseRows) else tensor
         _check_shape(name, numbers.shape, (length,))
-        return self._arena.floats(numbers)
+        return self._arena.floats(numbers.float() + offset)
 
 
 def linear_name(layer: int, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""A Backend that computes Llama-like models in C++: one call computes a whole step.
+"""A Backend that computes models like Llama in C++: one call computes a whole step.
 
 B sequences, T tokens, V tokens of the vocabulary.
 """
@@ -34,7 +34,7 @@ class NativeBackend:
     `max_length` is the model's longest sequence and `head`, the output matrix's number format, the
     source's; keys and values are fp32 if the head is, else bf16. `for_evaluation`, a step computes
     a multiple of STEADY rows, so that no bit of a sequence depends on the others, and sequences may
-    exceed the model's context. InputError for a model that the decoder does not cover.
+    exceed the model's context, except with longrope. InputError for a model that the decoder does not cover.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class NativeBackend:
         plan = plan_of(source.config)
         self.vocab_size = plan.vocab_size
         self.max_length = plan.max_positions if max_length is None else max_length
+        if plan.longest is not None and for_evaluation:
+            self.max_length = min(self.max_length, plan.longest)
         self.max_sequences = max_sequences
         if self.max_length < 1 or (self.max_length > plan.max_positions and not for_evaluation):
             raise InputError(f"max_length must be in 1 to the model's {plan.max_positions}, got {self.max_length}")
@@ -151,6 +153,6 @@ def _shape(plan: DecoderPlan) -> _native.DecoderShape:
     shape.vocabulary = plan.vocab_size
     shape.eps = plan.eps
     shape.rope_scale = plan.rope_scale
-    shape.query_scale = plan.head_dim**-0.5
+    shape.query_scale = plan.head_dim**-0.5 if plan.scales.queries is None else plan.scales.queries
     shape.chunk = CHUNK
     return shape

@@ -8,7 +8,7 @@ void check_elementwise(Cases& cases) {
     const std::vector<float> x = random_numbers(n), weight = random_numbers(n);
     double squares = 0;
     for (float one : x) squares += static_cast<double>(one) * one;
-    std::vector<float> y(static_cast<size_t>(n)), sum = weight, gate = x, scaled = x, wide(static_cast<size_t>(n));
+    std::vector<float> y(static_cast<size_t>(n)), sum = weight, gate = x, other = x, scaled = x, wide(static_cast<size_t>(n));
     std::vector<uint16_t> halves(static_cast<size_t>(n));
     narrow(x.data(), halves.data(), n);
     for (float& one : gate) one *= 40;  // exp(-40) and exp(40), too
@@ -16,17 +16,19 @@ void check_elementwise(Cases& cases) {
     ops().rms_norm(x.data(), weight.data(), 1e-6f, n, y.data());
     ops().add(x.data(), n, sum.data());
     ops().swiglu(weight.data(), n, gate.data());
+    ops().geglu(weight.data(), n, other.data());
     ops().scale(0.3f, n, scaled.data());
     ops().widen(halves.data(), n, wide.data());
     bool right = true;
     for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
       const double silu = gates[i] / (1 + std::exp(-static_cast<double>(gates[i])));
+      const double cube = x[i] + 0.044715 * std::pow(x[i], 3), gelu = 0.5 * x[i] * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * cube));
       uint32_t bits;
       std::memcpy(&bits, &wide[i], 4);
       right = right && near(y[i], weight[i] * x[i] / std::sqrt(squares / static_cast<double>(n) + 1e-6), 1e-6) && sum[i] == weight[i] + x[i] &&
-              near(gate[i], silu * weight[i], 1e-6) && scaled[i] == x[i] * 0.3f && bits == uint32_t{halves[i]} << 16;
+              near(gate[i], silu * weight[i], 1e-6) && near(other[i], gelu * weight[i], 1e-6) && scaled[i] == x[i] * 0.3f && bits == uint32_t{halves[i]} << 16;
     }
-    cases.expect(right, "norm, sum, swiglu, scale and widening of " + std::to_string(n) + " numbers");
+    cases.expect(right, "norm, sum, swiglu, geglu, scale and widening of " + std::to_string(n) + " numbers");
   }
 }
 

@@ -37,7 +37,8 @@ Decoder::Decoder(const DecoderShape& shape, Weights weights, Pool& pool)
       pool_(pool),
       ops_(ops()),
       cache_({shape.layers, shape.kv_heads, shape.head, shape.bf16_cache}, shape.max_sequences + 1),
-      rank_(0) {
+      rank_(0),
+      half_((weights_.rotary > 0 ? weights_.rotary : shape.head) / 2) {
   for (const Layer& layer : weights_.layers)
     rank_ = std::max({rank_, layer.down_attention.rows, layer.down_output.rows, layer.down_gate.rows,
                       layer.down_down.rows});
@@ -46,7 +47,8 @@ Decoder::Decoder(const DecoderShape& shape, Weights weights, Pool& pool)
   for (auto* buffer : {&query_, &mixed_}) buffer->resize(rows * shape.heads * shape.head);
   for (auto* buffer : {&key_, &value_}) buffer->resize(rows * shape.kv_heads * shape.head);
   for (auto* buffer : {&gate_, &up_}) buffer->resize(rows * shape.intermediate);
-  for (auto* buffer : {&cosines_, &sines_}) buffer->resize(rows * shape.head / 2);
+  local_ = rows * half_;
+  for (auto* buffer : {&cosines_, &sines_}) buffer->resize(weights_.local_frequencies == nullptr ? local_ : 2 * local_);
   low_.resize(rows * rank_);
   for (auto* buffer : {&sequence_of_, &position_of_}) buffer->resize(rows);
 }
@@ -94,11 +96,11 @@ void Decoder::run(const std::vector<Span>& spans, const int64_t* tokens, int64_t
   for (int64_t index = 0; index < shape_.layers; ++index) {
     const Layer& layer = weights_.layers[index];
     attention(layer, index, spans, rows);
-    settle(layer.o, layer.down_output, mixed_.data(), layer.output_norm, rows);
+    settle(layer.o, layer.down_output, mixed_.data(), layer.attention_norm, layer.output_norm, rows);
     feed_forward(layer, rows);
     const bool is_last = index + 1 == shape_.layers;
-    settle(layer.down, layer.down_down, gate_.data(), is_last ? weights_.norm : weights_.layers[index + 1].input_norm,
-           rows);
+    settle(layer.down, layer.down_down, gate_.data(), layer.forward_norm,
+           is_last ? weights_.norm : weights_.layers[index + 1].input_norm, rows);
   }
   for (const Span& span : spans) cache_.advance(span.sequence, span.count);
 }
@@ -110,17 +112,30 @@ void Decoder::embed(const std::vector<Span>& spans, const int64_t* tokens, int64
       sequence_of_[span.first + i] = span.sequence;
       position_of_[span.first + i] = cache_.length(span.sequence) + i;
     }
-  const int64_t width = shape_.hidden, half = shape_.head / 2;
+  const int64_t width = shape_.hidden;
+  const auto set_angles = [&](int64_t row, const float* frequencies, int64_t start) {
+    for (int64_t i = 0; i < half_; ++i) {
+      const float angle = static_cast<float>(position_of_[row]) * frequencies[i];
+      cosines_[start + row * half_ + i] = std::cos(angle) * shape_.rope_scale;
+      sines_[start + row * half_ + i] = std::sin(angle) * shape_.rope_scale;
+    }
+  };
   each(rows, rows * width, [&](int64_t row) {
     float* x = hidden_.data() + row * width;
     look_up(tokens[row], x);
-    ops_.rms_norm(x, weights_.layers[0].input_norm, shape_.eps, width, normed_.data() + row * width);
-    for (int64_t i = 0; i < half; ++i) {
-      const float angle = static_cast<float>(position_of_[row]) * weights_.inverse_frequencies[i];
-      cosines_[row * half + i] = std::cos(angle) * shape_.rope_scale;
-      sines_[row * half + i] = std::sin(angle) * shape_.rope_scale;
-    }
+    if (weights_.embedding_scale != 1.0f) ops_.scale(weights_.embedding_scale, width, x);
+    normalize(x, weights_.layers[0].input_norm, normed_.data() + row * width);
+    set_angles(row, weights_.inverse_frequencies, 0);
+    if (weights_.local_frequencies != nullptr) set_angles(row, weights_.local_frequencies, local_);
   });
+}
+
+/// y = the norm of one row [H], or the row itself where there is no norm.
+void Decoder::normalize(const float* x, const float* norm, float* y) const {
+  if (norm != nullptr)
+    ops_.rms_norm(x, norm, shape_.eps, shape_.hidden, y);
+  else
+    std::copy_n(x, shape_.hidden, y);
 }
 
 void Decoder::look_up(int64_t token, float* x) {
@@ -165,6 +180,7 @@ void Decoder::product(std::initializer_list<const Linear*> linears, const Matrix
 void Decoder::attention(const Layer& layer, int64_t index, const std::vector<Span>& spans, int64_t rows) {
   product({&layer.q, &layer.k, &layer.v}, layer.down_attention, normed_.data(),
           {query_.data(), key_.data(), value_.data()}, rows);
+  if (layer.whole) normalize_whole(layer, rows);
   const int64_t kv = shape_.kv_heads, group = shape_.heads / kv;
   if (rows == static_cast<int64_t>(spans.size())) {  // one row per sequence: no row depends on another
     each(rows * kv, kWorthThreads, [&](int64_t item) {
@@ -183,6 +199,23 @@ void Decoder::attention(const Layer& layer, int64_t index, const std::vector<Spa
   }
 }
 
+/// Complete queries and keys of all heads, and normalize each over all of them.
+void Decoder::normalize_whole(const Layer& layer, int64_t rows) {
+  const int64_t down = layer.down_attention.rows;
+  const auto whole = [&](const Linear& linear, const float* norm, std::vector<float>& y, int64_t width, int64_t row,
+                         int64_t count) {
+    float* first = y.data() + row * width;
+    complete(ops_, linear, {low_.data() + row * down, down, first, width, count}, 0, width);
+    for (int64_t i = 0; norm != nullptr && i < count * width; i += width)
+      ops_.rms_norm(first + i, norm, shape_.eps, width, first + i);
+  };
+  each(runs_of(rows), rows * shape_.heads * shape_.head, [&](int64_t item) {
+    const int64_t row = item * kRaisedRows, count = std::min<int64_t>(kRaisedRows, rows - row);
+    whole(layer.q, layer.query_norm, query_, shape_.heads * shape_.head, row, count);
+    whole(layer.k, layer.key_norm, key_, shape_.kv_heads * shape_.head, row, count);
+  });
+}
+
 /// Complete queries, key and value of some rows and one key-value head; then `turn` each row.
 void Decoder::prepare(const Layer& layer, int64_t index, int64_t first, int64_t count, int64_t kv_head) {
   const int64_t head = shape_.head, queries = shape_.heads / shape_.kv_heads * head;
@@ -190,21 +223,24 @@ void Decoder::prepare(const Layer& layer, int64_t index, int64_t first, int64_t 
   const auto raised = [&](std::vector<float>& y, int64_t step) {
     return Raised{low_.data() + first * down, down, y.data() + first * step, step, count};
   };
-  complete(ops_, layer.q, raised(query_, shape_.heads * head), kv_head * queries, (kv_head + 1) * queries);
-  complete(ops_, layer.k, raised(key_, shape_.kv_heads * head), kv_head * head, (kv_head + 1) * head);
+  if (!layer.whole) {
+    complete(ops_, layer.q, raised(query_, shape_.heads * head), kv_head * queries, (kv_head + 1) * queries);
+    complete(ops_, layer.k, raised(key_, shape_.kv_heads * head), kv_head * head, (kv_head + 1) * head);
+  }
   complete(ops_, layer.v, raised(value_, shape_.kv_heads * head), kv_head * head, (kv_head + 1) * head);
   for (int64_t row = first; row < first + count; ++row) turn(layer, index, row, kv_head);
 }
 
 /// Normalize and rotate one row's queries and key of one key-value head; put key and value into the cache.
 void Decoder::turn(const Layer& layer, int64_t index, int64_t row, int64_t kv_head) {
-  const int64_t head = shape_.head, group = shape_.heads / shape_.kv_heads, half = head / 2;
+  const int64_t head = shape_.head, group = shape_.heads / shape_.kv_heads;
+  const int64_t angles = (layer.is_local ? local_ : 0) + row * half_;
   float* queries = query_.data() + row * shape_.heads * head;
   float* keys = key_.data() + row * shape_.kv_heads * head;
   float* values = value_.data() + row * shape_.kv_heads * head;
   const auto turned = [&](float* x, const float* norm) {
-    if (norm != nullptr) ops_.rms_norm(x, norm, shape_.eps, head, x);
-    if (layer.rotates) ops_.rotate(cosines_.data() + row * half, sines_.data() + row * half, head, x);
+    if (norm != nullptr && !layer.whole) ops_.rms_norm(x, norm, shape_.eps, head, x);
+    if (layer.rotates) ops_.rotate(cosines_.data() + angles, sines_.data() + angles, 2 * half_, x);
   };
   for (int64_t i = kv_head * group; i < (kv_head + 1) * group; ++i) {
     turned(queries + i * head, layer.query_norm);
@@ -240,26 +276,33 @@ void Decoder::feed_forward(const Layer& layer, int64_t rows) {
     float *gate = gate_.data() + row * width, *up = up_.data() + row * width;
     complete(ops_, layer.gate, {low, down, gate, width, count}, begin, end);
     complete(ops_, layer.up, {low, down, up, width, count}, begin, end);
-    for (int64_t i = begin; i < count * width; i += width) ops_.swiglu(up + i, end - begin, gate + i);
+    const auto activate = weights_.is_gelu ? ops_.geglu : ops_.swiglu;
+    for (int64_t i = begin; i < count * width; i += width) activate(up + i, end - begin, gate + i);
   });
 }
 
-/// The last linear of attention or feed-forward: add its output to the residual, then compute the next norm.
-void Decoder::settle(const Linear& linear, const Matrix& down, const float* x, const float* next_norm, int64_t rows) {
+/// The last linear of attention or feed-forward: normalize and scale its output where the model does, add it to the
+/// residual, then compute the next norm.
+void Decoder::settle(const Linear& linear, const Matrix& down, const float* x, const float* own_norm,
+                     const float* next_norm, int64_t rows) {
   product({&linear}, down, x, {output_.data()}, rows);
   const int64_t width = shape_.hidden;
   each(runs_of(rows), rows * width, [&](int64_t item) {
     const int64_t row = item * kRaisedRows, count = std::min<int64_t>(kRaisedRows, rows - row);
     float *output = output_.data() + row * width, *hidden = hidden_.data() + row * width;
     complete(ops_, linear, {low_.data() + row * down.rows, down.rows, output, width, count}, 0, width);
+    for (int64_t i = 0; own_norm != nullptr && i < count * width; i += width)
+      ops_.rms_norm(output + i, own_norm, shape_.eps, width, output + i);
+    if (weights_.residual_scale != 1.0f) ops_.scale(weights_.residual_scale, count * width, output);
     ops_.add(output, count * width, hidden);
     for (int64_t i = 0; i < count * width; i += width)
-      ops_.rms_norm(hidden + i, next_norm, shape_.eps, width, normed_.data() + row * width + i);
+      normalize(hidden + i, next_norm, normed_.data() + row * width + i);
   });
 }
 
 void Decoder::finish(int64_t first, int64_t rows, float* logits) {
   multiply(weights_.head, normed_.data() + first * shape_.hidden, rows, logits, pool_);
+  if (weights_.logit_scale != 1.0f) ops_.scale(weights_.logit_scale, rows * shape_.vocabulary, logits);
 }
 
 }  // namespace shears

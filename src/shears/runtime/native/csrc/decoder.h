@@ -1,4 +1,4 @@
-// A Llama-like decoder: the whole step from token ids to logits.
+// A decoder like Llama, with what its relatives do differently: the whole step from token ids to logits.
 //
 // Letters: H hidden, I intermediate, D length of a head, G queries per key-value head, M rows (tokens) computed
 // together.
@@ -31,10 +31,13 @@ struct Linear {
 struct Layer {
   Linear q, k, v, o, gate, up, down;
   Matrix down_attention{}, down_output{}, down_gate{}, down_down{};  // the A of all linears with one input; 0 rows: none
-  const float *input_norm = nullptr, *output_norm = nullptr;         // [H]
-  const float *query_norm = nullptr, *key_norm = nullptr;            // [D] or null
+  const float *input_norm = nullptr, *output_norm = nullptr;         // [H], before attention and feed-forward, or null
+  const float *attention_norm = nullptr, *forward_norm = nullptr;    // [H], of the outputs of both, or null
+  const float *query_norm = nullptr, *key_norm = nullptr;            // [D], of all heads at once if `whole`, or null
   int64_t window = 0;                                                // 0: a query sees every position
   bool rotates = true;
+  bool whole = false;                                                // queries and keys have one norm over all heads
+  bool is_local = false;                                             // rotates by the local frequencies
 };
 
 /// The caller owns the memory: every pointer must outlive the decoder.
@@ -45,7 +48,11 @@ struct Weights {
   const void* embedding_scales = nullptr;      // [V] fp32 of i8, [V, blocks] fp16 of i4
   const uint8_t* embedding_zeros = nullptr;    // [V, blocks] of i4, a byte each
   const float* norm = nullptr;              // [H]
-  const float* inverse_frequencies = nullptr;  // [D / 2]
+  const float* inverse_frequencies = nullptr;  // [R / 2]
+  const float* local_frequencies = nullptr;    // [R / 2] of local layers, or null
+  int64_t rotary = 0;                          // R, the first numbers of a head, which rotate; 0: all
+  float embedding_scale = 1, residual_scale = 1, logit_scale = 1;
+  bool is_gelu = false;  // in the feed-forward; else silu
   Matrix head{};                            // [V, H]
 };
 
@@ -80,11 +87,14 @@ class Decoder {
   void embed(const std::vector<Span>& spans, const int64_t* tokens, int64_t rows);
   void look_up(int64_t token, float* x);
   void attention(const Layer& layer, int64_t index, const std::vector<Span>& spans, int64_t rows);
+  void normalize_whole(const Layer& layer, int64_t rows);
   void prepare(const Layer& layer, int64_t index, int64_t first, int64_t count, int64_t kv_head);
   void turn(const Layer& layer, int64_t index, int64_t row, int64_t kv_head);
   void attend(const Layer& layer, int64_t index, const Span& span, int64_t kv_head, int64_t tile);
   void feed_forward(const Layer& layer, int64_t rows);
-  void settle(const Linear& linear, const Matrix& down, const float* x, const float* next_norm, int64_t rows);
+  void normalize(const float* x, const float* norm, float* y) const;
+  void settle(const Linear& linear, const Matrix& down, const float* x, const float* own_norm, const float* next_norm,
+              int64_t rows);
   void product(std::initializer_list<const Linear*> linears, const Matrix& down, const float* x,
                std::initializer_list<float*> y, int64_t rows);
   void finish(int64_t first, int64_t rows, float* logits);
@@ -97,6 +107,8 @@ class Decoder {
   const Ops& ops_;
   Cache cache_;
   int64_t rank_;  // the most outputs of the A of linears with one input
+  int64_t half_;  // of the numbers of a head that rotate
+  int64_t local_;  // where the local angles begin in cosines_ and sines_
   std::vector<float> hidden_, normed_, query_, key_, value_, mixed_, gate_, up_, output_, low_, cosines_, sines_;
   std::vector<int64_t> sequence_of_, position_of_;  // of each row
 };

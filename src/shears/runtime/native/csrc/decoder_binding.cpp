@@ -39,6 +39,26 @@ void add_layer(Weights& weights, Address input_norm, Address output_norm, Addres
   weights.layers.push_back(layer);
 }
 
+/// What the last layer does differently from Llama's.
+void vary_layer(Weights& weights, Address attention_norm, Address forward_norm, bool whole, bool is_local) {
+  Layer& layer = last_layer(weights);
+  layer.attention_norm = at<float>(attention_norm);
+  layer.forward_norm = at<float>(forward_norm);
+  layer.whole = whole;
+  layer.is_local = is_local;
+}
+
+/// What all layers and the ends do differently from Llama's.
+void vary_model(Weights& weights, bool is_gelu, int64_t rotary, Address local_frequencies, float embedding_scale, float residual_scale,
+                float logit_scale) {
+  weights.is_gelu = is_gelu;
+  weights.rotary = rotary;
+  weights.local_frequencies = at<float>(local_frequencies);
+  weights.embedding_scale = embedding_scale;
+  weights.residual_scale = residual_scale;
+  weights.logit_scale = logit_scale;
+}
+
 Linear& linear_of(Layer& layer, const std::string& name) {
   const std::pair<const char*, Linear*> linears[] = {{"q_proj", &layer.q},       {"k_proj", &layer.k},   {"v_proj", &layer.v},
                                                      {"o_proj", &layer.o},       {"gate_proj", &layer.gate}, {"up_proj", &layer.up},
@@ -111,7 +131,6 @@ void check_layer(const Layer& layer, const DecoderShape& shape) {
   check_updates({&layer.o}, layer.down_output, query);
   check_updates({&layer.gate, &layer.up}, layer.down_gate, hidden);
   check_updates({&layer.down}, layer.down_down, inner);
-  if (layer.input_norm == nullptr || layer.output_norm == nullptr) throw std::invalid_argument("a layer needs both its norms");
 }
 
 void make_decoder(Decoder* place, const DecoderShape& shape, const Weights& weights, Pool& pool) {
@@ -120,7 +139,11 @@ void make_decoder(Decoder* place, const DecoderShape& shape, const Weights& weig
     throw std::invalid_argument("heads must be even, at most 256 long, and a multiple of the key-value heads in number");
   if (shape.layers < 1 || shape.chunk < 1 || shape.max_length < 1 || shape.max_sequences < 1) throw std::invalid_argument("a limit below 1");
   check(weights.head, shape.vocabulary, shape.hidden, "head");
-  for (const Layer& layer : weights.layers) check_layer(layer, shape);
+  if (weights.rotary < 0 || weights.rotary > shape.head || weights.rotary % 2 != 0) throw std::invalid_argument("part of a head that rotates");
+  for (const Layer& layer : weights.layers) {
+    check_layer(layer, shape);
+    if (layer.is_local && weights.local_frequencies == nullptr) throw std::invalid_argument("a local layer needs local frequencies");
+  }
   new (place) Decoder(shape, weights, pool);
 }
 
@@ -144,6 +167,8 @@ void bind_description(nb::module_& m) {
   nb::class_<Weights>(m, "DecoderWeights")
       .def(nb::init<>())
       .def("add_layer", add_layer)
+      .def("vary_layer", vary_layer)
+      .def("vary_model", vary_model)
       .def("set_linear", set_linear)
       .def("set_update", set_update)
       .def("set_down", set_down)

@@ -54,6 +54,8 @@ struct Ops {
   void (*add)(const float* x, int64_t n, float* y);
   /// gate = silu(gate) * up
   void (*swiglu)(const float* up, int64_t n, float* gate);
+  /// gate = gelu(gate) * up, with the tanh approximation of gelu
+  void (*geglu)(const float* up, int64_t n, float* gate);
   /// y[begin, end) += B h for every token; a token's sum does not depend on the other tokens
   void (*raise)(const Up& up, const Raised& tokens, int64_t begin, int64_t end);
   /// Rotate the halves of one head by angles, given by their cosines and sines (head / 2 of each).

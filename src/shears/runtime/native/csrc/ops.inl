@@ -21,19 +21,34 @@ void add(const float* x, int64_t n, float* y) {
   for (; i < n; ++i) y[i] += x[i];
 }
 
-inline Vec silu_times(Vec gate, Vec up) { return gate / (1.0f + exponential(-gate)) * up; }
+struct SiluTimes {
+  Vec operator()(Vec gate, Vec up) const { return gate / (1.0f + exponential(-gate)) * up; }
+};
 
-void swiglu(const float* up, int64_t n, float* gate) {
+/// (1 + tanh(z)) / 2 is 1 / (1 + exp(-2 z)); z = sqrt(2 / pi) (x + 0.044715 x^3).
+struct GeluTimes {
+  Vec operator()(Vec gate, Vec up) const {
+    const Vec doubled = gate * (1.59576912f + 0.0713548163f * (gate * gate));
+    return gate / (1.0f + exponential(-doubled)) * up;
+  }
+};
+
+template <class F>
+inline void gated(const F& f, const float* up, int64_t n, float* gate) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(gate + i, silu_times(load(gate + i), load(up + i)));
+  for (; i + kLanes <= n; i += kLanes) store(gate + i, f(load(gate + i), load(up + i)));
   if (i == n) return;
   float rest[2][kLanes] = {};
   const size_t bytes = sizeof(float) * static_cast<size_t>(n - i);
   std::memcpy(rest[0], gate + i, bytes);
   std::memcpy(rest[1], up + i, bytes);
-  store(rest[0], silu_times(load(rest[0]), load(rest[1])));
+  store(rest[0], f(load(rest[0]), load(rest[1])));
   std::memcpy(gate + i, rest[0], bytes);
 }
+
+void swiglu(const float* up, int64_t n, float* gate) { gated(SiluTimes{}, up, n, gate); }
+
+void geglu(const float* up, int64_t n, float* gate) { gated(GeluTimes{}, up, n, gate); }
 
 /// Several panels at a time, so that no addition waits for the one before; `out` is [kRows][kPanels * kPanel].
 template <class T, int kPanels, int kRows>

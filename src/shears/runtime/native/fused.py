@@ -1,0 +1,152 @@
+"""Weights that hold several linears below each other, and their parts as linears of their own.
+
+Shapes: O rows (outputs), I columns (inputs).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from threading import Lock
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from shears.checkpoints.packed.layout import PANEL, PackedMatrix
+from shears.errors import InputError
+from shears.models.blocks import LoraUpdate
+from shears.runtime.native.dense_rows import DenseRows, rows_of
+from shears.runtime.native.model_source import ModelSource
+
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""The linears of a fused weight from its first row to its last."""
+Sizes = Mapping[str, tuple[int, int]]  # rows and columns of linears by kind
+Rows = Int64[Tensor, " O"]
+
+
+def unfused(source: ModelSource, sizes: Sizes) -> ModelSource:
+    """Return a source that holds the parts of the fused weights; packed ones are cut when they are read.
+
+    InputError for a fused weight of other rows than its parts.
+    """
+    linears = _Parts(source, sizes)
+    tensors: dict[str, DenseRows | Tensor] = {}
+    for name, tensor in source.tensors.items():
+        kind = name.removesuffix(".weight")
+        parts = parts_of(kind, sizes) if name.endswith(".weight") else {}
+        tensors |= {f"{part}.weight": _dense_rows(kind, tensor, rows, parts) for part, rows in parts.items()}
+        if not parts:
+            tensors[name] = tensor
+    updates = unfused_updates(source.updates, sizes)
+    return replace(source, linears=linears, tensors=tensors, updates=updates, release=linears.release)
+
+
+def unfused_updates(updates: Mapping[str, LoraUpdate], sizes: Sizes) -> dict[str, LoraUpdate]:
+    """Return updates of the parts; those of one fused weight share its A."""
+    result: dict[str, LoraUpdate] = {}
+    for name, update in updates.items():
+        parts = parts_of(name, sizes)
+        _check_rows(f"B of {name}", update.b.shape[0], parts)
+        result |= {part: replace(update, b=update.b[rows]) for part, rows in parts.items()} or {name: update}
+    return result
+
+
+def parts_of(name: str, sizes: Sizes) -> dict[str, Rows]:
+    """Return the rows of a fused weight by the names of its parts; empty for another weight."""
+    layer, _, kind = name.rpartition(".")
+    parts = {}
+    first = 0
+    for part in FUSED.get(kind, ()):
+        parts[f"{layer}.{part}"] = torch.arange(first, first + sizes[part][0])
+        first += sizes[part][0]
+    return parts
+
+
+def rows_taken(weight: PackedMatrix | DenseRows, rows: Rows) -> PackedMatrix | DenseRows:
+    """Return some rows of a weight: packed if they are whole panels, else with their zeros."""
+    if isinstance(weight, PackedMatrix):
+        panels = rows[::PANEL] // PANEL
+        whole = (panels[:, None] * PANEL + torch.arange(PANEL)).flatten()
+        if torch.equal(whole, rows):
+            return _panels_taken(weight, panels, rows)
+        weight = rows_of(weight)
+    scales = None if weight.scales is None else weight.scales[rows]
+    zeros = None if weight.zeros is None else weight.zeros[rows]
+    return DenseRows(weight.values[rows], scales, zeros, weight.num_cols)
+
+
+def _panels_taken(weight: PackedMatrix, panels: Int64[Tensor, " P"], rows: Rows) -> PackedMatrix:
+    sizes = weight.offsets.diff()
+    pieces = weight.values.split(sizes.tolist())
+    by_row = weight.values_dtype == "int8"
+    return replace(
+        weight,
+        rows=len(rows),
+        masks=weight.masks[panels],
+        values=torch.cat([pieces[panel] for panel in panels.tolist()]),
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), sizes[panels].cumsum(0)]),
+        scales=None if weight.scales is None else weight.scales[rows if by_row else panels],
+        zeros=None if weight.zeros is None else weight.zeros[panels],
+    )
+
+
+def _dense_rows(name: str, tensor: DenseRows | Tensor, rows: Rows, parts: Mapping[str, Rows]) -> DenseRows | Tensor:
+    _check_rows(name, tensor.shape[0], parts)
+    return rows_taken(tensor, rows) if isinstance(tensor, DenseRows) else tensor[rows]  # type: ignore[return-value]
+
+
+def _check_rows(name: str, num_rows: int, parts: Mapping[str, Rows]) -> None:
+    needed = sum(len(rows) for rows in parts.values())
+    if parts and num_rows != needed:
+        raise InputError(f"{name} must have the {needed} rows of the model's config.json, got {num_rows}")
+
+
+class _Parts(Mapping[str, PackedMatrix | DenseRows]):
+    """The linears of a source; a fused weight is read once, and released when its last part is."""
+
+    def __init__(self, source: ModelSource, sizes: Sizes) -> None:
+        self._source = source
+        self._whole: dict[str, str] = {}
+        self._rows: dict[str, Rows] = {}
+        self._sizes = sizes
+        for name in source.linears:
+            parts = parts_of(name, sizes)
+            self._rows |= parts
+            self._whole |= dict.fromkeys(parts or [name], name)
+        self._left = {name: [*parts_of(name, sizes)] for name in source.linears}
+        self._read: dict[str, PackedMatrix | DenseRows] = {}
+        self._lock = Lock()
+
+    def __getitem__(self, name: str) -> PackedMatrix | DenseRows:
+        whole = self._whole[name]
+        if name not in self._rows:
+            return self._source.linears[whole]
+        with self._lock:  # the parts are read on several threads
+            if whole not in self._read:
+                weight = self._source.linears[whole]
+                rows = weight.rows if isinstance(weight, PackedMatrix) else weight.shape[0]
+                _check_rows(whole, rows, parts_of(whole, self._sizes))
+                self._read[whole] = weight
+            weight = self._read[whole]
+        return rows_taken(weight, self._rows[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole)
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def release(self, name: str) -> None:
+        """Release the weight that a part is of, once all of its parts are released."""
+        whole = self._whole[name]
+        left = self._left[whole]
+        if name in left:
+            left.remove(name)
+        if not left:
+            self._read.pop(whole, None)
+            self._source.release(whole)
