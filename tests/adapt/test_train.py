@@ -20,6 +20,7 @@ from shears.errors import InputError
 from shears.models.ref import resolve
 from shears.records.artifacts import read_json, weights_fingerprint, write_json
 from shears.records.folders import CONFIG, MARKER, partial_folder
+from shears.records.trained_form import TrainedForm, trained_form
 from shears.training.checkpoints import last_whole_checkpoint
 from shears.training.loop import fit
 from tests.tiny import save_tiny
@@ -86,6 +87,13 @@ def test_the_log_holds_every_step_with_the_ranks_of_seed_and_step(base: Path, da
     assert [line["step"] for line in lines] == list(range(1, 8))
     assert [line["ranks"] for line in lines] == [dict(ranks_of_step("uniform", space, 5, step)) for step in range(7)]
     assert all(line["tokens"] > 0 and line["learning_rate"] >= 0 for line in lines)
+
+
+def test_a_record_says_in_which_form_the_rows_asked(base: Path, tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]}] * 4
+    (tmp_path / "chats.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    out = train(base, tmp_path / "out", data=str(tmp_path / "chats.jsonl"), **{**SETTINGS, "max_steps": 1})
+    assert trained_form(out) == TrainedForm("chat", "chat", "a", task="exact")
 
 
 def test_one_rank_is_plain_lora(base: Path, data: str, tmp_path: Path) -> None:

@@ -22,22 +22,27 @@ from typer.testing import CliRunner
 from shears.cli import application, chat, main
 from shears.cli.chat import Wrapper, _turns
 from shears.errors import InputError
+from shears.records.artifacts import MERGED, write_json
 from shears.runtime import load, loading
+from tests.conftest import Call
 from tests.processes import DEADLINE, Process, until
 from tests.runtime.generation.backends import TOKENIZER, always, engine_of, lively
-from tests.tiny import save_tiny, tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 
 SHORT = ["--max-new-tokens", "5", "--temperature", "0"]
 LETTER = TOKENIZER("z")["input_ids"][0]
 WORDS = st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=20)
 
 
-def test_every_line_of_a_pipe_is_a_turn_and_only_answers_are_written(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("each", [True, False])
+def test_every_line_of_a_pipe_is_asked_and_only_answers_are_written(
+    each: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = save_tiny(tmp_path / "model")
+    lively().save_pretrained(folder := tmp_path / "model")
+    tiny_tokenizer().save_pretrained(folder)
     engine, turns, expected = load(folder), [{"role": "system", "content": "Be short."}], ""
     for text in ("hi", "a\nb"):
+        del turns[1 if each else len(turns) :]
         turns.append({"role": "user", "content": text})
         turns.append(
             {"role": "assistant", "content": engine.generate(engine.encode_chat(turns), max_new_tokens=5).text}
@@ -46,10 +51,31 @@ def test_every_line_of_a_pipe_is_a_turn_and_only_answers_are_written(
     lines = io.TextIOWrapper(io.BytesIO(b"hi\n\na\\\nb\n/reset\n/quit\nnever\n"))
     monkeypatch.setattr(sys, "stdin", lines)
     monkeypatch.setattr(sys, "argv", ["shears", "chat", str(folder), "--system", "Be short.", *SHORT])
+    sys.argv += [] if each else ["--no-each"]
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
     assert capfd.readouterr().out == expected
+
+
+def test_a_model_of_plain_rows_sees_each_line_in_their_form(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lively().save_pretrained(folder := tmp_path / "model")
+    tiny_tokenizer().save_pretrained(folder)
+    expected = load(folder).generate("Question: hi\nAnswer:", max_new_tokens=5).text
+    write_json(folder / MERGED, {"template": "question", "form": {"rows": "instruction"}})
+    for words in (["chat", folder], ["generate", folder, "--prompt", "hi"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi\nhi\n")))
+        code, output, errors = call(*words, "--max-new-tokens", "5")
+        assert (code, output) == (0, f"{expected}\n" * (2 if words[0] == "chat" else 1))  # at temperature 0
+        assert "was trained on instructions in the template question" in errors
+        assert ("not on chats" in errors) is (words[0] == "chat")
+    code, output, _ = call("generate", folder, "--prompt", "hi", "--as-is", "--max-new-tokens", "5")
+    assert (code, output) == (0, load(folder).generate("hi", max_new_tokens=5).text + "\n")
+    code, _, errors = call("chat", folder, "--system", "Be short.")
+    assert code == 2
+    assert "leave --system out" in errors
 
 
 @pytest.mark.parametrize(("text", "turns"), [("hi\na\\\nb", ["hi", "a\nb"]), ("hi\\", ["hi"]), ("hi\n/quit\\", ["hi"])])
@@ -168,6 +194,8 @@ def test_a_terminal_shows_the_answer_as_it_comes_and_ctrl_c_stops_it_alone(endle
 class Speaker:
     """An engine that says what few encodings know."""
 
+    form = None
+
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """Yield two pieces."""
         yield from (f"{prompt}é", "…")
@@ -216,7 +244,9 @@ def test_generated_control_characters_reach_a_file_but_no_terminal(
             return is_terminal
 
     escapes = "a\x1b]0;title\x07b\x9b2Jc"
-    monkeypatch.setattr(loading, "load", lambda *_, **__: SimpleNamespace(stream=lambda *_, **__: iter([escapes])))
+    monkeypatch.setattr(
+        loading, "load", lambda *_, **__: SimpleNamespace(stream=lambda *_, **__: iter([escapes]), form=None)
+    )
     output = Stream(io.BytesIO(), encoding="utf-8")
     monkeypatch.setattr(sys, "stdout", output)
     if verb == "generate":
@@ -225,7 +255,7 @@ def test_generated_control_characters_reach_a_file_but_no_terminal(
             main()
     else:  # lines of a file as turns, answers to a terminal
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi\n")))
-        chat._in_pipe(SimpleNamespace(say=lambda _: (None, iter([escapes]))))  # type: ignore[arg-type]
+        chat._in_pipe(SimpleNamespace(say=lambda _: (None, iter([escapes]))), False)  # type: ignore[arg-type]
     output.seek(0)
     assert output.read() == ("a]0;titleb2Jc\n" if is_terminal else f"{escapes}\n")
 

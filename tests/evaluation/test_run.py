@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from shears.config import EvaluateConfig
 from shears.config.resolve import build
 from shears.errors import InputError
-from shears.evaluation.run import adapter_template, evaluate, template_of
+from shears.evaluation.run import evaluate, template_of
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import SUB_ADAPTER, weights_fingerprint, write_json
+from shears.records.trained_form import trained_template
 from tests.tiny import save_tiny, tiny_model
 
 OPTIONS: dict[str, Any] = {"task": "equation", "data": "arithmetic:test", "limit": 3, "max_new_tokens": 4}
@@ -149,17 +150,18 @@ def test_an_adapter_without_all_its_weights_is_an_error(base: Path, tmp_path: Pa
         ({"template": "alpaca"}, "alpaca"),
         ({"config": {"template": "alpaca"}}, "alpaca"),
         ({"template": "chat"}, "chat"),
-        ({}, "question"),
-        (None, "question"),
+        ({"template": "of another version"}, None),
+        ({}, None),
+        (None, None),
     ],
 )
 def test_the_template_is_the_one_the_adapter_was_trained_with(
-    record: dict[str, Any] | None, template: str, tmp_path: Path
+    record: dict[str, Any] | None, template: str | None, tmp_path: Path
 ) -> None:
     if record is not None:
         write_json(tmp_path / SUB_ADAPTER, record)
-    assert adapter_template(tmp_path) == template
-    assert adapter_template(None) == "question"
+    assert trained_template(tmp_path) == template
+    assert trained_template(None) is None
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import pytest
 
 from shears.adapt.load import load_super_adapter
 from shears.errors import InputError
-from shears.evaluation.run import adapter_template
 from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import SEARCH_SPACE, SPARSITY, SUB_ADAPTER, weights_fingerprint
 from shears.records.peft_files import ADAPTER_CONFIG
+from shears.records.trained_form import trained_template
 from tests.export.made import half_sparse, super_adapter
 
 
@@ -53,9 +53,9 @@ def test_a_record_that_is_a_list_is_refused_when_the_adapter_is_evaluated(adapte
     with pytest.raises(InputError, match="must be the record that shears wrote, it is"):
         load_with_adapter(made.parent / "base", adapter)
     with pytest.raises(InputError, match="must be the record that shears wrote, it is"):
-        adapter_template(adapter)
+        trained_template(adapter)
     (adapter / SEARCH_SPACE).write_text('{"config": []}')
-    assert adapter_template(adapter) == "question"
+    assert trained_template(adapter) is None
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ from shears.adapt.load import load_super_adapter
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.checkpoints.inspection import inspect
 from shears.errors import InputError
-from shears.evaluation.run import adapter_template
 from shears.export import merge
 from shears.export.stage import export_adapter
 from shears.models.blockwise.sources import Skeleton
 from shears.models.load import load_with_adapter
 from shears.models.sparse_adapter import is_sparse
 from shears.records.artifacts import MERGED, README, SPARSITY, read_record, weights_fingerprint, write_json
+from shears.records.trained_form import trained_template
 from shears.sparsity.rewrite import in_format
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter, weights
 
@@ -247,7 +247,7 @@ def test_sparsity_is_counted_over_what_was_pruned(tmp_path: Path) -> None:
 def test_a_merged_model_is_evaluated_with_the_adapters_template(tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base")
     out = export_adapter(super_adapter(tmp_path / "super", base), tmp_path / "out", format="merged")
-    assert (adapter_template(out), adapter_template(base)) == ("alpaca", "question")
+    assert (trained_template(out), trained_template(base)) == ("alpaca", None)
 
 
 def test_the_record_says_which_adapters_are_masked(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import torch
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
-from shears.evaluation.run import adapter_template
 from shears.export.package import unpack
 from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import PACKAGE, README, SUB_ADAPTER, read_json, read_record
+from shears.records.trained_form import trained_template
 from tests import parts
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter
 from tests.export.packages import all_tensors, package, same_bits
@@ -62,7 +62,7 @@ def test_a_package_evaluates_as_base_and_adapter_do(tmp_path: Path, name: str) -
     torch.testing.assert_close(logits(load_with_adapter(of_sub)[0]), activated(adapter, "maximal"), rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="comes with its adapter"):
         load_with_adapter(out, sub)
-    assert adapter_template(out) == "alpaca"
+    assert trained_template(out) == "alpaca"
 
 
 def test_a_model_alone_is_packed_from_all_its_shards(tmp_path: Path) -> None:

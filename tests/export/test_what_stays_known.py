@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from shears.adapt.train import train
 from shears.checkpoints.inspection import inspect
@@ -22,11 +23,13 @@ from shears.records.artifacts import (
     SEARCH_SPACE,
     UNPACKED,
     find_record,
+    read_json,
     read_record,
     weights_fingerprint,
     write_json,
 )
 from shears.records.publishing import push
+from shears.records.trained_form import TrainedForm, trained_form
 from shears.sparsity.stage import sparsify
 from tests.export.made import half_sparse, super_adapter
 from tests.export.packages import package
@@ -195,3 +198,24 @@ def test_unpacked_folders_have_cards_that_can_be_published(values: str, words: s
     assert cards[0] is not None
     assert b'from_pretrained("me/model")' in cards[0]
     assert b"base_model: me/base" in cards[0]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_export_carries_the_form_of_the_training_and_answers_greedily(masked: bool, tmp_path: Path) -> None:
+    _, base, adapter = _made(tmp_path, masked)
+    sampling = {"do_sample": True, "temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1, "eos_token_id": 256}
+    write_json(base / "generation_config.json", sampling)
+    form = TrainedForm("chat", "chat", "Be brief.")
+    write_json(adapter / SEARCH_SPACE, {**read_json(adapter / SEARCH_SPACE), **form.as_record()})
+    packed = package(adapter, tmp_path / "package")
+    parts = unpack(packed, tmp_path / "parts")
+    merged = export_adapter(adapter, tmp_path / "merged", format="merged")
+    again = package(merged, tmp_path / "again")
+    peft = export_adapter(adapter, tmp_path / "peft", format="peft")
+    for folder in (packed, merged, again, peft, parts / "model" if masked else parts / "adapter"):
+        assert trained_form(folder) == form
+    for folder in (packed, merged, again):
+        settings = AutoModelForCausalLM.from_pretrained(folder).generation_config
+        assert not settings.do_sample
+        assert (settings.temperature, settings.repetition_penalty) in ((None, None), (1.0, 1.0))
+        assert settings.eos_token_id == 256

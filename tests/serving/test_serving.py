@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi")
 
+from shears.records.trained_form import TrainedForm
 from shears.runtime.generation.engine import Engine
 from tests.runtime.generation.backends import END, TOKENIZER, always, engine_of, lively
 from tests.runtime.native.decoders import backend, covered, extension_is_missing
@@ -102,6 +104,23 @@ def test_eight_clients_at_once_get_the_answers_they_get_one_by_one(served: Runni
         for ask in (_chat, _streamed):
             assert list(pool.map(lambda talk, ask=ask: ask(served, talk), TALKS)) == alone
     served.wait_until_empty()
+
+
+def test_a_trained_model_is_asked_in_the_form_of_its_rows_greedily_unless_the_client_says_otherwise() -> None:
+    engine, alone = engine_of(lively()), engine_of(lively())
+    engine.form = TrainedForm("instruction", "question")
+    expected = alone.generate("Question: hi\nAnswer:", max_new_tokens=12).text
+    talk = [
+        {"role": "user", "content": "before"},
+        {"role": "assistant", "content": "x"},
+        {"role": "user", "content": "hi"},
+    ]
+    with running(engine) as server:
+        ask = partial(server.client().chat.completions.create, model=NAME, messages=talk, max_tokens=12)
+        assert [ask().choices[0].message.content for _ in range(2)] == [expected] * 2
+        assert ask(temperature=1, seed=1).choices[0].message.content != expected
+        text = server.client().completions.create(model=NAME, prompt="ab", max_tokens=9).choices[0].text
+        assert text == alone.generate("ab", max_new_tokens=9).text
 
 
 def test_a_seed_gives_the_same_text_again(served: Running) -> None:

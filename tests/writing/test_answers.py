@@ -1,11 +1,13 @@
 """`generate --data`: the rows of a file with the answers of a model, an adapter or a package."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shears.records.artifacts import MERGED, write_json
 from shears.records.journal import append_row
 from shears.runtime.loading import load
 from shears.writing import answers, writer
@@ -54,7 +56,9 @@ def test_every_row_gets_the_answer_of_the_engine(model: Path, tmp_path: Path) ->
 
 
 def test_a_trained_model_is_asked_in_its_template(model: Path, tmp_path: Path) -> None:
-    rows = rows_of(answer_file(model, saved(tmp_path), tmp_path / "out.jsonl", template="question", **SHORT))
+    trained = shutil.copytree(model, tmp_path / "trained")
+    write_json(trained / MERGED, {"template": "question", "form": {"rows": "instruction"}})
+    rows = rows_of(answer_file(trained, saved(tmp_path), tmp_path / "out.jsonl", **SHORT))
     expected = load(str(model)).generate("Question: add\nAnswer:", **SHORT)
     assert rows[2]["generated"] == expected.text
 

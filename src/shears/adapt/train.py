@@ -29,7 +29,8 @@ from shears.checkpoints.conversion import empty_model, known_config
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
-from shears.data.rows import refuse_same, source_fingerprint
+from shears.data.forms import form_of_rows
+from shears.data.rows import read_rows, refuse_same, source_fingerprint
 from shears.models.blocks import weight_oi
 from shears.models.devices import pick_device
 from shears.models.grid_adapter import LEARNT, current_grids
@@ -88,7 +89,8 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
         prepared = _fitted(base, teacher, work, settings.model_copy(update={"data": data, "columns": dict(columns)}))
         wait()  # for checkpoints that other processes still write
         if is_first_process():
-            _save(prepared, work, settings, recorded)
+            form = form_of_rows(read_rows(data, columns), settings.template)
+            _save(prepared, work, settings, {**recorded, **form.as_record()})
 
     return run_stage(stage, settings, output, origin, fit_and_save, resume=resume)
 
@@ -209,7 +211,6 @@ def _save(prepared: PreparedAdapter, work: Path, settings: TrainConfig, origin: 
         "sparse_adapter": settings.masks,
         **({} if settings.quantize_aware == "none" else {"quantize_aware": settings.quantize_aware}),
         "max_rank": space.max_rank,
-        "template": settings.template,
         "num_steps": json.loads((work / artifacts.TRAINING_LOG).read_text().splitlines()[-1])["step"],
         "num_parameters": parameters,
         **_validated(work / artifacts.TRAINING_LOG, settings),

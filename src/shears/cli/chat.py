@@ -1,6 +1,7 @@
 """The verbs that generate text: generate, chat and serve."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,18 +14,27 @@ from rich.cells import cell_len
 from rich.text import Text
 
 import shears
-from shears.cli.options import Adapter, Values, app, argument, option, with_stage_options
+from shears.cli.options import Adapter, Values, app, argument, option, switch, with_stage_options
 from shears.cli.tables import console
 from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
 from shears.errors import InputError
 from shears.progress import CONTROLS
-from shears.records.paths import expanded
 
 if TYPE_CHECKING:
+    from shears.records.trained_form import TrainedForm
     from shears.runtime.generation.conversation import Conversation
 
+logger = logging.getLogger(__name__)
+Each = Annotated[
+    bool | None,
+    switch(
+        "--each/--no-each",
+        "Make each line a conversation of its own; default: if input or output is not a terminal.",
+        show_default=False,
+    ),
+]
 Model = Annotated[str, argument("MODEL", "Package, model, hub id, .gguf or smollm2-135m.")]
 WELCOME = "Ctrl-C stops an answer, Ctrl-D quits, /reset starts a new conversation, /help shows help"
 HELP = """Ctrl-C  stops an answer; the part shown stays in the conversation
@@ -39,7 +49,7 @@ REMOVED = dict.fromkeys(CONTROLS)
 @with_stage_options("generate", GenerateConfig)
 def generate(  # noqa: PLR0913  (each is an option)
     model: Model,
-    prompt: Annotated[str | None, option("TEXT", "Text to continue; no template is applied.")] = None,
+    prompt: Annotated[str | None, option("TEXT", "Text to continue or, after a training, to answer.")] = None,
     data: Annotated[str | None, option("FILE", "Rows or chats to answer.")] = None,
     output: Annotated[str | None, option("FILE", "JSONL file to write: the rows of --data with `generated`.")] = None,
     adapter: Adapter = None,
@@ -47,25 +57,27 @@ def generate(  # noqa: PLR0913  (each is an option)
         str | None, option("FILE", "JSON schema that the text must follow; needs the extra `grammar`.")
     ] = None,
     *,
+    as_is: Annotated[bool, switch("--as-is", "Continue the text of --prompt as it is, also after a training.")] = False,
     values: Values,
 ) -> None:
     """Continue a prompt, or answer a file of prompts.
 
-    The text appears as it is generated. With --data, many prompts are answered at once: instructions
-    as the adapter was trained, others in the model's chat template. The same command continues an
-    interrupted one.
+    The text appears as it is generated. A model that was trained on rows is asked in their form,
+    any other continues the text. With --data, many prompts are answered at once, by other models
+    in their chat template. The same command continues an interrupted one.
 
     \b
     shears generate package --prompt "The capital of France is"
     shears generate sparse --adapter sub_adapter \\
-        --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
+        --prompt "Ann has 3 pens and buys 4. How many?"
     shears generate package --prompt "As JSON: " --json-schema person.json
     shears generate package --data questions.jsonl --output answers.jsonl
     """
     settings = build(GenerateConfig, "generate", values)
     if data is not None and output is not None and prompt is None:
-        if json_schema is not None:
-            raise InputError("json_schema needs --prompt, got --data; leave it out, or use shears serve")
+        if json_schema is not None or as_is:
+            name = "as_is" if json_schema is None else "json_schema"
+            raise InputError(f"{name} needs --prompt, got --data; leave it out, or use shears serve")
         _answer_file(model, data, output, adapter, settings)
         return
     if prompt is None or data is not None or output is not None:
@@ -78,7 +90,9 @@ def generate(  # noqa: PLR0913  (each is an option)
     _replace_unknown_characters(sys.stdout)
     engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
     sampling = settings.model_dump(include=set(SamplingConfig.model_fields))
-    for piece in engine.stream(prompt, json_schema=schema, **sampling):
+    is_asked = engine.form is not None and not as_is
+    asked = engine.encode_chat([{"role": "user", "content": prompt}]) if is_asked else prompt
+    for piece in engine.stream(asked, json_schema=schema, **sampling):
         _write(piece)
     print()
 
@@ -96,23 +110,22 @@ def _schema(path: str | None) -> str | None:
 
 
 def _answer_file(model: str, data: str, output: str, adapter: str | None, settings: GenerateConfig) -> None:
-    from shears.evaluation.run import adapter_template
     from shears.writing.answers import answer_file
 
-    trained = adapter or (model if expanded(model).is_dir() else None)
-    template = adapter_template(trained, "") or None
-    path = answer_file(model, data, output, adapter, template=template, **settings.model_dump())
+    path = answer_file(model, data, output, adapter, **settings.model_dump())
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     print(f"{path}: {len(rows):,} answers, {sum(row['cut'] for row in rows):,} cut at {settings.max_new_tokens} tokens")
 
 
 @app.command(rich_help_panel="Use")
 @with_stage_options("chat", ChatConfig)
-def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
+def chat(model: Model, adapter: Adapter = None, each: Each = None, *, values: Values) -> None:
     """Talk with a model in its chat template; answers appear as they are generated.
 
     /reset starts a new conversation, /quit or Ctrl-D quits, Ctrl-C stops an answer. If input or
-    output is not a terminal, every input line is a turn, and only the answers are printed.
+    output is not a terminal, every input line is a conversation of its own, and only the answers are
+    printed. A model that was trained on rows is asked in their form, at temperature 0 unless another
+    is given.
 
     \b
     shears chat package
@@ -123,17 +136,37 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     from shears.runtime.loading import load
 
     settings = build(ChatConfig, "chat", values)
-    given = settings.model_dump(include=set(SamplingConfig.model_fields))
-    sampling = build(SamplingConfig, "chat", given)
     _replace_unknown_characters(sys.stdin, sys.stdout)
     engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
     engine.batch.num_kept = 1  # every turn continues the sequence of the last one
+    given = settings.model_dump(include=set(SamplingConfig.model_fields))
+    if engine.form is not None and "temperature" not in settings.model_fields_set:
+        given["temperature"] = 0.0
+    is_plain = _refuse_turns(engine.form, settings)
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    is_alone = is_plain or (not is_terminal if each is None else each)
     with Worker(engine, max_waiting=0) as worker:
-        conversation = Conversation(worker, sampling, settings.system)
-        if sys.stdin.isatty() and sys.stdout.isatty():
-            _in_terminal(conversation)
+        conversation = Conversation(worker, build(SamplingConfig, "chat", given), settings.system)
+        if is_terminal:
+            _in_terminal(conversation, is_alone)
         else:
-            _in_pipe(conversation)
+            _in_pipe(conversation, is_alone)
+
+
+def _refuse_turns(form: "TrainedForm | None", settings: ChatConfig) -> bool:
+    """Warn of a model that was trained on rows without turns; return whether it was.
+
+    InputError for a system message, which it has never seen.
+    """
+    if form is None or form.rows == "chat":
+        return False
+    if settings.system is not None:
+        rule = "system needs a model that was trained on chats, or on none"
+        raise InputError(f"{rule}, got one trained on {form.words}; leave --system out")
+    logger.warning(
+        "this model was trained on %s, not on chats: it sees each line alone, and no line before it", form.words
+    )
+    return True
 
 
 @app.command(rich_help_panel="Use")
@@ -158,7 +191,7 @@ def _replace_unknown_characters(*streams: Any) -> None:
         stream.reconfigure(errors="replace")
 
 
-def _in_terminal(conversation: "Conversation") -> None:
+def _in_terminal(conversation: "Conversation", is_alone: bool) -> None:
     with suppress(ImportError):
         import_module("readline")  # makes lines editable and keeps a history for the arrow keys
     _note(WELCOME)
@@ -170,6 +203,8 @@ def _in_terminal(conversation: "Conversation") -> None:
             conversation.reset()
             _note("new conversation")
             continue
+        if is_alone:
+            conversation.reset()
         num_forgotten = conversation.num_forgotten
         try:
             _show(conversation, text)
@@ -180,10 +215,11 @@ def _in_terminal(conversation: "Conversation") -> None:
             _note(f"context limit reached: the model no longer sees {turns}")
 
 
-def _in_pipe(conversation: "Conversation") -> None:
+def _in_pipe(conversation: "Conversation", is_alone: bool) -> None:
     for text in _turns(lambda _: _piped_line()):
-        if text == "/reset":
+        if text == "/reset" or is_alone:
             conversation.reset()
+        if text == "/reset":
             continue
         for piece in conversation.say(text)[1]:
             _write(piece)

@@ -18,6 +18,7 @@ from shears.progress import VisibleConsole, is_first_process
 from shears.records.artifacts import PACKAGE, WRITTEN_TEXT, find_record, read_json
 from shears.records.figures import cut_at_ranks, cut_words, is_share, other_readings, ranks_by_kind, seen_words
 from shears.records.folders import free_bytes
+from shears.records.trained_form import UNKNOWN, trained_form
 
 if TYPE_CHECKING:
     from shears.runs.plan import RunPlan
@@ -214,8 +215,10 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     base = "healed" if "healed" in there else "sparse"
     has_adapter = last in ("", "sparse + sub-adapter") and "sub_adapter" in there
     option = f" --adapter {quoted(folder / 'sub_adapter')}" if has_adapter else ""
-    model = quoted(folder / (last if last in WHOLE_MODELS else base))
-    print_line(f'Try it: shears generate {model}{option} --prompt "..."')
+    tried = folder / (last if last in WHOLE_MODELS else base)
+    form = trained_form(folder / "sub_adapter" if has_adapter else None, tried)
+    model = f"{quoted(tried)}{option}"
+    print_line(f"Try it: shears {(form or UNKNOWN).ask(model)}")
 
 
 def _print_lead(lead: Mapping[str, Any] | None) -> None:

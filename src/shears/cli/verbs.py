@@ -13,6 +13,7 @@ from shears.errors import RECORD_ERRORS, InputError
 from shears.records.artifacts import COMPRESS, RESULT, read_json
 from shears.records.folders import refuse_taken
 from shears.records.paths import expanded
+from shears.records.trained_form import UNKNOWN, trained_form
 
 Out = Annotated[str, argument("OUT", "Folder to write; must not exist.")]
 BaseModel = Annotated[str, argument("MODEL", "smollm2-135m, a hub id, a model folder or a .gguf file.")]
@@ -124,7 +125,10 @@ def train(
     """
     refuse_taken(expanded(out), resume)
     folder = shears.train(sparse, out, resume=resume, **values)
-    _print_done(folder, "super-adapter", "search", folder, "search --data VALIDATION")
+    if len(build(config.TrainConfig, "train", values).ranks) > 1:
+        _print_done(folder, "super-adapter", "search", folder, "search --data VALIDATION")
+    else:
+        _print_done(folder, "adapter of one rank", "export", folder, "package --format package")
 
 
 @app.command(rich_help_panel="Stages")
@@ -183,16 +187,18 @@ def export(
     refuse_taken(expanded(out))
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
     form = next(form for record, form in FORMAT_OF_RECORD.items() if (folder / record).is_file())
+    trained = trained_form(folder) or UNKNOWN
+    task = f"--task {trained.task or '...'} --data TEST"
     if form.holds == "package":
-        _print_done(folder, tables.package_line(folder), "generate", folder, "--prompt ...")
+        _print_done(folder, tables.package_line(folder), trained.ask(tables.quoted(folder)))
     elif form.holds == "gguf":
         size = f"one .gguf file, {read_json(folder / form.record)['file_bytes'] / 1e6:.1f} MB"
-        _print_done(folder, size, "evaluate", folder, "--task ... --data TEST")
+        _print_done(folder, size, "evaluate", folder, task)
     elif form.holds == "model":
         zeros = f"one model, {read_json(folder / form.record)['sparsity']['after']:.1%} zeros"
-        _print_done(folder, zeros, "evaluate", folder, "--task ... --data TEST")
+        _print_done(folder, zeros, "evaluate", folder, task)
     else:
-        _print_done(folder, "PEFT adapter", "evaluate SPARSE --adapter", folder, "--task ... --data TEST")
+        _print_done(folder, "PEFT adapter", "evaluate SPARSE --adapter", folder, task)
 
 
 @app.command(rich_help_panel="Use")

@@ -22,7 +22,7 @@ from shears.config import EvaluateConfig
 from shears.config.evaluate import ALL_RANKS, ANSWER_FORMS, NEVER_CHAT, TEMPLATE
 from shears.config.fields import CHAT
 from shears.config.resolve import build
-from shears.data.prompts import DEFAULT_TEMPLATE, TEMPLATES
+from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
@@ -39,9 +39,10 @@ from shears.evaluation.tasks.registry import check_data, evaluate_task
 from shears.models.devices import autocast, device_of, keep_casts, pick_device
 from shears.models.load import load_tokenizer, load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve_with
-from shears.records.artifacts import as_data, find_record, read_json, weights_fingerprint, write_json
+from shears.records.artifacts import as_data, weights_fingerprint, write_json
 from shears.records.folders import check_writable
 from shears.records.paths import expanded
+from shears.records.trained_form import trained_template
 from shears.runtime.choice import native_backend
 from shears.runtime.loading import generation_settings
 
@@ -226,21 +227,10 @@ def template_of(config: EvaluateConfig, *parts: Path, has_chat: bool = False) ->
     asks_label = ANSWER_FORMS.get(config.task) == "label" or config.task == "harness"
     other = TEMPLATE if config.task in ANSWER_FORMS else DEFAULT_TEMPLATE
     default = TEMPLATE if asks_label else CHAT if has_chat else other
-    template = next((found for part in parts if (found := adapter_template(part, ""))), default)
+    template: str = next((found for part in parts if (found := trained_template(part))), default)
     if template == CHAT and config.task in NEVER_CHAT:
         return TEMPLATE if config.task == "harness" else DEFAULT_TEMPLATE
     return template
-
-
-def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE) -> str:
-    """Return the template of an adapter's or merged model's training, else `default`."""
-    record = find_record(Path(adapter)) if adapter is not None else None
-    content = read_json(record) if record is not None else {}
-    if not isinstance(content, dict):
-        raise InputError(f"{record} must be the record that shears wrote, it is {str(content)[:40]}")
-    config = content.get("config")
-    template = content.get("template") or (config.get("template") if isinstance(config, dict) else None)
-    return template if isinstance(template, str) and template in (*TEMPLATES, CHAT) else default
 
 
 def open_subject(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -> Subject:

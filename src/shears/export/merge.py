@@ -40,10 +40,10 @@ from shears.models.blockwise.matrices import Matrix
 from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
 from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.models.devices import autocast
-from shears.models.load import load_tokenizer, save_tokenizer
+from shears.models.load import answer_greedily, load_tokenizer, save_tokenizer
 from shears.models.properties import check_calibration, check_sequence_length
 from shears.models.ref import ModelRef, checked_base
-from shears.records.artifacts import HEALED, SPARSITY, record_in, training_source, weights_fingerprint
+from shears.records.artifacts import FORM, HEALED, SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.rewrite import LinearSparsity, check_saved, overall_sparsity
 
@@ -88,8 +88,11 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
         target, _ = merge_into(base, work, updates, settings.device, lambda target: _merge(target, chosen))
     check_saved(work, target.after)
     save_tokenizer(base, work)
+    record = origin(base, chosen, settings)
+    if FORM in record:
+        answer_greedily(work)
     return {
-        **origin(base, chosen, settings),
+        **record,
         "sparsity": _sparsity(base.folder, target.before, target.after, chosen.record["base_fingerprint"]),
         "projected": projects,
         **figures,

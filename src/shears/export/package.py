@@ -33,7 +33,7 @@ from shears.export.packing import Packing, choose_form
 from shears.export.peft import origin, read_sub_adapter, refuse_ranks
 from shears.models.blocks import LoraUpdate, linears, weight_oi
 from shears.models.devices import DTYPES
-from shears.models.load import copy_configs, save_tokenizer
+from shears.models.load import answer_greedily, copy_configs, save_tokenizer
 from shears.models.ref import ModelRef, checked_base, resolve
 from shears.quantization.grid import Grid
 from shears.records import artifacts
@@ -44,13 +44,15 @@ from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A
 from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
-OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks", artifacts.TRAINED_BEFORE)
+OF_MERGED = (
+    "super_adapter_fingerprint", "template", artifacts.FORM, "data", "data_sha256", "ranks", artifacts.TRAINED_BEFORE,
+)  # fmt: skip
 """Keys of a model's record that its package's record repeats: the origin of a merged adapter."""
 OF_PACKAGE = ("base", "base_fingerprint", "values", artifacts.TRAINED_BEFORE)
 """Keys of a package's record that the unpacked model's record repeats."""
 OF_ADAPTER = (
-    "shears_version", "config", "super_adapter_fingerprint", "ranks_fingerprint", "template", "data", "data_sha256",
-    "alpha", "sparse_adapter", "max_rank", "ranks",
+    "shears_version", "config", "super_adapter_fingerprint", "ranks_fingerprint", "template", artifacts.FORM, "data",
+    "data_sha256", "alpha", "sparse_adapter", "max_rank", "ranks",
 )  # fmt: skip
 """Keys of a package's record that the unpacked adapter's record repeats."""
 WRAPPED = ".base_layer."  # PEFT's name for a linear below a layer of its own
@@ -230,6 +232,8 @@ def _copy_configs(source: Source, work: Path, dtype: torch.dtype | None) -> None
         if dtype is not None and (key in config or key == "dtype"):
             config[key] = str(dtype).removeprefix("torch.")
     copy_configs(source.model.folder, work, marked(config, source.adapter_config))
+    if artifacts.FORM in source.origin:
+        answer_greedily(work)
 
 
 def _figures(packing: Packing, work: Path, source: Source) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
         "super_adapter_fingerprint": record["fingerprint"],
         "ranks_fingerprint": file_fingerprint(file.path) if file else None,
         "fingerprint": artifacts.weights_fingerprint(work),
-        "template": record["template"],
+        **artifacts.form_keys(record),
         **artifacts.training_source(record),
         "alpha": record["alpha"],
         "sparse_adapter": record.get("sparse_adapter", False),
@@ -257,7 +257,7 @@ def origin(base: ModelRef, chosen: SubAdapter, settings: ExportConfig) -> dict[s
         "ranks_fingerprint": file_fingerprint(ranks.path) if ranks else record.get("ranks_fingerprint"),
         "sparse_adapter": chosen.masked,
         **({"quantize_aware": record["quantize_aware"]} if chosen.grids else {}),
-        "template": record["template"],
+        **artifacts.form_keys(record),
         **artifacts.training_source(record),
         "ranks": chosen.ranks,
     }

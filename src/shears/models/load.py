@@ -37,6 +37,10 @@ from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 logger = logging.getLogger(__name__)
 
 BLOCK_NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")  # in the name of a tensor
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
+)  # fmt: skip
+"""Keys of transformers' generation settings that change which token is the likeliest, or choose another."""
 Quantized = Literal["nf4", "int8"]
 BITS = MappingProxyType({"nf4": 4.5, "int8": 8.0})
 """Bits of a quantized weight; nf4 has an fp32 scale for every 64 weights."""
@@ -181,6 +185,17 @@ def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = No
         write_json(work / "config.json", without_code.without_auto_map(config))
     if (folder / "generation_config.json").is_file():
         _copy_without_code(folder / "generation_config.json", work)
+
+
+def answer_greedily(folder: Path) -> None:
+    """Let other tools generate from a model folder as its answers are measured: greedily, without penalties.
+
+    Without settings of its own, a model is already asked so.
+    """
+    path = folder / "generation_config.json"
+    if path.is_file():
+        content = {key: value for key, value in read_object(path).items() if key not in SAMPLING}
+        write_json(path, {**content, "do_sample": False})
 
 
 def _copy_without_code(path: Path, work: Path) -> None:

@@ -39,6 +39,7 @@ README = "README.md"
 BENCH = "bench.json"
 COMPRESS = "compress.json"  # in the folder of `compress`, beside the folders of its runs
 RECORDS = (SPARSITY, HEALED, SEARCH_SPACE, RESULT, *FORMAT_OF_RECORD, RECOVERY, UNPACKED, EVALUATION)
+FORM = "form"  # key of a record: the form of the rows of its training (trained_form.py)
 TRAINED_BEFORE = "trained_before"  # key of a record: the trainings that were merged into its base
 TRAINING_LOG = "training_log.jsonl"
 TRAINING_TIMES = "training_times.jsonl"  # not in the log: equal trainings write equal logs
@@ -49,8 +50,8 @@ KINDS = {
     **{record: f"a {form.called}" for record, form in FORMAT_OF_RECORD.items()},
 }  # fmt: skip
 FIELDS: Mapping[str, type | tuple[type, ...]] = {
-    "base": str, "template": str, "config": dict, "ranks": dict, "columns": dict, "linears": dict, "bytes": dict,
-    "ratio": dict, "alpha": (int, float), "max_rank": int,
+    "base": str, "template": str, "form": dict, "config": dict, "ranks": dict, "columns": dict, "linears": dict,
+    "bytes": dict, "ratio": dict, "alpha": (int, float), "max_rank": int,
 }  # fmt: skip
 """The types of keys in records; `record_in` checks them, so that readers can rely on them."""
 GROUP = re.compile(r"[^.]+\.\d{1,9}\..+", re.ASCII)  # linears that share a rank: layers.0.up_proj
@@ -246,8 +247,12 @@ def training_sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 def inherited(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys on training that artifacts take over from the record of their model."""
     sources = training_sources(record)
-    template = {"template": record["template"]} if "template" in record else {}
-    return {**template, TRAINED_BEFORE: sources} if sources else {}
+    return {**form_keys(record), TRAINED_BEFORE: sources} if sources else {}
+
+
+def form_keys(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a record that say in which form its training asked."""
+    return {key: record[key] for key in ("template", FORM) if key in record}
 
 
 def check_input(what: str, expected: object, actual: str) -> None:

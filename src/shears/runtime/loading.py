@@ -15,6 +15,7 @@ from shears.errors import InputError, first_line
 from shears.models.devices import set_threads
 from shears.models.load import end_tokens, load_tokenizer, load_with_adapter
 from shears.models.ref import AnyModel, resolve_with
+from shears.records.trained_form import trained_form
 from shears.runtime.choice import package_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.engine import Engine
@@ -44,7 +45,9 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
     plural = "" if about["threads"] == 1 else "s"
     details = f"{about['isa']}, {about['values']}, {about['threads']} thread{plural}"
     logger.info("%s runs on %s (%s)", ref.name, about["name"], details)
-    return Engine(backend, tokenizer, end_tokens(tokenizer, settings))
+    if (form := trained_form(adapter, ref.folder)) is not None:
+        logger.info("%s was trained on %s: texts are asked so, at temperature 0 by default", ref.name, form.words)
+    return Engine(backend, tokenizer, end_tokens(tokenizer, settings), form)
 
 
 def generation_settings(folder: Path) -> Any:

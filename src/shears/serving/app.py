@@ -200,7 +200,8 @@ async def _new_answers(worker: Worker, wanted: Wanted) -> list[Answer]:
     RequestError for a prompt that cannot be read, and for more texts than the worker holds.
     """
     engine = worker.engine
-    options = {**wanted.body.sampling(), **wanted.options, "num_likeliest": wanted.body.num_likeliest}
+    temperature = 1.0 if engine.form is None else 0.0
+    options = {**wanted.body.sampling(temperature), **wanted.options, "num_likeliest": wanted.body.num_likeliest}
     seed = options.get("seed", random.SystemRandom().getrandbits(63))
     answers: list[Answer] = []
     try:

@@ -133,10 +133,10 @@ class TextRequest(_Body):
         """How many likely tokens are scored beside each chosen one; None: no token is scored."""
         raise NotImplementedError
 
-    def sampling(self) -> dict[str, Any]:
-        """Return keywords of SamplingConfig; OpenAI's defaults are temperature 1 and top_p 1."""
+    def sampling(self, temperature: float) -> dict[str, Any]:
+        """Return keywords of SamplingConfig, with this `temperature` if the request names none."""
         keys = {"temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed"}
-        return {"temperature": 1.0, **self.model_dump(include=keys, exclude_none=True)}
+        return {"temperature": temperature, **self.model_dump(include=keys, exclude_none=True)}
 
 
 class CompletionRequest(TextRequest):

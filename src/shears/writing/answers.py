@@ -21,6 +21,7 @@ from shears.records.artifacts import as_data, refuse_changes, write_text
 from shears.records.folders import check_writable
 from shears.records.journal import append_row, read_rows
 from shears.records.paths import expanded, file_fingerprint
+from shears.records.trained_form import trained_form
 from shears.runtime.choice import Wanted, native_backend, package_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
@@ -34,15 +35,13 @@ def answer_file(
     data: str,
     output: str | Path,
     adapter: str | Path | None = None,
-    *,
-    template: str | None = None,
     **config: Any,
 ) -> Path:
     """Write the rows of `data`, each with the model's answer, to the JSONL file `output`; return it.
 
-    A row gets `generated` and `cut`, true if the answer is as long as allowed. Instructions are
-    asked in the `template`, by default in the model's chat template. Other keywords are the fields
-    of `GenerateConfig`. An interrupted call continues. InputError for a row that asks nothing, an
+    A row gets `generated` and `cut`, true if the answer is as long as allowed. Rows are asked as
+    those of the model's training, without one in its chat template. Keywords are the fields of
+    `GenerateConfig`. An interrupted call continues. InputError for a row that asks nothing, an
     output that is there, and for kept answers of another call.
     """
     settings = build(GenerateConfig, "generate", config)
@@ -50,15 +49,16 @@ def answer_file(
     if path.exists():
         raise InputError(f"the output must not exist yet, got {path}; name another file or delete this one")
     check_writable(path)
-    prompts = read_prompts(data, WriteConfig(), template)
     ref = resolve_with(model, adapter, settings.dtype)
+    form = trained_form(adapter, ref.folder)
+    prompts = read_prompts(data, WriteConfig(), form)
     parts = sorted(Path(adapter).glob("*.safetensors")) if adapter is not None else []
     asked = {
         **{name: value for name, value in as_data(settings).items() if name != "device"},
         "base_fingerprint": ref.fingerprint,
         "adapter_fingerprint": file_fingerprint(*parts) if parts else None,
         "prompts_sha256": prompts.fingerprint,
-        "template": template,
+        "form": None if form is None else form.as_record(),
     }
     journal = path.with_name(f"{path.name}.partial")
     _refuse_others(journal, asked)

@@ -17,11 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from shears.config import SamplingConfig, WriteConfig
 from shears.data.chat import render_turns, turns_of
 from shears.data.example import Row, messages_of
+from shears.data.forms import turns_in
 from shears.data.prompts import DEFAULT_TEMPLATE, TO_REASON, chat_turns, render_prompt
 from shears.data.rows import read_rows
 from shears.data.rules import AnswerRule, rule_of
 from shears.data.tokens import encode_rendered, prompt_ids
 from shears.errors import InputError
+from shears.records.trained_form import TrainedForm
 from shears.runtime.generation.answer import Answer, TextSettings
 from shears.writing.writer import Plan, TextRow
 
@@ -38,8 +40,8 @@ class Prompts:
     limit: int
     keep: str = "all"
     """Which answers are kept."""
-    template: str | None = None
-    """How instructions are asked as plain text; None: in the tokenizer's chat template, if it has one."""
+    form: TrainedForm | None = None
+    """How the rows of the model's training asked; None: in the tokenizer's chat template, if it has one."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,11 +62,11 @@ def is_kept(row: TextRow, keep: str) -> bool:
     return row["tokens"] > 0 and (keep == "all" or (not row["cut"] and (keep == "ended" or row["right"] is True)))
 
 
-def read_prompts(source: str, settings: WriteConfig, template: str | None = None) -> Prompts:
+def read_prompts(source: str, settings: WriteConfig, form: TrainedForm | None = None) -> Prompts:
     """Return the prompts of a source; InputError, which names the row, for a row that asks nothing."""
     rows = read_rows(source, settings.columns)
     limit = min(settings.limit or len(rows), len(rows))
-    prompts = Prompts(source, rows, limit, settings.keep, template)
+    prompts = Prompts(source, rows, limit, settings.keep, form)
     for index in range(prompts.limit):
         with_row(prompts, index, asked_turns)
         if settings.keep == "right":
@@ -118,13 +120,16 @@ def _asked_text(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return column, text, (given or "").strip()
 
 
-def plain_prompt(row: Mapping[str, Any], template: str) -> str:
-    """Return a prompt as plain text, an instruction in a template; InputError for a conversation."""
+def plain_prompt(row: Mapping[str, Any], form: TrainedForm | None) -> str:
+    """Return a prompt as plain text, an instruction in a form's template; InputError for a conversation."""
     if messages_of(row):
         todo = "give prompt, or instruction"
         raise InputError(f"messages need a tokenizer with a chat template, got one without; {todo}")
     column, text, given = _asked_text(row)
-    return text if column == "prompt" else render_prompt(template, text, given)
+    if column == "prompt":
+        return text
+    template = DEFAULT_TEMPLATE if form is None or form.rows == "chat" else form.template
+    return render_prompt(template, text, given)
 
 
 def with_row(prompts: Prompts, index: int, function: Any, *rest: Any) -> Any:
@@ -153,23 +158,26 @@ def respondent_of(
 ) -> "Respondent":
     """Return who answers prompts; `longest` is the most tokens of a sequence.
 
-    Rows that are no chats are asked as plain text if the prompts have a template or the tokenizer has
-    no chat template, else as chats. InputError, with the row, for a prompt that leaves no room for an
-    answer.
+    Rows that are no chats are asked as plain text if those of the model's training were none or the
+    tokenizer has no chat template, else as chats. InputError, with the row, for a prompt that leaves
+    no room for an answer.
     """
 
     def decode(tokens: Sequence[int]) -> str:
         text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
+    chats = prompts.form is None or prompts.form.rows == "chat"
+
     def is_chat(row: Row) -> bool:
-        return tokenizer.chat_template is not None and (prompts.template is None or bool(messages_of(row)))
+        return tokenizer.chat_template is not None and (chats or bool(messages_of(row)))
 
     def checked(row: Row) -> list[int]:
         if is_chat(row):
-            [ids] = encode_rendered([render_turns(asked_turns(row), tokenizer, answering=True)], tokenizer)
+            turns = asked_turns(row) if prompts.form is None else turns_in(prompts.form, asked_turns(row))
+            [ids] = encode_rendered([render_turns(turns, tokenizer, answering=True)], tokenizer)
         else:
-            [ids] = prompt_ids([plain_prompt(row, prompts.template or DEFAULT_TEMPLATE)], tokenizer)
+            [ids] = prompt_ids([plain_prompt(row, prompts.form)], tokenizer)
         if len(ids) >= longest:
             rule = f"a prompt must be shorter than the model's context of {longest} tokens"
             raise InputError(f"{rule}, got {len(ids)}; shorten it or leave it out")
@@ -221,4 +229,4 @@ class Respondent:
     def _content(self, source: Row, words: str, text: str) -> TextRow:
         if self.is_chat(source):
             return {"messages": [*asked_turns(source), {"role": "assistant", "content": words}]}
-        return {"prompt": plain_prompt(source, self.prompts.template or DEFAULT_TEMPLATE), "completion": text}
+        return {"prompt": plain_prompt(source, self.prompts.form), "completion": text}

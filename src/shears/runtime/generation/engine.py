@@ -17,8 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from shears.config import SamplingConfig
 from shears.config.resolve import build
 from shears.data.chat import render_turns
+from shears.data.forms import prompt_in, turns_in
 from shears.data.tokens import encode_rendered, prompt_ids
 from shears.errors import InputError
+from shears.records.trained_form import TrainedForm
 from shears.runtime.generation.answer import Answer, Demands, Generation, TextSettings
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
@@ -30,13 +32,21 @@ Prompt = str | Sequence[int]
 class Engine:
     """A backend, a tokenizer, and the batch of answers being generated; `end_tokens` end a text.
 
+    `form` is the one of the rows that the model was trained on, None for a model as it came.
     Answers of `generate`, `generate_all`, `stream` and `answer` follow a `json_schema` (a mapping or
     its text) or a `grammar` of `grammars`, and carry log-probabilities of each token, and of so many
     likely ones beside it, if `num_likeliest` is not None. Other keywords are SamplingConfig's.
     """
 
-    def __init__(self, backend: Backend, tokenizer: PreTrainedTokenizerBase, end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: PreTrainedTokenizerBase,
+        end_tokens: frozenset[int],
+        form: TrainedForm | None = None,
+    ) -> None:
         self.backend = backend
+        self.form = form
         self.tokenizer = tokenizer
         self.batch = Batch[Answer](backend)
         self.text_settings = TextSettings(self._decode, end_tokens, backend.max_length)
@@ -126,12 +136,23 @@ class Engine:
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Return the tokens of a conversation for the model to answer, by its chat template.
 
-        `tools` are functions in OpenAI's form, which the template describes to the model. InputError
-        if there is no template, or if the messages do not suit it.
+        A model that was trained on rows is asked in their form: the last turn of the user alone if
+        they were no chats. `tools` are functions in OpenAI's form, which the template describes to
+        the model. InputError if there is no template, or if the messages do not suit it.
         """
+        if self.form is not None and not tools:
+            if (prompt := self._plain_prompt(messages, self.form)) is not None:
+                return self.encode(prompt)
+            messages = turns_in(self.form, messages)
         if self.tokenizer.chat_template is None:
             raise InputError("a chat needs a tokenizer with a chat template, and this model has none; use generate")
         return encode_rendered([render_turns(messages, self.tokenizer, answering=True, tools=tools)], self.tokenizer)[0]
+
+    def _plain_prompt(self, messages: Sequence[Mapping[str, Any]], form: TrainedForm) -> str | None:
+        """Return the last turn of the user in a form without turns; None for chats."""
+        texts = [turn.get("content") for turn in messages if turn["role"] == "user"]
+        is_plain = form.rows != "chat" and texts and isinstance(texts[-1], str)
+        return prompt_in(form, str(texts[-1])) if is_plain else None
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,0 +1,89 @@
+"""The form of training rows, and a user's text in it: the same tokens that the training read before a completion."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shears.config.fields import TemplateName
+from shears.data.chat import render_turns
+from shears.data.example import prompt_of, without_marks
+from shears.data.examples import to_example
+from shears.data.forms import form_of_rows, prompt_in, turns_in
+from shears.records.artifacts import SEARCH_SPACE, SUB_ADAPTER, write_json
+from shears.records.trained_form import TrainedForm, trained_form
+from tests.tiny import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+
+
+def chats(*texts: str, system: str | None = None) -> list[dict[str, Any]]:
+    start = [] if system is None else [{"role": "system", "content": system}]
+    end = {"role": "assistant", "content": "done"}
+    return [{"messages": [*start, {"role": "user", "content": text}, end]} for text in texts]
+
+
+INSTRUCTIONS = [{"instruction": text, "output": "x"} for text in ("how many?", "how few?")]
+SAME = [{"instruction": "as JSON", "input": text, "output": "{}"} for text in ("one", "two")]
+NUMBERS = [{"instruction": text, "output": "3", "answer": "3"} for text in ("1 + 2", "2 + 1")]
+PROMPTS = [{"prompt": f"{text}\nFrench:", "completion": "x"} for text in ("one", "two")]
+CASES: Sequence[tuple[list[dict[str, Any]], TemplateName, str]] = [
+    (INSTRUCTIONS, "question", "how few?"),
+    (INSTRUCTIONS, "alpaca", "how few?"),
+    (INSTRUCTIONS, "chat", "how few?"),
+    (SAME, "question", "two"),
+    (SAME, "alpaca", "two"),
+    (SAME, "chat", "two"),
+    (NUMBERS, "chat", "2 + 1"),
+    (PROMPTS, "question", "two"),
+    (PROMPTS, "question", "two\nFrench:"),
+    (chats("hi", "ho", system="Be brief."), "question", "ho"),
+    (chats("hi\nAs JSON.", "ho\nAs JSON."), "alpaca", "ho"),
+]
+
+
+@pytest.mark.parametrize(("rows", "template", "text"), CASES)
+def test_the_last_rows_own_question_is_asked_as_the_training_read_it(
+    rows: list[dict[str, Any]], template: TemplateName, text: str
+) -> None:
+    form = form_of_rows(rows, template)
+    expected = prompt_of(to_example(rows[-1], template, TOKENIZER))
+    if form.rows == "chat":
+        asked = turns_in(form, [{"role": "user", "content": text}])
+        assert turns_in(form, asked) == asked
+        assert without_marks(render_turns(asked, TOKENIZER, answering=True)) == expected
+    else:
+        assert prompt_in(form, text) == expected
+        assert prompt_in(form, expected) == expected
+
+
+def test_a_form_is_that_of_most_rows_and_only_what_all_of_them_share() -> None:
+    assert form_of_rows([*INSTRUCTIONS, *PROMPTS[:1]], "alpaca") == TrainedForm("instruction", "alpaca", task="exact")
+    assert form_of_rows([*SAME, *INSTRUCTIONS], "question").instruction is None
+    others = [*chats("a", system="x"), *chats("b", system="y")]
+    assert form_of_rows(others, "question") == TrainedForm("chat", "chat", task="exact")
+    tasks = [form_of_rows(rows, "question").task for rows in (SAME, NUMBERS, [*SAME, *NUMBERS])]
+    assert tasks == ["json", "number", ""]
+    assert form_of_rows(chats("a\nb", "c\nd"), "question").ending == ""
+    assert form_of_rows(chats("a", "a"), "question").ending == ""  # a whole question is no ending
+
+
+def test_a_system_message_of_the_user_stays() -> None:
+    turns = [{"role": "system", "content": "Mine."}, {"role": "user", "content": "hi"}]
+    assert turns_in(TrainedForm("chat", "chat", system="Theirs."), turns) == turns
+
+
+def test_the_first_record_that_names_a_form_counts(tmp_path: Path) -> None:
+    adapter, model, other = (tmp_path / name for name in ("adapter", "model", "other"))
+    forms = [TrainedForm("chat", "chat", "Be brief.", None, "As JSON.", "json"), TrainedForm("prompt", "question")]
+    for folder, name, form in ((adapter, SUB_ADAPTER, forms[0]), (model, SEARCH_SPACE, forms[1])):
+        folder.mkdir()
+        write_json(folder / name, {"config": {}, **form.as_record()})
+    assert trained_form(adapter, model) == forms[0]
+    assert trained_form(None, model) == forms[1]
+    assert trained_form(other) is None
+    other.mkdir()
+    for record in ({"template": "alpaca"}, {"form": {"rows": "chat"}}, {"form": {"rows": "?"}, "template": "chat"}):
+        write_json(other / SUB_ADAPTER, record)
+        assert trained_form(other) is None
