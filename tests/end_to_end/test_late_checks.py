@@ -54,7 +54,6 @@ REFUSED = {
     "compress base out --target 0.1MB --calibration none.txt": "none.txt",
     "compress base out --target 0.1MB --calibration words.txt --data none.jsonl": "none.jsonl",
     "compress base out --target 0.1MB --calibration words.txt --data other.jsonl": "row 1 of other.jsonl",
-    "compress base out --target 0.05MB --calibration words.txt --sequence-length 250": "at least one sequence of 250",
     "compress base file/out --target 0.1MB --calibration words.txt": "must lie in a folder, got file/out",
     "compress base taken --target 0.1MB --calibration words.txt": "must not exist yet",
 }

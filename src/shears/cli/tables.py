@@ -441,27 +441,47 @@ def print_candidates(record: Mapping[str, Any]) -> None:
 
 
 def print_costs(record: Mapping[str, Any]) -> None:
-    """Print what the stages of the first candidate would cost."""
+    """Print the plan: what each stage does and costs, and what the other efforts would take."""
     rows = []
     for stage in record["stages"]:
-        seconds = stage["seconds"]
-        time = "unknown" if seconds is None else "-" if not seconds else f"{seconds / 60:.1f} min"
         sizes = (_bytes(stage["memory"]), _bytes(stage["disk"]))
-        rows.append((stage["name"], stage["work"], time, *sizes))
-    first = record["candidates"][0]["name"]
-    print_table(("stage", "work", "time", "memory", "disk"), rows, f"{first}, first")
-    print_line("time: of forward and backward passes, at the measured speed of the dense model")
+        rows.append((stage["name"], stage["work"], _minutes(stage["seconds"]), *sizes))
+    first = next(each for each in record["candidates"] if each["name"] == record["first"])
+    total = sum(stage["seconds"] or 0.0 for stage in record["stages"])
+    whole = f", {_minutes(total)} in all" if record["efforts"] else ""
+    head = ("stage", "what it does", "minutes", "memory", "disk")
+    print_table(head, rows, f"plan {record['effort']['name']}: {first['name']} first{whole}")
+    speed = _number(first["tokens_per_second"], ".1f")
+    print_line(f"{first['name']}, predicted: {first['bytes'] / 1e9:.4f} GB, {speed} tokens/s")
+    if record["efforts"]:
+        told = ", ".join(f"{name} {_minutes(seconds)}" for name, seconds in record["efforts"].items())
+        print_line(f"minutes: {told}; --time takes one of these names, or a time such as 2h")
+
+
+def print_times(record: Mapping[str, Any], real: Mapping[str, float]) -> None:
+    """Print the planned and the real minutes of every stage; a stage that was made before took none."""
+    planned = {stage["name"]: stage["seconds"] for stage in record.get("stages", []) if stage["seconds"] is not None}
+    if not planned:
+        return
+    rows = [(name, _minutes(seconds), _minutes(real.get(name))) for name, seconds in planned.items()]
+    rows.append(("all", _minutes(sum(planned.values())), _minutes(sum(real.values()))))
+    print_table(("stage", "minutes planned", "real"), rows, f"plan {record['effort']['name']}")
+
+
+def _minutes(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds / 60:.1f}"
 
 
 def print_compressed(record: Mapping[str, Any]) -> None:
-    """Print the measured candidates beside the dense model."""
+    """Print the measured candidates beside the dense models."""
     dense = record["dense"]
     rival = record.get("rival")
-    measured = [
-        {**dense, "name": "dense (speed in bf16)", "loss": dense["held_out_loss"]},
-        *record["measured"],
-        *([] if rival is None or rival in record["measured"] else [rival]),
-    ]
+    taught = record.get("teacher")
+    measured = [{**dense, "name": "dense, as it came (speed in bf16)", "loss": dense["held_out_loss"]}]
+    if taught is not None and taught["answers"] is not None:
+        measured.append({**dense, "name": "dense, fine-tuned", "loss": None, "answers": taught["answers"]})
+    measured += record["measured"]
+    measured += [] if rival is None or rival in record["measured"] else [rival]
     answered = dense.get("answers") is not None
     rows = []
     for row in measured:
@@ -482,19 +502,35 @@ def _answered(answers: Mapping[str, Any]) -> str:
 
 def verdict_line(record: Mapping[str, Any], folder: str | Path) -> str:
     """Return in one sentence whether a measured package meets the target, and where it is."""
-    measured = {row["name"]: row for row in record["measured"]}
-    report = f"Next: shears report {quoted(folder)}"
-    if record["chosen"] is None:
-        missed = f"no package meets the target ({record['target']}) after {len(measured)} attempts"
-        return f"{missed}; try more --attempts, --heal or a looser target. {report}"
-    row = measured[record["chosen"]]
+    row = _chosen(record)
+    if row is None:
+        tried = f"no package meets the target ({record['target']}) after {len(record['measured'])} attempts"
+        return f"{tried}; try more --attempts, more --time or a looser target"
     figures = f"{row['bytes'] / 1e9:.4g} GB, {row['bits_per_weight']:.2f} bits a weight"
     speed = f"{row['tokens_per_second']:.1f} tokens/s"
     dense = record["dense"]["held_out_loss"]
     losses = f"loss {row['loss']:.4f} against {dense:.4f} of the dense model"
     path = Path(folder) / row["package"]
     verdict = f"{path} meets the target ({record['target']}): {figures}, {speed}, {losses}"
-    return f"{_better_dense(record, row)}{verdict}. {report}"
+    return f"{_better_dense(record, row)}{verdict}"
+
+
+def next_lines(record: Mapping[str, Any], folder: str | Path) -> list[str]:
+    """Return the commands that use the chosen package; none without one."""
+    row = _chosen(record)
+    if row is None:
+        return []
+    package = quoted(Path(folder) / row["package"])
+    lines = [f"Next: shears chat {package}", f"Next: shears serve {package}"]
+    if row["answers"] is not None:
+        held_out = quoted(Path(folder) / record["held_out"])
+        lines.insert(0, f"Next: shears generate {package} --data {held_out} --output answers.jsonl")
+    return lines
+
+
+def _chosen(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    made = [*record["measured"], *filter(None, [record.get("rival")])]
+    return next((row for row in made if row["name"] == record["chosen"]), None)
 
 
 def _better_dense(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -502,6 +538,8 @@ def _better_dense(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     if row.get("answers") is None:
         return ""
     others = {"the model as it came": record["dense"]["answers"]}
+    if (taught := record.get("teacher")) is not None and taught["answers"] is not None:
+        others[f"the dense model fine-tuned ({taught['name']})"] = taught["answers"]
     if (rival := record.get("rival")) is not None:
         others[f"dense int4 ({rival['package']})"] = rival["answers"]
     own = row["answers"]["accuracy"]

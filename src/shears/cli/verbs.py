@@ -292,16 +292,16 @@ def compress(
     *,
     values: Values,
 ) -> None:
-    """Make a package that meets a bound on size or speed.
+    """Make a small, fast package for your rows or text.
 
-    Predicts size and speed of every candidate (zeros, number formats), makes the one that should lose
-    least, measures it on this machine, and takes the next one if it misses the target. The same
-    command continues an interrupted one.
+    Measures this machine, plans what fits the time, makes the package that should lose least and meet
+    the target, and compares it with the dense model: size, speed, right answers. The same command
+    continues an interrupted one.
 
     \b
-    shears compress smollm2-135m small --target 0.1GB --dry-run
-    shears compress MODEL small --target 0.3GB --data rows.jsonl
-    shears compress MODEL fast --target 40tok/s --calibration text.txt --heal 1M
+    shears compress MODEL small --data rows.jsonl --target 0.3GB --dry-run
+    shears compress MODEL small --data rows.jsonl --time 2h
+    shears compress MODEL fast --calibration text.txt --target 40tok/s
     """
     if not dry_run:
         refuse_taken(expanded(out), record=COMPRESS)
@@ -310,8 +310,15 @@ def compress(
     if dry_run:
         tables.print_costs(record)
         return
+    from shears.runs.compress.making import real_seconds
+
+    folder = expanded(out)
+    tables.print_times(record, real_seconds(folder, record))
     tables.print_compressed(record)
+    tables.print_line(f"report: {shears.write_report(folder)}")
     tables.print_line(tables.verdict_line(record, out))
+    for line in tables.next_lines(record, out):
+        tables.print_line(line)
 
 
 @app.command(rich_help_panel="Measure")

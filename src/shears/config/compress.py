@@ -7,17 +7,22 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from shears.config.fields import Columns, Count, Seed, Split, StageConfig
-from shears.config.notation import num_bytes
+from shears.config.notation import num_bytes, num_seconds
 from shears.config.sparsify import MethodName
 from shears.errors import InputError
 
-Kind = Literal["bits", "bytes", "tokens/s"]
+Kind = Literal["bits", "bytes", "tokens/s", "points"]
+EffortName = Literal["quick", "usual", "thorough"]
+EFFORTS: tuple[EffortName, ...] = ("quick", "usual", "thorough")
 FORMS = "3.3bits (bits a weight), 1.0GB (size of the package) or 40tok/s (tokens a second)"
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound: at most so many bits a weight or bytes, or at least so many tokens a second."""
+    """A bound: at most so many bits a weight or bytes, or at least so many tokens a second.
+
+    points: right answers in percent, at most so many below those of the dense fine-tuned model.
+    """
 
     kind: Kind
     amount: int | float
@@ -39,14 +44,19 @@ class Bound:
     def holds(self, size: int | float, weights: int, tokens_per_second: int | float | None) -> bool:
         """Tell whether a package of `size` bytes for `weights` numbers meets the bound.
 
-        A `tokens_per_second` of None is unknown, and meets no bound on speed.
+        A `tokens_per_second` of None is unknown, and meets no bound on speed. Every size and speed
+        meets a bound on answers.
         """
+        if self.kind == "points":
+            return True
         if self.kind == "tokens/s":
             return tokens_per_second is not None and tokens_per_second >= self.amount
         return (size if self.kind == "bytes" else 8 * size / weights) <= self.amount
 
     def __str__(self) -> str:
         """Return the bound in words."""
+        if self.kind == "points":
+            return f"the smallest at most {self.amount:g} points below the dense fine-tuned model"
         if self.kind == "bytes":
             return f"at most {self.amount / 1e9:.3f} GB"
         return f"at most {self.amount:g} bits a weight" if self.kind == "bits" else f"at least {self.amount:g} tokens/s"
@@ -72,10 +82,16 @@ Embeddings = Annotated[tuple[Literal["keep", "int8", "int4"], ...], Split, Field
 class CompressConfig(StageConfig):
     """How to reach a bound on size or speed with the least loss."""
 
-    target: str
+    target: str | None = None
     """What the package must meet on this machine: 3.3bits (bits a weight at most, of the whole
     file), 1.0GB (size of the file at most) or 40tok/s (tokens a second at least, when it
-    generates)."""
+    generates). Default: the smallest package whose right answers are within loss."""
+    loss: float = Field(1.0, ge=0, le=100)
+    """Points of right answers that the package may have below the dense fine-tuned model, without
+    a target."""
+    time: str | None = None
+    """Time that all of it may take, such as 30min or 2h: steps, tokens and a teacher are planned to
+    fit, by speeds measured on this machine. Or quick, usual or thorough. Default: usual."""
     calibration: str | None = None
     """Text like that which the model will see: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub
     id, self (text that the model writes itself, see write), or self:FILE (its answers to the prompts
@@ -84,25 +100,29 @@ class CompressConfig(StageConfig):
     columns: Columns = Field({})
     """Columns of the calibration rows (without calibration: of data and test) that stand for those of
     a known form of row, such as user=ticket,assistant=json."""
-    num_samples: int = Field(32, gt=0)
-    """Number of calibration sequences, and the most windows of the held-out text."""
+    num_samples: int | None = Field(None, gt=0)
+    """Number of calibration sequences, and the most windows of the held-out text; default: as the
+    time allows."""
     sequence_length: int = Field(512, gt=1)
-    """Tokens in a calibration sequence and in a held-out window."""
-    method: MethodName = "admm"
-    """Pruning method, as in sparsify; admm and sparsegpt with allocation sensitivity."""
+    """Tokens in a calibration sequence and in a held-out window; fewer for a short text."""
+    method: MethodName | None = None
+    """Pruning method, as in sparsify; admm and sparsegpt with allocation sensitivity. Default:
+    admm, or wanda where the time is too short for it."""
     heal: Count | None = None
-    """Tokens of the calibration text to heal a sparse model on, such as 1M; default: none."""
+    """Tokens of the calibration text to heal a sparse model on, such as 1M; default: none before a
+    training, else as the time allows."""
     data: str | None = None
     """Rows to train an adapter of one rank on, merged into the package; default: none. Without test
     and calibration their last tenth is not trained on: every model answers it."""
     test: str | None = None
     """Rows that the dense model and the packages answer; default: the last tenth of data."""
     max_steps: int | None = Field(None, gt=0)
-    """Optimizer steps of that training; default: those of one train. Without effect without data."""
+    """Optimizer steps of that training; default: by the rows and the time. Without effect without
+    data."""
     teacher: str | None = None
     """Dense model that was trained for the task, or the folder of an adapter that was trained on
-    MODEL: healing and training learn its predictions. Default: healing learns those of MODEL,
-    training the rows alone."""
+    MODEL: healing and training learn its predictions. Default: MODEL trained on the rows if the
+    time allows it; else healing learns those of MODEL, training the rows alone."""
     sparsities: Sparsities = (0.0, 0.5, 0.6, 0.7)
     """Sparsities to try, such as 0,0.5,0.6."""
     values: Values = ("bf16", "int8", "int4")
@@ -118,12 +138,31 @@ class CompressConfig(StageConfig):
 
     @field_validator("target")
     @classmethod
-    def _check_target(cls, value: str) -> str:
+    def _check_target(cls, value: str | None) -> str | None:
         try:
-            Bound.parse(value)
+            if value is not None:
+                Bound.parse(value)
         except InputError as error:
             raise ValueError(str(error)) from None
         return value
+
+    @field_validator("time")
+    @classmethod
+    def _check_time(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and value not in EFFORTS:
+                num_seconds(value)
+        except InputError as error:
+            raise ValueError(f"must be {', '.join(EFFORTS)} or a time: {error}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _check_answers(self) -> "CompressConfig":
+        if self.target is None and self.data is None:
+            raise ValueError("target or data must be given, got neither: a bound such as 0.3GB, or rows to answer")
+        if self.target is None and self.calibration is not None and self.test is None:
+            raise ValueError("without target, rows must be kept apart to be answered: give test beside calibration")
+        return self
 
     @model_validator(mode="after")
     def _check_teacher(self) -> "CompressConfig":
@@ -133,5 +172,10 @@ class CompressConfig(StageConfig):
 
     @property
     def bound(self) -> Bound:
-        """The target, parsed."""
-        return Bound.parse(self.target)
+        """The target, parsed; without one, the points of right answers that may be lost."""
+        return Bound("points", self.loss) if self.target is None else Bound.parse(self.target)
+
+    @property
+    def seconds(self) -> float | None:
+        """The seconds of `time`; None for an effort by name, or none."""
+        return None if self.time is None or self.time in EFFORTS else num_seconds(self.time)

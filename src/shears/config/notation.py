@@ -1,4 +1,4 @@
-"""Sizes, counts, patterns and figures by layer as text: `2GB`, `2:4`, `24 in layers 0-3`. Pure."""
+"""Sizes, counts, times, patterns and figures by layer as text: `2GB`, `2h`, `2:4`. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from shears.errors import InputError
 
 UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY_UNITS = {"k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
 def num_bytes(size: str) -> int:
@@ -26,6 +27,14 @@ def whole_number(text: str) -> int:
     if match is None or number != int(number):
         raise InputError(f"a count must be a whole number such as 1000, 50k or 1M, got {text!r}")
     return int(number)
+
+
+def num_seconds(text: str) -> float:
+    """Return the seconds of a time such as `90s`, `15min` or `1.5h`; InputError for anything else."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(s|min|h)", text.strip())
+    if match is None or not float(match[1]):
+        raise InputError(f"a time must be a number above 0 with a unit such as 15min or 2h, got {text!r}")
+    return float(match[1]) * SECONDS[match[2]]
 
 
 def kept_of_every(pattern: str) -> tuple[int, int] | None:

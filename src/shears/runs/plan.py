@@ -130,7 +130,7 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     search = recipe.search
     test = recipe.evaluate
     if search and test and _is_local(search.data) and _is_local(test.data):
-        with _quietly():
+        with quietly():
             check_apart(search.data, test.data, search.limit, test.limit, (search.columns, test.columns))
     basis = _Basis(recipe, shape_of(recipe.model, recipe.sparsify.dtype))
     states = {stage.name: _state(stage.is_done(), stage.output) for stage in stages_of(recipe, folder)}
@@ -327,7 +327,7 @@ def _amount(source: str, limit: int | None = None) -> tuple[int | None, str]:
     if not _is_local(source):
         count = f"up to {limit:,}" if limit else "an unknown number of"
         return limit, f"{count} examples ({source} is not here yet)"
-    with _quietly():
+    with quietly():
         num_rows = len(read_rows(source)[:limit])
     return num_rows, f"{num_rows:,} examples of {source}"
 
@@ -346,7 +346,7 @@ def _calibration_tokens(config: SparsifyConfig) -> tuple[int, str]:
     """Return the number of calibration tokens, and the same in words; InputError as in `_amount`."""
     text = str(config.calibration)
     if _is_local(text):
-        with _quietly():
+        with quietly():
             lengths = token_row_lengths(text)
         if lengths is not None:
             return sum(lengths), f"all {len(lengths):,} rows of {text}, {sum(lengths):,} tokens"
@@ -357,15 +357,15 @@ def _calibration_tokens(config: SparsifyConfig) -> tuple[int, str]:
 def _example_length(config: TrainConfig, model: Path) -> tuple[float, float]:
     """Estimate the mean tokens of a training example and the share of those that are not too long."""
     tokenizer = load_tokenizer(resolve(model))
-    with _quietly():
+    with quietly():
         examples = load_examples(config.data, config.template, tokenizer, NUM_SAMPLED, columns=config.columns)
         rows = tokenize_all(examples, tokenizer, config.max_length)
     return sum(len(row.input_ids) for row in rows) / len(rows), len(rows) / len(examples)
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Suppress the log lines of reading data."""
+def quietly() -> Iterator[None]:
+    """Suppress log lines, such as those of reading data."""
     logging.disable(logging.INFO)
     try:
         yield

@@ -1,6 +1,7 @@
 """Bounds are read as they are written, sizes are those of the files, and the order follows its rule."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,14 @@ from shears.config import CompressConfig
 from shears.config.compress import Bound
 from shears.config.resolve import build
 from shears.errors import InputError
-from shears.runs.compress.candidates import Candidate, meeting, ordered, recipe_of
+from shears.models.ref import ModelRef
+from shears.runs.compress.candidates import Candidate, meeting, ordered
 from shears.runs.compress.losses import AddedLosses
-from shears.runs.compress.stage import following
+from shears.runs.compress.making import following
+from shears.runs.compress.recipes import recipe_of
 
 WEIGHTS = 1000
+MODEL = ModelRef(Path("model"), "model")
 
 
 def candidate(sparsity: float, values: Any, embeddings: str, size: int, speed: float | None = None) -> Candidate:
@@ -60,7 +64,7 @@ def test_without_losses_fewer_zeros_come_first_and_then_more_bits() -> None:
 
 
 def test_with_losses_the_smallest_sum_comes_first() -> None:
-    losses = AddedLosses(2.0, 1e-3, {0.5: 0.3}, {"int4": 0.4}, {"int4": 0.05})
+    losses = AddedLosses(2.0, {0.5: 0.3}, {"int4": 0.4}, {"int4": 0.05})
     told = ordered([BOTH, FOUR, HALF, DENSE], losses)
     assert [each.name for each in told] == ["s0-bf16", "s50-bf16", "s0-int4", "s50-int4-int4"]
     assert [each.added_loss for each in told] == pytest.approx([0.0, 0.3, 0.4, 0.75])
@@ -81,18 +85,18 @@ def test_the_next_candidate_is_chosen_by_how_wrong_the_last_prediction_was() -> 
     config = CompressConfig(target="20tok/s")
     eight = candidate(0.5, "int8", "keep", 700, 21.0)
     order = [FOUR, eight, BOTH]
-    missed = {"name": FOUR.name, "bytes": 650, "tokens_per_second": 16.0}  # 0.8 of what was predicted
-    assert following(order, [], config, WEIGHTS) == FOUR
-    assert following(order, [missed], config, WEIGHTS) == BOTH  # 21 x 0.8 would miss again, 30 x 0.8 would not
-    assert following([FOUR, replace(eight, tokens_per_second=19.0)], [missed], config, WEIGHTS) is None
+    missed = {"name": FOUR.name, "bytes": 650, "tokens_per_second": 16.0, "holds": False}  # 0.8 of what was predicted
+    assert following(order, [], config.bound, WEIGHTS) == FOUR
+    assert following(order, [missed], config.bound, WEIGHTS) == BOTH  # 21 x 0.8 would miss again, 30 x 0.8 would not
+    assert following([FOUR, replace(eight, tokens_per_second=19.0)], [missed], config.bound, WEIGHTS) is None
     far = {**missed, "tokens_per_second": 5.0}
-    assert following(order, [far], config, WEIGHTS) == BOTH  # nothing should do; the fastest is the best chance
-    assert following(order, [far, {**far, "name": BOTH.name}], config, WEIGHTS) is None
+    assert following(order, [far], config.bound, WEIGHTS) == BOTH  # nothing should do; the fastest is the best chance
+    assert following(order, [far, {**far, "name": BOTH.name}], config.bound, WEIGHTS) is None
 
 
 def test_the_recipe_has_a_stage_for_what_is_asked_alone() -> None:
     config = CompressConfig(target="1GB", heal=4096, data="arithmetic:train", max_steps=3)
-    recipe = recipe_of(BOTH, config, "model", "text.txt")
+    recipe = recipe_of(BOTH, config, MODEL, "text.txt")
     assert recipe.sparsify.sparsity == 0.5
     assert recipe.heal is not None
     assert recipe.heal.tokens == 4096
@@ -100,12 +104,12 @@ def test_the_recipe_has_a_stage_for_what_is_asked_alone() -> None:
     assert (recipe.train.quantize_aware, recipe.train.ranks) == ("int4", (32,))  # merged: no rank to choose
     assert recipe.train.alpha == 128  # half of the product is masked
     assert (recipe.export.format, recipe.export.values, recipe.export.embeddings) == ("package", "int4", "int4")
-    dense = recipe_of(FOUR, config.model_copy(update={"data": None}), "model", "text.txt")
+    dense = recipe_of(FOUR, config.model_copy(update={"data": None}), MODEL, "text.txt")
     assert (dense.heal, dense.train, dense.sparsify.method) == (None, None, "magnitude")
-    half = recipe_of(HALF, config, "model", "text.txt").train
+    half = recipe_of(HALF, config, MODEL, "text.txt").train
     assert half is not None
     assert half.sparse_adapter
-    taught = recipe_of(BOTH, config.model_copy(update={"teacher": "dense"}), "model", "text.txt")
+    taught = recipe_of(BOTH, config.model_copy(update={"teacher": "dense"}), MODEL, "text.txt")
     assert [part.teacher for part in (taught.heal, taught.train) if part is not None] == ["dense", "dense"]
 
 
@@ -121,5 +125,5 @@ def test_a_teacher_without_anything_to_teach_is_refused() -> None:
 def test_a_model_healed_on_the_grid_is_packed_without_a_text(
     candidate: Candidate, heal: int | None, kind: str | None, text: str | None
 ) -> None:
-    recipe = recipe_of(candidate, CompressConfig(target="1GB", heal=heal), "model", "text.txt")
+    recipe = recipe_of(candidate, CompressConfig(target="1GB", heal=heal), MODEL, "text.txt")
     assert (recipe.heal.quantize_aware if recipe.heal else None, recipe.export.calibration) == (kind, text)

@@ -12,17 +12,20 @@ import pytest
 import yaml
 
 import shears
+from shears.adapt.prepare import read_training_rows
 from shears.checkpoints.packed.file import read_package
 from shears.cli import main
-from shears.cli.tables import verdict_line
-from shears.config import CompressConfig, Recipe
+from shears.cli.tables import next_lines, verdict_line
+from shears.config import CompressConfig, Recipe, TrainConfig
 from shears.config.resolve import build
 from shears.errors import InputError
 from shears.models.fetching import convert_gguf
 from shears.models.ref import resolve
 from shears.records.artifacts import read_object
-from shears.runs.compress.candidates import Candidate, recipe_of
-from shears.runs.compress.stage import _share, split_text
+from shears.runs.compress.making import _share, real_seconds
+from shears.runs.compress.recipes import dtype_of
+from shears.runs.compress.speeds import Speeds, measured_speeds
+from shears.runs.compress.texts import split_text
 from shears.runtime.forecast import Forecast, forecast_of
 from shears.runtime.native import kernels_available
 from tests.models.gguf_files import write_gguf
@@ -30,8 +33,9 @@ from tests.tiny import save_tiny, tiny_model
 
 SETTINGS: dict[str, Any] = {
     "num_samples": 4, "sequence_length": 16, "sparsities": (0.0, 0.5),
-    "values": ("bf16", "int4"), "embeddings": ("keep", "int4"),
+    "values": ("bf16", "int4"), "embeddings": ("keep", "int4"), "time": "quick",
 }  # fmt: skip
+SPEEDS = Speeds(load=0.1, forward=1e-4, pruning=1.0, step=0.1, trained=1e-3, question=0.2, trained_question=0.1)
 needs_kernels = pytest.mark.skipif(not kernels_available(), reason="the C++ extension was not built")
 
 
@@ -40,8 +44,10 @@ def _without_tuning() -> Any:
     """Take the default walks, and weights that need not exceed the cache: seconds become milliseconds."""
     patch = pytest.MonkeyPatch()
     patch.setenv("SHEARS_TUNING", "off")
-    patch.setattr("shears.runs.compress.stage.NEW_TOKENS", 4)
-    patch.setattr("shears.runs.compress.stage.ROUNDS", 1)
+    for module in ("measuring", "planning"):
+        patch.setattr(f"shears.runs.compress.{module}.NEW_TOKENS", 4)
+        patch.setattr(f"shears.runs.compress.{module}.ROUNDS", 1)
+    patch.setattr("shears.runs.compress.planning.measured_speeds", lambda *_: SPEEDS)
     if kernels_available():
         patch.setattr("shears.runtime.native.tuning.weight_bytes", lambda: 1)
     yield
@@ -68,14 +74,12 @@ def made(inputs: Path) -> tuple[Path, dict[str, Any]]:
 def test_a_gguf_file_is_converted_in_bf16_once(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_gguf(inputs / "tiny.gguf")
     there = convert_gguf(file, "bf16")
-    monkeypatch.setattr("shears.runs.compress.stage.forecast_of", lambda *_, **__: None)  # of 64 positions
+    monkeypatch.setattr("shears.runs.compress.planning.forecast_of", lambda *_, **__: None)  # of 64 positions
     monkeypatch.setattr("shears.models.fetching._convert", lambda *_: pytest.fail("converted again"))
     options = {**SETTINGS, "target": "12bits", "calibration": str(inputs / "text.txt")}
     record = shears.compress(file, inputs / "of_file", dry_run=True, **options)
     assert record["base_fingerprint"] == resolve(there).fingerprint
-    best = Candidate.from_data(record["candidates"][0])
-    dtypes = [recipe_of(best, build(CompressConfig, "", options), str(model), "text.txt").sparsify.dtype
-              for model in (file, inputs / "dense")]  # fmt: skip
+    dtypes = [dtype_of(resolve(model, "bf16")) for model in (file, inputs / "dense")]
     assert dtypes == ["bf16", "auto"]
 
 
@@ -90,8 +94,10 @@ def test_a_plan_orders_what_meets_the_target_and_writes_nothing(inputs: Path) ->
     losses = [each["added_loss"] for each in record["candidates"] if each["meets"]]
     assert losses == sorted(losses)
     assert record["dense"]["loss"] == pytest.approx(math.log(257), rel=0.05)  # a random model knows nothing
-    assert [stage["name"] for stage in record["stages"]] == ["sparsify", "export"]
-    assert record["stages"][1]["disk"] == record["candidates"][0]["bytes"]  # `run --dry-run` says the same number
+    assert [stage["name"] for stage in record["stages"]] == ["plan", "dense", "sparsify", "export", "measure"]
+    assert list(record["efforts"]) == ["quick", "usual", "thorough"]
+    assert sorted(record["efforts"].values()) == list(record["efforts"].values())
+    assert record["stages"][3]["disk"] == record["candidates"][0]["bytes"]  # `run --dry-run` says the same number
 
 
 def test_the_package_meets_the_target_and_was_measured(made: tuple[Path, dict[str, Any]]) -> None:
@@ -146,7 +152,7 @@ def test_a_package_that_misses_is_followed_by_a_better_one_on_the_same_sparse_mo
     monkeypatch.setattr(Forecast, "tokens_per_second", lambda _, s, values, e: speeds.get(values, 10.0))
     measured = iter([30.0, 55.0])
     monkeypatch.setattr(
-        "shears.runs.compress.stage.package_decoding",
+        "shears.runs.compress.measuring.package_decoding",
         lambda *_: dict.fromkeys(("median", "min", "max"), next(measured)),
     )
     settings = {**SETTINGS, "sparsities": (0.5,), "values": ("bf16", "int8", "int4"), "embeddings": ("keep",)}
@@ -169,7 +175,9 @@ def test_a_sparse_model_is_healed_and_trained_for_the_package(inputs: Path) -> N
     )  # fmt: skip
     folder = inputs / "trained" / record["chosen"]
     assert {"sparse", "healed", "super_adapter", "package"} <= {path.name for path in folder.iterdir()}
-    assert [stage["name"] for stage in record["stages"]] == ["sparsify", "heal", "train", "export"]
+    assert [stage["name"] for stage in record["stages"]] == [
+        "plan", "dense", "sparsify", "heal", "train", "export", "measure",
+    ]  # fmt: skip
     tuned = resolve(inputs / "tuned").fingerprint
     records = [read_object(folder / name) for name in ("healed/heal.json", "super_adapter/search_space.json")]
     assert [each["teacher_fingerprint"] for each in records] == [tuned, tuned]
@@ -348,6 +356,40 @@ def test_rows_alone_are_trained_on_and_their_last_tenth_is_answered(inputs: Path
         columns={"prompt": "ticket", "completion": "fields"}, **settings,
     )  # fmt: skip
     assert again == record
+    assert {"dense", "sparsify", "train", "measure", "rival"} <= real_seconds(out, record).keys()
+    commands = next_lines(record, "small")
+    assert commands[0].endswith(
+        f"generate small/{record['chosen']}/package --data small/held_out.jsonl --output answers.jsonl"
+    )
+
+
+def test_without_a_target_the_smallest_with_enough_right_answers_is_chosen(inputs: Path) -> None:
+    """A tiny model answers nothing, trained or not: every package is within the loss, and the smallest is found."""
+    (inputs / "some.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 20)
+    out = inputs / "points"
+    record = shears.compress(
+        inputs / "dense", out, data=inputs / "some.jsonl", max_steps=1, method="wanda",
+        **{**SETTINGS, "embeddings": ("int4",)},
+    )  # fmt: skip
+    assert record["teacher"]["answers"]["accuracy"] == 0.0
+    taught = read_object(out / record["chosen"] / "super_adapter" / "search_space.json")
+    assert taught["config"]["teacher"] == str(out / "teacher")
+    smallest = min(record["candidates"], key=lambda each: each["bytes"])
+    assert record["chosen"] == smallest["name"]
+
+
+def test_speeds_are_measured_on_the_model(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each probe runs the real code; a second model of four blocks takes four times as long to prune, by count."""
+    monkeypatch.undo()
+    (inputs / "probed.jsonl").write_text('{"prompt": "abcdefgh", "completion": "ijkl"}\n' * 20)
+    texts = split_text(str(inputs / "probed.jsonl"), inputs)
+    config = build(CompressConfig, "", {"target": "9bits", "data": str(inputs / "probed.jsonl"), "sequence_length": 16})
+    ref = resolve(inputs / "dense")
+    rows = read_training_rows(ref, TrainConfig(data=str(texts.calibration)))
+    speeds = measured_speeds(ref, config, texts, rows, (texts.held_out, "exact"))
+    assert all(value >= 0 for value in speeds.as_data().values())
+    assert speeds.forward > 0 < speeds.pruning
+    assert 0 < speeds.trained_question <= speeds.question
 
 
 def test_the_verdict_says_first_that_a_dense_model_answers_more() -> None:

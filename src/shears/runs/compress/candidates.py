@@ -1,4 +1,4 @@
-"""The roads to a package: how many zeros, which number formats, and the recipe that makes each."""
+"""The candidates for a package: how many zeros and which number formats, with predicted figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -6,16 +6,13 @@ from itertools import product
 from typing import Any
 
 from shears.checkpoints.packed.layout import NumberFormat
-from shears.config import CompressConfig, ExportConfig, HealConfig, Recipe, SparsifyConfig, TrainConfig
-from shears.config.fields import DtypeName
+from shears.config import CompressConfig, ExportConfig
 from shears.errors import InputError
-from shears.models.fetching import gguf_named
 from shears.runs.compress.losses import AddedLosses
 from shears.runs.shapes import Shape
 from shears.runtime.forecast import Forecast
 
 BITS = {"bf16": 16, "keep": 16, "int8": 8, "int4": 4}
-WITH_SENSITIVITY = ("admm", "sparsegpt")  # docs/explanation/pruning.md: 26.1 in place of 36.7 of Wanda
 RULE = "fewer zeros first, then more bits a weight, then more bits an embedding"
 MEASURED = "the sum of the losses that each sparsity and each format adds alone"
 
@@ -99,64 +96,23 @@ def ordered(candidates: Sequence[Candidate], losses: AddedLosses | None) -> list
     return sorted(told, key=lambda each: (each.added_loss, *by_rule(each)))
 
 
-def dtype_of(model: str) -> DtypeName:
-    """Return the number format in which a model is read: a .gguf file is converted in a package's widest."""
-    return "auto" if gguf_named(model) is None else "bf16"
+def front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates without a smaller one that is expected to lose no more, the smallest first."""
+    kept: list[Candidate] = []
+    for each in sorted(candidates, key=lambda each: (each.bytes, each.added_loss or 0.0)):
+        if not kept or (each.added_loss or 0.0) < (kept[-1].added_loss or 0.0):
+            kept.append(each)
+    return kept
 
 
-def recipe_of(candidate: Candidate, config: CompressConfig, model: str, text: str) -> Recipe:
-    """Return the recipe that makes a candidate, calibrated and healed on the file `text`."""
-    sampling: dict[str, Any] = {"num_samples": config.num_samples, "sequence_length": config.sequence_length,
-                                "seed": config.seed}  # fmt: skip
-    pruning: dict[str, Any] = {"method": config.method, "calibration": text}
-    if config.method in WITH_SENSITIVITY:
-        pruning["allocation"] = "sensitivity"
-    dense: dict[str, Any] = {"method": "magnitude"}  # needs no text
-    heal = _heal(config, text, candidate.values) if candidate.sparsity and config.heal else None
-    on_grid = config.data is not None or (heal is not None and heal.quantize_aware != "none")
-    rounds = candidate.values in ("int8", "int4") and not on_grid
-    return Recipe(
-        model=model,
-        threads=config.threads,
-        sparsify=SparsifyConfig(
-            sparsity=candidate.sparsity, dtype=dtype_of(model), **sampling,
-            **(pruning if candidate.sparsity else dense),
-        ),
-        heal=heal,
-        train=_train(candidate, config, text),
-        export=ExportConfig(
-            format="package", values=candidate.values, embeddings=candidate.embeddings,
-            calibration=text if rounds else None, **sampling,
-        ),
-    )  # fmt: skip
-
-
-def _heal(config: CompressConfig, text: str, values: str) -> HealConfig:
-    """Return how a pruned model is healed: on the grid of int4, if its package has int4 values."""
-    assert config.heal is not None
-    steps = HealConfig(data=text, tokens=config.heal, sequence_length=config.sequence_length).num_steps
-    warmup = min(HealConfig.model_fields["warmup_steps"].default, steps - 1)
-    return HealConfig(
-        data=text, tokens=config.heal, sequence_length=config.sequence_length, teacher=config.teacher,
-        warmup_steps=warmup, seed=config.seed, quantize_aware="int4" if values == "int4" else "none",
-    )  # fmt: skip
-
-
-def _train(candidate: Candidate, config: CompressConfig, text: str) -> TrainConfig | None:
-    """Return how the adapter is trained: for the zeros and, if asked, for the grid of int4.
-
-    It has one rank, the largest: it vanishes into the package, whose size and speed no smaller rank
-    would change. The zeros mask a share of its product, which alpha makes up for.
-    """
-    if config.data is None:
-        return None
-    masked: dict[str, Any] = {"quantize_aware": "int4"} if candidate.values == "int4" else {"sparse_adapter": True}
-    length: dict[str, Any] = {"max_steps": config.max_steps}
-    options = TrainConfig.model_fields
-    if config.max_steps is not None:
-        length["warmup_steps"] = min(options["warmup_steps"].default, config.max_steps - 1)
-    return TrainConfig(
-        data=text if config.calibration is None else config.data, teacher=config.teacher, seed=config.seed,
-        ranks=options["ranks"].default[:1],
-        alpha=options["alpha"].default / (1 - candidate.sparsity), **masked, **length,
-    )  # fmt: skip
+def smallest_enough(candidates: Sequence[Candidate], measured: Sequence[Mapping[str, Any]]) -> Candidate | None:
+    """Return the middle of the front's part in which the smallest sufficient package must be; None if it is known."""
+    line = front(candidates)
+    places = {each.name: number for number, each in enumerate(line)}
+    low, high = 0, len(line) - 1
+    for each in measured:
+        if each["holds"]:
+            high = min(high, places[each["name"]] - 1)
+        else:
+            low = max(low, places[each["name"]] + 1)
+    return line[(low + high) // 2] if low <= high else None

@@ -5,7 +5,6 @@ and healing and training are not in it.
 """
 
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,13 +32,9 @@ LENGTH = 256  # tokens of each
 
 @dataclass(frozen=True)
 class AddedLosses:
-    """Nats a token above the dense loss: by sparsity, format of weights, format of embeddings.
-
-    `seconds_per_token` is the time of a forward pass of the dense model over many tokens.
-    """
+    """Nats a token above the dense loss: by sparsity, format of weights, format of embeddings."""
 
     dense: float
-    seconds_per_token: float
     by_sparsity: Mapping[float, float] = field(default_factory=dict)
     by_values: Mapping[str, float] = field(default_factory=dict)
     by_embeddings: Mapping[str, float] = field(default_factory=dict)
@@ -65,7 +60,7 @@ def measured_losses(
     network = load_model(model, "auto", "cpu")
     length = within_context(network, min(LENGTH, config.sequence_length))
     tokens = text_tokens(held_out, tokenizer)
-    samples = min(SEQUENCES, config.num_samples)
+    samples = min(SEQUENCES, config.num_samples or SEQUENCES)
     calibration = calibration_batches(text, tokenizer, samples, length, samples, config.seed)
     check_calibration(network, calibration.batches)
     refuse_unknown(max(tokens, default=0), num_embeddings(network))
@@ -75,9 +70,7 @@ def measured_losses(
             sums = perplexity(changed, tokens, length, samples).records
         return float(sum(record["nll"] for record in sums) / sum(record["tokens"] for record in sums))
 
-    started = time.perf_counter()
     dense = loss(network)
-    seconds = (time.perf_counter() - started) / min(len(tokens), samples * length)
     sparsities, values, embeddings = (sorted(set(each), key=str) for each in zip(*kinds, strict=True))
     changes: list[tuple[str, float | str]] = [
         *(("sparsity", each) for each in sparsities if each),
@@ -97,7 +90,7 @@ def measured_losses(
             added[kind][form] = loss(network) - dense
             logger.info("%s %s alone adds %.4f nats a token", kind, form, added[kind][form])
             progress.advance(note=f", {kind} {form}")
-    return AddedLosses(dense, seconds, *added.values())  # type: ignore[arg-type]
+    return AddedLosses(dense, *added.values())  # type: ignore[arg-type]
 
 
 def _weights(network: PreTrainedModel) -> list[Tensor]:

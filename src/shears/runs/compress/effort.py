@@ -1,0 +1,227 @@
+"""How much each stage of a compression does: quick, usual, thorough, or what fits a time.
+
+The amounts follow docs/log.md: ADMM's choice gets better up to 64 sequences; three epochs are ten
+points above one on 1,700 rows; few rows need steps, not epochs; a teacher trained on the rows adds
+a point; healing before a training on the same rows adds nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shears.config import CompressConfig, TrainConfig
+from shears.config.compress import EFFORTS, EffortName
+from shears.errors import InputError
+from shears.runs.compress.candidates import Candidate
+from shears.runs.compress.recipes import BEST_METHOD, WITH_SENSITIVITY
+from shears.runs.compress.speeds import Speeds
+
+TEACHER = "teacher"  # the folder of the dense model's adapter
+BATCH: int = TrainConfig.model_fields["batch_size"].default
+FEWEST_STEPS = 10  # below this a training teaches nothing
+WINDOWS = 32  # of the held-out text, at most
+SLOW = 10.0  # tokens a second of a model whose speed is not predicted
+DECODED = 130  # tokens that a measured speed takes, its warm-up included
+FEWEST_SEQUENCES = 4  # of a text: a step of healing takes so many
+PRUNING_PASSES = 3.0  # forward passes of a calibration token: the walk, the moments, the next inputs
+GRADIENT_TOKENS = 4 * 3.0  # sequences of sensitivity, in forward passes of a token
+HEAL_PASSES = 5.0  # the teacher's pass, the student's forward and backward, and its weights' gradients
+
+
+class Amounts(NamedTuple):
+    """What is there to be read: rows to train on, their mean tokens, tokens of the texts, questions."""
+
+    rows: int
+    row_tokens: float
+    text_tokens: int
+    held_out_tokens: int
+    questions: int
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the stages do. `heal` is in tokens, `steps` those of every training; None: left out.
+
+    With `teaches` the dense model is trained on the rows first, and teaches.
+    """
+
+    name: str
+    method: str
+    num_samples: int
+    sequence_length: int
+    heal: int | None
+    steps: int | None
+    teaches: bool
+
+    def applied(self, settings: CompressConfig, folder: Path) -> CompressConfig:
+        """Return the settings with the amounts of this effort."""
+        teacher = str(folder / TEACHER) if self.teaches else settings.teacher
+        return settings.model_copy(update={
+            "method": self.method, "num_samples": self.num_samples, "sequence_length": self.sequence_length,
+            "heal": self.heal, "max_steps": self.steps, "teacher": teacher,
+        })  # fmt: skip
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the effort as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> "Effort":
+        """Return the effort that `as_data` wrote."""
+        return cls(**{field.name: data[field.name] for field in fields(cls)})
+
+
+class Scale(NamedTuple):
+    """Amounts of an effort: sequences, epochs, the fewest and most steps and epochs, tokens to heal on."""
+
+    samples: int
+    epochs: float
+    fewest: int
+    most: int
+    most_epochs: int
+    heal: int | None
+
+
+SCALES: Mapping[EffortName, Scale] = {
+    "quick": Scale(16, 1, 40, 120, 5, None),
+    "usual": Scale(64, 3, 120, 600, 10, 100_000),
+    "thorough": Scale(128, 3, 200, 2000, 15, 500_000),
+}
+
+
+def steps_of(scale: Scale, rows: int) -> int:
+    """Return the optimizer steps for so many rows: those of the epochs, or more where rows are few."""
+    epoch = -(-rows // BATCH)
+    wanted = min(max(round(scale.epochs * epoch), scale.fewest), scale.most_epochs * epoch, scale.most)
+    return max(wanted, FEWEST_STEPS)
+
+
+def efforts(settings: CompressConfig, amounts: Amounts) -> dict[str, Effort]:
+    """Return quick, usual and thorough for these rows and texts; what the settings name stays as it is."""
+    length = min(settings.sequence_length, max(amounts.text_tokens // FEWEST_SEQUENCES, 2))
+    found = dict[str, Effort]()
+    for name, scale in SCALES.items():
+        trains = settings.data is not None
+        heal = settings.heal or (None if trains else scale.heal)
+        if settings.heal is None and heal is not None:
+            most = 4 * amounts.text_tokens  # healing/prepare.py: more epochs give little
+            heal = max(min(heal, most), FEWEST_SEQUENCES * length)
+        heal = heal if any(settings.sparsities) else None
+        reference = settings.target is None  # the dense fine-tuned model, which is measured against
+        teaches = trains and settings.teacher is None and (name == "thorough" or reference)
+        found[name] = Effort(
+            name=name, method=settings.method or BEST_METHOD, num_samples=settings.num_samples or scale.samples,
+            sequence_length=length, heal=heal, teaches=teaches,
+            steps=(settings.max_steps or steps_of(scale, amounts.rows)) if trains else None,
+        )  # fmt: skip
+    return found
+
+
+class Costs(NamedTuple):
+    """What the seconds of an effort follow from."""
+
+    speeds: Speeds
+    amounts: Amounts
+    settings: CompressConfig
+    first: Candidate
+    attempts: int = 1
+
+    def seconds(self, effort: Effort) -> dict[str, float]:
+        """Return the seconds of every stage of an effort, by name in the order of the stages."""
+        once = self._stages(effort)
+        stages = {"dense": self._measured(self.speeds.question)}
+        if effort.teaches:
+            stages[TEACHER] = self._trained(effort) + self._measured(self.speeds.trained_question) * (
+                self.settings.target is None
+            )
+        stages |= {name: seconds * self.attempts for name, seconds in once.items()}
+        if self.amounts.questions and self.first.sparsity:
+            stages["rival"] = sum(once[name] for name in ("train", "export", "measure") if name in once)
+        return stages
+
+    def _stages(self, effort: Effort) -> dict[str, float]:
+        """Return the seconds of one package's stages."""
+        speeds = self.speeds
+        has_zeros = self.first.sparsity > 0
+        tokens = min(effort.num_samples * effort.sequence_length, self.amounts.text_tokens)
+        prune = 2 * speeds.load
+        if has_zeros and effort.method != "magnitude":
+            prune += PRUNING_PASSES * tokens * speeds.forward + speeds.pruning * (effort.method != "wanda")
+        if has_zeros and effort.method in WITH_SENSITIVITY:
+            prune += GRADIENT_TOKENS * effort.sequence_length * speeds.forward
+        stages = {"sparsify": prune}
+        if effort.heal and has_zeros:
+            stages["heal"] = HEAL_PASSES * effort.heal * speeds.forward + 3 * speeds.load
+        if effort.steps is not None:
+            stages["train"] = self._trained(effort)
+        stages["export"] = 2 * speeds.load
+        if effort.steps is None and "heal" not in stages:  # weights are rounded with the text's inputs
+            stages["export"] += prune
+        stages["measure"] = self._measured(speeds.trained_question)
+        return stages
+
+    def _trained(self, effort: Effort) -> float:
+        speeds = self.speeds
+        steps = effort.steps or 0
+        learns = effort.teaches or self.settings.teacher is not None
+        teacher = self.amounts.rows * self.amounts.row_tokens * speeds.forward if learns else 0.0
+        step = speeds.step + speeds.trained * BATCH * self.amounts.row_tokens
+        return 2 * speeds.load + steps * step + teacher
+
+    def _measured(self, question: float) -> float:
+        """Return the seconds of measuring a model: its loss, its answers, its speed."""
+        windows = min(WINDOWS * self.settings.sequence_length, self.amounts.held_out_tokens)
+        return (
+            self.speeds.load + windows * self.speeds.forward + self.amounts.questions * question
+            + DECODED / (self.first.tokens_per_second or SLOW)
+        )  # fmt: skip
+
+
+def fitted(found: Mapping[str, Effort], costs: Costs, spent: float) -> Effort:
+    """Return the effort of `found` that fits the settings' time, of which `spent` seconds are gone.
+
+    It is the most thorough one that has the steps of the next lower one, with as many of its own
+    steps as fit; wanda takes the place of admm where nothing else fits. InputError where even the
+    fewest steps of that take longer.
+    """
+    limit = costs.settings.seconds
+    assert limit is not None
+    steps_fixed = costs.settings.max_steps is not None
+    for lower, effort in _ladder(found, costs.settings):
+        fewest = effort if effort.steps is None or steps_fixed else replace(effort, steps=min(lower, effort.steps))
+        if _total(costs, fewest) + spent > limit:
+            continue
+        return _longest(fewest, effort.steps or 0, limit - spent, costs)
+    needed = (_total(costs, fewest) + spent) / 60
+    raise InputError(
+        f"time must allow at least {needed:.0f} min for this model and these rows on this machine, got "
+        f"{limit / 60:.3g} min; allow more, or take --method wanda, fewer --max-steps or a smaller --test"
+    )
+
+
+def _ladder(found: Mapping[str, Effort], settings: CompressConfig) -> Sequence[tuple[int, Effort]]:
+    """Return the efforts from the most thorough, each with the fewest steps with which it is taken."""
+    steps = [found[name].steps or 0 for name in EFFORTS]
+    rungs = [(steps[1], found["thorough"]), (steps[0], found["usual"]), (FEWEST_STEPS, found["quick"])]
+    if settings.method is None and any(settings.sparsities):
+        rungs.append((FEWEST_STEPS, replace(found["quick"], method="wanda")))
+    return rungs
+
+
+def _total(costs: Costs, effort: Effort) -> float:
+    return sum(costs.seconds(effort).values())
+
+
+def _longest(effort: Effort, most: int, seconds: float, costs: Costs) -> Effort:
+    """Return the effort with the most steps that fit, from its own to `most`."""
+    if effort.steps is None or effort.steps >= most:
+        return effort
+    low, high = effort.steps, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _total(costs, replace(effort, steps=middle)) <= seconds:
+            low = middle
+        else:
+            high = middle - 1
+    return replace(effort, steps=low)

@@ -1,0 +1,93 @@
+"""The figures of a model: size, speed, loss on the held-out text, right answers to the rows."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shears.checkpoints.packed.file import PACKAGE_FILE
+from shears.config import CompressConfig
+from shears.data.rows import read_rows
+from shears.data.rules import RuleForm, rule_of
+from shears.errors import InputError
+from shears.evaluation.run import evaluate
+from shears.models.ref import AnyModel
+from shears.runs.compress.candidates import Candidate
+from shears.runs.compress.effort import WINDOWS
+from shears.runtime.speed import package_decoding
+
+NEW_TOKENS = 32  # that are generated to measure a speed
+ROUNDS = 3  # measurements of a speed; the median counts
+TASKS: Mapping[RuleForm, str] = {"number": "number", "choice": "choices", "json": "json", "exact": "exact"}
+
+
+def task_of_rows(source: str) -> str:
+    """Return the task that judges these rows: that of their rule, exact text where rows differ.
+
+    InputError for a row without an answer.
+    """
+    forms = set()
+    for number, row in enumerate(read_rows(source), start=1):
+        try:
+            forms.add(rule_of(row).form)
+        except InputError as error:
+            raise InputError(f"row {number} of {source}: {error}") from None
+    return TASKS[forms.pop()] if len(forms) == 1 else "exact"
+
+
+class Examiner:
+    """Measures models on the held-out text and, if there are any, on the rows to answer."""
+
+    def __init__(self, settings: CompressConfig, held_out: Path, rows: Path | None, task: str | None) -> None:
+        self.settings = settings
+        self.held_out = held_out
+        self.rows = rows
+        self.task = task
+
+    def loss(self, model: AnyModel) -> float:
+        """Return the loss on the held-out text in nats a token."""
+        measured = evaluate(
+            model, task="perplexity", data=str(self.held_out), device="cpu",
+            sequence_length=self.settings.sequence_length, limit=min(self.settings.num_samples or WINDOWS, WINDOWS),
+        )  # fmt: skip
+        return math.log(measured.value)
+
+    def answers(self, model: AnyModel, adapter: Path | None = None) -> dict[str, Any] | None:
+        """Return task, accuracy, its 95 % interval, the number of rows, details, and 0 or 1 of each row.
+
+        None without rows to answer. A package is asked in the template of its training, which its
+        record names, any other model in its own best form.
+        """
+        if self.rows is None:
+            return None
+        named = None if adapter is None else str(adapter)
+        measured = evaluate(model, adapter=named, task=self.task, data=str(self.rows), device="cpu")
+        return {
+            "task": measured.task,
+            "accuracy": measured.value,
+            "ci95": list(measured.ci95),
+            "n": measured.n,
+            "details": measured.details,
+            "right": "".join("01"[bool(record["correct"])] for record in measured.records),
+        }
+
+    def figures(self, candidate: Candidate, folder: Path, weights: int, wanted: float | None) -> dict[str, Any]:
+        """Measure the package of a candidate in `folder`; `wanted` is the accuracy that it must have, if any."""
+        package = folder / candidate.name / "package"
+        size = (package / PACKAGE_FILE).stat().st_size
+        speed = package_decoding(package, NEW_TOKENS, ROUNDS)
+        answers = self.answers(package)
+        holds = self.settings.bound.holds(size, weights, speed["median"])
+        if wanted is not None and answers is not None:
+            holds = holds and answers["accuracy"] >= wanted
+        return {
+            "name": candidate.name,
+            "package": str(package.relative_to(folder)),
+            "bytes": size,
+            "bits_per_weight": 8 * size / weights,
+            "tokens_per_second": speed["median"],
+            "tokens_per_second_range": [speed["min"], speed["max"]],
+            "loss": self.loss(package),
+            "answers": answers,
+            "holds": holds,
+        }
