@@ -30,7 +30,11 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+GEMMA3 = {"num_hidden_layers": 6, "head_dim": 16, "query_pre_attn_scalar": 16}
 TEXTS = ["Hello, world!!", "  3 + 14 = 17\n", "déjà vu!", END]
+GRANITE = {"embedding_multiplier": 6.0, "attention_multiplier": 0.2, "logits_scaling": 4.0}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "short_factor": [1.0, 2.5],
+            "long_factor": [2.0, 4.0]}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
 
@@ -52,7 +56,13 @@ def logits(folder: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("llama", {}), ("llama_untied", {}), ("mistral", {"sliding_window": None}), ("qwen3", {"head_dim": 128})],
+    [
+        ("llama", {}),
+        ("llama_untied", {}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen3", {"head_dim": 128}),
+        ("phi3", {"num_key_value_heads": 2}),
+    ],
 )
 def test_the_model_is_read_back_with_equal_logits(name: str, changes: Any, tmp_path: Path) -> None:
     source = half_sparse_with_merge(tmp_path / "model", name, **changes)
@@ -94,6 +104,63 @@ def test_every_tensor_is_that_of_the_model_rounded_by_the_gguf_package(
     shape = shape_of(str(source))
     assert shape is not None
     assert shape.gguf_bytes(settings) == sum(each.n_bytes for each in GGUFReader(folder / "model.gguf").tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        (
+            "granite",
+            GRANITE,
+            {"embedding_scale": 6.0, "attention.scale": 0.2, "residual_scale": 0.5, "logit_scale": 4.0},
+        ),
+        ("olmo2", {"tie_word_embeddings": True}, {"attention.head_count_kv": 4, "rope.dimension_count": 8}),
+        ("gemma3_text", GEMMA3, {"attention.sliding_window": 8, "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4}),
+        (
+            "phi3",
+            {"rope_parameters": LONGROPE, "original_max_position_embeddings": 512, "max_position_embeddings": 1024},
+            {
+                "rope.dimension_count": 4,
+                "rope.scaling.original_context_length": 128,
+                "rope.scaling.attn_factor": 1.0690,
+            },
+        ),
+    ],
+)
+def test_what_an_architecture_does_differently_is_written(
+    name: str, changes: Any, expected: dict[str, float], tmp_path: Path
+) -> None:
+    source = half_sparse_with_merge(tmp_path / "model", name, **changes)
+    file = exported(tmp_path, source) / "model.gguf"
+    fields, found = GGUFReader(file).fields, tensors(file)
+    state = load_model(source).state_dict()
+    architecture = MODEL_ARCH_NAMES[LAYOUTS[name].architecture]
+    assert {key: round(float(fields[f"{architecture}.{key}"].contents()), 4) for key in expected} == expected
+    if name == "gemma3_text":
+        norm = state["model.layers.0.post_feedforward_layernorm.weight"]
+        np.testing.assert_array_equal(found["blk.0.post_ffw_norm.weight"][1], 1 + norm.float())
+    if name == "olmo2":
+        np.testing.assert_array_equal(found["output.weight"][1], found["token_embd.weight"][1])
+        np.testing.assert_array_equal(
+            found["blk.1.attn_k_norm.weight"][1], state["model.layers.1.self_attn.k_norm.weight"]
+        )
+    if name == "phi3":
+        assert found["rope_factors_long.weight"][1].tolist() == [2.0, 4.0]
+        fused = state["model.layers.0.self_attn.qkv_proj.weight"].half().float()
+        np.testing.assert_array_equal(found["blk.0.attn_qkv.weight"][1], fused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({**GEMMA3, "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}, "every sixth layer of Gemma 3"),
+        ({**GEMMA3, "query_pre_attn_scalar": 9}, "scales queries of this Gemma 3 by 16, got query_pre_attn_scalar 9; "),
+    ],
+)
+def test_a_gemma3_that_llama_cpp_would_compute_otherwise_is_refused(changes: Any, words: str, tmp_path: Path) -> None:
+    source = half_sparse_with_merge(tmp_path / "model", "gemma3_text", **changes)
+    with pytest.raises(InputError, match=words):
+        exported(tmp_path, source)
 
 
 @pytest.mark.parametrize("sparse_adapter", [False, True])
@@ -152,7 +219,7 @@ def test_a_tokenizer_of_characters_and_bytes_gets_the_order_of_its_merges_as_sco
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("architecture", "format gguf writes llama, mistral, qwen2, qwen3, smollm3, got gpt2"),
+        ("architecture", f"format gguf writes {', '.join(LAYOUTS)}, got gpt2"),
         ("split", "format gguf writes tokenizers that split text like gpt-2, "),
         ("kind", "format gguf writes tokenizers of kind BPE, got WordLevel"),
         ("large", r"F16 holds numbers up to 65504, model\..* has a larger one; take --values bf16"),
@@ -202,6 +269,10 @@ def test_layouts_are_of_architectures_that_the_native_decoder_covers() -> None:
         "qwen2",
         "qwen3",
         "smollm3",
+        "gemma3",
+        "phi3",
+        "granite",
+        "olmo2",
     }
 
 
@@ -238,7 +309,27 @@ def test_a_template_of_another_form_is_left_to_ollama(template: str | None) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "changes"), [("llama", {}), ("llama_untied", {"rope_parameters": LLAMA3}), ("mistral", {}), ("qwen3", {})]
+    ("name", "changes"),
+    [
+        ("llama", {}),
+        ("llama_untied", {"rope_parameters": LLAMA3}),
+        ("mistral", {}),
+        ("qwen3", {}),
+        ("gemma3_text", GEMMA3),
+        ("phi3", {"num_key_value_heads": 2}),
+        (
+            "phi3",
+            {
+                "num_key_value_heads": 2,
+                "rope_parameters": LONGROPE,
+                "original_max_position_embeddings": 512,
+                "max_position_embeddings": 1024,
+            },
+        ),
+        ("granite", GRANITE),
+        ("olmo2", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+        ("olmo2", {"num_key_value_heads": 2, "tie_word_embeddings": False}),
+    ],
 )
 def test_llama_cpp_computes_our_logits_and_finds_our_tokens(name: str, changes: Any, tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")

@@ -65,6 +65,9 @@ OF_WRITER = ("GGUF.", "split.", "general.architecture", "general.file_type", "ge
              "tokenizer.chat_template", "quantize.")  # fmt: skip
 """Beginnings of the keys that are not taken over from another file."""
 ROPE_FACTORS = "rope_freqs.weight"
+LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+GEMMA3_FULL = 6  # llama.cpp lets every sixth layer of Gemma 3 attend fully
+GEMMA3_27B = 62  # the layers of the one Gemma 3 whose queries llama.cpp scales by hidden size over heads
 LARGEST_F16 = 65504.0
 MB = 10**6
 TODO = "take format merged, and llama.cpp's own converter"
@@ -72,10 +75,14 @@ TODO = "take format merged, and llama.cpp's own converter"
 
 @dataclass(frozen=True)
 class Layout:
-    """An architecture in llama.cpp; `neighbours` says that its rotary positions turn rows 2 i and 2 i + 1."""
+    """An architecture in llama.cpp."""
 
     architecture: MODEL_ARCH
     neighbours: bool = False
+    """Its rotary positions turn rows 2 i and 2 i + 1."""
+    has_head: bool = False
+    """Its file must hold the head, one that equals the embeddings too."""
+    has_windows: bool = False
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -84,6 +91,10 @@ LAYOUTS: Mapping[str, Layout] = {
     "qwen2": Layout(MODEL_ARCH.QWEN2),
     "qwen3": Layout(MODEL_ARCH.QWEN3),
     "smollm3": Layout(MODEL_ARCH.SMOLLM3, neighbours=True),
+    "gemma3_text": Layout(MODEL_ARCH.GEMMA3, has_windows=True),
+    "phi3": Layout(MODEL_ARCH.PHI3),
+    "granite": Layout(MODEL_ARCH.GRANITE, neighbours=True),
+    "olmo2": Layout(MODEL_ARCH.OLMO2, has_head=True),
 }
 """By transformers' name of an architecture."""
 
@@ -201,21 +212,54 @@ def _add_settings(writer: GGUFWriter, config: Any, plan: DecoderPlan, name: str)
     writer.add_value_length(plan.head_dim)
     writer.add_layer_norm_rms_eps(plan.eps)
     writer.add_vocab_size(plan.vocab_size)
-    writer.add_rope_dimension_count(plan.head_dim)
-    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
-    _add_scaling(writer, config.rope_parameters)
+    rope = _rope(config)
+    writer.add_rope_dimension_count(2 * len(plan.inverse_frequencies))
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    _add_scaling(writer, rope, plan)
+    if config.model_type == "granite":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if config.model_type == "gemma3_text":
+        _add_gemma3(writer, config, plan)
     rotates = [layer.rotates for layer in plan.layers]
     expected = [config.model_type != "smollm3" or (index + 1) % 4 > 0 for index in range(len(rotates))]
     if rotates != expected:
         raise InputError(f"llama.cpp leaves every fourth layer of smollm3 without positions, here others are; {TODO}")
-    if any(layer.window is not None and layer.window < plan.max_positions for layer in plan.layers):
+    has_windows = any(layer.window is not None and layer.window < plan.max_positions for layer in plan.layers)
+    if has_windows and not _layout(config).has_windows:
         logger.warning("llama.cpp has no window of attention for %s: longer texts differ", config.model_type)
 
 
-def _add_scaling(writer: GGUFWriter, rope: Mapping[str, Any]) -> None:
+def _rope(config: Any) -> Mapping[str, Any]:
+    """Return the rotary positions of the layers that attend fully."""
+    rope: Mapping[str, Any] = config.rope_parameters.get("full_attention", config.rope_parameters)
+    return rope
+
+
+def _add_gemma3(writer: GGUFWriter, config: Any, plan: DecoderPlan) -> None:
+    local = config.rope_parameters["sliding_attention"]
+    of_heads = config.hidden_size / plan.num_heads if len(plan.layers) == GEMMA3_27B else plan.head_dim
+    windows = [(index + 1) % GEMMA3_FULL > 0 for index in range(len(plan.layers))]
+    if windows != [layer.window is not None for layer in plan.layers] or local["rope_type"] != "default":
+        raise InputError(f"llama.cpp lets every sixth layer of Gemma 3 attend fully, here others do; {TODO}")
+    if config.query_pre_attn_scalar != of_heads:
+        raise InputError(
+            f"llama.cpp scales queries of this Gemma 3 by {of_heads:g}, got query_pre_attn_scalar "
+            f"{config.query_pre_attn_scalar}; {TODO}"
+        )
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_rope_freq_base_swa(float(local["rope_theta"]))
+
+
+def _add_scaling(writer: GGUFWriter, rope: Mapping[str, Any], plan: DecoderPlan) -> None:
     kind = rope["rope_type"]
+    if kind == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
+        writer.add_rope_scaling_attn_factors(plan.rope_scale)
     if kind not in ("linear", "yarn"):
-        return  # default; llama3 is in the tensor of factors
+        return  # default; llama3 and longrope are tensors of factors
     writer.add_rope_scaling_type(RopeScalingType.LINEAR if kind == "linear" else RopeScalingType.YARN)
     writer.add_rope_scaling_factor(float(rope["factor"]))
     if kind == "yarn":
@@ -230,14 +274,28 @@ class _Tensors:
         self._plan = plan
         self._settings = settings
         self._names: TensorNameMap = get_tensor_name_map(layout.architecture, len(plan.layers))
-        self.factors: np.ndarray[Any, np.dtype[np.float32]] | None = None
-        if config.rope_parameters["rope_type"] == "llama3":
+        self.factors: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
+        rope = _rope(config)
+        if rope["rope_type"] == "longrope":
+            if layout.architecture is not MODEL_ARCH.PHI3:
+                raise InputError(
+                    f"llama.cpp has rotary positions longrope in phi3 alone, got {config.model_type}; {TODO}"
+                )
+            self.factors = {new: np.array(rope[key], np.float32) for key, new in LONGROPE_FACTORS.items()}
+        if rope["rope_type"] == "llama3":
             if layout.architecture is not MODEL_ARCH.LLAMA:
                 raise InputError(
                     f"llama.cpp has rotary positions llama3 in llama alone, got {config.model_type}; {TODO}"
                 )
-            plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, plan.head_dim, 2) / plan.head_dim)
-            self.factors = (plain / plan.inverse_frequencies).float().numpy()
+            plain = rope["rope_theta"] ** -(torch.arange(0, plan.head_dim, 2) / plan.head_dim)
+            self.factors = {ROPE_FACTORS: (plain / plan.inverse_frequencies).float().numpy()}
+
+    def sources(self, files: TensorFiles) -> dict[str, str]:
+        """Return the names of the model's tensors by those in the GGUF file."""
+        sources = {self.name(name): name for name in _saved_once(files)}
+        if self._layout.has_head:
+            sources.setdefault("output.weight", "model.embed_tokens.weight")
+        return sources
 
     def name(self, name: str) -> str:
         """Return a tensor's name in the GGUF file; InputError for one that llama.cpp does not know."""
@@ -254,6 +312,8 @@ class _Tensors:
         """Return a weight (O I) or bias (O) in fp32, the rows of queries and keys as llama.cpp turns them."""
         heads = {"attn_q": self._plan.num_heads, "attn_k": self._plan.num_kv_heads}.get(name.split(".")[-2], 0)
         weight = weight.float()
+        if name.endswith("_norm.weight"):
+            return weight + self._plan.norms.offset
         if not (heads and self._layout.neighbours):
             return weight
         halves = weight.unflatten(0, (heads, 2, self._plan.head_dim // 2))  # turned as pairs (i, i + D / 2)
@@ -286,25 +346,25 @@ def _num_bytes(kind: Kind, shape: tuple[int, ...]) -> int:
 
 def _write_tensors(writer: GGUFWriter, files: TensorFiles, tensors: _Tensors) -> None:
     """Write the tensors, one in memory at a time; InputError for a weight that F16 cannot hold."""
-    names = {name: tensors.name(name) for name in _saved_once(files)}
-    kinds = {name: tensors.kind(new, files.shape(name)) for name, new in names.items()}
-    for name, new in names.items():
+    sources = tensors.sources(files)
+    kinds = {new: tensors.kind(new, files.shape(name)) for new, name in sources.items()}
+    for new, name in sources.items():
         shape = files.shape(name)
         of_bytes = np.dtype(np.uint8)
-        size = _num_bytes(kinds[name], shape)
-        writer.add_tensor_info(new, quant_shape_to_byte_shape(shape, kinds[name]), of_bytes, size, kinds[name])
-    if tensors.factors is not None:
-        writer.add_tensor_info(ROPE_FACTORS, tensors.factors.shape, tensors.factors.dtype, tensors.factors.nbytes)
+        size = _num_bytes(kinds[new], shape)
+        writer.add_tensor_info(new, quant_shape_to_byte_shape(shape, kinds[new]), of_bytes, size, kinds[new])
+    for new, factors in tensors.factors.items():
+        writer.add_tensor_info(new, factors.shape, factors.dtype, factors.nbytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, new in track(names.items(), "writing GGUF", len(names), "tensors"):
+    for new, name in track(sources.items(), "writing GGUF", len(sources), "tensors"):
         weight = tensors.values(new, files.load(name))
-        if kinds[name] == Kind.F16 and not weight.abs().max() <= LARGEST_F16:
+        if kinds[new] == Kind.F16 and not weight.abs().max() <= LARGEST_F16:
             raise InputError(f"F16 holds numbers up to 65504, {name} has a larger one; take --values bf16")
-        writer.write_tensor_data(quantize(weight.numpy(), kinds[name]))
-    if tensors.factors is not None:
-        writer.write_tensor_data(tensors.factors)
+        writer.write_tensor_data(quantize(weight.numpy(), kinds[new]))
+    for factors in tensors.factors.values():
+        writer.write_tensor_data(factors)
 
 
 def _saved_once(files: TensorFiles) -> list[str]:

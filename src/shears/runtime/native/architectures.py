@@ -249,17 +249,13 @@ def _is_gelu(config: Any) -> bool:
 
 def _rotary(config: Any, head_dim: int, is_local: bool) -> dict[str, Any]:
     """Return the fields of the plan that tell of positions."""
-    local = None
-    limit = None
-    if is_local:
-        frequencies, scale = rope(config, head_dim, "full_attention")
-        local, local_scale = rope(config, head_dim, "sliding_attention")
-        if scale != local_scale:
-            raise NotCoveredError("the native decoder covers one factor of cosines in all layers, this model has two")
-    else:
-        frequencies, scale = rope(config, head_dim)
-        if config.rope_parameters["rope_type"] == "longrope":
-            limit = config.rope_parameters["original_max_position_embeddings"]
+    by_type = "full_attention" in config.rope_parameters
+    frequencies, scale = rope(config, head_dim, "full_attention" if by_type else None)
+    local, local_scale = rope(config, head_dim, "sliding_attention") if is_local else (None, scale)
+    if scale != local_scale:
+        raise NotCoveredError("the native decoder covers one factor of cosines in all layers, this model has two")
+    has_limit = config.rope_parameters.get("rope_type") == "longrope"
+    limit = config.rope_parameters["original_max_position_embeddings"] if has_limit else None
     most = config.max_position_embeddings
     return {
         "inverse_frequencies": frequencies,
