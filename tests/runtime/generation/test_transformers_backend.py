@@ -84,7 +84,7 @@ def test_a_mistake_is_refused_and_changes_nothing(sequence: int, tokens: list[in
         each.prefill(0, [1, 2, 3])
     with pytest.raises(InputError, match=message):
         backend.prefill(sequence, tokens)
-    with pytest.raises(InputError, match=message if len(tokens) == 1 else "a token for each"):
+    with pytest.raises(InputError, match=message if len(tokens) == 1 else "a token or more for each"):
         backend.step([0, sequence] if len(tokens) != 1 or sequence else [0], [1, *tokens] if sequence else tokens)
     assert np.array_equal(backend.step([0], [4]), other.step([0], [4]))
 

@@ -122,6 +122,28 @@ def test_a_text_longer_than_a_chunk_is_computed_in_several(monkeypatch: pytest.M
     assert_close(small.prefill(0, tokens), whole[-1])
 
 
+@pytest.mark.parametrize("values", ["fp32", "int4"])
+def test_several_tokens_of_several_sequences_come_in_one_step(values: str) -> None:
+    runtime = backend(covered("mistral, window"), values)  # type: ignore[arg-type]
+    texts = {2: text(70, seed=2), 0: text(9, seed=1)}
+    for sequence, tokens in texts.items():
+        runtime.prefill(sequence, tokens[:-5])
+    together = runtime.extend([2, 0], [texts[2][-5:], texts[0][-5:-2]])
+    assert_close(together, np.concatenate([runtime.logits(texts[2])[-5:], runtime.logits(texts[0])[4:7]]))
+
+
+@settings(max_examples=10, deadline=None)
+@given(kept=st.integers(0, 149))
+def test_a_shortened_sequence_goes_on_as_if_it_had_never_been_longer(runtime: NativeBackend, kept: int) -> None:
+    tokens = text(150)
+    runtime.drop(0)
+    runtime.prefill(0, [*tokens[:kept], *text(150, seed=1)[kept:]])
+    memory = runtime.describe()["memory_bytes"]
+    runtime.shorten(0, kept)
+    assert_close(runtime.prefill(0, tokens[kept:]), runtime.logits(tokens)[-1])
+    assert runtime.describe()["memory_bytes"] == memory
+
+
 WRONG: dict[str, tuple[Callable[[NativeBackend], object], str]] = {
     "no token": (lambda it: it.prefill(0, []), "at least one token must be given"),
     "negative token": (lambda it: it.prefill(0, [3, -1]), "tokens must be in 0 to 256, got -1 to 3"),
@@ -129,8 +151,13 @@ WRONG: dict[str, tuple[Callable[[NativeBackend], object], str]] = {
     "sequence too high": (lambda it: it.prefill(4, [1]), "a sequence's number must be in 0 to 3, got 4"),
     "negative sequence": (lambda it: it.drop(-1), "a sequence's number must be in 0 to 3, got -1"),
     "same sequence twice": (lambda it: it.step([1, 1], [2, 3]), "a step takes different sequences"),
-    "tokens missing": (lambda it: it.step([1, 2], [2]), "a step takes different sequences and a token for each"),
+    "tokens missing": (
+        lambda it: it.step([1, 2], [2]),
+        "a step takes different sequences and a token or more for each",
+    ),
     "text too long": (lambda it: it.logits([1] * 257), "at most 256 tokens, got 257; shorten the prompt"),
+    "too many tokens": (lambda it: it.extend([0], [[1] * 65]), "a step must have at most 64 tokens in all, got 65"),
+    "longer than it is": (lambda it: it.shorten(0, 1), "a sequence must keep 0 to its 0 tokens, got 1"),
     "sequence full": (lambda it: (it.prefill(0, [1] * 256), it.step([0], [1])), "at most 256 tokens, got 257"),
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from shears.config import SamplingConfig
+from shears.runtime.generation.lookup import Lookup
 from shears.runtime.generation.sampling import Allowed, Sampler, TokenSampling, TokenScore, score
 
 Decode = Callable[[Sequence[int]], str]
@@ -35,6 +36,9 @@ class Constraint(Protocol):
 
     def accept(self, token: int) -> None:
         """Go on by a token that is allowed."""
+
+    def forced(self) -> list[int]:
+        """Return the next tokens of the only text that may come, none if there are several."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class Answer:
         self._detokenizer = Detokenizer(settings.decode, prompt)
         self._stops = StopFilter(options.stop)
         self._text = ""
+        self._lookup = Lookup(prompt)
+        self._looked_up = False  # the last guess
         self._num_taken = 0  # characters of the text that `take` has returned
 
     @property
@@ -117,6 +123,18 @@ class Answer:
             constraint.accept(token)
         self._text += self._stops.add(self._detokenizer.add(token))
         self._end_if_done(constraint is not None and constraint.complete)
+
+    def guess(self, most: int) -> list[int]:
+        """Return up to `most` tokens that may come next: what the grammar forces, else what came before."""
+        constraint = self._demands.constraint
+        forced = [] if constraint is None else constraint.forced()[:most]
+        self._looked_up = not forced
+        return forced or self._lookup.guess(self.tokens, most)
+
+    def learn(self, guessed: int, right: int) -> None:
+        """Take note of how many tokens of the last guess came."""
+        if self._looked_up:
+            self._lookup.learn(guessed, right)
 
     def _end_if_done(self, complete: bool) -> None:
         full = len(self.prompt) + len(self.tokens) >= self._settings.max_length

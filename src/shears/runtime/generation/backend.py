@@ -12,6 +12,7 @@ from jaxtyping import Float
 from shears.errors import InputError
 
 MOST_SEQUENCES = 16  # open at once
+MOST_TOGETHER = 64  # tokens of all sequences in one step
 # Rows that the native decoder computes together with the same bits in any company; prompts are cut
 # into multiples of as many tokens. kSteady in csrc/decoder.cpp, and kRaisedRows in csrc/ops.h.
 STEADY = 4
@@ -64,6 +65,20 @@ class CopyingBackend(Backend, Protocol):
         """Let an empty sequence begin with `count` tokens of `source`; InputError for fewer."""
 
 
+@runtime_checkable
+class CheckingBackend(Backend, Protocol):
+    """A backend that can check several tokens of a sequence at once, and take back the wrong ones."""
+
+    def extend(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Float[np.ndarray, "T V"]:
+        """Append tokens to each of several sequences; return the logits after each of the T tokens.
+
+        T is at most MOST_TOGETHER.
+        """
+
+    def shorten(self, sequence: int, length: int) -> None:
+        """Keep the first `length` tokens of a sequence; InputError if it has fewer."""
+
+
 def check_sequence(backend: Backend, sequence: int) -> None:
     """Raise InputError for a sequence's number out of range."""
     if not 0 <= sequence < backend.max_sequences:
@@ -92,7 +107,16 @@ def check_prefill(backend: Backend, sequence: int, tokens: Sequence[int], length
 
 def check_step(backend: Backend, sequences: Sequence[int], tokens: Sequence[int], length: Callable[[int], int]) -> None:
     """Raise InputError unless each sequence is valid, named once, and has one token."""
+    check_extend(backend, sequences, [[token] for token in tokens], length)
+
+
+def check_extend(
+    backend: Backend, sequences: Sequence[int], tokens: Sequence[Sequence[int]], length: Callable[[int], int]
+) -> None:
+    """Raise InputError unless each sequence is valid, named once, and has tokens, few enough in all."""
     if len(sequences) != len(tokens) or len(set(sequences)) != len(sequences) or not len(sequences):
-        raise InputError(f"a step takes different sequences and a token for each, got {sequences} and {tokens}")
-    for sequence, token in zip(sequences, tokens, strict=True):
-        check_prefill(backend, sequence, [token], length)
+        raise InputError(f"a step takes different sequences and a token or more for each, got {sequences} and {tokens}")
+    for sequence, several in zip(sequences, tokens, strict=True):
+        check_prefill(backend, sequence, several, length)
+    if (together := sum(map(len, tokens))) > MOST_TOGETHER:
+        raise InputError(f"a step must have at most {MOST_TOGETHER} tokens in all, got {together}")

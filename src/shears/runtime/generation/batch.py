@@ -2,6 +2,7 @@
 
 import logging
 from collections import deque
+from collections.abc import Iterator
 from itertools import takewhile
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
@@ -9,11 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from shears.errors import InputError
-from shears.runtime.generation.backend import STEADY, Backend, CopyingBackend
+from shears.runtime.generation.backend import STEADY, Backend, CheckingBackend, CopyingBackend
 
 logger = logging.getLogger(__name__)
 PREFILL_CHUNK = 512  # tokens of a prompt that are read before the other answers get their next token
 LEAST_SHARED = 8  # tokens of a beginning that are worth copying
+MOST_ROWS = 8  # tokens of a step up to which guesses are added; more cost nearly as much as a step each
 
 
 class TooLongError(InputError):
@@ -41,6 +43,17 @@ class Continuation(Protocol):
 
     def accept(self, logits: Float[np.ndarray, " V"]) -> None:
         """Choose the next token."""
+
+
+@runtime_checkable
+class GuessingContinuation(Continuation, Protocol):
+    """An answer that may know tokens before they are computed; it stays the same if it is wrong."""
+
+    def guess(self, most: int) -> list[int]:
+        """Return up to `most` tokens that may come next."""
+
+    def learn(self, guessed: int, right: int) -> None:
+        """Take note of how many tokens of the last guess came."""
 
 
 A = TypeVar("A", bound=Continuation)
@@ -93,7 +106,7 @@ class Batch(Generic[A]):
             self._release(sequence)
 
     def advance(self) -> list[A]:
-        """Read a chunk of one prompt (of all, if `fills_first`); give each read answer a token.
+        """Read a chunk of one prompt (of all, if `fills_first`); give each read answer a token, or a guess of several.
 
         Returns the answers that changed. An answer that fails carries its error and does not
         disturb the others; an error of a whole step is raised.
@@ -104,11 +117,45 @@ class Batch(Generic[A]):
         while self._fills_first and self._unread() is not None:
             changed += self._read_prompt()
         if ready:
-            logits = self._backend.step(ready, [self._running[sequence].tokens[-1] for sequence in ready])
-            for sequence, row in zip(ready, logits, strict=True):
-                self._num_cached[sequence] += 1
-                self._accept(sequence, row)
+            self._step(ready)
         return changed
+
+    def _step(self, ready: list[int]) -> None:
+        tokens = [[self._running[sequence].tokens[-1], *guess] for sequence, guess in self._guesses(ready)]
+        backend = self._backend
+        if len(ready) < sum(map(len, tokens)) and isinstance(backend, CheckingBackend):
+            logits = backend.extend(ready, tokens)
+        else:
+            logits = backend.step(ready, [token for (token,) in tokens])
+        for sequence, several in zip(ready, tokens, strict=True):
+            self._follow(sequence, several[1:], logits[: len(several)])
+            logits = logits[len(several) :]
+
+    def _guesses(self, ready: list[int]) -> Iterator[tuple[int, list[int]]]:
+        """Yield each sequence and the tokens that may follow its last one; they share the rows of a step."""
+        spare = MOST_ROWS - len(ready) if isinstance(self._backend, CheckingBackend) else 0
+        for sequence in ready:
+            answer = self._running[sequence]
+            room = min(spare, self._backend.max_length - self._num_cached[sequence] - 1)
+            guess = answer.guess(room) if room > 0 and isinstance(answer, GuessingContinuation) else []
+            spare -= len(guess)
+            yield sequence, guess
+
+    def _follow(self, sequence: int, guess: list[int], logits: Float[np.ndarray, "T V"]) -> None:
+        """Let an answer choose its next token, and go on for as long as it chooses what was guessed."""
+        answer = self._running[sequence]
+        right = 0
+        self._choose(answer, logits[0])
+        while not answer.done and right < len(guess) and answer.tokens[-1] == guess[right]:
+            right += 1
+            self._choose(answer, logits[right])
+        self._num_cached[sequence] += 1 + right
+        if guess and isinstance(answer, GuessingContinuation):
+            answer.learn(len(guess), right)
+        if right < len(guess) and isinstance(self._backend, CheckingBackend):
+            self._backend.shorten(sequence, self._num_cached[sequence])
+        if answer.done:
+            self._release(sequence)
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._backend.max_sequences:
@@ -158,7 +205,9 @@ class Batch(Generic[A]):
         self._num_cached[sequence] += len(chunk)
         if answer.num_prefilled < len(answer.prompt):
             return []
-        self._accept(sequence, logits)
+        self._choose(answer, logits)
+        if answer.done:
+            self._release(sequence)
         return [answer]
 
     def _copy_beginning(self, sequence: int, answer: A) -> None:
@@ -175,14 +224,11 @@ class Batch(Generic[A]):
             self._copying.copy(source, sequence, common[source])
             answer.num_prefilled = self._num_cached[sequence] = common[source]
 
-    def _accept(self, sequence: int, logits: Float[np.ndarray, " V"]) -> None:
-        answer = self._running[sequence]
+    def _choose(self, answer: A, logits: Float[np.ndarray, " V"]) -> None:
         try:
             answer.accept(logits)
         except InputError as error:
             answer.error = error
-        if answer.done:
-            self._release(sequence)
 
     def _release(self, sequence: int) -> None:
         answer = self._running.pop(sequence)

@@ -78,6 +78,10 @@ class Place:
         self._matcher.consume_token(token)
         _check(self._matcher)
 
+    def forced(self) -> list[int]:
+        """Return the next tokens of the only text that may come, none if there are several."""
+        return [int(token) for token in self._matcher.compute_ff_tokens()]
+
 
 def _check(matcher: Any) -> None:
     if matcher.is_error():

@@ -14,9 +14,9 @@ from shears.models.blocks import LoraUpdate
 from shears.runtime.generation.backend import (
     MOST_SEQUENCES,
     STEADY,
+    check_extend,
     check_prefill,
     check_sequence,
-    check_step,
     check_tokens,
 )
 from shears.runtime.native import _native
@@ -97,16 +97,26 @@ class NativeBackend:
         return logits
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
-        check_step(self, sequences, tokens, self._decoder.length)
-        count = len(tokens)
-        extra = range(self.max_sequences, self.max_sequences + -count % self._rows)
-        ids = np.array([*tokens, *[0] * len(extra)], np.int64)
+        return self.extend(sequences, [[token] for token in tokens])
+
+    def extend(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Float[np.ndarray, "T V"]:
+        check_extend(self, sequences, tokens, self._decoder.length)
+        flat = [token for several in tokens for token in several]
+        extra = range(self.max_sequences, self.max_sequences + -len(flat) % self._rows)
+        ids = np.array([*flat, *[0] * len(extra)], np.int64)
         numbers = np.array([*sequences, *extra], np.int64)
+        counts = np.array([*map(len, tokens), *[1] * len(extra)], np.int64)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
-        self._decoder.step(numbers.ctypes.data, ids.ctypes.data, len(ids), logits.ctypes.data)
+        self._decoder.step(numbers.ctypes.data, counts.ctypes.data, len(counts), ids.ctypes.data, logits.ctypes.data)
         for sequence in extra:
             self._decoder.drop(sequence)
-        return logits[:count]
+        return logits[: len(flat)]
+
+    def shorten(self, sequence: int, length: int) -> None:
+        check_sequence(self, sequence)
+        if not 0 <= length <= self._decoder.length(sequence):
+            raise InputError(f"a sequence must keep 0 to its {self._decoder.length(sequence)} tokens, got {length}")
+        self._decoder.shorten(sequence, length)
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
         check_tokens(self, tokens)

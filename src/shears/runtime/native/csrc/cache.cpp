@@ -42,6 +42,14 @@ void Cache::drop(int64_t sequence) {
   mine = {};
 }
 
+void Cache::shorten(int64_t sequence, int64_t length) {
+  Sequence& mine = sequences_[sequence];
+  const auto used = mine.blocks.begin() + (length + kBlock - 1) / kBlock;
+  spare_.insert(spare_.end(), used, mine.blocks.end());
+  mine.blocks.erase(used, mine.blocks.end());
+  mine.length = length;
+}
+
 void Cache::copy(int64_t source, int64_t target, int64_t count) {
   reserve(target, count);
   for (int64_t block = 0; block * kBlock < count; ++block)

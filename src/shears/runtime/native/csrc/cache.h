@@ -29,6 +29,8 @@ class Cache {
   /// Count the next `count` positions as filled; every layer has them.
   void advance(int64_t sequence, int64_t count) { sequences_[sequence].length += count; }
   void drop(int64_t sequence);
+  /// Forget the positions from `length` on; the blocks that held only those are free again.
+  void shorten(int64_t sequence, int64_t length);
   /// Let an empty sequence begin with a copy of the first `count` positions of another. Throws as `reserve` does.
   void copy(int64_t source, int64_t target, int64_t count);
   Cached at(int64_t sequence, int64_t layer, int64_t head) const;

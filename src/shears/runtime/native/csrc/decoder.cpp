@@ -70,12 +70,13 @@ void Decoder::prefill(int64_t sequence, const int64_t* tokens, int64_t count, fl
   }
 }
 
-void Decoder::step(const int64_t* sequences, const int64_t* tokens, int64_t count, float* logits) {
+void Decoder::step(const int64_t* sequences, const int64_t* counts, int64_t number, const int64_t* tokens, float* logits) {
   std::vector<Span> spans;
-  for (int64_t i = 0; i < count; ++i) spans.push_back({sequences[i], i, 1});
-  for (const Span& span : spans) cache_.reserve(span.sequence, 1);
-  run(spans, tokens, count);
-  finish(0, count, logits);
+  int64_t rows = 0;
+  for (int64_t i = 0; i < number; rows += counts[i++]) spans.push_back({sequences[i], rows, counts[i]});
+  for (const Span& span : spans) cache_.reserve(span.sequence, span.count);
+  run(spans, tokens, rows);
+  finish(0, rows, logits);
 }
 
 void Decoder::score(const int64_t* tokens, int64_t count, float* logits) {

@@ -65,11 +65,14 @@ class Decoder {
 
   /// Append tokens to one sequence; write the logits [V] after the last.
   void prefill(int64_t sequence, const int64_t* tokens, int64_t count, float* logits);
-  /// Append a token to each of several different sequences; write logits [count, V].
-  void step(const int64_t* sequences, const int64_t* tokens, int64_t count, float* logits);
+  /// Append counts[i] tokens to each of several different sequences; write the logits after every token, a row for
+  /// each. All tokens together are at most `chunk`, or one for each of max_sequences.
+  void step(const int64_t* sequences, const int64_t* counts, int64_t number, const int64_t* tokens, float* logits);
   /// Write the logits [count, V] of a text without keeping it in any sequence.
   void score(const int64_t* tokens, int64_t count, float* logits);
   void drop(int64_t sequence) { cache_.drop(sequence); }
+  /// Forget all but the first `length` tokens of a sequence, which has as many.
+  void shorten(int64_t sequence, int64_t length) { cache_.shorten(sequence, length); }
   /// Let an empty sequence begin with the first `count` tokens of another, whose keys and values are copied.
   void copy(int64_t source, int64_t target, int64_t count) { cache_.copy(source, target, count); }
 

@@ -190,8 +190,8 @@ void bind_decoder(nb::module_& m) {
           unlocked)
       .def(
           "step",
-          [](Decoder& self, Address sequences, Address tokens, int64_t count, Address logits) {
-            self.step(at<int64_t>(sequences), at<int64_t>(tokens), count, at<float>(logits));
+          [](Decoder& self, Address sequences, Address counts, int64_t number, Address tokens, Address logits) {
+            self.step(at<int64_t>(sequences), at<int64_t>(counts), number, at<int64_t>(tokens), at<float>(logits));
           },
           unlocked)
       .def(
@@ -201,6 +201,7 @@ void bind_decoder(nb::module_& m) {
           },
           unlocked)
       .def("drop", &Decoder::drop)
+      .def("shorten", &Decoder::shorten)
       .def("copy", &Decoder::copy, unlocked)
       .def("length", &Decoder::length)
       .def_prop_ro("cache_bytes", &Decoder::cache_bytes);
