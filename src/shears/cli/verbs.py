@@ -310,7 +310,7 @@ def compress(
     if dry_run:
         tables.print_costs(record)
         return
-    from shears.runs.compress.making import real_seconds
+    from shears.report.compressed import real_seconds
 
     folder = expanded(out)
     tables.print_times(record, real_seconds(folder, record))

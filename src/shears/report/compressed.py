@@ -1,4 +1,4 @@
-"""The report of a `compress` folder: loss over size and over speed, with all candidates."""
+"""The report of a `compress` folder: loss and right answers over size and speed, candidates, times."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Any
 from markupsafe import Markup
 
 from shears.records.artifacts import COMPRESS, read_object
+from shears.records.timing import read_times
 from shears.report.charts import CURVE_HEIGHT, WIDTH, plane, svg, text
 from shears.report.html import asset, document, element, note, picture, section, table
 from shears.report.records import Record
-from shears.report.words import digits, rate, size
+from shears.report.words import digits, duration, rate, size
 
 LEGEND = "s50-int4-int8: 50% zeros, weights in int4, embeddings in int8."
 CLOSE = 90.0  # lengths right of a point that its name takes
@@ -42,6 +43,7 @@ def compressed_page(folder: Path) -> str:
         element(
             "main",
             section("measured", "Measured", where, *pictures, _measured_table(rows, record)),
+            *_plan(folder, record),
             section("candidates", "Candidates as predicted", predicted, _candidates(record)),
         ),
     )
@@ -52,7 +54,12 @@ def measured_rows(record: Record) -> Iterator[Mapping[str, Any]]:
     """Yield the figures of the dense model and of every candidate made."""
     dense = record["dense"]
     yield {**dense, "name": "dense", "loss": dense.get("held_out_loss"), "mark": "seen"}
-    yield from ({**row, "mark": "chosen" if row["name"] == record["chosen"] else "front"} for row in record["measured"])
+    taught = record.get("teacher")
+    if taught is not None and taught["answers"] is not None:
+        yield {**dense, "name": "dense, fine-tuned", "loss": None, "answers": taught["answers"], "mark": "seen"}
+    rival = record.get("rival")
+    made = [*record["measured"], *([] if rival is None or rival in record["measured"] else [rival])]
+    yield from ({**row, "mark": "chosen" if row["name"] == record["chosen"] else "front"} for row in made)
 
 
 def _outcome(record: Record) -> str:
@@ -94,11 +101,46 @@ def _measured_table(rows: list[Mapping[str, Any]], record: Record) -> Markup:
         holds = "" if row.get("holds") is None else "yes" if row["holds"] else "no"  # only candidates have a verdict
         return (
             row["name"], size(row["bytes"]), bits, "unknown" if speed is None else rate(speed),
-            "unknown" if loss is None else digits(loss), holds,
+            "unknown" if loss is None else digits(loss), _answered(row.get("answers")), holds,
         )  # fmt: skip
 
-    head = ("package", "size", "bits a weight", "tokens a second", "loss", "meets the target")
+    head = ("package", "size", "bits a weight", "tokens a second", "loss", "right answers", "meets the target")
     return table("Measured", head, map(cells, rows))
+
+
+def _answered(answers: Mapping[str, Any] | None) -> str:
+    if answers is None:
+        return ""
+    low, high = (100 * end for end in answers["ci95"])
+    right = answers["right"].count("1")
+    return f"{right} of {answers['n']}, {100 * answers['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def _plan(folder: Path, record: Record) -> list[Markup]:
+    """Return the section of the plan: what each stage did, minutes planned and real; none without times."""
+    stages = [stage for stage in record.get("stages", []) if stage["seconds"] is not None]
+    if not stages or "effort" not in record:
+        return []
+    real = real_seconds(folder, record)
+    rows = [
+        (stage["name"], stage["work"], duration(stage["seconds"]), _taken(real.get(stage["name"]))) for stage in stages
+    ]
+    rows.append(("all", "", duration(sum(stage["seconds"] for stage in stages)), _taken(sum(real.values()))))
+    lead = f"The plan is {record['effort']['name']}, from speeds measured on this machine before it began."
+    return [section("plan", "Plan", lead, table("Plan", ("stage", "what it did", "planned", "real"), rows))]
+
+
+def _taken(seconds: float | None) -> str:
+    return "unknown" if seconds is None else duration(seconds)
+
+
+def real_seconds(folder: Path, record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the seconds that each stage of a compression has taken, by the names of its plan."""
+    seconds = {stage["name"]: stage["seconds"] for stage in record.get("stages", []) if stage["name"] == "plan"}
+    folders = [folder, *(folder / each["name"] for each in record["measured"])]
+    for line in (line for each in folders for line in read_times(each)):
+        seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
+    return seconds
 
 
 def _candidates(record: Record) -> Markup:

@@ -22,7 +22,8 @@ from shears.errors import InputError
 from shears.models.fetching import convert_gguf
 from shears.models.ref import resolve
 from shears.records.artifacts import read_object
-from shears.runs.compress.making import _share, real_seconds
+from shears.report.compressed import real_seconds
+from shears.runs.compress.making import _share
 from shears.runs.compress.recipes import dtype_of
 from shears.runs.compress.speeds import Speeds, measured_speeds
 from shears.runs.compress.texts import split_text
@@ -357,6 +358,9 @@ def test_rows_alone_are_trained_on_and_their_last_tenth_is_answered(inputs: Path
     )  # fmt: skip
     assert again == record
     assert {"dense", "sparsify", "train", "measure", "rival"} <= real_seconds(out, record).keys()
+    page = shears.write_report(out).read_text()
+    assert "right answers" in page
+    assert "trains dense int4 alike" in page
     commands = next_lines(record, "small")
     assert commands[0].endswith(
         f"generate small/{record['chosen']}/package --data small/held_out.jsonl --output answers.jsonl"

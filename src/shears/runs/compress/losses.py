@@ -26,7 +26,7 @@ from shears.quantization.grid import quantize
 from shears.sparsity.prune import sparsify_model
 
 logger = logging.getLogger(__name__)
-SEQUENCES = 8  # of each text: enough to order candidates, few enough to take minutes
+SEQUENCES = 4  # of each text: enough to order candidates, few enough to take minutes
 LENGTH = 256  # tokens of each
 
 
@@ -91,6 +91,17 @@ def measured_losses(
             logger.info("%s %s alone adds %.4f nats a token", kind, form, added[kind][form])
             progress.advance(note=f", {kind} {form}")
     return AddedLosses(dense, *added.values())  # type: ignore[arg-type]
+
+
+def seconds_of_losses(kinds: Iterable[tuple[float, str, str]], load: float, forward: float) -> float:
+    """Return the seconds that `measured_losses` takes, of those of loading and of a token of a forward pass.
+
+    Each change loads the model and reads the held-out text once; pruning reads a text twice more.
+    """
+    sparsities, values, embeddings = (set(each) for each in zip(*kinds, strict=True))
+    zeros = len(sparsities - {0.0})
+    count = zeros + len(values - {"bf16"}) + len(embeddings - {"keep"})
+    return count * load + (1 + count + 2 * zeros) * SEQUENCES * LENGTH * forward
 
 
 def _weights(network: PreTrainedModel) -> list[Tensor]:

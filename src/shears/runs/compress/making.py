@@ -18,7 +18,7 @@ from shears.errors import memory_of
 from shears.models.ref import ModelRef
 from shears.records.artifacts import COMPRESS, RECIPE, as_data, write_json
 from shears.records.folders import partial_folder
-from shears.records.timing import read_times, timed
+from shears.records.timing import timed
 from shears.runs.baselines import HEALED_FOLDER
 from shears.runs.compress.candidates import Candidate, figures_of, smallest_enough
 from shears.runs.compress.effort import TEACHER
@@ -131,15 +131,6 @@ class Road:
         with timed(self.folder, "rival"):
             self.record["rival"] = next(known, None) or self._made(rival)
         self._choose()
-
-
-def real_seconds(folder: Path, record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the seconds that each stage of a compression has taken, by the names of its plan."""
-    seconds = {stage["name"]: stage["seconds"] for stage in record.get("stages", []) if stage["name"] == "plan"}
-    folders = [folder, *(folder / each["name"] for each in record["measured"])]
-    for line in (line for each in folders for line in read_times(each)):
-        seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
-    return seconds
 
 
 def best(figures: Sequence[Mapping[str, Any]], bound: Bound) -> Mapping[str, Any] | None:

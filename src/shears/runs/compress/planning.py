@@ -32,7 +32,7 @@ from shears.runs.compress.candidates import (
     smallest_enough,
 )
 from shears.runs.compress.effort import BATCH, FEWEST_SEQUENCES, TEACHER, Amounts, Costs, Effort, efforts, fitted
-from shears.runs.compress.losses import measured_losses
+from shears.runs.compress.losses import measured_losses, seconds_of_losses
 from shears.runs.compress.measuring import NEW_TOKENS, ROUNDS, task_of_rows
 from shears.runs.compress.recipes import WITH_SENSITIVITY, recipe_of, teacher_training
 from shears.runs.compress.speeds import Speeds, measured_speeds
@@ -45,6 +45,7 @@ from shears.runtime.forecast import Forecast, forecast_of, needed
 logger = logging.getLogger(__name__)
 MOST_OUTSIDE = 0.1  # share of a block's weights outside its linears, such as stacked experts
 USUAL: EffortName = "usual"
+LOSSES_SHARE = 0.2  # of the time that measuring the candidates' losses may take
 FEW_ROWS = 500  # up to this many a warning says that steps, not epochs, decide
 
 
@@ -75,8 +76,8 @@ def planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path,
     if texts.calibration.is_file():
         short = settings.model_copy(update={"sequence_length": found[USUAL].sequence_length})
         speeds = measured_speeds(ref, short, texts, training, asked)
-        if len(kept) > 1:
-            kinds = [(each.sparsity, each.values, each.embeddings) for each in kept]
+        kinds = [(each.sparsity, each.values, each.embeddings) for each in kept]
+        if len(kept) > 1 and _may_take(seconds_of_losses(kinds, speeds.load, speeds.forward), settings):
             losses = measured_losses(ref, kinds, short, str(texts.calibration), str(texts.held_out))
     best = ordered(kept, losses)
     others = sorted((each for each in candidates if each not in kept), key=lambda each: each.bytes)
@@ -139,6 +140,14 @@ def _training_rows(ref: ModelRef, settings: CompressConfig, texts: Texts) -> Row
     return training
 
 
+def _may_take(seconds: float, settings: CompressConfig) -> bool:
+    """Return whether the time allows losses that take so many seconds; the log says so where it does not."""
+    if settings.seconds is None or seconds <= LOSSES_SHARE * settings.seconds:
+        return True
+    logger.warning("losses of the candidates would take %.0f s of the time: %s", seconds, RULE)
+    return False
+
+
 def _amounts(
     ref: ModelRef, settings: CompressConfig, texts: Texts, training: Rows | None, asked: tuple[Path, str] | None
 ) -> Amounts:
@@ -178,6 +187,8 @@ class _Planner:
             costs = self._costs(self.speeds)
             effort = found[str(named)] if self.settings.seconds is None else fitted(found, costs, self.spent)
             totals = {name: self.spent + sum(costs.seconds(each).values()) for name, each in found.items()}
+            told = ", ".join(f"{name} {total / 60:.1f}" for name, total in totals.items())
+            logger.info("minutes: %s; taking %s, %s steps", told, effort.name, effort.steps or "no")
             seconds = {"plan": self.spent, **costs.seconds(effort)}
         return {
             "first": self.first.name,

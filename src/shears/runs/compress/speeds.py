@@ -33,11 +33,11 @@ from shears.sparsity.prune import sparsify_model
 
 logger = logging.getLogger(__name__)
 LENGTH = 256  # tokens of a sequence that a probe reads
-FORWARD_TOKENS = 1024
+FORWARD_TOKENS = 512
 LONGEST_STEP = 8.0  # seconds that the larger step may take, as a forward pass predicts it
-LARGE_STEP = 8  # rows in the larger step of two
+LARGE_STEP = 4  # rows in the larger step of two
 TRAINED_IN_FORWARDS = 4  # forward passes that a trained token costs, roughly
-QUESTIONS = 8  # rows that are answered at most
+QUESTIONS = 4  # rows that are answered at most
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,16 @@ def measured_speeds(
     started = time.perf_counter()
     with quietly():
         load, forward, pruning = _reading(model, config, texts)
-        step, trained = _training(model, config, texts, training.train, forward) if training else (0.0, 0.0)
-        question, trained_question = _answering(model, *asked, training) if asked else (0.0, 0.0)
+    logger.info("speeds: %.0f tokens/s forward, %.0f s of pruning beside", 1 / forward, pruning)
+    step, trained, question, trained_question = 0.0, 0.0, 0.0, 0.0
+    if training is not None:
+        with quietly():
+            step, trained = _training(model, config, texts, training.train, forward)
+        logger.info("speeds: a training step takes %.1f s, and %.0f tokens/s", step, 1 / trained)
+    if asked is not None:
+        with quietly():
+            question, trained_question = _answering(model, *asked, training)
+        logger.info("speeds: an answer takes %.1f s, %.1f s after training", question, trained_question)
     logger.info("measured the speeds of this machine in %.0f s", time.perf_counter() - started)
     return Speeds(load, forward, pruning, step, trained, question, trained_question)
 
