@@ -37,7 +37,10 @@ def sparse(tmp_path: Path) -> Callable[..., Path]:
     file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in tokens.tolist()))
 
     def run(name: str = "llama", **settings: Any) -> Path:
-        base, given = save_tiny(tmp_path / "base", name), {"recover_rank": 8, "precision": "fp32", **settings}
+        base, given = (
+            save_tiny(tmp_path / "base", name),
+            {"method": "wanda", "recover_rank": 8, "precision": "fp32", **settings},
+        )
         return sparsify(base, tmp_path / "sparse", calibration=str(file), num_samples=4, **given)
 
     return run

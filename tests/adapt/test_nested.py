@@ -196,7 +196,13 @@ def test_the_trained_function_is_what_is_saved(
 
 def test_a_start_from_the_recovery_keeps_its_product_at_every_rank(data: str, tmp_path: Path) -> None:
     save_tiny(tmp_path / "dense")
-    pruning: dict[str, Any] = {"num_samples": 4, "sequence_length": 32, "recover_rank": 6, "precision": "fp32"}
+    pruning: dict[str, Any] = {
+        "method": "wanda",
+        "num_samples": 4,
+        "sequence_length": 32,
+        "recover_rank": 6,
+        "precision": "fp32",
+    }
     sparse = sparsify(tmp_path / "dense", tmp_path / "sparse", calibration=data, device="cpu", **pruning)
     plain, nested = (
         prepare(resolve(sparse), TrainConfig(data=data, sampling=sampling, init="recovery", **SETTINGS))
@@ -218,10 +224,29 @@ def test_nested_is_the_default_where_it_can_be() -> None:
     assert sampling(quantize_aware="int4", sampling="maximal") == "maximal"
 
 
-def test_an_adapter_that_vanishes_into_a_package_has_one_rank_unless_more_are_named() -> None:
-    def ranks(**options: Any) -> tuple[int, ...]:
-        return TrainConfig(data="-", **options).ranks
+@pytest.mark.parametrize(
+    ("options", "base", "decided"),
+    [
+        ({}, (494_000_000, 0.5, False), (3e-4, 64, "lora")),
+        ({}, (494_000_000, 0.5, True), (3e-4, 64, "recovery")),
+        ({}, (135_000_000, 0.5, False), (1e-3, 128, "lora")),
+        ({"sparse_adapter": True}, (494_000_000, 0.5, True), (3e-4, 128, "lora")),
+        ({"sparse_adapter": True}, (135_000_000, 0.75, False), (1e-3, 256, "lora")),
+        ({"ranks": (4, 2)}, (494_000_000, 0.5, True), (3e-4, 64, "lora")),  # nested
+        ({"ranks": (4, 2), "sampling": "maximal"}, (494_000_000, 0.5, True), (3e-4, 64, "recovery")),
+        ({"adapter": "lokr"}, (494_000_000, 0.5, True), (3e-4, 64, "lora")),
+        ({"learning_rate": 0.5, "alpha": 3, "init": "lora"}, (135_000_000, 0.5, True), (0.5, 3, "lora")),
+    ],
+)
+def test_a_base_decides_what_the_user_does_not(
+    options: dict[str, Any], base: tuple[int, float, bool], decided: tuple[float, float, str]
+) -> None:
+    settings = TrainConfig(data="-", **options).for_base(*base)
+    assert (settings.learning_rate, settings.alpha, settings.init) == decided
 
-    assert ranks(quantize_aware="int4") == (32,)
-    assert ranks() == ranks(sparse_adapter=True) == (32, 24, 16)
-    assert ranks(quantize_aware="int4", ranks="16,8") == (16, 8)
+
+@pytest.mark.parametrize(("examples", "epochs"), [(1, 10), (200, 10), (800, 6), (1812, 3), (5000, 1), (10**6, 1)])
+def test_few_rows_are_read_more_often(examples: int, epochs: int) -> None:
+    assert TrainConfig(data="-").num_epochs(examples) == epochs
+    assert TrainConfig(data="-", epochs=2).num_epochs(examples) == 2
+    assert TrainConfig(data="-", batch_size=1).num_steps(examples) == epochs * examples

@@ -36,6 +36,6 @@ def _own_model_and_trainer(folder: Path) -> dict[str, Any]:
     """Return what a user of the second block has: a model, a PEFT model on it, a Trainer."""
     model = tiny_model()
     space = build_space(model, ("q_proj+k_proj+v_proj", "up_proj"), (32, 24, 16))
-    peft_model = add_lora(model, space, TrainConfig(data="-"))
+    peft_model = add_lora(model, space, TrainConfig(data="-", alpha=64))
     trainer = Trainer(peft_model, TrainingArguments(str(folder / "trainer"), report_to="none", use_cpu=True))
     return {"model": tiny_model(), "peft_model": peft_model, "trainer": trainer}

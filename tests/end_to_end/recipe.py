@@ -6,7 +6,7 @@ from tests.tiny import save_tiny
 
 RECIPE = """\
 model: {base}
-sparsify: {{sparsity: 0.5, num_samples: 4, sequence_length: 64, calibration: arithmetic:train}}
+sparsify: {{method: wanda, sparsity: 0.5, num_samples: 4, sequence_length: 64, calibration: arithmetic:train}}
 train:
   data: {train}
   ranks: [6, 4, 2]

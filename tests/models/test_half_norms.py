@@ -58,7 +58,7 @@ def test_a_model_in_memory_is_pruned_in_bf16_and_keeps_its_format(tmp_path: Path
     model = load_model(_half(tmp_path, "opt"), device="cpu", to_save=True)
     before = {name: weight.clone() for name, weight in _norms(model).items()}
     batches = [torch.randint(0, 250, (2, 16), generator=torch.Generator().manual_seed(0))]
-    sparsify_model(model, batches, SparsifyConfig(sparsity=0.5, precision="bf16"))
+    sparsify_model(model, batches, SparsifyConfig(method="wanda", sparsity=0.5, precision="bf16"))
     after = _norms(model)
     assert all(
         torch.equal(after[name], weight) and after[name].dtype == torch.float16 for name, weight in before.items()

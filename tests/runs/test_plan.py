@@ -311,7 +311,7 @@ def test_tokens_of_a_training_are_those_of_the_examples_it_sees(settings: dict[s
 
 
 def test_shares_of_zeros_are_not_rounded_to_whole_percents(tmp_path: Path) -> None:
-    assert planned(tmp_path, sparsify={"sparsity": 0.625}).stages[0].work.startswith("wanda to 62.5%, ")
+    assert planned(tmp_path, sparsify={"sparsity": 0.625}).stages[0].work.startswith("admm to 62.5%, ")
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_a_calibration_text_must_be_given_but_for_the_embedded_model(tmp_path: P
 
 def test_a_package_is_refused_and_a_text_to_download_is_named(tmp_path: Path) -> None:
     run_plan = planned(tmp_path, sparsify={"calibration": "nowhere.txt", "num_samples": 2, "sequence_length": 8})
-    assert run_plan.stages[0].work == "wanda to 50%, 2 x 8 = 16 tokens of nowhere.txt (not here yet)"
+    assert run_plan.stages[0].work == "admm to 50%, 2 x 8 = 16 tokens of nowhere.txt (not here yet)"
     shears.export_adapter(tmp_path / "base", tmp_path / "package", format="package")
     with pytest.raises(InputError, match="a model to prune must be a model folder, got the package"):
         plan(
@@ -403,5 +403,5 @@ def test_rows_of_token_ids_are_planned_as_they_are_calibrated_on(tmp_path: Path)
     padded = {"input_ids": [5, 6, 7, 0, 0], "attention_mask": [1, 1, 1, 0, 0]}
     file.write_text("".join(json.dumps(row) + "\n" for row in [padded, {"input_ids": [1, 2, 3, 4]}]))
     run_plan = planned(tmp_path, sparsify={"calibration": str(file), "num_samples": 64, "sequence_length": 512})
-    assert run_plan.stages[0].work == f"wanda to 50%, all 2 rows of {file}, 7 tokens"
+    assert run_plan.stages[0].work == f"admm to 50%, all 2 rows of {file}, 7 tokens"
     assert calibration_batches(str(file), None, 64, 512, batch_size=4, seed=0).num_tokens == 7

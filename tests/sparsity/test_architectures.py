@@ -67,7 +67,7 @@ def write_ids(path: Path, sequences: Tensor = SEQUENCES) -> str:
 def prune(folder: Path, base: PreTrainedModel, **settings: Any) -> Run:
     base.save_pretrained(folder / "base")
     ids = {"calibration": write_ids(folder / "ids.jsonl"), "num_samples": len(SEQUENCES)}
-    sparse = sparsify(folder / "base", folder / "sparse", **{**ids, **settings})
+    sparse = sparsify(folder / "base", folder / "sparse", **{"method": "wanda", **ids, **settings})
     loaded = [AutoModelForCausalLM.from_pretrained(place).eval() for place in (folder / "base", sparse)]
     return Run(loaded[0], loaded[1], sparse, json.loads((sparse / SPARSITY).read_text()))
 
@@ -168,7 +168,7 @@ def test_with_work_between_blocks_linears_are_measured_on_the_dense_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     dense, model = halved_between_blocks(), halved_between_blocks()
-    report = sparsify_model(model, SEQUENCES.split(3), SparsifyConfig(precision="fp32"))
+    report = sparsify_model(model, SEQUENCES.split(3), SparsifyConfig(method="wanda", precision="fp32"))
     assert "all linears are measured on the dense model instead" in caplog.text
     assert report.achieved == 0.5
     prefix, blocks = decoder_blocks(dense)
@@ -183,14 +183,14 @@ def test_with_work_between_blocks_linears_are_measured_on_the_dense_model(
 @pytest.mark.parametrize("settings", ["sparsegpt", "admm", "2:4"])
 def test_with_work_between_blocks_methods_and_patterns_work(settings: str) -> None:
     model = halved_between_blocks()
-    report = sparsify_model(model, SEQUENCES.split(3), SparsifyConfig(**SETTINGS[settings]))
+    report = sparsify_model(model, SEQUENCES.split(3), SparsifyConfig(**{"method": "wanda", **SETTINGS[settings]}))
     assert report.achieved == 0.5
     assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("allocation", ["owl", "sensitivity"])
 def test_with_work_between_blocks_allocations_are_refused(allocation: str) -> None:
-    config = SparsifyConfig(**SETTINGS[allocation])
+    config = SparsifyConfig(**{"method": "wanda", **SETTINGS[allocation]})
     with pytest.raises(InputError, match="nothing may be computed between two decoder blocks"):
         sparsify_model(halved_between_blocks(), SEQUENCES.split(3), config)
 

@@ -54,7 +54,7 @@ def test_magnitude_needs_no_calibration_and_takes_the_smallest() -> None:
 def test_what_is_skipped_is_not_pruned() -> None:
     model = tiny_model()
     skip = all_but("q_proj", r"\.1\.mlp\.up_proj")
-    report = sparsify_model(model, BATCHES, SparsifyConfig(skip=(skip,)))
+    report = sparsify_model(model, BATCHES, SparsifyConfig(method="wanda", skip=(skip,)))
     assert list(report.linears) == [
         "model.layers.0.self_attn.q_proj",
         "model.layers.1.self_attn.q_proj",
@@ -69,7 +69,7 @@ def test_the_batch_size_does_not_matter() -> None:
     masks = []
     for size in (1, 4):
         model = tiny_model()
-        sparsify_model(model, TOKENS.split(size), SparsifyConfig(precision="fp32"))
+        sparsify_model(model, TOKENS.split(size), SparsifyConfig(method="wanda", precision="fp32"))
         masks.append([weight_oi(linear) == 0 for linear in linears(model).values()])
     assert all(torch.equal(*pair) for pair in zip(*masks, strict=True))
 
@@ -78,14 +78,14 @@ def test_sliding_windows_change_what_is_pruned() -> None:
     masks = []
     for window in (4, LONGEST):
         model = tiny_model("gemma2", sliding_window=window)
-        sparsify_model(model, BATCHES, SparsifyConfig())
+        sparsify_model(model, BATCHES, SparsifyConfig(method="wanda"))
         masks.append(weight_oi(linears(model)["model.layers.2.mlp.down_proj"]) == 0)
     assert not torch.equal(*masks)
 
 
 def test_bf16_models_are_pruned_in_their_own_dtype() -> None:
     model = tiny_model(dtype=torch.bfloat16)
-    report = sparsify_model(model, BATCHES, SparsifyConfig())
+    report = sparsify_model(model, BATCHES, SparsifyConfig(method="wanda"))
     assert report.achieved == 0.5
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
@@ -93,15 +93,15 @@ def test_bf16_models_are_pruned_in_their_own_dtype() -> None:
 def test_no_sparsity_leaves_the_model_bitwise() -> None:
     model = tiny_model()
     before = state(model)
-    assert sparsify_model(model, BATCHES, SparsifyConfig(sparsity=0.0)).achieved == 0.0
+    assert sparsify_model(model, BATCHES, SparsifyConfig(method="wanda", sparsity=0.0)).achieved == 0.0
     assert all(torch.equal(after, before[key]) for key, after in model.state_dict().items())
 
 
 def test_pruning_again_keeps_the_zeros_there_are() -> None:
     model = tiny_model()
-    sparsify_model(model, BATCHES, SparsifyConfig(sparsity=0.5))
+    sparsify_model(model, BATCHES, SparsifyConfig(method="wanda", sparsity=0.5))
     zeros = {name: weight_oi(linear) == 0 for name, linear in linears(model).items()}
-    report = sparsify_model(model, BATCHES, SparsifyConfig(sparsity=0.25))
+    report = sparsify_model(model, BATCHES, SparsifyConfig(method="wanda", sparsity=0.25))
     assert report.achieved == 0.5
     assert all(torch.equal(weight_oi(linear) == 0, zeros[name]) for name, linear in linears(model).items())
 
@@ -121,7 +121,7 @@ def test_weights_that_are_not_finite_are_named_before_anything_is_pruned(method:
 def test_a_model_without_linears_is_refused() -> None:
     model = nn.Sequential(nn.ModuleList([nn.LayerNorm(4), nn.LayerNorm(4)]))
     with pytest.raises(InputError, match="must have linears in its decoder blocks"):
-        choose(model, SparsifyConfig())
+        choose(model, SparsifyConfig(method="wanda"))
 
 
 def test_quantized_weights_are_refused() -> None:
@@ -129,7 +129,7 @@ def test_quantized_weights_are_refused() -> None:
     linear = linears(model)["model.layers.0.mlp.up_proj"]
     linear.weight = nn.Parameter(torch.ones(48, 32, dtype=torch.int8), requires_grad=False)
     with pytest.raises(InputError, match="load it unquantized"):
-        sparsify_model(model, BATCHES, SparsifyConfig())
+        sparsify_model(model, BATCHES, SparsifyConfig(method="wanda"))
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ def test_quantized_weights_are_refused() -> None:
 )
 def test_calibration_the_model_cannot_read_is_refused(batches: list[Tensor], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        sparsify_model(tiny_model("opt"), batches, SparsifyConfig())
+        sparsify_model(tiny_model("opt"), batches, SparsifyConfig(method="wanda"))
 
 
 def test_weights_in_no_linear_are_logged_as_warnings(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("mamba")
     with caplog.at_level(logging.WARNING):
-        report = sparsify_model(model, BATCHES, SparsifyConfig())
+        report = sparsify_model(model, BATCHES, SparsifyConfig(method="wanda"))
     assert "are in no linear and stay DENSE" in caplog.text
     beyond = sum(
         weight.numel() for name, weight in model.named_parameters() if "A_log" in name or "conv1d.weight" in name
@@ -162,7 +162,7 @@ def test_a_linear_that_no_token_reaches_is_pruned_by_magnitude(caplog: pytest.Lo
     block = decoder_blocks(model)[1][1]
     block.add_module("idle", nn.Linear(8, 2))
     with caplog.at_level(logging.WARNING):
-        report = sparsify_model(model, BATCHES, SparsifyConfig())
+        report = sparsify_model(model, BATCHES, SparsifyConfig(method="wanda"))
     assert "no calibration token reached model.layers.1.idle" in caplog.text
     assert report.linears["model.layers.1.idle"].zeros == 8
 
@@ -171,7 +171,7 @@ def test_dropout_of_a_model_left_in_training_mode_does_not_reach_the_statistics(
     masks = []
     for training in (False, True):
         model = tiny_model("gpt2").train(training)
-        sparsify_model(model, BATCHES, SparsifyConfig())
+        sparsify_model(model, BATCHES, SparsifyConfig(method="wanda"))
         masks.append([weight_oi(linear) == 0 for linear in linears(model).values()])
         assert model.training == training
     assert all(torch.equal(*pair) for pair in zip(*masks, strict=True))

@@ -20,7 +20,7 @@ BATCHES = list(TOKENS.split(2))
 
 
 def settings(**others: Any) -> SparsifyConfig:
-    return SparsifyConfig(**{"precision": "fp32", "reconstruct": "block", **others})
+    return SparsifyConfig(**{"method": "wanda", "precision": "fp32", "reconstruct": "block", **others})
 
 
 @pytest.mark.parametrize(("name", "method"), [("llama", "wanda"), ("gpt2", "magnitude"), ("mixtral", "admm")])

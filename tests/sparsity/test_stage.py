@@ -18,7 +18,7 @@ from shears.sparsity.stage import sparsify
 from tests.oracles import wanda
 from tests.tiny import VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
-SMALL = {"num_samples": 4, "sequence_length": 32}
+SMALL = {"method": "wanda", "num_samples": 4, "sequence_length": 32}
 
 
 def test_the_folder_opens_in_stock_tools_with_the_zeros_it_states(tmp_path: Path, text: str) -> None:
@@ -75,7 +75,9 @@ def test_ready_token_ids_reproduce_a_pruning_done_elsewhere(tmp_path: Path) -> N
     tokens = torch.randint(0, VOCABULARY, (5, 24), generator=torch.Generator().manual_seed(3))
     file = tmp_path / "ids.jsonl"
     file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in tokens.tolist()))
-    folder = sparsify(str(base), tmp_path / "sparse", calibration=str(file), num_samples=5, precision="fp32")
+    folder = sparsify(
+        str(base), tmp_path / "sparse", calibration=str(file), num_samples=5, precision="fp32", method="wanda"
+    )
     expected, model = wanda.prune(load_model(base), list(tokens), 0.5), load_model(folder)
     for name, (_, pruned) in expected.items():
         assert torch.equal(weight_oi(linears(model)[name]) == 0, pruned)

@@ -23,7 +23,14 @@ IDS = torch.arange(40).view(2, 20)
 def sparse(data: str, tmp_path: Path) -> Path:
     """A pruned tiny model with its recovery."""
     save_tiny(tmp_path / "dense")
-    settings = {"num_samples": 4, "sequence_length": 32, "recover_rank": 6, "precision": "fp32", "device": "cpu"}
+    settings = {
+        "method": "wanda",
+        "num_samples": 4,
+        "sequence_length": 32,
+        "recover_rank": 6,
+        "precision": "fp32",
+        "device": "cpu",
+    }
     return sparsify(tmp_path / "dense", tmp_path / "sparse", calibration=data, **settings)
 
 

@@ -1,6 +1,7 @@
 """What a training needs, loaded: the frozen model with its adapter, tokenizer, examples."""
 
 import logging
+import math
 import random
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -30,6 +31,7 @@ from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.polar import make_polar
 from shears.adapt.space import SearchSpace
 from shears.checkpoints.conversion import known_config
+from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import TrainConfig
 from shears.data.examples import Example, Tokenized, check_completions, load_examples, tokenize_all
 from shears.errors import InputError, first_line
@@ -47,6 +49,7 @@ from shears.models.properties import num_embeddings, positions_in
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
 from shears.quantization.grid import Grid
+from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER
 from shears.records.peft_files import ADAPTER_WEIGHTS
 from shears.training.batches import padding
 
@@ -178,6 +181,16 @@ class Rows(NamedTuple):
     pad_id: int
 
 
+def settings_for(base: ModelRef, settings: TrainConfig) -> TrainConfig:
+    """Return the settings with what the base decides: learning rate, alpha and start, where none is set."""
+    files = TensorFiles(base.folder)
+    linears = base.record.get("linears", {}).values()
+    size = sum(math.prod(linear["shape"]) for linear in linears)
+    sparsity = sum(linear["zeros"] for linear in linears) / max(size, 1)
+    has_recovery = (base.folder / RECOVERY_FOLDER / RECOVERY).is_file()
+    return settings.for_base(sum(math.prod(files.shape(name)) for name in files.names), sparsity, has_recovery)
+
+
 def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
     """Return the tokenized examples of `settings`; loads no model. InputError for unusable ones."""
     tokenizer = load_tokenizer(model)
@@ -192,6 +205,7 @@ def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
 
 def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) -> PreparedAdapter:
     """Load the model, the adapter and, without `rows`, the examples; InputError if unusable."""
+    settings = settings_for(model, settings)
     rows = rows or read_training_rows(model, settings)
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
     quantization = None
@@ -293,6 +307,7 @@ def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) 
 
 
 def _alpha(settings: TrainConfig) -> int | float:
+    assert settings.alpha is not None, "settings_for decides it"
     return int(settings.alpha) if settings.alpha.is_integer() else settings.alpha
 
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from shears.adapt.prepare import (
     build_space,
     prepare,
     read_training_rows,
+    settings_for,
 )
 from shears.adapt.sampling import NLSCallback
 from shears.adapt.space import SearchSpace
@@ -46,7 +47,7 @@ from shears.training.distillation import Loss
 from shears.training.loop import CHECKPOINT_BYTES, Training, check_warmup, fit
 from shears.training.packed_attention import attend_by_example
 from shears.training.processes import raise_in_all, shard_frozen, wait
-from shears.training.stage import Origin, Stage, origin_of, run_stage
+from shears.training.stage import Stage, origin_of, run_stage
 from shears.training.step_log import check_trackers
 from shears.training.teacher import LiveTeacher, TeacherSource, find_teacher, refuse_other_vocabulary
 from shears.training.trainer import LengthBucketSampler, collator_of
@@ -86,11 +87,14 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
         answer = partial(answers_source, settings.data, teacher.model if teacher else base, settings.seed)
         raise_in_all(lambda: answer(settings.columns) if is_first_process() else ("", settings.columns))
         data, columns = answer(settings.columns)  # the others find it there
-        prepared = _fitted(base, teacher, work, settings.model_copy(update={"data": data, "columns": dict(columns)}))
+        decided = settings_for(base, settings.model_copy(update={"data": data, "columns": dict(columns)}))
+        by_base = {name: getattr(decided, name) for name in ("learning_rate", "alpha", "init")}
+        logger.info("learning rate %g, alpha %g, init %s", *by_base.values())
+        prepared = _fitted(base, teacher, work, decided)
         wait()  # for checkpoints that other processes still write
         if is_first_process():
             form = form_of_rows(read_rows(data, columns), settings.template)
-            _save(prepared, work, settings, {**recorded, **form.as_record()})
+            _save(prepared, work, settings, {**recorded, **form.as_record(), **by_base})
 
     return run_stage(stage, settings, output, origin, fit_and_save, resume=resume)
 
@@ -187,7 +191,7 @@ def _examples_seen(settings: TrainConfig, lengths: Sequence[int]) -> set[int]:
     return {number for order in orders for number in islice(order, count)}
 
 
-def _save(prepared: PreparedAdapter, work: Path, settings: TrainConfig, origin: Origin) -> None:
+def _save(prepared: PreparedAdapter, work: Path, settings: TrainConfig, origin: Mapping[str, Any]) -> None:
     """Write a plain PEFT adapter, and last the record that marks a whole super-adapter."""
     fold_polar(prepared.model)
     prepared.elastic.fold()
@@ -199,7 +203,7 @@ def _save(prepared: PreparedAdapter, work: Path, settings: TrainConfig, origin: 
     written = artifacts.read_json(work / ADAPTER_CONFIG)
     # PEFT writes target_modules in the order of a set, which differs between processes
     artifacts.write_json(work / ADAPTER_CONFIG, {**written, "target_modules": sorted(written["target_modules"])})
-    space, alpha, parameters = _without_start(prepared, work, settings.alpha)
+    space, alpha, parameters = _without_start(prepared, work, origin["alpha"])
     _save_grids(prepared, work)
     record = {
         "shears_version": __version__,

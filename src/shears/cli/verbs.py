@@ -116,12 +116,14 @@ def train(
     *,
     values: Values,
 ) -> None:
-    """Train a super-adapter on a sparse model.
+    """Train an adapter on a sparse model.
 
-    OUT is an ordinary PEFT adapter that was trained at many ranks, so that its ranks can be cut
-    afterwards.
+    OUT is an ordinary PEFT adapter of one rank or, with several --ranks, a super-adapter whose ranks
+    can be cut afterwards.
 
-    shears train sparse adapter --data train.jsonl --ranks 32,24,16
+    \b
+    shears train sparse adapter --data train.jsonl
+    shears train sparse elastic --data train.jsonl --ranks 32,24,16
     """
     refuse_taken(expanded(out), resume)
     folder = shears.train(sparse, out, resume=resume, **values)
@@ -145,7 +147,7 @@ def search(
 
     OUT/result.json lists every configuration evaluated, the chosen one and the Pareto front.
 
-    shears search adapter search --data validation.jsonl --strategy hill-climbing
+    shears search adapter search --data validation.jsonl
     """
     refuse_taken(expanded(out), resume)
     folder = shears.search(super_adapter, out, model=model, resume=resume, **values)

@@ -31,7 +31,7 @@ class LoopConfig(StageConfig):
     """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution."""
     cross_entropy: float = Field(0.5, ge=0)
     """Weight of the loss on the text itself."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float | None = Field(3e-4, gt=0)
     """Peak learning rate of AdamW."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0 to its peak; must be below the number of steps."""

@@ -11,6 +11,9 @@ from shears.config.loop import LoopConfig
 AUTO = "auto"  # the groups that the model's structure gives
 AdapterName = Literal["lora", "polar", "lokr"]
 SamplingName = Literal["nested", "maximal", "uniform"]
+SMALL = 250_000_000  # weights of a model; measured were 135 M and 494 M (docs/explanation/defaults.md)
+EXAMPLES = 5_000  # read by a training that names neither epochs nor steps, within MOST_EPOCHS
+MOST_EPOCHS = 10
 LOKR_LACKS: Mapping[str, str] = {
     "init": "a Kronecker product cannot represent a recovery or PiSSA start",
     "sparse_adapter": "SparsePEFT masks the product of LoRA's factors",
@@ -30,9 +33,9 @@ class TrainConfig(LoopConfig):
     template: TemplateName = "question"
     """Prompt template of instruction/input/output rows, in training and in evaluation; chat: turns
     in the model's chat template."""
-    ranks: Ranks = (32, 24, 16)
-    """Allowed ranks of every group, largest first; a single rank is plain LoRA, and the default
-    with quantize_aware (32): no rank makes that package smaller, and several cost it accuracy."""
+    ranks: Ranks = (32,)
+    """Allowed ranks of every group, largest first. One rank is plain LoRA; several, such as
+    32,24,16, make one adapter of several sizes, which costs it some accuracy."""
     groups: Names = (AUTO,)
     """Linears that get an adapter; those joined by + share one rank in each decoder block. auto:
     queries, keys and values, the first and the second linear of the MLP, whatever they are called:
@@ -44,11 +47,16 @@ class TrainConfig(LoopConfig):
     Kronecker product of a small full matrix and a low-rank one). On a CPU a step of polar takes
     five times one of lora, of lokr 1.3 times; at equal parameters neither has a clearly lower
     validation loss."""
-    alpha: float = Field(64.0, gt=0)
-    """LoRA alpha; the adapter is scaled by alpha / max_rank at every rank."""
-    init: Literal["lora", "recovery", "pissa"] = "lora"
+    alpha: float | None = Field(None, gt=0)
+    """LoRA alpha; the adapter is scaled by alpha / max_rank at every rank. Default: 64, or 128 for
+    models of at most 250 M weights; a masked product gets at least 64 over the share of kept
+    weights."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of AdamW. Default: 3e-4, or 1e-3 for models of at most 250 M weights."""
+    init: Literal["auto", "lora", "recovery", "pissa"] = "auto"
     """Initial adapter: lora (PEFT's own, leaves the model unchanged), recovery (restores what
-    pruning removed, see sparsify --recover-rank; best for the largest ranks) or pissa (principal
+    pruning removed, see sparsify --recover-rank; best for the largest ranks), auto (recovery if the
+    base has one, unless several ranks are nested or the product is masked) or pissa (principal
     components of the sparse weights; a control that allows one rank only and is saved at twice the
     rank)."""
     sampling: SamplingName = "nested"
@@ -73,8 +81,8 @@ class TrainConfig(LoopConfig):
     """Weight of the loss on the labels beside a teacher; without one it is the whole loss."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapters' inputs."""
-    epochs: float = Field(1.0, gt=0, le=1e6)
-    """Passes over the training examples."""
+    epochs: float | None = Field(None, gt=0, le=1e6)
+    """Passes over the training examples. Default: as many as read 5,000 examples, from 1 to 10."""
     max_steps: int | None = Field(None, gt=0)
     """Optimizer steps; overrides epochs."""
     shard: bool = False
@@ -96,10 +104,10 @@ class TrainConfig(LoopConfig):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_others(cls, values: Any) -> Any:
-        """Give an adapter that vanishes into a package one rank, the largest, and a sampling that is not nested."""
+        """Give an adapter that vanishes into a package of int4 a sampling that is not nested."""
         if not isinstance(values, Mapping) or values.get("quantize_aware", "none") == "none":
             return values
-        return {"sampling": "uniform", "ranks": cls.model_fields["ranks"].default[:1], **values}
+        return {"sampling": "uniform", **values}
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
@@ -133,9 +141,31 @@ class TrainConfig(LoopConfig):
         """Return the optimizer steps of an epoch."""
         return -(-num_examples // self.batch_size)
 
+    def num_epochs(self, num_examples: int) -> float:
+        """Return the passes over the examples, unless `max_steps` are named."""
+        return self.epochs or float(min(max(round(EXAMPLES / max(num_examples, 1)), 1), MOST_EPOCHS))
+
     def num_steps(self, num_examples: int) -> int:
         """Return the optimizer steps of a training, unless it is stopped early."""
-        return self.max_steps or -int(-self.epochs * self.steps_per_epoch(num_examples) // 1)
+        return self.max_steps or -int(-self.num_epochs(num_examples) * self.steps_per_epoch(num_examples) // 1)
+
+    def for_base(self, num_weights: int, sparsity: float, has_recovery: bool) -> "TrainConfig":
+        """Return these settings with the learning rate, alpha and start that a base decides, where none is set.
+
+        `sparsity` is the share of zeros in its pruned linears.
+        """
+        is_small = num_weights <= SMALL
+        alpha = 128.0 if is_small else 64.0
+        if self.masks:
+            alpha = max(alpha, 64 / (1 - sparsity))
+        may_recover = not self.masks and self.adapter != "lokr" and (len(self.ranks) == 1 or self.sampling != "nested")
+        start = "recovery" if has_recovery and may_recover else "lora"
+        decided = {
+            "learning_rate": self.learning_rate or (1e-3 if is_small else 3e-4),
+            "alpha": self.alpha or alpha,
+            "init": start if self.init == "auto" else self.init,
+        }
+        return self.model_copy(update=decided)
 
     def num_seen(self, num_examples: int) -> int:
         """Return the examples of all steps of a training; the last step of an epoch may have fewer than a batch."""

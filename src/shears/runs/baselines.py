@@ -24,11 +24,11 @@ def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
     configs = {}
     for name, baseline in recipe.evaluate.baselines.items():
         given = {key: value for key, value in as_data(baseline).items() if value is not None}
-        configs[name] = TrainConfig.model_validate({**own, **_plain(recipe.train, name), **given})
+        configs[name] = TrainConfig.model_validate({**own, **_plain(recipe, recipe.train, name), **given})
     return configs
 
 
-def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
+def _plain(recipe: Recipe, train: TrainConfig, name: str) -> dict[str, Any]:
     """Return the settings of plain LoRA: the largest rank alone.
 
     On the pruned model the run and its baseline differ in the choice of ranks only. The dense model
@@ -39,7 +39,9 @@ def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
     if name == SPARSE_LORA:
         return one_rank
     plain = {"sparse_adapter": False, "quantize_aware": "none", "teacher": None}
-    return {**one_rank, "init": "pissa" if train.init == "recovery" else train.init, **plain}
+    recovers = recipe.sparsify.recover_rank > 0 and (recipe.heal is None or recipe.heal.recovery)
+    start = train.for_base(0, 0.0, recovers).init
+    return {**one_rank, "init": "pissa" if start == "recovery" else start, **plain}
 
 
 def sparse_folder(recipe: Recipe, folder: Path) -> Path:

@@ -252,7 +252,8 @@ def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None) -> Es
         length, kept = _example_length(config, basis.shape.folder)
         count = round(examples * kept * (1 - (config.validation_share or 0)))
         tokens = f", about {length * config.num_seen(count):,.0f} tokens"
-    steps = f"{config.num_steps(count):,} steps" if count or config.max_steps else f"{config.epochs:g} epochs in steps"
+    passes = "1 to 10" if config.epochs is None else f"{config.epochs:g}"
+    steps = f"{config.num_steps(count):,} steps" if count or config.max_steps else f"{passes} epochs in steps"
     held_out = f", validated on {config.validation}" if config.validation else ""
     work = f"{steps} of {config.batch_size} examples, {words}{tokens}{held_out}"
     if model_bytes is None or basis.shape is None:

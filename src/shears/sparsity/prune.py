@@ -80,8 +80,7 @@ def prune_blocks(
     if config.reconstruct == "block":
         batches = [sequence[None] for batch in batches for sequence in batch]  # a gradient step for each
     run = CalibrationRun(source, batches, config, folder)
-    reference = ALLOCATIONS[config.allocation]
-    sparsities = resolve_name(reference)(run, chosen, config.sparsity) if reference else None
+    sparsities = _sparsities(run, chosen)
     pruner = _Pruner(run, chosen, zeros_by_weight(chosen, config, sparsities))
     if config.measures_inputs:
         parts = 2 if config.reconstruct == "block" else 1
@@ -92,6 +91,21 @@ def prune_blocks(
             with source.opened(index):
                 pruner.prune_unmeasured(index)
     return pruner.report()
+
+
+def _sparsities(run: CalibrationRun, chosen: Chosen) -> dict[str, float] | None:
+    """Return the sparsity of every weight; None, all the same, also where the default needs a walk that fails."""
+    config = run.config
+    reference = ALLOCATIONS[config.allocation]
+    if reference is None:
+        return None
+    try:
+        return dict(resolve_name(reference)(run, chosen, config.sparsity))
+    except IrregularBlocks as error:
+        if not run.source.resident or "allocation" in config.model_fields_set:
+            raise
+        logger.warning("%s; all linears get the same sparsity instead (allocation uniform)", error)
+        return None
 
 
 def _prune_on_the_way(run: CalibrationRun, pruner: "_Pruner", hidden: Activations, dense: Activations) -> None:

@@ -176,6 +176,7 @@ def training_arguments(settings: LoopConfig, folder: Path, steps: int, scheduler
     device = pick_device(settings.device)
     precision = resolved_precision(settings.precision, device)
     size = _forward_size(settings)
+    assert settings.learning_rate is not None, "the verb decides it"
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=size,

@@ -79,7 +79,7 @@ def test_the_peak_is_the_embeddings_two_blocks_and_the_hidden_states(method: str
 def test_hidden_states_on_the_disk_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_model().save_pretrained(tmp_path / "base")
     ids = checkpoint.random_sequences(tmp_path / "ids.jsonl", "tiny", num_sequences=48, length=256)
-    settings: dict[str, Any] = {"calibration": str(ids), "num_samples": 48, "sequence_length": 256}
+    settings: dict[str, Any] = {"method": "wanda", "calibration": str(ids), "num_samples": 48, "sequence_length": 256}
     spilled = list[str]()
 
     def save(tensors: dict[str, Tensor], path: str) -> None:

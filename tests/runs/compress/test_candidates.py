@@ -102,7 +102,7 @@ def test_the_recipe_has_a_stage_for_what_is_asked_alone() -> None:
     assert recipe.heal.tokens == 4096
     assert recipe.train is not None
     assert (recipe.train.quantize_aware, recipe.train.ranks) == ("int4", (32,))  # merged: no rank to choose
-    assert recipe.train.alpha == 128  # half of the product is masked
+    assert recipe.train.for_base(10**9, 0.5, False).alpha == 128  # half of the product is masked
     assert (recipe.export.format, recipe.export.values, recipe.export.embeddings) == ("package", "int4", "int4")
     dense = recipe_of(FOUR, config.model_copy(update={"data": None}), MODEL, "text.txt")
     assert (dense.heal, dense.train, dense.sparsify.method) == (None, None, "magnitude")

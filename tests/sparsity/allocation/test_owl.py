@@ -74,7 +74,7 @@ def by_the_paper(model: PreTrainedModel, sparsity: float) -> dict[str, float]:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mixtral"])
 def test_owl_is_that_of_the_paper(name: str, sparsity: float) -> None:
     model = with_outliers(name)
-    config = SparsifyConfig(allocation="owl", sparsity=sparsity, precision="fp32")
+    config = SparsifyConfig(method="wanda", allocation="owl", sparsity=sparsity, precision="fp32")
     expected = by_the_paper(model, sparsity)
     found = allocated(WholeModel(model), config)
     assert found.keys() == expected.keys()
@@ -84,7 +84,7 @@ def test_owl_is_that_of_the_paper(name: str, sparsity: float) -> None:
 def test_owl_prunes_as_it_says_and_looks_at_the_dense_model() -> None:
     model = with_outliers("llama")
     expected = by_the_paper(model, 0.5)
-    report = sparsify_model(model, BATCHES, SparsifyConfig(allocation="owl", precision="fp32"))
+    report = sparsify_model(model, BATCHES, SparsifyConfig(method="wanda", allocation="owl", precision="fp32"))
     for name, linear in report.linears.items():
         assert abs(linear.zeros - expected[name] * math.prod(linear.shape)) < 1
     assert report.achieved == 0.5
@@ -92,7 +92,9 @@ def test_owl_prunes_as_it_says_and_looks_at_the_dense_model() -> None:
 
 def test_owl_over_some_linears_counts_only_those() -> None:
     model = with_outliers("llama")
-    config = SparsifyConfig(allocation="owl", skip=(all_but("up_proj", r"layers\.1.*q_proj"),), precision="fp32")
+    config = SparsifyConfig(
+        method="wanda", allocation="owl", skip=(all_but("up_proj", r"layers\.1.*q_proj"),), precision="fp32"
+    )
     found, sizes = allocated(WholeModel(model), config), choose(model, config).sizes
     assert len(found) == 3
     total = sum(sizes.values())
@@ -102,7 +104,7 @@ def test_owl_over_some_linears_counts_only_those() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
 def test_blocks_read_from_files_one_by_one_give_the_same(name: str, tmp_path: Path) -> None:
     model = with_outliers(name)
-    config = SparsifyConfig(allocation="owl", precision="fp32", activation_budget="0")
+    config = SparsifyConfig(method="wanda", allocation="owl", precision="fp32", activation_budget="0")
     assert allocated(streamed(model, tmp_path), config) == allocated(WholeModel(model), config)
 
 

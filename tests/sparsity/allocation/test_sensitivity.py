@@ -41,14 +41,14 @@ def sharp(name: str, **changes: Any) -> PreTrainedModel:
 def allocated(
     source: BlockSource, sparsity: float = 0.5, batches: list[Tensor] = BATCHES, budget: str = "2GB"
 ) -> dict[str, float]:
-    config = SparsifyConfig(precision="fp32", activation_budget=budget)
+    config = SparsifyConfig(method="wanda", precision="fp32", activation_budget=budget)
     return sensitivity_sparsities(
-        CalibrationRun(source, batches, config), choose(source.model, SparsifyConfig()), sparsity
+        CalibrationRun(source, batches, config), choose(source.model, SparsifyConfig(method="wanda")), sparsity
     )
 
 
 def mean(allocation: dict[str, float], model: PreTrainedModel) -> float:
-    sizes = choose(model, SparsifyConfig()).sizes
+    sizes = choose(model, SparsifyConfig(method="wanda")).sizes
     assert allocation.keys() == sizes.keys()
     return math.fsum(sizes[name] * value for name, value in allocation.items()) / sum(sizes.values())
 
@@ -216,7 +216,7 @@ def test_gradients_that_are_not_finite_are_refused() -> None:
 def test_pruning_follows_the_allocation() -> None:
     model = sharp("llama")
     expected = allocated(WholeModel(model))
-    report = sparsify_model(model, BATCHES, SparsifyConfig(allocation="sensitivity", precision="fp32"))
-    sizes = choose(model, SparsifyConfig()).sizes
+    report = sparsify_model(model, BATCHES, SparsifyConfig(method="wanda", allocation="sensitivity", precision="fp32"))
+    sizes = choose(model, SparsifyConfig(method="wanda")).sizes
     assert sum(linear.zeros for linear in report.linears.values()) == sum(sizes.values()) // 2
     assert all(abs(report.linears[name].zeros - sizes[name] * share) < 1 for name, share in expected.items())

@@ -26,7 +26,7 @@ def test_masks_are_those_of_the_paper(name: str, sparsity: float) -> None:
     tokens = torch.randint(0, VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(1))
     expected = wanda.prune(tiny_model(name), list(tokens), sparsity)
     model = tiny_model(name)
-    report = sparsify_model(model, tokens.split(4), SparsifyConfig(sparsity=sparsity, precision="fp32"))
+    report = sparsify_model(model, tokens.split(4), SparsifyConfig(method="wanda", sparsity=sparsity, precision="fp32"))
     prefix, blocks = decoder_blocks(model)
     named = [(f"{prefix}.{index}", block) for index, block in enumerate(blocks)]
     matrices = [matrix for block_name, block in named for matrix in block_matrices(block_name, block)]

@@ -102,13 +102,15 @@ def test_blocks_that_allow_no_walk_have_one_too(by: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(plan, "Walk", refuse)
     model = tiny_model()
-    report = sparsify_model(model, BATCHES, SparsifyConfig(recover_rank=6, recover_by=by, precision="fp32"))
+    report = sparsify_model(
+        model, BATCHES, SparsifyConfig(method="wanda", recover_rank=6, recover_by=by, precision="fp32")
+    )
     check_against_oracle(report.recovered, tiny_model(), model, metrics(tiny_model(), by))
 
 
 def test_bf16_weights_lose_nothing_but_their_zeros() -> None:
     model, dense = tiny_model(dtype=torch.bfloat16), tiny_model(dtype=torch.bfloat16)
-    report = sparsify_model(model, BATCHES, SparsifyConfig(recover_rank=32, precision="fp32"))
+    report = sparsify_model(model, BATCHES, SparsifyConfig(method="wanda", recover_rank=32, precision="fp32"))
     assert report.recovered is not None
     for name, recovery in report.recovered.linears.items():
         removed = (weight_oi(linears(dense)[name]) - weight_oi(linears(model)[name])).float()

@@ -40,7 +40,14 @@ def stage(tmp_path: Path) -> Callable[..., Path]:
         base = tmp_path / f"base_{name}"
         if not base.exists():
             save_tiny(base, name)
-        given = {"calibration": str(file), "num_samples": 6, "precision": "fp32", "recover_rank": 8, **settings}
+        given = {
+            "method": "wanda",
+            "calibration": str(file),
+            "num_samples": 6,
+            "precision": "fp32",
+            "recover_rank": 8,
+            **settings,
+        }
         return sparsify(base, tmp_path / output, **given)
 
     return run

@@ -64,26 +64,23 @@ def _heal(config: CompressConfig, text: str, values: str) -> HealConfig:
 def _train(candidate: Candidate, config: CompressConfig, text: str) -> TrainConfig | None:
     """Return how the adapter is trained: for the zeros and, if asked, for the grid of int4.
 
-    It has one rank, the largest: it vanishes into the package, whose size and speed no smaller rank
-    would change. The zeros mask a share of its product, which alpha makes up for.
+    It has one rank: it vanishes into the package, whose size and speed no smaller rank would change.
+    The zeros mask a share of its product, which the default alpha makes up for.
     """
     if config.data is None:
         return None
     masked: dict[str, Any] = {"quantize_aware": "int4"} if candidate.values == "int4" else {"sparse_adapter": True}
-    return _one_rank(config, text, teacher=config.teacher, sparsity=candidate.sparsity, **masked)
+    return _one_rank(config, text, teacher=config.teacher, **masked)
 
 
 def teacher_training(config: CompressConfig, text: str) -> TrainConfig:
     """Return how the dense model is trained on the rows, for as many steps as the packages."""
-    return _one_rank(config, text, sparsity=0.0)
+    return _one_rank(config, text)
 
 
-def _one_rank(config: CompressConfig, text: str, *, sparsity: float, **others: Any) -> TrainConfig:
+def _one_rank(config: CompressConfig, text: str, **others: Any) -> TrainConfig:
     length: dict[str, Any] = {"max_steps": config.max_steps}
     options = TrainConfig.model_fields
     if config.max_steps is not None:
         length["warmup_steps"] = min(options["warmup_steps"].default, config.max_steps - 1)
-    return TrainConfig(
-        data=text if config.calibration is None else config.data, seed=config.seed,
-        ranks=options["ranks"].default[:1], alpha=options["alpha"].default / (1 - sparsity), **length, **others,
-    )  # fmt: skip
+    return TrainConfig(data=text if config.calibration is None else config.data, seed=config.seed, **length, **others)
