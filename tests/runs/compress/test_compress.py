@@ -18,12 +18,14 @@ from shears.cli import main
 from shears.cli.tables import next_lines, verdict_line
 from shears.config import CompressConfig, Recipe, TrainConfig
 from shears.config.resolve import build
+from shears.data.example import IGNORED, Tokenized
 from shears.errors import InputError
 from shears.models.fetching import convert_gguf
 from shears.models.ref import resolve
 from shears.records.artifacts import read_object
 from shears.report.compressed import real_seconds
 from shears.runs.compress.making import _share
+from shears.runs.compress.measuring import Questions, longest_answer
 from shears.runs.compress.recipes import dtype_of
 from shears.runs.compress.speeds import Speeds, measured_speeds
 from shears.runs.compress.texts import split_text
@@ -382,6 +384,13 @@ def test_without_a_target_the_smallest_with_enough_right_answers_is_chosen(input
     assert record["chosen"] == smallest["name"]
 
 
+def test_an_answer_may_have_twice_the_tokens_of_the_longest_right_one() -> None:
+    rows = [Tokenized([1, 2, 3], [IGNORED, 2, 3]), Tokenized([1] * 90, [IGNORED] + [1] * 89)]
+    assert longest_answer("json", rows) == 178
+    assert longest_answer("exact", rows[:1]) == 32
+    assert longest_answer("number", rows) is None  # a model may reason first
+
+
 def test_speeds_are_measured_on_the_model(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each probe runs the real code; a second model of four blocks takes four times as long to prune, by count."""
     monkeypatch.undo()
@@ -390,7 +399,7 @@ def test_speeds_are_measured_on_the_model(inputs: Path, monkeypatch: pytest.Monk
     config = build(CompressConfig, "", {"target": "9bits", "data": str(inputs / "probed.jsonl"), "sequence_length": 16})
     ref = resolve(inputs / "dense")
     rows = read_training_rows(ref, TrainConfig(data=str(texts.calibration)))
-    speeds = measured_speeds(ref, config, texts, rows, (texts.held_out, "exact"))
+    speeds = measured_speeds(ref, config, texts, rows, Questions(texts.held_out, "exact", 8))
     assert all(value >= 0 for value in speeds.as_data().values())
     assert speeds.forward > 0 < speeds.pruning
     assert 0 < speeds.trained_question <= speeds.question

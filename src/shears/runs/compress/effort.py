@@ -14,13 +14,13 @@ from shears.config import CompressConfig, TrainConfig
 from shears.config.compress import EFFORTS, EffortName
 from shears.errors import InputError
 from shears.runs.compress.candidates import Candidate
+from shears.runs.compress.measuring import WINDOWS
 from shears.runs.compress.recipes import BEST_METHOD, WITH_SENSITIVITY
 from shears.runs.compress.speeds import Speeds
 
 TEACHER = "teacher"  # the folder of the dense model's adapter
 BATCH: int = TrainConfig.model_fields["batch_size"].default
 FEWEST_STEPS = 10  # below this a training teaches nothing
-WINDOWS = 32  # of the held-out text, at most
 SLOW = 10.0  # tokens a second of a model whose speed is not predicted
 DECODED = 130  # tokens that a measured speed takes, its warm-up included
 FEWEST_SEQUENCES = 4  # of a text: a step of healing takes so many

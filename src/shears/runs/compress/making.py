@@ -22,7 +22,7 @@ from shears.records.timing import timed
 from shears.runs.baselines import HEALED_FOLDER
 from shears.runs.compress.candidates import Candidate, figures_of, smallest_enough
 from shears.runs.compress.effort import TEACHER
-from shears.runs.compress.measuring import Examiner
+from shears.runs.compress.measuring import Examiner, Questions, task_of_rows
 from shears.runs.compress.recipes import recipe_of, teacher_training
 from shears.runs.compress.texts import Texts, asked_rows
 from shears.runs.pipeline import run
@@ -44,7 +44,10 @@ class Road:
         self.texts = texts
         self.promising = [Candidate.from_data(each) for each in record["candidates"] if each["meets"]]
         rows = asked_rows(settings, texts.held_out)
-        self.examiner = Examiner(settings, texts.held_out, rows, record["task"])
+        asked = None
+        if rows is not None:  # a record of an earlier version names no task
+            asked = Questions(rows, record.get("task") or task_of_rows(str(rows)), record.get("longest_answer"))
+        self.examiner = Examiner(settings, texts.held_out, asked)
 
     def travelled(self) -> dict[str, Any]:
         """Make and measure what is not there yet; return the record.
@@ -120,7 +123,7 @@ class Road:
     def _make_rival(self) -> None:
         """Make dense int4, the rival of the chosen package or of the last one; it may be chosen itself."""
         measured = self.record["measured"]
-        if self.examiner.rows is None or not measured or self.record.get("rival") is not None:
+        if self.examiner.questions is None or not measured or self.record.get("rival") is not None:
             return
         name = self.record["chosen"] or measured[-1]["name"]
         beside = next(each for each in self.promising if each.name == name)

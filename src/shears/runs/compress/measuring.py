@@ -1,23 +1,27 @@
 """The figures of a model: size, speed, loss on the held-out text, right answers to the rows."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shears.checkpoints.packed.file import PACKAGE_FILE
 from shears.config import CompressConfig
+from shears.config.evaluate import LONG_ANSWER
+from shears.data.example import IGNORED, Tokenized
 from shears.data.rows import read_rows
 from shears.data.rules import RuleForm, rule_of
 from shears.errors import InputError
+from shears.evaluation.records import Evaluation
 from shears.evaluation.run import evaluate
 from shears.models.ref import AnyModel
 from shears.runs.compress.candidates import Candidate
-from shears.runs.compress.effort import WINDOWS
 from shears.runtime.speed import package_decoding
 
 NEW_TOKENS = 32  # that are generated to measure a speed
 ROUNDS = 3  # measurements of a speed; the median counts
+WINDOWS = 32  # of the held-out text, at most
+SHORT_ANSWER = 32  # tokens that an answer may always have
 TASKS: Mapping[RuleForm, str] = {"number": "number", "choice": "choices", "json": "json", "exact": "exact"}
 
 
@@ -35,14 +39,39 @@ def task_of_rows(source: str) -> str:
     return TASKS[forms.pop()] if len(forms) == 1 else "exact"
 
 
+class Questions(NamedTuple):
+    """Rows to answer, the task that judges them, and the most tokens of an answer; None: the task's."""
+
+    rows: Path
+    task: str
+    longest: int | None
+
+    def answered(self, model: AnyModel, adapter: Path | None = None, rows: Path | None = None) -> Evaluation:
+        """Return the evaluation of a model on the rows, or on others of them."""
+        return evaluate(
+            model, adapter=None if adapter is None else str(adapter), task=self.task, data=str(rows or self.rows),
+            device="cpu", max_new_tokens=self.longest,
+        )  # fmt: skip
+
+
+def longest_answer(task: str, training: Sequence[Tokenized]) -> int | None:
+    """Return twice the tokens of the longest right answer; None for tasks in which a model may reason first.
+
+    A model that was never trained to stop would write LONG_ANSWER tokens of JSON or text.
+    """
+    if task not in ("json", "exact") or not training:
+        return None
+    longest = max(sum(label != IGNORED for label in row.labels) for row in training)
+    return min(max(2 * longest, SHORT_ANSWER), LONG_ANSWER)
+
+
 class Examiner:
     """Measures models on the held-out text and, if there are any, on the rows to answer."""
 
-    def __init__(self, settings: CompressConfig, held_out: Path, rows: Path | None, task: str | None) -> None:
+    def __init__(self, settings: CompressConfig, held_out: Path, questions: Questions | None) -> None:
         self.settings = settings
         self.held_out = held_out
-        self.rows = rows
-        self.task = task
+        self.questions = questions
 
     def loss(self, model: AnyModel) -> float:
         """Return the loss on the held-out text in nats a token."""
@@ -58,10 +87,9 @@ class Examiner:
         None without rows to answer. A package is asked in the template of its training, which its
         record names, any other model in its own best form.
         """
-        if self.rows is None:
+        if self.questions is None:
             return None
-        named = None if adapter is None else str(adapter)
-        measured = evaluate(model, adapter=named, task=self.task, data=str(self.rows), device="cpu")
+        measured = self.questions.answered(model, adapter)
         return {
             "task": measured.task,
             "accuracy": measured.value,

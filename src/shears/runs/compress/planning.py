@@ -33,7 +33,7 @@ from shears.runs.compress.candidates import (
 )
 from shears.runs.compress.effort import BATCH, FEWEST_SEQUENCES, TEACHER, Amounts, Costs, Effort, efforts, fitted
 from shears.runs.compress.losses import measured_losses, seconds_of_losses
-from shears.runs.compress.measuring import NEW_TOKENS, ROUNDS, task_of_rows
+from shears.runs.compress.measuring import NEW_TOKENS, ROUNDS, Questions, longest_answer, task_of_rows
 from shears.runs.compress.recipes import WITH_SENSITIVITY, recipe_of, teacher_training
 from shears.runs.compress.speeds import Speeds, measured_speeds
 from shears.runs.compress.texts import Texts, asked_rows, written_tokens
@@ -57,7 +57,7 @@ def planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path,
     """
     rows = asked_rows(settings, texts.held_out)
     # a row without an answer is refused before minutes of measuring
-    asked = None if rows is None else (rows, task_of_rows(str(rows)))
+    task = None if rows is None else task_of_rows(str(rows))
     shape = _shape(ref, settings)
     forecast = forecast_of(known_config(ref.folder), threads=settings.threads, new_tokens=NEW_TOKENS, rounds=ROUNDS)
     if settings.bound.kind == "tokens/s":
@@ -70,6 +70,9 @@ def planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path,
     smallest = recipe_of(min(kept, key=lambda each: each.bytes), settings, ref, str(texts.calibration))
     refuse_full_disk(folder, bytes_of(smallest, [stage.name for stage in stages_of(smallest, folder / "dry-run")]))
     training = _training_rows(ref, settings, texts)
+    asked = None
+    if rows is not None and task is not None:
+        asked = Questions(rows, task, longest_answer(task, training.train if training else []))
     amounts = _amounts(ref, settings, texts, training, asked)
     found = efforts(settings, amounts)
     speeds, losses = None, None
@@ -93,7 +96,8 @@ def planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path,
         "dense": {**dense, "loss": losses.dense if losses else None},
         "order": MEASURED if losses else RULE,
         "candidates": [each.as_data() | {"meets": each in best} for each in (*best, *others)],
-        "task": None if asked is None else asked[1],
+        "task": task,
+        "longest_answer": None if asked is None else asked.longest,
         **plan.decided(found),
         "held_out": texts.held_out.name,
         "measured": [],
@@ -149,12 +153,12 @@ def _may_take(seconds: float, settings: CompressConfig) -> bool:
 
 
 def _amounts(
-    ref: ModelRef, settings: CompressConfig, texts: Texts, training: Rows | None, asked: tuple[Path, str] | None
+    ref: ModelRef, settings: CompressConfig, texts: Texts, training: Rows | None, asked: Questions | None
 ) -> Amounts:
     """Return how much there is to read; of a text that is yet to be written, what will be asked for."""
     rows = training.train if training is not None else []
     length = sum(len(row.input_ids) for row in rows) / max(len(rows), 1)
-    questions = 0 if asked is None else len(read_rows(str(asked[0])))
+    questions = 0 if asked is None else len(read_rows(str(asked.rows)))
     if not texts.calibration.is_file():
         return Amounts(len(rows), length, written_tokens(settings), settings.sequence_length, questions)
     tokenizer = load_tokenizer(ref)

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from shears.adapt.prepare import Rows
 from shears.adapt.train import train
-from shears.config import CompressConfig, EvaluateConfig, SparsifyConfig, TrainConfig
+from shears.config import CompressConfig, SparsifyConfig, TrainConfig
 from shears.data.calibration import calibration_batches
 from shears.data.example import IGNORED, Row, Tokenized
 from shears.data.rows import as_json_lines, read_rows
-from shears.evaluation.run import evaluate
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import autocast
 from shears.models.load import load_model, load_tokenizer
 from shears.models.properties import within_context
 from shears.models.ref import ModelRef
 from shears.records.artifacts import TRAINING_TIMES, as_data
+from shears.runs.compress.measuring import Questions
 from shears.runs.compress.recipes import BEST_METHOD
 from shears.runs.compress.texts import Texts
 from shears.runs.plan import quietly
@@ -64,9 +64,9 @@ class Speeds:
 
 
 def measured_speeds(
-    model: ModelRef, config: CompressConfig, texts: Texts, training: Rows | None, asked: tuple[Path, str] | None
+    model: ModelRef, config: CompressConfig, texts: Texts, training: Rows | None, asked: Questions | None
 ) -> Speeds:
-    """Return the speeds of a model; `training` are its rows to train on, `asked` those to answer and their task."""
+    """Return the speeds of a model; `training` are its rows to train on, `asked` those to answer."""
     started = time.perf_counter()
     with quietly():
         load, forward, pruning = _reading(model, config, texts)
@@ -78,7 +78,7 @@ def measured_speeds(
         logger.info("speeds: a training step takes %.1f s, and %.0f tokens/s", step, 1 / trained)
     if asked is not None:
         with quietly():
-            question, trained_question = _answering(model, *asked, training)
+            question, trained_question = _answering(model, asked, training)
         logger.info("speeds: an answer takes %.1f s, %.1f s after training", question, trained_question)
     logger.info("measured the speeds of this machine in %.0f s", time.perf_counter() - started)
     return Speeds(load, forward, pruning, step, trained, question, trained_question)
@@ -150,17 +150,16 @@ def line_through(small: tuple[float, float], large: tuple[float, float]) -> tupl
     return max(large[1] - slope * large[0], 0.0), slope
 
 
-def _answering(model: ModelRef, questions: Path, task: str, training: Rows | None) -> tuple[float, float]:
+def _answering(model: ModelRef, asked: Questions, training: Rows | None) -> tuple[float, float]:
     """Return the seconds of a question to the model, and to one that ends where the right answers do."""
-    rows = read_rows(str(questions))
+    rows = read_rows(str(asked.rows))
     some = [rows[number * len(rows) // QUESTIONS] for number in range(QUESTIONS)] if len(rows) > QUESTIONS else rows
     tokenizer = load_tokenizer(model)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "questions.jsonl"
         file.write_text(as_json_lines(some), encoding="utf-8")
-        known = EvaluateConfig.model_validate({"task": task, "data": str(file), "device": "cpu"})
         started = time.perf_counter()
-        measured = evaluate(model, **as_data(known))
+        measured = asked.answered(model, rows=file)
         question = (time.perf_counter() - started) / len(some)
     written = [len(tokenizer(str(record.get("output", "")))["input_ids"]) for record in measured.records]
     if training is None or not any(written):
