@@ -41,6 +41,8 @@ class Forecast:
             raise NotCoveredError("a speed needs the C++ kernels to be predicted, which were not built")
         self._config = config
         self._plan = plan_of(config)
+        if self._plan.delta is not None:
+            raise NotCoveredError("a speed is predicted for layers of one kind, this model has gated delta nets, too")
         self._new_tokens = new_tokens
         self._rounds = rounds
         set_threads(threads)

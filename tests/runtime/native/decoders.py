@@ -42,6 +42,11 @@ GRANITE = {
     "residual_multiplier": 0.4,
     "logits_scaling": 4.0,
 }
+QWEN35: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+}
 WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, tied head": ("llama", {}),
@@ -66,12 +71,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite, multipliers": ("granite", GRANITE),
     "granite, biases": ("granite", {**GRANITE, "attention_bias": True, "mlp_bias": True}),
     "olmo2, norms behind": ("olmo2", {"num_key_value_heads": 2, "tie_word_embeddings": False}),
+    "qwen3.5, gated delta nets": ("qwen3_5_text", QWEN35),
+    "qwen3.5, more queries, heads of 16": ("qwen3_5_text", QWEN35 | {"head_dim": 16, "linear_value_head_dim": 20}),
     **{f"llama, {name} positions": ("llama", {"rope_parameters": rope}) for name, rope in ROPES.items()},
 }
 
-OF_THIS_YEAR = [name for name in MODELS if name.startswith(("gemma3", "phi3", "granite", "olmo2"))]
+OF_THIS_YEAR = [name for name in MODELS if name.startswith(("gemma3", "phi3", "granite", "olmo2", "qwen3.5"))]
 
-PACKAGED = ["gemma3, linear positions", "phi3, fused", "phi3, longrope", "granite, multipliers", "olmo2, norms behind"]
+PACKAGED = ["gemma3, linear positions", "phi3, fused", "phi3, longrope", "granite, multipliers", "olmo2, norms behind",
+            "qwen3.5, gated delta nets"]  # fmt: skip
 
 
 def extension_is_missing() -> bool:
@@ -87,7 +95,7 @@ def covered(name: str = "llama, tied head") -> PreTrainedModel:
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter_name.endswith("_proj.weight"):  # qkv_proj and gate_up_proj, too
+            if "_proj" in parameter_name and parameter.ndim == 2:  # qkv_proj, gate_up_proj and in_proj_a, too
                 parameter.copy_(torch.where(noise > 0, 8 * parameter, 0.0))
             elif "norm" in parameter_name or parameter_name.endswith("bias"):
                 parameter.add_(0.3 * noise)

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from shears.errors import InputError
 from shears.runtime.generation.backend import Backend
 from shears.runtime.native.model_source import source_of_model
 from tests.runtime.native.decoders import MODELS, backend, covered, expected, extension_is_missing, text, with_lora
 
 if extension_is_missing():
     pytest.skip("the C++ extension is not built", allow_module_level=True)
+
+from shears.runtime.native.decoder import NativeBackend
 
 LENGTH = 150  # more than two blocks of the cache; the sliding windows are shorter
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -72,6 +75,10 @@ def test_an_unmerged_lora_gives_what_peft_gives(name: str, targets: list[str]) -
         ("gemma3, linear positions", ALL),
         ("granite, biases", ALL),
         ("olmo2, norms behind", ALL),
+        (
+            "qwen3.5, gated delta nets",
+            ["q_proj", "k_proj", "o_proj", "in_proj_qkv", "in_proj_a", "out_proj", "up_proj"],
+        ),
     ],
 )
 def test_a_lora_of_every_architecture_gives_what_peft_gives(name: str, targets: list[str]) -> None:
@@ -100,3 +107,19 @@ def test_it_is_a_backend_that_says_what_it_is() -> None:
     before = described["memory_bytes"]
     runtime.prefill(0, text(3))
     assert runtime.describe()["memory_bytes"] > before  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["phi3, fused", "qwen3.5, gated delta nets"])
+def test_a_fused_weight_is_released_once_all_its_parts_are_read(name: str) -> None:
+    model, tokens = covered(name), text(20)
+    want = expected(model, tokens)
+    runtime = NativeBackend(source_of_model(model, consume=True), 2)
+    np.testing.assert_allclose(runtime.logits(tokens), want, rtol=1e-4, atol=1e-5)
+    assert not any(weight.numel() for name, weight in model.named_parameters() if "_proj" in name and weight.ndim == 2)
+
+
+def test_a_fused_weight_of_other_rows_is_refused() -> None:
+    source = source_of_model(covered("phi3, fused"))
+    source.config.num_key_value_heads = 1
+    with pytest.raises(InputError, match=r"qkv_proj must have the 48 rows of the model's config.json, got 64"):
+        NativeBackend(source, 1)

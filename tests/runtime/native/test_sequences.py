@@ -12,6 +12,7 @@ from torch import nn
 
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
+from shears.runtime.generation.batch import Batch
 from shears.runtime.native.model_source import source_of_model
 from tests.runtime.native.decoders import OF_THIS_YEAR, backend, covered, extension_is_missing, text, with_lora
 from tests.runtime.native.decoders import expected as decoded
@@ -63,6 +64,32 @@ def test_pieces_and_resumed_sequences_of_every_architecture(name: str) -> None:
     rows = runtime.step([1, 2], [tokens[134], tokens[10]])
     assert_close(rows, whole[[134, 10]])
     assert_close(runtime.prefill(0, tokens[134:]), whole[-1])
+    runtime.drop(0)
+    assert_close(runtime.prefill(0, tokens[:20]), whole[19])
+
+
+def test_a_state_of_all_tokens_is_copied_whole_or_not_at_all() -> None:
+    runtime, tokens = backend(covered("qwen3.5, gated delta nets")), text(20)
+    runtime.prefill(0, tokens)
+    assert not runtime.keeps_positions
+    assert backend(covered()).keeps_positions
+    with pytest.raises(InputError, match="must begin with 20 to 20 tokens of sequence 0, got 12"):
+        runtime.copy(0, 1, 12)
+    with pytest.raises(InputError, match="must keep 20 to its 20 tokens, got 12"):
+        runtime.shorten(0, 12)
+    assert Batch(runtime, shares_beginnings=True)._checking is None
+
+
+@pytest.mark.parametrize("name", ["qwen3.5, gated delta nets", "gemma3, linear positions", "olmo2, norms behind"])
+def test_evaluated_texts_have_the_same_bits_in_company_and_on_two_threads(name: str) -> None:
+    source = source_of_model(covered(name))
+    results = []
+    for threads, company in ((1, []), (2, [1, 2])):
+        runtime = NativeBackend(source, threads, for_evaluation=True)
+        for sequence in (0, *company):
+            runtime.prefill(sequence, text(12, seed=sequence))
+        results.append([runtime.step([*company, 0], [7] * (1 + len(company)))[-1] for _ in range(3)])
+    np.testing.assert_array_equal(results[0], results[1])
 
 
 def test_a_text_beyond_the_original_length_of_longrope_is_refused() -> None:

@@ -61,6 +61,10 @@ class Backend(Protocol):
 class CopyingBackend(Backend, Protocol):
     """A backend that can let several sequences begin with tokens that it has computed once."""
 
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether each position's cache stands alone, so that `copy` takes any number of tokens."""
+
     def copy(self, source: int, sequence: int, count: int) -> None:
         """Let an empty sequence begin with `count` tokens of `source`; InputError for fewer."""
 
@@ -68,6 +72,10 @@ class CopyingBackend(Backend, Protocol):
 @runtime_checkable
 class CheckingBackend(Backend, Protocol):
     """A backend that can check several tokens of a sequence at once, and take back the wrong ones."""
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether each position's cache stands alone, so that `shorten` can take back any token."""
 
     def extend(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Float[np.ndarray, "T V"]:
         """Append tokens to each of several sequences; return the logits after each of the T tokens.

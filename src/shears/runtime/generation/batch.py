@@ -73,7 +73,12 @@ class Batch(Generic[A]):
         self.num_kept = 0
         self._fills_first = fills_first
         self._backend = backend
-        self._copying = backend if shares_beginnings and isinstance(backend, CopyingBackend) else None
+        self._copying: CopyingBackend | None = None
+        if shares_beginnings and isinstance(backend, CopyingBackend) and backend.keeps_positions:
+            self._copying = backend
+        self._checking: CheckingBackend | None = None
+        if isinstance(backend, CheckingBackend) and backend.keeps_positions:
+            self._checking = backend
         self._waiting: deque[A] = deque()
         self._running: dict[int, A] = {}  # by sequence
         self._num_cached: dict[int, int] = {}  # tokens in the cache of a running sequence
@@ -122,18 +127,17 @@ class Batch(Generic[A]):
 
     def _step(self, ready: list[int]) -> None:
         tokens = [[self._running[sequence].tokens[-1], *guess] for sequence, guess in self._guesses(ready)]
-        backend = self._backend
-        if len(ready) < sum(map(len, tokens)) and isinstance(backend, CheckingBackend):
-            logits = backend.extend(ready, tokens)
+        if self._checking and len(ready) < sum(map(len, tokens)):
+            logits = self._checking.extend(ready, tokens)
         else:
-            logits = backend.step(ready, [token for (token,) in tokens])
+            logits = self._backend.step(ready, [token for (token,) in tokens])
         for sequence, several in zip(ready, tokens, strict=True):
             self._follow(sequence, several[1:], logits[: len(several)])
             logits = logits[len(several) :]
 
     def _guesses(self, ready: list[int]) -> Iterator[tuple[int, list[int]]]:
         """Yield each sequence and the tokens that may follow its last one; they share the rows of a step."""
-        spare = MOST_ROWS - len(ready) if isinstance(self._backend, CheckingBackend) else 0
+        spare = MOST_ROWS - len(ready) if self._checking else 0
         for sequence in ready:
             answer = self._running[sequence]
             room = min(spare, self._backend.max_length - self._num_cached[sequence] - 1)
@@ -152,8 +156,8 @@ class Batch(Generic[A]):
         self._num_cached[sequence] += 1 + right
         if guess and isinstance(answer, GuessingContinuation):
             answer.learn(len(guess), right)
-        if right < len(guess) and isinstance(self._backend, CheckingBackend):
-            self._backend.shorten(sequence, self._num_cached[sequence])
+        if right < len(guess) and self._checking:
+            self._checking.shorten(sequence, self._num_cached[sequence])
         if answer.done:
             self._release(sequence)
 

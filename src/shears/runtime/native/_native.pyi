@@ -138,6 +138,12 @@ class DecoderWeights:
     ) -> None:
         """Set what the model does differently from Llama; `rotary` numbers of a head rotate (0: all)."""
 
+    def set_delta(self, kernel: int, decay: int, step_bias: int, norm: int) -> None:
+        """Let the last layer be a gated delta net."""
+
+    def set_delta_shape(
+        self, key_heads: int, value_heads: int, key_size: int, value_size: int, window: int
+    ) -> None: ...
     def set_linear(self, name: str, weight: Matrix, bias: int) -> None:
         """Set a linear of the last layer, q_proj to down_proj."""
 

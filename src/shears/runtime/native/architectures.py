@@ -5,7 +5,7 @@ holds what a relative does differently.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,42 @@ class LayerPlan:
     rotates: bool
     is_local: bool = False
     """It rotates by frequencies of its own."""
+    is_delta: bool = False
+    """It is a gated delta net, which keeps a state instead of keys and values."""
+
+
+@dataclass(frozen=True)
+class DeltaPlan:
+    """The sizes of gated delta nets; `window` are the tokens of their convolution."""
+
+    key_heads: int
+    value_heads: int
+    key_size: int
+    value_size: int
+    window: int
+
+    @property
+    def keys(self) -> int:
+        """The length of a token's keys."""
+        return self.key_heads * self.key_size
+
+    @property
+    def values(self) -> int:
+        """The length of a token's values."""
+        return self.value_heads * self.value_size
+
+    @property
+    def channels(self) -> int:
+        """The length of a token's queries, keys and values."""
+        return 2 * self.keys + self.values
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The linears of one weight in the files, from its first row to its last, or so in every head."""
+
+    parts: tuple[str, ...]
+    by_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,12 +108,12 @@ class Architecture:
     layers: Callable[[Any], list[LayerPlan]]
     norms: Norms = Norms()
     scales: Callable[[Any], Scales] = lambda config: Scales()
-    is_fused: bool = False
-    """Queries, keys and values are the rows of one weight in the files, gate and up of another."""
+    fused: Mapping[str, Fused] = field(default_factory=dict)
     is_partial: bool = False
     """The config may let a part of each head rotate."""
     unsupported: tuple[str, ...] = ()
     """Keys of the config that must be unset."""
+    delta: Callable[[Any], DeltaPlan | None] = lambda config: None
 
 
 @dataclass(frozen=True)
@@ -101,7 +137,8 @@ class DecoderPlan:
     is_gelu: bool
     norms: Norms
     scales: Scales
-    is_fused: bool
+    fused: Mapping[str, Fused]
+    delta: DeltaPlan | None
 
 
 def _same_in_all_layers(config: Any, window: int | None) -> list[LayerPlan]:
@@ -118,6 +155,13 @@ def _window_by_type(config: Any, is_local: bool = False) -> list[LayerPlan]:
         raise NotCoveredError(f"layers must attend fully or in a window, got {min(unknown)}")
     local = LayerPlan(config.sliding_window, True, is_local)
     return [local if kind == "sliding_attention" else LayerPlan(None, True) for kind in types]
+
+
+def _delta_by_type(config: Any) -> list[LayerPlan]:
+    types: Sequence[str] = config.layer_types
+    if unknown := set(types) - {"full_attention", "linear_attention"}:
+        raise NotCoveredError(f"layers must attend fully or be gated delta nets, got {min(unknown)}")
+    return [LayerPlan(None, True, is_delta=kind == "linear_attention") for kind in types]
 
 
 def _gemma3_scales(config: Any) -> Scales:
@@ -167,7 +211,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "Phi-3, Phi-4-mini",
         "fused weights, heads that rotate in part, longrope up to the original length",
         _window_of_config,
-        is_fused=True,
+        fused={
+            "qkv_proj": Fused(("q_proj", "k_proj", "v_proj")),
+            "gate_up_proj": Fused(("gate_proj", "up_proj")),
+        },
         is_partial=True,
     ),
     "granite": Architecture(
@@ -186,6 +233,22 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             before_forward="",
             after_forward="post_feedforward_layernorm",
             whole=True,
+        ),
+    ),
+    "qwen3_5_text": Architecture(
+        "Qwen3.5 (text)",
+        "gated delta nets by layer, gated attention, heads that rotate in part",
+        _delta_by_type,
+        Norms(offset=1.0),
+        fused={"q_proj": Fused(("q_proj", "q_gate"), by_head=True)},
+        is_partial=True,
+        unsupported=("attention_bias",),
+        delta=lambda config: DeltaPlan(
+            config.linear_num_key_heads,
+            config.linear_num_value_heads,
+            config.linear_key_head_dim,
+            config.linear_value_head_dim,
+            config.linear_conv_kernel_dim,
         ),
     ),
 }
@@ -234,7 +297,8 @@ def _plan(config: Any) -> DecoderPlan:
         is_gelu=_is_gelu(config),
         norms=architecture.norms,
         scales=architecture.scales(config),
-        is_fused=architecture.is_fused,
+        fused=architecture.fused,
+        delta=architecture.delta(config),
     )
 
 

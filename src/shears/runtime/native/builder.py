@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple
 from itertools import chain
 
 import torch
@@ -14,13 +15,15 @@ from shears.models.blocks import LoraUpdate
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, LayerPlan, NotCoveredError
 from shears.runtime.native.dense_rows import DenseRows, rows_of
-from shears.runtime.native.fused import unfused, unfused_updates
+from shears.runtime.native.fused import Fusion, unfused, unfused_updates
 from shears.runtime.native.kernels import HugeBuffer, copied, copied_matrix, dense_matrix
 from shears.runtime.native.model_source import ModelSource
 from shears.runtime.native.tuning import CODES, is_dense_faster
 
-INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+ATTENTION = (("q_proj", "k_proj", "v_proj"), ("o_proj",))
+GATED_ATTENTION = (("q_proj", "k_proj", "v_proj", "q_gate"), ("o_proj",))
+DELTA_NET = (("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"), ("out_proj",))
+FORWARD = (("gate_proj", "up_proj"), ("down_proj",))
 REDUNDANT = "rotary_emb.inv_freq"  # in old files; computed from the config
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -85,7 +88,8 @@ class Builder:
         self._arena = arena
         self._sizes = linear_sizes(plan)
         self.values = source.values or _main_values(source)
-        source = unfused(source, self._sizes) if plan.is_fused else source
+        self._fusion = Fusion(plan.fused, self._sizes, plan.num_heads)
+        source = unfused(source, self._fusion) if plan.fused else source
         self._linears = source.linears
         self._tensors = dict(source.tensors)
         self._updates = source.updates
@@ -109,7 +113,7 @@ class Builder:
 
         The weights' copies are shared. NotCoveredError for an update of another linear.
         """
-        updates = unfused_updates(updates, self._sizes) if self._plan.is_fused else updates
+        updates = unfused_updates(updates, self._fusion) if self._plan.fused else updates
         self._check_updates(updates)
         weights = _native.DecoderWeights()
         for step in self._steps:
@@ -120,7 +124,12 @@ class Builder:
         names = [*self._linear_names()]
         layers = [f"model.layers.{index}." for index in range(len(self._plan.layers))]
         norms = [f"{layer}{name}.weight" for layer in layers for name in self._plan.norms.by_place if name]
-        needed = [EMBEDDINGS, NORM, *norms, *(f"{name}.weight" for name in names if name not in self._linears)]
+        nets = [
+            f"{layer}linear_attn.{name}"
+            for layer, plan in zip(layers, self._plan.layers, strict=True) if plan.is_delta
+            for name in ("conv1d.weight", "A_log", "dt_bias", "norm.weight")
+        ]  # fmt: skip
+        needed = [EMBEDDINGS, NORM, *norms, *nets, *(f"{name}.weight" for name in names if name not in self._linears)]
         if missing := [name for name in needed if name not in self._tensors]:
             raise NotCoveredError(f"the native decoder covers models that hold {missing[0]}, this one does not")
         by_head = [f"{layer}self_attn.{name}_norm.weight" for layer in layers for name in "qk"]
@@ -131,7 +140,13 @@ class Builder:
 
     def _linear_names(self) -> Iterator[str]:
         for index in range(len(self._plan.layers)):
-            yield from (linear_name(index, name) for name in chain(*INPUTS))
+            yield from (linear_name(index, kind) for kind in chain(*self._inputs(index)))
+
+    def _inputs(self, index: int) -> tuple[tuple[str, ...], ...]:
+        """Return the kinds of a layer's linears in the order of computation, those with one input together."""
+        if self._plan.layers[index].is_delta:
+            return (*DELTA_NET, *FORWARD)
+        return (*(GATED_ATTENTION if self._plan.delta else ATTENTION), *FORWARD)
 
     def _check_updates(self, updates: Mapping[str, LoraUpdate]) -> None:
         names = {*self._linear_names()}
@@ -188,7 +203,9 @@ class Builder:
         yield "add_layer", (before, before_forward, *heads, plan.window or 0, plan.rotates)
         if after or after_forward or norms.whole or plan.is_local:
             yield "vary_layer", (after, after_forward, norms.whole, plan.is_local)
-        for names in INPUTS:
+        if plan.is_delta:
+            yield self._taken_delta(f"{prefix}linear_attn.")
+        for names in self._inputs(index):
             linears = {name: linear_name(index, name) for name in names}
             for name, linear in linears.items():
                 bias = self._take_vector(f"{linear}.bias", self._sizes[name][0])
@@ -198,10 +215,30 @@ class Builder:
                 yield "set_linear", (name, self._arena.matrix(weight), bias)
             yield linears
 
+    def _taken_delta(self, prefix: str) -> Call:
+        """Copy what a gated delta net holds beside its linears; return the call that sets it."""
+        plan = self._plan.delta
+        assert plan is not None
+        kernel = self._floats(f"{prefix}conv1d.weight", (plan.channels, 1, plan.window))
+        decay = -self._floats(f"{prefix}A_log", (plan.value_heads,)).exp()
+        vectors = [
+            self._take_vector(f"{prefix}{name}", length)
+            for name, length in (("dt_bias", plan.value_heads), ("norm.weight", plan.value_size))
+        ]
+        return "set_delta", (self._arena.floats(kernel[:, 0].T), self._arena.floats(decay), *vectors)
+
+    def _floats(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self._tensors.pop(name)
+        numbers = tensor.floats() if isinstance(tensor, DenseRows) else tensor.float()
+        _check_shape(name, numbers.shape, shape)
+        return numbers
+
     def _variation(self) -> Iterator[Call]:
         """Yield the call that says what the whole model does differently from Llama, if anything."""
         plan, scales = self._plan, self._plan.scales
         rotary = 2 * len(plan.inverse_frequencies)
+        if plan.delta is not None:
+            yield "set_delta_shape", astuple(plan.delta)
         factors = (scales.embeddings, scales.residual, scales.logits)
         if plan.is_gelu or rotary < plan.head_dim or plan.local_frequencies is not None or factors != (1.0, 1.0, 1.0):
             yield "vary_model", (plan.is_gelu, rotary, self._arena.floats(plan.local_frequencies), *factors)
@@ -253,15 +290,14 @@ class Builder:
         """Copy a bias or a norm, with an offset; return its address, 0 for one that the model lacks."""
         if name not in self._tensors:
             return 0
-        tensor = self._tensors.pop(name)
-        numbers = tensor.floats() if isinstance(tensor, DenseRows) else tensor
-        _check_shape(name, numbers.shape, (length,))
-        return self._arena.floats(numbers.float() + offset)
+        return self._arena.floats(self._floats(name, (length,)) + offset)
 
 
 def linear_name(layer: int, kind: str) -> str:
     """Return the name of a linear of a layer in the files."""
-    return f"model.layers.{layer}.{'self_attn' if kind in ATTENTION else 'mlp'}.{kind}"
+    parts = {"mlp": FORWARD, "linear_attn": DELTA_NET, "self_attn": GATED_ATTENTION}
+    (part,) = [part for part, inputs in parts.items() if kind in {*chain(*inputs)}]
+    return f"model.layers.{layer}.{part}.{kind}"
 
 
 def _refuse_rest(rest: Sequence[str]) -> None:
@@ -282,6 +318,11 @@ def linear_sizes(plan: DecoderPlan) -> Mapping[str, tuple[int, int]]:
     hidden, inner = plan.hidden_size, plan.intermediate_size
     query, key = plan.num_heads * plan.head_dim, plan.num_kv_heads * plan.head_dim
     attention = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query)}
+    if plan.delta is not None:
+        heads = plan.delta.value_heads
+        attention |= {"q_gate": (query, hidden), "in_proj_qkv": (plan.delta.channels, hidden)}
+        attention |= {"in_proj_z": (plan.delta.values, hidden), "out_proj": (hidden, plan.delta.values)}
+        attention |= {"in_proj_b": (heads, hidden), "in_proj_a": (heads, hidden)}
     return attention | {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
 
 

@@ -47,7 +47,7 @@ class NativeBackend:
         head: NumberFormat | None = None,
         for_evaluation: bool = False,
     ) -> None:
-        plan = plan_of(source.config)
+        self._plan = plan = plan_of(source.config)
         self.vocab_size = plan.vocab_size
         self.max_length = plan.max_positions if max_length is None else max_length
         if plan.longest is not None and for_evaluation:
@@ -114,8 +114,10 @@ class NativeBackend:
 
     def shorten(self, sequence: int, length: int) -> None:
         check_sequence(self, sequence)
-        if not 0 <= length <= self._decoder.length(sequence):
-            raise InputError(f"a sequence must keep 0 to its {self._decoder.length(sequence)} tokens, got {length}")
+        held = self._decoder.length(sequence)
+        least = 0 if self.keeps_positions else held
+        if not least <= length <= held:
+            raise InputError(f"a sequence must keep {least} to its {held} tokens, got {length}")
         self._decoder.shorten(sequence, length)
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
@@ -129,12 +131,19 @@ class NativeBackend:
         check_sequence(self, sequence)
         self._decoder.drop(sequence)
 
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether `copy` and `shorten` take any number of tokens: not with a state of all tokens."""
+        return self._plan.delta is None
+
     def copy(self, source: int, sequence: int, count: int) -> None:
         for number in (source, sequence):
             check_sequence(self, number)
-        if not 1 <= count <= self._decoder.length(source) or self._decoder.length(sequence):
+        length = self._decoder.length(source)
+        least = 1 if self.keeps_positions else max(length, 1)
+        if not least <= count <= length or self._decoder.length(sequence):
             raise InputError(
-                f"an empty sequence must begin with 1 to {self._decoder.length(source)} tokens of sequence {source}, "
+                f"an empty sequence must begin with {least} to {length} tokens of sequence {source}, "
                 f"got {count} for one of {self._decoder.length(sequence)} tokens"
             )
         self._decoder.copy(source, sequence, count)

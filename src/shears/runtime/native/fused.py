@@ -4,7 +4,7 @@ Shapes: O rows (outputs), I columns (inputs).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import torch
@@ -14,54 +14,61 @@ from torch import Tensor
 from shears.checkpoints.packed.layout import PANEL, PackedMatrix
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
+from shears.runtime.native.architectures import Fused
 from shears.runtime.native.dense_rows import DenseRows, rows_of
 from shears.runtime.native.model_source import ModelSource
 
-FUSED: Mapping[str, tuple[str, ...]] = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-"""The linears of a fused weight from its first row to its last."""
-Sizes = Mapping[str, tuple[int, int]]  # rows and columns of linears by kind
 Rows = Int64[Tensor, " O"]
 
 
-def unfused(source: ModelSource, sizes: Sizes) -> ModelSource:
+@dataclass(frozen=True)
+class Fusion:
+    """The fused weights of a model, and the rows and columns of their parts by kind."""
+
+    fused: Mapping[str, Fused]
+    sizes: Mapping[str, tuple[int, int]]
+    num_heads: int
+
+    def parts_of(self, name: str) -> dict[str, Rows]:
+        """Return the rows of a fused weight by the names of its parts; empty for another weight."""
+        layer, _, kind = name.rpartition(".")
+        if kind not in self.fused:
+            return {}
+        parts = self.fused[kind].parts
+        lengths = [self.sizes[part][0] for part in parts]
+        rows = torch.arange(sum(lengths))
+        if self.fused[kind].by_head:  # all parts are equally long
+            pieces = rows.view(self.num_heads, len(parts), -1).transpose(0, 1).flatten(1).unbind()
+        else:
+            pieces = rows.split(lengths)
+        return {f"{layer}.{part}": piece for part, piece in zip(parts, pieces, strict=True)}
+
+
+def unfused(source: ModelSource, fusion: Fusion) -> ModelSource:
     """Return a source that holds the parts of the fused weights; packed ones are cut when they are read.
 
     InputError for a fused weight of other rows than its parts.
     """
-    linears = _Parts(source, sizes)
+    linears = _Parts(source, fusion)
     tensors: dict[str, DenseRows | Tensor] = {}
     for name, tensor in source.tensors.items():
         kind = name.removesuffix(".weight")
-        parts = parts_of(kind, sizes) if name.endswith(".weight") else {}
+        parts = fusion.parts_of(kind) if name.endswith(".weight") else {}
         tensors |= {f"{part}.weight": _dense_rows(kind, tensor, rows, parts) for part, rows in parts.items()}
         if not parts:
             tensors[name] = tensor
-    updates = unfused_updates(source.updates, sizes)
+    updates = unfused_updates(source.updates, fusion)
     return replace(source, linears=linears, tensors=tensors, updates=updates, release=linears.release)
 
 
-def unfused_updates(updates: Mapping[str, LoraUpdate], sizes: Sizes) -> dict[str, LoraUpdate]:
+def unfused_updates(updates: Mapping[str, LoraUpdate], fusion: Fusion) -> dict[str, LoraUpdate]:
     """Return updates of the parts; those of one fused weight share its A."""
     result: dict[str, LoraUpdate] = {}
     for name, update in updates.items():
-        parts = parts_of(name, sizes)
+        parts = fusion.parts_of(name)
         _check_rows(f"B of {name}", update.b.shape[0], parts)
         result |= {part: replace(update, b=update.b[rows]) for part, rows in parts.items()} or {name: update}
     return result
-
-
-def parts_of(name: str, sizes: Sizes) -> dict[str, Rows]:
-    """Return the rows of a fused weight by the names of its parts; empty for another weight."""
-    layer, _, kind = name.rpartition(".")
-    parts = {}
-    first = 0
-    for part in FUSED.get(kind, ()):
-        parts[f"{layer}.{part}"] = torch.arange(first, first + sizes[part][0])
-        first += sizes[part][0]
-    return parts
 
 
 def rows_taken(weight: PackedMatrix | DenseRows, rows: Rows) -> PackedMatrix | DenseRows:
@@ -106,16 +113,16 @@ def _check_rows(name: str, num_rows: int, parts: Mapping[str, Rows]) -> None:
 class _Parts(Mapping[str, PackedMatrix | DenseRows]):
     """The linears of a source; a fused weight is read once, and released when its last part is."""
 
-    def __init__(self, source: ModelSource, sizes: Sizes) -> None:
+    def __init__(self, source: ModelSource, fusion: Fusion) -> None:
         self._source = source
         self._whole: dict[str, str] = {}
         self._rows: dict[str, Rows] = {}
-        self._sizes = sizes
+        self._fusion = fusion
         for name in source.linears:
-            parts = parts_of(name, sizes)
+            parts = fusion.parts_of(name)
             self._rows |= parts
             self._whole |= dict.fromkeys(parts or [name], name)
-        self._left = {name: [*parts_of(name, sizes)] for name in source.linears}
+        self._left = {name: [*fusion.parts_of(name)] for name in source.linears}
         self._read: dict[str, PackedMatrix | DenseRows] = {}
         self._lock = Lock()
 
@@ -127,7 +134,7 @@ class _Parts(Mapping[str, PackedMatrix | DenseRows]):
             if whole not in self._read:
                 weight = self._source.linears[whole]
                 rows = weight.rows if isinstance(weight, PackedMatrix) else weight.shape[0]
-                _check_rows(whole, rows, parts_of(whole, self._sizes))
+                _check_rows(whole, rows, self._fusion.parts_of(whole))
                 self._read[whole] = weight
             weight = self._read[whole]
         return rows_taken(weight, self._rows[name])

@@ -31,6 +31,7 @@ from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.dense_rows import DenseRows
 
+LINEAR = re.compile(r"_proj(_[a-z]+)?\.weight$")  # in_proj_qkv of gated delta nets, too
 # Keys of PEFT's LoraConfig that the tensors or `scaling_of` account for, or that matter in training only. Any other
 # key that is set may change the outputs, and a key of NEUTRAL does with any value that is not listed.
 UNDERSTOOD = frozenset(
@@ -148,7 +149,7 @@ def source_of_model(
         for name, tensor in base.state_dict().items()
         if ".lora_" not in name and ".lokr_" not in name
     }
-    in_blocks = [name for name in tensors if ".layers." in name and name.endswith("_proj.weight")]
+    in_blocks = [name for name in tensors if ".layers." in name and LINEAR.search(name)]
     names = [name.removesuffix(".weight") for name in in_blocks if tensors[name].ndim == 2]
     if not names or not all(tensors[name].is_floating_point() for name in in_blocks):
         raise NotCoveredError(

@@ -32,6 +32,47 @@ void check_elementwise(Cases& cases) {
   }
 }
 
+void check_convolution(Cases& cases) {
+  for (int64_t n : {1, 5, 16, 37, 70})
+    for (int64_t size : {2, 4}) {
+      const std::vector<float> x = random_numbers(size * n), weights = random_numbers(size * n), gate = random_numbers(n);
+      std::vector<float> y(static_cast<size_t>(n)), gated = y;
+      std::vector<const float*> rows;
+      for (int64_t j = 0; j < size; ++j) rows.push_back(x.data() + j * n);
+      ops().convolve(rows.data(), weights.data(), size, n, y.data());
+      std::copy_n(x.data(), n, gated.data());
+      ops().gate(gate.data(), n, gated.data());
+      bool right = true;
+      for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+        double sum = 0;
+        for (size_t j = 0; j < static_cast<size_t>(size); ++j) sum += static_cast<double>(weights[j * n + i]) * x[j * n + i];
+        right = right && near(y[i], sum / (1 + std::exp(-sum)), 1e-6) && near(gated[i], x[i] / (1 + std::exp(-static_cast<double>(gate[i]))), 1e-6);
+      }
+      cases.expect(right, "convolution of " + std::to_string(size) + " rows of " + std::to_string(n));
+    }
+}
+
+void check_delta(Cases& cases) {
+  for (int64_t keys : {1, 8, 20})
+    for (int64_t values : {1, 8, 37, 128}) {
+      const std::vector<float> before = random_numbers(keys * values), query = random_numbers(keys), key = random_numbers(keys), value = random_numbers(values);
+      std::vector<float> state = before, output(static_cast<size_t>(values));
+      ops().delta({state.data(), query.data(), key.data(), value.data(), 0.9f, 0.4f, keys, values, output.data()});
+      bool right = true;
+      for (size_t v = 0; v < static_cast<size_t>(values); ++v) {
+        double known = 0, expected = 0;
+        for (size_t k = 0; k < static_cast<size_t>(keys); ++k) known += 0.9f * static_cast<double>(before[k * values + v]) * key[k];
+        for (size_t k = 0; k < static_cast<size_t>(keys); ++k) {
+          const double now = 0.9f * static_cast<double>(before[k * values + v]) + key[k] * (value[v] - known) * 0.4f;
+          right = right && near(state[k * values + v], now, 1e-5);
+          expected += now * query[k];
+        }
+        right = right && near(output[v], expected, 1e-5);
+      }
+      cases.expect(right, "delta rule of " + std::to_string(keys) + " keys and " + std::to_string(values) + " values");
+    }
+}
+
 void check_rotation(Cases& cases) {
   for (int64_t head : {2, 6, 12, 64, 128}) {
     const int64_t half = head / 2;
@@ -154,7 +195,7 @@ class Model {
       return one;
     };
     Weights weights;
-    for (int index = 0; index < 2; ++index) {
+    for (int index = 0; index < 3; ++index) {
       Layer layer;
       layer.q = linear(48, 40, 3), layer.k = linear(24, 40, 0), layer.v = linear(24, 40, 0), layer.o = linear(40, 48, 2);
       layer.gate = linear(72, 40, 0), layer.up = linear(72, 40, 4), layer.down = linear(40, 72, 0);
@@ -162,11 +203,21 @@ class Model {
       layer.down_gate = weight(4, 40, 2.0, values);
       layer.input_norm = numbers(40), layer.output_norm = numbers(40), layer.query_norm = numbers(12), layer.key_norm = numbers(12);
       layer.window = index == 0 ? 70 : 0;
+      if (index == 2) {  // a gated delta net, norms behind, residuals scaled
+        layer.is_delta = true;
+        layer.delta = {linear(56, 40, 3), linear(24, 40, 0), linear(2, 40, 0), linear(2, 40, 0), numbers(4 * 56), numbers(2), numbers(2), numbers(12)};
+        for (int64_t head = 0; head < 2; ++head) const_cast<float*>(layer.delta.decay)[head] = -0.3f;  // a decay below 1
+        layer.o = linear(40, 24, 2);
+        layer.down_output = weight(2, 24, 2.0, values);
+        layer.attention_norm = numbers(40), layer.forward_norm = numbers(40);
+      }
       weights.layers.push_back(layer);
     }
+    weights.delta = {2, 2, 8, 12, 4};
+    weights.rotary = 8, weights.residual_scale = 0.8f, weights.is_gelu = true;
     weights.embeddings = numbers(50 * 40), weights.norm = numbers(40), weights.inverse_frequencies = numbers(6);
     weights.head = weight(50, 40, 2.0, values);
-    decoder_.reset(new Decoder({2, 40, 72, 4, 2, 12, 50, 1e-6f, 0.3f, 1.0f, 200, 2, 64, false}, weights, pool_));
+    decoder_.reset(new Decoder({3, 40, 72, 4, 2, 12, 50, 1e-6f, 0.3f, 1.0f, 200, 2, 64, false}, weights, pool_));
   }
 
   // The logits of a text: as a whole, or token by token.
@@ -174,11 +225,11 @@ class Model {
     std::vector<int64_t> tokens;
     for (int64_t t = 0; t < count; ++t) tokens.push_back(t * 7 % 50);
     std::vector<float> result(static_cast<size_t>(count * 50));
-    const int64_t sequence = 1;
+    const int64_t sequence = 1, one = 1;
     if (whole)
       decoder_->score(tokens.data(), count, result.data());
     else
-      for (int64_t t = 0; t < count; ++t) decoder_->step(&sequence, tokens.data() + t, 1, result.data() + t * 50);
+      for (int64_t t = 0; t < count; ++t) decoder_->step(&sequence, &one, 1, tokens.data() + t, result.data() + t * 50);
     return result;
   }
 
@@ -214,6 +265,8 @@ void check_decoder(Cases& cases) {
 
 void check_ops(Cases& cases) {
   check_elementwise(cases);
+  check_convolution(cases);
+  check_delta(cases);
   check_rotation(cases);
   check_raise(cases);
   check_attention(cases);

@@ -28,6 +28,20 @@ int64_t chunk_of(int64_t count, int64_t longest) {
   return count - longest < kSteady && longest > kSteady ? longest - kSteady : longest;
 }
 
+int64_t attending(const Weights& weights) {
+  return std::count_if(weights.layers.begin(), weights.layers.end(), [](const Layer& layer) { return !layer.is_delta; });
+}
+
+/// x = factor * x / sqrt(sum(x^2) + 1e-6)
+void normalize_length(float* x, int64_t n, float factor) {
+  float squares = 0;
+  for (int64_t i = 0; i < n; ++i) squares += x[i] * x[i];
+  factor /= std::sqrt(squares + 1e-6f);
+  for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
+float softplus(float x) { return x > 20 ? x : std::log1p(std::exp(x)); }
+
 int64_t runs_of(int64_t rows) { return (rows + kRaisedRows - 1) / kRaisedRows; }
 }  // namespace
 
@@ -36,13 +50,27 @@ Decoder::Decoder(const DecoderShape& shape, Weights weights, Pool& pool)
       weights_(std::move(weights)),
       pool_(pool),
       ops_(ops()),
-      cache_({shape.layers, shape.kv_heads, shape.head, shape.bf16_cache}, shape.max_sequences + 1),
+      cache_({attending(weights_), shape.kv_heads, shape.head, shape.bf16_cache}, shape.max_sequences + 1),
       rank_(0),
       half_((weights_.rotary > 0 ? weights_.rotary : shape.head) / 2) {
   for (const Layer& layer : weights_.layers)
     rank_ = std::max({rank_, layer.down_attention.rows, layer.down_output.rows, layer.down_gate.rows,
                       layer.down_down.rows});
+  int64_t counts[2] = {0, 0};
+  bool has_gate = false;
+  for (const Layer& layer : weights_.layers) {
+    slots_.push_back(counts[layer.is_delta]++);
+    has_gate = has_gate || layer.query_gate.weight.rows > 0;
+  }
   const int64_t rows = std::max(shape.chunk, shape.max_sequences);
+  if (counts[1] > 0) {
+    const DeltaShape& delta = weights_.delta;
+    states_.resize(shape.max_sequences + 1);
+    for (auto* buffer : {&mixed_input_, &mixed_output_}) buffer->resize(rows * delta.channels());
+    for (auto* buffer : {&b_, &a_}) buffer->resize(rows * delta.value_heads);
+    z_.resize(rows * delta.values());
+  }
+  if (has_gate) query_gate_.resize(rows * shape.heads * shape.head);
   for (auto* buffer : {&hidden_, &normed_, &output_}) buffer->resize(rows * shape.hidden);
   for (auto* buffer : {&query_, &mixed_}) buffer->resize(rows * shape.heads * shape.head);
   for (auto* buffer : {&key_, &value_}) buffer->resize(rows * shape.kv_heads * shape.head);
@@ -61,8 +89,31 @@ void Decoder::each(int64_t count, int64_t work, const F& f) {
     for (int64_t i = 0; i < count; ++i) f(i);
 }
 
-void Decoder::prefill(int64_t sequence, const int64_t* tokens, int64_t count, float* logits) {
+/// Make room for `count` more positions of a sequence, and for its states.
+void Decoder::reserve(int64_t sequence, int64_t count) {
+  const int64_t numbers = (shape_.layers - attending(weights_)) * weights_.delta.state();
+  if (numbers > 0 && states_[sequence].empty()) states_[sequence].resize(numbers);
   cache_.reserve(sequence, count);
+}
+
+void Decoder::drop(int64_t sequence) {
+  cache_.drop(sequence);
+  if (!states_.empty()) states_[sequence] = {};
+}
+
+void Decoder::copy(int64_t source, int64_t target, int64_t count) {
+  if (!states_.empty()) states_[target] = states_[source];
+  cache_.copy(source, target, count);
+}
+
+int64_t Decoder::cache_bytes() const {
+  int64_t numbers = 0;
+  for (const std::vector<float>& state : states_) numbers += static_cast<int64_t>(state.size());
+  return cache_.bytes() + numbers * static_cast<int64_t>(sizeof(float));
+}
+
+void Decoder::prefill(int64_t sequence, const int64_t* tokens, int64_t count, float* logits) {
+  reserve(sequence, count);
   for (int64_t start = 0, rows = 0; start < count; start += rows) {
     rows = chunk_of(count - start, shape_.chunk);
     run({{sequence, 0, rows}}, tokens + start, rows);
@@ -74,21 +125,21 @@ void Decoder::step(const int64_t* sequences, const int64_t* counts, int64_t numb
   std::vector<Span> spans;
   int64_t rows = 0;
   for (int64_t i = 0; i < number; rows += counts[i++]) spans.push_back({sequences[i], rows, counts[i]});
-  for (const Span& span : spans) cache_.reserve(span.sequence, span.count);
+  for (const Span& span : spans) reserve(span.sequence, span.count);
   run(spans, tokens, rows);
   finish(0, rows, logits);
 }
 
 void Decoder::score(const int64_t* tokens, int64_t count, float* logits) {
   const int64_t sequence = shape_.max_sequences;  // one beyond the numbers that callers may use
-  cache_.drop(sequence);
-  cache_.reserve(sequence, count);
+  drop(sequence);
+  reserve(sequence, count);
   for (int64_t start = 0; start < count; start += shape_.chunk) {
     const int64_t rows = std::min(shape_.chunk, count - start);
     run({{sequence, 0, rows}}, tokens + start, rows);
     finish(0, rows, logits + start * shape_.vocabulary);
   }
-  cache_.drop(sequence);
+  drop(sequence);
 }
 
 /// Compute all layers for the next tokens of some sequences, and put their keys and values into the cache.
@@ -96,8 +147,8 @@ void Decoder::run(const std::vector<Span>& spans, const int64_t* tokens, int64_t
   embed(spans, tokens, rows);
   for (int64_t index = 0; index < shape_.layers; ++index) {
     const Layer& layer = weights_.layers[index];
-    attention(layer, index, spans, rows);
-    settle(layer.o, layer.down_output, mixed_.data(), layer.attention_norm, layer.output_norm, rows);
+    layer.is_delta ? delta(layer, slots_[index], spans, rows) : attention(layer, slots_[index], spans, rows);
+    settle(layer.o, layer.down_output, layer.is_delta ? z_.data() : mixed_.data(), layer.attention_norm, layer.output_norm, rows);
     feed_forward(layer, rows);
     const bool is_last = index + 1 == shape_.layers;
     settle(layer.down, layer.down_down, gate_.data(), layer.forward_norm,
@@ -166,11 +217,14 @@ void Decoder::look_up(int64_t token, float* x) {
 /// Compute y of several linears without bias and update, and A x of their updates into low_.
 void Decoder::product(std::initializer_list<const Linear*> linears, const Matrix& down, const float* x,
                       std::initializer_list<float*> y, int64_t rows) {
-  const Matrix* matrices[4];
-  float* outputs[4];
+  const Matrix* matrices[5];
+  float* outputs[5];
   int count = 0;
-  for (const Linear* linear : linears) matrices[count++] = &linear->weight;
-  std::copy(y.begin(), y.end(), outputs);
+  const auto* output = y.begin();
+  for (const Linear* linear : linears) {
+    if (linear->weight.rows > 0) matrices[count] = &linear->weight, outputs[count++] = *output;  // none: no such linear
+    ++output;
+  }
   if (down.rows > 0) {
     matrices[count] = &down;
     outputs[count++] = low_.data();
@@ -179,8 +233,8 @@ void Decoder::product(std::initializer_list<const Linear*> linears, const Matrix
 }
 
 void Decoder::attention(const Layer& layer, int64_t index, const std::vector<Span>& spans, int64_t rows) {
-  product({&layer.q, &layer.k, &layer.v}, layer.down_attention, normed_.data(),
-          {query_.data(), key_.data(), value_.data()}, rows);
+  product({&layer.q, &layer.k, &layer.v, &layer.query_gate}, layer.down_attention, normed_.data(),
+          {query_.data(), key_.data(), value_.data(), query_gate_.data()}, rows);
   if (layer.whole) normalize_whole(layer, rows);
   const int64_t kv = shape_.kv_heads, group = shape_.heads / kv;
   if (rows == static_cast<int64_t>(spans.size())) {  // one row per sequence: no row depends on another
@@ -197,6 +251,71 @@ void Decoder::attention(const Layer& layer, int64_t index, const std::vector<Spa
   for (const Span& span : spans) {
     const int64_t tiles = (span.count * group + kMaxRows - 1) / kMaxRows;
     each(tiles * kv, kWorthThreads, [&](int64_t item) { attend(layer, index, span, item / tiles, item % tiles); });
+  }
+}
+
+/// A gated delta net: its outputs, gated, are in z_.
+void Decoder::delta(const Layer& layer, int64_t slot, const std::vector<Span>& spans, int64_t rows) {
+  const DeltaShape& shape = weights_.delta;
+  const DeltaNet& net = layer.delta;
+  product({&net.qkv, &net.z, &net.b, &net.a}, layer.down_attention, normed_.data(),
+          {mixed_input_.data(), z_.data(), b_.data(), a_.data()}, rows);
+  const int64_t heads = shape.value_heads, keys = shape.keys(), channels = shape.channels(), values = shape.values();
+  each(runs_of(rows), rows * channels, [&](int64_t item) {
+    const int64_t row = item * kRaisedRows, count = std::min<int64_t>(kRaisedRows, rows - row);
+    const int64_t down = layer.down_attention.rows;
+    const auto whole = [&](const Linear& linear, std::vector<float>& y, int64_t width) {
+      complete(ops_, linear, {low_.data() + row * down, down, y.data() + row * width, width, count}, 0, width);
+    };
+    whole(net.qkv, mixed_input_, channels);
+    whole(net.z, z_, values);
+    whole(net.b, b_, heads);
+    whole(net.a, a_, heads);
+  });
+  convolve(layer, slot, spans, rows);
+  each(static_cast<int64_t>(spans.size()) * heads, kWorthThreads, [&](int64_t item) {
+    const Span& span = spans[item / heads];
+    const int64_t head = item % heads, key = head / (heads / shape.key_heads) * shape.key_size;
+    float* state = states_[span.sequence].data() + slot * shape.state() + shape.history() +
+                   head * shape.key_size * shape.value_size;
+    std::vector<float> output(shape.value_size);
+    for (int64_t row = span.first; row < span.first + span.count; ++row) {
+      const float* mixed = mixed_output_.data() + row * channels;
+      const float decay = std::exp(net.decay[head] * softplus(a_[row * heads + head] + net.step_bias[head]));
+      const float beta = 1 / (1 + std::exp(-b_[row * heads + head]));
+      ops_.delta({state, mixed + key, mixed + keys + key, mixed + 2 * keys + head * shape.value_size, decay, beta,
+                  shape.key_size, shape.value_size, output.data()});
+      ops_.rms_norm(output.data(), net.norm, shape_.eps, shape.value_size, output.data());
+      ops_.swiglu(output.data(), shape.value_size, z_.data() + row * values + head * shape.value_size);
+    }
+  });
+}
+
+/// Convolve the inputs of a gated delta net along the text, remember the last ones, and normalize queries and keys.
+void Decoder::convolve(const Layer& layer, int64_t slot, const std::vector<Span>& spans, int64_t rows) {
+  const DeltaShape& shape = weights_.delta;
+  const int64_t channels = shape.channels(), before = shape.window - 1;
+  const auto history = [&](int64_t sequence) { return states_[sequence].data() + slot * shape.state(); };
+  each(rows, rows * channels, [&](int64_t row) {
+    const int64_t sequence = sequence_of_[row], behind = position_of_[row] - cache_.length(sequence);  // in its span
+    std::vector<const float*> inputs(shape.window);
+    for (int64_t j = 0; j <= before; ++j) {
+      const int64_t back = before - j;
+      inputs[j] = back <= behind ? mixed_input_.data() + (row - back) * channels
+                                 : history(sequence) + (before + behind - back) * channels;
+    }
+    float* mixed = mixed_output_.data() + row * channels;
+    ops_.convolve(inputs.data(), layer.delta.kernel, shape.window, channels, mixed);
+    const float scale = 1 / std::sqrt(static_cast<float>(shape.key_size));
+    for (int64_t head = 0; head < 2 * shape.key_heads; ++head)
+      normalize_length(mixed + head * shape.key_size, shape.key_size, head < shape.key_heads ? scale : 1);
+  });
+  for (const Span& span : spans) {
+    float* kept = history(span.sequence);
+    const int64_t stay = std::max<int64_t>(before - span.count, 0), moved = before - stay;
+    std::copy(kept + moved * channels, kept + before * channels, kept);
+    std::copy_n(mixed_input_.data() + (span.first + span.count - moved) * channels, moved * channels,
+                kept + stay * channels);
   }
 }
 
@@ -229,6 +348,8 @@ void Decoder::prepare(const Layer& layer, int64_t index, int64_t first, int64_t 
     complete(ops_, layer.k, raised(key_, shape_.kv_heads * head), kv_head * head, (kv_head + 1) * head);
   }
   complete(ops_, layer.v, raised(value_, shape_.kv_heads * head), kv_head * head, (kv_head + 1) * head);
+  if (!query_gate_.empty())
+    complete(ops_, layer.query_gate, raised(query_gate_, shape_.heads * head), kv_head * queries, (kv_head + 1) * queries);
   for (int64_t row = first; row < first + count; ++row) turn(layer, index, row, kv_head);
 }
 
@@ -265,6 +386,8 @@ void Decoder::attend(const Layer& layer, int64_t index, const Span& span, int64_
     queries.first[i - begin] = layer.window > 0 ? std::max<int64_t>(position_of_[row] + 1 - layer.window, 0) : 0;
   }
   ops_.attend(cache_.at(span.sequence, index, kv_head), queries);
+  for (int64_t i = 0; layer.query_gate.weight.rows > 0 && i < end - begin; ++i)
+    ops_.gate(query_gate_.data() + (queries.output[i] - mixed_.data()), shape_.head, queries.output[i]);
 }
 
 void Decoder::feed_forward(const Layer& layer, int64_t rows) {

@@ -59,10 +59,27 @@ void vary_model(Weights& weights, bool is_gelu, int64_t rotary, Address local_fr
   weights.logit_scale = logit_scale;
 }
 
+/// Let the last layer be a gated delta net.
+void set_delta(Weights& weights, Address kernel, Address decay, Address step_bias, Address norm) {
+  Layer& layer = last_layer(weights);
+  layer.is_delta = true;
+  layer.delta.kernel = at<float>(kernel);
+  layer.delta.decay = at<float>(decay);
+  layer.delta.step_bias = at<float>(step_bias);
+  layer.delta.norm = at<float>(norm);
+}
+
+void set_delta_shape(Weights& weights, int64_t key_heads, int64_t value_heads, int64_t key_size, int64_t value_size, int64_t window) {
+  weights.delta = {key_heads, value_heads, key_size, value_size, window};
+}
+
 Linear& linear_of(Layer& layer, const std::string& name) {
   const std::pair<const char*, Linear*> linears[] = {{"q_proj", &layer.q},       {"k_proj", &layer.k},   {"v_proj", &layer.v},
                                                      {"o_proj", &layer.o},       {"gate_proj", &layer.gate}, {"up_proj", &layer.up},
-                                                     {"down_proj", &layer.down}};
+                                                     {"down_proj", &layer.down},
+                                                     {"q_gate", &layer.query_gate},  {"out_proj", &layer.o},
+                                                     {"in_proj_qkv", &layer.delta.qkv}, {"in_proj_z", &layer.delta.z},
+                                                     {"in_proj_b", &layer.delta.b}, {"in_proj_a", &layer.delta.a}};
   for (const auto& [known, linear] : linears)
     if (name == known) return *linear;
   throw std::invalid_argument("unknown linear " + name);
@@ -84,7 +101,8 @@ void set_update(Weights& weights, const std::string& name, Address data, bool is
 void set_down(Weights& weights, const std::string& name, const Matrix& down) {
   Layer& layer = last_layer(weights);
   const std::pair<const char*, Matrix*> inputs[] = {
-      {"q_proj", &layer.down_attention}, {"o_proj", &layer.down_output}, {"gate_proj", &layer.down_gate}, {"down_proj", &layer.down_down}};
+      {"q_proj", &layer.down_attention}, {"o_proj", &layer.down_output}, {"gate_proj", &layer.down_gate}, {"down_proj", &layer.down_down},
+      {"in_proj_qkv", &layer.down_attention}, {"out_proj", &layer.down_output}};
   for (const auto& [known, matrix] : inputs)
     if (name == known) {
       *matrix = down;
@@ -118,17 +136,38 @@ void check_updates(std::initializer_list<const Linear*> linears, const Matrix& d
       throw std::invalid_argument("an update needs its rows of A");
 }
 
-void check_layer(const Layer& layer, const DecoderShape& shape) {
-  const int64_t hidden = shape.hidden, inner = shape.intermediate, query = shape.heads * shape.head, key = shape.kv_heads * shape.head;
+void check_attention(const Layer& layer, const DecoderShape& shape) {
+  const int64_t hidden = shape.hidden, query = shape.heads * shape.head, key = shape.kv_heads * shape.head;
   check(layer.q.weight, query, hidden, "q_proj");
   check(layer.k.weight, key, hidden, "k_proj");
   check(layer.v.weight, key, hidden, "v_proj");
   check(layer.o.weight, hidden, query, "o_proj");
+  if (layer.query_gate.weight.rows > 0) check(layer.query_gate.weight, query, hidden, "q_gate");
+  check_updates({&layer.q, &layer.k, &layer.v, &layer.query_gate}, layer.down_attention, hidden);
+  check_updates({&layer.o}, layer.down_output, query);
+}
+
+void check_delta(const Layer& layer, const DeltaShape& delta, int64_t hidden) {
+  if (delta.key_heads < 1 || delta.value_heads % delta.key_heads != 0 || delta.key_size < 1 || delta.value_size < 1 || delta.window < 2)
+    throw std::invalid_argument("heads of a gated delta net");
+  const DeltaNet& net = layer.delta;
+  if (net.kernel == nullptr || net.decay == nullptr || net.step_bias == nullptr || net.norm == nullptr)
+    throw std::invalid_argument("a gated delta net needs all its vectors");
+  check(net.qkv.weight, delta.channels(), hidden, "in_proj_qkv");
+  check(net.z.weight, delta.values(), hidden, "in_proj_z");
+  check(net.b.weight, delta.value_heads, hidden, "in_proj_b");
+  check(net.a.weight, delta.value_heads, hidden, "in_proj_a");
+  check(layer.o.weight, hidden, delta.values(), "out_proj");
+  check_updates({&net.qkv, &net.z, &net.b, &net.a}, layer.down_attention, hidden);
+  check_updates({&layer.o}, layer.down_output, delta.values());
+}
+
+void check_layer(const Layer& layer, const DecoderShape& shape, const DeltaShape& delta) {
+  const int64_t hidden = shape.hidden, inner = shape.intermediate;
+  layer.is_delta ? check_delta(layer, delta, hidden) : check_attention(layer, shape);
   check(layer.gate.weight, inner, hidden, "gate_proj");
   check(layer.up.weight, inner, hidden, "up_proj");
   check(layer.down.weight, hidden, inner, "down_proj");
-  check_updates({&layer.q, &layer.k, &layer.v}, layer.down_attention, hidden);
-  check_updates({&layer.o}, layer.down_output, query);
   check_updates({&layer.gate, &layer.up}, layer.down_gate, hidden);
   check_updates({&layer.down}, layer.down_down, inner);
 }
@@ -141,7 +180,7 @@ void make_decoder(Decoder* place, const DecoderShape& shape, const Weights& weig
   check(weights.head, shape.vocabulary, shape.hidden, "head");
   if (weights.rotary < 0 || weights.rotary > shape.head || weights.rotary % 2 != 0) throw std::invalid_argument("part of a head that rotates");
   for (const Layer& layer : weights.layers) {
-    check_layer(layer, shape);
+    check_layer(layer, shape, weights.delta);
     if (layer.is_local && weights.local_frequencies == nullptr) throw std::invalid_argument("a local layer needs local frequencies");
   }
   new (place) Decoder(shape, weights, pool);
@@ -169,6 +208,8 @@ void bind_description(nb::module_& m) {
       .def("add_layer", add_layer)
       .def("vary_layer", vary_layer)
       .def("vary_model", vary_model)
+      .def("set_delta", set_delta)
+      .def("set_delta_shape", set_delta_shape)
       .def("set_linear", set_linear)
       .def("set_update", set_update)
       .def("set_down", set_down)

@@ -47,6 +47,16 @@ struct Queries {
   int64_t first[kMaxRows], last[kMaxRows];
 };
 
+/// A step of the gated delta rule for one head (Yang et al., arXiv 2412.06464): S decays, then
+/// S += key (value - S' key)' beta, and output = S' query; S is [key_size, value_size].
+struct DeltaStep {
+  float* state;
+  const float *query, *key, *value;
+  float decay, beta;
+  int64_t key_size, value_size;
+  float* output;
+};
+
 struct Ops {
   /// y = weight * x / sqrt(mean(x^2) + eps); y may be x.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
@@ -56,6 +66,11 @@ struct Ops {
   void (*swiglu)(const float* up, int64_t n, float* gate);
   /// gate = gelu(gate) * up, with the tanh approximation of gelu
   void (*geglu)(const float* up, int64_t n, float* gate);
+  /// y *= sigmoid(gate)
+  void (*gate)(const float* gate, int64_t n, float* y);
+  /// y = silu(sum over j of weights[j] * x[j]) for n channels; weights are [size, n], x are `size` rows
+  void (*convolve)(const float* const* x, const float* weights, int64_t size, int64_t n, float* y);
+  void (*delta)(const DeltaStep& step);
   /// y[begin, end) += B h for every token; a token's sum does not depend on the other tokens
   void (*raise)(const Up& up, const Raised& tokens, int64_t begin, int64_t end);
   /// Rotate the halves of one head by angles, given by their cosines and sines (head / 2 of each).

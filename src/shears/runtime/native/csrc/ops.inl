@@ -50,6 +50,72 @@ void swiglu(const float* up, int64_t n, float* gate) { gated(SiluTimes{}, up, n,
 
 void geglu(const float* up, int64_t n, float* gate) { gated(GeluTimes{}, up, n, gate); }
 
+struct SigmoidTimes {
+  Vec operator()(Vec y, Vec gate) const { return y / (1.0f + exponential(-gate)); }
+};
+
+void gate(const float* gate, int64_t n, float* y) { gated(SigmoidTimes{}, gate, n, y); }
+
+void convolve(const float* const* x, const float* weights, int64_t size, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = weights[i] * x[0][i];
+  for (int64_t j = 1; j < size; ++j) {
+    const float *row = x[j], *weight = weights + j * n;
+    for (int64_t i = 0; i < n; ++i) y[i] += weight[i] * row[i];
+  }
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(y + i, SigmoidTimes{}(load(y + i), load(y + i)));
+  if (i < n) {
+    float rest[kLanes] = {};
+    std::memcpy(rest, y + i, sizeof(float) * static_cast<size_t>(n - i));
+    store(rest, SigmoidTimes{}(load(rest), load(rest)));
+    std::memcpy(y + i, rest, sizeof(float) * static_cast<size_t>(n - i));
+  }
+}
+
+/// Columns [begin, begin + kParts * lanes) of the state.
+template <int kParts>
+inline void delta_columns(const DeltaStep& step, int64_t begin) {
+  Vec known[kParts] = {}, total[kParts] = {}, change[kParts];
+  const Vec decay = all(step.decay);
+  for (int64_t i = 0; i < step.key_size; ++i)
+    for (int p = 0; p < kParts; ++p) {
+      float* place = step.state + i * step.value_size + begin + p * kLanes;
+      const Vec faded = load(place) * decay;
+      store(place, faded);
+      known[p] += step.key[i] * faded;
+    }
+  for (int p = 0; p < kParts; ++p) change[p] = (load(step.value + begin + p * kLanes) - known[p]) * step.beta;
+  for (int64_t i = 0; i < step.key_size; ++i)
+    for (int p = 0; p < kParts; ++p) {
+      float* place = step.state + i * step.value_size + begin + p * kLanes;
+      const Vec now = load(place) + step.key[i] * change[p];
+      store(place, now);
+      total[p] += step.query[i] * now;
+    }
+  for (int p = 0; p < kParts; ++p) store(step.output + begin + p * kLanes, total[p]);
+}
+
+void delta(const DeltaStep& step) {
+  int64_t begin = 0;
+  for (; begin + 4 * kLanes <= step.value_size; begin += 4 * kLanes) delta_columns<4>(step, begin);
+  for (; begin + kLanes <= step.value_size; begin += kLanes) delta_columns<1>(step, begin);
+  for (; begin < step.value_size; ++begin) {
+    float known = 0, total = 0;
+    for (int64_t i = 0; i < step.key_size; ++i) {
+      float& place = step.state[i * step.value_size + begin];
+      place *= step.decay;
+      known += step.key[i] * place;
+    }
+    const float change = (step.value[begin] - known) * step.beta;
+    for (int64_t i = 0; i < step.key_size; ++i) {
+      float& place = step.state[i * step.value_size + begin];
+      place += step.key[i] * change;
+      total += step.query[i] * place;
+    }
+    step.output[begin] = total;
+  }
+}
+
 /// Several panels at a time, so that no addition waits for the one before; `out` is [kRows][kPanels * kPanel].
 template <class T, int kPanels, int kRows>
 inline void raise_panels(const T* data, const float* h, int64_t h_step, int64_t rank, float* out) {

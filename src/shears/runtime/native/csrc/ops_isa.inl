@@ -17,6 +17,6 @@ namespace {
 }  // namespace
 
 extern const Ops kOps;
-const Ops kOps{rms_norm, add, swiglu, geglu, raise, rotate, scale, remember, attend, widen};
+const Ops kOps{rms_norm, add, swiglu, geglu, gate, convolve, delta, raise, rotate, scale, remember, attend, widen};
 
 }  // namespace shears::SHEARS_OPS
