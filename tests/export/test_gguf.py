@@ -19,6 +19,7 @@ from shears.export.gguf import LAYOUTS, VALUES
 from shears.export.modelfile import modelfile, read_turns
 from shears.models.load import load_model, load_tokenizer
 from shears.models.ref import resolve
+from shears.records.trained_form import TrainedForm
 from shears.runs.shapes import shape_of
 from shears.runtime.native.architectures import ARCHITECTURES
 from tests.export.made import IDS, half_sparse, half_sparse_with_merge, super_adapter
@@ -305,6 +306,22 @@ def test_a_template_of_another_form_is_left_to_ollama(template: str | None) -> N
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     assert modelfile("model.gguf", tokenizer, ["</s>"]) == 'FROM ./model.gguf\nPARAMETER stop "</s>"\n'
+
+
+@pytest.mark.parametrize(
+    ("form", "lines"),
+    [
+        (TrainedForm("instruction", "question"), 'TEMPLATE """Question: {{ .Prompt }}\nAnswer:"""\n'),
+        (TrainedForm("prompt", "question", ending="French:"), 'TEMPLATE """{{ .Prompt }}\nFrench:"""\n'),
+        (TrainedForm("instruction", "question", instruction='Say """'), ""),  # which a Modelfile cannot hold
+        (TrainedForm("chat", "chat", "Be brief."), 'SYSTEM """Be brief."""\n'),
+    ],
+)
+def test_a_modelfile_asks_in_the_form_of_the_training(form: TrainedForm, lines: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    text = modelfile("model.gguf", tokenizer, [], form)
+    assert text == f"FROM ./model.gguf\nPARAMETER temperature 0\n{lines}"
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ from shears.progress import track
 from shears.records import artifacts
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.peft_files import ADAPTER_CONFIG
+from shears.records.trained_form import form_of_record
 from shears.records.version import __version__
 from shears.runtime.native.architectures import DecoderPlan, plan_of
 
@@ -124,7 +125,7 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
             writer.add_quantization_version(2)
             _write_tensors(writer, TensorFiles(ref.folder), _Tensors(layout, plan, config, settings))
         ends = [str(tokenizer.decode([token])) for token in sorted(_ends(ref, tokenizer))]
-    artifacts.write_text(work / "Modelfile", modelfile(artifacts.GGUF_FILE, tokenizer, ends))
+    artifacts.write_text(work / "Modelfile", modelfile(artifacts.GGUF_FILE, tokenizer, ends, form_of_record(record)))
     size = path.stat().st_size
     logger.info("%.1f MB, matrices in %s", size / MB, VALUES[settings.values].name)
     return {

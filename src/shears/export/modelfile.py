@@ -12,6 +12,9 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from shears.data.forms import prompt_in
+from shears.records.trained_form import TrainedForm
+
 Chat = Sequence[Mapping[str, str]]
 TRIALS: Sequence[Sequence[str]] = (
     ["user"],
@@ -58,16 +61,24 @@ class Turns:
         return f"{default}{turns}{self.before_assistant}"
 
 
-def modelfile(file: str, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str]) -> str:
+def modelfile(
+    file: str, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str], form: TrainedForm | None = None
+) -> str:
     """Return the Modelfile for a GGUF file in the same folder; texts of `ends` end an answer.
 
-    It has no template where the model has none, or one that a turn's role alone does not render;
-    Ollama then looks for a template of its own.
+    It asks in the form of a training, greedily. It has no template where the model has none, or one
+    that a turn's role alone does not render; Ollama then looks for a template of its own.
     """
     lines = [f"FROM ./{file}"]
     turns = read_turns(tokenizer)
-    if turns is not None:
-        lines.append(f'TEMPLATE """{turns.go_template()}"""')
+    texts = {"TEMPLATE": None if turns is None else turns.go_template(), "SYSTEM": None}
+    if form is not None:
+        lines.append("PARAMETER temperature 0")
+        texts["SYSTEM"] = form.system
+        if form.rows != "chat":
+            texts["TEMPLATE"] = prompt_in(form, "{{ .Prompt }}")
+    quotes = '"' * 3
+    lines += [f"{name} {quotes}{text}{quotes}" for name, text in texts.items() if text and quotes not in text]
     lines += [f'PARAMETER stop "{end}"' for end in ends if '"' not in end and "\n" not in end]
     return "\n".join(lines) + "\n"
 

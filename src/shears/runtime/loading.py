@@ -46,7 +46,8 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
     details = f"{about['isa']}, {about['values']}, {about['threads']} thread{plural}"
     logger.info("%s runs on %s (%s)", ref.name, about["name"], details)
     if (form := trained_form(adapter, ref.folder)) is not None:
-        logger.info("%s was trained on %s: texts are asked so, at temperature 0 by default", ref.name, form.words)
+        asked = "it is asked so, at temperature 0 unless another is given"
+        logger.info("%s was trained on %s: %s", ref.name, form.words, asked)
     return Engine(backend, tokenizer, end_tokens(tokenizer, settings), form)
 
 
