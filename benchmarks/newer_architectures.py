@@ -5,8 +5,8 @@
 
 `logits` compares tiny random models in fp32 with transformers: 150 tokens at once, and one after the other. `speed`
 decodes 32 tokens behind 64, with random weights of real shapes, cut to few layers where a machine beside other work
-needs it: half of the weights are zeros. Seconds are those of CPU time, for one thread beside other work. Every round
-runs all arms in a new order; the median and the range are printed.
+needs it: half of the weights are zeros. Seconds are those of CPU time, for one thread beside other work. The arms
+run one after the other, so that one fits in memory; the median and the range of the rounds after the first are printed.
 """
 
 import random
@@ -20,11 +20,13 @@ from tests.runtime.native.decoders import MODELS, OF_THIS_YEAR, backend, covered
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.report import environment, parser_of, spread
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native.decoder import NativeBackend
 from shears.runtime.native.model_source import source_of_model
 
+ARMS: tuple[NumberFormat | None, ...] = (None, "bf16", "int8", "int4")  # transformers, dense, sparse, sparse
 LENGTH, PROMPT, NEW = 150, 64, 32  # tokens
 PHI_ROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
@@ -90,12 +92,12 @@ def speed_table(only: str, rounds: int) -> Iterator[str]:
     for name, (_, layers, changes) in SHAPES.items():
         if only.lower() not in name.lower():
             continue
-        arms = arms_of(random_model(name))
-        seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-        for turn in range(1 + rounds):
-            for arm in random.Random(turn).sample(list(arms), len(arms)):
-                seconds[arm].append(decoding_seconds(arms[arm]))
-        cells = [spread([NEW / each for each in measured[1:]], 1) for measured in seconds.values()]
+        model, cells = random_model(name), []
+        for arm in ARMS:
+            runtime = backend_of(model, arm)
+            seconds = [decoding_seconds(runtime) for _ in range(1 + rounds)][1:]
+            cells.append(spread([NEW / each for each in seconds], 1))
+            del runtime
         yield f"| {name} | {changes['num_hidden_layers']} of {layers} | {' | '.join(cells)} |"
 
 
@@ -113,12 +115,11 @@ def random_model(name: str) -> PreTrainedModel:
     return model
 
 
-def arms_of(model: PreTrainedModel) -> dict[str, Backend]:
-    limits: dict[str, Any] = {"max_length": 1024, "max_sequences": 1}
-    dense = NativeBackend(source_of_model(model, "bf16", sparse=False), 1, **limits)
-    int8 = NativeBackend(source_of_model(model, "int8"), 1, head="int8", **limits)
-    int4 = NativeBackend(source_of_model(model, "int4"), 1, head="int4", **limits)
-    return {"hf": TransformersBackend(model, max_sequences=1), "dense": dense, "int8": int8, "int4": int4}
+def backend_of(model: PreTrainedModel, values: NumberFormat | None) -> Backend:
+    if values is None:
+        return TransformersBackend(model, max_sequences=1)
+    source = source_of_model(model, values, sparse=values != "bf16")
+    return NativeBackend(source, 1, head=values, max_length=1024, max_sequences=1)
 
 
 def decoding_seconds(runtime: Backend) -> float:

@@ -122,8 +122,8 @@ def test_every_tensor_is_that_of_the_model_rounded_by_the_gguf_package(
             {"rope_parameters": LONGROPE, "original_max_position_embeddings": 512, "max_position_embeddings": 1024},
             {
                 "rope.dimension_count": 4,
-                "rope.scaling.original_context_length": 128,
-                "rope.scaling.attn_factor": 1.0690,
+                "rope.scaling.original_context_length": 512,
+                "rope.scaling.attn_factor": 1.0541,
             },
         ),
     ],
