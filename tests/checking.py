@@ -13,7 +13,7 @@ import jaxtyping
 
 CALLS = 5  # of a function in a test that are checked
 MADE = 20  # functions of one text that are checked: those within a function are made anew whenever it is called
-_jaxtyped, _test = jaxtyping.jaxtyped, [0]
+_jaxtyped, _test, _calls = jaxtyping.jaxtyped, [0], [CALLS]
 _made: Counter[CodeType] = Counter()
 
 
@@ -28,6 +28,11 @@ def begin_test() -> None:
     _test[0] += 1
 
 
+def end() -> None:
+    """Check nothing more: in a fork, whose first calls would be those after a decoration of every function."""
+    _calls[0] = 0
+
+
 def _checked_at_first(*, typechecker: Any) -> Callable[[Any], Any]:
     decorate = _jaxtyped(typechecker=typechecker)
 
@@ -35,22 +40,24 @@ def _checked_at_first(*, typechecker: Any) -> Callable[[Any], Any]:
         if not isinstance(what, FunctionType):
             return decorate(what)
         _made[what.__code__] += 1
-        return _sparing(what, decorate(what)) if _made[what.__code__] <= MADE else what
+        return _sparing(what, decorate) if _made[what.__code__] <= MADE else what
 
     return decorate_sparingly
 
 
-def _sparing(function: Callable[..., Any], checked: Callable[..., Any]) -> Callable[..., Any]:
+def _sparing(function: Callable[..., Any], decorate: Callable[..., Any]) -> Callable[..., Any]:
     test, calls = _test[0], 0
+    checked: Callable[..., Any] | None = None  # made at the first call: a worker calls a part of all functions
 
     @functools.wraps(function)
     def call(*args: Any, **keywords: Any) -> Any:
-        nonlocal test, calls
+        nonlocal test, calls, checked
         if test != _test[0]:
             test, calls = _test[0], 0
-        if calls == CALLS:
+        if calls >= _calls[0]:
             return function(*args, **keywords)
         calls += 1
+        checked = checked or decorate(function)
         return checked(*args, **keywords)
 
     return call

@@ -2,18 +2,21 @@
 
 import functools
 import gc
+import itertools
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("SHEARS_TUNING", "off")  # tests of the kernels take the default walks
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers that share a core slow each other down many times over
 
+import alembic.util
 import jinja2
 import pytest
 import torch
@@ -32,6 +35,16 @@ install()
 
 # PEFT writes a model card at every checkpoint, and compiles its template of 200 lines anew: a fifth of a training here.
 jinja2.Environment.compile = functools.lru_cache(jinja2.Environment.compile)  # type: ignore[method-assign, assignment]
+_load = alembic.util.load_python_file
+_load_once = functools.cache(_load)
+
+
+def _load_migration(dir_: Any, filename: Any) -> Any:
+    """Load a file of alembic's: Optuna lets it compile ten migrations three times for every new database."""
+    return (_load if filename == "env.py" else _load_once)(dir_, filename)
+
+
+alembic.util.load_python_file = _load_migration
 os.fsync = lambda fd: None  # tests kill processes, which loses nothing that was written, and never the machine
 
 torch.set_num_threads(1)
@@ -44,10 +57,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+CACHES = itertools.count()
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the user's cache out of the tests."""
-    monkeypatch.setenv("SHEARS_CACHE", f"{tmp_path}/cache")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's cache out of the tests.
+
+    The folder is not made: pytest reads the names of all folders for each new one, seconds for thousands of tests.
+    """
+    monkeypatch.setenv("SHEARS_CACHE", str(tmp_path_factory.getbasetemp() / "caches" / str(next(CACHES))))
 
 
 @pytest.fixture(autouse=True)

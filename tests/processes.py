@@ -14,6 +14,7 @@ import torch
 
 import shears
 from shears.cli import main
+from tests import checking
 
 DEADLINE = 300.0
 READY = [getattr(shears, name) for name in shears.__all__]  # what a fork finds imported
@@ -77,20 +78,26 @@ class Process:
 
 
 def command_line(log: Path, folder: Path, *words: str, before: Callable[[], object] = lambda: None) -> Process:
-    """Start `shears WORDS` in a folder, its chances as new as those of a process that imports everything itself.
+    """Start `shears WORDS` in a folder; `before` is called in the process."""
 
-    `before` is called in the process.
-    """
+    def call() -> None:
+        sys.argv = ["shears", *words]
+        main()
+
+    return forked(log, folder, call, before)
+
+
+def forked(log: Path, folder: Path, function: Callable[[], object], before: Callable[[], object]) -> Process:
+    """Call `before` and a function in a folder, the chances as new as those of a process that imports everything."""
 
     def call() -> None:
         os.chdir(folder)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-        sys.argv = ["shears", *words]
         random.seed()
         np.random.seed()
         torch.seed()
         before()
-        main()
+        function()
 
     return Process(log, call)
 
@@ -98,6 +105,7 @@ def command_line(log: Path, folder: Path, *words: str, before: Callable[[], obje
 def _become(log: Path, call: Callable[[], object]) -> None:
     """In the child: call and exit, without anything of pytest."""
     code = 1
+    checking.end()
     try:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)

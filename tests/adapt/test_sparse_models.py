@@ -1,10 +1,7 @@
 """A model with a masked adapter: as if its weights were masked and merged, whatever the ranks, precision and copies."""
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -140,30 +137,3 @@ def test_saved_adapters_are_the_same_with_and_without_the_mask() -> None:
     peft_model, _ = elastic_model()
     plain, _ = elastic_model(sparse=False)
     assert peft_model.state_dict().keys() == plain.state_dict().keys()
-
-
-COMPILED = """
-import torch
-from tests.models.test_sparse_adapter import layer_of, make_sparse, one_linear
-model = one_linear()
-make_sparse(model)
-layer = layer_of(model)
-layer.lora_A["default"].register_buffer("rank_mask", torch.ones(4), persistent=False)
-compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-for mask in ([1.0, 1, 1, 1], [1.0, 1, 0, 0]):
-    layer.lora_A["default"].rank_mask.copy_(torch.tensor(mask))
-    results = []
-    for forward in (layer, compiled):
-        x = torch.ones(2, 3, 12, requires_grad=True)
-        model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs = forward(x)
-        outputs.float().square().sum().backward()
-        results.append([outputs, x.grad, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
-    assert len(results[0]) == 4 and all(map(torch.equal, *results))
-"""
-
-
-def test_a_layer_compiles_as_one_graph() -> None:
-    # in a process of its own: here beartype stands between torch.compile and the code
-    subprocess.run([sys.executable, "-c", COMPILED], check=True, cwd=Path(__file__).parents[2])

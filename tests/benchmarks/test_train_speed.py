@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import pickle
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from types import MethodType
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -65,7 +67,12 @@ def _log(job: Job, arm: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (Path(job.folder) / arm / "training_log.jsonl").read_text().splitlines()]
 
 
-def test_a_training_that_waits_for_its_turns_makes_the_steps_it_would_make_alone(job: Job, tmp_path: Path) -> None:
+def test_a_training_that_waits_for_its_turns_makes_the_steps_it_would_make_alone(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a fork, which imports nothing anew; for a new process the training must be picklable."""
+    monkeypatch.setattr("benchmarks.turns.multiprocessing", SimpleNamespace(get_context=lambda _: get_context("fork")))
+    assert pickle.dumps(partial(train, NLS, job))
     [taken] = take_turns({NLS: partial(train, NLS, job)}, ROUNDS * STEPS).values()
     assert len(taken.seconds) == 4
     assert min(taken.seconds) > 0

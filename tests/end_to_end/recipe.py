@@ -11,8 +11,8 @@ train:
   data: {train}
   ranks: [6, 4, 2]
   alpha: 12
-  max_steps: 24
-  save_steps: 6
+  max_steps: 12
+  save_steps: 3
   batch_size: 4
   learning_rate: 0.01
   device: cpu

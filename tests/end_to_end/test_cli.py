@@ -60,50 +60,48 @@ def test_the_options_of_sparsify_reach_it(call: Call, monkeypatch: pytest.Monkey
     assert not any(name.endswith("o_proj") for name in shares)
 
 
-def test_importing_shears_is_light() -> None:
-    code = (
-        "import sys, shears; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'peft', 'rich')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "fastapi")
-
-
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["train", "--help"], ["compress", "--help"]])
-def test_help_imports_nothing_heavy(words: list[str]) -> None:
-    code = (
-        "import sys; from shears.cli import main; sys.argv = ['shears', *sys.argv[1:]]\n"
-        "try: main()\n"
-        f"except SystemExit as end: sys.exit(end.code if not {{*{HEAVY}}} & {{*sys.modules}} else 3)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, *words], check=False, capture_output=True).returncode == 0
+LIGHT = """
+import shlex, sys
+import shears
+needless, expected, *lines = sys.argv[1:]
+def check(words):
+    found = {*needless.split()} & {*sys.modules}
+    assert not found, (words, found)
+check("import shears")
+assert "rich" not in sys.modules
+from shears.cli import main
+for line in lines:
+    sys.argv = ["shears", *shlex.split(line)]
+    try:
+        main()
+    except SystemExit as end:
+        assert end.code == int(expected), (line, end.code)
+    check(line)
+"""
 
 
 @pytest.mark.parametrize(
-    ("words", "needless"),
+    ("needless", "expected", "lines"),
     [
-        (["compare", "one.json", "two.json"], ("torch", "transformers", "peft", "datasets")),
-        (["report", "nothing"], ("torch", "transformers", "peft", "datasets")),
-        (["inspect", "nothing"], ("transformers", "peft", "datasets")),
-        (["train", "m", "o", "--data", "d", "--lr", "x"], HEAVY),
-        (["train", "m", "README.md/o", "--data", "d"], HEAVY),
-        (["sparsify", "m", "o", "--sparsity", "x"], HEAVY),
-        (["sparsify", "m", "o"], HEAVY),
-        (["export", "m", "."], HEAVY),
-        (["compress", "m", ".", "--target", "1GB"], HEAVY),
-        (["serve", "m", "--port", "x"], HEAVY),
-        (["evaluate", "m", "--task", "x"], HEAVY),
-        (["run", "none.yaml"], HEAVY),
+        (HEAVY, 0, ["--help", "--version", "train --help", "compress --help"]),
+        (
+            HEAVY,
+            2,
+            ["train m o --data d --lr x", "train m README.md/o --data d", "sparsify m o --sparsity x", "sparsify m o",
+             "export m .", "compress m . --target 1GB", "serve m --port x", "evaluate m --task x", "run none.yaml"],
+        ),
+        (("torch", "transformers", "peft", "datasets"), 2, ["compare one.json two.json", "report nothing"]),
+        (("transformers", "peft", "datasets"), 2, ["inspect nothing"]),
     ],
-)
-def test_verbs_that_only_read_files_import_no_model_library(words: list[str], needless: tuple[str, ...]) -> None:
-    code = (
-        "import sys; from shears.cli import main; sys.argv = ['shears', *sys.argv[1:]]\n"
-        "try: main()\n"
-        f"except SystemExit as end: sys.exit(end.code if not {{*{needless}}} & {{*sys.modules}} else 3)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, *words], check=False).returncode == 2
+)  # fmt: skip
+def test_help_mistakes_and_verbs_that_only_read_files_import_nothing_heavy(
+    needless: tuple[str, ...], expected: int, lines: list[str]
+) -> None:
+    """One process for all lines of a group: what one of them imports, the check behind it finds."""
+    words = [sys.executable, "-c", LIGHT, " ".join(needless), str(expected), *lines]
+    ended = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_folders_are_imported_on_first_use() -> None:

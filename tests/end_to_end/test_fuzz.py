@@ -202,14 +202,14 @@ def run_all(folder: Path, numbers: range, start: Start) -> None:
     assert not wrong, "\n".join([f"{len(wrong)} of {len(numbers)} calls, SHEARS_FUZZ_SEED={SEED}", *wrong])
 
 
-def test_sixty_drawn_calls_end_as_they_should(folder: Path) -> None:
-    run_all(folder, range(60), in_fork)
+def test_forty_drawn_calls_end_as_they_should(folder: Path) -> None:
+    run_all(folder, range(40), in_fork)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_thousand_drawn_calls_end_as_they_should(folder: Path) -> None:
-    run_all(folder, range(60, 1010), in_fork)
+    run_all(folder, range(40, 1010), in_fork)
 
 
 @pytest.mark.slow

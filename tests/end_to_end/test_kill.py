@@ -54,11 +54,11 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bits(tmp_path: Path) -> 
     run.rename(tmp_path / "undisturbed")  # both runs in the same place: an adapter names its base by path
     moments: list[Callable[[], bool]] = [
         (run / "sparse.partial" / ".asked.json").exists,
-        (run / "super_adapter.partial" / "checkpoints" / "checkpoint-12").exists,  # perhaps half written
+        (run / "super_adapter.partial" / "checkpoints" / "checkpoint-6").exists,  # perhaps half written
         (run / "search.partial" / "study.db").exists,
         lambda: enough_evaluations(run) or (run / "search").exists(),
         lambda: (run / "sub_adapter.partial").exists() or (run / "sub_adapter").exists(),
-        (baseline_folder(run, "dense-lora.partial") / "checkpoints" / "checkpoint-12").exists,
+        (baseline_folder(run, "dense-lora.partial") / "checkpoints" / "checkpoint-6").exists,
         (run / "evaluation" / "dense.json").exists,
     ]
     for moment in moments:

@@ -67,7 +67,7 @@ TIMES = ("seconds", "tokens_per_second", "tokens_per_second_range", "speeds", "e
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("signals")
     recipe = write_recipe(made, "random")
-    shorter = {"max_steps: 24": "max_steps: 6", "max_evaluations: 8": "max_evaluations: 3", "save_steps: 6": ""}
+    shorter = {"max_steps: 12": "max_steps: 6", "max_evaluations: 8": "max_evaluations: 3", "save_steps: 3": ""}
     text = recipe.read_text()
     for before, after in shorter.items():
         text = text.replace(before, after)

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from shears.adapt.train import train
 from shears.cli import main
 from shears.errors import InputError
 from shears.training.checkpoints import last_steps
-from tests.processes import DEADLINE, Process, command_line
+from tests.processes import DEADLINE, Process, forked
 from tests.tiny import save_tiny
+from tests.training import trainings
 from tests.training.small_training import SETTINGS, assert_close, assert_same, log, pad_batches
 
 PYTHON = sys.executable
@@ -49,14 +52,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "taken" / "file").touch()
     data = {"data": str(folder / "train.jsonl")}
     save_tiny(folder / "teacher", seed=3)
-    trainings = {f"two-{name}": {**SETTINGS, **data, **placed(folder, name)} for name in SAME}
-    trainings["whole"] = {**LONG, **data}
-    trainings["taken"] = {**SETTINGS, **data}
-    trainings["diverging"] = {**SETTINGS, **data, "learning_rate": 1e30, "max_steps": 30}
-    trainings["half-broken"] = {**SETTINGS, "data": str(folder / "train.jsonl"), "of_second": {"groups": ["no_proj"]}}
-    (folder / "trainings.json").write_text(json.dumps(trainings))
-    launch(torchrun("tests.training.trainings", str(folder)))
+    wanted = {f"two-{name}": {**SETTINGS, **data, **placed(folder, name)} for name in SAME}
+    wanted["whole"] = {**LONG, **data}
+    wanted["taken"] = {**SETTINGS, **data}
+    wanted["diverging"] = {**SETTINGS, **data, "learning_rate": 1e30, "max_steps": 30}
+    wanted["half-broken"] = {**SETTINGS, "data": str(folder / "train.jsonl"), "of_second": {"groups": ["no_proj"]}}
+    (folder / "trainings.json").write_text(json.dumps(wanted))
+    processes = start_two(folder, lambda: make_trainings(folder))
+    assert [process.wait() for process in processes] == [0, 0], processes[0].printed() + processes[1].printed()
     return folder
+
+
+def make_trainings(folder: Path) -> None:
+    """Make them; a warning of torch is no error there, as in a process that does not come from pytest."""
+    warnings.simplefilter("default")
+    trainings.main(folder)
 
 
 def placed(folder: Path, name: str) -> dict[str, Any]:
@@ -76,11 +86,6 @@ def launch(command: list[str]) -> tuple[str, str]:
             running.terminate()
     assert running.returncode == 0, printed[1]
     return printed
-
-
-def torchrun(*words: str) -> list[str]:
-    """The command that starts a module in two processes."""
-    return [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", *words]
 
 
 def verb(folder: Path, output: str) -> list[str]:
@@ -128,10 +133,12 @@ def test_an_error_of_one_process_ends_all_with_its_reason(folder: Path) -> None:
     assert first.startswith("process 1: groups must name linears of this model: no linear matches target 'no_proj'")
 
 
-def test_killed_processes_resume_to_the_same_bits(folder: Path) -> None:
+@pytest.mark.parametrize("by_launcher", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_killed_processes_resume_to_the_same_bits(folder: Path, by_launcher: bool) -> None:
     """In the middle of an epoch, and not of the first one: an epoch has five steps, of an order of its own."""
-    processes = start_two(folder, verb(folder, "killed"))
-    checkpoints = folder / "killed.partial" / "checkpoints"
+    name = f"killed-{by_launcher}"
+    processes = start_two(folder, command(verb(folder, name)))
+    checkpoints = folder / f"{name}.partial" / "checkpoints"
     processes[0].until((checkpoints / "checkpoint-8" / "whole.json").exists)
     for process in processes:
         process.send_signal(signal.SIGKILL)
@@ -139,18 +146,29 @@ def test_killed_processes_resume_to_the_same_bits(folder: Path) -> None:
         process.wait()
     for later in (10, 12):  # of processes that were quicker than this one
         shutil.rmtree(checkpoints / f"checkpoint-{later}", ignore_errors=True)
-    words = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "-m"]
-    command = [PYTHON, "-m", *words, *verb(folder, "killed"), "--resume"]  # multi_gpu: its word for torchrun
-    written, logged = launch(command)
-    assert "30 steps from 8" in logged
-    assert logged.count("training 17 examples") == 1  # only the first process logs
-    assert written.count("Next:") == 1
-    assert_same(folder / "whole", folder / "killed")
+    printed = (launched if by_launcher else resumed)(folder, verb(folder, name))
+    assert "30 steps from 8" in printed
+    assert printed.count("training 17 examples") == 1  # only the first process logs
+    assert printed.count("Next:") == 1
+    assert_same(folder / "whole", folder / name)
+
+
+def resumed(folder: Path, words: list[str]) -> str:
+    """Resume in two forks; return what both print."""
+    processes = start_two(folder, command([*words, "--resume"]))
+    assert [process.wait() for process in processes] == [0, 0], processes[0].printed()
+    return "".join(process.printed() for process in processes)
+
+
+def launched(folder: Path, words: list[str]) -> str:
+    """Resume by accelerate's launcher, which sets the same variables; return what all print."""
+    launcher = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "-m"]
+    return "".join(launch([PYTHON, "-m", *launcher, *words, "--resume"]))  # multi_gpu: its word for torchrun
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_ends_both_at_one_step_and_a_resume_gives_the_same_bits(folder: Path) -> None:
-    processes = start_two(folder, verb(folder, "stopped"))
+    processes = start_two(folder, command(verb(folder, "stopped")))
     checkpoints = folder / "stopped.partial" / "checkpoints"
     processes[0].until((checkpoints / "checkpoint-4" / "whole.json").exists)
     processes[1].send_signal(signal.SIGTERM)  # the other one hears of it after the step in hand
@@ -159,13 +177,23 @@ def test_a_signal_to_one_process_ends_both_at_one_step_and_a_resume_gives_the_sa
     first, second = (process.printed().splitlines() for process in processes)
     assert first[-1] == f"error: stopped; --resume continues from step {last}"
     assert "error:" not in "".join(second)
-    again = start_two(folder, [*verb(folder, "stopped"), "--resume"])
+    again = start_two(folder, command([*verb(folder, "stopped"), "--resume"]))
     assert [process.wait() for process in again] == [0, 0]
     assert f"30 steps from {last}" in again[0].printed()
     assert_same(folder / "whole", folder / "stopped")
 
 
-def start_two(folder: Path, words: list[str]) -> list[Process]:
+def command(words: list[str]) -> Callable[[], object]:
+    """A call of the command line."""
+
+    def call() -> None:
+        sys.argv = words
+        main()
+
+    return call
+
+
+def start_two(folder: Path, call: Callable[[], object]) -> list[Process]:
     """Start two processes as a launcher would, without one that would start or stop them by itself."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -177,13 +205,13 @@ def start_two(folder: Path, words: list[str]) -> list[Process]:
             AcceleratorState._reset_state(reset_partial_state=True)
             os.environ.update({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
 
-        return command_line(folder / f"log-{port}-{rank}", folder, *words[1:], before=begin)
+        return forked(folder / f"log-{port}-{rank}", folder, call, before=begin)
 
     return [start(rank) for rank in range(2)]
 
 
 def test_a_taken_output_ends_all_with_one_line(folder: Path) -> None:
-    processes = start_two(folder, verb(folder, "taken"))
+    processes = start_two(folder, command(verb(folder, "taken")))
     assert [process.wait() for process in processes] == [2, 2]
     printed = [process.printed() for process in processes]
     assert printed[0].count("\n") == 1

@@ -1,8 +1,7 @@
-"""What each process of test_distributed.py runs: several trainings in a row, since starting takes longer than these."""
+"""What each process of test_distributed.py runs: several trainings in a row."""
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,3 @@ def main(folder: Path) -> None:
     outcomes = {name: outcome(str(folder / "base"), folder / name, settings) for name, settings in wanted.items()}
     outcomes["sharded"] = sharded()
     (folder / f"outcomes-{os.environ['RANK']}.json").write_text(json.dumps(outcomes))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -21,7 +21,7 @@ from tests.processes import Process, command_line
 from tests.searching.shared.postgres import PASSWORD, Server, running_server
 
 pytest.importorskip("psycopg", reason="pip install 'shears-llm[postgresql]'")
-BUDGET = 30
+BUDGET = 20
 ROOT = Path(__file__).parents[3]
 DEADLINE = 120.0
 SECONDS = 0.3  # of an evaluation; a tiny model is evaluated in milliseconds, before a test could stop the server
@@ -34,7 +34,7 @@ def server() -> Iterator[Server]:
 
 
 SETTINGS: dict[str, Any] = {
-    "strategy": "random", "study": "fault", "max_evaluations": BUDGET, "stale_after": 4.0,
+    "strategy": "random", "study": "fault", "max_evaluations": BUDGET, "stale_after": 3.0,
     "device": "cpu", "precision": "fp32",
 }  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_one_worker_killed_and_the_server_restarted_nothing_is_lost_and_nothing_
     killed = Process(log, search_and_log, *given, data=validation, storage=secret_url)
     wait_for(lambda: num_at_work(secret_url) == 2, killed, other)
     server.control("stop", "-m", "fast")
-    wait_for(lambda: "does not answer, trying again for up to 20 s" in log.read_text(), killed, other)
+    wait_for(lambda: "does not answer, trying again for up to 15 s" in log.read_text(), killed, other)
     server.control("start")
     before = num_complete(secret_url)
     wait_for(lambda: num_complete(secret_url) >= before + 3, killed, other)
@@ -153,7 +153,7 @@ def test_one_worker_killed_and_the_server_restarted_nothing_is_lost_and_nothing_
     code = other.wait()
     printed = other.printed()
     assert code == 0, printed
-    assert f"worker {name} gave no sign of life for 4 s; another worker evaluates its configuration" in printed
+    assert f"worker {name} gave no sign of life for 3 s; another worker evaluates its configuration" in printed
     assert Process(log, search_and_log, *given, data=validation, storage=secret_url).wait() == 0, log.read_text()
 
     check_study(trials(secret_url), name)

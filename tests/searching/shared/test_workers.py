@@ -90,7 +90,7 @@ def read_diary(path: Path) -> list[tuple[str, RankConfig]]:
 @pytest.mark.parametrize("storage", URLS)
 def test_what_a_killed_worker_had_begun_another_evaluates(storage: str, tmp_path: Path) -> None:
     diary = tmp_path / "diary"
-    dying, living = (location_of(storage, tmp_path, name, stale_after=3.0) for name in ("dying", "living"))
+    dying, living = (location_of(storage, tmp_path, name, stale_after=1.0) for name in ("dying", "living"))
     first = Process(tmp_path / "log1", work, dying, PLAN, Diary(diary, "dying", kill_at=3))
     assert first.wait() == -signal.SIGKILL  # before the other begins, which might leave it too little to do
     second = Process(tmp_path / "log2", work, living, PLAN, Diary(diary, "living"))
