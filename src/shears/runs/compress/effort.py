@@ -5,7 +5,7 @@ points above one on 1,700 rows; few rows need steps, not epochs; a teacher train
 a point; healing before a training on the same rows adds nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,26 +187,30 @@ def fitted(found: Mapping[str, Effort], costs: Costs, spent: float) -> Effort:
     """
     limit = costs.settings.seconds
     assert limit is not None
-    steps_fixed = costs.settings.max_steps is not None
-    for lower, effort in _ladder(found, costs.settings):
-        fewest = effort if effort.steps is None or steps_fixed else replace(effort, steps=min(lower, effort.steps))
-        if _total(costs, fewest) + spent > limit:
-            continue
-        return _longest(fewest, effort.steps or 0, limit - spent, costs)
-    needed = (_total(costs, fewest) + spent) / 60
+    for effort, most in _ladder(found, costs.settings):
+        if _total(costs, effort) + spent <= limit:
+            return _longest(effort, most, limit - spent, costs)
+    needed = (least_seconds(found, costs) + spent) / 60
     raise InputError(
         f"time must allow at least {needed:.0f} min for this model and these rows on this machine, got "
         f"{limit / 60:.3g} min; allow more, or take --method wanda, fewer --max-steps or a smaller --test"
     )
 
 
-def _ladder(found: Mapping[str, Effort], settings: CompressConfig) -> Sequence[tuple[int, Effort]]:
-    """Return the efforts from the most thorough, each with the fewest steps with which it is taken."""
+def least_seconds(found: Mapping[str, Effort], costs: Costs) -> float:
+    """Return the seconds of the shortest effort that a time may take."""
+    return min(_total(costs, effort) for effort, _ in _ladder(found, costs.settings))
+
+
+def _ladder(found: Mapping[str, Effort], settings: CompressConfig) -> list[tuple[Effort, int]]:
+    """Return the efforts from the most thorough, each with its fewest steps, and its most."""
     steps = [found[name].steps or 0 for name in EFFORTS]
-    rungs = [(steps[1], found["thorough"]), (steps[0], found["usual"]), (FEWEST_STEPS, found["quick"])]
+    rungs = [(found["thorough"], steps[1]), (found["usual"], steps[0]), (found["quick"], FEWEST_STEPS)]
     if settings.method is None and any(settings.sparsities):
-        rungs.append((FEWEST_STEPS, replace(found["quick"], method="wanda")))
-    return rungs
+        rungs.append((replace(found["quick"], method="wanda"), FEWEST_STEPS))
+    if settings.data is None or settings.max_steps is not None:
+        return [(effort, effort.steps or 0) for effort, _ in rungs]
+    return [(replace(effort, steps=min(fewest, effort.steps or 0)), effort.steps or 0) for effort, fewest in rungs]
 
 
 def _total(costs: Costs, effort: Effort) -> float:

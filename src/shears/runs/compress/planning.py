@@ -31,7 +31,17 @@ from shears.runs.compress.candidates import (
     ordered,
     smallest_enough,
 )
-from shears.runs.compress.effort import BATCH, FEWEST_SEQUENCES, TEACHER, Amounts, Costs, Effort, efforts, fitted
+from shears.runs.compress.effort import (
+    BATCH,
+    FEWEST_SEQUENCES,
+    TEACHER,
+    Amounts,
+    Costs,
+    Effort,
+    efforts,
+    fitted,
+    least_seconds,
+)
 from shears.runs.compress.losses import measured_losses, seconds_of_losses
 from shears.runs.compress.measuring import NEW_TOKENS, ROUNDS, Questions, longest_answer, task_of_rows
 from shears.runs.compress.recipes import WITH_SENSITIVITY, recipe_of, teacher_training
@@ -64,15 +74,12 @@ def planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path,
         needed(forecast)
     dense = _dense(ref, settings, shape, forecast)
     candidates = all_candidates(settings, shape, forecast)
-    kept = meeting(settings, candidates, shape.parameters)
-    if settings.target is None:
-        kept = [each for each in kept if each.bytes < dense["bytes"]]
+    kept = _worthwhile(meeting(settings, candidates, shape.parameters), settings, dense["bytes"])
     smallest = recipe_of(min(kept, key=lambda each: each.bytes), settings, ref, str(texts.calibration))
     refuse_full_disk(folder, bytes_of(smallest, [stage.name for stage in stages_of(smallest, folder / "dry-run")]))
     training = _training_rows(ref, settings, texts)
-    asked = None
-    if rows is not None and task is not None:
-        asked = Questions(rows, task, longest_answer(task, training.train if training else []))
+    longest = None if task is None else longest_answer(task, training.train if training else [])
+    asked = None if rows is None or task is None else Questions(rows, task, longest)
     amounts = _amounts(ref, settings, texts, training, asked)
     found = efforts(settings, amounts)
     speeds, losses = None, None
@@ -80,7 +87,8 @@ def planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path,
         short = settings.model_copy(update={"sequence_length": found[USUAL].sequence_length})
         speeds = measured_speeds(ref, short, texts, training, asked)
         kinds = [(each.sparsity, each.values, each.embeddings) for each in kept]
-        if len(kept) > 1 and _may_take(seconds_of_losses(kinds, speeds.load, speeds.forward), settings):
+        early = _Planner(ref, settings, texts, folder, ordered(kept, None), amounts, speeds, time.monotonic() - began)
+        if len(kept) > 1 and early.has_time(found, seconds_of_losses(kinds, speeds.load, speeds.forward)):
             losses = measured_losses(ref, kinds, short, str(texts.calibration), str(texts.held_out))
     best = ordered(kept, losses)
     others = sorted((each for each in candidates if each not in kept), key=lambda each: each.bytes)
@@ -97,12 +105,25 @@ def planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path,
         "order": MEASURED if losses else RULE,
         "candidates": [each.as_data() | {"meets": each in best} for each in (*best, *others)],
         "task": task,
-        "longest_answer": None if asked is None else asked.longest,
+        "longest_answer": longest,
         **plan.decided(found),
         "held_out": texts.held_out.name,
         "measured": [],
         "chosen": None,
     }
+
+
+def _worthwhile(kept: list[Candidate], settings: CompressConfig, dense: int) -> list[Candidate]:
+    """Return the candidates, without a target those that are smaller than the dense model's `dense` bytes."""
+    if settings.target is not None:
+        return kept
+    smaller = [each for each in kept if each.bytes < dense]
+    if not smaller:
+        raise InputError(
+            f"a candidate must be smaller than the dense model's {dense / 1e9:.4g} GB, the smallest of {len(kept)} has "
+            f"{min(each.bytes for each in kept) / 1e9:.4g} GB; name more --sparsities or --values"
+        )
+    return smaller
 
 
 def _dense(ref: ModelRef, settings: CompressConfig, shape: Shape, forecast: Forecast | None) -> dict[str, Any]:
@@ -144,14 +165,6 @@ def _training_rows(ref: ModelRef, settings: CompressConfig, texts: Texts) -> Row
     return training
 
 
-def _may_take(seconds: float, settings: CompressConfig) -> bool:
-    """Return whether the time allows losses that take so many seconds; the log says so where it does not."""
-    if settings.seconds is None or seconds <= LOSSES_SHARE * settings.seconds:
-        return True
-    logger.warning("losses of the candidates would take %.0f s of the time: %s", seconds, RULE)
-    return False
-
-
 def _amounts(
     ref: ModelRef, settings: CompressConfig, texts: Texts, training: Rows | None, asked: Questions | None
 ) -> Amounts:
@@ -181,6 +194,22 @@ class _Planner:
     amounts: Amounts
     speeds: Speeds | None
     spent: float
+
+    def has_time(self, found: Mapping[str, Effort], seconds: float) -> bool:
+        """Return whether losses of the candidates, which take so many seconds, leave enough of the time.
+
+        The log says so where they do not. InputError for a time that is too short without them.
+        """
+        limit = self.settings.seconds
+        if limit is None or self.speeds is None:
+            return True
+        costs = self._costs(self.speeds)
+        effort = fitted(found, costs, self.spent)
+        rest = limit - self.spent - least_seconds(found, costs)
+        if seconds <= min(LOSSES_SHARE * limit, rest):
+            return True
+        logger.warning("measuring the candidates' losses would take %.0f s: %s; %s", seconds, RULE, effort.name)
+        return False
 
     def decided(self, found: Mapping[str, Effort]) -> dict[str, Any]:
         """Return the effort, the seconds of each by name, the speeds, and the stages of the first candidate."""
