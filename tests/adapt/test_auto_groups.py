@@ -55,7 +55,7 @@ def test_the_groups_get_an_adapter(name: str) -> None:
     model = tiny_model(name)
     space = build_space(model, ("auto",), (4, 2))
     assert space == build_space(model, auto_groups(model), (4, 2))
-    adapted = add_lora(model, space, TrainConfig(data="-", ranks=(4, 2)))
+    adapted = add_lora(model, space, TrainConfig(data="-", ranks=(4, 2), alpha=4))
     adapted(input_ids=torch.arange(6)[None], use_cache=False).logits.sum().backward()
     assert all(weight.grad is not None for weight in adapted.parameters() if weight.requires_grad)
 

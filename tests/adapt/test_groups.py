@@ -60,7 +60,9 @@ def test_linears_that_peft_puts_no_lora_on_are_refused_in_one_line(name: str, gr
     """In mixtures PEFT takes the names that experts once had for their stacks, also where a dense layer has them."""
     model = tiny_model(name)
     with pytest.raises(InputError, match=message) as caught:
-        add_lora(model, build_space(model, (group,), (4, 2)), TrainConfig(data="-", ranks=(4, 2), groups=(group,)))
+        add_lora(
+            model, build_space(model, (group,), (4, 2)), TrainConfig(data="-", ranks=(4, 2), alpha=4, groups=(group,))
+        )
     assert "\n" not in str(caught.value)
 
 

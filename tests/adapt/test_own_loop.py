@@ -54,7 +54,7 @@ def test_the_record_has_the_keys_of_train_and_says_who_trained(base: Path, data:
     settings = {**SETTINGS, "max_steps": 1, "warmup_steps": 0, "sampling": "uniform"}
     trained = train(base, tmp_path / "trained", data=data, **settings)
     mine, theirs = (json.loads((folder / "search_space.json").read_text()) for folder in (saved, trained))
-    assert theirs.keys() - mine.keys() == {"num_steps", "data_fingerprint"}
+    assert theirs.keys() - mine.keys() == {"num_steps", "data_fingerprint", "form", "learning_rate", "init"}
     assert mine.keys() - theirs.keys() == {"trained_by"}
     same = ("base", "base_fingerprint", "data_sha256", "alpha", "max_rank", "num_parameters", "groups", "template")
     assert {key: mine[key] for key in same} == {key: theirs[key] for key in same}

@@ -318,7 +318,7 @@ def test_ranks_that_have_no_directions_or_no_factors_are_refused(monkeypatch: py
     monkeypatch.setattr(prepare_module, "LOKR_SIDE", 4)
     model = tiny_model("llama")
     space = build_space(model, ["up_proj+k_proj"], (20, 4))
-    adapted = add_lora(model, space, TrainConfig(data="-", ranks=(20, 4)))
+    adapted = add_lora(model, space, TrainConfig(data="-", ranks=(20, 4), alpha=4))
     with pytest.raises(InputError, match=r"ranks of adapter polar must be at most 16, .*k_proj, got 20"):
         make_polar(adapted, 0)
     for name, ranks, message in (
@@ -328,4 +328,4 @@ def test_ranks_that_have_no_directions_or_no_factors_are_refused(monkeypatch: py
         model = tiny_model(name)
         space = build_space(model, GROUPS[name], ranks)
         with pytest.raises(InputError, match=message):
-            add_lora(model, space, TrainConfig(data="-", ranks=ranks, adapter="lokr"))
+            add_lora(model, space, TrainConfig(data="-", ranks=ranks, alpha=4, adapter="lokr"))

@@ -200,7 +200,7 @@ def test_a_changed_configuration_is_refused_with_every_key_named(tmp_path: Path)
     interrupt(tmp_path / "out")
     with pytest.raises(InputError) as error:
         finish(tmp_path / "out", True, {"sparsity": 0.6, "method": "ria", "seed": 0})
-    assert "method was 'wanda' and is now 'ria'; sparsity was 0.5 and is now 0.6" in str(error.value)
+    assert "method was 'admm' and is now 'ria'; sparsity was 0.5 and is now 0.6" in str(error.value)
     assert "seed" not in str(error.value)
     assert finish(tmp_path / "out", True) == ["half.bin"], "what was refused did no harm"
 

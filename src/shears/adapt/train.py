@@ -89,7 +89,6 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
         data, columns = answer(settings.columns)  # the others find it there
         decided = settings_for(base, settings.model_copy(update={"data": data, "columns": dict(columns)}))
         by_base = {name: getattr(decided, name) for name in ("learning_rate", "alpha", "init")}
-        logger.info("learning rate %g, alpha %g, init %s", *by_base.values())
         prepared = _fitted(base, teacher, work, decided)
         wait()  # for checkpoints that other processes still write
         if is_first_process():
@@ -117,6 +116,7 @@ def _removed(settings: TrainConfig) -> dict[str, Any]:
 def _fitted(base: ModelRef, source: TeacherSource | None, work: Path, settings: TrainConfig) -> PreparedAdapter:
     """Return the model with its trained adapter."""
     rows = raise_in_all(lambda: read_training_rows(base, settings))
+    logger.info("learning rate %g, alpha %g, init %s", settings.learning_rate, settings.alpha, settings.init)
     check_warmup(settings, settings.num_steps(len(rows.train)))
     raise_in_all(lambda: _check_room(base, work, settings))
     loss, packing = Loss(), True
