@@ -39,7 +39,7 @@ SHAPES: dict[str, tuple[str, int, dict[str, Any]]] = {
         "sliding_window": 512, "max_position_embeddings": 32768,
     }),
     "Phi-4-mini": ("phi3", 32, {
-        "hidden_size": 3072, "num_hidden_layers": 4, "intermediate_size": 8192, "num_attention_heads": 24,
+        "hidden_size": 3072, "num_hidden_layers": 2, "intermediate_size": 8192, "num_attention_heads": 24,
         "num_key_value_heads": 8, "vocab_size": 200064, "tie_word_embeddings": True, "rope_parameters": PHI_ROPE,
         "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "pad_token_id": 0,
     }),
