@@ -20,7 +20,7 @@ def test_without_a_launcher_one_gpu_is_used(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     try:
-        settings = TrainConfig(data="-", batch_size=4, device=device, precision="fp32")
+        settings = TrainConfig(data="-", batch_size=4, learning_rate=1e-3, device=device, precision="fp32")
         arguments = training_arguments(settings, tmp_path, 1)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)  # it took the machine for one with GPUs

@@ -161,8 +161,8 @@ def test_mlflow_sees_losses_and_validations_in_a_database_beside_the_output(
 
 
 def test_trackers_are_handed_to_the_trainer(tmp_path: Path) -> None:
-    settings = TrainConfig(data="-", report_to=("wandb", "trackio"), device="cpu")
+    settings = TrainConfig(data="-", report_to=("wandb", "trackio"), learning_rate=1e-3, device="cpu")
     arguments = training_arguments(settings, tmp_path, 1)
     assert arguments.report_to == ["wandb", "trackio"]
     assert (arguments.logging_strategy, arguments.logging_steps) == ("steps", 1)
-    assert training_arguments(TrainConfig(data="-", device="cpu"), tmp_path, 1).report_to == []
+    assert training_arguments(TrainConfig(data="-", learning_rate=1e-3, device="cpu"), tmp_path, 1).report_to == []
