@@ -106,7 +106,9 @@ def random_model(name: str) -> PreTrainedModel:
     kind, _, changes = SHAPES[name]
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **changes)).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **changes), trust_remote_code=False
+    ).eval()
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():

@@ -1,5 +1,6 @@
 """Real second processes that need not import everything again: forks of the test's own."""
 
+import logging
 import os
 import random
 import signal
@@ -96,6 +97,7 @@ def forked(log: Path, folder: Path, function: Callable[[], object], before: Call
         random.seed()
         np.random.seed()
         torch.seed()
+        logging.getLogger("shears").handlers.clear()  # those of a command that ran here before
         before()
         function()
 

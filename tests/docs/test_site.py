@@ -56,7 +56,10 @@ def test_every_key_of_a_recipe_stands_in_its_section_with_its_description(made: 
             continue
         rows = [line for line in sections[name].splitlines() if "`</span>" in line]
         assert [row.split("`")[1] for row in rows] == list(kind.model_fields)
-    assert "`epochs`</span> | `NUMBER` | `1.0` | Passes over the training examples. |" in sections["train"]
+    assert (
+        "`epochs`</span> | `NUMBER` |  | Passes over the training examples. Default: as many as read"
+        in sections["train"]
+    )
     assert "`data`</span> | `FILE` |  | **required.** Training examples" in sections["train"]
 
 

@@ -31,7 +31,7 @@ def _trained(folder: Path, masked: bool) -> Path:
     shears.sparsify(str(save_tiny(folder / "dense")), folder / "base", sparsity=0.5, method="magnitude", device="cpu")
     train(
         folder / "base", folder / "adapter", data=rows(folder / "train.jsonl", 0), ranks=RANKS, max_steps=4,
-        batch_size=4, learning_rate=0.5, device="cpu", precision="fp32", sparse_adapter=masked,
+        batch_size=4, learning_rate=0.5, alpha=64, device="cpu", precision="fp32", sparse_adapter=masked,
     )  # fmt: skip
     rows(folder / "test.jsonl", 3)
     return folder
