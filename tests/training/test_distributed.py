@@ -17,7 +17,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from shears.adapt.train import train
-from shears.cli import main
+from shears.cli import main, tables
 from shears.errors import InputError
 from shears.training.checkpoints import last_steps
 from tests.processes import DEADLINE, Process, forked
@@ -204,6 +204,7 @@ def start_two(folder: Path, call: Callable[[], object]) -> list[Process]:
         def begin() -> None:
             AcceleratorState._reset_state(reset_partial_state=True)
             os.environ.update({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            tables.console.quiet = rank > 0  # decided at its import, which may have been here
 
         return forked(folder / f"log-{port}-{rank}", folder, call, before=begin)
 
