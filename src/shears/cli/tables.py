@@ -16,7 +16,16 @@ from rich.text import Text
 from shears.config.export import FORMATS
 from shears.progress import VisibleConsole, is_first_process
 from shears.records.artifacts import PACKAGE, WRITTEN_TEXT, find_record, read_json
-from shears.records.figures import cut_at_ranks, cut_words, is_share, other_readings, ranks_by_kind, seen_words
+from shears.records.figures import (
+    answered_words,
+    cut_at_ranks,
+    cut_words,
+    is_share,
+    other_readings,
+    packages_of,
+    ranks_by_kind,
+    seen_words,
+)
 from shears.records.folders import free_bytes
 from shears.records.trained_form import UNKNOWN, trained_form
 
@@ -475,29 +484,22 @@ def _minutes(seconds: float | None) -> str:
 def print_compressed(record: Mapping[str, Any]) -> None:
     """Print the measured candidates beside the dense models."""
     dense = record["dense"]
-    rival = record.get("rival")
     taught = record.get("teacher")
-    measured = [{**dense, "name": "dense, as it came (speed in bf16)", "loss": dense["held_out_loss"]}]
+    measured: list[Mapping[str, Any]] = [
+        {**dense, "name": "dense, as it came (speed in bf16)", "loss": dense["held_out_loss"]}
+    ]
     if taught is not None and taught["answers"] is not None:
         measured.append({**dense, "name": "dense, fine-tuned", "loss": None, "answers": taught["answers"]})
-    measured += record["measured"]
-    measured += [] if rival is None or rival in record["measured"] else [rival]
+    measured += packages_of(record)
     answered = dense.get("answers") is not None
     rows = []
     for row in measured:
         size = (f"{row['bytes'] / 1e9:.4f} GB", f"{8 * row['bytes'] / record['parameters']:.2f}")
         figures = (_number(row["tokens_per_second"], ".1f"), _number(row["loss"], ".4f"))
         meets = "" if row.get("holds") is None else "yes" if row["holds"] else "no"
-        rows.append((row["name"], *size, *figures, *([_answered(row["answers"])] if answered else []), meets))
+        rows.append((row["name"], *size, *figures, *([answered_words(row["answers"])] if answered else []), meets))
     head = ("package", "size", "bits a weight", "tokens/s", "loss", *(["right answers"] if answered else []), "meets")
     print_table(head, rows, "measured")
-
-
-def _answered(answers: Mapping[str, Any]) -> str:
-    """Return the right answers of a model in words: 45 of 50, 90.0 % (78.6 to 95.7)."""
-    low, high = (100 * end for end in answers["ci95"])
-    right = answers["right"].count("1")
-    return f"{right} of {answers['n']}, {100 * answers['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def verdict_line(record: Mapping[str, Any], folder: str | Path) -> str:
@@ -529,8 +531,7 @@ def next_lines(record: Mapping[str, Any], folder: str | Path) -> list[str]:
 
 
 def _chosen(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    made = [*record["measured"], *filter(None, [record.get("rival")])]
-    return next((row for row in made if row["name"] == record["chosen"]), None)
+    return next((row for row in packages_of(record) if row["name"] == record["chosen"]), None)
 
 
 def _better_dense(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -543,7 +544,7 @@ def _better_dense(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     if (rival := record.get("rival")) is not None:
         others[f"dense int4 ({rival['package']})"] = rival["answers"]
     own = row["answers"]["accuracy"]
-    told = [f"{name} ({_answered(each)})" for name, each in others.items() if each["accuracy"] > own]
+    told = [f"{name} ({answered_words(each)})" for name, each in others.items() if each["accuracy"] > own]
     names = " and ".join(told)
     return f"Keep the dense one where its size will do: {names} answers more rows. " if told else ""
 

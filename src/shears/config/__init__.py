@@ -55,10 +55,10 @@ class Recipe(StageConfig):
     compress: CompressConfig | None = None
     """How to reach a bound on size or speed."""
 
+    bench: BenchConfig = BenchConfig()
+    """How to measure speed."""
+
     @property
     def exports(self) -> bool:
         """Whether a run exports: what it trained, or without a training the sparse model as one packed file."""
         return self.train is not None or FORMATS[self.export.format].is_packed
-
-    bench: BenchConfig = BenchConfig()
-    """How to measure speed."""

@@ -7,7 +7,7 @@ from shears.config.fields import CHAT, TemplateName
 from shears.data.chat import turns_of
 from shears.data.example import Row, messages_of
 from shears.data.prompts import TEMPLATES, chat_turns, render_prompt
-from shears.data.rules import rule_of
+from shears.data.rules import TASK_OF_FORM, rule_of
 from shears.errors import InputError
 from shears.records.trained_form import RowForm, TrainedForm
 
@@ -56,8 +56,7 @@ def _task(rows: Sequence[Row]) -> str:
         forms = {rule_of(row).form for row in rows}
     except InputError:
         return ""
-    task = forms.pop() if len(forms) == 1 else ""
-    return "choices" if task == "choice" else task
+    return TASK_OF_FORM[forms.pop()] if len(forms) == 1 else ""
 
 
 def _text(row: Row, column: str) -> str:

@@ -11,6 +11,8 @@ from shears.data.example import messages_of
 from shears.errors import InputError
 
 RuleForm = Literal["number", "choice", "json", "exact"]
+TASK_OF_FORM: Mapping[RuleForm, str] = {"number": "number", "choice": "choices", "json": "json", "exact": "exact"}
+"""The task of `evaluate` that reads answers by a rule."""
 LETTERS = tuple("ABCDE")
 # The forms of LLM-Adapters' sets: the choices stand at the end of the instruction.
 ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")

@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from shears.records.artifacts import COMPRESS, read_object
+from shears.records.figures import answered_words, packages_of
 from shears.records.timing import read_times
 from shears.report.charts import CURVE_HEIGHT, WIDTH, plane, svg, text
 from shears.report.html import asset, document, element, note, picture, section, table
@@ -57,9 +58,9 @@ def measured_rows(record: Record) -> Iterator[Mapping[str, Any]]:
     taught = record.get("teacher")
     if taught is not None and taught["answers"] is not None:
         yield {**dense, "name": "dense, fine-tuned", "loss": None, "answers": taught["answers"], "mark": "seen"}
-    rival = record.get("rival")
-    made = [*record["measured"], *([] if rival is None or rival in record["measured"] else [rival])]
-    yield from ({**row, "mark": "chosen" if row["name"] == record["chosen"] else "front"} for row in made)
+    yield from (
+        {**row, "mark": "chosen" if row["name"] == record["chosen"] else "front"} for row in packages_of(record)
+    )
 
 
 def _outcome(record: Record) -> str:
@@ -98,22 +99,15 @@ def _measured_table(rows: list[Mapping[str, Any]], record: Record) -> Markup:
         speed = row.get("tokens_per_second")
         loss = row.get("loss")
         bits = f"{8 * row['bytes'] / record['parameters']:.2f}"
+        answers = row.get("answers")
         holds = "" if row.get("holds") is None else "yes" if row["holds"] else "no"  # only candidates have a verdict
         return (
             row["name"], size(row["bytes"]), bits, "unknown" if speed is None else rate(speed),
-            "unknown" if loss is None else digits(loss), _answered(row.get("answers")), holds,
+            "unknown" if loss is None else digits(loss), answered_words(answers) if answers else "", holds,
         )  # fmt: skip
 
     head = ("package", "size", "bits a weight", "tokens a second", "loss", "right answers", "meets the target")
     return table("Measured", head, map(cells, rows))
-
-
-def _answered(answers: Mapping[str, Any] | None) -> str:
-    if answers is None:
-        return ""
-    low, high = (100 * end for end in answers["ci95"])
-    right = answers["right"].count("1")
-    return f"{right} of {answers['n']}, {100 * answers['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def _plan(folder: Path, record: Record) -> list[Markup]:

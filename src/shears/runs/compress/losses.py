@@ -71,12 +71,7 @@ def measured_losses(
         return float(sum(record["nll"] for record in sums) / sum(record["tokens"] for record in sums))
 
     dense = loss(network)
-    sparsities, values, embeddings = (sorted(set(each), key=str) for each in zip(*kinds, strict=True))
-    changes: list[tuple[str, float | str]] = [
-        *(("sparsity", each) for each in sparsities if each),
-        *(("values", each) for each in values if each != "bf16"),
-        *(("embeddings", each) for each in embeddings if each != "keep"),
-    ]
+    changes = _changes(kinds)
     added: dict[str, dict[float | str, float]] = {"sparsity": {}, "values": {}, "embeddings": {}}
     method = "magnitude" if config.method == "magnitude" else "wanda"
     with meter("losses", len(changes), "kind") as progress, torch.no_grad():
@@ -98,10 +93,19 @@ def seconds_of_losses(kinds: Iterable[tuple[float, str, str]], load: float, forw
 
     Each change loads the model and reads the held-out text once; pruning reads a text twice more.
     """
-    sparsities, values, embeddings = (set(each) for each in zip(*kinds, strict=True))
-    zeros = len(sparsities - {0.0})
-    count = zeros + len(values - {"bf16"}) + len(embeddings - {"keep"})
-    return count * load + (1 + count + 2 * zeros) * SEQUENCES * LENGTH * forward
+    changes = _changes(kinds)
+    zeros = sum(kind == "sparsity" for kind, _ in changes)
+    return len(changes) * load + (1 + len(changes) + 2 * zeros) * SEQUENCES * LENGTH * forward
+
+
+def _changes(kinds: Iterable[tuple[float, str, str]]) -> list[tuple[str, float | str]]:
+    """Return what the candidates change of the dense model, each sparsity and format once."""
+    sparsities, values, embeddings = (sorted(set(each), key=str) for each in zip(*kinds, strict=True))
+    return [
+        *(("sparsity", each) for each in sparsities if each),
+        *(("values", each) for each in values if each != "bf16"),
+        *(("embeddings", each) for each in embeddings if each != "keep"),
+    ]
 
 
 def _weights(network: PreTrainedModel) -> list[Tensor]:

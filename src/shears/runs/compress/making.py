@@ -17,6 +17,7 @@ from shears.config.resolve import read_yaml
 from shears.errors import memory_of
 from shears.models.ref import ModelRef
 from shears.records.artifacts import COMPRESS, RECIPE, as_data, write_json
+from shears.records.figures import packages_of
 from shears.records.folders import partial_folder
 from shears.records.timing import timed
 from shears.runs.baselines import HEALED_FOLDER
@@ -116,7 +117,7 @@ class Road:
         return float(self.record[TEACHER]["answers"]["accuracy"]) - self.settings.loss / 100
 
     def _choose(self) -> None:
-        found = best([*self.record["measured"], *filter(None, [self.record.get("rival")])], self.settings.bound)
+        found = best(packages_of(self.record), self.settings.bound)
         self.record["chosen"] = None if found is None else found["name"]
         self._write()
 

@@ -1,7 +1,7 @@
 """The figures of a model: size, speed, loss on the held-out text, right answers to the rows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from shears.config import CompressConfig
 from shears.config.evaluate import LONG_ANSWER
 from shears.data.example import IGNORED, Tokenized
 from shears.data.rows import read_rows
-from shears.data.rules import RuleForm, rule_of
+from shears.data.rules import TASK_OF_FORM, rule_of
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation
 from shears.evaluation.run import evaluate
@@ -22,7 +22,6 @@ NEW_TOKENS = 32  # that are generated to measure a speed
 ROUNDS = 3  # measurements of a speed; the median counts
 WINDOWS = 32  # of the held-out text, at most
 SHORT_ANSWER = 32  # tokens that an answer may always have
-TASKS: Mapping[RuleForm, str] = {"number": "number", "choice": "choices", "json": "json", "exact": "exact"}
 
 
 def task_of_rows(source: str) -> str:
@@ -36,7 +35,7 @@ def task_of_rows(source: str) -> str:
             forms.add(rule_of(row).form)
         except InputError as error:
             raise InputError(f"row {number} of {source}: {error}") from None
-    return TASKS[forms.pop()] if len(forms) == 1 else "exact"
+    return TASK_OF_FORM[forms.pop()] if len(forms) == 1 else "exact"
 
 
 class Questions(NamedTuple):

@@ -5,11 +5,12 @@ from typing import Any
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import CompressConfig, ExportConfig, HealConfig, Recipe, SparsifyConfig, TrainConfig
 from shears.config.fields import DtypeName
+from shears.config.sparsify import MethodName
 from shears.models.fetching import gguf_named
 from shears.models.ref import ModelRef
 from shears.runs.compress.candidates import Candidate
 
-BEST_METHOD = "admm"
+BEST_METHOD: MethodName = SparsifyConfig.model_fields["method"].default
 WITH_SENSITIVITY = ("admm", "sparsegpt")  # docs/explanation/pruning.md: 26.1 in place of 36.7 of Wanda
 
 
@@ -69,8 +70,12 @@ def _train(candidate: Candidate, config: CompressConfig, text: str) -> TrainConf
     """
     if config.data is None:
         return None
-    masked: dict[str, Any] = {"quantize_aware": "int4"} if candidate.values == "int4" else {"sparse_adapter": True}
-    return _one_rank(config, text, teacher=config.teacher, **masked)
+    return _one_rank(config, text, teacher=config.teacher, **masked_for(candidate.values))
+
+
+def masked_for(values: str) -> dict[str, Any]:
+    """Return the options of a training whose adapter is merged into a package of these values: zeros stay zeros."""
+    return {"quantize_aware": "int4"} if values == "int4" else {"sparse_adapter": True}
 
 
 def teacher_training(config: CompressConfig, text: str) -> TrainConfig:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from shears.models.properties import within_context
 from shears.models.ref import ModelRef
 from shears.records.artifacts import TRAINING_TIMES, as_data
 from shears.runs.compress.measuring import Questions
-from shears.runs.compress.recipes import BEST_METHOD
+from shears.runs.compress.recipes import BEST_METHOD, masked_for
 from shears.runs.compress.texts import Texts
 from shears.runs.plan import quietly
 from shears.sparsity.prune import sparsify_model
@@ -135,13 +134,13 @@ def _training(
 
 def _step_seconds(model: ModelRef, config: CompressConfig, rows: Sequence[Row], size: int) -> float:
     """Return the seconds of a training step of so many rows, the second one."""
-    masked: dict[str, Any] = {"quantize_aware": "int4"} if "int4" in config.values else {"sparse_adapter": True}
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rows.jsonl"
         file.write_text(as_json_lines(rows[: 2 * size]), encoding="utf-8")
         settings = TrainConfig(
-            data=str(file), batch_size=size, max_steps=2, warmup_steps=0, ranks=(32,), seed=config.seed, **masked
-        )
+            data=str(file), batch_size=size, max_steps=2, warmup_steps=0, seed=config.seed,
+            **masked_for("int4" if "int4" in config.values else "bf16"),
+        )  # fmt: skip
         folder = train(model.folder, Path(scratch) / "adapter", **as_data(settings))
         return float(json.loads((folder / TRAINING_TIMES).read_text().splitlines()[-1])["seconds"])
 

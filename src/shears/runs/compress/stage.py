@@ -26,6 +26,7 @@ from shears.records.artifacts import (
     refuse_changes,
     write_json,
 )
+from shears.records.figures import packages_of
 from shears.records.folders import named_folder, refuse_taken, run_lock
 from shears.records.paths import expanded
 from shears.runs.compress.candidates import Candidate, figures_of
@@ -166,7 +167,6 @@ def _check_plan(record: Mapping[str, Any]) -> None:
     for each in record["measured"]:
         if each["name"] not in promising or not each["bytes"] > 0:
             raise ValueError("it measured what was not planned")
-    rival = record.get("rival")
-    made = {each["name"] for each in [*record["measured"], *([] if rival is None else [rival])]}
+    made = {each["name"] for each in packages_of(record)}
     if record["chosen"] is not None and record["chosen"] not in made:
         raise ValueError("it chose what was not measured")

@@ -5,6 +5,7 @@ Text is passed on in whole characters, and without any part of a stop string.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -100,7 +101,6 @@ class Answer:
         self._detokenizer = Detokenizer(settings.decode, prompt)
         self._stops = StopFilter(options.stop)
         self._text = ""
-        self._lookup = Lookup(prompt)
         self._looked_up = False  # the last guess
         self._num_taken = 0  # characters of the text that `take` has returned
 
@@ -123,6 +123,11 @@ class Answer:
             constraint.accept(token)
         self._text += self._stops.add(self._detokenizer.add(token))
         self._end_if_done(constraint is not None and constraint.complete)
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        """Made once a backend takes guesses, for it reads the prompt."""
+        return Lookup(self.prompt)
 
     def guess(self, most: int) -> list[int]:
         """Return up to `most` tokens that may come next: what the grammar forces, else what came before."""

@@ -42,8 +42,8 @@ class Lookup:
             start = trust.after.get(tuple(self._tokens[-size:]))
             if start is not None and len(self._tokens) >= trust.resume:
                 self._used = size
-                period = self._tokens[start:]  # goes round if the guess is longer
-                return list(islice(cycle(period), min(trust.length, most)))
+                length = min(trust.length, most)
+                return list(islice(cycle(self._tokens[start : start + length]), length))  # goes round at the end
         return []
 
     def learn(self, guessed: int, right: int) -> None:
