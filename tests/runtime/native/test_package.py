@@ -2,6 +2,7 @@
 
 import copy
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,24 @@ def test_a_package_gives_the_logits_of_its_model_and_adapter(
     want = expected(adapted[0], tokens)
     assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
     assert (runtime.max_length, runtime.max_sequences, runtime.describe()["values"]) == (256, 16, values)
+
+
+@pytest.mark.parametrize("hidden", [None, 999])
+def test_no_thread_that_packed_weights_lives_on(
+    adapted: tuple[PeftModel, Path], tmp_path: Path, hidden: int | None
+) -> None:
+    """Even of a decoder that could not be built: the garbage collector must not have to end it."""
+    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="int8")
+    source = source_of_package(read_package(package))
+    before = set(threading.enumerate())
+    if hidden is None:
+        runtime = NativeBackend(source, 2)
+        assert runtime.describe()["values"] == "int8"
+    else:
+        source.config.intermediate_size = hidden
+        with pytest.raises(InputError, match=r"must have the shape \(999"):
+            NativeBackend(source, 2)
+    assert set(threading.enumerate()) <= before
 
 
 def test_int8_embeddings_are_table_and_head(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Copies weights, in the order of computation, into the memory of the native decoder."""
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import astuple
 from itertools import chain
 
@@ -103,9 +104,10 @@ class Builder:
     def weights(self, head_values: NumberFormat | None) -> tuple[_native.DecoderWeights, NumberFormat]:
         """Return everything the decoder reads, and the number format of its head; called once."""
         weights = _native.DecoderWeights()
-        for step in self._taken(head_values):
-            self._steps.append(step)
-            self._set(weights, step, self._updates, self._arena)
+        with closing(self._taken(head_values)) as steps:
+            for step in steps:
+                self._steps.append(step)
+                self._set(weights, step, self._updates, self._arena)
         return weights, self._head_values
 
     def adapted(self, updates: Mapping[str, LoraUpdate], arena: Arena) -> _native.DecoderWeights:
@@ -152,11 +154,14 @@ class Builder:
         names = {*self._linear_names()}
         _refuse_rest([name for name in updates if name not in names])
 
-    def _taken(self, head_values: NumberFormat | None) -> Iterator[Call | SharedInput]:
-        """Copy all weights; yield what the decoder is to be told, in the order of computation."""
-        self._packed = self._packed_ahead()
-        for index, layer in enumerate(self._plan.layers):
-            yield from self._taken_layer(index, layer)
+    def _taken(self, head_values: NumberFormat | None) -> Generator[Call | SharedInput, None, None]:
+        """Copy all weights; yield what the decoder is to be told, in the order of computation.
+
+        To be closed, as `_packed_ahead`.
+        """
+        with closing(self._packed_ahead()) as packed:
+            for index, layer in enumerate(self._plan.layers):
+                yield from self._taken_layer(index, layer, packed)
         head = self.embeddings if self._tied and HEAD not in self._tensors else self._take_rows(HEAD)
         _check_shape(HEAD, head.shape, (self._plan.vocab_size, self._plan.hidden_size))
         head = head.as_values(head_values or head.values_dtype)
@@ -172,8 +177,12 @@ class Builder:
             (CODES[table.values_dtype], *addresses, norm, frequencies, self._arena.matrix(head)),
         )
 
-    def _packed_ahead(self) -> Iterator[Weight]:
-        """Yield the linears in the order of computation, a few packed ahead on other threads."""
+    def _packed_ahead(self) -> Generator[Weight, None, None]:
+        """Yield the linears in the order of computation, a few packed ahead on other threads.
+
+        To be closed: the garbage collector may run where a thread begins, and would wait there for
+        these threads for ever.
+        """
         waiting: deque[tuple[str, Future[Weight]]] = deque()
         with ThreadPoolExecutor(self._arena.threads) as workers:
             for name in [name for name in self._linear_names() if name in self._linears]:
@@ -189,7 +198,7 @@ class Builder:
         self._release(name)
         return weight
 
-    def _taken_layer(self, index: int, plan: LayerPlan) -> Iterator[Call | SharedInput]:
+    def _taken_layer(self, index: int, plan: LayerPlan, packed: Iterator[Weight]) -> Iterator[Call | SharedInput]:
         hidden, head_dim = self._plan.hidden_size, self._plan.head_dim
         prefix = f"model.layers.{index}."
         norms = self._plan.norms
@@ -209,7 +218,7 @@ class Builder:
             linears = {name: linear_name(index, name) for name in names}
             for name, linear in linears.items():
                 bias = self._take_vector(f"{linear}.bias", self._sizes[name][0])
-                weight = next(self._packed) if linear in self._linears else self._take_rows(f"{linear}.weight")
+                weight = next(packed) if linear in self._linears else self._take_rows(f"{linear}.weight")
                 shape = (weight.rows, weight.cols) if isinstance(weight, PackedMatrix) else weight.shape
                 _check_shape(f"{linear}.weight", shape, self._sizes[name])
                 yield "set_linear", (name, self._arena.matrix(weight), bias)
