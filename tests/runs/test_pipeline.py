@@ -10,10 +10,13 @@ import shears
 from shears.config import Recipe
 from shears.config.resolve import load_recipe
 from shears.errors import InputError
+from shears.models.blockwise.walk import IrregularBlocks
+from shears.records.artifacts import weights_fingerprint
 from shears.runs.plan import plan
 from shears.runs.stages import run_folder
 from tests.end_to_end.recipe import write_recipe
 from tests.export.made import half_sparse_with_merge
+from tests.tiny import save_tiny
 
 
 @pytest.mark.parametrize(
@@ -110,3 +113,23 @@ def test_a_run_without_training_packs_and_measures_its_sparse_model(tmp_path: Pa
     record = json.loads((tmp_path / "run" / form / f"{form}.json").read_text())
     assert {"package": record.get("values"), "gguf": record["config"]["values"]}[form] == "int4"
     assert {stage.state for stage in shears.plan(recipe).stages} == {"done"}
+
+
+def test_a_run_prunes_a_model_without_a_walk_as_sparsify_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run passes on every option, also those that are at their defaults."""
+
+    def refuse(*_: object) -> None:
+        raise IrregularBlocks("no walk")
+
+    monkeypatch.setattr("shears.sparsity.plan.Walk", refuse)
+    base = save_tiny(tmp_path / "base")
+    (tmp_path / "text.txt").write_text("abcdefgh " * 20)
+    options = {"calibration": str(tmp_path / "text.txt"), "num_samples": 2, "sequence_length": 16}
+    recipe = Recipe.model_validate({"model": str(base), "output": str(tmp_path / "run"), "sparsify": options})
+    shears.run(recipe)
+    alone = shears.sparsify(base, tmp_path / "alone", **options)
+    uniform = shears.sparsify(base, tmp_path / "uniform", allocation="uniform", **options)
+    weights = [weights_fingerprint(folder) for folder in (tmp_path / "run" / "sparse", alone, uniform)]
+    assert len(set(weights)) == 1
+    with pytest.raises(InputError, match="no walk"):
+        shears.sparsify(base, tmp_path / "owl", allocation="owl", **options)

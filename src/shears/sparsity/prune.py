@@ -94,7 +94,10 @@ def prune_blocks(
 
 
 def _sparsities(run: CalibrationRun, chosen: Chosen) -> dict[str, float] | None:
-    """Return the sparsity of every weight; None, all the same, also where the default needs a walk that fails."""
+    """Return the sparsity of every weight; None for the same in all.
+
+    It is None too if the method's default allocation needs a walk, and the model allows none.
+    """
     config = run.config
     reference = ALLOCATIONS[config.allocation]
     if reference is None:
@@ -102,7 +105,8 @@ def _sparsities(run: CalibrationRun, chosen: Chosen) -> dict[str, float] | None:
     try:
         return dict(resolve_name(reference)(run, chosen, config.sparsity))
     except IrregularBlocks as error:
-        if not run.source.resident or "allocation" in config.model_fields_set:
+        is_default = config.allocation == SparsifyConfig(method=config.method).allocation
+        if not (run.source.resident and is_default):
             raise
         logger.warning("%s; all linears get the same sparsity instead (allocation uniform)", error)
         return None

@@ -29,8 +29,6 @@ def recipe_of(candidate: Candidate, config: CompressConfig, model: ModelRef, tex
         sampling["num_samples"] = config.num_samples
     method = config.method or BEST_METHOD
     pruning: dict[str, Any] = {"method": method, "calibration": text}
-    if method in WITH_SENSITIVITY:
-        pruning["allocation"] = "sensitivity"
     dense: dict[str, Any] = {"method": "magnitude"}  # needs no text
     heal = _heal(config, text, candidate.values) if candidate.sparsity and config.heal else None
     on_grid = config.data is not None or (heal is not None and heal.quantize_aware != "none")
