@@ -40,7 +40,7 @@ from benchmarks.plain_peft import BATCH_SIZE, LEARNING_RATE, plain_trainer
 from benchmarks.report import MODEL, environment, log_to_stderr, parser_of, quotients, spread
 from benchmarks.tasks import lines_of, solved, write_mawps, write_rows
 from benchmarks.turns import take_turns
-from shears.adapt.prepare import prepare
+from shears.adapt.prepare import prepare, read_training_rows, settings_for
 from shears.adapt.train import training_of
 from shears.config import TrainConfig
 from shears.data.examples import Tokenized, load_examples, tokenize_all
@@ -126,7 +126,9 @@ def loaded(arm: str, job: Job) -> Callable[[], object]:
         trainer = plain_trainer(job.base, ordered, work, bf16=bf16, checkpointing=arm == CHECKPOINTED)
         _read(trainer.model)
         return trainer.train
-    prepared = prepare(resolve(job.base), settings)
+    base = resolve(job.base)
+    settings = settings_for(base, settings)
+    prepared = prepare(base, settings, read_training_rows(base, settings))
     _read(prepared.model)
     if arm == HOOKLESS:
         for hook in prepared.elastic._hooks:

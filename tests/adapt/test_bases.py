@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
-from shears.adapt.prepare import build_space, prepare
+from shears.adapt.prepare import build_space
 from shears.adapt.train import training_of
 from shears.config import TrainConfig
-from shears.models.ref import resolve
 from shears.training.loop import fit
+from tests.adapt.prepared import prepared_on
 from tests.adapt.test_elastic import IDS, random_configs
 from tests.tiny import save_tiny, tiny_model
 from tests.training.small_training import SETTINGS, log
@@ -45,7 +45,7 @@ def test_only_the_adapter_changes(name: str, kind: str, changes: dict[str, Any],
     base = save_tiny(tmp_path / "base", name)
     AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[kind]).save_pretrained(base)
     settings = TrainConfig(data=data, **{**SETTINGS, "max_steps": 15, **changes})
-    prepared = prepare(resolve(base), settings)
+    prepared = prepared_on(base, settings)
     before = {key: tensor.clone() for key, tensor in prepared.model.state_dict().items() if "lora_" not in key}
     formats = {tensor.dtype for key, tensor in before.items() if tensor.is_floating_point() and not _is_norm(key)}
     assert formats == {DTYPES[kind]}
@@ -70,7 +70,7 @@ def test_a_model_that_cannot_be_packed_is_padded_with_a_message(
     settings = TrainConfig(data=data, **{**SETTINGS, "groups": OPT, "max_steps": 1})
     (tmp_path / "work").mkdir()
     with caplog.at_level(logging.INFO, "shears"):
-        fit(training_of(prepare(resolve(base), settings), settings), tmp_path / "work", settings)
+        fit(training_of(prepared_on(base, settings), settings), tmp_path / "work", settings)
     assert "does not keep packed examples apart" in caplog.text
 
 
@@ -159,5 +159,5 @@ def test_rows_of_packed_examples_stay_within_the_models_positions(tmp_path: Path
     changes = {"groups": ("q_proj", "v_proj"), "max_steps": 2, "max_length": 256, "batch_size": 4}
     settings = TrainConfig(data=str(tmp_path / "long.jsonl"), **{**SETTINGS, **changes})
     (tmp_path / "work").mkdir()
-    fit(training_of(prepare(resolve(base), settings), settings), tmp_path / "work", settings)
+    fit(training_of(prepared_on(base, settings), settings), tmp_path / "work", settings)
     assert [line["tokens"] for line in log(tmp_path / "work")] == [sum((240, 100, 90, 60)) + 4 * 3] * 2

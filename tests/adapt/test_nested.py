@@ -13,15 +13,14 @@ from transformers import AutoModelForCausalLM
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.load import load_super_adapter
-from shears.adapt.prepare import prepare
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.train import train
 from shears.config import TrainConfig
 from shears.errors import InputError
 from shears.export.stage import export_adapter
-from shears.models.ref import resolve
 from shears.models.sparse_adapter import make_sparse
 from shears.sparsity.stage import sparsify
+from tests.adapt.prepared import prepared_on
 from tests.adapt.test_elastic import elastic_model, logits
 from tests.oracles import nested as oracle
 from tests.tiny import save_tiny, tiny_model
@@ -205,7 +204,7 @@ def test_a_start_from_the_recovery_keeps_its_product_at_every_rank(data: str, tm
     }
     sparse = sparsify(tmp_path / "dense", tmp_path / "sparse", calibration=data, device="cpu", **pruning)
     plain, nested = (
-        prepare(resolve(sparse), TrainConfig(data=data, sampling=sampling, init="recovery", **SETTINGS))
+        prepared_on(sparse, TrainConfig(data=data, sampling=sampling, init="recovery", **SETTINGS))
         for sampling in ("maximal", "nested")
     )
     assert nested.elastic.nested

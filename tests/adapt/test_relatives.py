@@ -14,7 +14,7 @@ from shears.adapt import prepare as prepare_module
 from shears.adapt.elastic import ElasticAdapter, factors_of, lora_layers, make_elastic
 from shears.adapt.load import load_super_adapter
 from shears.adapt.polar import fold_polar, make_polar
-from shears.adapt.prepare import add_lora, build_space, prepare
+from shears.adapt.prepare import add_lora, build_space
 from shears.adapt.space import RankConfig
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, TrainConfig
@@ -24,10 +24,10 @@ from shears.export.package import unpack
 from shears.export.stage import export_adapter
 from shears.models.blocks import kronecker_update
 from shears.models.load import load_with_adapter
-from shears.models.ref import resolve
 from shears.runtime.native import kernels_available
 from shears.searching.measure.evaluators import count_sizes
 from shears.sparsity.stage import sparsify
+from tests.adapt.prepared import prepared_on
 from tests.adapt.test_elastic import GROUPS, elastic_model, logits
 from tests.oracles import relatives as oracle
 from tests.tiny import save_tiny, tiny_model
@@ -255,8 +255,8 @@ def test_a_polar_rank_begins_as_the_recovery_within_the_first_rows(data: str, tm
     pruning: dict[str, Any] = {"num_samples": 4, "sequence_length": 32, "recover_rank": 6, "precision": "fp32"}
     sparse = sparsify(tmp_path / "dense", tmp_path / "sparse", calibration=data, device="cpu", **pruning)
     settings = {**SETTINGS, "data": data, "init": "recovery"}
-    lora = prepare(resolve(sparse), TrainConfig(**settings, sampling="maximal"))
-    polar = prepare(resolve(sparse), TrainConfig(**settings, adapter="polar", sampling=sampling))
+    lora = prepared_on(sparse, TrainConfig(**settings, sampling="maximal"))
+    polar = prepared_on(sparse, TrainConfig(**settings, adapter="polar", sampling=sampling))
     products = {}
     for name, layer in lora_layers(lora.model, "default"):
         a, b = (factor.detach().double() for factor in factors_of(layer, "default"))

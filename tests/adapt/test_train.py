@@ -12,17 +12,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from shears.adapt.load import load_super_adapter
-from shears.adapt.prepare import prepare
 from shears.adapt.sampling import ranks_of_step
 from shears.adapt.train import train, training_of
 from shears.config import TrainConfig
 from shears.errors import InputError
-from shears.models.ref import resolve
 from shears.records.artifacts import read_json, weights_fingerprint, write_json
 from shears.records.folders import CONFIG, MARKER, partial_folder
 from shears.records.trained_form import TrainedForm, trained_form
 from shears.training.checkpoints import last_whole_checkpoint
 from shears.training.loop import fit
+from tests.adapt.prepared import prepared_on
 from tests.tiny import save_tiny
 from tests.training.conftest import save_base, write_data
 from tests.training.small_training import SETTINGS, assert_close, assert_same, log, stop_after
@@ -58,7 +57,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
 
 def test_training_leaves_every_bit_of_the_base_and_lowers_the_loss(base: Path, data: str, tmp_path: Path) -> None:
     settings = TrainConfig(data=data, **{**SETTINGS, "max_steps": 40})
-    prepared = prepare(resolve(base), settings)
+    prepared = prepared_on(base, settings)
     before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items() if "lora_" not in name}
     (tmp_path / "work").mkdir()
     fit(training_of(prepared, settings), tmp_path / "work", settings)
@@ -89,10 +88,14 @@ def test_the_log_holds_every_step_with_the_ranks_of_seed_and_step(base: Path, da
     assert all(line["tokens"] > 0 and line["learning_rate"] >= 0 for line in lines)
 
 
-def test_a_record_says_in_which_form_the_rows_asked(base: Path, tmp_path: Path) -> None:
+def test_a_record_says_in_which_form_the_rows_asked(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"messages": [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]}] * 4
     (tmp_path / "chats.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    out = train(base, tmp_path / "out", data=str(tmp_path / "chats.jsonl"), **{**SETTINGS, "max_steps": 1})
+    with caplog.at_level(logging.INFO, "shears"):
+        out = train(base, tmp_path / "out", data=str(tmp_path / "chats.jsonl"), **{**SETTINGS, "max_steps": 1})
+    assert caplog.text.count("read 4 rows from") == 1
     assert trained_form(out) == TrainedForm("chat", "chat", "a", task="exact")
 
 

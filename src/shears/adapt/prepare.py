@@ -33,7 +33,10 @@ from shears.adapt.space import SearchSpace
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import TrainConfig
-from shears.data.examples import Example, Tokenized, check_completions, load_examples, tokenize_all
+from shears.data.example import Row
+from shears.data.examples import Example, Tokenized, check_completions, examples_of, tokenize_all
+from shears.data.forms import form_of_rows
+from shears.data.rows import read_rows
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, linears, matching, sharing_a_weight, weight_oi
 from shears.models.devices import DTYPES, pick_device, resolved_precision
@@ -51,6 +54,7 @@ from shears.models.sparse_adapter import make_sparse
 from shears.quantization.grid import Grid
 from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER
 from shears.records.peft_files import ADAPTER_WEIGHTS
+from shears.records.trained_form import TrainedForm
 from shears.training.batches import padding
 
 logger = logging.getLogger(__name__)
@@ -174,11 +178,12 @@ class AdapterWeights:
 
 
 class Rows(NamedTuple):
-    """The tokenized examples to train on, those to validate on, if any, and the padding token."""
+    """The tokenized examples to train on, those to validate on, if any, the padding token, and the rows' form."""
 
     train: list[Tokenized]
     validation: list[Tokenized]
     pad_id: int
+    form: TrainedForm
 
 
 def settings_for(base: ModelRef, settings: TrainConfig) -> TrainConfig:
@@ -195,18 +200,21 @@ def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
     """Return the tokenized examples of `settings`; loads no model. InputError for unusable ones."""
     tokenizer = load_tokenizer(model)
     sources = [settings.data, *([] if settings.validation_source is None else [settings.validation_source])]
-    examples = [_examples(source, settings, tokenizer) for source in sources]
+    read = [read_rows(source, settings.columns) for source in sources]
+    examples = [_examples(each, source, settings, tokenizer) for each, source in zip(read, sources, strict=True)]
     longest = min(settings.max_length, positions_in(known_config(model.folder)) or settings.max_length)
     rows, *held_out = (tokenize_all(each, tokenizer, longest) for each in examples)
     if settings.validation_share is not None:
         rows, *held_out = split_off(rows, settings.validation_share, settings.seed)
-    return Rows(rows, list(chain(*held_out)), padding(tokenizer))
+    form = form_of_rows(read[0], settings.template)
+    return Rows(rows, list(chain(*held_out)), padding(tokenizer), form)
 
 
-def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) -> PreparedAdapter:
-    """Load the model, the adapter and, without `rows`, the examples; InputError if unusable."""
-    settings = settings_for(model, settings)
-    rows = rows or read_training_rows(model, settings)
+def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> PreparedAdapter:
+    """Load the model and put an adapter on it; `settings` are those of `settings_for`.
+
+    InputError for a model or settings that cannot be used.
+    """
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
     quantization = None
     if settings.quantize != "none":
@@ -260,9 +268,11 @@ def _start(peft_model: PeftModel, model: ModelRef, settings: TrainConfig) -> dic
     return start_from_principal(peft_model) if settings.init == "pissa" else {}
 
 
-def _examples(source: str, settings: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Return the examples of a source; InputError for rows that cannot be trained on."""
-    examples = load_examples(source, settings.template, tokenizer, columns=settings.columns)
+def _examples(
+    rows: Sequence[Row], source: str, settings: TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[Example]:
+    """Return the rows of a source as examples; InputError for rows that cannot be trained on."""
+    examples = examples_of(rows, source, settings.template, tokenizer)
     check_completions(examples, source)
     return examples
 

@@ -19,6 +19,7 @@ from shears.adapt.prepare import (
     LOKR_SIDE,
     AdapterWeights,
     PreparedAdapter,
+    Rows,
     build_space,
     prepare,
     read_training_rows,
@@ -30,8 +31,7 @@ from shears.checkpoints.conversion import empty_model, known_config
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
-from shears.data.forms import form_of_rows
-from shears.data.rows import read_rows, refuse_same, source_fingerprint
+from shears.data.rows import refuse_same, source_fingerprint
 from shears.models.blocks import weight_oi
 from shears.models.devices import pick_device
 from shears.models.grid_adapter import LEARNT, current_grids
@@ -89,11 +89,11 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
         data, columns = answer(settings.columns)  # the others find it there
         decided = settings_for(base, settings.model_copy(update={"data": data, "columns": dict(columns)}))
         by_base = {name: getattr(decided, name) for name in ("learning_rate", "alpha", "init")}
-        prepared = _fitted(base, teacher, work, decided)
+        rows = raise_in_all(lambda: read_training_rows(base, decided))
+        prepared = _fitted(base, teacher, work, decided, rows)
         wait()  # for checkpoints that other processes still write
         if is_first_process():
-            form = form_of_rows(read_rows(data, columns), settings.template)
-            _save(prepared, work, settings, {**recorded, **form.as_record(), **by_base})
+            _save(prepared, work, settings, {**recorded, **rows.form.as_record(), **by_base})
 
     return run_stage(stage, settings, output, origin, fit_and_save, resume=resume)
 
@@ -113,9 +113,10 @@ def _removed(settings: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _fitted(base: ModelRef, source: TeacherSource | None, work: Path, settings: TrainConfig) -> PreparedAdapter:
+def _fitted(
+    base: ModelRef, source: TeacherSource | None, work: Path, settings: TrainConfig, rows: Rows
+) -> PreparedAdapter:
     """Return the model with its trained adapter."""
-    rows = raise_in_all(lambda: read_training_rows(base, settings))
     logger.info("learning rate %g, alpha %g, init %s", settings.learning_rate, settings.alpha, settings.init)
     check_warmup(settings, settings.num_steps(len(rows.train)))
     raise_in_all(lambda: _check_room(base, work, settings))

@@ -113,8 +113,20 @@ def load_examples(
     columns: Mapping[str, str] = OWN_NAMES,
 ) -> list[Example]:
     """Return the first `limit` examples of a source after `convert`; InputError names a wrong row."""
+    rows = read_rows(source, columns)[:limit]
+    return examples_of(rows, source, template, tokenizer, convert)
+
+
+def examples_of(
+    rows: Sequence[Row],
+    source: str,
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    convert: Callable[[Row], Row] = lambda row: row,
+) -> list[Example]:
+    """Return rows of a source as examples after `convert`; InputError names a wrong row."""
     examples = []
-    for number, row in enumerate(read_rows(source, columns)[:limit], start=1):
+    for number, row in enumerate(rows, start=1):
         try:
             examples.append(to_example(convert(row), template, tokenizer))
         except InputError as error:
