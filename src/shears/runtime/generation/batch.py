@@ -63,19 +63,18 @@ class Batch(Generic[A]):
     """The answers that a backend works on, and a queue of those that wait for a free sequence.
 
     One thread at a time may use a batch, apart from `check`. The caches of the last `num_kept`
-    finished answers stay for prompts that continue them. If `shares_beginnings` and the backend
-    can, a prompt copies the tokens that it shares with the beginning of a running one. If
-    `fills_first`, all prompts with a sequence are read before the next step: more tokens a second,
-    but running answers wait.
+    finished answers stay for prompts that continue them. Equal prompts are read once if the backend
+    can copy sequences. If `shares_beginnings` and it can copy parts of them, a prompt copies the
+    tokens that it shares with the beginning of a running one. If `fills_first`, all prompts with a
+    sequence are read before the next step: more tokens a second, but running answers wait.
     """
 
     def __init__(self, backend: Backend, *, shares_beginnings: bool = False, fills_first: bool = False) -> None:
         self.num_kept = 0
         self._fills_first = fills_first
         self._backend = backend
-        self._copying: CopyingBackend | None = None
-        if shares_beginnings and isinstance(backend, CopyingBackend) and backend.keeps_positions:
-            self._copying = backend
+        self._copying = backend if isinstance(backend, CopyingBackend) else None
+        self._shares_beginnings = shares_beginnings and self._copying is not None and self._copying.keeps_positions
         self._checking: CheckingBackend | None = None
         if isinstance(backend, CheckingBackend) and backend.keeps_positions:
             self._checking = backend
@@ -188,7 +187,7 @@ class Batch(Generic[A]):
         return next((number for number, each in self._running.items() if each.num_prefilled < len(each.prompt)), None)
 
     def _read_prompt(self) -> list[A]:
-        """Read a chunk of the oldest unread prompt; return its answer once it has a token."""
+        """Read a chunk of the oldest unread prompt; return the answers to it once they have a token."""
         sequence = self._unread()
         if sequence is None:
             return []
@@ -199,24 +198,40 @@ class Batch(Generic[A]):
             leaves_few = 0 < len(unread) - PREFILL_CHUNK < STEADY
             chunk = unread[: PREFILL_CHUNK - STEADY if leaves_few else PREFILL_CHUNK]
             logits = self._backend.prefill(sequence, chunk)
+            answer.num_prefilled += len(chunk)
+            self._num_cached[sequence] += len(chunk)
+            alike = self._read_alike(sequence, answer)
         except Exception as error:
             if not isinstance(error, InputError):
                 logger.exception("reading a prompt failed")
             answer.error = error
             self._release(sequence)
             return [answer]
-        answer.num_prefilled += len(chunk)
-        self._num_cached[sequence] += len(chunk)
+        answers = {number: self._running[number] for number in alike}
+        for number, each in answers.items():
+            self._choose(each, logits)
+            if each.done:
+                self._release(number)
+        return list(answers.values())
+
+    def _read_alike(self, sequence: int, answer: A) -> list[int]:
+        """Let unread prompts that equal a read one begin with its copy; return all their sequences.
+
+        A copy has the bits of the prompt read again. While the prompt is read in part, none is returned.
+        """
         if answer.num_prefilled < len(answer.prompt):
             return []
-        self._choose(answer, logits)
-        if answer.done:
-            self._release(sequence)
-        return [answer]
+        alike = [sequence]
+        for number, other in self._running.items():
+            if self._copying and not other.num_prefilled and other.prompt == answer.prompt:
+                self._copying.copy(sequence, number, len(answer.prompt))
+                other.num_prefilled = self._num_cached[number] = len(answer.prompt)
+                alike.append(number)
+        return alike
 
     def _copy_beginning(self, sequence: int, answer: A) -> None:
         """Copy the tokens that an unread prompt shares with a running one, if that pays."""
-        if self._copying is None or answer.num_prefilled:
+        if not (self._copying and self._shares_beginnings) or answer.num_prefilled:
             return
         common = {}
         for number, other in self._running.items():
