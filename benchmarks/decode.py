@@ -16,13 +16,12 @@ loads every arm in a process of its own; it prints what stays resident after a s
 
 import argparse
 import gc
-import json
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.memory import memory
 from benchmarks.report import MODEL, environment, log_to_stderr, parser_of, quotients, spread
+from benchmarks.rival import LONGEST, SCRIPT, LlamaCpp, opened
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.models.load import load_with_adapter, put_adapter
@@ -74,8 +74,6 @@ PREFILL_TARGETS = (
     (INT4, LLAMA + "q4_k_m", 1.4),
 )
 Seconds = Mapping[str, Sequence[float]]
-LONGEST = 1024  # tokens of a sequence in every arm
-SCRIPT = Path(__file__).with_name("llama_cpp_decode.py")
 
 Run = Callable[[Sequence[int], int], list[int]]  # a prompt, and the number of new tokens (0: only read the prompt)
 
@@ -198,33 +196,15 @@ def llama_cpp_name(file: Path) -> str:
 def llama_cpp_arms(python: str | None, folder: Path | None, threads: int) -> Iterator[dict[str, Arm]]:
     """Yield an arm for every .gguf file of a folder, each in a process of `python`; no arm if that is None."""
     files = llama_cpp_files(folder) if python and folder else []
-    processes = {}
-    try:
-        for file in files:
-            command = [str(python), str(SCRIPT), "serve", str(file), str(threads)]
-            processes[file] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            _answer(processes[file])
-        yield {llama_cpp_name(file): _remote(process) for file, process in processes.items()}
-    finally:
-        for process in processes.values():
-            process.communicate()  # closes the process's input, which ends it
+    with ExitStack() as stack:
+        yield {llama_cpp_name(file): remote(stack.enter_context(opened(str(python), file, threads))) for file in files}
 
 
-def _answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise RuntimeError("llama.cpp must answer, but its process ended; its error is above")
-    answer: dict[str, Any] = json.loads(line)
-    return answer
+def remote(process: LlamaCpp) -> Arm:
+    """Return the arm of a process of llama.cpp, by its own clocks."""
 
-
-def _remote(process: "subprocess.Popen[str]") -> Arm:
     def run(prompt: Sequence[int], new: int) -> tuple[Timing, list[int]]:
-        assert process.stdin is not None
-        process.stdin.write(json.dumps({"tokens": list(prompt), "new": new}) + "\n")
-        process.stdin.flush()
-        answer = _answer(process)
+        answer = process.ask(prompt, new)
         return Timing(answer["seconds"], answer["cpu"]), answer["tokens"]
 
     return Arm(run)

@@ -1,13 +1,15 @@
-"""llama.cpp for benchmarks.decode; runs in another Python that has llama-cpp-python, and imports nothing else.
+"""llama.cpp for benchmarks.rival; runs in another Python that has llama-cpp-python, and imports nothing of ours.
 
     PYTHON llama_cpp_decode.py serve MODEL.gguf THREADS
     PYTHON llama_cpp_decode.py resident MODEL.gguf
-    PYTHON llama_cpp_decode.py quantize MODEL.gguf OUTPUT.gguf q8_0|q4_0|q4_k_m|q3_k_m
+    PYTHON llama_cpp_decode.py quantize MODEL.gguf OUTPUT.gguf q8_0|q4_0|q4_k_m|... [EMBEDDINGS [IMPORTANCE.npz]]
 
-`serve` reads lines of JSON, {"tokens": [...], "new": N}, and answers {"seconds": wall time, "cpu": CPU time,
-"tokens": [...]}: it clears the cache, reads the prompt, and continues it greedily by N tokens with llama.cpp's own
-sampler. N = 0 only reads the prompt. `resident` prints the bytes that the process holds after a short text.
-`quantize` also takes a model that is quantized: its weights are rounded once more.
+`serve` reads lines of JSON, {"tokens": [...], "new": N, "more": whether they follow those before}, and answers
+{"seconds": wall time, "cpu": CPU time, "tokens": [...]}: it clears the cache unless there is more, reads the tokens,
+and continues them greedily by N tokens with llama.cpp's own sampler. N = 0 only reads. `resident` prints the bytes that
+the process holds after a short text. `quantize` also takes a model that is quantized: its weights are rounded once
+more. EMBEDDINGS is their type, such as q4_0; IMPORTANCE.npz holds a vector of a tensor's inputs by the tensor's name,
+the importance matrix.
 """
 
 import ctypes
@@ -17,6 +19,7 @@ import time
 from typing import Any
 
 import llama_cpp as _llama_cpp
+import numpy as np
 
 llama_cpp: Any = _llama_cpp  # untyped
 
@@ -40,6 +43,8 @@ def serve(model_file: str, threads: int) -> None:
         request = json.loads(line)
         start = time.perf_counter()
         cpu = time.process_time()
+        if not request.get("more"):
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
         tokens = _continued(context, sampler, request["tokens"], request["new"])
         timing = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
         print(json.dumps({**timing, "tokens": tokens}), flush=True)
@@ -68,7 +73,6 @@ def opened(model_file: str, threads: int) -> tuple[Any, Any]:
 
 
 def _continued(context: Any, sampler: Any, prompt: list[int], new: int) -> list[int]:
-    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
     tokens: list[int] = []
     piece = (llama_cpp.llama_token * len(prompt))(*prompt)
     single = (llama_cpp.llama_token * 1)()
@@ -86,13 +90,29 @@ def _decode(context: Any, tokens: Any, count: int) -> None:
         raise RuntimeError("llama_decode must return 0")
 
 
-def quantize(source: str, target: str, kind: str) -> None:
+def quantize(source: str, target: str, kind: str, embeddings: str = "", importance: str = "") -> None:
     """Write a quantized model."""
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
     settings.allow_requantize = True
+    if embeddings:
+        kind_outside = getattr(llama_cpp, f"GGML_TYPE_{embeddings.upper()}")
+        settings.token_embedding_type = settings.output_tensor_type = kind_outside
+    if importance:
+        settings.imatrix = _imatrix(np.load(importance))
     if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(settings)):
         raise RuntimeError("llama_model_quantize must return 0")
+
+
+def _imatrix(vectors: Any) -> Any:
+    """Return llama.cpp's array of named vectors, which ends with one without a name and keeps the vectors alive."""
+    array = (llama_cpp.llama_model_imatrix_data * (len(vectors.files) + 1))()
+    for entry, name in zip(array, vectors.files, strict=False):
+        vector = np.ascontiguousarray(vectors[name], np.float32)
+        entry.name = name.encode()
+        entry.size = vector.size
+        entry.data = (ctypes.c_float * vector.size)(*vector)
+    return array
 
 
 if __name__ == "__main__":

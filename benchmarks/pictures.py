@@ -165,8 +165,13 @@ def by_adapter_size(rows: Sequence[Row], table: Table, arms: Mapping[Arm, Mappin
     return {name: sorted(points) for name, points in series.items()}
 
 
-def curves(title: str, names: tuple[str, str], series: Series, form: str = "{:.0f}") -> Markup:
-    """Return a drawing of points with intervals over a number, a colour and, for several points, a line a series."""
+def curves(
+    title: str, names: tuple[str, str], series: Series, form: str = "{:.0f}", front: Sequence[Point] | None = None
+) -> Markup:
+    """Return a drawing of points with intervals over a number, a colour and, for several points, a line a series.
+
+    With a `front` the only line is the one through its points.
+    """
     every = [point for each in series.values() for point in each]
     across = Scale(*around([point.x for point in every]), LEFT, WIDTH - 14.0)
     up = Scale(*around([end for point in every for end in (point.low, point.high)]), HEIGHT - BOTTOM, TOP + 14.0)
@@ -179,14 +184,19 @@ def curves(title: str, names: tuple[str, str], series: Series, form: str = "{:.0
     parts = [
         text(10.0, 18.0, title),
         axes(across, up, names, (form.format, "{:g}".format)),
-        *(_series(each, kind, across, up) for each, kind in zip(series.values(), kinds, strict=True)),
+        *([] if front is None else [polyline([(across(point.x), up(point.value)) for point in front], "paper")]),
+        *(
+            _series(each, kind, across, up, joined=front is None)
+            for each, kind in zip(series.values(), kinds, strict=True)
+        ),
         *(_legend(name, kinds[row], HEIGHT + 4.0 + row * LEGEND) for row, name in enumerate(series)),
     ]
     return framed(f"{title}. {spoken}", STYLE, (WIDTH, HEIGHT + LEGEND * len(series)), 6.0, parts)
 
 
-def _series(points: Sequence[Point], kind: str, across: Scale, up: Scale) -> Markup:
-    parts = [polyline([(across(point.x), up(point.value)) for point in points], kind)] if len(points) > 1 else []
+def _series(points: Sequence[Point], kind: str, across: Scale, up: Scale, *, joined: bool) -> Markup:
+    places = [(across(point.x), up(point.value)) for point in points]
+    parts = [polyline(places, kind)] if joined and len(points) > 1 else []
     for point in points:
         x, y = across(point.x), up(point.value)
         if point.high > point.low:

@@ -46,7 +46,7 @@ from benchmarks.real_models_cells import (
 from benchmarks.real_models_data import parse_task
 from benchmarks.real_models_run import Setting, checked_base, run_cell, taught_keywords
 from benchmarks.real_models_table import print_tables
-from benchmarks.report import add_row, log_to_stderr, numbers, parser_of, rows_of, seeds, words
+from benchmarks.report import add_row, log_to_stderr, named, numbers, parser_of, rows_of, seeds, words
 from shears.errors import InputError
 
 Row = dict[str, Any]
@@ -178,8 +178,8 @@ def _arguments() -> argparse.Namespace:
     _add_budget(parser)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--work", type=Path, default=Path("runs/real-models"), help="keep and reuse artifacts here")
-    parser.add_argument("--bases", type=_named, default={}, help="[MODEL:]METHOD-SPARSITY=FOLDER,... pruned before")
-    parser.add_argument("--teachers", type=_named, default={}, help="MODEL=ADAPTER,... for the taught arms")
+    parser.add_argument("--bases", type=named, default={}, help="[MODEL:]METHOD-SPARSITY=FOLDER,... pruned before")
+    parser.add_argument("--teachers", type=named, default={}, help="MODEL=ADAPTER,... for the taught arms")
     parser.add_argument("--backend", choices=["auto", "native", "transformers"], default="auto")
     parser.add_argument("--num-samples", type=int, default=64, help="calibration sequences of 512 tokens")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU where there is a GPU")
@@ -188,7 +188,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _add_cells(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", type=_named, default={"smollm2-135m": "smollm2-135m"}, help="NAME=MODEL,...")
+    parser.add_argument("--models", type=named, default={"smollm2-135m": "smollm2-135m"}, help="NAME=MODEL,...")
     parser.add_argument("--tasks", type=words, default=["gsm8k"], help="TEST or TEST:TRAIN, as svamp:mawps+gsm8k")
     usual = [name for name, arm in ARMS.items() if not (arm.merged or arm.taught)]
     parser.add_argument("--arms", type=_known(list(ARMS)), default=usual, help=", ".join(ARMS))
@@ -208,12 +208,6 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", choices=["chat", "question", ALPACA], default=Wanted.template)
     parser.add_argument("--max-new-tokens", type=int, default=Wanted.max_new_tokens)
     parser.add_argument("--evaluations", type=int, default=Wanted.evaluations, help="of the search")
-
-
-def _named(text: str) -> dict[str, str]:
-    """Return NAME=VALUE pairs; a value alone is its own name, or the last part of its path."""
-    pairs = [part.rpartition("=") for part in words(text)]
-    return {name or Path(value).name: value for name, _, value in pairs}
 
 
 def _known(names: Sequence[str]) -> Callable[[str], list[str]]:

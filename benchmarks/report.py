@@ -88,6 +88,12 @@ def words(text: str) -> list[str]:
     return list(filter(None, text.split(",")))
 
 
+def named(text: str) -> dict[str, str]:
+    """Return NAME=VALUE pairs between commas; a value alone is its own name, or the last part of its path."""
+    pairs = [part.rpartition("=") for part in words(text)]
+    return {name or Path(value).name: value for name, _, value in pairs}
+
+
 def numbers(text: str) -> list[float]:
     """Return the numbers between the commas of an option's value."""
     return [float(part) for part in words(text)]

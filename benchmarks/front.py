@@ -1,0 +1,351 @@
+"""The front: accuracy over bytes and over tokens/s, our packages beside llama.cpp's formats of the dense model.
+
+    python -m benchmarks.front run --data FOLDER --work DIR --models 135m=smollm2-135m --task mawps
+        [--llama-cpp PYTHON] [--seeds 0,1,2] [--arms "ARM; ARM"]
+    python -m benchmarks.front speed ...      # the same options; last, on a quiet machine
+    python -m benchmarks.front table --results FILE.jsonl ...
+    python -m benchmarks.front pictures --results FILE.jsonl ... [--output docs/assets]
+
+FOLDER holds the sets in LLM-Adapters' form. A cell (model, task, arm, seed) is a line of the first file of --results:
+what the results hold is skipped, a killed training goes on from its last checkpoint, killed answers from the last one.
+benchmarks.front_arms says what the arms are. Every arm answers the same questions greedily, each by its own kernels,
+and one rule reads all answers. PYTHON has llama-cpp-python, in a process of its own; without it the arms of llama.cpp
+are skipped, and the table says so. Bytes are those of all files that answering reads: weights, tokenizer, settings.
+
+`speed` continues a prompt of 16 tokens by 64, one thread, one text, all arms in turns. A table pools seeds by question;
+Holm corrects the p values of the arms that decide.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import shears
+from benchmarks.decode import NEW, PROMPT, measured, native, native_arm, remote
+from benchmarks.front_arms import ARMS, DECIDING, REFERENCES, TASKS, Arm, Maker, pareto
+from benchmarks.pictures import Point, curves
+from benchmarks.report import (
+    Pair,
+    add_row,
+    as_bits,
+    as_text,
+    begin,
+    environment,
+    named,
+    paired_table,
+    parser_of,
+    percent,
+    points,
+    rows_of,
+    seeds,
+    setting,
+    spread,
+)
+from benchmarks.rival import LlamaCppBackend, opened
+from shears.checkpoints.conversion import known_config
+from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.without_code import build_causal_model
+from shears.config import EvaluateConfig
+from shears.data.examples import load_examples, prompts_of
+from shears.data.prompts import DEFAULT_TEMPLATE
+from shears.errors import InputError
+from shears.evaluation.records import Evaluation, TextJournal, journal_path
+from shears.evaluation.run import settings_and_data
+from shears.evaluation.statistics import Bits, paired_difference, pooled_accuracy
+from shears.evaluation.tasks.registry import evaluate_task
+from shears.models.load import load_tokenizer
+from shears.models.ref import resolve
+from shears.records.figures import CUT
+from shears.records.paths import file_fingerprint
+from shears.records.timing import processor
+from shears.runtime.loading import generation_settings
+from shears.runtime.native.model_source import source_of_package
+
+Row = Mapping[str, Any]
+Runs = Mapping[int, Bits]  # by seed
+MB = 1e6
+ENOUGH = 3  # seeds
+
+
+class Table(NamedTuple):
+    """What the lines of a table share."""
+
+    model: str
+    task: str
+    examples: int
+    epochs: float
+    limit: int
+
+    def __str__(self) -> str:
+        """Return the title."""
+        rows = f"{self.examples:,} training rows" if self.examples else "all training rows"
+        questions = f", the first {self.limit} questions" if self.limit else ""
+        return f"{self.model}, {self.task}: {rows}, epochs {self.epochs:g}{questions}"
+
+
+def main() -> None:
+    """Run one of the commands; exit code 2 for wrong input."""
+    arguments = _arguments()
+    try:
+        COMMANDS[arguments.command](arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    """Make and measure every cell that the results lack."""
+    begin()
+    for maker, name in _cells(arguments):
+        key = _key(maker, name, arguments)
+        if any(key.items() <= row.items() for row in rows_of(*arguments.results)):
+            continue
+        print(f"{name}, seed {maker.seed} ...", flush=True)
+        row = key | answered(maker, ARMS[name], arguments.limit)
+        add_row(arguments.results[0], row)
+        print(f"  {row['right'].count('1')} of {len(row['right'])} right, {row['bytes'] / MB:.1f} MB", flush=True)
+    print("\n".join(tables(rows_of(*arguments.results))))
+
+
+def answered(maker: Maker, arm: Arm, limit: int) -> dict[str, Any]:
+    """Return the figures of an arm: its right answers as bits, how many were cut, the bytes of its files."""
+    file = maker.file(arm)
+    output = maker.folder / "answers" / f"{file.name}{f'-first{limit}' if limit else ''}.json"
+    options = {**TASKS[maker.task].evaluation, "data": str(maker.rows("test")), "limit": limit or None}
+    start = time.monotonic()
+    if arm.is_rival:
+        evaluation = _by_llama_cpp(maker, file, output, EvaluateConfig(**options))
+    else:
+        evaluation = shears.evaluate(str(file), output, **options)
+    parts = [file] if file.is_file() else [path for path in file.iterdir() if path.is_file()]
+    return {
+        "right": as_text(evaluation.records), "cut": int(evaluation.details[CUT]),
+        "bytes": sum(path.stat().st_size for path in parts), "seconds": round(time.monotonic() - start, 1),
+        "environment": environment(),
+    }  # fmt: skip
+
+
+def _by_llama_cpp(maker: Maker, file: Path, output: Path, config: EvaluateConfig) -> Evaluation:
+    """Return llama.cpp's answers, kept one by one in a journal, read as those of every other arm."""
+    ref = resolve(maker.merged())
+    with torch.device("meta"):
+        model = build_causal_model(known_config(ref.folder))
+    model.generation_config = generation_settings(ref.folder)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    journal = TextJournal(journal_path(output), {**settings_and_data(config), "file_sha256": file_fingerprint(file)})
+    with opened(str(maker.llama_cpp), file) as process:
+        backend = LlamaCppBackend(process, model.config.vocab_size)
+        return evaluate_task(model, load_tokenizer(ref), config, journal, backend=backend)
+
+
+def _speed(arguments: argparse.Namespace) -> None:
+    """Time every arm whose files are there, of the first seed, in turns."""
+    torch.set_num_threads(1)
+    begin()
+    cells = [(maker, name) for maker, name in _cells(arguments) if maker.seed == arguments.seeds[0]]
+    for model in arguments.models:
+        makers = {name: maker for maker, name in cells if maker.name == model and _is_measured(maker, name, arguments)}
+        for name, figures in speeds(makers, arguments.rounds).items():
+            key = _key(makers[name], name, arguments)
+            about = {"processor": processor(), "environment": environment()}
+            add_row(arguments.results[0], {**key, "kind": "speed", "tokens_per_second": figures, **about})
+            print(f"{name}: {spread(figures, 1)} tokens/s", flush=True)
+
+
+def speeds(makers: Mapping[str, Maker], rounds: int) -> dict[str, list[float]]:
+    """Return tokens/s of the arms of one model in every round, one thread, one text."""
+    if not makers:
+        return {}
+    maker = next(iter(makers.values()))
+    tokenizer = load_tokenizer(resolve(maker.merged()))
+    template = TASKS[maker.task].evaluation.get("template", DEFAULT_TEMPLATE)
+    examples = load_examples(str(maker.rows("test")), template, tokenizer, 1)
+    prompt = (prompts_of(examples, tokenizer)[0] * PROMPT)[:PROMPT]
+    with ExitStack() as stack:
+        arms = {}
+        for name, each in makers.items():
+            file = each.file(ARMS[name])
+            if ARMS[name].is_rival:
+                arms[name] = remote(stack.enter_context(opened(str(each.llama_cpp), file)))
+            else:
+                arms[name] = native_arm(native(source_of_package(read_package(file)), 1))
+        timings = measured(arms, prompt, NEW, rounds)
+    return {name: [NEW / timing.wall for timing in values] for name, values in timings.items()}
+
+
+def tables(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the lines of every table."""
+    for table in dict.fromkeys(map(_table_of, rows)):
+        yield from _table(table, [row for row in rows if _table_of(row) == table])
+
+
+def _table(table: Table, rows: Sequence[Row]) -> Iterator[str]:
+    runs = runs_of(rows)
+    yield f"\n## {table}\n"
+    yield "| arm | seeds | accuracy | cut | MB | tokens/s |\n" + "| --- " * 6 + "|"
+    for name, of_arm in runs.items():
+        last = _last(rows, name, "test")
+        cut = sum(row["cut"] for row in rows if row["kind"] == "test" and row["arm"] == name)
+        accuracy = percent(pooled_accuracy(list(of_arm.values())))
+        timed = _last(rows, name, "speed")
+        speed = spread(timed["tokens_per_second"], 1) if timed else ""
+        yield f"| {name} | {len(of_arm)} | {accuracy} | {cut} | {last['bytes'] / MB:.1f} | {speed} |"
+    yield f"\n{_asked(runs)}"
+    yield "\n| points | minus " + " | minus ".join(REFERENCES) + " |\n" + "| --- " * (1 + len(REFERENCES)) + "|"
+    for name in runs:
+        yield f"| {name} | " + " | ".join(_difference(runs, name, other) for other in REFERENCES) + " |"
+    yield from paired_table(list(_deciding(runs)))
+
+
+def _asked(runs: Mapping[str, Runs]) -> str:
+    """Return what was asked, and what is missing."""
+    num_questions = len(next(iter(next(iter(runs.values())).values())))
+    most = max(map(len, runs.values()))
+    few = "" if most >= ENOUGH else f" {most} of {ENOUGH} seeds: too few to decide."
+    missing = [name for name in ARMS if name not in runs]
+    lacks = f" Not measured: {'; '.join(missing)}." if missing else ""
+    return f"{num_questions} questions; intervals of 95 % (Wilson; differences paired by question).{few}{lacks}"
+
+
+def runs_of(rows: Sequence[Row]) -> dict[str, dict[int, Bits]]:
+    """Return the answers of every arm by seed, in the order of ARMS; of a cell measured twice the last line counts."""
+    found: dict[str, dict[int, Bits]] = {name: {} for name in ARMS}
+    for row in rows:
+        if row["kind"] == "test":
+            found[row["arm"]][row["seed"]] = as_bits(row["right"])
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def _difference(runs: Mapping[str, Runs], name: str, other: str) -> str:
+    """Return the difference of two arms over the seeds that both have, with its interval."""
+    both = sorted(runs[name].keys() & runs.get(other, {}).keys())
+    if name == other or not both:
+        return ""
+    return points(paired_difference(*[[runs[arm][seed] for seed in both] for arm in (name, other)]))
+
+
+def _deciding(runs: Mapping[str, Runs]) -> Iterator[Pair]:
+    """Yield each pair of an arm that decides and a reference once."""
+    for number, other in enumerate(REFERENCES):
+        for name in DECIDING:
+            if name not in REFERENCES[: number + 1] and name in runs and other in runs:
+                one, two = ({seed: [bits] for seed, bits in runs[arm].items()} for arm in (name, other))
+                yield f"{name} minus {other}", one, two
+
+
+def _pictures(arguments: argparse.Namespace) -> None:
+    """Write both pictures of every table."""
+    rows = rows_of(*arguments.results)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for table in dict.fromkeys(map(_table_of, rows)):
+        mine = [row for row in rows if _table_of(row) == table]
+        for name, drawing in pictures(table, mine).items():
+            path = arguments.output / f"front-{table.model}-{table.task}-{name}.svg"
+            path.write_text(f"{drawing}\n", encoding="utf-8")
+            print(path)
+
+
+def pictures(table: Table, rows: Sequence[Row]) -> dict[str, str]:
+    """Return the drawings of accuracy over MB and over tokens/s, the second if an arm was timed."""
+    sizes, rates = {}, {}
+    for name, runs in runs_of(rows).items():
+        value, low, high = (100 * each for each in pooled_accuracy(list(runs.values())))
+        label = name.removeprefix("llama.cpp ").replace("dense ", "").replace("sparse ", "").replace(", trained", "")
+        size = _last(rows, name, "test")["bytes"] / MB
+        sizes[name] = Point(size, value, low, high, label)
+        if timed := _last(rows, name, "speed"):
+            rates[name] = Point(sorted(timed["tokens_per_second"])[len(timed["tokens_per_second"]) // 2],
+                                value, low, high, label)  # fmt: skip
+    title = f"{table.model}, {table.task}: accuracy over"
+    drawn = {"bytes": _drawing(f"{title} bytes", "MB", sizes, 1)}
+    return drawn | ({"speed": _drawing(f"{title} speed", "tokens/s, one thread", rates, -1)} if rates else {})
+
+
+def _drawing(title: str, name: str, found: Mapping[str, Point], sign: int) -> str:
+    """Return a drawing of points by family; `sign` is -1 where more is better."""
+    families: dict[str, list[Point]] = {}
+    for arm, point in found.items():
+        families.setdefault(ARMS[arm].family, []).append(point)
+    front = [found[arm] for arm in pareto({arm: (sign * each.x, each.value) for arm, each in found.items()})]
+    return str(curves(title, (name, "right answers, %"), families, front=front))
+
+
+def _last(rows: Sequence[Row], name: str, kind: str) -> Row:
+    """Return the last line of an arm; an empty one if there is none."""
+    return next((row for row in reversed(rows) if row["arm"] == name and row["kind"] == kind), {})
+
+
+def _table_of(row: Row) -> Table:
+    return Table(*(row[name] for name in Table._fields))
+
+
+def _cells(arguments: argparse.Namespace) -> Iterator[tuple[Maker, str]]:
+    """Yield every cell, the first seed of all arms first; those of llama.cpp only where it is."""
+    skipped = [name for name in arguments.arms if ARMS[name].is_rival and arguments.llama_cpp is None]
+    if skipped:
+        print(f"skipped, because --llama-cpp names no Python: {'; '.join(skipped)}", flush=True)
+    for seed in arguments.seeds:
+        for name, model in arguments.models.items():
+            maker = Maker(
+                model, name, arguments.task, seed, arguments.data, arguments.work, arguments.examples,
+                arguments.epochs, dict(arguments.set), dict(arguments.prune), arguments.llama_cpp,
+            )  # fmt: skip
+            yield from ((maker, arm) for arm in arguments.arms if arm not in skipped)
+
+
+def _key(maker: Maker, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "kind": "test", "model": maker.name, "task": maker.task, "arm": name, "seed": maker.seed,
+        "examples": maker.examples, "epochs": maker.epochs, "limit": arguments.limit,
+    }  # fmt: skip
+
+
+def _is_measured(maker: Maker, name: str, arguments: argparse.Namespace) -> bool:
+    key = _key(maker, name, arguments)
+    return any(key.items() <= row.items() for row in rows_of(*arguments.results))
+
+
+COMMANDS = {
+    "run": _run,
+    "speed": _speed,
+    "table": lambda arguments: print("\n".join(tables(rows_of(*arguments.results)))),
+    "pictures": _pictures,
+}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument("command", choices=list(COMMANDS))
+    parser.add_argument("--results", type=Path, nargs="+", default=[Path("front.jsonl")])
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/front"), help="keeps all files")
+    parser.add_argument("--models", type=named, default={"smollm2-135m": "smollm2-135m"}, help="NAME=MODEL,...")
+    parser.add_argument("--task", choices=list(TASKS), default="mawps")
+    parser.add_argument("--arms", type=_arms, default=list(ARMS), help="separated by '; '")
+    parser.add_argument("--seeds", type=seeds, default=[0, 1, 2])
+    parser.add_argument("--examples", type=int, default=0, help="training rows, the first ones; 0: all")
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--limit", type=int, default=0, help="test questions, the first ones; 0: all")
+    parser.add_argument("--llama-cpp", type=Path, metavar="PYTHON")
+    parser.add_argument("--set", type=setting, action="append", default=[], help="KEY=VALUE of every shears train")
+    parser.add_argument("--prune", type=setting, action="append", default=[], help="KEY=VALUE of every sparsify")
+    parser.add_argument("--rounds", type=int, default=7, help="of speed")
+    parser.add_argument("--output", type=Path, default=Path("docs/assets"), help="folder of the pictures")
+    return parser.parse_args()
+
+
+def _arms(text: str) -> list[str]:
+    given = text.split("; ")
+    if unknown := [name for name in given if name not in ARMS]:
+        raise argparse.ArgumentTypeError(f"must be among {'; '.join(ARMS)}, got {'; '.join(unknown)}")
+    return given
+
+
+if __name__ == "__main__":
+    main()

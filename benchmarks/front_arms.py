@@ -1,0 +1,248 @@
+"""The arms and tasks of benchmarks.front, and how the files of an arm are made: trained, merged, packed, quantized.
+
+All arms of a seed read the same rows as often. The dense model's LoRA learns from the rows; it is merged, rounded into
+our packages and into llama.cpp's formats, and it is the teacher of the other trainings, which learn from the rows and
+from it, one half each. Everything is kept in --work and made once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gguf import get_tensor_name_map
+from jaxtyping import Int
+from torch import Tensor, nn
+
+import shears
+from benchmarks.real_models_data import test_file, write_training
+from benchmarks.rival import quantized
+from benchmarks.tasks import TASKS as OTHER_TASKS
+from benchmarks.tasks import Paths, write_mawps_anew, write_rows
+from shears.checkpoints.conversion import read_config
+from shears.data.calibration import calibration_batches
+from shears.data.rows import read_rows
+from shears.export.gguf import LAYOUTS
+from shears.models.load import load_with_adapter
+from shears.models.ref import resolve
+from shears.records.artifacts import GGUF_FILE
+
+Training = Literal["lora", "grid", "masked"]
+TRAININGS: Mapping[Training, Mapping[str, Any]] = {
+    "lora": {},  # the teacher
+    "grid": {"quantize_aware": "int4"},
+    "masked": {"sparse_adapter": True},
+}
+"""Options of `shears train` by the name of a training; all have one rank of 32, which vanishes into the weights."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a file holds: the weights of a training, in a number format of ours or of llama.cpp."""
+
+    training: Training
+    values: str
+    """Of our packages bf16, int8 or int4, or a format of llama.cpp."""
+    embeddings: str
+    sparsity: float = 0.0
+    is_rival: bool = False
+
+    @property
+    def family(self) -> str:
+        """The name of its points in a picture."""
+        return "llama.cpp, dense" if self.is_rival else "ours, sparse" if self.sparsity else "ours, dense"
+
+
+DENSE = "dense bf16"
+DENSE_INT4 = "dense int4, trained"
+SPARSE_INT4 = "sparse 50 % int4, trained"
+Q4_K_M = "llama.cpp Q4_K_M"
+ARMS: Mapping[str, Arm] = {
+    DENSE: Arm("lora", "bf16", "keep"),
+    DENSE_INT4: Arm("grid", "int4", "int4"),
+    SPARSE_INT4: Arm("grid", "int4", "int4", 0.5),
+    Q4_K_M: Arm("lora", "q4_k_m", "q4_0", is_rival=True),
+    "llama.cpp Q4_0": Arm("lora", "q4_0", "q4_0", is_rival=True),
+    "dense int8": Arm("lora", "int8", "int8"),
+    "dense int4, rounded": Arm("lora", "int4", "int4"),
+    "llama.cpp Q8_0": Arm("lora", "q8_0", "q8_0", is_rival=True),
+    "llama.cpp IQ4_NL": Arm("lora", "iq4_nl", "iq4_nl", is_rival=True),
+    "llama.cpp Q3_K_M": Arm("lora", "q3_k_m", "q4_0", is_rival=True),
+    "sparse 60 % int4, trained": Arm("grid", "int4", "int4", 0.6),
+    "sparse 70 % int4, trained": Arm("grid", "int4", "int4", 0.7),
+    "sparse 50 % int8": Arm("masked", "int8", "int8", 0.5),
+    "sparse 50 % int4, rounded": Arm("masked", "int4", "int4", 0.5),
+}
+"""Every arm; those that decide come first, so that a run that is stopped has them."""
+DECIDING = (DENSE, DENSE_INT4, SPARSE_INT4, Q4_K_M, "llama.cpp Q4_0")
+REFERENCES = (DENSE_INT4, Q4_K_M)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where rows come from, and the keywords of `shears train` and `shears evaluate` that ask them."""
+
+    write: Callable[[Path, Path], Paths]
+    training: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+
+
+def _mawps(source: Path, target: Path) -> Paths:
+    return write_mawps_anew(source / "mawps", target)
+
+
+def _gsm8k(source: Path, target: Path) -> Paths:
+    return {**write_training(source, target, "gsm8k", None), "test": test_file(source, "gsm8k")}
+
+
+TASKS: Mapping[str, Task] = {
+    "mawps": Task(_mawps, {"template": "question"}, {"task": "equation", "max_new_tokens": 32}),
+    "gsm8k": Task(
+        _gsm8k, {"template": "chat"}, {"task": "gsm8k", "template": "chat", "num_beams": 1, "max_new_tokens": 512}
+    ),
+    "arc-easy": Task(
+        OTHER_TASKS["arc-easy"].write,
+        {"template": "alpaca"},
+        {"task": "arc-easy", "template": "alpaca", "num_beams": 1, "max_new_tokens": 32},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the files of one model on one task at one seed, each once."""
+
+    model: str
+    name: str
+    task: str
+    seed: int
+    data: Path
+    work: Path
+    examples: int
+    """Training rows, the first ones; 0: all."""
+    epochs: float
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of every `shears train`."""
+    pruning: Mapping[str, Any] = field(default_factory=dict)
+    """Options of every `shears sparsify`; its sequences also measure the importance matrix."""
+    llama_cpp: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this seed and budget."""
+        name = f"{self.task}-{self.examples or 'all'}-x{self.epochs:g}-seed{self.seed}"
+        return self.work / self.name / name
+
+    def rows(self, split: str) -> Path:
+        """Return the file of a split."""
+        target = self.work / "data" / self.task
+        path = _files(self.task, self.data, target)[split]
+        if split != "train" or not self.examples:
+            return path
+        return write_rows(target / f"train-{self.examples}.jsonl", read_rows(str(path))[: self.examples])
+
+    def file(self, arm: Arm) -> Path:
+        """Return what answers: the folder of a package, or a file of llama.cpp."""
+        return self._of_llama_cpp(arm) if arm.is_rival else self._package(arm)
+
+    def _package(self, arm: Arm) -> Path:
+        source = self.merged() if arm.training == "lora" else self.adapter(arm.training, arm.sparsity)
+        package = self.folder / f"{_stem(arm.training, arm.sparsity)}-{arm.values}"
+        if not package.exists():
+            shears.export_adapter(source, package, format="package", values=arm.values, embeddings=arm.embeddings)
+        return package
+
+    def merged(self) -> Path:
+        """Return the dense model with its LoRA merged."""
+        folder = self.folder / "dense-merged"
+        return folder if folder.exists() else shears.export_adapter(self.adapter("lora"), folder, format="merged")
+
+    def adapter(self, training: Training, sparsity: float = 0.0) -> Path:
+        """Return the adapter of a training; a killed one goes on from its last checkpoint."""
+        output = self.folder / _stem(training, sparsity)
+        if not output.exists():
+            learnt = {} if training == "lora" else {"teacher": str(self.adapter("lora"))}
+            settings = {**TASKS[self.task].training, **TRAININGS[training], **learnt, **self.training}
+            shears.train(
+                self.base(sparsity), output, resume=True, data=str(self.rows("train")), seed=self.seed,
+                epochs=self.epochs, **settings,
+            )  # fmt: skip
+        return output
+
+    def base(self, sparsity: float) -> str:
+        """Return the dense model, or the one pruned on all training rows, which seeds share."""
+        if not sparsity:
+            return self.model
+        folder = self.work / self.name / f"{self.task}-sparse-{100 * sparsity:.0f}"
+        if not folder.exists():
+            text = replace(self, examples=0).rows("train")
+            shears.sparsify(self.model, folder, sparsity=sparsity, calibration=str(text), **self.pruning)
+        return str(folder)
+
+    def _of_llama_cpp(self, arm: Arm) -> Path:
+        """Return a file that llama.cpp quantized, with the importance matrix, from the merged model in F16."""
+        assert self.llama_cpp is not None, "arms of llama.cpp run where it is"
+        source = self.folder / "dense-gguf"
+        if not source.exists():
+            shears.export_adapter(self.merged(), source, format="gguf")
+        matrix = self.folder / "importance.npz"
+        if not matrix.is_file():
+            self._measure_importance(matrix)
+        target = self.folder / f"dense-{arm.values}.gguf"
+        return quantized(self.llama_cpp, source / GGUF_FILE, target, arm.values, arm.embeddings, matrix)
+
+    def _measure_importance(self, target: Path) -> None:
+        ref = resolve(self.merged())
+        model, tokenizer = load_with_adapter(ref, None, "fp32")
+        config = read_config(ref.folder)
+        names = get_tensor_name_map(LAYOUTS[config.model_type].architecture, config.num_hidden_layers)
+        count, length = self.pruning.get("num_samples", 32), self.pruning.get("sequence_length", 512)
+        batches = calibration_batches(str(self.rows("train")), tokenizer, count, length, 1, self.seed).batches
+        vectors = {f"{names.get_name(name)}.weight": vector for name, vector in importance(model, batches).items()}
+        part = target.with_name(f"partial-{target.name}")
+        np.savez(part, allow_pickle=False, **vectors)
+        part.replace(target)
+
+
+@torch.no_grad()
+def importance(model: nn.Module, batches: Iterable[Int[Tensor, "B T"]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the mean square of every input of each linear but the head, in float32 (llama.cpp's importance matrix)."""
+    linears = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear) and name != "lm_head"}
+    sums = {name: torch.zeros(each.in_features, dtype=torch.float64) for name, each in linears.items()}
+
+    def add(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sums[name] += inputs[0].flatten(0, -2).double().square().sum(0)
+
+    num_tokens = 0
+    with ExitStack() as stack:
+        for name, linear in linears.items():
+            stack.callback(linear.register_forward_pre_hook(partial(add, name)).remove)
+        for ids in batches:
+            model(ids, use_cache=False, logits_to_keep=1)
+            num_tokens += ids.numel()
+    return {name: (total / num_tokens).float().numpy() for name, total in sums.items()}
+
+
+def pareto(points: Mapping[str, tuple[float, float]]) -> Iterator[str]:
+    """Yield the names of points (cost, value) that none beats, the cheapest first.
+
+    A point beats another if it costs no more and is worth no less, and one of the two is better.
+    """
+    best = (float("inf"), float("-inf"))
+    for name, point in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if point[1] > best[1] or point == best:
+            yield name
+            best = point
+
+
+def _stem(training: Training, sparsity: float) -> str:
+    return f"sparse-{100 * sparsity:.0f}-{training}" if sparsity else f"dense-{training}"
+
+
+@cache
+def _files(task: str, source: Path, target: Path) -> Paths:
+    return TASKS[task].write(source, target)

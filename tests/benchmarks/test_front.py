@@ -1,0 +1,157 @@
+"""The benchmark of the front: it makes, measures, shows and resumes; its split, front line and importance are right."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.front import main, tables
+from benchmarks.front_arms import ARMS, DENSE, DENSE_INT4, Q4_K_M, SPARSE_INT4, importance, pareto
+from benchmarks.report import add_row, rows_of
+from benchmarks.rival import LONGEST, LlamaCppBackend
+from benchmarks.tasks import lines_of, question_key, write_mawps_anew
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import tasks
+from shears.runtime.generation.backend import Backend
+from tests.tiny import save_tiny, tiny_model
+
+COSTS = st.tuples(st.integers(0, 5), st.integers(0, 5))
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """MAWPS of 3 official questions, one asked twice, 24 training and 6 validation ones, some asked elsewhere too."""
+    folder = tmp_path / "data" / "mawps"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tasks, "NEW_TESTS", 6)
+    official = [{"instruction": f"What is {n} + 1?", "answer": n + 1} for n in (1, 2, 2)]
+    (folder / "test.json").write_text(json.dumps(official))
+    for name, numbers in (("trainset", [*range(2, 25), 5]), ("validset", range(23, 29))):
+        rows = [{"original_text": f"What is {n} + 1 ?", "equation": f"x={n}+1", "ans": n + 1.0} for n in numbers]
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    return folder.parent
+
+
+def test_the_new_split_has_more_questions_and_none_in_two_files(data: Path, tmp_path: Path) -> None:
+    paths = write_mawps_anew(data / "mawps", tmp_path / "anew")
+    keys = {split: [question_key(row["prompt"]) for row in lines_of(path)] for split, path in paths.items()}
+    assert {split: len(found) for split, found in keys.items()} == {"test": 3 + 6, "train": 22 - 6, "validation": 4}
+    assert keys["test"][:3] == [question_key(f"Question: What is {n} + 1 ? Answer:") for n in (1, 2, 2)]
+    new = [*keys["test"][3:], *keys["train"], *keys["validation"]]
+    assert len(set(new)) == len(new)
+    assert not set(new) & set(keys["test"][:3])
+    again = write_mawps_anew(data / "mawps", tmp_path / "again")
+    assert all(again[split].read_bytes() == path.read_bytes() for split, path in paths.items())
+
+
+@given(st.dictionaries(st.text("abcdef", min_size=1, max_size=2), COSTS, max_size=9))
+def test_the_front_holds_what_nothing_beats(found: Mapping[str, tuple[float, float]]) -> None:
+    def is_beaten(point: tuple[float, float]) -> bool:
+        return any(c <= point[0] and v >= point[1] and (c, v) != point for c, v in found.values())
+
+    front = list(pareto(found))
+    assert set(front) == {name for name, point in found.items() if not is_beaten(point)}
+    assert [found[name][0] for name in front] == sorted(found[name][0] for name in front)
+
+
+def test_importance_is_the_mean_square_of_a_linears_inputs() -> None:
+    model = tiny_model("llama")
+    batches = [torch.randint(0, 200, (1, length), generator=torch.Generator().manual_seed(length)) for length in (3, 9)]
+    found = importance(model, batches)
+    layer = model.model.layers[0]
+    with torch.no_grad():
+        inputs = [layer.input_layernorm(model.model.embed_tokens(ids))[0] for ids in batches]
+    expected = torch.cat(inputs).square().mean(0).numpy()
+    np.testing.assert_allclose(found["model.layers.0.self_attn.q_proj"], expected, rtol=1e-6)
+    assert len(found) == 7 * model.config.num_hidden_layers
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+class _Counting:
+    """Stands for llama.cpp's process: after tokens it says the sum of all since the last beginning."""
+
+    about = "counts"
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def ask(self, tokens: Any, new: int, *, more: bool = False) -> dict[str, Any]:
+        self.total = (self.total if more else 0) + sum(tokens)
+        return {"tokens": [self.total] * new}
+
+
+def test_llama_cpp_as_a_backend_keeps_its_cache_until_it_is_dropped() -> None:
+    process: Any = _Counting()
+    backend = LlamaCppBackend(process, 50)
+    assert isinstance(backend, Backend)
+    assert backend.prefill(0, [1, 2]).argmax() == 3
+    assert backend.prefill(0, [4]).argmax() == 7
+    assert backend.step([0], [10]).argmax(1).tolist() == [17]
+    backend.drop(0)
+    assert backend.prefill(0, [5]).argmax() == 5
+
+
+def _front(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["front", *map(str, words)])
+    main()
+
+
+def test_a_front_is_made_resumed_timed_and_drawn(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A random model, no llama.cpp: its arms are named as missing."""
+    results = tmp_path / "results.jsonl"
+    model = save_tiny(tmp_path / "tiny", max_position_embeddings=LONGEST)
+    arms = [DENSE, DENSE_INT4, SPARSE_INT4, "dense int4, rounded", Q4_K_M]
+    options = [
+        "--results", results, "--data", data, "--work", tmp_path / "work", "--arms", "; ".join(arms), "--seeds", "0",
+        "--models", f"tiny={model}", "--set", "max_steps=1", "--set", "warmup_steps=0",
+        "--prune", "method=magnitude", "--limit", "5", "--rounds", "1",
+    ]  # fmt: skip
+    _front(monkeypatch, "run", *options)
+    rows = rows_of(results)
+    assert [row["arm"] for row in rows] == arms[:-1]
+    assert {len(row["right"]) for row in rows} == {5}
+    assert rows[2]["bytes"] < rows[1]["bytes"] < rows[0]["bytes"]
+    before = capsys.readouterr().out
+    assert "skipped, because --llama-cpp names no Python: llama.cpp Q4_K_M" in before
+    assert "1 of 3 seeds: too few to decide." in before
+    _front(monkeypatch, "speed", *options)
+    _front(monkeypatch, "run", *options)
+    lines = rows_of(results)
+    assert lines[:4] == rows
+    assert [(row["kind"], row["arm"]) for row in lines[4:]] == [("speed", arm) for arm in arms[:-1]]
+    _front(monkeypatch, "pictures", *options, "--output", tmp_path / "pictures")
+    pictures = sorted((tmp_path / "pictures").glob("*.svg"))
+    assert [path.stem for path in pictures] == ["front-tiny-mawps-bytes", "front-tiny-mawps-speed"]
+    for path in pictures:
+        assert len(ElementTree.parse(path).findall(".//{*}path")) == 4  # an interval for each arm
+
+
+def test_differences_are_paired_by_question_and_corrected_over_the_arms_that_decide(tmp_path: Path) -> None:
+    answers = {DENSE_INT4: "1100", SPARSE_INT4: "1110", "dense int8": "1111", Q4_K_M: "0000"}
+    key = {"kind": "test", "model": "m", "task": "mawps", "examples": 0, "epochs": 1.0, "limit": 0, "cut": 1}
+    for name, right in answers.items():
+        for seed in (0, 1):
+            add_row(tmp_path / "r.jsonl", {**key, "arm": name, "seed": seed, "right": right, "bytes": 2_500_000})
+    lines = list(tables(rows_of(tmp_path / "r.jsonl")))
+    assert f"| {SPARSE_INT4} | 2 | 75.0 (30.1 to 95.4) | 2 | 2.5 |  |" in lines
+    shown = next(line for line in lines if line.startswith(f"| {SPARSE_INT4} | +"))
+    assert shown.startswith(f"| {SPARSE_INT4} | +25.0 (")
+    corrected = [line for line in lines if line.endswith("| 0, 1 |")]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in corrected] == [
+        f"{SPARSE_INT4} minus {DENSE_INT4}", f"{Q4_K_M} minus {DENSE_INT4}", f"{SPARSE_INT4} minus {Q4_K_M}",
+    ]  # fmt: skip
+
+
+def test_every_arm_of_llama_cpp_is_dense_and_named_after_its_format() -> None:
+    rivals = {name: arm for name, arm in ARMS.items() if arm.is_rival}
+    assert all(name == f"llama.cpp {arm.values.upper()}" for name, arm in rivals.items())
+    assert all((arm.sparsity, arm.training) == (0.0, "lora") for arm in rivals.values())
