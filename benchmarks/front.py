@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ import torch
 import shears
 from benchmarks.decode import NEW, PROMPT, measured, native, native_arm, remote
 from benchmarks.front_arms import ARMS, DECIDING, REFERENCES, TASKS, Arm, Maker, pareto
-from benchmarks.pictures import Point, curves
+from benchmarks.pictures import Point, scatter
 from benchmarks.report import (
     Pair,
     add_row,
@@ -181,7 +182,7 @@ def speeds(makers: Mapping[str, Maker], rounds: int) -> dict[str, list[float]]:
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the lines of every table."""
-    for table in dict.fromkeys(map(_table_of, rows)):
+    for table in _tables_of(rows):
         yield from _table(table, [row for row in rows if _table_of(row) == table])
 
 
@@ -243,7 +244,7 @@ def _pictures(arguments: argparse.Namespace) -> None:
     """Write both pictures of every table."""
     rows = rows_of(*arguments.results)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for table in dict.fromkeys(map(_table_of, rows)):
+    for table in _tables_of(rows):
         mine = [row for row in rows if _table_of(row) == table]
         for name, drawing in pictures(table, mine).items():
             path = arguments.output / f"front-{table.model}-{table.task}-{name}.svg"
@@ -256,29 +257,28 @@ def pictures(table: Table, rows: Sequence[Row]) -> dict[str, str]:
     sizes, rates = {}, {}
     for name, runs in runs_of(rows).items():
         value, low, high = (100 * each for each in pooled_accuracy(list(runs.values())))
-        label = name.removeprefix("llama.cpp ").replace("dense ", "").replace("sparse ", "").replace(", trained", "")
-        size = _last(rows, name, "test")["bytes"] / MB
-        sizes[name] = Point(size, value, low, high, label)
+        sizes[name] = Point(_last(rows, name, "test")["bytes"] / MB, value, low, high)
         if timed := _last(rows, name, "speed"):
-            rates[name] = Point(sorted(timed["tokens_per_second"])[len(timed["tokens_per_second"]) // 2],
-                                value, low, high, label)  # fmt: skip
+            rates[name] = Point(median(timed["tokens_per_second"]), value, low, high)
     title = f"{table.model}, {table.task}: accuracy over"
     drawn = {"bytes": _drawing(f"{title} bytes", "MB", sizes, 1)}
     return drawn | ({"speed": _drawing(f"{title} speed", "tokens/s, one thread", rates, -1)} if rates else {})
 
 
 def _drawing(title: str, name: str, found: Mapping[str, Point], sign: int) -> str:
-    """Return a drawing of points by family; `sign` is -1 where more is better."""
-    families: dict[str, list[Point]] = {}
-    for arm, point in found.items():
-        families.setdefault(ARMS[arm].family, []).append(point)
-    front = [found[arm] for arm in pareto({arm: (sign * each.x, each.value) for arm, each in found.items()})]
-    return str(curves(title, (name, "right answers, %"), families, front=front))
+    """Return a drawing of all arms; `sign` is -1 where more is better."""
+    front = list(pareto({arm: (sign * each.x, each.value) for arm, each in found.items()}))
+    return str(scatter(title, (name, "right answers, %"), found, {arm: ARMS[arm].kind for arm in found}, front))
 
 
 def _last(rows: Sequence[Row], name: str, kind: str) -> Row:
     """Return the last line of an arm; an empty one if there is none."""
     return next((row for row in reversed(rows) if row["arm"] == name and row["kind"] == kind), {})
+
+
+def _tables_of(rows: Sequence[Row]) -> list[Table]:
+    """Return the tables that have answers, in the order of the lines."""
+    return list(dict.fromkeys(_table_of(row) for row in rows if row["kind"] == "test"))
 
 
 def _table_of(row: Row) -> Table:

@@ -52,9 +52,9 @@ class Arm:
     is_rival: bool = False
 
     @property
-    def family(self) -> str:
-        """The name of its points in a picture."""
-        return "llama.cpp, dense" if self.is_rival else "ours, sparse" if self.sparsity else "ours, dense"
+    def kind(self) -> str:
+        """The colour of its point in a picture: ours sparse, ours dense, or llama.cpp's."""
+        return "plain" if self.is_rival else "ours" if self.sparsity else "adapter"
 
 
 DENSE = "dense bf16"

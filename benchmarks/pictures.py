@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -165,13 +166,8 @@ def by_adapter_size(rows: Sequence[Row], table: Table, arms: Mapping[Arm, Mappin
     return {name: sorted(points) for name, points in series.items()}
 
 
-def curves(
-    title: str, names: tuple[str, str], series: Series, form: str = "{:.0f}", front: Sequence[Point] | None = None
-) -> Markup:
-    """Return a drawing of points with intervals over a number, a colour and, for several points, a line a series.
-
-    With a `front` the only line is the one through its points.
-    """
+def curves(title: str, names: tuple[str, str], series: Series, form: str = "{:.0f}") -> Markup:
+    """Return a drawing of points with intervals over a number, a colour and, for several points, a line a series."""
     every = [point for each in series.values() for point in each]
     across = Scale(*around([point.x for point in every]), LEFT, WIDTH - 14.0)
     up = Scale(*around([end for point in every for end in (point.low, point.high)]), HEIGHT - BOTTOM, TOP + 14.0)
@@ -184,19 +180,45 @@ def curves(
     parts = [
         text(10.0, 18.0, title),
         axes(across, up, names, (form.format, "{:g}".format)),
-        *([] if front is None else [polyline([(across(point.x), up(point.value)) for point in front], "paper")]),
-        *(
-            _series(each, kind, across, up, joined=front is None)
-            for each, kind in zip(series.values(), kinds, strict=True)
-        ),
+        *(_series(each, kind, across, up) for each, kind in zip(series.values(), kinds, strict=True)),
         *(_legend(name, kinds[row], HEIGHT + 4.0 + row * LEGEND) for row, name in enumerate(series)),
     ]
     return framed(f"{title}. {spoken}", STYLE, (WIDTH, HEIGHT + LEGEND * len(series)), 6.0, parts)
 
 
-def _series(points: Sequence[Point], kind: str, across: Scale, up: Scale, *, joined: bool) -> Markup:
-    places = [(across(point.x), up(point.value)) for point in points]
-    parts = [polyline(places, kind)] if joined and len(points) > 1 else []
+def scatter(
+    title: str, names: tuple[str, str], found: Mapping[str, Point], kinds: Mapping[str, str], front: Sequence[str]
+) -> Markup:
+    """Return a drawing of single points with intervals, one line through those of the front, a letter for each."""
+    points = list(found.values())
+    across = Scale(*around([point.x for point in points]), LEFT, WIDTH - 14.0)
+    up = Scale(*around([end for point in points for end in (point.low, point.high)]), HEIGHT - BOTTOM, TOP + 14.0)
+    line = [(across(found[name].x), up(found[name].value)) for name in front]
+    rows = -(-len(points) // 2)
+    letters = dict(zip(found, ascii_lowercase, strict=False))
+    marks = []
+    legend = []
+    for number, (name, letter) in enumerate(letters.items()):
+        place = (HEIGHT + 4.0 + number % rows * LEGEND, number // rows * (WIDTH / 2 - 8.0))
+        legend.append(_legend(f"{letter}  {name}", kinds[name], *place))
+    for number, name in enumerate(sorted(found, key=lambda name: found[name].x)):  # neighbours on other ends
+        y = up(found[name].low) + 11.0 if number % 2 else up(found[name].high) - 4.0
+        marks.append(text(across(found[name].x), y, letters[name], "middle"))
+    spoken = "; ".join(f"{name}: {point.value:.1f} % at {point.x:.4g}" for name, point in found.items())
+    parts = [
+        text(10.0, 18.0, title),
+        axes(across, up, names, ("{:g}".format, "{:g}".format)),
+        polyline(line, "paper"),
+        *(_series([point], kinds[name], across, up) for name, point in found.items()),
+        *marks,
+        *legend,
+    ]
+    return framed(f"{title}. {spoken}. On the front: {', '.join(front)}", STYLE, (WIDTH, HEIGHT + LEGEND * rows), 6.0,
+                  parts)  # fmt: skip
+
+
+def _series(points: Sequence[Point], kind: str, across: Scale, up: Scale) -> Markup:
+    parts = [polyline([(across(point.x), up(point.value)) for point in points], kind)] if len(points) > 1 else []
     for point in points:
         x, y = across(point.x), up(point.value)
         if point.high > point.low:
@@ -209,8 +231,8 @@ def _series(points: Sequence[Point], kind: str, across: Scale, up: Scale, *, joi
     return join(parts)
 
 
-def _legend(name: str, kind: str, y: float) -> Markup:
-    return join([element("circle", cx=16.0, cy=y, r=4.0, class_=kind), text(26.0, y + 4.0, name)])
+def _legend(name: str, kind: str, y: float, x: float = 0.0) -> Markup:
+    return join([element("circle", cx=x + 16.0, cy=y, r=4.0, class_=kind), text(x + 26.0, y + 4.0, name)])
 
 
 def _point(x: float, runs: Mapping[int, Sequence[bool]]) -> Point:
