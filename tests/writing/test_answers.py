@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from shears.records.artifacts import MERGED, write_json
@@ -91,6 +92,32 @@ def test_an_interrupted_call_continues_and_another_one_is_refused(
     assert code == 2
     assert "the output must not exist yet" in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl", "whole.jsonl"]
+
+
+def test_every_answer_of_an_untrained_model_obeys_the_schema(model: Path, tmp_path: Path, call: Call) -> None:
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": -9, "maximum": 99}, "t": {"enum": ["x", None]}},
+        "required": ["n", "t"],
+        "additionalProperties": False,
+    }
+    file, data, output = tmp_path / "schema.json", tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    file.write_text(json.dumps(schema))
+    data.write_text("".join(f"{json.dumps({'question': f'which {number}?'})}\n" for number in range(12)))
+    words = ["generate", model, "--data", data, "--output", output, "--temperature", "1", "--json-schema"]
+    for bad in (tmp_path / "none.json", data):
+        code, _, errors = call(*words, bad)
+        assert code == 2
+        assert len(errors.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"schema.json", "rows.jsonl"}
+    code, _, errors = call(*words, file)
+    assert code == 0, errors
+    rows = rows_of(output)
+    for row in rows:
+        jsonschema.validate(json.loads(row["generated"]), schema)
+    assert not any(row["cut"] for row in rows)
+    assert len({row["generated"] for row in rows}) > 5
 
 
 @pytest.mark.parametrize("words", ["", "--data rows.jsonl", "--prompt a --data rows.jsonl --output out"])

@@ -54,7 +54,7 @@ def generate(  # noqa: PLR0913  (each is an option)
     output: Annotated[str | None, option("FILE", "JSONL file to write: the rows of --data with `generated`.")] = None,
     adapter: Adapter = None,
     json_schema: Annotated[
-        str | None, option("FILE", "JSON schema that the text must follow; needs the extra `grammar`.")
+        str | None, option("FILE", "JSON schema that every answer must follow; needs the extra `grammar`.")
     ] = None,
     *,
     as_is: Annotated[bool, switch("--as-is", "Continue the text of --prompt as it is, also after a training.")] = False,
@@ -75,10 +75,9 @@ def generate(  # noqa: PLR0913  (each is an option)
     """
     settings = build(GenerateConfig, "generate", values)
     if data is not None and output is not None and prompt is None:
-        if json_schema is not None or as_is:
-            name = "as_is" if json_schema is None else "json_schema"
-            raise InputError(f"{name} needs --prompt, got --data; leave it out, or use shears serve")
-        _answer_file(model, data, output, adapter, settings)
+        if as_is:
+            raise InputError("as_is needs --prompt, got --data; leave it out, or use shears serve")
+        _answer_file(model, data, output, adapter, _schema(json_schema), settings)
         return
     if prompt is None or data is not None or output is not None:
         given = {"--prompt": prompt, "--data": data, "--output": output}
@@ -109,10 +108,12 @@ def _schema(path: str | None) -> str | None:
         raise InputError(f"--json-schema must be a readable file of JSON, got {path}: {error}") from None
 
 
-def _answer_file(model: str, data: str, output: str, adapter: str | None, settings: GenerateConfig) -> None:
+def _answer_file(
+    model: str, data: str, output: str, adapter: str | None, schema: str | None, settings: GenerateConfig
+) -> None:
     from shears.writing.answers import answer_file
 
-    path = answer_file(model, data, output, adapter, **settings.model_dump())
+    path = answer_file(model, data, output, adapter, json_schema=schema, **settings.model_dump())
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     print(f"{path}: {len(rows):,} answers, {sum(row['cut'] for row in rows):,} cut at {settings.max_new_tokens} tokens")
 

@@ -24,6 +24,7 @@ from shears.records.paths import expanded, file_fingerprint
 from shears.records.trained_form import trained_form
 from shears.runtime.choice import Wanted, native_backend, package_backend
 from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.grammar import Grammars, Schema, schema_text
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.loading import generation_settings
 from shears.writing.prompts import PromptAnswer, read_prompts, respondent_of
@@ -35,20 +36,24 @@ def answer_file(
     data: str,
     output: str | Path,
     adapter: str | Path | None = None,
+    *,
+    json_schema: Schema | str | None = None,
     **config: Any,
 ) -> Path:
     """Write the rows of `data`, each with the model's answer, to the JSONL file `output`; return it.
 
     A row gets `generated` and `cut`, true if the answer is as long as allowed. Rows are asked as
-    those of the model's training, without one in its chat template. Keywords are the fields of
-    `GenerateConfig`. An interrupted call continues. InputError for a row that asks nothing, an
-    output that is there, and for kept answers of another call.
+    those of the model's training, without one in its chat template. Every answer that is not cut
+    follows `json_schema` (a mapping or its text). Other keywords are the fields of `GenerateConfig`.
+    An interrupted call continues. InputError for a row that asks nothing, a schema that is not
+    supported, an output that is there, and for kept answers of another call.
     """
     settings = build(GenerateConfig, "generate", config)
     path = expanded(output)
     if path.exists():
         raise InputError(f"the output must not exist yet, got {path}; name another file or delete this one")
     check_writable(path)
+    schema = None if json_schema is None else schema_text(json_schema)
     ref = resolve_with(model, adapter, settings.dtype)
     form = trained_form(adapter, ref.folder)
     prompts = read_prompts(data, WriteConfig(), form)
@@ -59,6 +64,7 @@ def answer_file(
         "adapter_fingerprint": file_fingerprint(*parts) if parts else None,
         "prompts_sha256": prompts.fingerprint,
         "form": None if form is None else form.as_record(),
+        **({} if schema is None else {"json_schema": schema}),
     }
     journal = path.with_name(f"{path.name}.partial")
     _refuse_others(journal, asked)
@@ -66,7 +72,8 @@ def answer_file(
     def open_author() -> tuple[Author[PromptAnswer], Backend]:
         backend, tokenizer, ends = _open(ref, adapter, settings)
         sampling = build(SamplingConfig, "generate", settings.model_dump(include=set(SamplingConfig.model_fields)))
-        respondent = respondent_of(prompts, tokenizer, ends, backend.max_length, sampling)
+        grammar = None if schema is None else Grammars(tokenizer, backend.vocab_size, ends).of_schema(schema)
+        respondent = respondent_of(prompts, tokenizer, ends, backend.max_length, sampling, grammar)
         if not journal.is_file():
             append_row(journal, {"asked": asked})
         return respondent, backend

@@ -24,7 +24,8 @@ from shears.data.rules import AnswerRule, rule_of
 from shears.data.tokens import encode_rendered, prompt_ids
 from shears.errors import InputError
 from shears.records.trained_form import TrainedForm
-from shears.runtime.generation.answer import Answer, TextSettings
+from shears.runtime.generation.answer import NO_DEMANDS, Answer, Demands, TextSettings
+from shears.runtime.generation.grammar import Grammar
 from shears.writing.writer import Plan, TextRow
 
 Turn = dict[str, Any]
@@ -141,11 +142,19 @@ def with_row(prompts: Prompts, index: int, function: Any, *rest: Any) -> Any:
 
 
 class PromptAnswer(Answer):
-    """An answer to a prompt, with its number."""
+    """An answer to a prompt, with its number; it follows a grammar, if there is one."""
 
-    def __init__(self, number: int, prompt: Sequence[int], options: SamplingConfig, settings: TextSettings) -> None:
+    def __init__(
+        self,
+        number: int,
+        prompt: Sequence[int],
+        options: SamplingConfig,
+        settings: TextSettings,
+        grammar: Grammar | None = None,
+    ) -> None:
         seed = random.Random(f"answer {options.seed} {number}").getrandbits(63)
-        super().__init__(prompt, options, settings, seed)
+        demands = NO_DEMANDS if grammar is None else Demands(grammar.begin())
+        super().__init__(prompt, options, settings, seed, demands)
         self.number = number
 
 
@@ -155,8 +164,9 @@ def respondent_of(
     ends: frozenset[int],
     longest: int,
     options: SamplingConfig,
+    grammar: Grammar | None = None,
 ) -> "Respondent":
-    """Return who answers prompts; `longest` is the most tokens of a sequence.
+    """Return who answers prompts, within a grammar if there is one; `longest` is the most tokens of a sequence.
 
     Rows that are no chats are asked as plain text if those of the model's training were none or the
     tokenizer has no chat template, else as chats. InputError, with the row, for a prompt that leaves
@@ -184,7 +194,7 @@ def respondent_of(
         return ids
 
     ids = [with_row(prompts, index, checked) for index in range(prompts.limit)]
-    return Respondent(prompts, ids, TextSettings(decode, ends, longest), options, is_chat)
+    return Respondent(prompts, ids, TextSettings(decode, ends, longest), options, is_chat, grammar)
 
 
 @dataclass(frozen=True)
@@ -197,10 +207,12 @@ class Respondent:
     settings: TextSettings
     options: SamplingConfig
     is_chat: Callable[[Row], bool]
+    grammar: Grammar | None = None
 
     def begin(self, number: int) -> PromptAnswer:
         """Return answer number `number`, empty so far."""
-        return PromptAnswer(number, self.ids[number % len(self.prompts.rows)], self.options, self.settings)
+        ids = self.ids[number % len(self.prompts.rows)]
+        return PromptAnswer(number, ids, self.options, self.settings, self.grammar)
 
     def answer(self, text: PromptAnswer) -> None:
         """Return no further turn: an answer is whole."""
