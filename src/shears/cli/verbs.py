@@ -164,7 +164,7 @@ def export(
         argument(
             "SUPER",
             "Super-adapter that train wrote. All formats but peft and padded also take a sub-adapter, and package "
-            "also takes a model.",
+            "and gguf also take a model.",
         ),
     ],
     out: Out,
