@@ -6,21 +6,21 @@ import pytest
 
 from shears.runtime.generation.answer import Answer
 from shears.runtime.generation.engine import Engine
-from tests.runtime.generation.backends import END, TOKENIZER
+from shears.runtime.generation.transformers_backend import TransformersBackend
+from tests.runtime.generation.backends import END, TOKENIZER, lively
 from tests.runtime.native.decoders import backend, covered, extension_is_missing
-
-if extension_is_missing():
-    pytest.skip("the C++ extension is not built", allow_module_level=True)
 
 LONG = [1 + n * n % 90 for n in range(150)]
 OTHER = [*LONG[:140], 7]
 
 
-@pytest.mark.parametrize("name", ["llama, tied head", "qwen3.5, gated delta nets"])
+@pytest.mark.parametrize("name", ["transformers", "llama, tied head", "qwen3.5, gated delta nets"])
 def test_equal_prompts_are_read_once_and_the_answers_are_those_of_each_alone(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime = backend(covered(name))
+    if name != "transformers" and extension_is_missing():
+        pytest.skip("the C++ extension is not built")
+    runtime: Any = TransformersBackend(lively()) if name == "transformers" else backend(covered(name))
     prompts = [LONG, OTHER, LONG, LONG]
     engine = Engine(runtime, TOKENIZER, frozenset([END]))
     options: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 12, "num_likeliest": 0}
@@ -42,7 +42,7 @@ def test_equal_prompts_are_read_once_and_the_answers_are_those_of_each_alone(
 
 
 def test_an_equal_prompt_that_ends_at_once_leaves_the_others_their_copies() -> None:
-    runtime = backend(covered())
+    runtime = TransformersBackend(lively())
     engine = Engine(runtime, TOKENIZER, frozenset([END]))
     expected = engine.generate(LONG, max_new_tokens=6, temperature=0).tokens
     answers = [engine.new_answer(LONG, max_new_tokens=count, temperature=0) for count in (1, 6, 3)]

@@ -3,6 +3,7 @@
 B sequences, T tokens, V tokens of the vocabulary.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,6 +58,21 @@ class TransformersBackend:
     def drop(self, sequence: int) -> None:
         self._caches.pop(sequence, None)
         self._lengths.pop(sequence, None)
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether `copy` takes any number of tokens: never, since caches differ by model."""
+        return False
+
+    def copy(self, source: int, sequence: int, count: int) -> None:
+        length = self._lengths[source]
+        if sequence in self._caches or count != length or not count:
+            raise InputError(
+                f"an empty sequence must begin with all {length} tokens of sequence {source}, got {count} for one of "
+                f"{self._lengths[sequence]} tokens"
+            )
+        self._caches[sequence] = copy.deepcopy(self._caches[source])
+        self._lengths[sequence] = length
 
     def describe(self) -> Mapping[str, object]:
         tensors = [*self._model.parameters(), *self._model.buffers()]
