@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from shears.config.fields import Columns, Count, Seed, Split, StageConfig
 from shears.config.notation import num_bytes, num_seconds
 from shears.config.sparsify import MethodName
+from shears.config.write import is_written
 from shears.errors import InputError
 
 Kind = Literal["bits", "bytes", "tokens/s", "points"]
@@ -113,7 +114,8 @@ class CompressConfig(StageConfig):
     training, else as the time allows."""
     data: str | None = None
     """Rows to train an adapter of one rank on, merged into the package; default: none. Without test
-    and calibration their last tenth is not trained on: every model answers it."""
+    and calibration their last tenth is not trained on: every model answers it. self and self:FILE,
+    for a model without rows, are calibrations and train nothing."""
     test: str | None = None
     """Rows that the dense model and the packages answer; default: the last tenth of data."""
     max_steps: int | None = Field(None, gt=0)
@@ -155,6 +157,17 @@ class CompressConfig(StageConfig):
         except InputError as error:
             raise ValueError(f"must be {', '.join(EFFORTS)} or a time: {error}") from None
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_self_as_text(cls, values: Any) -> Any:
+        """Take `data: self` as a calibration; ValueError beside one."""
+        data = values.get("data") if isinstance(values, dict) else None
+        if not is_written(data):
+            return values
+        if values.get("calibration") is not None:
+            raise ValueError(f"data {data} is the calibration text, got {values['calibration']} too; leave one out")
+        return {**values, "calibration": data, "data": None}
 
     @model_validator(mode="after")
     def _check_answers(self) -> "CompressConfig":

@@ -113,6 +113,15 @@ def test_the_recipe_has_a_stage_for_what_is_asked_alone() -> None:
     assert [part.teacher for part in (taught.heal, taught.train) if part is not None] == ["dense", "dense"]
 
 
+@pytest.mark.parametrize("written", ["self", "self:prompts.jsonl"])
+def test_own_words_in_place_of_rows_are_a_calibration(written: str) -> None:
+    taken = build(CompressConfig, "compress", {"data": written, "target": "4bits"})
+    assert taken == build(CompressConfig, "compress", {"calibration": written, "target": "4bits"})
+    assert taken.data is None
+    with pytest.raises(InputError, match=f"data {written} is the calibration text, got text.txt too; leave one out"):
+        build(CompressConfig, "compress", {"data": written, "calibration": "text.txt", "target": "4bits"})
+
+
 def test_a_teacher_without_anything_to_teach_is_refused() -> None:
     with pytest.raises(InputError, match="teacher needs heal or data, which it teaches, got neither beside dense"):
         build(CompressConfig, "compress", {"target": "1GB", "teacher": "dense"})
