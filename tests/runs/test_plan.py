@@ -159,13 +159,15 @@ def test_a_quantized_model_needs_less_memory_in_training(quantize: str, bits: fl
 
 def test_a_sparse_model_of_another_number_format_has_its_size(tmp_path: Path) -> None:
     path, most = write_recipe(tmp_path), 4 * tiny_model().num_parameters()
-    settings = ["search.strategy=heuristic", "export.format=merged"]
+    settings = ["search.strategy=heuristic", "export.format=merged", "train.precision=bf16"]
     plain = plan(load_recipe(path, settings), tmp_path / "plain").stages
     halved = plan(load_recipe(path, [*settings, "sparsify.dtype=bf16"]), tmp_path / "run").stages
     assert [stage.name for stage in halved] == ["sparsify", "train", "search", "export", "evaluate"]
     assert halved[0].disk == halved[3].disk == most // 2
     assert plain[0].memory == halved[0].memory  # pruned in fp32 whatever it is saved in
     assert (plain[1].memory or 0) - (halved[1].memory or 0) == pytest.approx(most / 2, rel=0.05)
+    wide = plan(load_recipe(path, [*settings, "sparsify.dtype=bf16", "train.precision=fp32"]), tmp_path / "run").stages
+    assert wide[1].memory == pytest.approx(plain[1].memory, rel=0.05)  # trained in fp32 whatever it is saved in
     assert halved[2].memory == pytest.approx(plain[2].memory, rel=0.05)  # losses are measured in fp32
     sixteen = plan(load_recipe(path, [*settings, "sparsify.dtype=bf16", "search.precision=bf16"]), tmp_path / "run")
     assert (plain[2].memory or 0) - (sixteen.stages[2].memory or 0) == pytest.approx(most / 2, rel=0.05)

@@ -38,6 +38,7 @@ from shears.data.examples import Example, Tokenized, check_completions, examples
 from shears.data.forms import form_of_rows
 from shears.data.rows import read_rows
 from shears.errors import InputError, first_line
+from shears.models.arithmetic import computing_dtype
 from shears.models.blocks import decoder_blocks, linears, matching, sharing_a_weight, weight_oi
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.grid_adapter import grids_of, make_quantize_aware
@@ -217,10 +218,12 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> PreparedAdapt
     """
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
     quantization = None
+    dtype: str = computing_dtype(settings.precision, pick_device(settings.device))
     if settings.quantize != "none":
+        dtype = "auto"
         precision = resolved_precision(settings.precision, pick_device(settings.device))
         quantization = quantization_config(settings.quantize, DTYPES[precision])
-    base = load_model(model, device=device, quantization=quantization)
+    base = load_model(model, dtype, device, quantization)
     refuse_unknown(max(max(row.input_ids) for row in chain(rows.train, rows.validation)), num_embeddings(base))
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)

@@ -19,7 +19,8 @@ from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, is_saved, read_rows, source_fingerprint
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.run import answered_as_asked, settings_and_data
-from shears.models.devices import DTYPES
+from shears.models.arithmetic import computing_dtype
+from shears.models.devices import DTYPES, pick_device
 from shears.models.load import BITS, load_tokenizer
 from shears.models.ref import resolve
 from shears.records.artifacts import EVALUATION, evaluation_file, read_object
@@ -202,7 +203,9 @@ def _heal(basis: _Basis) -> Estimate:
     kept = round(basis.shape.linear_weights * (1 - basis.recipe.sparsify.sparsity))
     recovery = basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, recovery_rank))
     trained = (ADAM_BYTES + FP32_BYTES) * kept + ADAM_BYTES * recovery  # + places
-    return work, basis.dense_bytes + basis.sparse_bytes + trained
+    dtype = computing_dtype(config.precision, pick_device(config.device))
+    loaded = sum(basis.loaded_bytes(size, dtype) for size in (basis.dense_bytes, basis.sparse_bytes))
+    return work, loaded + trained
 
 
 def _estimate(basis: _Basis, name: str) -> Estimate:
@@ -263,6 +266,8 @@ def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None) -> Es
         weights = basis.shape.linear_weights
         others = basis.shape.parameters - weights
         model_bytes = round(weights * BITS[config.quantize] / 8 + model_bytes * others / (weights + others))
+    else:
+        model_bytes = basis.loaded_bytes(model_bytes, computing_dtype(config.precision, pick_device(config.device)))
     return work, model_bytes + ADAM_BYTES * largest
 
 

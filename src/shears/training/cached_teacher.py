@@ -26,7 +26,8 @@ from shears.config.loop import LoopConfig
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized, rows_fingerprint
 from shears.errors import InputError, first_line
-from shears.models.devices import pick_device, resolved_precision
+from shears.models.arithmetic import computing_dtype, computing_precision
+from shears.models.devices import pick_device
 from shears.progress import is_first_process, launched, meter
 from shears.records.artifacts import read_object, sync_path, write_json
 from shears.records.folders import free_bytes
@@ -175,9 +176,11 @@ def open_teacher(
     memory, and computes as training does. Its batches are filled up by `pad_id`. `seen` are the
     numbers of the examples that will be asked for, by default all: no others are computed.
     """
-    precision = resolved_precision(settings.precision, pick_device(settings.device))
+    device = pick_device(settings.device)
+    precision = computing_precision(settings.precision, device)
+    dtype = computing_dtype(settings.precision, device)
     if not settings.teacher_top_k:
-        return LiveTeacher(source.load(device=settings.device), precision)
+        return LiveTeacher(source.load(dtype, settings.device), precision)
     request = TargetCacheKey(source.fingerprint, precision, settings.teacher_top_k)
     folder = targets_folder(settings.data)
     if seen is not None and len(seen) < len(rows):
@@ -189,7 +192,7 @@ def open_teacher(
         ]
 
     def load() -> tuple[LiveTeacher, Collator]:
-        network = source.load(device=settings.device)
+        network = source.load(dtype, settings.device)
         collate = collator_of(network, pad_id)  # tried as it was loaded
         return LiveTeacher(network, precision), collate
 

@@ -41,7 +41,7 @@ def test_seconds_are_those_of_the_parts() -> None:
     seconds = costs_of(settings).seconds(usual)
     step = 0.5 + 16 * 100 * 1e-2
     measured = 1.0 + 3_000 * 1e-3 + 30 * 1.0 + 130 / 13.0
-    pruned = 2.0 + 3 * 32_000 * 1e-3 + 50.0 + 12 * 512 * 1e-3
+    pruned = 2.0 + 1.5 * 32_000 * 1e-3 + 50.0 + 12 * 512 * 1e-3
     assert seconds == pytest.approx({
         "dense": measured + 30, "sparsify": pruned, "train": 2.0 + 120 * step, "export": 2.0, "measure": measured,
         "rival": 2.0 + 120 * step + 2.0 + measured,

@@ -24,7 +24,7 @@ FEWEST_STEPS = 10  # below this a training teaches nothing
 SLOW = 10.0  # tokens a second of a model whose speed is not predicted
 DECODED = 130  # tokens that a measured speed takes, its warm-up included
 FEWEST_SEQUENCES = 4  # of a text: a step of healing takes so many
-PRUNING_PASSES = 3.0  # forward passes of a calibration token: the walk, the moments, the next inputs
+PRUNING_PASSES = 1.5  # forward passes of a calibration token: each block reads it twice, no head does
 GRADIENT_TOKENS = 4 * 3.0  # sequences of sensitivity, in forward passes of a token
 HEAL_PASSES = 5.0  # the teacher's pass, the student's forward and backward, and its weights' gradients
 

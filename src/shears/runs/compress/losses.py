@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from shears.config import CompressConfig, SparsifyConfig
 from shears.data.calibration import calibration_batches, text_tokens
 from shears.evaluation.scoring.perplexity import perplexity
+from shears.models.arithmetic import computing, computing_dtype
 from shears.models.blocks import decoder_blocks, linears, weight_oi
-from shears.models.devices import autocast
 from shears.models.load import load_model, load_tokenizer, refuse_unknown
 from shears.models.properties import check_calibration, num_embeddings, within_context
 from shears.models.ref import ModelRef
@@ -57,7 +57,7 @@ def measured_losses(
     InputError for a text that is too short.
     """
     tokenizer = load_tokenizer(model)
-    network = load_model(model, "auto", "cpu")
+    network = load_model(model, computing_dtype("auto", "cpu"), "cpu")
     length = within_context(network, min(LENGTH, config.sequence_length))
     tokens = text_tokens(held_out, tokenizer)
     samples = min(SEQUENCES, config.num_samples or SEQUENCES)
@@ -66,7 +66,7 @@ def measured_losses(
     refuse_unknown(max(tokens, default=0), num_embeddings(network))
 
     def loss(changed: PreTrainedModel) -> float:
-        with autocast("auto", "cpu"):
+        with computing("auto", "cpu"):
             sums = perplexity(changed, tokens, length, samples).records
         return float(sum(record["nll"] for record in sums) / sum(record["tokens"] for record in sums))
 
@@ -76,7 +76,7 @@ def measured_losses(
     method = "magnitude" if config.method == "magnitude" else "wanda"
     with meter("losses", len(changes), "kind") as progress, torch.no_grad():
         for kind, form in changes:
-            network = load_model(model, "auto", "cpu")
+            network = load_model(model, computing_dtype("auto", "cpu"), "cpu")
             if kind == "sparsity":
                 settings = SparsifyConfig(sparsity=float(form), method=method)
                 sparsify_model(network, calibration.batches, settings)

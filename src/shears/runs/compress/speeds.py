@@ -18,8 +18,8 @@ from shears.config import CompressConfig, SparsifyConfig, TrainConfig
 from shears.data.calibration import calibration_batches
 from shears.data.example import IGNORED, Row, Tokenized
 from shears.data.rows import as_json_lines, read_rows
+from shears.models.arithmetic import computing, computing_dtype
 from shears.models.blocks import decoder_blocks
-from shears.models.devices import autocast
 from shears.models.load import load_model, load_tokenizer
 from shears.models.properties import within_context
 from shears.models.ref import ModelRef
@@ -33,10 +33,11 @@ from shears.sparsity.prune import sparsify_model
 logger = logging.getLogger(__name__)
 LENGTH = 256  # tokens of a sequence that a probe reads
 FORWARD_TOKENS = 512
-LONGEST_STEP = 8.0  # seconds that the larger step may take, as a forward pass predicts it
+LONGEST_STEP = 30.0  # seconds that the larger step may take, as a forward pass predicts it
+LONGEST_BLOCK = 8.0  # seconds of pruning a block behind which it isn't repeated
 LARGE_STEP = 4  # rows in the larger step of two
 TRAINED_IN_FORWARDS = 4  # forward passes that a trained token costs, roughly
-QUESTIONS = 4  # rows that are answered at most
+QUESTIONS = 16  # rows that are answered at most: a batch of few takes longer for each
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,15 @@ def measured_speeds(
 
 def _reading(model: ModelRef, config: CompressConfig, texts: Texts) -> tuple[float, float, float]:
     """Return the seconds of loading, of a token of a forward pass, and of pruning all blocks."""
-    loading = _seconds(lambda: load_model(model, "auto", "cpu"))
-    network = load_model(model, "auto", "cpu")
+    loading = _seconds(lambda: load_model(model, computing_dtype("auto", "cpu"), "cpu"))
+    network = load_model(model, computing_dtype("auto", "cpu"), "cpu")
     length = within_context(network, min(LENGTH, config.sequence_length))
     text = calibration_batches(str(texts.calibration), load_tokenizer(model), 2, length, 1, config.seed).batches
     batch = torch.cat([each for each in text if each.shape[1] == text[0].shape[1]])
     count = max(FORWARD_TOKENS // batch.numel(), 1)
 
     def passes() -> None:
-        with torch.no_grad(), autocast("auto", "cpu"):
+        with torch.no_grad(), computing("auto", "cpu"):
             for _ in range(count):
                 network(input_ids=batch, use_cache=False)
 
@@ -111,7 +112,7 @@ def _reading(model: ModelRef, config: CompressConfig, texts: Texts) -> tuple[flo
         return _seconds(lambda: sparsify_model(network, one, settings))
 
     first = pruned()  # warms up
-    return loading, forward, number * (min(first, pruned()) if first < LONGEST_STEP else first)
+    return loading, forward, number * (min(first, pruned()) if first < LONGEST_BLOCK else first)
 
 
 def _training(

@@ -1,0 +1,100 @@
+"""The number format in which a CPU multiplies fastest, measured once a machine and cached.
+
+A processor may have bf16 instructions and yet multiply fp32 matrices nearly twice as fast (a Xeon
+whose AMX is hidden), and one without them converts every bf16 weight in every product.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from shears.models.devices import autocast, resolved_precision
+from shears.models.fetching import cache_folder
+from shears.records.artifacts import write_json
+from shears.records.timing import processor
+
+logger = logging.getLogger(__name__)
+TOKENS, WIDTH = 128, 512  # of the product that is timed: under a millisecond, so that other work misses some
+TURNS = 40  # products of each format, in turns; the fastest counts
+CLEARLY = 1.25  # times as fast must fp32 be, which takes twice the memory
+
+
+def computing_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16"]:
+    """Return the precision of trainings and of walks through a model's blocks.
+
+    It is `resolved_precision`, but auto is fp32 on a CPU that multiplies in it clearly faster than
+    in bf16. InputError for a precision that the device lacks.
+    """
+    chosen = resolved_precision(precision, device)
+    is_open = (precision, chosen, torch.device(device).type) == ("auto", "bf16", "cpu")
+    return "fp32" if is_open and fp32_is_faster() else chosen
+
+
+def computing_dtype(precision: str, device: torch.device | str) -> Literal["fp32", "auto"]:
+    """Return the `dtype` in which to load a model for that: fp32 where a CPU computes in it, else its own."""
+    is_wide = torch.device(device).type == "cpu" and computing_precision(precision, device) == "fp32"
+    return "fp32" if is_wide else "auto"
+
+
+def computing(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
+    """Return the context of those forwards, for weights of any dtype."""
+    return autocast(computing_precision(precision, device), device)
+
+
+@cache
+def fp32_is_faster() -> bool:
+    """Return whether this processor multiplies fp32 matrices clearly faster than bf16 ones."""
+    path = cache_file()
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))["fp32_is_faster"]
+    except FileNotFoundError:
+        known = None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        logger.warning("ignored the damaged measurement %s (%s); measuring again", path, error)
+        known = None
+    return known if isinstance(known, bool) else _measured(path)
+
+
+def cache_file() -> Path:
+    """Return the file of this processor's measurement with this torch."""
+    key = f"{processor()} {torch.__version__} {sorted(torch.cpu.get_capabilities().items())}"
+    return cache_folder() / "arithmetic" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+
+
+def _measured(path: Path) -> bool:
+    wide, narrow = seconds_of_products()
+    is_faster = CLEARLY * wide < narrow
+    rates = {name: round(2e-9 * TOKENS * WIDTH**2 / each) for name, each in (("fp32", wide), ("bf16", narrow))}
+    logger.debug("GFLOP/s of a core: %s", rates)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"processor": processor(), "gflops": rates, "fp32_is_faster": is_faster})
+    except OSError as error:
+        logger.warning("did not keep the measurement of products in %s: %s", path, error)
+    return is_faster
+
+
+def seconds_of_products() -> tuple[float, float]:
+    """Return the seconds of a product in fp32 and in bf16 on one thread, the fastest of some."""
+    kinds = (torch.float32, torch.bfloat16)
+    pairs = [tuple(torch.ones(size, WIDTH, dtype=dtype) for size in (TOKENS, WIDTH)) for dtype in kinds]
+    times: tuple[list[float], list[float]] = ([], [])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for _ in range(TURNS):
+                for (inputs, weight), found in zip(pairs, times, strict=True):
+                    started = time.perf_counter()
+                    torch.nn.functional.linear(inputs, weight)
+                    found.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    return min(times[0]), min(times[1])
