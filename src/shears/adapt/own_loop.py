@@ -5,6 +5,7 @@ take it.
 """
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from shears.adapt.space import SearchSpace
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import TrainConfig
 from shears.config.fields import StageConfig, TemplateName
-from shears.data.rows import source_fingerprint
+from shears.data.example import messages_of
+from shears.data.forms import form_of_rows
+from shears.data.rows import read_rows, source_fingerprint
 from shears.errors import InputError
 from shears.models.grid_adapter import is_quantize_aware
 from shears.models.ref import ModelRef, resolve
@@ -33,6 +36,7 @@ from shears.records.paths import expanded, is_path
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, A, B, linear_of
 from shears.records.version import __version__
 
+logger = logging.getLogger(__name__)
 OWN_LOOP = "own loop"  # value of the record's key `trained_by`, which the records of `train` lack
 BASE_LAYER = ".base_layer."  # PEFT's part of the names of adapted linears
 UNSCALED = ("rank_pattern", "alpha_pattern", "layer_replication")  # PEFT's settings that an export would overwrite
@@ -45,9 +49,11 @@ class OwnLoopConfig(StageConfig):
     """What a model does not say of its training: the examples and how they became tokens."""
 
     data: str | None = None
-    """Training examples, as `train --data` names them: they are recorded with their hash, and
-    questions of a validation or test file that stand in them are marked; default: unknown, nothing
-    is marked."""
+    """Training examples, as `train --data` names them: they are recorded with their hash and, if
+    they are rows of a file here in a known form, with that form, in which generate, chat and serve
+    ask the model then. Questions of a validation or test file that stand in them are marked.
+    Default: unknown; nothing is marked and no form recorded, because the model in memory does not
+    say how its rows asked."""
     template: TemplateName = _TRAIN["template"].default
     """Prompt template of instruction/input/output rows in the training; other rows need none."""
     max_length: int = Field(_TRAIN["max_length"].default, gt=1)
@@ -81,6 +87,7 @@ def save_own_loop(
         _write_config(work, config, ref)
         alpha = float(config.lora_alpha)
         record = _record(space, tensors, settings) | {"base": ref.recorded_name, **about, "alpha": alpha}
+        record |= _form(settings, about["data_sha256"])
         record |= {"sparse_adapter": is_sparse(model), "fingerprint": artifacts.weights_fingerprint(work)}
         artifacts.sync_tree(work)
         artifacts.write_json(work / artifacts.SEARCH_SPACE, record)
@@ -93,6 +100,19 @@ def _data_sha256(data: str | None) -> str | None:
     if data is not None and sha256 is None and is_path(data):
         raise InputError(f"data must name the training examples, there is no {data}; check the path, or leave it out")
     return sha256
+
+
+def _form(settings: OwnLoopConfig, data_sha256: str | None) -> dict[str, Any]:
+    """Return the keys that name the rows' form; none for a source of the hub, or rows of other columns."""
+    if settings.data is None or data_sha256 is None:
+        return {}
+    try:
+        rows = read_rows(settings.data)
+        is_known = all(messages_of(row) or isinstance(row.get("prompt", row.get("instruction")), str) for row in rows)
+        return form_of_rows(rows, settings.template).as_record() if is_known else {}
+    except InputError as error:
+        logger.warning("the form of the rows is not recorded: %s", error)
+        return {}
 
 
 def _base(name: str | None) -> ModelRef:
