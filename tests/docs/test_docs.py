@@ -94,7 +94,11 @@ def test_a_tutorial_runs_on_the_real_model(pages: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_to_pages_that_exist(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        assert link.startswith("https://") or (page.parent / link).exists(), link
+        if link.startswith("https://"):
+            continue
+        target = (page.parent / link).resolve()
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT / "docs"), f"the site has no page for {link}: name the file without a link"
 
 
 def test_security_names_tests_that_exist() -> None:
