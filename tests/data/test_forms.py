@@ -65,6 +65,14 @@ def test_a_form_is_that_of_most_rows_and_only_what_all_of_them_share() -> None:
     assert form_of_rows(others, "question") == TrainedForm("chat", "chat", task="exact")
     tasks = [form_of_rows(rows, "question").task for rows in (SAME, NUMBERS, [*SAME, *NUMBERS])]
     assert tasks == ["json", "number", ""]
+    equations = [
+        {"instruction": "A", "output": "42+7-9 = 40", "answer": "40"},
+        {"prompt": "B", "completion": "2*3=6", "answer": "6"},
+    ]
+    assert [form_of_rows(equations[:1], template).task for template in ("question", "chat")] == ["equation", "number"]
+    assert form_of_rows(equations, "question").task == "equation"
+    wrong = [*equations, {"prompt": "C", "completion": "2*3 = 6", "answer": "7"}]
+    assert form_of_rows(wrong, "question").task == "number"
     assert form_of_rows(chats("a\nb", "c\nd"), "question").ending == ""
     assert form_of_rows(chats("a", "a"), "question").ending == ""  # a whole question is no ending
 

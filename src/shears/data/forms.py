@@ -7,7 +7,7 @@ from shears.config.fields import CHAT, TemplateName
 from shears.data.chat import turns_of
 from shears.data.example import Row, messages_of
 from shears.data.prompts import TEMPLATES, chat_turns, render_prompt
-from shears.data.rules import TASK_OF_FORM, rule_of
+from shears.data.rules import rule_of, task_of_rules
 from shears.errors import InputError
 from shears.records.trained_form import RowForm, TrainedForm
 
@@ -25,6 +25,8 @@ def form_of_rows(rows: Sequence[Row], template: TemplateName) -> TrainedForm:
     form: RowForm = max(by_form, key=lambda name: len(by_form[name]))
     own = by_form[form]
     task = _task(rows)
+    if form == "chat" and task == "equation":  # which is asked for by its prompt, never in a chat
+        task = "number"
     instruction = _only(row.get("instruction") if row.get("input") else None for row in own)
     if form != "chat":
         asked = [_text(row, "prompt" if form == "prompt" else "input" if instruction else "instruction") for row in own]
@@ -53,10 +55,9 @@ def _turns(row: Row, instruction: str | None) -> Turns:
 def _task(rows: Sequence[Row]) -> str:
     """Return the task that reads the answers of all rows; empty if rows differ or have no answer."""
     try:
-        forms = {rule_of(row).form for row in rows}
+        return task_of_rules((row, rule_of(row)) for row in rows)
     except InputError:
         return ""
-    return TASK_OF_FORM[forms.pop()] if len(forms) == 1 else ""
 
 
 def _text(row: Row, column: str) -> str:

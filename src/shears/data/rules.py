@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -80,6 +80,24 @@ def rule_of(row: Mapping[str, Any], form: RuleForm | None = None) -> AnswerRule:
                 raise InputError(f"a row's answer must be one of its choices, got {row.get('answer')!r}")
             return AnswerRule("choice", chosen, tuple(names))
     return rule_of_text(reference_of(row), form)
+
+
+def writes_equation(row: Mapping[str, Any], rule: AnswerRule) -> bool:
+    """Return whether a row's completion or output is an equation, such as "7*2 = 14", whose value is its answer."""
+    text = next((as_text(row[column]) for column in COMPLETIONS if row.get(column) is not None), "")
+    return rule.form == "number" and "=" in text and answers.numbers_equal(answers.evaluate_equation(text), rule.answer)
+
+
+def task_of_rules(pairs: Iterable[tuple[Mapping[str, Any], AnswerRule]]) -> str:
+    """Return the task of `evaluate` that reads the answers of all rows; empty if they differ.
+
+    It is equation where all rows teach to write one: its value counts, not the result behind it.
+    """
+    seen = [(rule.form, writes_equation(row, rule)) for row, rule in pairs]
+    forms = {form for form, _ in seen}
+    if len(forms) != 1:
+        return ""
+    return "equation" if all(is_equation for _, is_equation in seen) else TASK_OF_FORM[forms.pop()]
 
 
 def rule_of_text(reference: str, form: RuleForm | None = None) -> AnswerRule:

@@ -1,6 +1,7 @@
 """A plan's seconds are sums that can be done by hand, and the effort that fits a time is the most thorough one."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from shears.config.resolve import build
 from shears.errors import InputError
 from shears.runs.compress.candidates import Candidate, front, smallest_enough
 from shears.runs.compress.effort import SCALES, Amounts, Costs, efforts, fitted, steps_of
+from shears.runs.compress.measuring import Questions
 from shears.runs.compress.speeds import Speeds, line_through
 
 SPEEDS = Speeds(load=1.0, forward=1e-3, pruning=50.0, step=0.5, trained=1e-2, question=2.0, trained_question=1.0)
@@ -112,3 +114,8 @@ def test_the_smallest_package_that_is_good_enough_is_found_by_halving() -> None:
         assert len(measured) <= 3
         holding = [each["bytes"] for each in measured if each["holds"]]
         assert min(holding, default=8) == enough + 1
+
+
+def test_a_model_that_learnt_no_equations_is_asked_for_numbers() -> None:
+    assert Questions(Path("rows.jsonl"), "equation", None).untrained.task == "number"
+    assert Questions(Path("rows.jsonl"), "json", 40).untrained == Questions(Path("rows.jsonl"), "json", 40)

@@ -10,7 +10,7 @@ from shears.config import CompressConfig
 from shears.config.evaluate import LONG_ANSWER
 from shears.data.example import IGNORED, Tokenized
 from shears.data.rows import read_rows
-from shears.data.rules import TASK_OF_FORM, rule_of
+from shears.data.rules import rule_of, task_of_rules
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation
 from shears.evaluation.run import evaluate
@@ -29,13 +29,13 @@ def task_of_rows(source: str) -> str:
 
     InputError for a row without an answer.
     """
-    forms = set()
+    pairs = []
     for number, row in enumerate(read_rows(source), start=1):
         try:
-            forms.add(rule_of(row).form)
+            pairs.append((row, rule_of(row)))
         except InputError as error:
             raise InputError(f"row {number} of {source}: {error}") from None
-    return TASK_OF_FORM[forms.pop()] if len(forms) == 1 else "exact"
+    return task_of_rules(pairs) or "exact"
 
 
 class Questions(NamedTuple):
@@ -44,6 +44,11 @@ class Questions(NamedTuple):
     rows: Path
     task: str
     longest: int | None
+
+    @property
+    def untrained(self) -> "Questions":
+        """The same for a model that did not learn to write equations: the last number of its answer counts."""
+        return self._replace(task="number") if self.task == "equation" else self
 
     def answered(self, model: AnyModel, adapter: Path | None = None, rows: Path | None = None) -> Evaluation:
         """Return the evaluation of a model on the rows, or on others of them."""
@@ -80,15 +85,17 @@ class Examiner:
         )  # fmt: skip
         return math.log(measured.value)
 
-    def answers(self, model: AnyModel, adapter: Path | None = None) -> dict[str, Any] | None:
+    def answers(self, model: AnyModel, adapter: Path | None = None, *, trained: bool = True) -> dict[str, Any] | None:
         """Return task, accuracy, its 95 % interval, the number of rows, details, and 0 or 1 of each row.
 
         None without rows to answer. A package is asked in the template of its training, which its
-        record names, any other model in its own best form.
+        record names, any other model in its own best form; one that is not `trained` need write no
+        equations.
         """
         if self.questions is None:
             return None
-        measured = self.questions.answered(model, adapter)
+        questions = self.questions if trained else self.questions.untrained
+        measured = questions.answered(model, adapter)
         return {
             "task": measured.task,
             "accuracy": measured.value,

@@ -164,7 +164,7 @@ def _answering(model: ModelRef, asked: Questions, training: Rows | None) -> tupl
         file = Path(scratch) / "questions.jsonl"
         file.write_text(as_json_lines(some), encoding="utf-8")
         started = time.perf_counter()
-        measured = asked.answered(model, rows=file)
+        measured = asked.untrained.answered(model, rows=file)
         question = (time.perf_counter() - started) / len(some)
     written = [len(tokenizer(str(record.get("output", "")))["input_ids"]) for record in measured.records]
     if training is None or not any(written):
