@@ -144,7 +144,7 @@ NEEDS_GPU = "train needs more GPU memory than there is (2.00 GiB more); --micro-
         ("generate base --prompt Hi", "models.load._from_pretrained", torch.OutOfMemoryError(OUT_OF_MEMORY),
          "generate needs more GPU memory than there is (2.00 GiB more); "),
         # the stage of a run is advised in settings
-        ("run whole.yaml --output run", "runs.stages.sparsify", torch.OutOfMemoryError(OUT_OF_MEMORY),
+        ("run whole.yaml --output run", "runs.stages.sparsify_for", torch.OutOfMemoryError(OUT_OF_MEMORY),
          "sparsify needs more GPU memory than there is (2.00 GiB more); --set sparsify."),
     ],
 )  # fmt: skip

@@ -77,7 +77,8 @@ def test_rows_of_every_form_are_packed_with_an_end_between_them(rows: Path) -> N
         assert piece in {
             "plain text of a row",
             "Question: 1+1? 2",
-            "Question: Say yes\nAnswer: yes",
+            "<user>Say yes",
+            "<assistant>yes",
             "<user>hi",
             "<assistant>ho",
         }

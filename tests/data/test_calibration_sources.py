@@ -10,7 +10,9 @@ from typing import Any
 import datasets
 import pytest
 
-from shears.data.calibration import text_tokens
+from shears.config.fields import TemplateName
+from shears.data.calibration import calibration_batches, text_tokens
+from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from tests.data.test_calibration import TOKENIZER, calibrate, sequences_of
 from tests.tiny import tiny_tokenizer
@@ -90,13 +92,43 @@ def test_chats_need_a_chat_template(tmp_path: Path) -> None:
     ("row", "text"),
     [
         ({"prompt": "Question: 1+1?", "completion": " 2"}, "Question: 1+1? 2"),
-        ({"instruction": "Add", "input": "1 and 1", "output": "2", "answer": "2"}, "Question: Add\n1 and 1\nAnswer: 2"),
+        ({"instruction": "Add", "input": "1 and 1", "output": "2"}, "Question: Add\n1 and 1\nAnswer: 2"),
         ({"text": "a text of its own", "prompt": "left", "completion": "out"}, "a text of its own"),
     ],
 )
 def test_training_data_is_calibrated_on_as_it_is_trained_on(tmp_path: Path, row: dict[str, Any], text: str) -> None:
     path = _jsonl(tmp_path / "train.jsonl", [row])
-    assert _documents(path, len(text) + 1) == [text, ""]
+    assert _documents(path, len(text) + 1, trained="question") == [text, ""]
+
+
+@pytest.mark.parametrize(
+    ("trained", "has_chat", "template"),
+    [
+        ("chat", True, "chat"),
+        ("question", True, "question"),
+        ("alpaca", True, "question"),
+        (None, True, "chat"),
+        (None, False, "question"),
+    ],
+)
+def test_instructions_are_calibrated_on_as_the_model_is_trained_or_else_asked(
+    tmp_path: Path, trained: TemplateName | None, has_chat: bool, template: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokens are those that a training in the template reads; plain text and chats stay as they are."""
+    tokenizer = tiny_tokenizer()
+    if not has_chat:
+        tokenizer.chat_template = None
+    rows = [{"instruction": "Add", "output": "two", "system": "be kind"}, {"instruction": "Say", "output": "yes"}]
+    path = str(_jsonl(tmp_path / "rows.jsonl", rows))
+    read = tokenize_all(load_examples(path, template, tokenizer), tokenizer, 512)
+    count = sum(len(row.input_ids) for row in read)
+    with caplog.at_level(logging.INFO, "shears"):
+        drawn = calibration_batches(path, tokenizer, count, 1, 1, 0, trained=trained)
+    tokens = [int(token) for batch in drawn.batches for token in batch.flatten()]
+    orders = [[token for row in order for token in row.input_ids] for order in (read, read[::-1])]
+    assert tokens in orders
+    told = [line for line in caplog.messages if "instructions of" in line]
+    assert told == [f"instructions of {path} are rendered in the template {template}"]
 
 
 def test_the_data_of_a_training_is_a_source_whatever_the_file(tmp_path: Path) -> None:

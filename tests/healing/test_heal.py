@@ -20,6 +20,7 @@ from shears.errors import InputError
 from shears.healing.stage import heal
 from shears.quantization.grid import quantize
 from shears.records.folders import CONFIG, partial_folder
+from shears.records.trained_form import trained_template
 from shears.sparsity.stage import sparsify
 from shears.training.distillation import kl_from_logits
 from tests.healing.conftest import SETTINGS, prune
@@ -162,9 +163,13 @@ def test_rows_are_read_by_their_template(models: Path, tmp_path: Path) -> None:
     fingerprints = {
         json.loads((healed(models, tmp_path / template, data=str(tmp_path / "rows.jsonl"), template=template, tokens=64)
                     / "heal.json").read_text())["data_fingerprint"]
-        for template in ("question", "alpaca")
+        for template in ("question", "alpaca", "chat")
     }  # fmt: skip
-    assert len(fingerprints) == 2
+    assert len(fingerprints) == 3
+    other = healed(models, tmp_path / "asked", data=str(tmp_path / "rows.jsonl"), tokens=64)
+    chat = json.loads((tmp_path / "chat" / "heal.json").read_text())
+    assert json.loads((other / "heal.json").read_text())["data_fingerprint"] == chat["data_fingerprint"]
+    assert trained_template(other) is None  # so that evaluate asks it in chats too
 
 
 def test_a_teacher_may_have_another_depth(models: Path, tmp_path: Path) -> None:

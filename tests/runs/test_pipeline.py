@@ -8,15 +8,17 @@ import pytest
 
 import shears
 from shears.config import Recipe
+from shears.config.fields import TemplateName
 from shears.config.resolve import load_recipe
+from shears.data.calibration import calibration_batches, text_template
 from shears.errors import InputError
 from shears.models.blockwise.walk import IrregularBlocks
 from shears.records.artifacts import weights_fingerprint
 from shears.runs.plan import plan
-from shears.runs.stages import run_folder
+from shears.runs.stages import run_folder, stages_of
 from tests.end_to_end.recipe import write_recipe
 from tests.export.made import half_sparse_with_merge
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,34 @@ def test_a_run_without_training_packs_and_measures_its_sparse_model(tmp_path: Pa
     record = json.loads((tmp_path / "run" / form / f"{form}.json").read_text())
     assert {"package": record.get("values"), "gguf": record["config"]["values"]}[form] == "int4"
     assert {stage.state for stage in shears.plan(recipe).stages} == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("template", "changes", "read_as"),
+    [
+        ("chat", [], "chat"),
+        ("question", [], "question"),
+        ("question", ["train=null", "search=null", "evaluate=null"], None),
+        ("question", ["train=null", "search=null", "evaluate.template=alpaca"], "alpaca"),
+    ],
+)
+def test_instructions_are_calibrated_and_healed_on_as_the_run_trains(
+    tmp_path: Path, template: str, changes: list[str], read_as: TemplateName | None
+) -> None:
+    rows = [{"instruction": f"say {number}", "output": "x" * 30} for number in range(12)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path = write_recipe(tmp_path)
+    healing = ["heal={}", f"heal.data={data}", "heal.tokens=64", "heal.sequence_length=16", "heal.batch_size=2"]
+    settings = [f"sparsify.calibration={data}", f"train.template={template}", *healing, "heal.warmup_steps=0", *changes]
+    recipe = load_recipe(path, settings)
+    stages = stages_of(recipe, tmp_path / "run")
+    stages[0].make()
+    record = json.loads((tmp_path / "run" / "sparse" / "sparsity.json").read_text())
+    tokenizer = tiny_tokenizer()
+    drawn = calibration_batches(str(data), tokenizer, 4, 64, 4, 0, trained=read_as)
+    assert record["calibration_fingerprint"] == drawn.fingerprint
+    assert stages[1].config["template"] == (None if read_as is None else text_template(read_as, tokenizer))
 
 
 def test_a_run_prunes_a_model_without_a_walk_as_sparsify_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ FORMS = (
 )
 """The columns of each form of row that is known; a row has one form."""
 TemplateName = Literal["question", "alpaca", "chat"]
-CHAT = "chat"  # rows of instructions as turns, in the model's own chat template
+CHAT: Literal["chat"] = "chat"  # rows of instructions as turns, in the model's own chat template
 BESIDE_FORMS = ("choices", "answer")  # columns that a row of any form may have
 MOST_TOKENS = 10**12  # more than any computer here could read or write
 SEEDS = 2**32  # the largest seed of numpy's and transformers' generators, plus one

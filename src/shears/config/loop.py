@@ -18,8 +18,10 @@ class LoopConfig(StageConfig):
     columns: Columns = Field({})
     """Columns of the data, and of a validation file, that stand for those of a known form of row,
     such as prompt=question,completion=answer."""
-    template: TemplateName = "question"
-    """Prompt template of instruction/input/output rows; chat: turns in the model's chat template."""
+    template: TemplateName | None = None
+    """Prompt template of instruction/input/output rows; chat: turns in the model's chat template.
+    Default: that of the model's training, or of the run's; without one chat if the model has a chat
+    template; else question."""
     teacher: str | None = None
     """Model whose predictions are learnt: the dense one, or the folder of an adapter that was
     trained on it."""

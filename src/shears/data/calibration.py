@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from shears.config.fields import CHAT, TemplateName
 from shears.config.write import is_written
 from shears.data.chat import render_turns, turns_of
 from shears.data.example import OWN_NAMES, Row, messages_of, renamed
@@ -28,6 +29,7 @@ from shears.records.paths import expanded
 
 logger = logging.getLogger(__name__)
 
+BEFORE_INSTRUCTION = ("text", "messages", "conversations", "prompt")  # columns that count before an instruction
 EXAMPLE_COLUMNS = frozenset({"messages", "conversations", "prompt", "instruction"})  # one in every form
 FEW_TOKENS = 8 * 256  # up to this, input norms of a 135 M model change visibly between draws
 LARGEST_ID = 2**63 - 1  # that a tensor holds
@@ -51,11 +53,13 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     seed: int,
     *,
     columns: Mapping[str, str] = OWN_NAMES,
+    trained: TemplateName | None = None,
     all_needed: bool = False,
 ) -> Calibration:
     """Return `num_samples` sequences of `sequence_length` tokens, drawn by a generator with this seed.
 
-    A text with fewer gives all its sequences, with a warning, or InputError with `all_needed`.
+    A text with fewer gives all its sequences, with a warning, or InputError with `all_needed`. Instructions are
+    rendered as `text_template` decides by the template of the model's training, `trained`.
 
     - A .txt file gives windows that do not overlap.
     - Rows (`text`, or any form of example, from anything that `read_rows` or `saved_rows` reads) are shuffled and
@@ -77,7 +81,8 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
             sequences = token_rows(source, rows)
         else:
             tokenizer = _needed(tokenizer)
-            shuffled = _row_tokens(source, generator.sample(rows, len(rows)), tokenizer)
+            template = text_template(trained, tokenizer)
+            shuffled = _row_tokens(source, generator.sample(rows, len(rows)), tokenizer, template)
             packed = _packed(shuffled, _end(tokenizer), num_samples, sequence_length, generator)
             sequences = _windows(packed, num_samples, sequence_length)
     if not is_ready and len(sequences) < num_samples:
@@ -119,7 +124,7 @@ def text_tokens(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
     columns: Mapping[str, str] = OWN_NAMES,
-    template: str = DEFAULT_TEMPLATE,
+    template: TemplateName = DEFAULT_TEMPLATE,
 ) -> list[int]:
     """Return the tokens of a whole .txt file, or of all rows of a source, in order, end of sequence between them.
 
@@ -248,9 +253,25 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
+def text_template(trained: TemplateName | None, tokenizer: PreTrainedTokenizerBase) -> TemplateName:
+    """Return the template of instructions in a text that a model is calibrated or healed on.
+
+    They are chats if those of the model's training are, whose template is `trained`; without one, if the
+    tokenizer has a chat template, for `evaluate` asks the model so. Else they are in the template question.
+    """
+    is_chat = tokenizer.chat_template is not None if trained is None else trained == CHAT
+    return CHAT if is_chat else DEFAULT_TEMPLATE
+
+
+def _is_instruction(row: Row) -> bool:
+    return row.get("instruction") is not None and all(row.get(name) is None for name in BEFORE_INSTRUCTION)
+
+
 def _row_tokens(
-    source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: str = DEFAULT_TEMPLATE
+    source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: TemplateName
 ) -> Iterator[list[int]]:
+    if any(map(_is_instruction, rows)):
+        logger.info("instructions of %s are rendered in the template %s", source, template)
     for row in rows:
         filled = {name: value for name, value in row.items() if value is not None}  # as tables fill it
         try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from shears.config.fields import CHAT
+from shears.config.fields import CHAT, TemplateName
 from shears.data.example import messages_of
 from shears.data.rules import rule_of, written
 from shears.errors import InputError
@@ -44,7 +44,7 @@ def _alpaca(instruction: str, given: str) -> str:
 
 
 TEMPLATES: Mapping[str, Callable[[str, str], str]] = MappingProxyType({"question": _question, "alpaca": _alpaca})
-DEFAULT_TEMPLATE = "question"
+DEFAULT_TEMPLATE: TemplateName = "question"
 # A prompt that ends in a word needs a space before the completion.
 _BEFORE_COMPLETION = MappingProxyType({"question": " ", "alpaca": "", CHAT: ""})
 TO_REASON = "Please reason step by step, and end with the answer as a number."

@@ -24,6 +24,7 @@ from shears.checkpoints.packed.index import TableFormat
 from shears.checkpoints.packed.layout import QUANTIZED
 from shears.config import ExportConfig
 from shears.config.export import EMBEDDINGS_BOUND
+from shears.config.fields import TemplateName
 from shears.config.write import is_written
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
@@ -52,11 +53,12 @@ SMALLEST_FIRST: tuple[TableFormat, ...] = ("int4", "int8", False)
 
 
 class Inputs(NamedTuple):
-    """The model to calibrate, the adapter's updates by linear, and the settings."""
+    """The model to calibrate, the adapter's updates by linear, the settings, and the training's template, if any."""
 
     model: ModelRef
     updates: Mapping[str, LoraUpdate]
     settings: ExportConfig
+    template: TemplateName | None
 
 
 def write_calibrated(
@@ -80,7 +82,9 @@ def _write(inputs: Inputs, packing: Packing, path: Path, adapter: Mapping[str, T
     source = _PackedTables(inputs, packing)
     check_sequence_length(source.model, length)
     tokenizer = load_tokenizer(inputs.model)
-    drawn = calibration_batches(text, tokenizer, settings.num_samples, length, BATCH, settings.seed)
+    drawn = calibration_batches(
+        text, tokenizer, settings.num_samples, length, BATCH, settings.seed, trained=inputs.template
+    )
     check_calibration(source.model, drawn.batches)
     figures: dict[str, Any] = {
         "calibration_fingerprint": drawn.fingerprint,

@@ -14,6 +14,7 @@ import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.checkpoints.tensor_files import quantized_by
 from shears.config import ExportConfig, SparsifyConfig
+from shears.config.fields import TemplateName
 from shears.config.notation import num_bytes
 from shears.data.calibration import calibration_batches
 from shears.data.example import IGNORED, OWN_NAMES
@@ -59,7 +61,7 @@ class Text(NamedTuple):
     """A calibration text, the prompt template for its examples, and the columns of its rows."""
 
     source: str
-    template: str
+    template: TemplateName
     columns: Mapping[str, str] = OWN_NAMES
 
 
@@ -276,12 +278,11 @@ def draw_samples(
     check_sequence_length(model, settings.sequence_length)
     count = settings.num_samples
     length = settings.sequence_length
+    draw = partial(calibration_batches, text.source, tokenizer, columns=text.columns, trained=text.template)
     try:
-        drawn = calibration_batches(
-            text.source, tokenizer, 2 * count, length, BATCH, settings.seed, columns=text.columns, all_needed=True
-        )
+        drawn = draw(2 * count, length, BATCH, settings.seed, all_needed=True)
     except InputError:  # too short for both parts; any other error comes again
-        drawn = calibration_batches(text.source, tokenizer, count, length, BATCH, settings.seed, columns=text.columns)
+        drawn = draw(count, length, BATCH, settings.seed)
     check_calibration(model, drawn.batches)
     sequences = [Labelled(row[None], row[None]) for batch in drawn.batches for row in batch]
     share = count if len(sequences) == 2 * count else len(sequences)

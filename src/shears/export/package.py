@@ -41,6 +41,7 @@ from shears.records.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded, own_file
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, linear_of
+from shears.records.trained_form import template_of_record
 from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     else:
         if source.adapter and not source.updates:
             logger.warning("the adapter of another tool is left out while the inputs are measured")
-        inputs = Inputs(source.model, source.updates, settings)
+        inputs = Inputs(source.model, source.updates, settings, template_of_record(source.origin))
         fingerprint, calibrated = write_calibrated(inputs, packing, path, source.adapter)
     _copy_configs(source, work, form.rest)
     save_tokenizer(source.model, work)

@@ -8,8 +8,9 @@ from shears.checkpoints.packed.index import is_block_matrix
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.zeros import count_zeros, zeros_share
 from shears.config import HealConfig
-from shears.data.calibration import text_tokens
+from shears.data.calibration import text_template, text_tokens
 from shears.data.example import IGNORED, Tokenized
+from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.errors import InputError
 from shears.healing.linears import HealedWeights, Refresh, add_recovery, train_kept, trainable
 from shears.models.arithmetic import computing_dtype, computing_precision
@@ -18,6 +19,7 @@ from shears.models.devices import DTYPES, pick_device
 from shears.models.load import load_model, load_tokenizer, refuse_unknown
 from shears.models.properties import num_embeddings
 from shears.models.ref import ModelRef, resolve
+from shears.records.trained_form import trained_template
 from shears.training.batches import padding
 from shears.training.cached_teacher import open_teacher
 from shears.training.distillation import Loss
@@ -74,7 +76,8 @@ def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Tr
     InputError for anything unusable, before the text is trained on.
     """
     tokenizer = load_tokenizer(sparse)
-    rows = sequences(tokenizer, settings)
+    template = settings.template or text_template(trained_template(sparse.folder), tokenizer)
+    rows = sequences(tokenizer, settings.model_copy(update={"template": template}))
     pad_id = padding(tokenizer)
     teacher = open_teacher(source, pad_id, rows, settings)
     model = load_model(sparse, computing_dtype(settings.precision, pick_device(settings.device)), settings.device)
@@ -94,7 +97,7 @@ def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[
     teacher's targets.
     """
     length = settings.sequence_length
-    tokens = text_tokens(settings.data, tokenizer, settings.columns, settings.template)
+    tokens = text_tokens(settings.data, tokenizer, settings.columns, settings.template or DEFAULT_TEMPLATE)
     pieces = [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
     if len(pieces) < settings.batch_size:
         raise InputError(

@@ -18,7 +18,9 @@ from shears.config import (
     TrainConfig,
 )
 from shears.config.export import FORMATS
+from shears.config.fields import CHAT, TemplateName
 from shears.config.resolve import build, section_class
+from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.stage import export_adapter
@@ -31,7 +33,7 @@ from shears.records.folders import named_folder, partial_folder
 from shears.records.paths import expanded, file_fingerprint
 from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
 from shears.searching.stage import search
-from shears.sparsity.stage import sparsify
+from shears.sparsity.stage import sparsify_for
 from shears.training.teacher import find_teacher
 
 
@@ -165,9 +167,10 @@ def with_calibration(recipe: Recipe) -> Recipe:
 def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     """Return the stages of a recipe in order; each reads the artifact of the one before."""
     assert recipe.model is not None
-    stages = [_sparsify_stage(recipe.sparsify, recipe.model, folder)]
+    template = _template(recipe)
+    stages = [_sparsify_stage(recipe.sparsify, recipe.model, folder, template)]
     if recipe.heal is not None:
-        stages.append(_heal_stage(recipe.heal, folder))
+        stages.append(_heal_stage(recipe.heal, folder, template))
     sparse = sparse_folder(recipe, folder)
     if recipe.train is not None:
         stages.append(_training("train", lambda: sparse, folder / "super_adapter", recipe.train, sparse))
@@ -181,7 +184,14 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     return stages
 
 
-def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path) -> Stage:
+def _template(recipe: Recipe) -> TemplateName | None:
+    """Return the template in which a run trains or, without a training, measures; None if it names none."""
+    if recipe.train is not None:
+        return recipe.train.template
+    return None if recipe.evaluate is None else recipe.evaluate.template
+
+
+def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path, template: TemplateName | None) -> Stage:
     output = folder / "sparse"
     values = as_data(config)
 
@@ -189,13 +199,16 @@ def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path) -> Stage:
         fingerprint = dense_model(model, config.dtype, folder).fingerprint
         return {"base_fingerprint": fingerprint, **_hashes(calibration=config.calibration)}
 
-    return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, lambda: sparsify(model, output, **values))
+    make = partial(sparsify_for, model, output, config, template)
+    return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, make)
 
 
-def _heal_stage(config: HealConfig, folder: Path) -> Stage:
+def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None) -> Stage:
     sparse = folder / "sparse"
     output = folder / HEALED_FOLDER
     values = as_data(config)
+    if config.template is None and template is not None:
+        values["template"] = CHAT if template == CHAT else DEFAULT_TEMPLATE
 
     def inputs() -> dict[str, str]:
         base = resolve(sparse)

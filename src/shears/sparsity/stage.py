@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from shears.config import SparsifyConfig
+from shears.config.fields import TemplateName
 from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
@@ -23,6 +24,7 @@ from shears.records.artifacts import SPARSITY, as_data, inherited, weights_finge
 from shears.records.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded
+from shears.records.trained_form import trained_template
 from shears.records.version import __version__
 from shears.sparsity.prune import SparsityReport, prune_blocks
 from shears.sparsity.recovery import write_recovery
@@ -41,15 +43,26 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     that the model writes, loads it whole. InputError for a model, a text or settings that cannot
     be used.
     """
+    return sparsify_for(model, output, build(SparsifyConfig, "sparsify", config))
+
+
+def sparsify_for(
+    model: str | Path, output: str | Path, settings: SparsifyConfig, trained: TemplateName | None = None
+) -> Path:
+    """Prune as `sparsify` does, for a training or a measurement in the template `trained`.
+
+    None: that of the model's own training, if it had one.
+    """
     started = time.monotonic()
-    settings = build(SparsifyConfig, "sparsify", config).for_model(str(model))
+    settings = settings.for_model(str(model))
     output = expanded(output)
     with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None, kind=SparsifyConfig) as work:
         ref = resolve(model, settings.dtype)
         ref.refuse_package("prune")
         tokenizer = _tokenizer(ref)
         source, columns = _source(ref, settings)
-        batches, calibration = _calibration(source, columns, tokenizer, settings)
+        template = trained or trained_template(ref.folder)
+        batches, calibration = _calibration(source, columns, tokenizer, settings, template)
         origin = {
             "model": ref.recorded_name,
             "base_fingerprint": ref.fingerprint,
@@ -94,7 +107,11 @@ def _source(model: ModelRef, settings: SparsifyConfig) -> tuple[str, Mapping[str
 
 
 def _calibration(
-    source: str, columns: Mapping[str, str], tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyConfig
+    source: str,
+    columns: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: SparsifyConfig,
+    trained: TemplateName | None,
 ) -> tuple[Batches, str | None]:
     """Return the calibration batches and their fingerprint; none if pruning needs no text."""
     if not settings.needs_calibration:
@@ -107,6 +124,7 @@ def _calibration(
         SEQUENCES_AT_ONCE,
         settings.seed,
         columns=columns,
+        trained=trained,
     )
     return calibration.batches, calibration.fingerprint
 

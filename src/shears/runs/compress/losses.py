@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shears.config import CompressConfig, SparsifyConfig
-from shears.data.calibration import calibration_batches, text_tokens
+from shears.config import CompressConfig, SparsifyConfig, TrainConfig
+from shears.data.calibration import calibration_batches, text_template, text_tokens
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.models.arithmetic import computing, computing_dtype
 from shears.models.blocks import decoder_blocks, linears, weight_oi
@@ -59,9 +59,10 @@ def measured_losses(
     tokenizer = load_tokenizer(model)
     network = load_model(model, computing_dtype("auto", "cpu"), "cpu")
     length = within_context(network, min(LENGTH, config.sequence_length))
-    tokens = text_tokens(held_out, tokenizer)
+    trained = None if config.data is None else TrainConfig.model_fields["template"].default
+    tokens = text_tokens(held_out, tokenizer, template=text_template(trained, tokenizer))
     samples = min(SEQUENCES, config.num_samples or SEQUENCES)
-    calibration = calibration_batches(text, tokenizer, samples, length, samples, config.seed)
+    calibration = calibration_batches(text, tokenizer, samples, length, samples, config.seed, trained=trained)
     check_calibration(network, calibration.batches)
     refuse_unknown(max(tokens, default=0), num_embeddings(network))
 
