@@ -119,3 +119,12 @@ def test_the_smallest_package_that_is_good_enough_is_found_by_halving() -> None:
 def test_a_model_that_learnt_no_equations_is_asked_for_numbers() -> None:
     assert Questions(Path("rows.jsonl"), "equation", None).untrained.task == "number"
     assert Questions(Path("rows.jsonl"), "json", 40).untrained == Questions(Path("rows.jsonl"), "json", 40)
+
+
+def test_weights_that_nothing_trained_are_rounded_with_the_text() -> None:
+    settings = settings_of(data=None, calibration="text.txt", target="1GB")
+    usual = efforts(settings, AMOUNTS)["usual"]
+    dense = costs_of(settings)._replace(first=replace(FIRST, sparsity=0.0))
+    assert dense.seconds(usual)["export"] == pytest.approx(2.0 + 4 * 32_000 * 1e-3 + 50.0)
+    assert dense._replace(first=replace(FIRST, sparsity=0.0, values="bf16")).seconds(usual)["export"] == 2.0
+    assert costs_of(settings).seconds(usual)["export"] == 2.0  # healed on the grid

@@ -25,6 +25,7 @@ SLOW = 10.0  # tokens a second of a model whose speed is not predicted
 DECODED = 130  # tokens that a measured speed takes, its warm-up included
 FEWEST_SEQUENCES = 4  # of a text: a step of healing takes so many
 PRUNING_PASSES = 1.5  # forward passes of a calibration token: each block reads it twice, no head does
+ROUNDING_PASSES = 4.0  # the same of rounding with the text's inputs: both models, rounded and not
 GRADIENT_TOKENS = 4 * 3.0  # sequences of sensitivity, in forward passes of a token
 HEAL_PASSES = 5.0  # the teacher's pass, the student's forward and backward, and its weights' gradients
 
@@ -156,8 +157,8 @@ class Costs(NamedTuple):
         if effort.steps is not None:
             stages["train"] = self._trained(effort)
         stages["export"] = 2 * speeds.load
-        if effort.steps is None and "heal" not in stages:  # weights are rounded with the text's inputs
-            stages["export"] += prune
+        if effort.steps is None and "heal" not in stages and self.first.values in ("int8", "int4"):
+            stages["export"] += ROUNDING_PASSES * tokens * speeds.forward + speeds.pruning
         stages["measure"] = self._measured(speeds.trained_question)
         return stages
 
