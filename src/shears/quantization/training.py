@@ -66,9 +66,9 @@ def pass_through_(
     for part, step, scale, zero in _in_blocks([gradient, steps], [scales, zeros.to(scales.dtype)]):
         nearest = step.round()
         clamped = nearest.clamp(-zero, LARGEST_CODE - zero)
-        inside = nearest == clamped
-        of_scales.append((part * (clamped - step * inside)).sum(-1))
-        part.mul_(inside & (scale > 0))
+        inside = torch.eq(nearest, clamped, out=torch.empty_like(step))  # products with booleans are slow on a CPU
+        of_scales.append(torch.addcmul(clamped, step, inside, value=-1).mul_(part).sum(-1))
+        part.mul_(inside.mul_((scale > 0).to(step.dtype)))
     return torch.cat(of_scales, 1)
 
 
