@@ -55,7 +55,7 @@ from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
 from shears.data.examples import load_examples, prompts_of
 from shears.data.prompts import DEFAULT_TEMPLATE
-from shears.errors import InputError
+from shears.errors import InputError, Interrupted
 from shears.evaluation.records import Evaluation, TextJournal, journal_path
 from shears.evaluation.run import settings_and_data
 from shears.evaluation.statistics import Bits, paired_difference, pooled_accuracy
@@ -91,13 +91,16 @@ class Table(NamedTuple):
 
 
 def main() -> None:
-    """Run one of the commands; exit code 2 for wrong input."""
+    """Run one of the commands; exit code 2 for wrong input, 128 and its number for a signal."""
     arguments = _arguments()
     try:
         COMMANDS[arguments.command](arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as signal:
+        print(f"ended by {signal}; the same command goes on", file=sys.stderr)
+        sys.exit(128 + signal.number)
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,8 @@
 """The benchmark of the front: it makes, measures, shows and resumes; its split, front line and importance are right."""
 
+import argparse
 import json
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from benchmarks.front import main, tables
+from benchmarks.front import COMMANDS, main, tables
 from benchmarks.front_arms import ARMS, DENSE, DENSE_INT4, Q4_K_M, SPARSE_INT4, importance, pareto
 from benchmarks.report import add_row, rows_of
 from benchmarks.rival import LONGEST, LlamaCppBackend
@@ -19,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import tasks
+from shears.errors import Interrupted
 from shears.runtime.generation.backend import Backend
 from tests.tiny import save_tiny, tiny_model
 
@@ -133,6 +136,17 @@ def test_a_front_is_made_resumed_timed_and_drawn(
     assert [path.stem for path in pictures] == ["front-tiny-mawps-bytes", "front-tiny-mawps-speed"]
     for path in pictures:
         assert len(ElementTree.parse(path).findall(".//{*}path")) == 4  # an interval for each arm
+
+
+def test_a_signal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def ended(arguments: argparse.Namespace) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setitem(COMMANDS, "run", ended)
+    with pytest.raises(SystemExit) as caught:
+        _front(monkeypatch, "run")
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "ended by SIGTERM; the same command goes on\n"
 
 
 def test_differences_are_paired_by_question_and_corrected_over_the_arms_that_decide(tmp_path: Path) -> None:
