@@ -545,8 +545,8 @@ def _better_dense(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         others[f"dense int4 ({rival['package']})"] = rival["answers"]
     own = row["answers"]["accuracy"]
     told = [f"{name} ({answered_words(each)})" for name, each in others.items() if each["accuracy"] > own]
-    names = " and ".join(told)
-    return f"Keep the dense one where its size will do: {names} answers more rows. " if told else ""
+    verb = "answers" if len(told) == 1 else "answer"
+    return f"Keep the dense one where its size will do: {' and '.join(told)} {verb} more rows. " if told else ""
 
 
 def _number(value: float | None, form: str) -> str:
