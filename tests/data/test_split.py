@@ -19,7 +19,8 @@ def test_every_row_is_in_one_part_and_no_question_in_two(questions: list[str], s
     try:
         parts = split_rows(rows, (80, 20), seed)
     except InputError:
-        assert len(set(questions)) <= 10  # a few questions with many rows may fill the last part's share
+        most = max(map(questions.count, set(questions)))
+        assert most > 0.2 * len(questions)  # the rows of one question, drawn last, are more than the test part's share
         return
     assert sorted(row["completion"] for part in parts.values() for row in part) == sorted(r["completion"] for r in rows)
     train, test = ({question_id(row["prompt"]) for row in parts[name]} for name in ("train", "test"))
