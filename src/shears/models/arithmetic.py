@@ -5,7 +5,6 @@ whose AMX is hidden), and one without them converts every bf16 weight in every p
 """
 
 import hashlib
-import json
 import logging
 import time
 from contextlib import AbstractContextManager
@@ -17,10 +16,11 @@ import torch
 
 from shears.models.devices import autocast, resolved_precision
 from shears.models.fetching import cache_folder
-from shears.records.artifacts import write_json
+from shears.records.choices import keep_choices, read_choices
 from shears.records.timing import processor
 
 logger = logging.getLogger(__name__)
+MEASURED = "measurement of products"
 TOKENS, WIDTH = 128, 512  # of the product that is timed: under a millisecond, so that other work misses some
 TURNS = 40  # products of each format, in turns; the fastest counts
 CLEARLY = 1.25  # times as fast must fp32 be, which takes twice the memory
@@ -52,13 +52,7 @@ def computing(precision: str, device: torch.device | str) -> AbstractContextMana
 def fp32_is_faster() -> bool:
     """Return whether this processor multiplies fp32 matrices clearly faster than bf16 ones."""
     path = cache_file()
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))["fp32_is_faster"]
-    except FileNotFoundError:
-        known = None
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        logger.warning("ignored the damaged measurement %s (%s); measuring again", path, error)
-        known = None
+    known = read_choices(path, MEASURED).get("fp32_is_faster")
     return known if isinstance(known, bool) else _measured(path)
 
 
@@ -73,11 +67,7 @@ def _measured(path: Path) -> bool:
     is_faster = CLEARLY * wide < narrow
     rates = {name: round(2e-9 * TOKENS * WIDTH**2 / each) for name, each in (("fp32", wide), ("bf16", narrow))}
     logger.debug("GFLOP/s of a core: %s", rates)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"processor": processor(), "gflops": rates, "fp32_is_faster": is_faster})
-    except OSError as error:
-        logger.warning("did not keep the measurement of products in %s: %s", path, error)
+    keep_choices(path, {"fp32_is_faster": is_faster, "gflops": rates}, MEASURED)
     return is_faster
 
 

@@ -7,7 +7,6 @@ bits, except those of another instruction set, taken only where they are clearly
 """
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -18,13 +17,14 @@ from typing import Any
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.models.fetching import cache_folder
-from shears.records.artifacts import write_json
+from shears.records.choices import keep_choices, read_choices
 from shears.records.timing import processor
 from shears.runtime.native import _native
 
 logger = logging.getLogger(__name__)
 
 CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # enum NumberFormat in csrc/matrix.h
+MEASURED = "kernel measurements"
 SECONDS = 0.1  # per kind: a package has two kinds or three
 BETTER = 0.97  # a candidate replaces the default below this share of its time
 MUCH_BETTER = 0.85  # the same for a candidate of another instruction set, whose results differ in their last bits
@@ -44,12 +44,12 @@ def tune(values: NumberFormat, sparse: bool) -> None:
         return
     path = cache_file()
     kind = _kind(values, sparse)
-    known = _cached(path)
+    known = read_choices(path, MEASURED)
     names = None if mode == "again" else known.get(kind)
     if names is None or not _apply(values, sparse, names):
         names = best_walks(values, sparse)
         _apply(values, sparse, names)
-        _store(path, {**known, kind: names})
+        keep_choices(path, {**known, kind: names}, MEASURED)
 
 
 @cache
@@ -64,7 +64,7 @@ def is_dense_faster(values: NumberFormat, threads: int) -> bool:
         return False
     tune(values, False)
     path = cache_file()
-    known = _cached(path)
+    known = read_choices(path, MEASURED)
     key = f"{values} dense on {threads} threads"
     if mode == "again" or not isinstance(known.get(key), bool):
         pool = _native.Pool(threads)
@@ -73,7 +73,7 @@ def is_dense_faster(values: NumberFormat, threads: int) -> bool:
         ]
         known[key] = times[1] < BETTER * times[0]
         logger.debug("%s: sparse %.1f, dense %.1f ps per weight", key, 1e12 * times[0], 1e12 * times[1])
-        _store(path, known)
+        keep_choices(path, known, MEASURED)
     return bool(known[key])
 
 
@@ -122,18 +122,6 @@ def _kind(values: NumberFormat, sparse: bool) -> str:
     return f"{values} {'sparse' if sparse else 'dense'}"
 
 
-def _cached(path: Path) -> dict[str, Any]:
-    """Return the choices in a cache file by kind; none, with a log line, if unusable."""
-    try:
-        choices = json.loads(path.read_text(encoding="utf-8"))["choices"]
-        return dict(choices)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        logger.warning("ignored the damaged cache of kernel measurements %s (%s); measuring again", path, error)
-        return {}
-
-
 def _apply(values: NumberFormat, sparse: bool, names: Any) -> bool:
     """Let products take the named walks; return False if a name is unknown here."""
     if not isinstance(names, list) or len(names) != _native.TOKEN_CLASSES:
@@ -142,12 +130,3 @@ def _apply(values: NumberFormat, sparse: bool, names: Any) -> bool:
         isinstance(name, str) and _native.choose(CODES[values], sparse, number, name)
         for number, name in enumerate(names)
     )
-
-
-def _store(path: Path, choices: dict[str, Any]) -> None:
-    """Write the choices to the cache file; a failure costs only another measurement."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"processor": processor(), "choices": choices})
-    except OSError as error:
-        logger.warning("did not keep the kernel measurements in %s: %s", path, error)
