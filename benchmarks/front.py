@@ -37,6 +37,7 @@ from benchmarks.report import (
     as_bits,
     as_text,
     begin,
+    carry_out,
     environment,
     named,
     paired_table,
@@ -55,7 +56,7 @@ from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
 from shears.data.examples import load_examples, prompts_of
 from shears.data.prompts import DEFAULT_TEMPLATE
-from shears.errors import InputError, Interrupted
+from shears.errors import Interrupted
 from shears.evaluation.records import Evaluation, TextJournal, journal_path
 from shears.evaluation.run import settings_and_data
 from shears.evaluation.statistics import Bits, paired_difference, pooled_accuracy
@@ -94,10 +95,7 @@ def main() -> None:
     """Run one of the commands; exit code 2 for wrong input, 128 and its number for a signal."""
     arguments = _arguments()
     try:
-        COMMANDS[arguments.command](arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        carry_out(COMMANDS[arguments.command], arguments)
     except Interrupted as signal:
         print(f"ended by {signal}; the same command goes on", file=sys.stderr)
         sys.exit(128 + signal.number)
@@ -107,11 +105,10 @@ def _run(arguments: argparse.Namespace) -> None:
     """Make and measure every cell that the results lack."""
     begin()
     for maker, name in _cells(arguments):
-        key = _key(maker, name, arguments)
-        if any(key.items() <= row.items() for row in rows_of(*arguments.results)):
+        if _is_measured(maker, name, arguments):
             continue
         print(f"{name}, seed {maker.seed} ...", flush=True)
-        row = key | answered(maker, ARMS[name], arguments.limit)
+        row = _key(maker, name, arguments) | answered(maker, ARMS[name], arguments.limit)
         add_row(arguments.results[0], row)
         print(f"  {row['right'].count('1')} of {len(row['right'])} right, {row['bytes'] / MB:.1f} MB", flush=True)
     print("\n".join(tables(rows_of(*arguments.results))))

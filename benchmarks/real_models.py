@@ -46,7 +46,7 @@ from benchmarks.real_models_cells import (
 from benchmarks.real_models_data import parse_task
 from benchmarks.real_models_run import Setting, checked_base, run_cell, taught_keywords
 from benchmarks.real_models_table import print_tables
-from benchmarks.report import add_row, log_to_stderr, named, numbers, parser_of, rows_of, seeds, words
+from benchmarks.report import add_row, carry_out, log_to_stderr, named, numbers, parser_of, rows_of, seeds, words
 from shears.errors import InputError
 
 Row = dict[str, Any]
@@ -56,11 +56,7 @@ Runner = Callable[[Cell, Setting], Row]
 def main() -> None:
     """Run one of the commands; exit code 2 for wrong input, 1 if a cell failed."""
     arguments = _arguments()
-    try:
-        COMMANDS[arguments.command](arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    carry_out(COMMANDS[arguments.command], arguments)
 
 
 def run_cells(wanted: Wanted, setting: Setting, results: Sequence[Path], runner: Runner) -> list[Cell]:

@@ -4,7 +4,8 @@ import argparse
 import json
 import logging
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import transformers
 import yaml
 
+from shears.errors import InputError
 from shears.evaluation.statistics import Bits, bootstrap_difference, holm, paired_difference
 from shears.records.timing import processor
 
@@ -35,6 +37,15 @@ def environment() -> str:
         f"{processor()} ({capability}), {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, peft {peft.__version__}, commit {commit or 'unknown'}"
     )
+
+
+def carry_out(command: Callable[[argparse.Namespace], object], arguments: argparse.Namespace) -> None:
+    """Run a command; wrong input is one line, and exit code 2."""
+    try:
+        command(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def log_to_stderr() -> None:

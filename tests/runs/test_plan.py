@@ -176,6 +176,15 @@ def test_a_sparse_model_of_another_number_format_has_its_size(tmp_path: Path) ->
     assert halved[0].disk == pytest.approx((sparse / "model.safetensors").stat().st_size, rel=0.05)
 
 
+def test_a_run_of_another_machines_gpu_is_planned(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    here, there = (
+        plan(load_recipe(path, [f"train.device={device}", "train.precision=bf16"]), tmp_path / "run").stages[1].memory
+        for device in ("cpu", "cuda:3")
+    )
+    assert here == there
+
+
 def test_models_are_evaluated_in_the_number_format_asked_for(tmp_path: Path) -> None:
     path, most = write_recipe(tmp_path), 4 * tiny_model().num_parameters()
     tiny_model().bfloat16().save_pretrained(tmp_path / "base")

@@ -217,13 +217,11 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> PreparedAdapt
     InputError for a model or settings that cannot be used.
     """
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
-    quantization = None
-    dtype: str = computing_dtype(settings.precision, pick_device(settings.device))
-    if settings.quantize != "none":
-        dtype = "auto"
+    if settings.quantize == "none":
+        base = load_model(model, computing_dtype(settings.precision, pick_device(settings.device)), device)
+    else:
         precision = resolved_precision(settings.precision, pick_device(settings.device))
-        quantization = quantization_config(settings.quantize, DTYPES[precision])
-    base = load_model(model, dtype, device, quantization)
+        base = load_model(model, device=device, quantization=quantization_config(settings.quantize, DTYPES[precision]))
     refuse_unknown(max(max(row.input_ids) for row in chain(rows.train, rows.validation)), num_embeddings(base))
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)

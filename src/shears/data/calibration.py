@@ -259,8 +259,14 @@ def text_template(trained: TemplateName | None, tokenizer: PreTrainedTokenizerBa
     They are chats if those of the model's training are, whose template is `trained`; without one, if the
     tokenizer has a chat template, for `evaluate` asks the model so. Else they are in the template question.
     """
-    is_chat = tokenizer.chat_template is not None if trained is None else trained == CHAT
-    return CHAT if is_chat else DEFAULT_TEMPLATE
+    if trained is None:
+        return CHAT if tokenizer.chat_template is not None else DEFAULT_TEMPLATE
+    return text_template_of(trained)
+
+
+def text_template_of(trained: TemplateName) -> TemplateName:
+    """Return the template of instructions in a text for a model that is trained in `trained`."""
+    return CHAT if trained == CHAT else DEFAULT_TEMPLATE
 
 
 def _is_instruction(row: Row) -> bool:

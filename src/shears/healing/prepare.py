@@ -8,9 +8,9 @@ from shears.checkpoints.packed.index import is_block_matrix
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.zeros import count_zeros, zeros_share
 from shears.config import HealConfig
+from shears.config.fields import TemplateName
 from shears.data.calibration import text_template, text_tokens
 from shears.data.example import IGNORED, Tokenized
-from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.errors import InputError
 from shears.healing.linears import HealedWeights, Refresh, add_recovery, train_kept, trainable
 from shears.models.arithmetic import computing_dtype, computing_precision
@@ -77,7 +77,7 @@ def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Tr
     """
     tokenizer = load_tokenizer(sparse)
     template = settings.template or text_template(trained_template(sparse.folder), tokenizer)
-    rows = sequences(tokenizer, settings.model_copy(update={"template": template}))
+    rows = sequences(tokenizer, settings, template)
     pad_id = padding(tokenizer)
     teacher = open_teacher(source, pad_id, rows, settings)
     model = load_model(sparse, computing_dtype(settings.precision, pick_device(settings.device)), settings.device)
@@ -90,14 +90,14 @@ def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Tr
     return Training(VERB, weights, rows, collator, loss, steps, SCHEDULER, OPTIMIZER, callbacks=[Refresh()])
 
 
-def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:
+def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig, template: TemplateName) -> list[Tokenized]:
     """Return the text in sequences, every token but the first predicted; InputError if too short.
 
     Of more text than all steps read, evenly spaced sequences, whatever the seed: no other needs a
     teacher's targets.
     """
     length = settings.sequence_length
-    tokens = text_tokens(settings.data, tokenizer, settings.columns, settings.template or DEFAULT_TEMPLATE)
+    tokens = text_tokens(settings.data, tokenizer, settings.columns, template)
     pieces = [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
     if len(pieces) < settings.batch_size:
         raise InputError(

@@ -12,6 +12,7 @@ from shears.adapt.ranks import by_linear
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
+from shears.config.loop import LoopConfig
 from shears.config.notation import num_bytes
 from shears.config.search import NUM_PROPOSALS
 from shears.data.calibration import token_row_lengths
@@ -203,9 +204,15 @@ def _heal(basis: _Basis) -> Estimate:
     kept = round(basis.shape.linear_weights * (1 - basis.recipe.sparsify.sparsity))
     recovery = basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, recovery_rank))
     trained = (ADAM_BYTES + FP32_BYTES) * kept + ADAM_BYTES * recovery  # + places
-    dtype = computing_dtype(config.precision, pick_device(config.device))
+    dtype = _trained_dtype(config)
     loaded = sum(basis.loaded_bytes(size, dtype) for size in (basis.dense_bytes, basis.sparse_bytes))
     return work, loaded + trained
+
+
+def _trained_dtype(config: LoopConfig) -> str:
+    """Return the number format in which a training loads its base; the device may be one of another machine."""
+    device = pick_device("auto") if config.device == "auto" else config.device
+    return computing_dtype(config.precision, device)
 
 
 def _estimate(basis: _Basis, name: str) -> Estimate:
@@ -267,7 +274,7 @@ def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None) -> Es
         others = basis.shape.parameters - weights
         model_bytes = round(weights * BITS[config.quantize] / 8 + model_bytes * others / (weights + others))
     else:
-        model_bytes = basis.loaded_bytes(model_bytes, computing_dtype(config.precision, pick_device(config.device)))
+        model_bytes = basis.loaded_bytes(model_bytes, _trained_dtype(config))
     return work, model_bytes + ADAM_BYTES * largest
 
 

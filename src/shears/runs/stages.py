@@ -18,9 +18,9 @@ from shears.config import (
     TrainConfig,
 )
 from shears.config.export import FORMATS
-from shears.config.fields import CHAT, TemplateName
+from shears.config.fields import TemplateName
 from shears.config.resolve import build, section_class
-from shears.data.prompts import DEFAULT_TEMPLATE
+from shears.data.calibration import text_template_of
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.stage import export_adapter
@@ -208,7 +208,7 @@ def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None)
     output = folder / HEALED_FOLDER
     values = as_data(config)
     if config.template is None and template is not None:
-        values["template"] = CHAT if template == CHAT else DEFAULT_TEMPLATE
+        values["template"] = text_template_of(template)
 
     def inputs() -> dict[str, str]:
         base = resolve(sparse)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shears.checkpoints.packed.layout import QUANTIZED
 from shears.config import CompressConfig, TrainConfig
 from shears.config.compress import EFFORTS, EffortName
 from shears.errors import InputError
@@ -157,7 +158,7 @@ class Costs(NamedTuple):
         if effort.steps is not None:
             stages["train"] = self._trained(effort)
         stages["export"] = 2 * speeds.load
-        if effort.steps is None and "heal" not in stages and self.first.values in ("int8", "int4"):
+        if effort.steps is None and "heal" not in stages and self.first.values in QUANTIZED:
             stages["export"] += ROUNDING_PASSES * tokens * speeds.forward + speeds.pruning
         stages["measure"] = self._measured(speeds.trained_question)
         return stages

@@ -86,8 +86,9 @@ def measured_speeds(
 
 def _reading(model: ModelRef, config: CompressConfig, texts: Texts) -> tuple[float, float, float]:
     """Return the seconds of loading, of a token of a forward pass, and of pruning all blocks."""
-    loading = _seconds(lambda: load_model(model, computing_dtype("auto", "cpu"), "cpu"))
+    started = time.perf_counter()
     network = load_model(model, computing_dtype("auto", "cpu"), "cpu")
+    loading = time.perf_counter() - started
     length = within_context(network, min(LENGTH, config.sequence_length))
     text = calibration_batches(str(texts.calibration), load_tokenizer(model), 2, length, 1, config.seed).batches
     batch = torch.cat([each for each in text if each.shape[1] == text[0].shape[1]])
