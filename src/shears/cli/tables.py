@@ -543,10 +543,18 @@ def _better_dense(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         others[f"the dense model fine-tuned ({taught['name']})"] = taught["answers"]
     if (rival := record.get("rival")) is not None:
         others[f"dense int4 ({rival['package']})"] = rival["answers"]
-    own = row["answers"]["accuracy"]
-    told = [f"{name} ({answered_words(each)})" for name, each in others.items() if each["accuracy"] > own]
+    right = row["answers"]["right"]
+    told = [  # the model as it came may have been asked fewer rows, the first ones
+        f"{name} ({answered_words(each)})"
+        for name, each in others.items()
+        if each["right"].count("1") > right[: each["n"]].count("1")
+    ]
     verb = "answers" if len(told) == 1 else "answer"
-    return f"Keep the dense one where its size will do: {' and '.join(told)} {verb} more rows. " if told else ""
+    return (
+        f"Keep the dense one where its size will do: {' and '.join(told)} {verb} more of the same rows. "
+        if told
+        else ""
+    )
 
 
 def _number(value: float | None, form: str) -> str:

@@ -36,6 +36,7 @@ from shears.evaluation.records import (
     settings_fingerprint,
 )
 from shears.evaluation.tasks.registry import check_data, evaluate_task
+from shears.models.arithmetic import computing, computing_dtype
 from shears.models.devices import autocast, device_of, keep_casts, pick_device
 from shears.models.load import load_tokenizer, load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve_with
@@ -126,7 +127,8 @@ def _evaluated(
     subject: Subject, settings: EvaluateConfig, journal: TextJournal | None, parts: Sequence[Path]
 ) -> Evaluation:
     own_autocast = settings.task == "harness"  # lm-eval opens it
-    with nullcontext() if own_autocast else autocast(settings.precision, device_of(subject.model)):
+    context = autocast if settings.generates else computing
+    with nullcontext() if own_autocast else context(settings.precision, device_of(subject.model)):
         return evaluate_task(
             subject.model, subject.tokenizer, settings, journal, training_data(*parts), subject.backend
         )
@@ -248,7 +250,10 @@ def open_subject(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -
         if (backend := native_backend(ref.package, wanted)) is not None:
             values = {"values": backend.describe()["values"]}
             return Subject(_without_weights(ref), load_tokenizer(ref), backend, values=values)
-    model, tokenizer = load_with_adapter(ref, adapter, settings.weights, settings.device)
+    dtype = settings.weights
+    if dtype == "auto" and not settings.generates:
+        dtype = computing_dtype(settings.precision, pick_device(settings.device))
+    model, tokenizer = load_with_adapter(ref, adapter, dtype, settings.device)
     backend = native_backend(model, wanted, consume=True) if settings.generates else None
     return Subject(model, tokenizer, backend)
 

@@ -50,6 +50,17 @@ def test_seconds_are_those_of_the_parts() -> None:
     })  # fmt: skip
 
 
+def test_the_model_as_it_came_answers_for_a_tenth_of_a_time() -> None:
+    costs = Costs(SPEEDS, AMOUNTS._replace(questions=400), settings_of(time="30min"), FIRST)
+    assert costs.asked_as_it_came == 0.1 * 30 * 60 / SPEEDS.question
+    assert costs._replace(settings=settings_of(time="5min")).asked_as_it_came == 50
+    assert costs._replace(settings=settings_of()).asked_as_it_came == 400
+    assert costs_of(settings_of(time="5min")).asked_as_it_came == AMOUNTS.questions
+    usual = efforts(costs.settings, costs.amounts)["usual"]
+    measured = [costs._replace(amounts=AMOUNTS._replace(questions=each)).seconds(usual)["dense"] for each in (90, 400)]
+    assert measured[0] == measured[1]
+
+
 def test_only_a_thorough_training_has_a_teacher_and_only_a_text_is_healed_on() -> None:
     taught = efforts(settings_of(), AMOUNTS)
     assert [each.teaches for each in taught.values()] == [False, False, True]

@@ -15,13 +15,15 @@ from shears.config import CompressConfig, TrainConfig
 from shears.config.compress import EFFORTS, EffortName
 from shears.errors import InputError
 from shears.runs.compress.candidates import Candidate
-from shears.runs.compress.measuring import WINDOWS
+from shears.runs.compress.measuring import num_windows
 from shears.runs.compress.recipes import BEST_METHOD, WITH_SENSITIVITY
 from shears.runs.compress.speeds import Speeds
 
 TEACHER = "teacher"  # the folder of the dense model's adapter
 BATCH: int = TrainConfig.model_fields["batch_size"].default
 FEWEST_STEPS = 10  # below this a training teaches nothing
+DENSE_SHARE = 0.1  # of the time that the model as it came may answer: untrained answers are long
+FEWEST_QUESTIONS = 50  # that it answers all the same
 SLOW = 10.0  # tokens a second of a model whose speed is not predicted
 DECODED = 130  # tokens that a measured speed takes, its warm-up included
 FEWEST_SEQUENCES = 4  # of a text: a step of healing takes so many
@@ -132,7 +134,7 @@ class Costs(NamedTuple):
     def seconds(self, effort: Effort) -> dict[str, float]:
         """Return the seconds of every stage of an effort, by name in the order of the stages."""
         once = self._stages(effort)
-        stages = {"dense": self._measured(self.speeds.question)}
+        stages = {"dense": self._measured(self.speeds.question, self.asked_as_it_came)}
         if effort.teaches:
             stages[TEACHER] = self._trained(effort) + self._measured(self.speeds.trained_question) * (
                 self.settings.target is None
@@ -141,6 +143,14 @@ class Costs(NamedTuple):
         if self.amounts.questions and self.first.sparsity:
             stages["rival"] = sum(once[name] for name in ("train", "export", "measure") if name in once)
         return stages
+
+    @property
+    def asked_as_it_came(self) -> int:
+        """The questions that the model as it came answers: all, or fewer where a time is short."""
+        most, limit = self.amounts.questions, self.settings.seconds
+        if limit is None or not self.speeds.question:
+            return most
+        return min(max(int(DENSE_SHARE * limit / self.speeds.question), FEWEST_QUESTIONS), most)
 
     def _stages(self, effort: Effort) -> dict[str, float]:
         """Return the seconds of one package's stages."""
@@ -171,11 +181,13 @@ class Costs(NamedTuple):
         step = speeds.step + speeds.trained * BATCH * self.amounts.row_tokens
         return 2 * speeds.load + steps * step + teacher
 
-    def _measured(self, question: float) -> float:
-        """Return the seconds of measuring a model: its loss, its answers, its speed."""
-        windows = min(WINDOWS * self.settings.sequence_length, self.amounts.held_out_tokens)
+    def _measured(self, question: float, questions: int | None = None) -> float:
+        """Return the seconds of measuring a model: its loss, its answers (to all questions), its speed."""
+        asked = self.amounts.questions
+        windows = num_windows(asked > 0, self.settings.num_samples) * self.settings.sequence_length
+        tokens = min(windows, self.amounts.held_out_tokens)
         return (
-            self.speeds.load + windows * self.speeds.forward + self.amounts.questions * question
+            self.speeds.load + tokens * self.speeds.forward + (asked if questions is None else questions) * question
             + DECODED / (self.first.tokens_per_second or SLOW)
         )  # fmt: skip
 

@@ -78,7 +78,7 @@ class Road:
             return
         with timed(self.folder, "dense"):
             dense["held_out_loss"] = self.examiner.loss(self.ref)
-            dense["answers"] = self.examiner.answers(self.ref, trained=False)
+            dense["answers"] = self.examiner.answers_untrained(self.ref, self.record.get("asked_as_it_came"))
         self._write()
 
     def _teach(self) -> None:

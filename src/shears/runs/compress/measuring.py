@@ -21,6 +21,7 @@ from shears.runtime.speed import package_decoding
 NEW_TOKENS = 32  # that are generated to measure a speed
 ROUNDS = 3  # measurements of a speed; the median counts
 WINDOWS = 32  # of the held-out text, at most
+WINDOWS_BESIDE = 8  # where right answers decide, and the loss stands beside them
 SHORT_ANSWER = 32  # tokens that an answer may always have
 
 
@@ -50,12 +51,20 @@ class Questions(NamedTuple):
         """The same for a model that did not learn to write equations: the last number of its answer counts."""
         return self._replace(task="number") if self.task == "equation" else self
 
-    def answered(self, model: AnyModel, adapter: Path | None = None, rows: Path | None = None) -> Evaluation:
-        """Return the evaluation of a model on the rows, or on others of them."""
+    def answered(
+        self, model: AnyModel, adapter: Path | None = None, rows: Path | None = None, limit: int | None = None
+    ) -> Evaluation:
+        """Return the evaluation of a model on the rows or on others, on the first `limit` of them."""
         return evaluate(
             model, adapter=None if adapter is None else str(adapter), task=self.task, data=str(rows or self.rows),
-            device="cpu", max_new_tokens=self.longest,
+            device="cpu", max_new_tokens=self.longest, limit=limit,
         )  # fmt: skip
+
+
+def num_windows(asks: bool, samples: int | None) -> int:
+    """Return how many windows of the held-out text a loss reads at most; `asks` tells whether rows are answered too."""
+    most = WINDOWS_BESIDE if asks else WINDOWS
+    return min(samples or most, most)
 
 
 def longest_answer(task: str, training: Sequence[Tokenized]) -> int | None:
@@ -81,29 +90,27 @@ class Examiner:
         """Return the loss on the held-out text in nats a token."""
         measured = evaluate(
             model, task="perplexity", data=str(self.held_out), device="cpu",
-            sequence_length=self.settings.sequence_length, limit=min(self.settings.num_samples or WINDOWS, WINDOWS),
+            sequence_length=self.settings.sequence_length,
+            limit=num_windows(self.questions is not None, self.settings.num_samples),
         )  # fmt: skip
         return math.log(measured.value)
 
-    def answers(self, model: AnyModel, adapter: Path | None = None, *, trained: bool = True) -> dict[str, Any] | None:
+    def answers(self, model: AnyModel, adapter: Path | None = None) -> dict[str, Any] | None:
         """Return task, accuracy, its 95 % interval, the number of rows, details, and 0 or 1 of each row.
 
         None without rows to answer. A package is asked in the template of its training, which its
-        record names, any other model in its own best form; one that is not `trained` need write no
-        equations.
+        record names, any other model in its own best form.
+        """
+        return None if self.questions is None else _answers(self.questions.answered(model, adapter))
+
+    def answers_untrained(self, model: AnyModel, limit: int | None) -> dict[str, Any] | None:
+        """Return the same of a model that was not trained on the rows, on the first `limit` of them.
+
+        It need write no equations.
         """
         if self.questions is None:
             return None
-        questions = self.questions if trained else self.questions.untrained
-        measured = questions.answered(model, adapter)
-        return {
-            "task": measured.task,
-            "accuracy": measured.value,
-            "ci95": list(measured.ci95),
-            "n": measured.n,
-            "details": measured.details,
-            "right": "".join("01"[bool(record["correct"])] for record in measured.records),
-        }
+        return _answers(self.questions.untrained.answered(model, limit=limit))
 
     def figures(self, candidate: Candidate, folder: Path, weights: int, wanted: float | None) -> dict[str, Any]:
         """Measure the package of a candidate in `folder`; `wanted` is the accuracy that it must have, if any."""
@@ -125,3 +132,14 @@ class Examiner:
             "answers": answers,
             "holds": holds,
         }
+
+
+def _answers(measured: Evaluation) -> dict[str, Any]:
+    return {
+        "task": measured.task,
+        "accuracy": measured.value,
+        "ci95": list(measured.ci95),
+        "n": measured.n,
+        "details": measured.details,
+        "right": "".join("01"[bool(record["correct"])] for record in measured.records),
+    }

@@ -215,7 +215,7 @@ class _Planner:
         """Return the effort, the seconds of each by name, the speeds, and the stages of the first candidate."""
         named = self.settings.time if self.settings.time in EFFORTS else USUAL
         if self.speeds is None:
-            effort, totals, seconds = found[str(named)], {}, {}
+            effort, totals, seconds, asked = found[str(named)], {}, {}, None
         else:
             costs = self._costs(self.speeds)
             effort = found[str(named)] if self.settings.seconds is None else fitted(found, costs, self.spent)
@@ -223,12 +223,14 @@ class _Planner:
             told = ", ".join(f"{name} {total / 60:.1f}" for name, total in totals.items())
             logger.info("minutes: %s; taking %s, %s steps", told, effort.name, effort.steps or "no")
             seconds = {"plan": self.spent, **costs.seconds(effort)}
+            asked = costs.asked_as_it_came
         return {
+            "asked_as_it_came": asked or None,
             "first": self.first.name,
             "effort": effort.as_data(),
             "efforts": {name: round(total, 1) for name, total in totals.items()},
             "speeds": None if self.speeds is None else self.speeds.as_data(),
-            "stages": self._stages(effort, seconds),
+            "stages": self._stages(effort, seconds, asked),
         }
 
     @property
@@ -243,8 +245,11 @@ class _Planner:
             attempts = min(self.settings.attempts, len(front(self.best)).bit_length())
         return Costs(speeds, self.amounts, self.settings, self.first, attempts)
 
-    def _stages(self, effort: Effort, seconds: Mapping[str, float]) -> list[dict[str, Any]]:
-        """Return what every stage does, its seconds, memory and disk; None where they are unknown."""
+    def _stages(self, effort: Effort, seconds: Mapping[str, float], asked: int | None) -> list[dict[str, Any]]:
+        """Return what every stage does, its seconds, memory and disk; None where they are unknown.
+
+        `asked` of the questions are answered by the model as it came; None: all.
+        """
         settings = effort.applied(self.settings, self.folder)
         first = self.first
         dense = replace(first, sparsity=0.0, values="int4")
@@ -258,7 +263,7 @@ class _Planner:
             TEACHER: (trained, rival["train"].disk if "train" in rival else None),
             "rival": (trained, sum(stage.disk or 0 for stage in rival.values())),
         }  # fmt: skip
-        words = sentences(effort, self.settings, self.amounts, first)
+        words = sentences(effort, self.settings, self.amounts, first, asked)
         names = seconds or [*([TEACHER] if effort.teaches else []), *own]
         return [
             {"name": name, "work": words[name], "seconds": seconds.get(name), "memory": costs[name][0],
@@ -272,8 +277,10 @@ class _Planner:
         return {stage.name: stage for stage in plan(recipe, self.folder / "dry-run").stages}
 
 
-def sentences(effort: Effort, settings: CompressConfig, amounts: Amounts, first: Candidate) -> dict[str, str]:
-    """Return what each stage does, in one sentence."""
+def sentences(
+    effort: Effort, settings: CompressConfig, amounts: Amounts, first: Candidate, asked: int | None = None
+) -> dict[str, str]:
+    """Return what each stage does, in one sentence; `asked`: questions to the model as it came (None: all)."""
     epochs = (effort.steps or 0) * BATCH / max(amounts.rows, 1)
     training = f"{effort.steps} steps of {BATCH} rows, {epochs:.1f} times the {amounts.rows:,} rows"
     samples = min(effort.num_samples, max(amounts.text_tokens // effort.sequence_length, 1))
@@ -282,10 +289,11 @@ def sentences(effort: Effort, settings: CompressConfig, amounts: Amounts, first:
     grid = " on the grid of int4" * (first.values == "int4")
     taught = " beside the teacher" * (effort.teaches or settings.teacher is not None)
     answers = f" and {amounts.questions:,} answers" * (amounts.questions > 0)
+    first_answers = f" and {asked:,} answers" if asked else answers
     zeros = f"sets {100 * first.sparsity:g} % of the weights to zero by {by} on {text}"
     return {
         "plan": "measures the speeds of this machine and the loss that each format adds",
-        "dense": f"measures loss{answers} of the model as it came",
+        "dense": f"measures loss{first_answers} of the model as it came",
         TEACHER: f"trains LoRA on the dense model, {training}",
         "sparsify": zeros if first.sparsity else "copies the dense weights",
         "heal": f"trains the kept weights{grid} on {effort.heal or 0:,} tokens to predict as the dense model",
