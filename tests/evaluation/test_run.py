@@ -13,13 +13,15 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shears.config import EvaluateConfig
+from shears.config.fields import TemplateName
 from shears.config.resolve import build
+from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.evaluation.run import evaluate, template_of
 from shears.models.load import load_with_adapter
-from shears.records.artifacts import SUB_ADAPTER, weights_fingerprint, write_json
+from shears.records.artifacts import MERGED, SUB_ADAPTER, weights_fingerprint, write_json
 from shears.records.trained_form import trained_template
-from tests.tiny import save_tiny, tiny_model
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 OPTIONS: dict[str, Any] = {"task": "equation", "data": "arithmetic:test", "limit": 3, "max_new_tokens": 4}
 
@@ -172,6 +174,8 @@ def test_the_template_is_the_one_the_adapter_was_trained_with(
         ("gsm8k", None, False, "alpaca"), ("boolq", None, True, "alpaca"),
         ("harness", None, True, "alpaca"), ("number", "alpaca", True, "alpaca"), ("gsm8k", "chat", True, "chat"),
         ("harness", "chat", True, "alpaca"), ("equation", "chat", True, "question"),
+        ("perplexity", None, True, "chat"), ("perplexity", None, False, "question"),
+        ("perplexity", "alpaca", True, "alpaca"),
     ],
 )  # fmt: skip
 def test_the_form_follows_the_record_then_the_task_then_the_model(
@@ -184,3 +188,27 @@ def test_the_form_follows_the_record_then_the_task_then_the_model(
     assert template_of(config, tmp_path, has_chat=has_chat) == template
     named = build(EvaluateConfig, "evaluate", {**options, "template": "alpaca"})
     assert template_of(named, tmp_path, has_chat=has_chat) == "alpaca"
+
+
+def test_instructions_of_a_text_are_measured_in_the_form_of_use(base: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "Add 1 and 1", "output": "2"}\n' * 9)
+
+    def measured(data: Path, **named: str) -> tuple[str | None, int]:
+        output = tmp_path / "figures.json"
+        evaluate(base, output, task="perplexity", data=str(data), sequence_length=9, device="cpu", **named)
+        record = json.loads(output.read_text())
+        return record["config"]["template"], record["n"]
+
+    def expected(template: TemplateName) -> tuple[str, int]:
+        tokenizer = tiny_tokenizer()
+        read = tokenize_all(load_examples(str(rows), template, tokenizer), tokenizer, 512)
+        return template, sum(len(row.input_ids) for row in read) // 9 * 8
+
+    assert measured(rows) == expected("chat")
+    assert measured(rows, template="alpaca") == expected("alpaca")
+    write_json(base / MERGED, {"template": "question"})
+    assert measured(rows) == expected("question")
+    (base / MERGED).unlink()
+    (tmp_path / "text.txt").write_text("abc " * 9)
+    assert measured(tmp_path / "text.txt")[0] is None

@@ -269,6 +269,11 @@ def text_template_of(trained: TemplateName) -> TemplateName:
     return CHAT if trained == CHAT else DEFAULT_TEMPLATE
 
 
+def has_instructions(source: str, columns: Mapping[str, str] = OWN_NAMES) -> bool:
+    """Return whether a text has rows of instructions, whose tokens depend on a template."""
+    return not _is_text(source, columns) and any(map(_is_instruction, renamed(_rows(source), columns, source)))
+
+
 def _is_instruction(row: Row) -> bool:
     return row.get("instruction") is not None and all(row.get(name) is None for name in BEFORE_INSTRUCTION)
 

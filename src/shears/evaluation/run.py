@@ -22,6 +22,7 @@ from shears.config import EvaluateConfig
 from shears.config.evaluate import ALL_RANKS, ANSWER_FORMS, NEVER_CHAT, TEMPLATE
 from shears.config.fields import CHAT
 from shears.config.resolve import build
+from shears.data.calibration import has_instructions
 from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
@@ -208,8 +209,11 @@ def parts_of(model: ModelRef, adapter: str | Path | None) -> list[Path]:
 
 
 def asked(config: EvaluateConfig, model: ModelRef, adapter: str | Path | None) -> EvaluateConfig:
-    """Return the settings with the template in which a model is asked, and what follows from it."""
-    if config.task == "perplexity":
+    """Return the settings with the template in which a model is asked, and what follows from it.
+
+    The perplexity of a text has a template only if rows of the text are instructions.
+    """
+    if config.task == "perplexity" and not has_instructions(config.data, config.columns):
         return config
     may_chat = config.template is None and config.shots is None
     has_chat = may_chat and load_tokenizer(model).chat_template is not None

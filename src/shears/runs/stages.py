@@ -167,7 +167,7 @@ def with_calibration(recipe: Recipe) -> Recipe:
 def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     """Return the stages of a recipe in order; each reads the artifact of the one before."""
     assert recipe.model is not None
-    template = _template(recipe)
+    template = template_of_run(recipe)
     stages = [_sparsify_stage(recipe.sparsify, recipe.model, folder, template)]
     if recipe.heal is not None:
         stages.append(_heal_stage(recipe.heal, folder, template))
@@ -184,7 +184,7 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     return stages
 
 
-def _template(recipe: Recipe) -> TemplateName | None:
+def template_of_run(recipe: Recipe) -> TemplateName | None:
     """Return the template in which a run trains or, without a training, measures; None if it names none."""
     if recipe.train is not None:
         return recipe.train.template

@@ -18,12 +18,14 @@ from shears.cli import main
 from shears.cli.tables import next_lines, verdict_line
 from shears.config import CompressConfig, Recipe, TrainConfig
 from shears.config.resolve import build
+from shears.data.calibration import text_tokens
 from shears.data.example import IGNORED, Tokenized
 from shears.errors import InputError
 from shears.models.fetching import convert_gguf
 from shears.models.ref import resolve
 from shears.records.artifacts import read_object
 from shears.report.compressed import real_seconds
+from shears.runs.compress.effort import FEWEST_SEQUENCES
 from shears.runs.compress.making import _share
 from shears.runs.compress.measuring import Questions, longest_answer
 from shears.runs.compress.recipes import dtype_of
@@ -32,7 +34,7 @@ from shears.runs.compress.texts import split_text
 from shears.runtime.forecast import Forecast, forecast_of
 from shears.runtime.native import kernels_available
 from tests.models.gguf_files import write_gguf
-from tests.tiny import save_tiny, tiny_model
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 SETTINGS: dict[str, Any] = {
     "num_samples": 4, "sequence_length": 16, "sparsities": (0.0, 0.5),
@@ -101,6 +103,24 @@ def test_a_plan_orders_what_meets_the_target_and_writes_nothing(inputs: Path) ->
     assert list(record["efforts"]) == ["quick", "usual", "thorough"]
     assert sorted(record["efforts"].values()) == list(record["efforts"].values())
     assert record["stages"][3]["disk"] == record["candidates"][0]["bytes"]  # `run --dry-run` says the same number
+
+
+def test_a_text_of_instructions_is_counted_in_the_form_of_use(inputs: Path) -> None:
+    """Without a training that is the chat template of the model."""
+    rows = [f'{{"instruction": "{letter}", "output": "b"}}\n' for letter in "abcdefghij"]
+    (inputs / "asked.jsonl").write_text("".join(rows))
+    record = shears.compress(
+        inputs / "dense", inputs / "dry", dry_run=True, target="12bits", calibration=inputs / "asked.jsonl",
+        **{**SETTINGS, "sequence_length": 200, "sparsities": "0.5", "values": "bf16", "embeddings": "keep"},
+    )  # fmt: skip
+    (inputs / "first.jsonl").write_text("".join(rows[:9]))
+    tokens = {
+        template: len(text_tokens(str(inputs / "first.jsonl"), tiny_tokenizer(), template=template))
+        for template in ("chat", "question")
+    }
+    assert record["template"] == "chat"
+    assert record["effort"]["sequence_length"] == tokens["chat"] // FEWEST_SEQUENCES
+    assert tokens["chat"] // FEWEST_SEQUENCES != tokens["question"] // FEWEST_SEQUENCES
 
 
 def test_the_package_meets_the_target_and_was_measured(made: tuple[Path, dict[str, Any]]) -> None:
@@ -375,7 +395,7 @@ def test_rows_alone_are_trained_on_and_their_last_tenth_is_answered(inputs: Path
 
 def test_without_a_target_the_smallest_with_enough_right_answers_is_chosen(inputs: Path) -> None:
     """A tiny model answers nothing, trained or not: every package is within the loss, and the smallest is found."""
-    (inputs / "some.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 20)
+    (inputs / "some.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 20)
     out = inputs / "points"
     record = shears.compress(
         inputs / "dense", out, data=inputs / "some.jsonl", max_steps=1, method="wanda",
@@ -386,6 +406,11 @@ def test_without_a_target_the_smallest_with_enough_right_answers_is_chosen(input
     assert taught["config"]["teacher"] == str(out / "teacher")
     smallest = min(record["candidates"], key=lambda each: each["bytes"])
     assert record["chosen"] == smallest["name"]
+    chosen = next(row for row in record["measured"] if row["name"] == record["chosen"])
+    measured = shears.evaluate(  # in the template of the training, as all losses of this record
+        out / chosen["package"], task="perplexity", data=str(out / "held_out.jsonl"), sequence_length=16, limit=4
+    )
+    assert chosen["loss"] == pytest.approx(math.log(measured.value))
 
 
 def test_an_answer_may_have_twice_the_tokens_of_the_longest_right_one() -> None:

@@ -95,7 +95,7 @@ def evaluate_task(
     Questions that the `training` data hold are marked. `backend` generates answers.
     """
     if config.task == "perplexity":
-        tokens = text_tokens(config.data, tokenizer, config.columns)
+        tokens = text_tokens(config.data, tokenizer, config.columns, config.template or DEFAULT_TEMPLATE)
         return perplexity(model, tokens, config.sequence_length, config.limit)
     if config.task == "harness":
         evaluation = run_harness(model, tokenizer, config)

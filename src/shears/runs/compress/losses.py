@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shears.config import CompressConfig, SparsifyConfig, TrainConfig
-from shears.data.calibration import calibration_batches, text_template, text_tokens
+from shears.config import CompressConfig, SparsifyConfig
+from shears.config.fields import TemplateName
+from shears.data.calibration import calibration_batches, text_tokens
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.models.arithmetic import computing, computing_dtype
 from shears.models.blocks import decoder_blocks, linears, weight_oi
@@ -23,6 +24,7 @@ from shears.models.properties import check_calibration, num_embeddings, within_c
 from shears.models.ref import ModelRef
 from shears.progress import meter
 from shears.quantization.grid import quantize
+from shears.runs.compress.texts import Texts
 from shears.sparsity.prune import sparsify_model
 
 logger = logging.getLogger(__name__)
@@ -49,20 +51,24 @@ class AddedLosses:
 
 
 def measured_losses(
-    model: ModelRef, kinds: Iterable[tuple[float, str, str]], config: CompressConfig, text: str, held_out: str
+    model: ModelRef,
+    kinds: Iterable[tuple[float, str, str]],
+    config: CompressConfig,
+    texts: Texts,
+    template: TemplateName,
 ) -> AddedLosses:
-    """Return the loss of each sparsity and format in `kinds` alone, on the file `held_out`.
+    """Return the loss of each sparsity and format in `kinds` alone, on the held-out text.
 
-    Weights are rounded to nearest and pruned by wanda, or by magnitude where the method is that.
-    InputError for a text that is too short.
+    Instructions of both texts are rendered in `template`. Weights are rounded to nearest and pruned
+    by wanda, or by magnitude where the method is that. InputError for a text that is too short.
     """
     tokenizer = load_tokenizer(model)
     network = load_model(model, computing_dtype("auto", "cpu"), "cpu")
     length = within_context(network, min(LENGTH, config.sequence_length))
-    trained = None if config.data is None else TrainConfig.model_fields["template"].default
-    tokens = text_tokens(held_out, tokenizer, template=text_template(trained, tokenizer))
+    tokens = text_tokens(str(texts.held_out), tokenizer, template=template)
     samples = min(SEQUENCES, config.num_samples or SEQUENCES)
-    calibration = calibration_batches(text, tokenizer, samples, length, samples, config.seed, trained=trained)
+    text = str(texts.calibration)
+    calibration = calibration_batches(text, tokenizer, samples, length, samples, config.seed, trained=template)
     check_calibration(network, calibration.batches)
     refuse_unknown(max(tokens, default=0), num_embeddings(network))
 

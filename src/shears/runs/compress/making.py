@@ -14,6 +14,7 @@ from shears.config import CompressConfig, Recipe
 from shears.config.compress import Bound
 from shears.config.fields import StageConfig
 from shears.config.resolve import read_yaml
+from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.errors import memory_of
 from shears.models.ref import ModelRef
 from shears.records.artifacts import COMPRESS, RECIPE, as_data, write_json
@@ -48,7 +49,8 @@ class Road:
         asked = None
         if rows is not None:  # a record of an earlier version names no task
             asked = Questions(rows, record.get("task") or task_of_rows(str(rows)), record.get("longest_answer"))
-        self.examiner = Examiner(settings, texts.held_out, asked)
+        template = record.get("template", DEFAULT_TEMPLATE)  # a record of an earlier version names none
+        self.examiner = Examiner(settings, texts.held_out, asked, template)
 
     def travelled(self) -> dict[str, Any]:
         """Make and measure what is not there yet; return the record.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from shears.checkpoints.packed.file import PACKAGE_FILE
 from shears.config import CompressConfig
 from shears.config.evaluate import LONG_ANSWER
+from shears.config.fields import TemplateName
 from shears.data.example import IGNORED, Tokenized
 from shears.data.rows import read_rows
 from shears.data.rules import rule_of, task_of_rules
@@ -79,17 +80,23 @@ def longest_answer(task: str, training: Sequence[Tokenized]) -> int | None:
 
 
 class Examiner:
-    """Measures models on the held-out text and, if there are any, on the rows to answer."""
+    """Measures models on the held-out text and, if there are any, on the rows to answer.
 
-    def __init__(self, settings: CompressConfig, held_out: Path, questions: Questions | None) -> None:
+    The text of instructions has one `template` for all models: losses in two can't be compared.
+    """
+
+    def __init__(
+        self, settings: CompressConfig, held_out: Path, questions: Questions | None, template: TemplateName
+    ) -> None:
         self.settings = settings
         self.held_out = held_out
         self.questions = questions
+        self.template = template
 
     def loss(self, model: AnyModel) -> float:
         """Return the loss on the held-out text in nats a token."""
         measured = evaluate(
-            model, task="perplexity", data=str(self.held_out), device="cpu",
+            model, task="perplexity", data=str(self.held_out), device="cpu", template=self.template,
             sequence_length=self.settings.sequence_length,
             limit=num_windows(self.questions is not None, self.settings.num_samples),
         )  # fmt: skip

@@ -11,7 +11,8 @@ from shears.adapt.prepare import Rows, read_training_rows
 from shears.checkpoints.conversion import known_config
 from shears.config import CompressConfig
 from shears.config.compress import EFFORTS, EffortName
-from shears.data.calibration import text_tokens
+from shears.config.fields import TemplateName
+from shears.data.calibration import text_template, text_tokens
 from shears.data.rows import read_rows
 from shears.errors import InputError
 from shears.models.load import load_tokenizer
@@ -20,6 +21,7 @@ from shears.models.ref import ModelRef
 from shears.records.artifacts import as_data
 from shears.records.folders import refuse_full_disk
 from shears.records.timing import machine
+from shears.records.trained_form import trained_template
 from shears.records.version import __version__
 from shears.runs.compress.candidates import (
     MEASURED,
@@ -49,7 +51,7 @@ from shears.runs.compress.speeds import Speeds, measured_speeds
 from shears.runs.compress.texts import Texts, asked_rows, written_tokens
 from shears.runs.plan import PlannedStage, bytes_of, plan, quietly
 from shears.runs.shapes import BF16_BYTES, Shape, shape_of
-from shears.runs.stages import stages_of
+from shears.runs.stages import stages_of, template_of_run
 from shears.runtime.forecast import Forecast, forecast_of, needed
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,8 @@ def planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path,
     training = _training_rows(ref, settings, texts)
     longest = None if task is None else longest_answer(task, training.train if training else [])
     asked = None if rows is None or task is None else Questions(rows, task, longest)
-    amounts = _amounts(ref, settings, texts, training, asked)
+    template = text_template(template_of_run(smallest) or trained_template(ref.folder), load_tokenizer(ref))
+    amounts = _amounts(ref, settings, texts, training, asked, template)
     found = efforts(settings, amounts)
     speeds, losses = None, None
     if texts.calibration.is_file():
@@ -89,7 +92,7 @@ def planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path,
         kinds = [(each.sparsity, each.values, each.embeddings) for each in kept]
         early = _Planner(ref, settings, texts, folder, ordered(kept, None), amounts, speeds, time.monotonic() - began)
         if len(kept) > 1 and early.has_time(found, seconds_of_losses(kinds, speeds.load, speeds.forward)):
-            losses = measured_losses(ref, kinds, short, str(texts.calibration), str(texts.held_out))
+            losses = measured_losses(ref, kinds, short, texts, template)
     best = ordered(kept, losses)
     others = sorted((each for each in candidates if each not in kept), key=lambda each: each.bytes)
     plan = _Planner(ref, settings, texts, folder, best, amounts, speeds, time.monotonic() - began)
@@ -108,6 +111,7 @@ def planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path,
         "longest_answer": longest,
         **plan.decided(found),
         "held_out": texts.held_out.name,
+        "template": template,
         "measured": [],
         "chosen": None,
     }
@@ -166,9 +170,17 @@ def _training_rows(ref: ModelRef, settings: CompressConfig, texts: Texts) -> Row
 
 
 def _amounts(
-    ref: ModelRef, settings: CompressConfig, texts: Texts, training: Rows | None, asked: Questions | None
+    ref: ModelRef,
+    settings: CompressConfig,
+    texts: Texts,
+    training: Rows | None,
+    asked: Questions | None,
+    template: TemplateName,
 ) -> Amounts:
-    """Return how much there is to read; of a text that is yet to be written, what will be asked for."""
+    """Return how much there is to read, instructions of the text in `template`.
+
+    Of a text that is yet to be written, what will be asked for.
+    """
     rows = training.train if training is not None else []
     length = sum(len(row.input_ids) for row in rows) / max(len(rows), 1)
     questions = 0 if asked is None else len(read_rows(str(asked.rows)))
@@ -176,7 +188,7 @@ def _amounts(
         return Amounts(len(rows), length, written_tokens(settings), settings.sequence_length, questions)
     tokenizer = load_tokenizer(ref)
     with quietly():
-        text, held_out = (len(text_tokens(str(file), tokenizer)) for file in texts)
+        text, held_out = (len(text_tokens(str(file), tokenizer, template=template)) for file in texts)
     if text < FEWEST_SEQUENCES * settings.sequence_length:
         logger.warning("the text has only %d tokens, all of which are taken, in shorter sequences", text)
     return Amounts(len(rows), length, text, held_out, questions)
