@@ -12,7 +12,7 @@ from shears.config.resolve import build
 from shears.errors import InputError
 from shears.models.ref import ModelRef
 from shears.runs.compress.candidates import Candidate, meeting, ordered
-from shears.runs.compress.losses import AddedLosses
+from shears.runs.compress.losses import AddedLosses, rising
 from shears.runs.compress.making import following
 from shears.runs.compress.recipes import recipe_of
 
@@ -136,3 +136,12 @@ def test_a_model_healed_on_the_grid_is_packed_without_a_text(
 ) -> None:
     recipe = recipe_of(candidate, CompressConfig(target="1GB", heal=heal), MODEL, "text.txt")
     assert (recipe.heal.quantize_aware if recipe.heal else None, recipe.export.calibration) == (kind, text)
+
+
+def test_what_changes_more_is_never_taken_to_lose_less() -> None:
+    assert rising({0.6: -0.2, 0.7: 0.3, 0.5: -0.1}) == {0.5: 0.0, 0.6: 0.0, 0.7: 0.3}
+    assert rising({"int4": 0.01, "int8": 0.02}) == {"int8": 0.02, "int4": 0.02}
+    assert rising({}) == {}
+    losses = AddedLosses(1.0, by_sparsity={0.5: 0.0, 0.6: 0.0})
+    first, second = (candidate(share, "int4", "int4", size) for share, size in ((0.5, 214), (0.6, 196)))
+    assert [each.name for each in ordered([second, first], losses)] == [first.name, second.name]

@@ -8,11 +8,10 @@ from typing import Any
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.config import CompressConfig, ExportConfig
 from shears.errors import InputError
-from shears.runs.compress.losses import AddedLosses
+from shears.runs.compress.losses import BITS, AddedLosses
 from shears.runs.shapes import Shape
 from shears.runtime.forecast import Forecast
 
-BITS = {"bf16": 16, "keep": 16, "int8": 8, "int4": 4}
 RULE = "fewer zeros first, then more bits a weight, then more bits an embedding"
 MEASURED = "the sum of the losses that each sparsity and each format adds alone"
 
