@@ -25,6 +25,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.mutations import SEEDS, mutated, write_seed
 from benchmarks.report import parser_of
@@ -122,16 +123,29 @@ def use(package: Package) -> None:
 
 def check_bounds(matrix: PackedMatrix) -> None:
     """Assert everything that the kernels rely on, bit by bit."""
-    offsets = matrix.offsets.tolist()
     group = GROUPS[matrix.values_dtype]
+    shape = (-(-matrix.rows // PANEL), -(-matrix.cols // group), 2 * group)
+    if matrix.masks is None or matrix.offsets is None:
+        assert matrix.masks is matrix.offsets is None
+        assert matrix.scales is not None
+        assert matrix.values.nbytes == shape[0] * shape[1] * (64 if matrix.values_dtype == "int8" else 32)
+    else:
+        _check_masks(matrix, matrix.masks, matrix.offsets.tolist(), shape)
+    if matrix.values_dtype == "int4":
+        _check_scales(matrix, shape[0])
+
+
+def _check_masks(matrix: PackedMatrix, masks: Tensor, offsets: list[int], shape: tuple[int, int, int]) -> None:
+    """Assert that offsets count the bits of masks of this shape, none of them beyond the weight."""
     assert offsets[0] == 0
     assert offsets[-1] == matrix.values.numel()
-    panels, groups, size = matrix.masks.shape
-    assert (panels, groups, size) == (-(-matrix.rows // PANEL), -(-matrix.cols // group), 2 * group)
+    assert masks.shape == shape
+    panels, _, size = shape
+    group = size // 2
     assert len(offsets) == panels + 1
     for panel in range(panels):
         count = 0
-        for j, word in enumerate(matrix.masks[panel].tolist()):
+        for j, word in enumerate(masks[panel].tolist()):
             bits = int.from_bytes(bytes(word), "little")
             count += (bits.bit_count() + 1) // 2 if matrix.values_dtype == "int4" else bits.bit_count()
             for bit in range(16 * group):
@@ -139,8 +153,6 @@ def check_bounds(matrix: PackedMatrix) -> None:
                     assert PANEL * panel + bit // group < matrix.rows
                     assert group * j + bit % group < matrix.cols
         assert offsets[panel + 1] - offsets[panel] == count
-    if matrix.values_dtype == "int4":
-        _check_scales(matrix, panels)
 
 
 def _check_scales(matrix: PackedMatrix, panels: int) -> None:

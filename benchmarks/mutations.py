@@ -23,18 +23,19 @@ ODD: tuple[Any, ...] = (
     "F32", "BF16", "I8", "U8", "I64", "F64", "F8_E4M3", "fp32", "bf16", "int8", "padding", [], [0], [0, 0], [-1],
     "int4", "F16", "bytes", False, [1 << 62, 4], {}, {"a": 1}, "\ud800", "a\nb", "1", "2", "3",
 )  # fmt: skip
-SEEDS: tuple[tuple[NumberFormat, int, int], ...] = (
-    ("fp32", 17, 5), ("bf16", 33, 9), ("int8", 37, 23), ("bf16", 1, 1), ("int4", 17, 131), ("int4", 37, 22),
+SEEDS: tuple[tuple[NumberFormat, int, int, float], ...] = (
+    ("fp32", 17, 5, 0.5), ("bf16", 33, 9, 0.5), ("int8", 37, 23, 0.5), ("bf16", 1, 1, 0.5), ("int4", 17, 131, 0.5),
+    ("int4", 37, 22, 0.5), ("int8", 48, 23, 0.0), ("int4", 48, 131, 0.0),
 )  # fmt: skip
-"""Number format, rows and columns of a packed weight; the embeddings are int4 beside int4, else int8."""
+"""Format, rows, columns and sparsity of a packed weight (0: no masks); embeddings are int4 beside int4, else int8."""
 
 
 def write_seed(folder: Path, number: int) -> bytes:
     """Write a small package and return its bytes: a packed weight, dense tensors, quantized ones, an adapter, a tie."""
-    values, rows, cols = SEEDS[number]
+    values, rows, cols, sparsity = SEEDS[number]
     generator = torch.Generator().manual_seed(number)
     weight = torch.randn(rows, cols, generator=generator)
-    weight[torch.rand(rows, cols, generator=generator) < 0.5] = 0.0
+    weight[torch.rand(rows, cols, generator=generator) < sparsity] = 0.0
     matrix = pack(weight, values)
     if values == "int4":
         codes, scales, zeros = quantize_blocks(weight)

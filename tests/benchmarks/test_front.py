@@ -122,7 +122,7 @@ def test_a_front_is_made_resumed_timed_and_drawn(
     rows = rows_of(results)
     assert [row["arm"] for row in rows] == arms[:-1]
     assert {len(row["right"]) for row in rows} == {5}
-    assert rows[2]["bytes"] < rows[1]["bytes"] < rows[0]["bytes"]
+    assert max(rows[1]["bytes"], rows[2]["bytes"]) < rows[0]["bytes"]
     before = capsys.readouterr().out
     assert "skipped, because --llama-cpp names no Python: llama.cpp Q4_K_M" in before
     assert "1 of 3 seeds: too few to decide." in before

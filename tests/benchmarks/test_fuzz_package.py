@@ -1,5 +1,6 @@
 """Mutated packages are refused in one line or read within their bounds; the whole run is benchmarks.fuzz_package."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,12 @@ def test_the_check_sees_what_lies_outside(tmp_path: Path) -> None:
     write_seed(tmp_path, 1)
     matrix = read_package(tmp_path).packed["layers.0.up"]
     check_bounds(matrix)
-    larger = pack(torch.ones(48, 10), "bf16")
+    larger = pack(torch.ones(48, 10).index_fill_(1, torch.arange(5), 0.0), "bf16")
     with pytest.raises(AssertionError):
         check_bounds(PackedMatrix(33, 9, "bf16", larger.masks, larger.values, larger.offsets, None))
     with pytest.raises(AssertionError):
         check_bounds(PackedMatrix(33, 9, "bf16", matrix.masks, matrix.values[:-1], matrix.offsets, None))
+    whole = pack(torch.ones(48, 12), "int8")
+    check_bounds(whole)
+    with pytest.raises(AssertionError):
+        check_bounds(dataclasses.replace(whole, values=whole.values[:-1]))

@@ -9,10 +9,12 @@ from torch import Tensor
 from shears.checkpoints.inspection import inspect
 from shears.checkpoints.packed.file import PACKAGE_FILE, read_package
 from shears.checkpoints.packed.layout import dense, pack
+from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.export.package import unpack
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import PACKAGE, README, read_record
+from shears.runs.shapes import shape_of
 from tests import parts
 from tests.export.made import half_sparse, logits, stock
 from tests.export.packages import all_tensors, package, same_bits
@@ -62,6 +64,35 @@ def test_dense_weights_are_packed_in_int4_because_that_is_smaller(tmp_path: Path
         assert matrix.num_bytes < all_tensors(base)[f"{linear}.weight"].nbytes
     record = read_record(out, PACKAGE)
     assert record["bytes"]["linears"] == sum(matrix.num_bytes for matrix in opened.packed.values())
+
+
+def test_negative_zeros_are_not_named_where_zeros_spare_no_room(tmp_path: Path) -> None:
+    parts.save(tmp_path / "base", "llama", torch.bfloat16, shard="1GB")
+    base = parts.tiny_tokenizer_beside(tmp_path / "base")
+
+    def with_negative_zeros(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name, tensor in tensors.items():
+            if "_proj" in name:
+                tensor[:3] = -0.0
+        return tensors
+
+    parts.rewrite(base, with_negative_zeros)
+    figures = [read_record(package(base, tmp_path / v, values=v), PACKAGE)["negative_zeros"] for v in ("int4", "int8")]
+    assert figures[0] == 0  # at most 3 of 16 rows, less than a quarter
+    assert figures[1] > 0.02  # k_proj and v_proj: more than an eighth
+    assert read_package(tmp_path / "int4").index.version == read_package(tmp_path / "int8").index.version == "3"
+
+
+@pytest.mark.parametrize("values", ["int4", "int8", "bf16"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_size_of_a_dense_package_is_predicted_exactly(name: str, values: str, tmp_path: Path) -> None:
+    parts.save(tmp_path / "base", name, torch.bfloat16)
+    base = parts.tiny_tokenizer_beside(tmp_path / "base")
+    out = package(base, tmp_path / "out", values=values)
+    settings = ExportConfig.model_validate({"format": "package", "values": values})
+    shape = shape_of(str(base))
+    assert shape is not None
+    assert shape.package_bytes(settings, 0.0) == (out / PACKAGE_FILE).stat().st_size
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("-inf"), 3e38])

@@ -99,6 +99,29 @@ def pack_int4(weight: list[list[float]]) -> Int4:
     return Int4(bytes(masks), bytes(values), offsets, bytes(scales), bytes(zeros))
 
 
+def without_mask(weight: list[list[float]], values: str) -> list[tuple[int, int] | None]:
+    """Return the place (row, column) of every value of a weight without masks; None beyond the weight."""
+    group, rows, cols = GROUP[values], len(weight), len(weight[0])
+    return [
+        (16 * panel + row, group * j + i) if 16 * panel + row < rows and group * j + i < cols else None
+        for panel in range(math.ceil(rows / 16))
+        for j in range(math.ceil(cols / group))
+        for row in range(16)
+        for i in range(group)
+    ]
+
+
+def int4_without_mask(weight: list[list[float]]) -> bytes:
+    """Return the bytes of the values of an int4 weight without masks; its scales and zero points are as with them."""
+    table = ranges(weight)
+    return in_pairs(
+        [
+            0 if place is None else code(weight[place[0]][place[1]], *table[place[0]][place[1] // BLOCK])
+            for place in without_mask(weight, "int4")
+        ]
+    )
+
+
 def in_pairs(nibbles: list[int]) -> bytes:
     """Return nibbles as bytes, the first one low; an odd last byte has a high nibble of 0."""
     return bytes(

@@ -1,7 +1,8 @@
 """The tensors of a package: which are packed, in what format and size; and their writing.
 
-A weight is packed where that takes fewer bytes: at 50 % zeros nearly always, without zeros only in
-int8 and int4. Routers, and tensors that are no plain matrices of a decoder block, are not packed.
+A weight is packed where that takes fewer bytes: at 50 % zeros nearly always; without zeros only in
+int8 and int4, and then without masks. Routers, and tensors that are no plain matrices of a decoder
+block, are not packed.
 """
 
 import hashlib
@@ -32,6 +33,7 @@ from shears.checkpoints.packed.layout import (
     NumberFormat,
     dense,
     expected_stored,
+    is_masked,
     is_smaller,
     kept,
     num_stored,
@@ -80,6 +82,8 @@ class Form:
         values = self.packed_values(dtype)
         if not on_grid and not is_smaller(rows, cols, num_values, values, self.dense_dtype(dtype).itemsize):
             return None
+        if not is_masked(rows, cols, num_values, values):
+            return PackedEntry(rows=rows, cols=cols, values=values, transposed=transposed)
         size = num_values if values == "int4" else None
         return PackedEntry(rows=rows, cols=cols, values=values, kept=num_kept, bytes=size, transposed=transposed)
 
@@ -159,7 +163,7 @@ class Sums:
 
     weights: int = 0
     zeros: int = 0
-    negative_zeros: int = 0  # of those, stored like a kept value
+    negative_zeros: int = 0  # of those, stored like a kept value where +0.0 would be left out
     bytes: int = 0
     dense_bytes: int = 0
     rest_bytes: int = 0
@@ -230,7 +234,9 @@ class Packing:
         zeros = count_zeros(tensor)
         self.sums.weights += tensor.numel()
         self.sums.zeros += zeros
-        self.sums.negative_zeros += zeros - (tensor.numel() - entry.kept)
+        num_stored = expected_stored(entry.rows, entry.cols, tensor.numel() - zeros, entry.values)
+        if is_masked(entry.rows, entry.cols, num_stored, entry.values):  # else no zero would spare any room
+            self.sums.negative_zeros += zeros - int((~kept(tensor)).sum())
         self.sums.bytes += packed_bytes(entry.rows, entry.cols, entry.num_values, entry.values)
         self.sums.dense_bytes += tensor.numel() * self.form.dense_dtype(tensor.dtype).itemsize
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, is_smaller, pack
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack
 from shears.errors import InputError
 from shears.models.devices import set_threads
 from shears.runtime.choice import decoder_of
@@ -86,8 +86,8 @@ def _random_linears(config: Any, sparsity: float, values: NumberFormat) -> dict[
         numbers = torch.randn(rows, cols, generator=generator)
         numbers[torch.rand(rows, cols, generator=generator) < sparsity] = 0.0
         packed = pack(numbers, values)
-        smaller = is_smaller(rows, cols, packed.values.numel(), values, torch.bfloat16.itemsize)
-        return packed if smaller else DenseRows(numbers.to(torch.bfloat16))
+        dense = DenseRows(numbers.to(torch.bfloat16))
+        return packed if packed.num_bytes < dense.values.nbytes else dense
 
     return {kind: weight(*size) for kind, size in linear_sizes(plan_of(config)).items()}
 

@@ -16,16 +16,17 @@ from shears.checkpoints.packed.index import DenseEntry, Index, PackedEntry
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, dense, pack, pack_nibbles
 from shears.errors import InputError
 from shears.quantization.grid import dequantize_blocks, quantize_blocks, quantize_rows
+from tests.checkpoints.packed.masked import masked_int4
 from tests.checkpoints.packed.test_layout import bits, sparse_weight
 
 WEIGHT = sparse_weight(37, 23, 0.5)
 EMBEDDING = sparse_weight(20, 23, 0.0, seed=3)
 
 
-def write(folder: Path, values: NumberFormat = "bf16") -> Path:
+def write(folder: Path, values: NumberFormat = "bf16", matrix: PackedMatrix | None = None) -> Path:
     """A package with a packed linear, a norm, quantized embeddings with a tied head, and an adapter."""
     folder.mkdir(exist_ok=True)
-    matrix = pack(WEIGHT, values)
+    matrix = pack(WEIGHT, values) if matrix is None else matrix
     embedding = dict(zip(("", ".scales"), quantize_rows(EMBEDDING), strict=True))
     if values == "int4":
         codes, scales, zeros = quantize_blocks(EMBEDDING)
@@ -100,10 +101,34 @@ def test_only_a_package_with_int4_is_of_version_two(tmp_path: Path) -> None:
     assert Index(dense={"a": DenseEntry(dtype="fp32", shape=(2, 3), quantized="int4")}).version == "2"
 
 
-@pytest.mark.parametrize("version", ["3", "10", "999"])
+FULL = sparse_weight(48, 23, 0.0)
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_a_weight_without_masks_is_of_version_three_and_comes_back(values: NumberFormat, tmp_path: Path) -> None:
+    package = read_package(write(tmp_path, values, pack(FULL, values)))
+    assert package.index.version == _header(tmp_path)["version"] == "3"
+    assert same(package.packed["layers.0.up"], pack(FULL, values))
+    index = json.loads(_header(tmp_path)["index"])
+    assert index["packed"]["layers.0.up"].keys() == {"rows", "cols", "values", "transposed"}
+    assert index["dense"]["embed.weight"]["quantized"] == values
+    assert {"packed.layers.0.up.masks", "packed.layers.0.up.offsets"}.isdisjoint(package.tensors)
+    assert torch.equal(package.weight("layers.0.up"), dense(pack(FULL, values)))
+    assert package.index.file_bytes == (tmp_path / PACKAGE_FILE).stat().st_size
+
+
+def test_a_package_of_before_holds_masks_without_zeros_and_is_read(tmp_path: Path) -> None:
+    before = read_package(write(tmp_path / "before", "int4", masked_int4(FULL)))
+    now = read_package(write(tmp_path / "now", "int4", pack(FULL, "int4")))
+    assert (before.index.version, now.index.version) == ("2", "3")
+    pairs = zip(before.model_tensors(), now.model_tensors(), strict=True)
+    assert all(one[0] == other[0] and torch.equal(one[1], other[1]) for one, other in pairs)
+
+
+@pytest.mark.parametrize("version", ["4", "10", "999"])
 def test_a_newer_version_is_refused_by_its_number(version: str, tmp_path: Path) -> None:
     rewrite(write(tmp_path), lambda header, _: header["__metadata__"].update(version=version))
-    what = f"is package format version {version}, this shears reads 1 and 2; update shears"
+    what = f"is package format version {version}, this shears reads 1 to 3; update shears"
     with pytest.raises(InputError, match=what) as caught:
         read_package(tmp_path)
     assert "\n" not in str(caught.value)
@@ -170,8 +195,8 @@ Change = Callable[[dict[str, Any], dict[str, Any]], Any]
 EDITS: list[tuple[Change, str]] = [
     (lambda header, _: header["__metadata__"].update(format="pt"), "another kind"),
     (lambda header, _: header.pop("__metadata__"), "another kind"),
-    (lambda header, _: header["__metadata__"].update(version="0"), "version must be 1 or 2"),
-    (lambda header, _: header["__metadata__"].update(version="2.5"), "version must be 1 or 2"),
+    (lambda header, _: header["__metadata__"].update(version="0"), "version must be 1 to 3"),
+    (lambda header, _: header["__metadata__"].update(version="2.5"), "version must be 1 to 3"),
     (lambda header, _: header["__metadata__"].update(version="2"), "quantized"),  # says true, as version 1 does
     (lambda header, _: header["__metadata__"].update(extra="1"), "metadata"),
     (lambda header, _: header["__metadata__"].update(fingerprint=3), "metadata"),
@@ -189,6 +214,7 @@ EDITS: list[tuple[Change, str]] = [
     (lambda _, index: index["packed"]["layers.0.up"].update(kept=3), "it is torch"),
     (lambda _, index: index["packed"]["layers.0.up"].update(kept=10**12), "at most all"),
     (lambda _, index: index["packed"]["layers.0.up"].update(other=3), "its index"),
+    (lambda _, index: index["packed"]["layers.0.up"].pop("kept"), "must be version 3"),
     (lambda _, index: index["packed"].clear(), "in one of them only"),
     (lambda _, index: index["dense"]["embed.weight"].update(shape=[460]), "must be matrices"),
     (lambda _, index: index["dense"]["norm.weight"].update(dtype="bf16"), "it is torch"),
@@ -249,6 +275,32 @@ def test_a_header_of_int4_that_contradicts_itself_is_refused(change: Change, wha
     assert "\n" not in str(caught.value)
 
 
+EDITS_WITHOUT_MASKS: list[tuple[Change, str]] = [
+    (lambda header, _: header["__metadata__"].update(version="2"), "must be version 3"),
+    (lambda header, _: header["__metadata__"].update(version="1"), "true or false"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(kept=1104), "must give bytes for int4"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(kept=1104, bytes=552), "in one of them only"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(bytes=576), "must give the kept weights"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(values="bf16"), "must give the kept weights"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(values="int8"), "in one of them only"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(rows=49), "it is torch"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(cols=25), "it is torch"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(cols=129), "it is torch"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(rows=2**30, cols=2**30), "it is torch"),
+    (lambda header, _: header[PART + "values"].update(dtype="I8"), "it is torch"),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), EDITS_WITHOUT_MASKS, ids=map(str, range(len(EDITS_WITHOUT_MASKS))))
+def test_a_header_of_a_weight_without_masks_that_contradicts_itself_is_refused(
+    change: Change, what: str, tmp_path: Path
+) -> None:
+    rewrite(write(tmp_path, "int4", pack(FULL, "int4")), change)
+    with pytest.raises(InputError, match=what) as caught:
+        read_package(tmp_path, verify=False)
+    assert "\n" not in str(caught.value)
+
+
 def _damaged(folder: Path, name: str, element: int, new: bytes) -> None:
     """Write bytes at an element of a tensor of an int4 package."""
     path = write(folder, "int4") / PACKAGE_FILE
@@ -288,6 +340,7 @@ def test_numbers_of_int4_out_of_their_range_are_refused(
 def test_a_bit_too_many_that_takes_no_byte_is_seen(tmp_path: Path) -> None:
     """A group of an odd number of kept weights has room for one more nibble; only the count of all bits shows it."""
     matrix = pack(WEIGHT, "int4")
+    assert matrix.masks is not None
     word = next(word for word in matrix.masks.view(-1, 8).tolist() if sum(map(int.bit_count, word)) % 2)
     group = matrix.masks.view(-1, 8).tolist().index(word)
     byte = next(place for place in range(8) if word[place] != 255)
@@ -298,6 +351,7 @@ def test_a_bit_too_many_that_takes_no_byte_is_seen(tmp_path: Path) -> None:
 
 def test_a_nibble_that_no_weight_has_is_not_read(tmp_path: Path) -> None:
     matrix = pack(WEIGHT, "int4")
+    assert matrix.masks is not None
     counts = [sum(map(int.bit_count, word)) for word in matrix.masks.view(-1, 8).tolist()]
     odd = next(group for group, count in enumerate(counts) if count % 2)
     place = sum((count + 1) // 2 for count in counts[: odd + 1]) - 1

@@ -17,9 +17,11 @@ from shears.checkpoints.packed.layout import (
     check_matrix,
     dense,
     expected_stored,
+    is_masked,
     kept,
     mask_shape,
     num_stored,
+    num_whole,
     pack,
     pack_nibbles,
     packed_bytes,
@@ -27,7 +29,8 @@ from shears.checkpoints.packed.layout import (
     unpack_nibbles,
 )
 from shears.errors import InputError
-from shears.quantization.grid import BLOCK, LARGEST_CODE, dequantize_blocks, quantize_blocks
+from shears.quantization.grid import BLOCK, LARGEST_CODE, dequantize_blocks, quantize_blocks, quantize_rows
+from tests.checkpoints.packed.masked import masked_floats, masked_int4
 from tests.oracles import packed as oracle
 
 VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
@@ -64,8 +67,19 @@ def test_unpacking_gives_every_bit_back(
     assert torch.equal(bits(dense(matrix)), bits(weight))
     check_matrix("w", matrix)
     count = int(kept(weight).sum())
-    assert (matrix.values.numel(), matrix.num_bytes) == (count, packed_bytes(*shape, count, values))
-    assert matrix.num_kept == num_stored(kept(weight), values) == count
+    assert num_stored(kept(weight), values) == count
+    assert_sizes(matrix, shape, count)
+
+
+def assert_sizes(matrix: PackedMatrix, shape: tuple[int, int], count: int) -> None:
+    """Fail unless a matrix has the sizes of so many kept weights, in the smaller of its two forms."""
+    values = matrix.values_dtype
+    stored = matrix.values.numel() if matrix.masks is not None else num_stored(torch.ones(shape) > 0, values)
+    assert matrix.num_bytes == packed_bytes(*shape, stored, values)
+    assert matrix.num_kept == (shape[0] * shape[1] if matrix.masks is None else count)
+    if matrix.masks is None:
+        assert matrix.offsets is None
+        assert matrix.values.numel() == num_whole(*shape, values)
 
 
 @given(SHAPES, st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from(["fp32", "bf16", "int8"]), st.integers(0, 99))
@@ -78,11 +92,19 @@ def test_the_bits_are_the_documented_ones(
         weight = weight.to(FORMAT_DTYPES[values])
     matrix = pack(weight, values)
     masks, places, offsets = oracle.pack(weight.float().tolist(), values)
-    assert matrix.masks.numpy().tobytes() == masks
-    assert tuple(matrix.masks.shape) == mask_shape(*shape, values)
-    assert matrix.offsets.tolist() == offsets
     whole = weight if values != "int8" else unpack(matrix)
-    expected = [whole[place] for place in places]
+    size = matrix.values.element_size()
+    every = oracle.without_mask(weight.tolist(), values)
+    if len(masks) + len(places) * size + 8 * len(offsets) < len(every) * size:
+        assert matrix.masks is not None
+        assert matrix.offsets is not None
+        assert matrix.masks.numpy().tobytes() == masks
+        assert tuple(matrix.masks.shape) == mask_shape(*shape, values)
+        assert matrix.offsets.tolist() == offsets
+        every = [*places]
+    else:
+        assert (matrix.masks, matrix.offsets) == (None, None)
+    expected = [whole.new_zeros(()) if place is None else whole[place] for place in every]
     assert torch.equal(bits(matrix.values), bits(torch.stack(expected) if expected else matrix.values.new_zeros(0)))
 
 
@@ -114,15 +136,48 @@ def test_int4_has_the_documented_bytes(shape: tuple[int, int], sparsity: float, 
     matrix = pack(weight, "int4")
     assert matrix.scales is not None
     assert matrix.zeros is not None
-    found = (matrix.masks, matrix.values, matrix.scales, matrix.zeros)
-    masks, values, scales, zeros = (part.numpy().tobytes() for part in found)
     expected = oracle.pack_int4(weight.tolist())
-    assert oracle.Int4(masks, values, matrix.offsets.tolist(), scales, zeros) == expected
+    whole = oracle.int4_without_mask(weight.tolist())
+    scales, zeros, values = (part.numpy().tobytes() for part in (matrix.scales, matrix.zeros, matrix.values))
+    assert (scales, zeros) == (expected.scales, expected.zeros)
+    if len(expected.masks) + len(expected.values) + 8 * len(expected.offsets) < len(whole):
+        assert matrix.masks is not None
+        assert matrix.offsets is not None
+        found = (matrix.masks.numpy().tobytes(), values, matrix.offsets.tolist())
+        assert found == (expected.masks, expected.values, expected.offsets)
+    else:
+        assert (matrix.masks, values, matrix.offsets) == (None, whole, None)
     assert oracle.unpack_int4(expected, *shape) == dense(matrix).tolist()
     check_matrix("w", matrix)
-    assert matrix.num_kept == int(kept(weight).sum())
-    size = num_stored(kept(weight), "int4")
-    assert (matrix.values.numel(), matrix.num_bytes) == (size, packed_bytes(*shape, size, "int4"))
+    assert num_stored(kept(weight), "int4") == len(expected.values)
+    assert_sizes(matrix, shape, int(kept(weight).sum()))
+
+
+@settings(max_examples=30)
+@given(WIDE, st.sampled_from([0.0, 0.02, 0.5, 1.0]), st.sampled_from(["int8", "int4"]), st.integers(0, 99))
+def test_a_weight_is_the_same_with_masks_and_without(
+    shape: tuple[int, int], sparsity: float, values: NumberFormat, seed: int
+) -> None:
+    """Packages up to version 2 hold masks without zeros, too."""
+    weight = sparse_weight(*shape, sparsity, seed)
+    before = masked_int4(weight) if values == "int4" else masked_floats(*in_int8(weight))
+    check_matrix("w", before)
+    now = pack(weight, values)
+    assert torch.equal(bits(dense(before)), bits(dense(now)))
+
+
+def in_int8(weight: Tensor) -> tuple[Tensor, NumberFormat, Tensor]:
+    codes, scales = quantize_rows(weight)
+    return codes, "int8", scales
+
+
+@pytest.mark.parametrize(("values", "percent"), [("int4", 25), ("int8", 12.5), ("bf16", 6.25), ("fp32", 3.125)])
+def test_masks_are_left_out_below_one_zero_for_the_bit_of_each_weight(values: NumberFormat, percent: float) -> None:
+    """A mask bit a weight pays where the zeros spare as many bits: a quarter of 4, an eighth of 8."""
+    for share, masks in ((percent - 1.5, False), (percent + 1.5, True)):
+        weight = sparse_weight(512, 512, share / 100).index_fill_(0, torch.tensor([1]), 1.0)
+        assert (pack(weight, values).masks is not None) == masks
+        assert is_masked(512, 512, num_stored(kept(weight), values), values) == masks
 
 
 @given(WIDE, st.sampled_from(VALUES))
@@ -187,6 +242,7 @@ def test_the_examples_of_the_docs_are_packed_as_they_say() -> None:
         return f"`{digits}`" in text
 
     halves = pack(torch.tensor([[1.0, 0.0, -2.0]]), "bf16")
+    assert halves.masks is not None
     assert documented(halves.masks[0, 0])
     assert documented(halves.masks[0, 1])
     assert documented(halves.values)
@@ -194,6 +250,8 @@ def test_the_examples_of_the_docs_are_packed_as_they_say() -> None:
     nibbles = pack(weight, "int4")
     assert nibbles.scales is not None
     assert nibbles.zeros is not None
+    assert nibbles.masks is not None
+    assert nibbles.offsets is not None
     assert all(map(documented, nibbles.masks[0]))
     assert documented(nibbles.values)
     assert documented(nibbles.scales, 2)
@@ -267,7 +325,9 @@ def test_inconsistent_parts_are_refused(
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("whole", [torch.ones(48, 40), torch.ones(33, 40), torch.ones(48, 37)])
 def test_a_bit_beyond_the_weight_is_refused(values: NumberFormat, whole: Tensor) -> None:
-    larger = pack(whole, values)  # 3 panels; the smaller weight has as many, and as many groups
+    larger = pack(
+        whole.index_fill(1, torch.arange(30), 0.0), values
+    )  # 3 panels; the smaller weight has as many, and as many groups
     check_matrix("w", larger)
     rows, cols = (33, 40) if whole.shape[0] == 48 and whole.shape[1] == 40 else (33, 37)
     scales = larger.scales[:rows] if values == "int8" and larger.scales is not None else larger.scales

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shears.checkpoints.packed import layout
-from shears.checkpoints.packed.layout import FORMAT_DTYPES, GROUPS, NumberFormat, PackedMatrix
+from shears.checkpoints.packed.layout import FORMAT_DTYPES, NumberFormat, PackedMatrix
 from shears.errors import InputError
 from shears.runtime import kernels_available
-from tests.oracles.packed import pack
+from tests.checkpoints.packed.masked import masked_floats, masked_int4
 
 if not kernels_available() and not os.environ.get("CI"):
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
 from shears.runtime.native import kernels as native
-from shears.runtime.native.dense_rows import DenseRows
+from shears.runtime.native.dense_rows import DenseRows, rows_of
 from tests.runtime.native.products import multiply, multiply_many
 
 ISAS = [name for name in ("portable", "avx2", "avx512", "neon", "neon_dot") if native.features()[name]]
@@ -66,21 +66,18 @@ def random_weight(rows: int, cols: int, values: NumberFormat, sparsity: float = 
 def in_both_forms(weight: Tensor, values: NumberFormat) -> Weight:
     """Return a weight packed by the oracle, which knows nothing of shears.checkpoints.packed, and as dense rows.
 
-    int4 is packed by `layout.pack`, which tests/checkpoints/packed compares with its own oracle.
+    int4 is packed by `layout.pack` where that has masks; tests/checkpoints/packed compares both.
     """
     if values == "int4":
-        return Weight(layout.pack(weight, values), DenseRows(weight).as_values(values))
-    rows, cols = weight.shape
+        packed = layout.pack(weight, values)
+        packed = masked_int4(weight) if packed.masks is None else packed
+        return Weight(packed, DenseRows(weight).as_values(values))
     scales = None
     if values == "int8":
-        scales = torch.rand(rows, generator=torch.Generator().manual_seed(rows)) + 0.5
+        scales = torch.rand(weight.shape[0], generator=torch.Generator().manual_seed(weight.shape[0])) + 0.5
         weight = (weight * 40).round().clamp(-127, 127)
     converted = weight.to(FORMAT_DTYPES[values])
-    masks, places, offsets = pack(converted.tolist(), values)
-    kept = torch.stack([converted[place] for place in places]) if places else converted.new_zeros(0)
-    mask_bytes = torch.frombuffer(bytearray(masks), dtype=torch.uint8).view(len(offsets) - 1, -1, 2 * GROUPS[values])
-    packed = PackedMatrix(rows, cols, values, mask_bytes, kept, torch.tensor(offsets), scales)
-    return Weight(packed, DenseRows(converted, scales))
+    return Weight(masked_floats(converted, values, scales), DenseRows(converted, scales))
 
 
 def rounded(x: Tensor, values: str, isa: str) -> np.ndarray:
@@ -120,6 +117,23 @@ def test_a_packed_weight_multiplies_as_its_dense_form(values: NumberFormat, toke
     pool = native.Pool(1)
     assert_product(weight, x, multiply(native.sparse_matrix(weight.sparse), x, pool), isa)
     assert_product(weight, x, multiply(native.dense_matrix(weight.dense), x, pool), isa)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 17])
+@pytest.mark.parametrize("shape", [(48, 256), (47, 139), (16, 8)])
+@pytest.mark.parametrize("values", VALUES)
+def test_a_weight_without_masks_is_dense_to_the_kernels(
+    values: NumberFormat, shape: tuple[int, int], tokens: int, isa: str
+) -> None:
+    """To the bit: its values lie in the file as the kernels' own packing of dense rows puts them."""
+    packed = layout.pack(torch.randn(*shape, generator=torch.Generator().manual_seed(0)), values)
+    assert packed.masks is None
+    x, pool = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(1)), native.Pool(1)
+    loaded = native.sparse_matrix(packed, threads=1)
+    assert loaded.packed is not None
+    assert torch.equal(layout.dense(loaded.packed), layout.dense(packed))
+    assert loaded.num_bytes == packed.num_bytes
+    assert torch.equal(multiply(loaded, x, pool), multiply(native.dense_matrix(rows_of(packed)), x, pool))
 
 
 @pytest.mark.parametrize("values", VALUES)

@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from shears import export_adapter
 from shears.checkpoints.packed.file import Package, read_package
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, dense, pack
 from shears.errors import InputError
 from shears.records.peft_files import ADAPTER_CONFIG
 from shears.runtime.drop_in.swap import DropInBackend
@@ -23,6 +24,7 @@ if extension_is_missing():
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
 from shears.runtime.native.decoder import NativeBackend
+from shears.runtime.native.fused import rows_taken
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,41 @@ def test_a_package_of_every_architecture_is_its_model(tmp_path: Path, name: str,
     tolerance = {"fp32": 1e-5, "int8": 0.02, "int4": 0.1}[values]  # bf16 keys, values and head; inputs of 8 bits
     assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
     assert runtime.describe()["values"] == values
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["llama, tied head", "phi3, longrope"])  # phi3: parts of no whole panels
+def test_linears_without_masks_give_the_logits_of_their_model(tmp_path: Path, name: str, values: str) -> None:
+    model = covered(name)
+    generator = torch.Generator().manual_seed(3)
+    for parameter_name, parameter in model.named_parameters():
+        if "_proj" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    folder = export_adapter(str(tmp_path / "model"), tmp_path / "package", format="package", values=values)
+    package, tokens = read_package(folder), text(100)
+    assert all(matrix.masks is None for matrix in package.packed.values())
+    weights = dict(package.model_tensors())
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            parameter.copy_(weights[parameter_name])
+    want = expected(model, tokens)
+    native, drop_in = NativeBackend(source_of_package(package), 1), DropInBackend(folder, threads=1)
+    bound = np.abs(want).max() * {"int8": 0.05, "int4": 0.1}[values]  # bf16 keys, values and head; inputs of 8 bits
+    assert np.abs(native.logits(tokens) - want).max() < bound
+    assert np.abs(drop_in.logits(tokens) - want).max() < 0.1 * np.abs(want).max()  # bf16 beside the linears, too
+    assert native.describe()["values"] == drop_in.describe()["values"] == values
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
+@pytest.mark.parametrize("rows", [[*range(16, 48)], [*range(32, 48), *range(16)], [3, 20, 21]])
+def test_rows_of_a_weight_without_masks_are_its_rows(rows: list[int], values: NumberFormat) -> None:
+    packed = pack(torch.randn(48, 130, generator=torch.Generator().manual_seed(0)), values)
+    assert packed.masks is None
+    taken = rows_taken(packed, torch.tensor(rows))
+    floats = dense(taken) if isinstance(taken, PackedMatrix) else taken.floats()
+    assert torch.equal(floats, dense(packed)[rows])
 
 
 def test_an_update_of_a_dense_linear_is_computed(tmp_path: Path) -> None:

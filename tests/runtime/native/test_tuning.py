@@ -93,8 +93,8 @@ def test_kinds_are_added_to_the_cache_one_by_one() -> None:
 @pytest.mark.parametrize("values", tuning.CODES)
 def test_a_weight_with_its_zeros_is_the_same_weight(values: NumberFormat) -> None:
     weight = torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(0))
-    packed = pack(weight.where(weight > 0, 0.0), values)
-    assert torch.equal(rows_of(packed).floats(), dense(packed, torch.float32))
+    for packed in (pack(weight, values), pack(weight.where(weight > 0, 0.0), values)):
+        assert torch.equal(rows_of(packed).floats(), dense(packed, torch.float32))
 
 
 @pytest.mark.parametrize(("dense_ps", "is_dense"), [(9.0, True), (11.0, False)])

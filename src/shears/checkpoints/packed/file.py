@@ -46,7 +46,7 @@ from shears.records.peft_files import ADAPTER_CONFIG
 
 PACKAGE_FILE = "package.safetensors"
 CHUNK = 1 << 22
-VERSIONS = ("1", "2")  # a file with int4 is version 2, any other file version 1
+VERSIONS = ("1", "2", "3")  # 3: a weight without masks; 2: int4; 1: any other file
 PARTS = ("masks", "values", "offsets", "scales", "zeros")
 
 
@@ -152,10 +152,10 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
         packed = {linear: _matrix(linear, index, tensors) for linear in index.packed}
         for linear, matrix in packed.items():
             layout.check_matrix(linear, matrix)
-            kept = index.packed[linear].kept
-            if matrix.values_dtype == "int4" and matrix.num_kept != kept:  # others are checked by size
+            entry = index.packed[linear]
+            if entry.bytes is not None and matrix.num_kept != entry.kept:  # others are checked by size
                 raise InputError(
-                    f"its index must give the kept weights of {linear}, {matrix.num_kept}, it gives {kept}"
+                    f"its index must give the kept weights of {linear}, {matrix.num_kept}, it gives {entry.kept}"
                 )
         _check_scales(index, tensors)
     except InputError as error:
@@ -169,8 +169,9 @@ def _refuse_newer(path: Path, metadata: Any) -> None:
         return
     version = metadata.get("version")
     if isinstance(version, str) and re.fullmatch("[1-9][0-9]{0,3}", version) and version not in VERSIONS:
-        known = " and ".join(VERSIONS)
-        raise InputError(f"{path} is package format version {version}, this shears reads {known}; update shears")
+        raise InputError(
+            f"{path} is package format version {version}, this shears reads 1 to {VERSIONS[-1]}; update shears"
+        )
 
 
 def _checked_metadata(metadata: Any) -> tuple[Index, str]:
@@ -178,7 +179,7 @@ def _checked_metadata(metadata: Any) -> tuple[Index, str]:
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(f"its format must be {FORMAT}; it is a file of another kind")
     if metadata.get("version") not in VERSIONS:
-        raise InputError(f"its version must be {' or '.join(VERSIONS)}, got {metadata.get('version')!r:.40}")
+        raise InputError(f"its version must be 1 to {VERSIONS[-1]}, got {metadata.get('version')!r:.40}")
     if metadata.keys() != known or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError(f"its metadata must be the texts {', '.join(sorted(known))}")
     if not re.fullmatch("[0-9a-f]{64}", metadata["fingerprint"]):

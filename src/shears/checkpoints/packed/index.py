@@ -58,25 +58,31 @@ class _Entry(BaseModel):
 
 
 class PackedEntry(_Entry):
-    """A packed weight; `transposed` if the model's files hold it as inputs x outputs (Conv1D)."""
+    """A packed weight; `transposed` if the model's files hold it as inputs x outputs (Conv1D).
+
+    Without `kept` it has no masks.
+    """
 
     rows: Size
     cols: Size
     values: NumberFormat
-    kept: Count
-    bytes: Count | None = None  # of int4: size of `values`; a group begins with a new byte
+    kept: Count | None = None
+    bytes: Count | None = None  # of int4 with masks: size of `values`; a group begins with a new byte
     transposed: bool = False
 
     @property
     def num_values(self) -> int:
         """Number of elements of the tensor `values`."""
+        if self.kept is None:
+            return layout.num_whole(self.rows, self.cols, self.values)
         return self.kept if self.bytes is None else self.bytes
 
     @classmethod
     def of(cls, matrix: PackedMatrix) -> "PackedEntry":
         """Return the entry of a packed weight."""
-        size = matrix.values.numel() if matrix.values_dtype == "int4" else None
-        return cls(rows=matrix.rows, cols=matrix.cols, values=matrix.values_dtype, kept=matrix.num_kept, bytes=size)
+        kept = None if matrix.masks is None else matrix.num_kept
+        size = None if kept is None or matrix.values_dtype != "int4" else matrix.values.numel()
+        return cls(rows=matrix.rows, cols=matrix.cols, values=matrix.values_dtype, kept=kept, bytes=size)
 
 
 class DenseEntry(_Entry):
@@ -116,6 +122,8 @@ class Index(_Entry):
     @property
     def version(self) -> str:
         """The lowest version of the format that has everything that the index names."""
+        if any(entry.kept is None for entry in self.packed.values()):
+            return "3"
         of_packed = (entry.values for entry in self.packed.values())
         of_plain = (entry.quantized for entry in self.plain().values())
         return "2" if "int4" in {*of_packed, *of_plain} else "1"
@@ -152,11 +160,10 @@ def packed_specs(entry: PackedEntry) -> dict[str, Spec]:
     """Return dtype and shape of a packed weight's parts."""
     panels = math.ceil(entry.rows / layout.PANEL)
     blocks = math.ceil(entry.cols / grid.BLOCK)
-    specs: dict[str, Spec] = {
-        "offsets": (torch.int64, (panels + 1,)),
-        "values": (layout.FORMAT_DTYPES[entry.values], (entry.num_values,)),
-        "masks": (torch.uint8, layout.mask_shape(entry.rows, entry.cols, entry.values)),
-    }
+    specs: dict[str, Spec] = {"values": (layout.FORMAT_DTYPES[entry.values], (entry.num_values,))}
+    if entry.kept is not None:
+        specs["offsets"] = (torch.int64, (panels + 1,))
+        specs["masks"] = (torch.uint8, layout.mask_shape(entry.rows, entry.cols, entry.values))
     if entry.values == "int8":
         specs["scales"] = (torch.float32, (entry.rows,))
     elif entry.values == "int4":
@@ -195,7 +202,7 @@ def parse_index(text: str, version: str) -> Index:
     except (RecursionError, ValueError) as error:
         raise InputError(f"its index must be valid JSON, got {error}") from None
     if index.version > version:
-        raise InputError(f"a file with int4 must be version {index.version}, it is version {version}")
+        raise InputError(f"a file with such an index must be version {index.version}, it is version {version}")
     _check(index)
     return index
 
@@ -218,6 +225,10 @@ def _check(index: Index) -> None:
 
 
 def _check_packed(linear: str, entry: PackedEntry) -> None:
+    if entry.kept is None:
+        if entry.values not in layout.QUANTIZED or entry.bytes is not None:
+            raise InputError(f"its index must give the kept weights of {linear}, it gives none")
+        return
     if entry.kept > entry.rows * entry.cols:
         raise InputError(f"its index must keep at most all weights of {linear}, it keeps {entry.kept}")
     if (entry.bytes is None) != (entry.values != "int4"):

@@ -5,7 +5,8 @@ A weight (O I) is cut into panels of 16 rows, its inputs into groups of g = 1 (f
 stands for weight[16 p + r, g j + i], and is set where that weight is kept. Rows and inputs beyond
 the weight have bit 0. The kept values are in the order (p, j, bit). int4 values are nibbles, two a
 byte, and every group begins with a new byte; each row has a scale and a zero point for each block
-of 128 inputs. docs/package-format.md describes every byte.
+of 128 inputs. Where it takes fewer bytes, a weight has no masks and no offsets, and all values are
+kept. docs/package-format.md describes every byte.
 
 Shapes: O rows (outputs), I columns (inputs), P = ceil(O / 16) panels, G = ceil(I / g) groups, W =
 16 g weights of a group, B = ceil(I / 128) blocks, N elements of `values`.
@@ -43,9 +44,9 @@ class PackedMatrix:
     rows: int
     cols: int
     values_dtype: NumberFormat
-    masks: UInt8[Tensor, "P G M"]  # M = 2 g bytes, the mask word
+    masks: UInt8[Tensor, "P G M"] | None  # M = 2 g bytes, the mask word; None: all weights are kept
     values: Shaped[Tensor, " N"]  # float32, bfloat16, int8, or bytes of two nibbles
-    offsets: Int64[Tensor, " P1"]  # P + 1; index in `values` of a panel's first element
+    offsets: Int64[Tensor, " P1"] | None  # P + 1; index in `values` of a panel's first element; None without masks
     scales: Float[Tensor, " O"] | Float16[Tensor, "P B 16"] | None  # int8: by row
     zeros: UInt8[Tensor, "P B 8"] | None = None  # of int4: nibbles, row 2 k in the low one
 
@@ -57,7 +58,9 @@ class PackedMatrix:
 
     @property
     def num_kept(self) -> int:
-        """Number of kept weights, counted in the masks."""
+        """Number of kept weights, counted in the masks; all without masks."""
+        if self.masks is None:
+            return self.rows * self.cols
         return int(np.bitwise_count(self.masks.numpy()).sum(dtype=np.int64))
 
 
@@ -67,12 +70,31 @@ def mask_shape(rows: int, cols: int, values: NumberFormat) -> tuple[int, int, in
     return math.ceil(rows / PANEL), math.ceil(cols / group), 2 * group
 
 
+def num_whole(rows: int, cols: int, values: NumberFormat) -> int:
+    """Return the number of elements of `values` without masks; of int4, of bytes."""
+    panels, groups, _ = mask_shape(rows, cols, values)
+    return panels * groups * PANEL * GROUPS[values] // (2 if values == "int4" else 1)
+
+
+def is_masked(rows: int, cols: int, num_values: int, values: NumberFormat) -> bool:
+    """Return whether masks make a weight smaller; `num_values` is what `num_stored` returns."""
+    return _masked_bytes(rows, cols, num_values, values) < _whole_bytes(rows, cols, values)
+
+
+def _masked_bytes(rows: int, cols: int, num_values: int, values: NumberFormat) -> int:
+    shape = mask_shape(rows, cols, values)
+    return math.prod(shape) + num_values * FORMAT_DTYPES[values].itemsize + 8 * (shape[0] + 1)
+
+
+def _whole_bytes(rows: int, cols: int, values: NumberFormat) -> int:
+    return num_whole(rows, cols, values) * FORMAT_DTYPES[values].itemsize
+
+
 def packed_bytes(rows: int, cols: int, num_values: int, values: NumberFormat) -> int:
-    """Return the bytes of a packed weight; `num_values` is what `num_stored` returns."""
+    """Return the bytes of a packed weight, with masks or without, whichever are fewer."""
     panels, blocks = math.ceil(rows / PANEL), math.ceil(cols / BLOCK)
     scales = {"int8": 4 * rows, "int4": panels * blocks * (2 * PANEL + PANEL // 2)}.get(values, 0)
-    of_values = num_values * FORMAT_DTYPES[values].itemsize
-    return math.prod(mask_shape(rows, cols, values)) + of_values + 8 * (panels + 1) + scales
+    return min(_masked_bytes(rows, cols, num_values, values), _whole_bytes(rows, cols, values)) + scales
 
 
 def is_smaller(rows: int, cols: int, num_values: int, values: NumberFormat, weight_bytes: int | float) -> bool:
@@ -98,7 +120,7 @@ def expected_stored(rows: int, cols: int, num_kept: int, values: NumberFormat) -
 
 
 def num_stored(mask: Bool[Tensor, "O I"], values: NumberFormat) -> int:
-    """Return the number of elements of `values` for a mask of kept weights; of int4, of bytes."""
+    """Return the number of elements of `values` beside the masks of kept weights; of int4, of bytes."""
     if values != "int4":
         return int(mask.sum())
     return int(_panel_sizes(_in_panels(mask, values), values).sum())
@@ -114,7 +136,7 @@ def pack(
     values: NumberFormat,
     grid: tuple[Float16[Tensor, "O B"], UInt8[Tensor, "O B"]] | None = None,
 ) -> PackedMatrix:
-    """Return the packed weight, its kept values converted to `values`.
+    """Return the packed weight, its kept values converted to `values`, with masks if `is_masked`.
 
     Bit for bit lossless where that is the weight's own dtype. A kept weight that becomes zero in
     `values` stays kept. `grid` are the scales and zero points of int4, by default those of the
@@ -125,36 +147,37 @@ def pack(
     if values in QUANTIZED:
         rounded = quantize(weight, values) if grid is None else Quantized(codes_on_grid(weight, *grid), *grid)
         return pack_quantized(mask, rounded)
-    bits = _in_panels(mask, values)
-    return _packed(mask, bits, values, _in_panels(weight.to(FORMAT_DTYPES[values]), values)[bits], None, None)
+    return _packed(mask, values, weight.to(FORMAT_DTYPES[values]), None, None)
 
 
 def pack_quantized(mask: Bool[Tensor, "O I"], weight: Quantized) -> PackedMatrix:
     """Return the packed weight; codes outside of the mask must stand for 0."""
     if weight.zeros is None:
-        bits = _in_panels(mask, "int8")
-        return _packed(mask, bits, "int8", _in_panels(weight.codes, "int8")[bits], weight.scales, None)
-    bits = _in_panels(mask, "int4")
-    stored = _paired(_in_panels(weight.codes, "int4"), bits)
+        return _packed(mask, "int8", weight.codes, weight.scales, None)
     zeros = pack_nibbles(blocks_by_panel(weight.zeros))
-    return _packed(mask, bits, "int4", stored, blocks_by_panel(weight.scales), zeros)
+    return _packed(mask, "int4", weight.codes, blocks_by_panel(weight.scales), zeros)
 
 
 def _packed(
     mask: Bool[Tensor, "O I"],
-    bits: Bool[Tensor, "P G W"],
     values: NumberFormat,
-    stored: Shaped[Tensor, " N"],
+    weight: Shaped[Tensor, "O I"],
     scales: Tensor | None,
     zeros: Tensor | None,
 ) -> PackedMatrix:
     rows, cols = mask.shape
+    bits = _in_panels(mask, values)
+    spread = _in_panels(weight, values)
+    sizes = _panel_sizes(bits, values)
+    if not is_masked(rows, cols, int(sizes.sum()), values):
+        whole = pack_nibbles(spread) if values == "int4" else spread
+        return PackedMatrix(rows, cols, values, None, whole.flatten(), None, scales, zeros)
     masks = torch.from_numpy(np.packbits(bits.numpy(), axis=-1, bitorder="little"))
     return PackedMatrix(
         rows, cols, values,
         masks=masks.reshape(mask_shape(rows, cols, values)),
-        values=stored,
-        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), _panel_sizes(bits, values).cumsum(0)]),
+        values=_paired(spread, bits) if values == "int4" else spread[bits],
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]),
         scales=scales,
         zeros=zeros,
     )  # fmt: skip
@@ -165,17 +188,28 @@ def unpack(matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
 
     Of int4, the steps code - zero point in int8.
     """
-    bits = torch.from_numpy(np.unpackbits(matrix.masks.numpy(), axis=-1, bitorder="little").view(bool))
-    if matrix.values_dtype == "int4":
-        spread = _spread_pairs(matrix.values, bits)
-    else:
-        spread = torch.zeros(bits.shape, dtype=matrix.values.dtype).masked_scatter_(bits, matrix.values)
-    whole = _by_rows(spread, matrix)
+    bits = None
+    if matrix.masks is not None:
+        bits = torch.from_numpy(np.unpackbits(matrix.masks.numpy(), axis=-1, bitorder="little").view(bool))
+    whole = _by_rows(_spread(matrix, bits), matrix)
     if matrix.zeros is None:
         return whole
     zeros = _by_row(unpack_nibbles(matrix.zeros, PANEL), matrix.rows)
     steps = whole.view(torch.int8) - by_input(zeros, matrix.cols).view(torch.int8)
-    return steps.masked_fill_(~_by_rows(bits, matrix), 0)
+    return steps if bits is None else steps.masked_fill_(~_by_rows(bits, matrix), 0)
+
+
+def _spread(matrix: PackedMatrix, bits: Bool[Tensor, "P G W"] | None) -> Shaped[Tensor, "P G W"]:
+    """Return the values in the order (panel, group, bit), 0 where not kept; nibbles of int4 as bytes."""
+    is_int4 = matrix.values_dtype == "int4"
+    if bits is not None:
+        if is_int4:
+            return _spread_pairs(matrix.values, bits)
+        return torch.zeros(bits.shape, dtype=matrix.values.dtype).masked_scatter_(bits, matrix.values)
+    panels, groups, _ = mask_shape(matrix.rows, matrix.cols, matrix.values_dtype)
+    width = PANEL * GROUPS[matrix.values_dtype]
+    whole = unpack_nibbles(matrix.values, 2 * matrix.values.numel()) if is_int4 else matrix.values
+    return whole.view(panels, groups, width)
 
 
 def unpack_codes(
@@ -276,21 +310,24 @@ def check_matrix(name: str, matrix: PackedMatrix) -> None:
 
     The caller has checked the tensors' shapes and dtypes against `rows`, `cols` and `values_dtype`.
     """
-    offsets = matrix.offsets
-    panels = matrix.masks.shape[0]
+    if matrix.masks is not None and matrix.offsets is not None:
+        _check_masks(name, matrix, matrix.masks, matrix.offsets)
+    if matrix.scales is not None and not bool((torch.isfinite(matrix.scales) & (matrix.scales >= 0)).all()):
+        raise _unfit(name, "its scales must be finite and at least 0")
+
+
+def _check_masks(name: str, matrix: PackedMatrix, masks: UInt8[Tensor, "P G M"], offsets: Int64[Tensor, " P1"]) -> None:
     if matrix.values_dtype == "int4":
-        by_group = np.bitwise_count(matrix.masks.numpy()).sum(2, dtype=np.int64)
+        by_group = np.bitwise_count(masks.numpy()).sum(2, dtype=np.int64)
         counts: Counts = ((by_group + 1) // 2).sum(1)  # bytes of a panel
     else:
-        counts = _popcounts(matrix.masks.reshape(panels, -1))
+        counts = _popcounts(masks.flatten(1))
     if int(offsets[0]) != 0 or int(offsets[-1]) != matrix.values.numel():
         raise _unfit(name, f"its offsets must go from 0 to {matrix.values.numel()}")
     if not np.array_equal(np.diff(offsets.numpy()), counts):
         raise _unfit(name, "its offsets must count the bits of its masks")
-    if _beyond(matrix):
+    if _beyond(matrix.rows, matrix.cols, masks):
         raise _unfit(name, "its masks must be 0 beyond the weight")
-    if matrix.scales is not None and not bool((torch.isfinite(matrix.scales) & (matrix.scales >= 0)).all()):
-        raise _unfit(name, "its scales must be finite and at least 0")
 
 
 def _popcounts(by_panel: UInt8[Tensor, "P M"]) -> Counts:
@@ -301,18 +338,18 @@ def _popcounts(by_panel: UInt8[Tensor, "P M"]) -> Counts:
     return counts
 
 
-def _beyond(matrix: PackedMatrix) -> bool:
+def _beyond(num_rows: int, num_cols: int, masks: UInt8[Tensor, "P G M"]) -> bool:
     """Tell whether a bit is set for a row or an input that the weight does not have."""
-    group = GROUPS[matrix.values_dtype]
-    panels, groups, _ = matrix.masks.shape
+    panels, groups, size = masks.shape
+    group = size // 2
     rows = torch.ones(PANEL, group, dtype=torch.uint8)
     inputs = rows.clone()
-    rows[matrix.rows - PANEL * (panels - 1) :] = 0
-    inputs[:, matrix.cols - group * (groups - 1) :] = 0
+    rows[num_rows - PANEL * (panels - 1) :] = 0
+    inputs[:, num_cols - group * (groups - 1) :] = 0
     words = [
         torch.from_numpy(np.packbits(~part.view(-1).numpy().astype(bool), bitorder="little")) for part in (rows, inputs)
     ]
-    return bool((matrix.masks[-1] & words[0]).any()) or bool((matrix.masks[:, -1] & words[1]).any())
+    return bool((masks[-1] & words[0]).any()) or bool((masks[:, -1] & words[1]).any())
 
 
 def _unfit(name: str, what: str) -> InputError:

@@ -56,8 +56,8 @@ class Arena:
 
     def matrix(self, weight: PackedMatrix | DenseRows) -> _native.Matrix:
         """Copy a packed or a dense weight; return it for the kernels."""
-        if isinstance(weight, PackedMatrix) and is_dense_faster(weight.values_dtype, self.threads):
-            weight = rows_of(weight)
+        if isinstance(weight, PackedMatrix) and weight.masks is not None:
+            weight = rows_of(weight) if is_dense_faster(weight.values_dtype, self.threads) else weight
         if isinstance(weight, DenseRows):
             return dense_matrix(weight, self._values).native
         return copied_matrix(weight, self._values, self._masks, self._rest)[0]

@@ -85,15 +85,21 @@ def rows_taken(weight: PackedMatrix | DenseRows, rows: Rows) -> PackedMatrix | D
 
 
 def _panels_taken(weight: PackedMatrix, panels: Int64[Tensor, " P"], rows: Rows) -> PackedMatrix:
-    sizes = weight.offsets.diff()
-    pieces = weight.values.split(sizes.tolist())
+    offsets = None
+    if weight.offsets is None:
+        values = weight.values.view(-(-weight.rows // PANEL), -1)[panels].flatten()
+    else:
+        sizes = weight.offsets.diff()
+        pieces = weight.values.split(sizes.tolist())
+        values = torch.cat([pieces[panel] for panel in panels.tolist()])
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes[panels].cumsum(0)])
     by_row = weight.values_dtype == "int8"
     return replace(
         weight,
         rows=len(rows),
-        masks=weight.masks[panels],
-        values=torch.cat([pieces[panel] for panel in panels.tolist()]),
-        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), sizes[panels].cumsum(0)]),
+        masks=None if weight.masks is None else weight.masks[panels],
+        values=values,
+        offsets=offsets,
         scales=None if weight.scales is None else weight.scales[rows if by_row else panels],
         zeros=None if weight.zeros is None else weight.zeros[panels],
     )

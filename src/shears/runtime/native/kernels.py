@@ -73,7 +73,7 @@ def sparse_matrix(
     With `threads`, zeros are stored where that is faster on them (`is_dense_faster`).
     """
     buffer = HugeBuffer() if buffer is None else buffer
-    if threads and is_dense_faster(packed.values_dtype, threads):
+    if threads and packed.masks is not None and is_dense_faster(packed.values_dtype, threads):
         return dense_matrix(rows_of(packed), buffer)
     native, addresses = copied_matrix(packed, buffer, buffer, buffer)
     views: dict[str, Any] = {
@@ -87,10 +87,10 @@ def copied_matrix(
 ) -> tuple[_native.Matrix, dict[str, int]]:
     """Copy a packed weight's parts into buffers; return it, and the copies' addresses.
 
-    Address 0 means that there is no such part.
+    Address 0 means that there is no such part; a weight without masks is dense to the kernels.
     """
     _check_columns(packed.values_dtype, packed.cols)
-    tune(packed.values_dtype, True)
+    tune(packed.values_dtype, packed.masks is not None)
     buffers = {"masks": masks, "values": values, "offsets": rest, "scales": rest, "zeros": rest}  # in _native's order
     parts = {name: getattr(packed, name) for name in buffers}
     addresses = {name: 0 if part is None else copied(part, buffers[name]) for name, part in parts.items()}

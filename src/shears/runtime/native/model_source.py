@@ -15,15 +15,7 @@ from torch import Tensor, nn
 
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import (
-    FORMAT_DTYPES,
-    NumberFormat,
-    PackedMatrix,
-    is_smaller,
-    kept,
-    num_stored,
-    pack,
-)
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, is_masked, kept, num_stored, pack
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate, update_of_layer
 from shears.models.sparse_adapter import SparseLinear
@@ -136,7 +128,7 @@ def source_of_model(
     """Return the source of a transformers model in memory, or of PEFT's LoRA around one.
 
     `values` is the number format of the blocks' linears, by default the model's (fp32 for fp16,
-    whose numbers bf16 does not hold); `sparse` packs those that packing makes smaller. A linear is
+    whose numbers bf16 does not hold); `sparse` packs those that masks make smaller. A linear is
     packed when it is read; if `consume`, `release` then takes its weight from the model. A masked
     adapter (`make_sparse`) is added to the weight. NotCoveredError for weights that are no floats,
     and for an adapter that is more than scaling B A.
@@ -196,7 +188,8 @@ class _LayerWeights(Mapping[str, PackedMatrix | DenseRows]):
         layer: Any = self._layers[name]
         weight = getattr(layer, "base_layer", layer).weight
         whole = layer.whole_weight() if isinstance(layer, SparseLinear) else weight.detach()
-        if self._sparse and _packs_smaller(whole, self._values):
+        rows, cols = whole.shape
+        if self._sparse and is_masked(rows, cols, num_stored(kept(whole), self._values), self._values):
             return pack(whole, self._values)
         return DenseRows(whole).as_values(self._values)
 
@@ -208,13 +201,6 @@ class _LayerWeights(Mapping[str, PackedMatrix | DenseRows]):
 
     def __len__(self) -> int:
         return len(self._layers)
-
-
-def _packs_smaller(weight: Tensor, values: NumberFormat) -> bool:
-    """Return whether packing a weight takes less memory than holding its zeros in the same number format."""
-    rows, cols = weight.shape
-    weight_bytes = 0.5 if values == "int4" else FORMAT_DTYPES[values].itemsize
-    return is_smaller(rows, cols, num_stored(kept(weight), values), values, weight_bytes)
 
 
 def _update(name: str, module: Any) -> LoraUpdate:
