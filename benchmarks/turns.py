@@ -1,8 +1,11 @@
 """Times several trainings side by side: each has its own process, and one makes a step while the others wait.
 
 steps = take_turns({"one": partial(train, ...), "other": partial(train, ...)}, 30)
-steps["one"].seconds                  # of its 30 optimizer steps
+steps["one"].seconds                  # of the processor, in its 30 optimizer steps
 steps["one"].peak                     # bytes of resident memory, the most that its process ever had
+
+Seconds are those that all threads of the process spent computing: what else runs on the cores does not count, but
+threads that wait by spinning do.
 """
 
 import multiprocessing
@@ -21,7 +24,7 @@ from benchmarks.memory import memory
 
 @dataclass
 class Taken:
-    """The seconds of a training's steps, and the peak of its process's resident memory in bytes."""
+    """The processor's seconds in a training's steps, and the peak of its process's resident memory in bytes."""
 
     seconds: list[float]
     peak: int = 0
@@ -33,7 +36,7 @@ class Taken:
 
 
 class Message(NamedTuple):
-    """What a training reports of a step: its seconds, and the peak of resident memory so far in bytes."""
+    """What a training reports of a step: the processor's seconds, and the peak of resident memory so far in bytes."""
 
     seconds: float
     peak: int
@@ -85,7 +88,7 @@ def _take_part(training: Callable[[], object], baton: Connection) -> None:
 
 
 class _Turn(TrainerCallback):
-    """Waits for its turn before every step, and sends the seconds from there to the end of the step.
+    """Waits for its turn before every step, and sends the processor's seconds from there to the end of the step.
 
     Trainer's work between two steps (logging, the next batch) counts in the second step.
     """
@@ -102,9 +105,9 @@ class _Turn(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report a step and wait; also after the last step, because what follows would disturb the others."""
-        self._pass_on(time.perf_counter() - self.started)
+        self._pass_on(time.process_time() - self.started)
 
     def _pass_on(self, seconds: float) -> None:
         self.baton.send(Message(seconds, memory("VmHWM")))
         self.baton.recv()
-        self.started = time.perf_counter()
+        self.started = time.process_time()
