@@ -15,46 +15,70 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABL
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("SHEARS_TUNING", "off")  # tests of the kernels take the default walks
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers that share a core slow each other down many times over
+sys.dont_write_bytecode = False  # under the hook every module is parsed, rewritten and compiled: seconds of a worker
 
-import alembic.util
-import jinja2
 import pytest
-import torch
-import transformers
+from hypothesis import settings
 
 from tests.checking import begin_test, install
 
-# While a module of shears is executed under the hook, all that it imports is compiled anew, as it was never
-# cached under the hook's name: 20 seconds of a worker. So what is large is imported before.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    for name in ("torch._inductor.compile_fx", "peft", "datasets", "optuna", "fastapi"):
-        import_module(name)
-
-install()
-
-# PEFT writes a model card at every checkpoint, and compiles its template of 200 lines anew: a fifth of a training here.
-jinja2.Environment.compile = functools.lru_cache(jinja2.Environment.compile)  # type: ignore[method-assign, assignment]
-_load = alembic.util.load_python_file
-_load_once = functools.cache(_load)
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+settings.load_profile("unhurried")
 
 
-def _load_migration(dir_: Any, filename: Any) -> Any:
-    """Load a file of alembic's: Optuna lets it compile ten migrations three times for every new database."""
-    return (_load if filename == "env.py" else _load_once)(dir_, filename)
+def pytest_configure(config: pytest.Config) -> None:
+    """Import what all tests need, unless this process only hands them out to others (`pytest -n 2`)."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        _import_large()
+        install()
+        _spare_repetitions()
 
 
-alembic.util.load_python_file = _load_migration
+def _import_large() -> None:
+    """Import what is large before the hook is installed.
+
+    While a module of shears is executed under the hook, all that it imports is compiled anew, as it was never
+    cached under the hook's name: 20 seconds of a worker.
+    """
+    gc.disable()  # until all is imported: nothing of it is garbage
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("torch._inductor.compile_fx", "peft", "datasets", "optuna", "fastapi"):
+            import_module(name)
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _spare_repetitions() -> None:
+    """Compile once what PEFT and Optuna would compile many times.
+
+    PEFT writes a model card at every checkpoint, with a template of 200 lines: a fifth of a training here. Optuna lets
+    alembic compile ten migrations three times for every new database.
+    """
+    import alembic.util
+    import jinja2
+
+    jinja2.Environment.compile = functools.lru_cache(jinja2.Environment.compile)  # type: ignore[method-assign, assignment]
+    load = alembic.util.load_python_file
+    load_once = functools.cache(load)
+
+    def load_migration(dir_: Any, filename: Any) -> Any:
+        return (load if filename == "env.py" else load_once)(dir_, filename)
+
+    alembic.util.load_python_file = load_migration
+
+
 os.fsync = lambda fd: None  # tests kill processes, which loses nothing that was written, and never the machine
-
-torch.set_num_threads(1)
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
 
 
 def pytest_collection_finish() -> None:
     """Spare garbage collections all that was imported: every training begins with one, of half a second."""
     gc.freeze()
+    gc.enable()
 
 
 CACHES = itertools.count()

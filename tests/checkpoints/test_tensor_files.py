@@ -52,7 +52,7 @@ def save_shards(folder: Path, shards: dict[str, dict[str, Tensor]], index: bool 
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1, "more": 2}, "weight_map": weight_map}))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(content=tensors(), num_shards=st.integers(1, 3), seed=st.integers(0, 9))
 def test_tensors_put_in_any_order_are_read_by_stock_safetensors(
     content: dict[str, Tensor], num_shards: int, seed: int, tmp_path_factory: pytest.TempPathFactory
@@ -75,7 +75,7 @@ def test_tensors_put_in_any_order_are_read_by_stock_safetensors(
     assert all(same_bits(TensorFiles(output).load(name), (content | new)[name]) for name in names)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(content=tensors(), num_bytes=st.integers(1, 40))
 def test_loading_gives_the_stored_bits_whole_or_in_pieces(
     content: dict[str, Tensor], num_bytes: int, tmp_path_factory: pytest.TempPathFactory
@@ -91,7 +91,7 @@ def test_loading_gives_the_stored_bits_whole_or_in_pieces(
         assert all(piece.nbytes <= max(num_bytes, tensor.itemsize) for piece in pieces)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(content=tensors(), dtype=st.sampled_from(FLOATS), put=st.booleans())
 def test_floating_tensors_get_the_dtype_asked_for_and_others_keep_theirs(
     content: dict[str, Tensor], dtype: torch.dtype, put: bool, tmp_path_factory: pytest.TempPathFactory

@@ -10,7 +10,7 @@ from shears.quantization.inverse import inverse_factor
 from tests.sparsity.methods.hessians import DAMPING, exact_factor, problem
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 999), inputs=st.integers(1, 24), damping=st.sampled_from([0.001, 0.01, 0.1, 1.0]))
 def test_the_factor_is_the_inverse_hessians(seed: int, inputs: int, damping: float) -> None:
     hessian = problem(seed, 1, inputs)[1]

@@ -71,7 +71,7 @@ def test_other_outputs_are_met_better_where_they_are_known(values: Values) -> No
     assert told == pytest.approx(float(errors[0].sum()), rel=1e-5)  # a difference in float32
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     outputs=st.integers(1, 9),
     inputs=st.sampled_from((1, 2, 9, 40, 130)),

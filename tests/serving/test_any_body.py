@@ -42,7 +42,7 @@ def served() -> Iterator[Running]:
         yield server
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(["/v1/chat/completions", "/v1/completions"]), BODIES, EXTRAS)
 @example("/v1/completions", {"model": NAME, "prompt": "a\ud800"}, {})
 @example("/v1/completions", {"model": NAME, "prompt": "a"}, {"seed": 10**40, "temperature": 1e-320})

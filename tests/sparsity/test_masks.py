@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,7 +34,6 @@ def by_sorting(scores: Tensor, zeros: int) -> list[list[float]]:
     return [row[: each + (index in richer)] for index, row in enumerate(rows)]
 
 
-@settings(deadline=None)
 @given(scores=matrices(), data=st.data())
 def test_every_row_loses_its_lowest_and_the_total_is_exact(scores: Tensor, data: st.DataObject) -> None:
     zeros = data.draw(st.integers(0, scores.numel()))
@@ -43,7 +42,6 @@ def test_every_row_loses_its_lowest_and_the_total_is_exact(scores: Tensor, data:
     assert [sorted(row[mask].tolist()) for row, mask in zip(scores, pruned, strict=True)] == by_sorting(scores, zeros)
 
 
-@settings(deadline=None)
 @given(scores=matrices(), data=st.data())
 def test_the_lowest_of_the_whole_matrix_go(scores: Tensor, data: st.DataObject) -> None:
     zeros = data.draw(st.integers(0, scores.numel()))
@@ -51,7 +49,6 @@ def test_the_lowest_of_the_whole_matrix_go(scores: Tensor, data: st.DataObject) 
     assert sorted(scores[pruned].tolist()) == sorted(scores.flatten().tolist())[:zeros]
 
 
-@settings(deadline=None)
 @given(scores=matrices(), size=st.integers(2, 8), data=st.data())
 def test_every_group_is_exact_and_keeps_its_highest(scores: Tensor, size: int, data: st.DataObject) -> None:
     kept = data.draw(st.integers(1, size - 1))
@@ -62,7 +59,6 @@ def test_every_group_is_exact_and_keeps_its_highest(scores: Tensor, size: int, d
             assert sorted(group[gone].tolist()) == sorted(group.tolist())[: size - kept]
 
 
-@settings(deadline=None)
 @given(scores=matrices(), data=st.data())
 def test_other_devices_give_the_same_masks(scores: Tensor, data: st.DataObject) -> None:
     zeros = data.draw(st.integers(0, scores.numel()))
@@ -129,7 +125,6 @@ def test_an_impossible_count_is_refused(zeros: int) -> None:
             mask(torch.rand(2, 3), zeros)
 
 
-@settings(deadline=None)
 @given(outputs=st.integers(1, 40), half=st.integers(1, 40))
 def test_half_of_an_even_row_is_the_published_count(outputs: int, half: int) -> None:
     scores = torch.rand(outputs, 2 * half)
@@ -170,7 +165,6 @@ def test_each_pattern_has_its_mask() -> None:
         pruned_mask(scores, Pattern("groups", 2, 4), 20)
 
 
-@settings(deadline=None)
 @given(sizes=SIZES, data=st.data())
 def test_counts_are_next_to_their_share_and_their_sum_is_exact(sizes: dict[str, int], data: st.DataObject) -> None:
     sparsities = {name: data.draw(st.floats(0, 0.999)) for name in sizes}

@@ -255,7 +255,7 @@ def test_damaged_targets_are_computed_anew_which_one_line_says(
 
 
 @given(name=st.sampled_from(("targets-00000.safetensors", "teacher.json")), kept=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_targets_cut_at_any_byte_are_computed_anew(
     name: str, kept: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

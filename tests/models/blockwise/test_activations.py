@@ -21,7 +21,7 @@ def in_memory(activations: Activations) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in activations._kept.values())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     budget=st.one_of(st.none(), st.integers(0, 400)),
     steps=st.lists(st.tuples(st.integers(-1, 5), st.integers(0, 40), st.sampled_from(DTYPES)), min_size=1, max_size=15),
@@ -122,7 +122,7 @@ def test_sizes_that_are_none(text: str) -> None:
         SparsifyConfig(activation_budget=text)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(number=st.integers(0, 10**6), point=st.booleans(), unit=st.from_regex(r" ?([kKMGT]i?)?B?", fullmatch=True))
 def test_every_size_of_the_recipe_is_understood(number: int, point: bool, unit: str) -> None:
     text = f"{number}{'.5' if point else ''}{unit}"

@@ -99,7 +99,7 @@ WAYS: dict[str, Callable[[nn.Linear, Tensor], Tensor]] = {
 }
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(lead=SHAPES, outputs=st.integers(2, 4), inputs=st.integers(1, 3))
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_multiply_is_seen(way: str, lead: list[int], outputs: int, inputs: int) -> None:

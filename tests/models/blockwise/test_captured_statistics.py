@@ -13,7 +13,7 @@ def matrix(name: str, inputs: int = 4) -> Matrix:
     return Matrix(name, f"{name}.weight", None, False, (2, inputs))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_norms_and_moments_are_those_of_all_tokens(sizes: list[int], seed: int) -> None:
     tokens = torch.randn(sum(sizes), 4, generator=torch.Generator().manual_seed(seed))

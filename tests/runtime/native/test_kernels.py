@@ -137,7 +137,7 @@ def test_a_weight_without_masks_is_dense_to_the_kernels(
 
 
 @pytest.mark.parametrize("values", VALUES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.integers(1, 70),
     cols=st.integers(1, 90),

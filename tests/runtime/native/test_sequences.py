@@ -42,7 +42,7 @@ def _nothing_remembered(runtime: NativeBackend) -> None:
         runtime.drop(sequence)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cuts=st.lists(st.integers(1, 149), max_size=6, unique=True))
 def test_a_text_may_come_in_any_pieces(runtime: NativeBackend, cuts: list[int]) -> None:
     tokens, start = text(150), 0
@@ -159,7 +159,7 @@ def test_several_tokens_of_several_sequences_come_in_one_step(values: str) -> No
     assert_close(together, np.concatenate([runtime.logits(texts[2])[-5:], runtime.logits(texts[0])[4:7]]))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(kept=st.integers(0, 149))
 def test_a_shortened_sequence_goes_on_as_if_it_had_never_been_longer(runtime: NativeBackend, kept: int) -> None:
     tokens = text(150)

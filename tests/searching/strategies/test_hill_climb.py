@@ -31,7 +31,7 @@ def textbook_climb(objective: Objective, space: SearchSpace, plan: SearchPlan) -
     return tried
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 1000),
     num_groups=st.integers(1, 5),
@@ -48,7 +48,7 @@ def test_it_is_the_textbook_climb(seed: int, num_groups: int, ranks: tuple[int, 
     assert [e.ranks for e in climb(HillClimbing, space, rugged, plan).history] == expected
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000), num_groups=st.integers(1, 5))
 def test_it_finds_the_optimum_of_a_separable_objective_evaluating_each_configuration_once(
     seed: int, num_groups: int

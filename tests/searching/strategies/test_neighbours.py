@@ -23,7 +23,7 @@ def by_definition(space: SearchSpace, config: RankConfig, step: int) -> set[Rank
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from([(3,), (4, 2), (32, 24, 16), (8, 6, 4, 2)]), min_size=1, max_size=4),
     st.integers(1, 3),

@@ -18,7 +18,7 @@ def test_the_heuristic_strategy_evaluates_the_middle_ranks_and_ends() -> None:
     assert [e.ranks for e in climb(heuristic, space, separable(space), plan).history] == [space.heuristic()]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), num_groups=st.integers(1, 3))
 def test_random_search_visits_the_whole_space_once(seed: int, num_groups: int) -> None:
     space, plan = make_space(num_groups), a_plan(seed=seed)

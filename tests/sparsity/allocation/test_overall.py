@@ -28,7 +28,6 @@ def numbers(data: st.DataObject, names: Mapping[str, int], low: float, high: flo
     return {name: data.draw(st.floats(low, high)) for name in names}
 
 
-@settings(deadline=None)
 @given(sizes=SIZES, sparsity=SPARSITY, data=st.data())
 def test_overrides_hold_and_the_overall_sparsity_too(
     sizes: dict[str, int], sparsity: float, data: st.DataObject
@@ -80,7 +79,7 @@ def convex(data: st.DataObject, steps: int) -> list[float]:
     return [float(value) for value in itertools.accumulate(slopes, initial=0)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_marginal_costs_find_the_least_total_of_all_on_the_grid(data: st.DataObject) -> None:
     """With equal sizes and a target on the grid, the optimum is on the grid: all combinations are tried."""
@@ -112,7 +111,7 @@ def interpolated(grid: Tensor, cost: Tensor, at: float) -> float:
     return float(ys[index - 1] + share * (ys[index] - ys[index - 1]))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), sparsity=st.floats(0.1, 0.7))
 def test_nothing_can_be_moved_from_one_weight_to_another_for_less(data: st.DataObject, sparsity: float) -> None:
     grid = torch.tensor([0.0, 0.2, 0.3, 0.6, 0.8], dtype=torch.float64)
@@ -134,7 +133,7 @@ def test_nothing_can_be_moved_from_one_weight_to_another_for_less(data: st.DataO
             assert total(curves, moved) >= least * (1 - 1e-9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), sparsity=st.floats(0.05, 0.85))
 def test_curves_that_are_not_convex_still_meet_the_overall_sparsity(data: st.DataObject, sparsity: float) -> None:
     sizes = {name: data.draw(st.integers(1, 1000)) for name in NAMES[:3]}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
@@ -129,7 +129,6 @@ def numbers(data: st.DataObject, names: Mapping[str, int], low: float, high: flo
     return {name: data.draw(st.floats(low, high)) for name in names}
 
 
-@settings(deadline=None)
 @given(sizes=SIZES, sparsity=SPARSITY, spread=st.floats(0, 1), data=st.data())
 def test_owl_meets_the_overall_sparsity_inside_its_band(
     sizes: dict[str, int], sparsity: float, spread: float, data: st.DataObject
@@ -143,7 +142,6 @@ def test_owl_meets_the_overall_sparsity_inside_its_band(
         assert shares[one] <= shares[other] or found[one] <= found[other]  # more outliers, not more zeros
 
 
-@settings(deadline=None)
 @given(shares=st.lists(st.floats(0, 0.2), min_size=2, max_size=8), sparsity=st.floats(0.3, 0.7))
 def test_owl_with_blocks_of_one_size_is_that_of_the_paper(shares: list[float], sparsity: float) -> None:
     assume(max(shares) - min(shares) > 1e-6)

@@ -41,7 +41,7 @@ def test_the_number_of_zeros_rises_to_all_in_the_last_iteration() -> None:
     assert (counts[0], counts[4], counts[-1]) == (271, 875, 1000)  # 1 - (9/10)^3, 1 - (5/10)^3, all
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), outputs=st.integers(1, 6), groups=st.integers(1, 4), data=st.data())
 def test_counts_are_exact(seed: int, outputs: int, groups: int, data: st.DataObject) -> None:
     weight, hessian = small(seed, outputs, 4 * groups)

@@ -63,7 +63,7 @@ def test_no_step_raises_the_error_of_a_row() -> None:
     assert (errors[-1] < 0.9 * errors[0]).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @example(seed=30, shape=(5, 18, 18), size=1.0, steps=200, damping=0.01)  # long after the optimum is reached
 @example(seed=30, shape=(5, 18, 18), size=1e-4, steps=200, damping=0.0)
 @given(

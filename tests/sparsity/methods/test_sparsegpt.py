@@ -37,7 +37,7 @@ def test_weights_of_dead_inputs_go_first_and_move_nothing(pattern: str, damping:
     torch.testing.assert_close(changed, weight.float().masked_fill(pruned, 0.0))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 999),
     outputs=st.integers(1, 5),
@@ -61,7 +61,7 @@ def test_masks_and_weights_are_those_of_the_oracle(
         assert set(pruned.sum(1).tolist()) <= {zeros // outputs, zeros // outputs + 1}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 999),
     groups=st.integers(1, 5),
@@ -79,7 +79,7 @@ def test_groups_are_those_of_the_oracle(seed: int, groups: int, pattern: str, bl
     assert (pruned.reshape(3, groups, size).sum(2) == size - kept).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 999),
     inputs=st.integers(1, 20),
@@ -120,7 +120,7 @@ def test_in_float32_the_weights_are_those_of_float64_to_rounding() -> None:
     torch.testing.assert_close(found, least, rtol=1e-3, atol=0.0)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 999), inputs=st.integers(2, 20), sparsity=st.floats(0.1, 0.9))
 def test_the_output_error_is_at_least_the_least_squares_optimum(seed: int, inputs: int, sparsity: float) -> None:
     weight, hessian = problem(seed, 4, inputs)
@@ -131,7 +131,7 @@ def test_the_output_error_is_at_least_the_least_squares_optimum(seed: int, input
     assert (found >= least * (1 - 1e-9) - 1e-9).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 999), inputs=st.integers(2, 20), data=st.data())
 def test_where_the_pruned_columns_come_first_it_is_the_optimum(seed: int, inputs: int, data: st.DataObject) -> None:
     weight, hessian = problem(seed, 3, inputs)
@@ -171,7 +171,7 @@ def test_a_single_row_can_lose_more_than_by_masking() -> None:
     assert obs.output_error(weight, changed, hessian) > 10 * obs.output_error(weight, masked, hessian)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 99), inputs=st.integers(1, 20))
 def test_each_pruned_weight_costs_its_score(seed: int, inputs: int) -> None:
     """With one zero, the output error is w^2 / U_jj^2 where nothing comes before it, and no other zero costs less."""

@@ -55,7 +55,7 @@ def test_every_nested_rank_has_the_least_error_there_is(shape: tuple[int, int], 
     assert found.kept == pytest.approx(1.0)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     seed=st.integers(0, 10_000), shape=st.tuples(st.integers(1, 12), st.integers(1, 12)), rank=st.integers(1, 15),
     tokens=st.integers(0, 20), idle=st.integers(0, 12), kind=st.sampled_from(KINDS),
