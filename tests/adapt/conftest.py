@@ -1,3 +1,3 @@
 """The fixtures of tests/training."""
 
-from tests.training.conftest import base, data  # noqa: F401
+from tests.training.conftest import base, data, undisturbed  # noqa: F401

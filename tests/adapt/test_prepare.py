@@ -1,6 +1,7 @@
 """The examples of training and search: none longer than the model's positions, padded as the model allows."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,8 @@ def test_a_tokenizer_without_an_end_and_a_padding_token_will_do(
     if not packing:
         pad_batches(monkeypatch)
     wanted = train(base, tmp_path / "wanted", data=data, **SETTINGS)
-    PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer).save_pretrained(base)
-    unmarked = train(base, tmp_path / "unmarked", data=data, **SETTINGS)
+    own = shutil.copytree(base, tmp_path / "own")
+    PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer).save_pretrained(own)
+    unmarked = train(own, tmp_path / "unmarked", data=data, **SETTINGS)
     for with_end, without in zip(log(wanted), log(unmarked), strict=True):
         assert without["tokens"] == with_end["tokens"] - min(4, 18 - (without["step"] - 1) % 5 * 4)

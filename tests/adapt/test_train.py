@@ -23,7 +23,7 @@ from shears.training.checkpoints import last_whole_checkpoint
 from shears.training.loop import fit
 from tests.adapt.prepared import prepared_on
 from tests.tiny import save_tiny
-from tests.training.conftest import save_base, write_data
+from tests.training.conftest import Undisturbed
 from tests.training.small_training import SETTINGS, assert_close, assert_same, log, stop_after
 
 
@@ -43,11 +43,9 @@ class Stopped:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+def stopped(base: Path, data: str, undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
     folder = tmp_path_factory.mktemp("stopped")
-    base = save_base(folder)
-    data = write_data(folder)
-    whole = train(base, folder / "whole", data=data, **SETTINGS)
+    whole = undisturbed(**SETTINGS)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(5, patch)
         with pytest.raises(KeyboardInterrupt):
@@ -70,8 +68,8 @@ def test_training_leaves_every_bit_of_the_base_and_lowers_the_loss(base: Path, d
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])  # the head of a random model stays random
 
 
-def test_stock_peft_loads_a_super_adapter(base: Path, data: str, tmp_path: Path) -> None:
-    output = train(base, tmp_path / "out", data=data, **SETTINGS)
+def test_stock_peft_loads_a_super_adapter(base: Path, undisturbed: Undisturbed) -> None:
+    output = undisturbed(**SETTINGS)
     stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), output)
     ours = load_super_adapter(output)
     ids = torch.arange(10)[None]
@@ -111,11 +109,11 @@ def test_accumulation_is_the_same_step(stopped: Stopped, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("last_step", [2, 5, 6])
 def test_an_interruption_leaves_no_trace(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: int
+    base: Path, data: str, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: int
 ) -> None:
     """Stopped in the first epoch, at its end and in the second; with dropout, whose draws must go on too."""
+    whole = undisturbed(**SETTINGS, dropout=0.1)
     settings = {**SETTINGS, "dropout": 0.1, "data": data}
-    whole = train(base, tmp_path / "whole", **settings)
     stop_after(last_step, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train(base, tmp_path / "stopped", **settings)
@@ -191,8 +189,8 @@ def test_a_missing_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert last_whole_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_another_base_is_refused_with_both_fingerprints(base: Path, data: str, tmp_path: Path) -> None:
-    output = train(base, tmp_path / "out", data=data, **SETTINGS)
+def test_another_base_is_refused_with_both_fingerprints(base: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    output = undisturbed(**SETTINGS)
     other = save_tiny(tmp_path / "other", seed=9)
     with pytest.raises(InputError) as caught:
         load_super_adapter(output, model=str(other))
@@ -201,10 +199,11 @@ def test_another_base_is_refused_with_both_fingerprints(base: Path, data: str, t
 
 
 def test_a_moved_run_still_finds_its_base(base: Path, data: str, tmp_path: Path) -> None:
-    train(base, tmp_path / "out", data=data, **SETTINGS)
+    own = shutil.copytree(base, tmp_path / "base")
+    train(own, tmp_path / "out", data=data, **{**SETTINGS, "max_steps": 3})
     moved = tmp_path / "moved"
     moved.mkdir()
-    base.rename(moved / "base")
+    own.rename(moved / "base")
     (tmp_path / "out").rename(moved / "out")
     assert load_super_adapter(moved / "out").elastic.space.max_rank == 6
 

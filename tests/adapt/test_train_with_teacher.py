@@ -21,9 +21,16 @@ from shears.training import cached_teacher as cached
 from shears.training.teacher import find_teacher
 from tests.oracles import distillation as oracle
 from tests.tiny import VOCABULARY, save_tiny, tiny_tokenizer
+from tests.training.conftest import write_data
 from tests.training.small_training import SETTINGS, assert_close, assert_same, log, pad_batches, stop_after
 
 FEW = {**SETTINGS, "max_steps": 3}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """Examples of each test's own: what a teacher says of them is kept beside them."""
+    return write_data(tmp_path)
 
 
 @pytest.fixture
@@ -170,7 +177,7 @@ def test_another_vocabulary_is_refused_before_anything_is_written(base: Path, da
     tokenizer.save_pretrained(other)
     with pytest.raises(InputError, match=r"other has 257 words and .*base 257 others; take"):
         train(base, tmp_path / "out", data=data, teacher=str(other), **SETTINGS)
-    assert {path.name for path in tmp_path.iterdir()} == {"base", "larger", "other", "train.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"larger", "other", "train.jsonl"}
 
 
 def test_a_sparse_teacher_is_warned_of(teacher: Path, caplog: pytest.LogCaptureFixture) -> None:

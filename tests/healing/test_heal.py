@@ -179,7 +179,8 @@ def test_a_teacher_may_have_another_depth(models: Path, tmp_path: Path) -> None:
 
 def test_an_adapter_on_a_dense_model_teaches_as_the_merged_model_does(models: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "bcdefg"}\n' * 16)
-    few: dict[str, Any] = {"ranks": "4", "batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-2, "device": "cpu"}
+    few: dict[str, Any] = {"ranks": "4", "batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-2, "device": "cpu",
+                           "max_steps": 20}  # fmt: skip
     adapter = shears.train(models / "dense", tmp_path / "adapter", data=tmp_path / "rows.jsonl", **few)
     merged = shears.export_adapter(adapter, tmp_path / "merged", format="merged")
     outputs = [healed(models, tmp_path / f"by-{each.name}", teacher=str(each)) for each in (adapter, merged)]

@@ -2,12 +2,17 @@
 
 import json
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from shears.adapt.train import train
+from shears.records.artifacts import weights_fingerprint
 from tests.tiny import save_tiny
 
 
@@ -30,11 +35,41 @@ def save_base(folder: Path) -> Path:
     return folder / "base"
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    return write_data(tmp_path)
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Examples for all tests, which only read them."""
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return save_base(tmp_path)
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A base for all tests, which only read it."""
+    folder = save_base(tmp_path_factory.mktemp("base"))
+    before = weights_fingerprint(folder)
+    yield folder
+    assert weights_fingerprint(folder) == before
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """Trains with some settings, once for all tests, which only read the folders. Each is called `out`.
+
+    A test calls it before it patches anything.
+    """
+
+    base: Path
+    data: str
+    folder: Path
+    made: dict[str, Path] = field(default_factory=dict)
+
+    def __call__(self, **settings: Any) -> Path:
+        key = repr(sorted(settings.items()))
+        if key not in self.made:
+            output = self.folder / str(len(self.made)) / "out"
+            self.made[key] = train(self.base, output, data=self.data, **settings)
+        return self.made[key]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(base: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed(base, data, tmp_path_factory.mktemp("undisturbed"))

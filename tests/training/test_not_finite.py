@@ -11,6 +11,7 @@ from shears.errors import InputError
 from shears.records.folders import partial_folder
 from shears.training.checkpoints import last_whole_checkpoint
 from shears.training.trainer import StepTrainer
+from tests.training.conftest import Undisturbed
 from tests.training.small_training import SETTINGS, assert_same, log, stop_after, weights
 
 RARELY = {**SETTINGS, "save_steps": 50, "dropout": 0.1}
@@ -40,7 +41,7 @@ def test_a_loss_that_is_not_finite_names_its_step(base: Path, data: str, tmp_pat
 
 @pytest.mark.parametrize("step", [4, 6])  # inside an epoch, and the first of the second
 def test_the_state_before_a_loss_that_is_not_finite_is_saved_and_resumes(
-    step: int, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, base: Path, data: str, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         spoil(step, patch)
@@ -50,17 +51,16 @@ def test_the_state_before_a_loss_that_is_not_finite_is_saved_and_resumes(
         stop_after(step - 1, patch)
         with pytest.raises(KeyboardInterrupt):
             train(base, tmp_path / "stopped", data=data, **{**RARELY, "save_steps": step - 1})
-    kept, undisturbed = (
+    kept, expected = (
         last_whole_checkpoint(partial_folder(tmp_path / name) / "checkpoints") for name in ("out", "stopped")
     )
     assert kept is not None
-    assert undisturbed is not None
-    assert kept.name == undisturbed.name == f"checkpoint-{step - 1}"
-    for name, tensor in weights(undisturbed).items():
+    assert expected is not None
+    assert kept.name == expected.name == f"checkpoint-{step - 1}"
+    for name, tensor in weights(expected).items():
         assert torch.equal(weights(kept)[name], tensor)
     assert [line["step"] for line in log(partial_folder(tmp_path / "out"))] == list(range(1, step))
-    whole = train(base, tmp_path / "whole", data=data, **RARELY)
-    assert_same(whole, train(base, tmp_path / "out", data=data, resume=True, **RARELY))
+    assert_same(undisturbed(**RARELY), train(base, tmp_path / "out", data=data, resume=True, **RARELY))
 
 
 def test_a_state_that_is_already_saved_is_not_saved_again(

@@ -19,6 +19,7 @@ from shears.training.loop import fit
 from shears.training.step_log import StepLog
 from shears.training.stopping import SaveInTime
 from tests.processes import command_line
+from tests.training.conftest import Undisturbed
 from tests.training.small_training import SETTINGS, assert_same, stop_after
 from tests.training.test_not_finite import spoil
 
@@ -57,12 +58,11 @@ def steps_kept(output: Path) -> list[int]:
     return sorted(last_steps(partial_folder(output) / "checkpoints"))
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("step", [1, 3])
 def test_two_minutes_after_the_last_checkpoint_another_is_written(
-    step: int, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, base: Path, data: str, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = train(base, tmp_path / "out", data=data, **RARELY)
-    undisturbed.rename(tmp_path / "undisturbed")
+    whole = undisturbed(**RARELY)
     clock = Clock()
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "fit", partial(fit, clock=clock))
@@ -72,7 +72,7 @@ def test_two_minutes_after_the_last_checkpoint_another_is_written(
             train(base, tmp_path / "out", data=data, **RARELY)
     assert steps_kept(tmp_path / "out") == [step]
     assert (stopped.value.step, stopped.value.is_kept) == (step, True)
-    assert hashes(train(base, tmp_path / "out", resume=True, data=data, **RARELY)) == hashes(tmp_path / "undisturbed")
+    assert hashes(train(base, tmp_path / "out", resume=True, data=data, **RARELY)) == hashes(whole)
 
 
 def test_without_two_minutes_there_is_no_checkpoint(
@@ -88,22 +88,25 @@ def test_without_two_minutes_there_is_no_checkpoint(
     assert not partial_folder(tmp_path / "out").exists(), "it would stand in the way of the next try"
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize(("step", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM), (3, signal.SIGINT)])
 def test_at_a_signal_the_step_ends_and_is_saved(
-    step: int, number: signal.Signals, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int,
+    number: signal.Signals,
+    base: Path,
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     handlers = [signal.getsignal(each) for each in NUMBERS]
-    undisturbed = train(base, tmp_path / "out", data=data, **RARELY)
-    undisturbed.rename(tmp_path / "undisturbed")
+    whole = undisturbed(**RARELY)
     with monkeypatch.context() as patch:
         after_step(step, patch, lambda: os.kill(os.getpid(), number))
         with pytest.raises(Interrupted) as stopped:
-            train(base, tmp_path / "out", data=data, **RARELY)
+            train(base, tmp_path / "out", data=undisturbed.data, **RARELY)
     assert (stopped.value.number, stopped.value.step) == (number, step)
     assert steps_kept(tmp_path / "out") == [step]
     assert [signal.getsignal(each) for each in NUMBERS] == handlers
-    assert hashes(train(base, tmp_path / "out", resume=True, data=data, **RARELY)) == hashes(tmp_path / "undisturbed")
+    assert hashes(train(base, tmp_path / "out", resume=True, data=undisturbed.data, **RARELY)) == hashes(whole)
 
 
 def test_a_second_signal_stops_at_once(base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +135,9 @@ def test_a_launcher_may_repeat_its_signal(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_signal_in_the_last_step_leaves_all_to_a_resume(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, data: str, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(base, tmp_path / "whole", data=data, **RARELY)
+    whole = undisturbed(**RARELY)
     with monkeypatch.context() as patch:
         after_step(7, patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Interrupted, match="SIGTERM"):

@@ -1,5 +1,6 @@
 """Every way of training resumes without a trace, recomputes the same gradients, and loads as what was trained."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from tests.training.small_training import SETTINGS, assert_close, assert_same, l
 IDS = torch.arange(40).view(2, 20)
 
 
-@pytest.fixture
-def sparse(data: str, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sparse(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pruned tiny model with its recovery."""
-    save_tiny(tmp_path / "dense")
+    folder = tmp_path_factory.mktemp("variants")
+    save_tiny(folder / "dense")
     settings = {
         "method": "wanda",
         "num_samples": 4,
@@ -31,7 +33,7 @@ def sparse(data: str, tmp_path: Path) -> Path:
         "precision": "fp32",
         "device": "cpu",
     }
-    return sparsify(tmp_path / "dense", tmp_path / "sparse", calibration=data, **settings)
+    return sparsify(folder / "dense", folder / "sparse", calibration=data, **settings)
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -45,43 +47,58 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_an_interruption_leaves_no_trace_in(
-    sparse: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """An undisturbed training in one of the ways, and the adapter in memory that it saved."""
+
+    way: str
+    settings: dict[str, Any]
+    folder: Path
+    prepared: PreparedAdapter
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def trained(
+    request: pytest.FixtureRequest, sparse: Path, data: str, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    way = str(request.param)
     settings = {**SETTINGS, **WAYS[way], "data": data}
-    padded = pytest.MonkeyPatch()
-    if "padded" in way:
-        pad_batches(padded)
-    whole = train(sparse, tmp_path / "whole", **settings)
-    stop_after(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        train(sparse, tmp_path / "stopped", **settings)
-    monkeypatch.undo()
-    assert_same(whole, train(sparse, tmp_path / "stopped", resume=True, **settings))
-    padded.undo()
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_what_is_loaded_is_what_was_trained(
-    sparse: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
-    trained: list[PreparedAdapter] = []
+    kept: list[PreparedAdapter] = []
     save = train_module._save
 
     def keep(prepared: PreparedAdapter, *rest: Any) -> None:
-        trained.append(prepared)
+        kept.append(prepared)
         save(prepared, *rest)
 
-    monkeypatch.setattr(train_module, "_save", keep)
-    loaded = load_super_adapter(train(sparse, tmp_path / "out", data=data, **{**SETTINGS, **WAYS[way]}))
-    ours = trained[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "_save", keep)
+        if "padded" in way:
+            pad_batches(patch)
+        folder = train(sparse, tmp_path_factory.mktemp("trained") / "whole", **settings)
+    return Trained(way, settings, folder, kept[0])
+
+
+def test_an_interruption_leaves_no_trace_in(
+    trained: Trained, sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "padded" in trained.way:
+        pad_batches(monkeypatch)
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(sparse, tmp_path / "stopped", **trained.settings)
+    assert_same(trained.folder, train(sparse, tmp_path / "stopped", resume=True, **trained.settings))
+
+
+def test_what_is_loaded_is_what_was_trained(trained: Trained) -> None:
+    loaded = load_super_adapter(trained.folder)
+    ours = trained.prepared
     ours.model.eval()
     for choice in ("maximal", "heuristic", "minimal"):
         ours.elastic.activate(getattr(ours.elastic.space, choice)())
         loaded.elastic.activate(getattr(loaded.elastic.space, choice)())
         # pissa's base is the original again, and its adapter twice as large: the same sums in another order
-        close = {"rtol": 1e-4, "atol": 1e-5} if way == "pissa" else {"rtol": 0, "atol": 0}
+        close = {"rtol": 1e-4, "atol": 1e-5} if trained.way == "pissa" else {"rtol": 0, "atol": 0}
         torch.testing.assert_close(logits(loaded.model), logits(ours.model), **close)
 
 

@@ -22,6 +22,7 @@ from shears.models.ref import resolve
 from shears.records.artifacts import read_json
 from shears.training.validation import Validation, ValidationLosses, Validator, own_module
 from tests.tiny import save_tiny
+from tests.training.conftest import Undisturbed
 from tests.training.small_training import SETTINGS, assert_same, log, pad_batches, stop_after, weights
 
 EVERY_TWO: dict[str, Any] = {**SETTINGS, "validation_every": 2, "dropout": 0.1}
@@ -64,8 +65,10 @@ def test_the_loss_is_that_of_the_saved_adapter_at_its_largest_ranks(
     assert read_json(output / "search_space.json")["validation"] == {"step": 7, "loss": losses[7]}
 
 
-def test_validation_changes_no_step(base: Path, data: str, held_out: str, tmp_path: Path) -> None:
-    plain = train(base, tmp_path / "plain", data=data, **SETTINGS, dropout=0.1)
+def test_validation_changes_no_step(
+    base: Path, data: str, held_out: str, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    plain = undisturbed(**SETTINGS, dropout=0.1)
     validated = train(base, tmp_path / "validated", data=data, validation=held_out, **EVERY_TWO)
     assert all(torch.equal(tensor, weights(validated)[name]) for name, tensor in weights(plain).items())
     assert [{**line, "validation_loss": 0} for line in log(plain)] == [
