@@ -72,7 +72,7 @@ def test_what_breaks_a_bound_on_a_size_is_proposed_but_not_measured(name: str, t
     evaluator = CombinedEvaluator(
         [PlainEvaluator(objective)], lambda ranks: {"parameters": sum(ranks.values())}, BOUNDED
     )
-    plan, location = a_plan(name, 40, goal=BOUNDED), StudyLocation(f"sqlite:///{tmp_path}/study.db", resume=True)
+    plan, location = a_plan(name, 20, goal=BOUNDED), StudyLocation(f"sqlite:///{tmp_path}/study.db", resume=True)
     result = run_search(space, evaluator, plan, location)
     within = [each for each in result.evaluations if sum(each.ranks.values()) <= LIMIT]
     assert asked == [each.ranks for each in within]

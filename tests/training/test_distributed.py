@@ -29,8 +29,12 @@ PYTHON = sys.executable
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SAME: dict[str, dict[str, Any]] = {
     "uniform": {"sampling": "uniform"},
-    "taught-padded-split": {"teacher": "teacher", "padded": True, "micro_batch_size": 1},
-    "nested-padded-split": {"sampling": "nested", "padded": True, "micro_batch_size": 1},
+    "nested-taught-padded-split": {
+        "sampling": "nested",
+        "teacher": "teacher",
+        "padded": True,
+        "micro_batch_size": 1,
+    },
     "sharded": {"shard": True, "validation": "0.2", "validation_every": 3},
     "sharded-sparse": {"shard": True, "sparse_adapter": True, "micro_batch_size": 1},
     "sharded-uniform": {"shard": True, "sampling": "uniform", "recompute": "none"},

@@ -22,14 +22,13 @@ def optimum(seed: int, ruggedness: float) -> RankConfig:
     return min(every(SPACE), key=lambda ranks: objective(ranks)["loss"])
 
 
-@pytest.mark.parametrize("seed", SEEDS[:2])
-def test_exhaustive_search_evaluates_every_configuration_once_and_chooses_the_optimum(seed: int) -> None:
-    objective, asked = counted(landscape(SPACE, seed, 0.5))
+def test_exhaustive_search_evaluates_every_configuration_once_and_chooses_the_optimum() -> None:
+    objective, asked = counted(landscape(SPACE, 0, 0.5))
     result = run_search(SPACE, objective, a_plan("exhaustive", 729))
     assert set(asked) == set(every(SPACE))
     assert len(asked) == 729
     assert asked[0] == SPACE.heuristic()
-    assert result.chosen.ranks == optimum(seed, 0.5)
+    assert result.chosen.ranks == optimum(0, 0.5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
