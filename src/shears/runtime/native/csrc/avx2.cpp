@@ -213,8 +213,8 @@ template <int M>
 void int_panel(const Job& job, int64_t p, void* scratch) {
   Panel panel = panel_at(*job.matrix, p);
   auto next_quarter = [&] {
-    if (!panel.masks) return load_quarter(panel.data);
     _mm_prefetch(reinterpret_cast<const char*>(panel.data) + job.walk.ahead, _MM_HINT_T0);
+    if (!panel.masks) return load_quarter(panel.data);
     panel.masks += 2;
     return expand_quarter(panel.masks - 2, panel.data);
   };
