@@ -133,6 +133,7 @@ def test_slow_clients_are_cut_without_a_traceback(
         for number in signals:
             process.send_signal(number)
             process.until(lambda: "no more requests are taken" in process.printed())
+            time.sleep(0.2)  # the server closes what asks for nothing
         ended = process.wait()
     finally:
         if process.poll() is None:

@@ -13,20 +13,19 @@ from tests.training.small_training import SETTINGS
 
 
 @pytest.mark.parametrize(
-    ("requested", "launcher", "expected"),
+    ("requested", "expected"),
     [
-        (("auto", True), "no", torch.bfloat16),
-        (("auto", False), "no", torch.float32),
-        (("fp32", True), "no", torch.float32),
-        (("fp32", True), "bf16", torch.float32),
+        (("auto", True, "no"), torch.bfloat16),
+        (("auto", False, "no"), torch.float32),
+        (("fp32", True, "no"), torch.float32),
+        (("fp32", True, "bf16"), torch.float32),
     ],
 )
-@pytest.mark.usefixtures("base")
 def test_forwards_of_a_training_run_in(
-    requested: tuple[str, bool], launcher: str, expected: torch.dtype, data: str, tmp_path: Path,
+    requested: tuple[str, bool, str], expected: torch.dtype, base: Path, data: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    precision, has_bf16 = requested
+    precision, has_bf16, launcher = requested
     dtypes: list[torch.dtype] = []
     trained = loop._trainer
 
@@ -41,5 +40,5 @@ def test_forwards_of_a_training_run_in(
     monkeypatch.setattr(arithmetic, "fp32_is_faster", lambda: False)
     monkeypatch.setattr(loop, "_trainer", listening)
     settings = {**SETTINGS, "max_steps": 2, "precision": precision, "recompute": "none"}
-    train(tmp_path / "base", tmp_path / "out", data=data, **settings)
+    train(base, tmp_path / "out", data=data, **settings)
     assert dtypes == [expected] * 2
