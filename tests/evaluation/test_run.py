@@ -17,8 +17,10 @@ from shears.config.fields import TemplateName
 from shears.config.resolve import build
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
-from shears.evaluation.run import evaluate, template_of
+from shears.evaluation.run import evaluate, open_subject, template_of
+from shears.models import arithmetic
 from shears.models.load import load_with_adapter
+from shears.models.ref import resolve
 from shears.records.artifacts import MERGED, SUB_ADAPTER, weights_fingerprint, write_json
 from shears.records.trained_form import trained_template
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -117,6 +119,25 @@ def test_fp32_is_the_arithmetic_of_a_16_bit_model_too(adapted: bool, base: Path,
     assert evaluate(str(base), tmp_path / "two.json", adapter, precision="fp32", **options).value != expected
     configs = [json.loads((tmp_path / name).read_text())["config"] for name in ("one.json", "two.json")]
     assert [config["dtype"] for config in configs] == ["fp32", "bf16"]  # what the figures are of
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("perplexity", torch.float32),
+        ("choices", torch.float32),
+        ("harness", torch.bfloat16),
+        ("number", torch.bfloat16),
+    ],
+)
+def test_only_scores_take_the_faster_number_format(
+    task: str, expected: torch.dtype, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model("llama").bfloat16().save_pretrained(base)
+    monkeypatch.setattr(arithmetic, "fp32_is_faster", lambda: True)
+    more = {"harness": ("piqa",)} if task == "harness" else {}
+    settings = EvaluateConfig(task=task, data="rows.jsonl", device="cpu", backend="transformers", **more)
+    assert next(open_subject(resolve(base), None, settings).model.parameters()).dtype == expected
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_fingerprints(base: Path, tmp_path: Path) -> None:

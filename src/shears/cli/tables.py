@@ -549,12 +549,10 @@ def _better_dense(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         for name, each in others.items()
         if each["right"].count("1") > right[: each["n"]].count("1")
     ]
+    if not told:
+        return ""
     verb = "answers" if len(told) == 1 else "answer"
-    return (
-        f"Keep the dense one where its size will do: {' and '.join(told)} {verb} more of the same rows. "
-        if told
-        else ""
-    )
+    return f"Keep the dense one where its size will do: {' and '.join(told)} {verb} more of the same rows. "
 
 
 def _number(value: float | None, form: str) -> str:

@@ -128,7 +128,7 @@ def _evaluated(
     subject: Subject, settings: EvaluateConfig, journal: TextJournal | None, parts: Sequence[Path]
 ) -> Evaluation:
     own_autocast = settings.task == "harness"  # lm-eval opens it
-    context = autocast if settings.generates else computing
+    context = computing if _scores(settings) else autocast
     with nullcontext() if own_autocast else context(settings.precision, device_of(subject.model)):
         return evaluate_task(
             subject.model, subject.tokenizer, settings, journal, training_data(*parts), subject.backend
@@ -255,11 +255,16 @@ def open_subject(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -
             values = {"values": backend.describe()["values"]}
             return Subject(_without_weights(ref), load_tokenizer(ref), backend, values=values)
     dtype = settings.weights
-    if dtype == "auto" and not settings.generates:
+    if dtype == "auto" and _scores(settings):
         dtype = computing_dtype(settings.precision, pick_device(settings.device))
     model, tokenizer = load_with_adapter(ref, adapter, dtype, settings.device)
     backend = native_backend(model, wanted, consume=True) if settings.generates else None
     return Subject(model, tokenizer, backend)
+
+
+def _scores(settings: EvaluateConfig) -> bool:
+    """Return whether texts are scored in the faster number format: lm-eval takes the model's own, as answers do."""
+    return not settings.generates and settings.task != "harness"
 
 
 def _without_weights(ref: ModelRef) -> nn.Module:
