@@ -33,7 +33,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.memory import memory
 from benchmarks.report import MODEL, environment, log_to_stderr, parser_of, quotients, spread
-from benchmarks.rival import LONGEST, SCRIPT, LlamaCpp, opened
+from benchmarks.rival import ROOT, Program, Rival, opened
+from benchmarks.rival_process import LONGEST
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.models.load import load_with_adapter, put_adapter
@@ -195,13 +196,14 @@ def llama_cpp_name(file: Path) -> str:
 @contextmanager
 def llama_cpp_arms(python: str | None, folder: Path | None, threads: int) -> Iterator[dict[str, Arm]]:
     """Yield an arm for every .gguf file of a folder, each in a process of `python`; no arm if that is None."""
+    program = Program("llama.cpp", str(python))
     files = llama_cpp_files(folder) if python and folder else []
     with ExitStack() as stack:
-        yield {llama_cpp_name(file): remote(stack.enter_context(opened(str(python), file, threads))) for file in files}
+        yield {llama_cpp_name(file): remote(stack.enter_context(opened(program, file, threads))) for file in files}
 
 
-def remote(process: LlamaCpp) -> Arm:
-    """Return the arm of a process of llama.cpp, by its own clocks."""
+def remote(process: Rival) -> Arm:
+    """Return the arm of a rival's process, by its own clocks."""
 
     def run(prompt: Sequence[int], new: int) -> tuple[Timing, list[int]]:
         answer = process.ask(prompt, new)
@@ -271,13 +273,13 @@ def report_memory(arguments: argparse.Namespace) -> Iterator[str]:
     folder = resolve(arguments.model).folder
     ours = {HF_DEFAULT: folder, **{DENSE + values: None for values in DENSE_VALUES}}
     for name, path in {**ours, **{SPARSE + one.name: one for one in arguments.packages}}.items():
-        command = [sys.executable, "-m", "benchmarks.decode", "resident", "--model", str(folder), "--only", name]
-        command += ["--packages", *map(str, arguments.packages)] if arguments.packages else []
-        resident = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+        asked = [sys.executable, "-m", "benchmarks.decode", "resident", "--model", str(folder), "--only", name]
+        asked += ["--packages", *map(str, arguments.packages)] if arguments.packages else []
+        resident = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.split()[-1]
         yield f"| {name} | {int(resident) / 1e6:.0f} | {'' if path is None else f'{_weight_bytes(path) / 1e6:.0f}'} |"
     for file in llama_cpp_files(arguments.gguf) if arguments.llama_cpp else []:
-        command = [arguments.llama_cpp, str(SCRIPT), "resident", str(file)]
-        resident = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+        asked = Program("llama.cpp", arguments.llama_cpp).command("resident", file.resolve())
+        resident = subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()[-1]
         yield f"| {llama_cpp_name(file)} | {int(resident) / 1e6:.0f} | {file.stat().st_size / 1e6:.0f} |"
 
 

@@ -1,35 +1,41 @@
-"""The front: accuracy over bytes and over tokens/s, our packages beside llama.cpp's formats of the dense model.
+"""The front: accuracy over bytes and over tokens/s, our packages beside rivals' formats of the dense model.
 
     python -m benchmarks.front run --data FOLDER --work DIR --models 135m=smollm2-135m --task mawps
-        [--llama-cpp PYTHON] [--seeds 0,1,2] [--arms "ARM; ARM"]
-    python -m benchmarks.front speed ...      # the same options; last, on a quiet machine
+        [--rivals llama.cpp=PYTHON,ik_llama.cpp=PYTHON,OpenVINO=PYTHON] [--seeds 0,1,2] [--arms "ARM; ARM"]
+    python -m benchmarks.front speed ... [--modes "1 thread; 2 processes"]   # last, on a quiet machine
     python -m benchmarks.front table --results FILE.jsonl ...
     python -m benchmarks.front pictures --results FILE.jsonl ... [--output docs/assets]
 
 FOLDER holds the sets in LLM-Adapters' form. A cell (model, task, arm, seed) is a line of the first file of --results:
 what the results hold is skipped, a killed training goes on from its last checkpoint, killed answers from the last one.
 benchmarks.front_arms says what the arms are. Every arm answers the same questions greedily, each by its own kernels,
-and one rule reads all answers. PYTHON has llama-cpp-python, in a process of its own; without it the arms of llama.cpp
-are skipped, and the table says so. Bytes are those of all files that answering reads: weights, tokenizer, settings.
+and one rule reads all answers; the model as it came is asked in its own chat form. Each PYTHON has a rival's engine, in
+a process of its own; without it that rival's arms are skipped, and the table says so. Bytes are those of all files that
+answering reads: weights, tokenizer, settings.
 
-`speed` continues a prompt of 16 tokens by 64, one thread, one text, all arms in turns. A table pools seeds by question;
-Holm corrects the p values of the arms that decide.
+`speed` continues a prompt of 16 tokens by 64, one text, all arms in turns: with one thread, with two, and in two
+processes at once, each on a core of its own, so that they share the memory's bandwidth (tokens/s of one of them);
+"prefill" reads 512 tokens with one thread. A table pools seeds by question; Holm corrects the p values of the arms that
+decide.
 """
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from statistics import fmean, median
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
 import shears
-from benchmarks.decode import NEW, PROMPT, measured, native, native_arm, remote
-from benchmarks.front_arms import ARMS, DECIDING, REFERENCES, TASKS, Arm, Maker, pareto
+from benchmarks.decode import NEW, PREFILL, PROMPT, Timing, measured, remote
+from benchmarks.decode import Arm as Timed
+from benchmarks.front_arms import ARMS, DECIDING, REFERENCES, SPARSE_INT4, TASKS, Arm, Maker, pareto
 from benchmarks.pictures import Point, scatter
 from benchmarks.report import (
     Pair,
@@ -44,14 +50,14 @@ from benchmarks.report import (
     parser_of,
     percent,
     points,
+    quotients,
     rows_of,
     seeds,
     setting,
     spread,
 )
-from benchmarks.rival import LlamaCppBackend, opened
+from benchmarks.rival import MODULES, Engine, Rival, RivalBackend, opened
 from shears.checkpoints.conversion import known_config
-from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
 from shears.data.examples import load_examples, prompts_of
@@ -67,12 +73,13 @@ from shears.records.figures import CUT
 from shears.records.paths import file_fingerprint
 from shears.records.timing import processor
 from shears.runtime.loading import generation_settings
-from shears.runtime.native.model_source import source_of_package
 
 Row = Mapping[str, Any]
 Runs = Mapping[int, Bits]  # by seed
 MB = 1e6
 ENOUGH = 3  # seeds
+Mode = Literal["1 thread", "2 threads", "2 processes", "prefill"]
+MODES: Sequence[Mode] = get_args(Mode)
 
 
 class Table(NamedTuple):
@@ -118,66 +125,90 @@ def answered(maker: Maker, arm: Arm, limit: int) -> dict[str, Any]:
     """Return the figures of an arm: its right answers as bits, how many were cut, the bytes of its files."""
     file = maker.file(arm)
     output = maker.folder / "answers" / f"{file.name}{f'-first{limit}' if limit else ''}.json"
-    options = {**TASKS[maker.task].evaluation, "data": str(maker.rows("test")), "limit": limit or None}
+    task = TASKS[maker.task]
+    form, rows = (task.untrained, "asked") if arm.training == "none" else (task.evaluation, "test")
+    options = {**form, "data": str(maker.rows(rows)), "limit": limit or None}
     start = time.monotonic()
     if arm.is_rival:
-        evaluation = _by_llama_cpp(maker, file, output, EvaluateConfig(**options))
+        evaluation = _by_rival(maker, arm.engine, file, output, EvaluateConfig(**options))
     else:
         evaluation = shears.evaluate(str(file), output, **options)
-    parts = [file] if file.is_file() else [path for path in file.iterdir() if path.is_file()]
     return {
         "right": as_text(evaluation.records), "cut": int(evaluation.details[CUT]),
-        "bytes": sum(path.stat().st_size for path in parts), "seconds": round(time.monotonic() - start, 1),
+        "bytes": sum(path.stat().st_size for path in _files_of(file)), "seconds": round(time.monotonic() - start, 1),
         "environment": environment(),
     }  # fmt: skip
 
 
-def _by_llama_cpp(maker: Maker, file: Path, output: Path, config: EvaluateConfig) -> Evaluation:
-    """Return llama.cpp's answers, kept one by one in a journal, read as those of every other arm."""
+def _files_of(file: Path) -> list[Path]:
+    """Return the files that answering reads."""
+    return [file] if file.is_file() else [path for path in file.iterdir() if path.is_file()]
+
+
+def _by_rival(maker: Maker, engine: Engine, file: Path, output: Path, config: EvaluateConfig) -> Evaluation:
+    """Return a rival's answers, kept one by one in a journal, read as those of every other arm."""
     ref = resolve(maker.merged())
     with torch.device("meta"):
         model = build_causal_model(known_config(ref.folder))
     model.generation_config = generation_settings(ref.folder)
     output.parent.mkdir(parents=True, exist_ok=True)
-    journal = TextJournal(journal_path(output), {**settings_and_data(config), "file_sha256": file_fingerprint(file)})
-    with opened(str(maker.llama_cpp), file) as process:
-        backend = LlamaCppBackend(process, model.config.vocab_size)
+    weights = max(_files_of(file), key=lambda path: path.stat().st_size)
+    journal = TextJournal(journal_path(output), {**settings_and_data(config), "file_sha256": file_fingerprint(weights)})
+    with opened(maker.program(engine), file) as process:
+        backend = RivalBackend(process, model.config.vocab_size)
         return evaluate_task(model, load_tokenizer(ref), config, journal, backend=backend)
 
 
 def _speed(arguments: argparse.Namespace) -> None:
     """Time every arm whose files are there, of the first seed, in turns."""
-    torch.set_num_threads(1)
     begin()
     cells = [(maker, name) for maker, name in _cells(arguments) if maker.seed == arguments.seeds[0]]
     for model in arguments.models:
         makers = {name: maker for maker, name in cells if maker.name == model and _is_measured(maker, name, arguments)}
-        for name, figures in speeds(makers, arguments.rounds).items():
-            key = _key(makers[name], name, arguments)
-            about = {"processor": processor(), "environment": environment()}
-            add_row(arguments.results[0], {**key, "kind": "speed", "tokens_per_second": figures, **about})
-            print(f"{name}: {spread(figures, 1)} tokens/s", flush=True)
+        for mode in arguments.modes if makers else ():
+            for name, figures in speeds(makers, mode, arguments.rounds).items():
+                key = _key(makers[name], name, arguments)
+                about = {"processor": processor(), "environment": environment()}
+                add_row(
+                    arguments.results[0], {**key, "kind": "speed", "mode": mode, "tokens_per_second": figures, **about}
+                )
+                print(f"{mode}, {name}: {spread(figures, 1)} tokens/s", flush=True)
 
 
-def speeds(makers: Mapping[str, Maker], rounds: int) -> dict[str, list[float]]:
-    """Return tokens/s of the arms of one model in every round, one thread, one text."""
-    if not makers:
-        return {}
+def speeds(makers: Mapping[str, Maker], mode: Mode, rounds: int) -> dict[str, list[float]]:
+    """Return tokens/s of the arms of one model in every round, one text a process."""
     maker = next(iter(makers.values()))
     tokenizer = load_tokenizer(resolve(maker.merged()))
     template = TASKS[maker.task].evaluation.get("template", DEFAULT_TEMPLATE)
     examples = load_examples(str(maker.rows("test")), template, tokenizer, 1)
-    prompt = (prompts_of(examples, tokenizer)[0] * PROMPT)[:PROMPT]
+    count, new = (PREFILL, 0) if mode == "prefill" else (PROMPT, NEW)
+    prompt = (prompts_of(examples, tokenizer)[0] * count)[:count]
     with ExitStack() as stack:
-        arms = {}
-        for name, each in makers.items():
-            file = each.file(ARMS[name])
-            if ARMS[name].is_rival:
-                arms[name] = remote(stack.enter_context(opened(str(each.llama_cpp), file)))
-            else:
-                arms[name] = native_arm(native(source_of_package(read_package(file)), 1))
-        timings = measured(arms, prompt, NEW, rounds)
-    return {name: [NEW / timing.wall for timing in values] for name, values in timings.items()}
+
+        def process(name: str, threads: int = 1, core: int | None = None) -> Rival:
+            arm = ARMS[name]
+            return stack.enter_context(opened(makers[name].program(arm.engine), makers[name].file(arm), threads, core))
+
+        if mode == "2 processes":
+            cores = sorted(os.sched_getaffinity(0))[:2]
+            arms = {name: at_once([process(name, 1, core) for core in cores]) for name in makers}
+        else:
+            arms = {name: remote(process(name, 2 if mode == "2 threads" else 1)) for name in makers}
+        timings = measured(arms, prompt, new, rounds)
+    return {name: [(new or count) / timing.wall for timing in values] for name, values in timings.items()}
+
+
+def at_once(processes: Sequence[Rival]) -> Timed:
+    """Return the arm of processes that all continue the same prompt at the same time: the mean of their seconds."""
+
+    def run(prompt: Sequence[int], new: int) -> tuple[Timing, list[int]]:
+        for process in processes:
+            process.begin(prompt, new)
+        answers = [process.answer() for process in processes]
+        wall, cpu = (fmean(answer[clock] for answer in answers) for clock in ("seconds", "cpu"))
+        return Timing(wall, cpu), answers[0]["tokens"]
+
+    return Timed(run)
 
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
@@ -189,19 +220,34 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
 def _table(table: Table, rows: Sequence[Row]) -> Iterator[str]:
     runs = runs_of(rows)
     yield f"\n## {table}\n"
-    yield "| arm | seeds | accuracy | cut | MB | tokens/s |\n" + "| --- " * 6 + "|"
+    yield "| arm | seeds | accuracy | cut | MB |\n" + "| --- " * 5 + "|"
     for name, of_arm in runs.items():
-        last = _last(rows, name, "test")
+        last = _last(rows, name)
         cut = sum(row["cut"] for row in rows if row["kind"] == "test" and row["arm"] == name)
         accuracy = percent(pooled_accuracy(list(of_arm.values())))
-        timed = _last(rows, name, "speed")
-        speed = spread(timed["tokens_per_second"], 1) if timed else ""
-        yield f"| {name} | {len(of_arm)} | {accuracy} | {cut} | {last['bytes'] / MB:.1f} | {speed} |"
+        yield f"| {name} | {len(of_arm)} | {accuracy} | {cut} | {last['bytes'] / MB:.1f} |"
     yield f"\n{_asked(runs)}"
     yield "\n| points | minus " + " | minus ".join(REFERENCES) + " |\n" + "| --- " * (1 + len(REFERENCES)) + "|"
     for name in runs:
         yield f"| {name} | " + " | ".join(_difference(runs, name, other) for other in REFERENCES) + " |"
     yield from paired_table(list(_deciding(runs)))
+    yield from _speed_table(rows, list(runs))
+
+
+def _speed_table(rows: Sequence[Row], names: Sequence[str]) -> Iterator[str]:
+    """Yield tokens/s in every mode, and how many times as fast the sparse int4 arm is, round by round."""
+    timed = {(mode, name): _last(rows, name, mode).get("tokens_per_second", []) for mode in MODES for name in names}
+    modes = [mode for mode in MODES if any(timed[mode, name] for name in names)]
+    cells: Sequence[tuple[str, Callable[[Mode, str], str]]] = (
+        ("tokens/s", lambda mode, name: spread(timed[mode, name], 1)),
+        (f"times {SPARSE_INT4}", lambda mode, name: spread(quotients(timed[mode, SPARSE_INT4], timed[mode, name]))),
+    )
+    for title, cell in cells if modes else ():
+        yield f"\n| {title} | " + " | ".join(modes) + " |\n" + "| --- " * (1 + len(modes)) + "|"
+        for name in names:
+            shown = [cell(mode, name) if timed[mode, name] and timed[mode, SPARSE_INT4] else "" for mode in modes]
+            if any(shown):
+                yield f"| {name} | " + " | ".join(shown) + " |"
 
 
 def _asked(runs: Mapping[str, Runs]) -> str:
@@ -257,8 +303,8 @@ def pictures(table: Table, rows: Sequence[Row]) -> dict[str, str]:
     sizes, rates = {}, {}
     for name, runs in runs_of(rows).items():
         value, low, high = (100 * each for each in pooled_accuracy(list(runs.values())))
-        sizes[name] = Point(_last(rows, name, "test")["bytes"] / MB, value, low, high)
-        if timed := _last(rows, name, "speed"):
+        sizes[name] = Point(_last(rows, name)["bytes"] / MB, value, low, high)
+        if timed := _last(rows, name, MODES[0]):
             rates[name] = Point(median(timed["tokens_per_second"]), value, low, high)
     title = f"{table.model}, {table.task}: accuracy over"
     drawn = {"bytes": _drawing(f"{title} bytes", "MB", sizes, 1)}
@@ -271,9 +317,10 @@ def _drawing(title: str, name: str, found: Mapping[str, Point], sign: int) -> st
     return str(scatter(title, (name, "right answers, %"), found, {arm: ARMS[arm].kind for arm in found}, front))
 
 
-def _last(rows: Sequence[Row], name: str, kind: str) -> Row:
-    """Return the last line of an arm; an empty one if there is none."""
-    return next((row for row in reversed(rows) if row["arm"] == name and row["kind"] == kind), {})
+def _last(rows: Sequence[Row], name: str, mode: Mode | None = None) -> Row:
+    """Return the last answers of an arm, or its last speed in a mode; an empty line if there is none."""
+    wanted = {"arm": name, **({"kind": "speed", "mode": mode} if mode else {"kind": "test"})}
+    return next((row for row in reversed(rows) if wanted.items() <= row.items()), {})
 
 
 def _tables_of(rows: Sequence[Row]) -> list[Table]:
@@ -286,17 +333,25 @@ def _table_of(row: Row) -> Table:
 
 
 def _cells(arguments: argparse.Namespace) -> Iterator[tuple[Maker, str]]:
-    """Yield every cell, the first seed of all arms first; those of llama.cpp only where it is."""
-    skipped = [name for name in arguments.arms if ARMS[name].is_rival and arguments.llama_cpp is None]
+    """Yield every cell, the first seed of all arms first; those of a rival only where it is."""
+    pythons = {engine: Path(python).absolute() for engine, python in arguments.rivals.items()}
+    skipped = [name for name in arguments.arms if _needed(ARMS[name]) - pythons.keys()]
     if skipped:
-        print(f"skipped, because --llama-cpp names no Python: {'; '.join(skipped)}", flush=True)
+        print(f"skipped, because --rivals names no Python of theirs: {'; '.join(skipped)}", flush=True)
     for seed in arguments.seeds:
         for name, model in arguments.models.items():
             maker = Maker(
                 model, name, arguments.task, seed, arguments.data, arguments.work, arguments.examples,
-                arguments.epochs, dict(arguments.set), dict(arguments.prune), arguments.llama_cpp,
+                arguments.epochs, dict(arguments.set), dict(arguments.prune), pythons,
             )  # fmt: skip
             yield from ((maker, arm) for arm in arguments.arms if arm not in skipped)
+
+
+def _needed(arm: Arm) -> set[Engine]:
+    """Return the engines that make and run an arm's file; OpenVINO reads one of llama.cpp's."""
+    if not arm.is_rival:
+        return set()
+    return {arm.engine, "llama.cpp"} if arm.engine == "OpenVINO" else {arm.engine}
 
 
 def _key(maker: Maker, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -327,23 +382,30 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/front"), help="keeps all files")
     parser.add_argument("--models", type=named, default={"smollm2-135m": "smollm2-135m"}, help="NAME=MODEL,...")
     parser.add_argument("--task", choices=list(TASKS), default="mawps")
-    parser.add_argument("--arms", type=_arms, default=list(ARMS), help="separated by '; '")
+    parser.add_argument("--arms", type=partial(_among, list(ARMS)), default=list(ARMS), help="separated by '; '")
     parser.add_argument("--seeds", type=seeds, default=[0, 1, 2])
     parser.add_argument("--examples", type=int, default=0, help="training rows, the first ones; 0: all")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--limit", type=int, default=0, help="test questions, the first ones; 0: all")
-    parser.add_argument("--llama-cpp", type=Path, metavar="PYTHON")
+    parser.add_argument("--rivals", type=_rivals, default={}, help="ENGINE=PYTHON,...")
     parser.add_argument("--set", type=setting, action="append", default=[], help="KEY=VALUE of every shears train")
     parser.add_argument("--prune", type=setting, action="append", default=[], help="KEY=VALUE of every sparsify")
     parser.add_argument("--rounds", type=int, default=7, help="of speed")
+    parser.add_argument("--modes", type=partial(_among, MODES), default=list(MODES), help="of speed")
     parser.add_argument("--output", type=Path, default=Path("docs/assets"), help="folder of the pictures")
     return parser.parse_args()
 
 
-def _arms(text: str) -> list[str]:
+def _among(known: Sequence[str], text: str) -> list[str]:
     given = text.split("; ")
-    if unknown := [name for name in given if name not in ARMS]:
-        raise argparse.ArgumentTypeError(f"must be among {'; '.join(ARMS)}, got {'; '.join(unknown)}")
+    if unknown := [name for name in given if name not in known]:
+        raise argparse.ArgumentTypeError(f"must be among {'; '.join(known)}, got {'; '.join(unknown)}")
+    return given
+
+
+def _rivals(text: str) -> dict[str, str]:
+    given = named(text)
+    _among([engine for engine in MODULES if engine != "shears"], "; ".join(given))
     return given
 
 

@@ -1,10 +1,11 @@
 """The arms and tasks of benchmarks.front, and how the files of an arm are made: trained, merged, packed, quantized.
 
 All arms of a seed read the same rows as often. The dense model's LoRA learns from the rows; it is merged, rounded into
-our packages and into llama.cpp's formats, and it is the teacher of the other trainings, which learn from the rows and
+our packages and into the formats of rivals, and it is the teacher of the other trainings, which learn from the rows and
 from it, one half each. Everything is kept in --work and made once.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 
 import shears
 from benchmarks.real_models_data import test_file, write_training
-from benchmarks.rival import quantized
+from benchmarks.rival import Engine, Program, converted, quantized
 from benchmarks.tasks import TASKS as OTHER_TASKS
-from benchmarks.tasks import Paths, write_mawps_anew, write_rows
+from benchmarks.tasks import Paths, lines_of, write_mawps_anew, write_rows
 from shears.checkpoints.conversion import read_config
 from shears.data.calibration import calibration_batches
 from shears.data.rows import read_rows
@@ -31,7 +32,7 @@ from shears.models.load import load_with_adapter
 from shears.models.ref import resolve
 from shears.records.artifacts import GGUF_FILE
 
-Training = Literal["lora", "grid", "masked"]
+Training = Literal["none", "lora", "grid", "masked"]
 TRAININGS: Mapping[Training, Mapping[str, Any]] = {
     "lora": {},  # the teacher
     "grid": {"quantize_aware": "int4"},
@@ -42,43 +43,57 @@ TRAININGS: Mapping[Training, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """What a file holds: the weights of a training, in a number format of ours or of llama.cpp."""
+    """What a file holds: the weights of a training, in a number format of ours or of a rival."""
 
     training: Training
     values: str
-    """Of our packages bf16, int8 or int4, or a format of llama.cpp."""
+    """Of our packages bf16, int8 or int4, or a format of the engine."""
     embeddings: str
     sparsity: float = 0.0
-    is_rival: bool = False
+    engine: Engine = "shears"
+
+    @property
+    def is_rival(self) -> bool:
+        """Whether another engine than ours answers."""
+        return self.engine != "shears"
 
     @property
     def kind(self) -> str:
-        """The colour of its point in a picture: ours sparse, ours dense, or llama.cpp's."""
+        """The colour of its point in a picture: ours sparse, ours dense, or a rival's."""
         return "plain" if self.is_rival else "ours" if self.sparsity else "adapter"
 
 
+AS_IT_CAME = "dense bf16, as it came"
 DENSE = "dense bf16"
 DENSE_INT4 = "dense int4, trained"
 SPARSE_INT4 = "sparse 50 % int4, trained"
 Q4_K_M = "llama.cpp Q4_K_M"
+Q4_0 = "llama.cpp Q4_0"
 ARMS: Mapping[str, Arm] = {
+    AS_IT_CAME: Arm("none", "bf16", "keep"),
     DENSE: Arm("lora", "bf16", "keep"),
     DENSE_INT4: Arm("grid", "int4", "int4"),
     SPARSE_INT4: Arm("grid", "int4", "int4", 0.5),
-    Q4_K_M: Arm("lora", "q4_k_m", "q4_0", is_rival=True),
-    "llama.cpp Q4_0": Arm("lora", "q4_0", "q4_0", is_rival=True),
+    Q4_K_M: Arm("lora", "q4_k_m", "q4_0", engine="llama.cpp"),
+    Q4_0: Arm("lora", "q4_0", "q4_0", engine="llama.cpp"),
+    "ik_llama.cpp IQ4_K": Arm("lora", "iq4_k", "q4_0", engine="ik_llama.cpp"),
     "dense int8": Arm("lora", "int8", "int8"),
     "dense int4, rounded": Arm("lora", "int4", "int4"),
-    "llama.cpp Q8_0": Arm("lora", "q8_0", "q8_0", is_rival=True),
-    "llama.cpp IQ4_NL": Arm("lora", "iq4_nl", "iq4_nl", is_rival=True),
-    "llama.cpp Q3_K_M": Arm("lora", "q3_k_m", "q4_0", is_rival=True),
+    "llama.cpp Q8_0": Arm("lora", "q8_0", "q8_0", engine="llama.cpp"),
+    "llama.cpp IQ4_NL": Arm("lora", "iq4_nl", "iq4_nl", engine="llama.cpp"),
+    "llama.cpp IQ4_XS": Arm("lora", "iq4_xs", "iq4_nl", engine="llama.cpp"),
+    "llama.cpp Q3_K_M": Arm("lora", "q3_k_m", "q4_0", engine="llama.cpp"),
+    "ik_llama.cpp Q4_0": Arm("lora", "q4_0", "q4_0", engine="ik_llama.cpp"),
+    "ik_llama.cpp IQ4_KS": Arm("lora", "iq4_ks", "q4_0", engine="ik_llama.cpp"),
+    "ik_llama.cpp IQ3_K": Arm("lora", "iq3_k", "q4_0", engine="ik_llama.cpp"),
+    "OpenVINO Q4_0": Arm("lora", "q4_0", "q4_0", engine="OpenVINO"),
     "sparse 60 % int4, trained": Arm("grid", "int4", "int4", 0.6),
     "sparse 70 % int4, trained": Arm("grid", "int4", "int4", 0.7),
     "sparse 50 % int8": Arm("masked", "int8", "int8", 0.5),
     "sparse 50 % int4, rounded": Arm("masked", "int4", "int4", 0.5),
 }
 """Every arm; those that decide come first, so that a run that is stopped has them."""
-DECIDING = (DENSE, DENSE_INT4, SPARSE_INT4, Q4_K_M, "llama.cpp Q4_0")
+DECIDING = (DENSE, DENSE_INT4, SPARSE_INT4, Q4_K_M, Q4_0)
 REFERENCES = (DENSE_INT4, Q4_K_M)
 
 
@@ -89,26 +104,40 @@ class Task:
     write: Callable[[Path, Path], Paths]
     training: Mapping[str, Any]
     evaluation: Mapping[str, Any]
+    untrained: Mapping[str, Any]
+    """Of `shears evaluate` for the model as it came, in its best form."""
 
 
 def _mawps(source: Path, target: Path) -> Paths:
-    return write_mawps_anew(source / "mawps", target)
+    paths = write_mawps_anew(source / "mawps", target)
+    rows = [
+        {"instruction": row["prompt"].removeprefix("Question: ").removesuffix("\nAnswer:"), "answer": row["answer"]}
+        for row in lines_of(paths["test"])
+    ]
+    return {**paths, "asked": write_rows(target / "asked.jsonl", rows)}
 
 
 def _gsm8k(source: Path, target: Path) -> Paths:
-    return {**write_training(source, target, "gsm8k", None), "test": test_file(source, "gsm8k")}
+    test = test_file(source, "gsm8k")
+    return {**write_training(source, target, "gsm8k", None), "test": test, "asked": test}
 
 
+def _arc_easy(source: Path, target: Path) -> Paths:
+    paths = OTHER_TASKS["arc-easy"].write(source, target)
+    return {**paths, "asked": paths["test"]}
+
+
+GSM8K = {"task": "gsm8k", "template": "chat", "num_beams": 1, "max_new_tokens": 512}
+ARC_EASY = {"task": "arc-easy", "template": "alpaca", "num_beams": 1, "max_new_tokens": 32}
 TASKS: Mapping[str, Task] = {
-    "mawps": Task(_mawps, {"template": "question"}, {"task": "equation", "max_new_tokens": 32}),
-    "gsm8k": Task(
-        _gsm8k, {"template": "chat"}, {"task": "gsm8k", "template": "chat", "num_beams": 1, "max_new_tokens": 512}
+    "mawps": Task(
+        _mawps,
+        {"template": "question"},
+        {"task": "equation", "max_new_tokens": 32},
+        {"task": "number", "template": "chat", "max_new_tokens": 512},
     ),
-    "arc-easy": Task(
-        OTHER_TASKS["arc-easy"].write,
-        {"template": "alpaca"},
-        {"task": "arc-easy", "template": "alpaca", "num_beams": 1, "max_new_tokens": 32},
-    ),
+    "gsm8k": Task(_gsm8k, {"template": "chat"}, GSM8K, GSM8K),
+    "arc-easy": Task(_arc_easy, {"template": "alpaca"}, ARC_EASY, {**ARC_EASY, "template": "chat"}),
 }
 
 
@@ -129,7 +158,8 @@ class Maker:
     """Further options of every `shears train`."""
     pruning: Mapping[str, Any] = field(default_factory=dict)
     """Options of every `shears sparsify`; its sequences also measure the importance matrix."""
-    llama_cpp: Path | None = None
+    pythons: Mapping[Engine, Path] = field(default_factory=dict)
+    """The Python of each rival's engine."""
 
     @property
     def folder(self) -> Path:
@@ -146,12 +176,22 @@ class Maker:
         return write_rows(target / f"train-{self.examples}.jsonl", read_rows(str(path))[: self.examples])
 
     def file(self, arm: Arm) -> Path:
-        """Return what answers: the folder of a package, or a file of llama.cpp."""
-        return self._of_llama_cpp(arm) if arm.is_rival else self._package(arm)
+        """Return what answers: a folder of ours or of OpenVINO, or a file of llama.cpp or ik_llama.cpp."""
+        if arm.engine == "OpenVINO":
+            source = self._quantized(replace(arm, engine="llama.cpp"))
+            return converted(self.program("OpenVINO"), source, self.folder / "dense-openvino")
+        return self._quantized(arm) if arm.is_rival else self._package(arm)
+
+    def program(self, engine: Engine) -> Program:
+        """Return what runs an engine; ours runs in this Python."""
+        return Program(engine, self.pythons.get(engine, Path(sys.executable)))
 
     def _package(self, arm: Arm) -> Path:
-        source = self.merged() if arm.training == "lora" else self.adapter(arm.training, arm.sparsity)
         package = self.folder / f"{_stem(arm.training, arm.sparsity)}-{arm.values}"
+        if arm.training == "none":
+            source: str | Path = self.model
+        else:
+            source = self.merged() if arm.training == "lora" else self.adapter(arm.training, arm.sparsity)
         if not package.exists():
             shears.export_adapter(source, package, format="package", values=arm.values, embeddings=arm.embeddings)
         return package
@@ -183,17 +223,16 @@ class Maker:
             shears.sparsify(self.model, folder, sparsity=sparsity, calibration=str(text), **self.pruning)
         return str(folder)
 
-    def _of_llama_cpp(self, arm: Arm) -> Path:
-        """Return a file that llama.cpp quantized, with the importance matrix, from the merged model in F16."""
-        assert self.llama_cpp is not None, "arms of llama.cpp run where it is"
+    def _quantized(self, arm: Arm) -> Path:
+        """Return a file that an engine quantized, with the importance matrix, from the merged model in F16."""
         source = self.folder / "dense-gguf"
         if not source.exists():
             shears.export_adapter(self.merged(), source, format="gguf")
         matrix = self.folder / "importance.npz"
         if not matrix.is_file():
             self._measure_importance(matrix)
-        target = self.folder / f"dense-{arm.values}.gguf"
-        return quantized(self.llama_cpp, source / GGUF_FILE, target, arm.values, arm.embeddings, matrix)
+        target = self.folder / f"dense-{'ik-' if arm.engine == 'ik_llama.cpp' else ''}{arm.values}.gguf"
+        return quantized(self.program(arm.engine), source / GGUF_FILE, target, arm.values, arm.embeddings, matrix)
 
     def _measure_importance(self, target: Path) -> None:
         ref = resolve(self.merged())

@@ -1,73 +1,103 @@
-"""llama.cpp as a rival: a process of another Python that has llama-cpp-python, its files, and a backend over it.
+"""Other people's engines as rivals: a process of a Python that has one, its files, and a backend over it.
 
-That package is no dependency of the project: `PYTHON llama_cpp_decode.py` runs where it is installed.
+No engine is a dependency of the project: `PYTHON -m benchmarks.llama_cpp_decode` runs where it is installed. One of the
+processes is our own decoder, for timings of two processes at once.
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from benchmarks.rival_process import LONGEST
 from shears.errors import InputError
 from shears.runtime.generation.backend import check_prefill, check_step
 
-LONGEST = 1024  # tokens of a sequence, as in llama_cpp_decode.py
-SCRIPT = Path(__file__).with_name("llama_cpp_decode.py")
+Engine = Literal["llama.cpp", "ik_llama.cpp", "OpenVINO", "shears"]
+MODULES: Mapping[Engine, str] = {
+    "llama.cpp": "benchmarks.llama_cpp_decode",
+    "ik_llama.cpp": "benchmarks.ik_llama_cpp_decode",
+    "OpenVINO": "benchmarks.openvino_decode",
+    "shears": "benchmarks.native_decode",
+}
+ROOT = Path(__file__).parents[1]
 
 
-class LlamaCpp:
-    """A .gguf file opened in a process of its own; `about` is what llama.cpp says of the processor."""
+class Program(NamedTuple):
+    """An engine's script, and the Python that has the engine."""
 
-    def __init__(self, python: str | Path, file: Path, threads: int) -> None:
-        command = [str(python), str(SCRIPT), "serve", str(file), str(threads)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.about = str(self._read()["ready"])
+    engine: Engine
+    python: str | Path
+
+    def command(self, *words: object) -> list[str]:
+        """Return its command, which runs in ROOT."""
+        return [str(self.python), "-m", MODULES[self.engine], *map(str, words)]
+
+
+class Rival:
+    """A file opened in a process of its own; `about` is what the engine says of its build and the processor.
+
+    The process keeps to one core if `core` names it.
+    """
+
+    def __init__(self, program: Program, file: Path, threads: int, core: int | None = None) -> None:
+        words = program.command("serve", file.resolve(), threads)
+        self._process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if core is not None:
+            os.sched_setaffinity(self._process.pid, {core})
+        self.about = str(self.answer()["ready"])
 
     def ask(self, tokens: Sequence[int], new: int, *, more: bool = False) -> dict[str, Any]:
         """Return `tokens`, the `new` likeliest ones after some, `seconds` and `cpu`; `more`: after those before."""
+        self.begin(tokens, new, more=more)
+        return self.answer()
+
+    def begin(self, tokens: Sequence[int], new: int, *, more: bool = False) -> None:
+        """Ask without waiting for the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"tokens": list(tokens), "new": new, "more": more}) + "\n")
         self._process.stdin.flush()
-        return self._read()
 
     def close(self) -> None:
         """End the process by ending its input."""
         self._process.communicate()
 
-    def _read(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
+        """Wait for the answer."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("llama.cpp must answer, but its process ended; its error is above")
+            raise RuntimeError("a rival must answer, but its process ended; its error is above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 @contextmanager
-def opened(python: str | Path, file: Path, threads: int = 1) -> Iterator[LlamaCpp]:
+def opened(program: Program, file: Path, threads: int = 1, core: int | None = None) -> Iterator[Rival]:
     """Yield a file's process, which ends with the block."""
-    process = LlamaCpp(python, file, threads)
+    process = Rival(program, file, threads, core)
     try:
         yield process
     finally:
         process.close()
 
 
-class LlamaCppBackend:
-    """A `Backend` of one sequence whose logits are 1 for llama.cpp's likeliest token and 0 for the others.
+class RivalBackend:
+    """A `Backend` of one sequence whose logits are 1 for the rival's likeliest token and 0 for the others.
 
-    Greedy answers are llama.cpp's own, by its own kernels; where they end is decided as for every other model.
+    Greedy answers are the rival's own, by its own kernels; where they end is decided as for every other model.
     """
 
     max_sequences = 1
     max_length = LONGEST
 
-    def __init__(self, process: LlamaCpp, vocab_size: int) -> None:
+    def __init__(self, process: Rival, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self._process = process
         self._length = 0
@@ -84,15 +114,15 @@ class LlamaCppBackend:
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
         """Raise InputError: the process gives the likeliest token alone."""
-        raise InputError(f"llama.cpp must be asked for greedy answers, got {len(tokens)} tokens to weigh")
+        raise InputError(f"a rival must be asked for greedy answers, got {len(tokens)} tokens to weigh")
 
     def drop(self, sequence: int) -> None:
         """Empty the sequence."""
         self._length = 0
 
     def describe(self) -> Mapping[str, object]:
-        """Return the name, and what llama.cpp says of the processor."""
-        return {"name": "llama.cpp", "isa": self._process.about}
+        """Return the name, and what the rival says of the processor."""
+        return {"name": "rival", "isa": self._process.about}
 
     def _after(self, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         logits = np.zeros(self.vocab_size, np.float32)
@@ -101,17 +131,27 @@ class LlamaCppBackend:
         return logits
 
 
-def quantized(python: str | Path, source: Path, target: Path, kind: str, embeddings: str, importance: Path) -> Path:
-    """Return a file in one of llama.cpp's formats (q4_k_m, ...), made now if it is not there.
+def quantized(program: Program, source: Path, target: Path, kind: str, embeddings: str, importance: Path) -> Path:
+    """Return a file in one of llama.cpp's or ik_llama.cpp's formats (q4_k_m, ...), made now if it is not there.
 
     `embeddings` is the type of the embeddings, which are the head too where the two are tied; `importance` the .npz
-    file of each linear's mean squares of inputs. InputError if llama.cpp refuses.
+    file of each linear's mean squares of inputs. InputError if the engine refuses.
     """
-    if target.is_file():
+    part = target.with_name(f"partial-{target.name}")
+    words = ("quantize", source.resolve(), part.resolve(), kind, embeddings, importance.resolve())
+    return _made(program, words, part, target)
+
+
+def converted(program: Program, source: Path, target: Path) -> Path:
+    """Return the folder that OpenVINO reads in place of a .gguf file, made now if it is not there."""
+    part = target.with_name(f"partial-{target.name}")
+    return _made(program, ("convert", source.resolve(), part.resolve()), part, target)
+
+
+def _made(program: Program, words: Sequence[object], part: Path, target: Path) -> Path:
+    if target.exists():
         return target
-    part = target.with_name(f"{target.name}.partial")
-    command = [python, SCRIPT, "quantize", source, part, kind, embeddings, importance]
-    done = subprocess.run([str(word) for word in command], check=False, capture_output=True, text=True)
+    done = subprocess.run(program.command(*words), cwd=ROOT, check=False, capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"llama.cpp must quantize {source} to {kind}: {done.stderr.strip().splitlines()[-1:]}")
+        raise InputError(f"{program.engine} must make {target}: {done.stderr.strip().splitlines()[-1:]}")
     return part.replace(target)

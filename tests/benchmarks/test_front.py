@@ -3,6 +3,7 @@
 import argparse
 import json
 import signal
+import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from benchmarks.front import COMMANDS, main, tables
-from benchmarks.front_arms import ARMS, DENSE, DENSE_INT4, Q4_K_M, SPARSE_INT4, importance, pareto
+from benchmarks.front import COMMANDS, at_once, main, tables
+from benchmarks.front_arms import ARMS, AS_IT_CAME, DENSE, DENSE_INT4, Q4_K_M, SPARSE_INT4, importance, pareto
 from benchmarks.report import add_row, rows_of
-from benchmarks.rival import LONGEST, LlamaCppBackend
+from benchmarks.rival import RivalBackend
+from benchmarks.rival_process import LONGEST, importance_file
 from benchmarks.tasks import lines_of, question_key, write_mawps_anew
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,8 +79,16 @@ def test_importance_is_the_mean_square_of_a_linears_inputs() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_the_importance_matrix_of_ik_llama_cpp_has_names_calls_and_values(tmp_path: Path) -> None:
+    vectors = {"blk.0.attn_q.weight": np.array([1.5, 2.0], np.float32), "b": np.array([3.0], np.float32)}
+    np.savez(tmp_path / "m.npz", allow_pickle=False, **vectors)
+    data = importance_file(np.load(tmp_path / "m.npz"))
+    first = struct.pack("<i19siiff", 19, b"blk.0.attn_q.weight", 1, 2, 1.5, 2.0)
+    assert data == struct.pack("<i", 2) + first + struct.pack("<isiif", 1, b"b", 1, 1, 3.0)
+
+
 class _Counting:
-    """Stands for llama.cpp's process: after tokens it says the sum of all since the last beginning."""
+    """Stands for a rival's process: after tokens it says the sum of all since the last beginning."""
 
     about = "counts"
 
@@ -90,9 +100,9 @@ class _Counting:
         return {"tokens": [self.total] * new}
 
 
-def test_llama_cpp_as_a_backend_keeps_its_cache_until_it_is_dropped() -> None:
+def test_a_rival_as_a_backend_keeps_its_cache_until_it_is_dropped() -> None:
     process: Any = _Counting()
-    backend = LlamaCppBackend(process, 50)
+    backend = RivalBackend(process, 50)
     assert isinstance(backend, Backend)
     assert backend.prefill(0, [1, 2]).argmax() == 3
     assert backend.prefill(0, [4]).argmax() == 7
@@ -112,30 +122,33 @@ def test_a_front_is_made_resumed_timed_and_drawn(
     """A random model, no llama.cpp: its arms are named as missing."""
     results = tmp_path / "results.jsonl"
     model = save_tiny(tmp_path / "tiny", max_position_embeddings=LONGEST)
-    arms = [DENSE, DENSE_INT4, SPARSE_INT4, "dense int4, rounded", Q4_K_M]
+    arms = [AS_IT_CAME, DENSE, DENSE_INT4, SPARSE_INT4, "dense int4, rounded", Q4_K_M]
     options = [
         "--results", results, "--data", data, "--work", tmp_path / "work", "--arms", "; ".join(arms), "--seeds", "0",
         "--models", f"tiny={model}", "--set", "max_steps=1", "--set", "warmup_steps=0",
-        "--prune", "method=magnitude", "--limit", "5", "--rounds", "1",
+        "--prune", "method=magnitude", "--limit", "5", "--rounds", "1", "--modes", "1 thread",
     ]  # fmt: skip
     _front(monkeypatch, "run", *options)
     rows = rows_of(results)
     assert [row["arm"] for row in rows] == arms[:-1]
     assert {len(row["right"]) for row in rows} == {5}
-    assert max(rows[1]["bytes"], rows[2]["bytes"]) < rows[0]["bytes"]
+    assert max(rows[2]["bytes"], rows[3]["bytes"]) < rows[1]["bytes"]
+    assert rows[0]["right"] == "00000"
     before = capsys.readouterr().out
-    assert "skipped, because --llama-cpp names no Python: llama.cpp Q4_K_M" in before
+    assert "skipped, because --rivals names no Python of theirs: llama.cpp Q4_K_M" in before
     assert "1 of 3 seeds: too few to decide." in before
-    _front(monkeypatch, "speed", *options)
+    timed = [DENSE, SPARSE_INT4]
+    _front(monkeypatch, "speed", *options, "--arms", "; ".join(timed))
     _front(monkeypatch, "run", *options)
     lines = rows_of(results)
-    assert lines[:4] == rows
-    assert [(row["kind"], row["arm"]) for row in lines[4:]] == [("speed", arm) for arm in arms[:-1]]
+    assert lines[:5] == rows
+    assert [(row["mode"], row["arm"]) for row in lines[5:]] == [("1 thread", arm) for arm in timed]
+    assert f"| {SPARSE_INT4} | 1.00 (1.00 to 1.00) |" in capsys.readouterr().out.splitlines()
     _front(monkeypatch, "pictures", *options, "--output", tmp_path / "pictures")
     pictures = sorted((tmp_path / "pictures").glob("*.svg"))
     assert [path.stem for path in pictures] == ["front-tiny-mawps-bytes", "front-tiny-mawps-speed"]
-    for path in pictures:
-        assert len(ElementTree.parse(path).findall(".//{*}path")) == 4  # an interval for each arm
+    for path, count in zip(pictures, (5, 2), strict=True):
+        assert len(ElementTree.parse(path).findall(".//{*}path")) == count  # an interval for each arm
 
 
 def test_a_signal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +169,7 @@ def test_differences_are_paired_by_question_and_corrected_over_the_arms_that_dec
         for seed in (0, 1):
             add_row(tmp_path / "r.jsonl", {**key, "arm": name, "seed": seed, "right": right, "bytes": 2_500_000})
     lines = list(tables(rows_of(tmp_path / "r.jsonl")))
-    assert f"| {SPARSE_INT4} | 2 | 75.0 (30.1 to 95.4) | 2 | 2.5 |  |" in lines
+    assert f"| {SPARSE_INT4} | 2 | 75.0 (30.1 to 95.4) | 2 | 2.5 |" in lines
     shown = next(line for line in lines if line.startswith(f"| {SPARSE_INT4} | +"))
     assert shown.startswith(f"| {SPARSE_INT4} | +25.0 (")
     corrected = [line for line in lines if line.endswith("| 0, 1 |")]
@@ -165,7 +178,25 @@ def test_differences_are_paired_by_question_and_corrected_over_the_arms_that_dec
     ]  # fmt: skip
 
 
-def test_every_arm_of_llama_cpp_is_dense_and_named_after_its_format() -> None:
+def test_processes_at_once_are_all_asked_before_one_is_waited_for() -> None:
+    calls = []
+
+    class Process:
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def begin(self, tokens: Any, new: int) -> None:
+            calls.append((tokens, new))
+
+        def answer(self) -> dict[str, Any]:
+            assert calls == [([7], 3)] * 2
+            return {"seconds": self.seconds, "cpu": self.seconds / 2, "tokens": [9] * 3}
+
+    processes: Any = [Process(1.0), Process(3.0)]
+    assert at_once(processes).run([7], 3) == ((2.0, 1.0), [9, 9, 9])
+
+
+def test_every_arm_of_a_rival_is_dense_and_named_after_its_format() -> None:
     rivals = {name: arm for name, arm in ARMS.items() if arm.is_rival}
-    assert all(name == f"llama.cpp {arm.values.upper()}" for name, arm in rivals.items())
+    assert all(name == f"{arm.engine} {arm.values.upper()}" for name, arm in rivals.items())
     assert all((arm.sparsity, arm.training) == (0.0, "lora") for arm in rivals.values())

@@ -1,0 +1,97 @@
+"""ik_llama.cpp for benchmarks.rival; runs in another Python that has ik-llama-cpp-python, and imports nothing of ours.
+
+    PYTHON -m benchmarks.ik_llama_cpp_decode serve MODEL.gguf THREADS
+    PYTHON -m benchmarks.ik_llama_cpp_decode quantize MODEL.gguf OUTPUT.gguf iq4_k|iq4_ks|... EMBEDDINGS IMPORTANCE.npz
+
+benchmarks.rival_process says what `serve` answers; the arguments of `quantize` are those of llama_cpp_decode. The
+weights are repacked for the processor when they are loaded, attention is the fused one. The package on PyPI must be
+built natively (CMAKE_ARGS=-DGGML_NATIVE=ON, no wheel) to use AVX-512; `serve` says what the build uses.
+"""
+
+import ctypes
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ik_llama_cpp
+import numpy as np
+from ik_llama_cpp import _ctypes_api as _api
+
+from benchmarks.rival_process import LONGEST, importance_file, serve
+
+api: Any = _api  # untyped
+
+
+def main() -> None:
+    """Run one of the commands."""
+    command, *arguments = sys.argv[1:]
+    if command == "serve":
+        serve(Model(arguments[0], int(arguments[1])))
+    else:
+        quantize(*arguments)
+
+
+class Model:
+    """A loaded file and the cache of one sequence."""
+
+    def __init__(self, file: str, threads: int) -> None:
+        library = api._lib
+        library.llama_print_system_info.restype = ctypes.c_char_p
+        self._one = library.llama_batch_get_one
+        self._one.argtypes = [api.llama_token_p, ctypes.c_int32, api.llama_pos, api.llama_seq_id]
+        self._one.restype = api.llama_batch
+        api.llama_backend_init()
+        settings = api.llama_model_default_params()
+        settings.repack_tensors = True
+        self._model = api.llama_model_load_from_file(file.encode(), settings)
+        if not self._model:
+            raise RuntimeError(f"ik_llama.cpp must load {file}")
+        self._vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
+        settings = api.llama_context_default_params()
+        settings.n_ctx = LONGEST
+        settings.n_batch = settings.n_ubatch = 512
+        settings.n_threads = settings.n_threads_batch = threads
+        settings.flash_attn = True
+        self._context = api.llama_init_from_model(self._model, settings)
+        self._length = 0
+        self.about = library.llama_print_system_info().decode()
+
+    def clear(self) -> None:
+        """Empty the cache."""
+        api.llama_kv_cache_clear(self._context)
+        self._length = 0
+
+    def continued(self, prompt: list[int], new: int) -> list[int]:
+        """Return the likeliest tokens after some."""
+        tokens: list[int] = []
+        self._decode(prompt)
+        while len(tokens) < new:
+            logits = api.llama_get_logits_ith(self._context, -1)
+            values = np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self._vocab_size,))
+            tokens.append(int(values.argmax()))
+            if len(tokens) < new:
+                self._decode(tokens[-1:])
+        return tokens
+
+    def _decode(self, tokens: list[int]) -> None:
+        array = (api.llama_token * len(tokens))(*tokens)
+        if api.llama_decode(self._context, self._one(array, len(tokens), self._length, 0)):
+            raise RuntimeError("llama_decode must return 0")
+        self._length += len(tokens)
+
+
+def quantize(source: str, target: str, kind: str, embeddings: str, importance: str) -> None:
+    """Write a quantized model by the package's own program."""
+    program = Path(ik_llama_cpp.__file__).parent / "bin" / "llama-quantize"
+    with tempfile.NamedTemporaryFile(suffix=".dat") as matrix:
+        matrix.write(importance_file(np.load(importance)))
+        matrix.flush()
+        outside = ["--token-embedding-type", embeddings, "--output-tensor-type", embeddings]
+        command = [str(program), "--imatrix", matrix.name, *outside, source, target, kind.upper(), "1"]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
