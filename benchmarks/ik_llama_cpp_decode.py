@@ -4,8 +4,10 @@
     PYTHON -m benchmarks.ik_llama_cpp_decode quantize MODEL.gguf OUTPUT.gguf iq4_k|iq4_ks|... EMBEDDINGS IMPORTANCE.npz
 
 benchmarks.rival_process says what `serve` answers; the arguments of `quantize` are those of llama_cpp_decode. The
-weights are repacked for the processor when they are loaded, attention is the fused one. The package on PyPI must be
-built natively (CMAKE_ARGS=-DGGML_NATIVE=ON, no wheel) to use AVX-512; `serve` says what the build uses.
+weights are repacked for the processor when they are loaded, attention is the fused one. The wheel on PyPI is
+built for AVX2. For AVX-512 build the target `llama` of its source package (0.1.5 lacks a file that the others need)
+with -DGGML_NATIVE=ON, and put libggml.so and libllama.so into the installed `ik_llama_cpp/lib`; `serve` says what the
+build uses.
 """
 
 import ctypes

@@ -301,7 +301,7 @@ def compress(
     continues an interrupted one.
 
     \b
-    shears compress MODEL small --data rows.jsonl --target 0.3GB --dry-run
+    shears compress MODEL small --data rows.jsonl --target 0.25GB --dry-run
     shears compress MODEL small --data rows.jsonl --time 2h
     shears compress MODEL fast --calibration text.txt --target 40tok/s
     """
