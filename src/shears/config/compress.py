@@ -105,7 +105,8 @@ class CompressConfig(StageConfig):
     """Number of calibration sequences, and the most windows of the held-out text; default: as the
     time allows."""
     sequence_length: int = Field(512, gt=1)
-    """Tokens in a calibration sequence and in a held-out window; fewer for a short text."""
+    """Tokens in a calibration sequence and in a held-out window; fewer for a short text. Rows that are
+    longer, and longer than 512, are not trained on."""
     method: MethodName | None = None
     """Pruning method, as in sparsify; admm and sparsegpt with allocation sensitivity. Default:
     admm, or wanda where the time is too short for it."""

@@ -14,7 +14,7 @@ from shears.models.ref import ModelRef
 from shears.runs.compress.candidates import Candidate, meeting, ordered
 from shears.runs.compress.losses import AddedLosses, rising
 from shears.runs.compress.making import following
-from shears.runs.compress.recipes import recipe_of
+from shears.runs.compress.recipes import recipe_of, teacher_training
 
 WEIGHTS = 1000
 MODEL = ModelRef(Path("model"), "model")
@@ -145,3 +145,9 @@ def test_what_changes_more_is_never_taken_to_lose_less() -> None:
     losses = AddedLosses(1.0, by_sparsity={0.5: 0.0, 0.6: 0.0})
     first, second = (candidate(share, "int4", "int4", size) for share, size in ((0.5, 214), (0.6, 196)))
     assert [each.name for each in ordered([second, first], losses)] == [first.name, second.name]
+
+
+@pytest.mark.parametrize(("sequence_length", "longest"), [(64, 512), (1024, 1024)])
+def test_rows_are_trained_on_up_to_the_length_of_a_sequence_and_to_512(sequence_length: int, longest: int) -> None:
+    settings = CompressConfig(data="rows.jsonl", sequence_length=sequence_length)
+    assert teacher_training(settings, "rows.jsonl").max_length == longest

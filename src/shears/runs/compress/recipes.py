@@ -87,4 +87,5 @@ def _one_rank(config: CompressConfig, text: str, **others: Any) -> TrainConfig:
     options = TrainConfig.model_fields
     if config.max_steps is not None:
         length["warmup_steps"] = min(options["warmup_steps"].default, config.max_steps - 1)
+    length["max_length"] = max(options["max_length"].default, config.sequence_length)
     return TrainConfig(data=text if config.calibration is None else config.data, seed=config.seed, **length, **others)
