@@ -160,11 +160,12 @@ def _by_rival(maker: Maker, engine: Engine, file: Path, output: Path, config: Ev
 
 
 def _speed(arguments: argparse.Namespace) -> None:
-    """Time every arm whose files are there, of the first seed, in turns."""
+    """Time the measured arms of the first seed, and rivals, whose files are quickly made, in turns."""
     begin()
     cells = [(maker, name) for maker, name in _cells(arguments) if maker.seed == arguments.seeds[0]]
     for model in arguments.models:
-        makers = {name: maker for maker, name in cells if maker.name == model and _is_measured(maker, name, arguments)}
+        mine = [(maker, name) for maker, name in cells if maker.name == model]
+        makers = {name: maker for maker, name in mine if ARMS[name].is_rival or _is_measured(maker, name, arguments)}
         for mode in arguments.modes if makers else ():
             for name, figures in speeds(makers, mode, arguments.rounds).items():
                 key = _key(makers[name], name, arguments)
@@ -231,20 +232,23 @@ def _table(table: Table, rows: Sequence[Row]) -> Iterator[str]:
     for name in runs:
         yield f"| {name} | " + " | ".join(_difference(runs, name, other) for other in REFERENCES) + " |"
     yield from paired_table(list(_deciding(runs)))
-    yield from _speed_table(rows, list(runs))
+    yield from _speed_table(rows)
 
 
-def _speed_table(rows: Sequence[Row], names: Sequence[str]) -> Iterator[str]:
+def _speed_table(rows: Sequence[Row]) -> Iterator[str]:
     """Yield tokens/s in every mode, and how many times as fast the sparse int4 arm is, round by round."""
-    timed = {(mode, name): _last(rows, name, mode).get("tokens_per_second", []) for mode in MODES for name in names}
-    modes = [mode for mode in MODES if any(timed[mode, name] for name in names)]
+    timed = {(mode, name): _last(rows, name, mode).get("tokens_per_second", []) for mode in MODES for name in ARMS}
+    modes = [mode for mode in MODES if any(timed[mode, name] for name in ARMS)]
     cells: Sequence[tuple[str, Callable[[Mode, str], str]]] = (
         ("tokens/s", lambda mode, name: spread(timed[mode, name], 1)),
-        (f"times {SPARSE_INT4}", lambda mode, name: spread(quotients(timed[mode, SPARSE_INT4], timed[mode, name]))),
+        (
+            f"{SPARSE_INT4}, times as fast as",
+            lambda mode, name: spread(quotients(timed[mode, SPARSE_INT4], timed[mode, name])),
+        ),
     )
     for title, cell in cells if modes else ():
         yield f"\n| {title} | " + " | ".join(modes) + " |\n" + "| --- " * (1 + len(modes)) + "|"
-        for name in names:
+        for name in ARMS:
             shown = [cell(mode, name) if timed[mode, name] and timed[mode, SPARSE_INT4] else "" for mode in modes]
             if any(shown):
                 yield f"| {name} | " + " | ".join(shown) + " |"
