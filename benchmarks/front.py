@@ -9,9 +9,10 @@
 FOLDER holds the sets in LLM-Adapters' form. A cell (model, task, arm, seed) is a line of the first file of --results:
 what the results hold is skipped, a killed training goes on from its last checkpoint, killed answers from the last one.
 benchmarks.front_arms says what the arms are. Every arm answers the same questions greedily, each by its own kernels,
-and one rule reads all answers; the model as it came is asked in its own chat form. Each PYTHON has a rival's engine, in
-a process of its own; without it that rival's arms are skipped, and the table says so. Bytes are those of all files that
-answering reads: weights, tokenizer, settings.
+and one rule reads all answers; the model as it came is asked in its own chat form. `--decoder ours` reads llama.cpp's
+files into our decoder, in bf16, which is many times faster (many texts at once), and the line says so. Each PYTHON has
+a rival's engine, in a process of its own; without it that rival's arms are skipped, and the table says so. Bytes are
+those of all files that answering reads: weights, tokenizer, settings.
 
 `speed` continues a prompt of 16 tokens by 64, one text, all arms in turns: with one thread, with two, and in two
 processes at once, each on a core of its own, so that they share the memory's bandwidth (tokens/s of one of them);
@@ -78,6 +79,7 @@ Row = Mapping[str, Any]
 Runs = Mapping[int, Bits]  # by seed
 MB = 1e6
 ENOUGH = 3  # seeds
+Decoder = Literal["own", "ours"]
 Mode = Literal["1 thread", "2 threads", "2 processes", "prefill"]
 MODES: Sequence[Mode] = get_args(Mode)
 
@@ -115,28 +117,31 @@ def _run(arguments: argparse.Namespace) -> None:
         if _is_measured(maker, name, arguments):
             continue
         print(f"{name}, seed {maker.seed} ...", flush=True)
-        row = _key(maker, name, arguments) | answered(maker, ARMS[name], arguments.limit)
+        row = _key(maker, name, arguments) | answered(maker, ARMS[name], arguments.limit, arguments.decoder)
         add_row(arguments.results[0], row)
         print(f"  {row['right'].count('1')} of {len(row['right'])} right, {row['bytes'] / MB:.1f} MB", flush=True)
     print("\n".join(tables(rows_of(*arguments.results))))
 
 
-def answered(maker: Maker, arm: Arm, limit: int) -> dict[str, Any]:
+def answered(maker: Maker, arm: Arm, limit: int, decoder: Decoder) -> dict[str, Any]:
     """Return the figures of an arm: its right answers as bits, how many were cut, the bytes of its files."""
     file = maker.file(arm)
-    output = maker.folder / "answers" / f"{file.name}{f'-first{limit}' if limit else ''}.json"
+    is_read = arm.is_rival and decoder == "ours"
+    output = (
+        maker.folder / "answers" / f"{file.name}{'-ours' if is_read else ''}{f'-first{limit}' if limit else ''}.json"
+    )
     task = TASKS[maker.task]
     form, rows = (task.untrained, "asked") if arm.training == "none" else (task.evaluation, "test")
     options = {**form, "data": str(maker.rows(rows)), "limit": limit or None}
     start = time.monotonic()
-    if arm.is_rival:
+    if arm.is_rival and not is_read:
         evaluation = _by_rival(maker, arm.engine, file, output, EvaluateConfig(**options))
     else:
         evaluation = shears.evaluate(str(file), output, **options)
     return {
         "right": as_text(evaluation.records), "cut": int(evaluation.details[CUT]),
         "bytes": sum(path.stat().st_size for path in _files_of(file)), "seconds": round(time.monotonic() - start, 1),
-        "environment": environment(),
+        "environment": environment(), **({"decoder": decoder} if arm.is_rival else {}),
     }  # fmt: skip
 
 
@@ -394,6 +399,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rivals", type=_rivals, default={}, help="ENGINE=PYTHON,...")
     parser.add_argument("--set", type=setting, action="append", default=[], help="KEY=VALUE of every shears train")
     parser.add_argument("--prune", type=setting, action="append", default=[], help="KEY=VALUE of every sparsify")
+    parser.add_argument("--decoder", choices=get_args(Decoder), default="own", help="of llama.cpp's files in run")
     parser.add_argument("--rounds", type=int, default=7, help="of speed")
     parser.add_argument("--modes", type=partial(_among, MODES), default=list(MODES), help="of speed")
     parser.add_argument("--output", type=Path, default=Path("docs/assets"), help="folder of the pictures")
