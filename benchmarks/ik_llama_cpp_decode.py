@@ -21,7 +21,7 @@ import ik_llama_cpp
 import numpy as np
 from ik_llama_cpp import _ctypes_api as _api
 
-from benchmarks.rival_process import LONGEST, importance_file, serve
+from benchmarks.rival_process import LONGEST, greedy, importance_file, serve
 
 api: Any = _api  # untyped
 
@@ -67,21 +67,16 @@ class Model:
 
     def continued(self, prompt: list[int], new: int) -> list[int]:
         """Return the likeliest tokens after some."""
-        tokens: list[int] = []
-        self._decode(prompt)
-        while len(tokens) < new:
-            logits = api.llama_get_logits_ith(self._context, -1)
-            values = np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self._vocab_size,))
-            tokens.append(int(values.argmax()))
-            if len(tokens) < new:
-                self._decode(tokens[-1:])
-        return tokens
+        return greedy(self._read, prompt, new)
 
-    def _decode(self, tokens: list[int]) -> None:
+    def _read(self, tokens: list[int]) -> Any:
+        """Return the logits after tokens."""
         array = (api.llama_token * len(tokens))(*tokens)
         if api.llama_decode(self._context, self._one(array, len(tokens), self._length, 0)):
             raise RuntimeError("llama_decode must return 0")
         self._length += len(tokens)
+        logits = ctypes.cast(api.llama_get_logits_ith(self._context, -1), ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(logits, (self._vocab_size,))
 
 
 def quantize(source: str, target: str, kind: str, embeddings: str, importance: str) -> None:

@@ -7,10 +7,11 @@ benchmarks.rival_process says what it answers.
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from benchmarks.rival_process import LONGEST, serve
+from benchmarks.decode import native
+from benchmarks.rival_process import greedy, serve
 from shears.checkpoints.packed.file import read_package
-from shears.runtime.native.decoder import NativeBackend
 from shears.runtime.native.model_source import source_of_package
 
 
@@ -18,8 +19,7 @@ class Model:
     """A package and the cache of one sequence."""
 
     def __init__(self, package: Path, threads: int) -> None:
-        source = source_of_package(read_package(package))
-        self._backend = NativeBackend(source, threads, max_length=LONGEST, max_sequences=1)
+        self._backend = native(source_of_package(read_package(package)), threads)
         self.about = str(self._backend.describe()["isa"])
 
     def clear(self) -> None:
@@ -28,13 +28,11 @@ class Model:
 
     def continued(self, prompt: list[int], new: int) -> list[int]:
         """Read tokens; return the `new` likeliest ones after them."""
-        tokens: list[int] = []
-        logits = self._backend.prefill(0, prompt)
-        while len(tokens) < new:
-            tokens.append(int(logits.argmax()))
-            if len(tokens) < new:
-                logits = self._backend.step([0], tokens[-1:])[0]
-        return tokens
+        return greedy(self._read, prompt, new)
+
+    def _read(self, tokens: list[int]) -> Any:
+        """Return the logits after tokens."""
+        return self._backend.step([0], tokens)[0] if len(tokens) == 1 else self._backend.prefill(0, tokens)
 
 
 if __name__ == "__main__":

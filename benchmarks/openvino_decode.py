@@ -16,7 +16,7 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from benchmarks.rival_process import serve
+from benchmarks.rival_process import greedy, serve
 
 GGUF = "model.gguf"
 MODEL = "openvino_model.xml"
@@ -58,13 +58,7 @@ class Model:
 
     def continued(self, prompt: list[int], new: int) -> list[int]:
         """Return the likeliest tokens after some."""
-        tokens: list[int] = []
-        logits = self._read(prompt)
-        while len(tokens) < new:
-            tokens.append(int(logits.argmax()))
-            if len(tokens) < new:
-                logits = self._read(tokens[-1:])
-        return tokens
+        return greedy(self._read, prompt, new)
 
     def _read(self, tokens: list[int]) -> Any:
         """Return the logits after tokens."""

@@ -9,6 +9,7 @@ import json
 import struct
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 LONGEST = 1024
@@ -40,6 +41,17 @@ def serve(model: Model) -> None:
         tokens = model.continued(request["tokens"], request["new"])
         timing = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
         print(json.dumps({**timing, "tokens": tokens}), flush=True)
+
+
+def greedy(read: Callable[[list[int]], Any], prompt: list[int], new: int) -> list[int]:
+    """Return the `new` likeliest tokens after some; `read` returns the logits after the tokens that it appends."""
+    tokens: list[int] = []
+    logits = read(prompt)
+    while len(tokens) < new:
+        tokens.append(int(logits.argmax()))
+        if len(tokens) < new:
+            logits = read(tokens[-1:])
+    return tokens
 
 
 def importance_file(vectors: Any) -> bytes:
