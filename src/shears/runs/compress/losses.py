@@ -26,6 +26,7 @@ from shears.models.properties import check_calibration, num_embeddings, within_c
 from shears.models.ref import ModelRef
 from shears.progress import meter
 from shears.quantization.grid import quantize
+from shears.runs.compress.rounding import READS, share_of_nearest
 from shears.runs.compress.texts import Texts
 from shears.sparsity.prune import sparsify_model
 
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 BITS = {"bf16": 16, "keep": 16, "int8": 8, "int4": 4}
 SEQUENCES = 4  # of each text: enough to order candidates, few enough to take minutes
 LENGTH = 256  # tokens of each
+INT4 = ("values", "int4")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def measured_losses(
     """Return the loss of each sparsity and format in `kinds` alone, on the held-out text.
 
     Instructions of both texts are rendered in `template`. Weights are rounded to nearest and pruned
-    by wanda, or by magnitude where the method is that. InputError for a text that is too short.
+    by wanda, or by magnitude where the method is that. What int4 weights add is lowered to the share
+    of the error that rounding with known inputs leaves. InputError for a text that is too short.
     """
     tokenizer = load_tokenizer(model)
     network = load_model(model, computing_dtype("auto", "cpu"), "cpu")
@@ -81,18 +84,23 @@ def measured_losses(
         return float(sum(record["nll"] for record in sums) / sum(record["tokens"] for record in sums))
 
     dense = loss(network)
+    whole = min(samples, len(tokens) // length) * length
+    held_out = torch.tensor(tokens[:whole]).view(-1, length)
     changes = _changes(kinds)
     added: dict[str, dict[float | str, float]] = {"sparsity": {}, "values": {}, "embeddings": {}}
     method = "magnitude" if config.method == "magnitude" else "wanda"
     with meter("losses", len(changes), "kind") as progress, torch.no_grad():
         for kind, form in changes:
             network = load_model(model, computing_dtype("auto", "cpu"), "cpu")
+            share = 1.0
             if kind == "sparsity":
                 settings = SparsifyConfig(sparsity=float(form), method=method)
                 sparsify_model(network, calibration.batches, settings)
+            if (kind, form) == INT4:
+                share = share_of_nearest(network, calibration.batches, held_out)
             for weight in {"values": _weights, "embeddings": _tables}.get(kind, lambda _: [])(network):
                 weight.copy_(quantize(weight, str(form)).dense())
-            added[kind][form] = loss(network) - dense
+            added[kind][form] = share * (loss(network) - dense)
             logger.info("%s %s alone adds %.4f nats a token", kind, form, added[kind][form])
             progress.advance(note=f", {kind} {form}")
     return AddedLosses(dense, *map(rising, added.values()))  # type: ignore[arg-type]
@@ -112,7 +120,8 @@ def seconds_of_losses(kinds: Iterable[tuple[float, str, str]], load: float, forw
     """
     changes = _changes(kinds)
     zeros = sum(kind == "sparsity" for kind, _ in changes)
-    return len(changes) * load + (1 + len(changes) + 2 * zeros) * SEQUENCES * LENGTH * forward
+    reads = 1 + len(changes) + 2 * zeros + READS * (INT4 in changes)
+    return len(changes) * load + reads * SEQUENCES * LENGTH * forward
 
 
 def _changes(kinds: Iterable[tuple[float, str, str]]) -> list[tuple[str, float | str]]:

@@ -1,0 +1,49 @@
+"""The share of int4's error that known inputs leave is that of outputs compared one by one."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shears.quantization.grid import quantize
+from shears.quantization.with_inputs import round_with_inputs
+from shears.runs.compress.rounding import share_of_nearest
+from tests.tiny import tiny_model
+
+
+def _inputs(model: nn.Module, linear: nn.Module, batches: list[Tensor]) -> Tensor:
+    """Return what a linear multiplies, in float64."""
+    seen = []
+    hook = linear.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
+    for ids in batches:
+        model(ids)
+    hook.remove()
+    return torch.cat(seen).double()
+
+
+@torch.no_grad()
+def test_the_share_compares_outputs_of_the_second_and_the_last_quarter() -> None:
+    model = tiny_model(num_hidden_layers=4)
+    text, held_out = (torch.randint(0, 200, (4, 64), generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    before = [parameter.clone() for parameter in model.parameters()]
+    share = share_of_nearest(model, [text[:2], text[2:]], held_out)
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+    errors = {"known": 0.0, "nearest": 0.0}
+    for place in (1, 3):
+        for linear in model.model.layers[place].modules():
+            if not isinstance(linear, nn.Linear):
+                continue
+            known, unseen = _inputs(model, linear, [text]), _inputs(model, linear, [held_out])
+            weight = linear.weight
+            rounded = round_with_inputs(weight, weight != 0, (known.T @ known).float(), "int4")
+            for name, each in (("known", rounded), ("nearest", quantize(weight, "int4"))):
+                errors[name] += (unseen @ (weight - each.dense()).double().T).square().sum().item()
+    assert share == pytest.approx(errors["known"] / errors["nearest"], rel=0.01)
+    assert share < 1
+
+
+def test_a_model_on_the_grid_has_no_smaller_error() -> None:
+    model = tiny_model()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    ids = torch.arange(64)[None]
+    assert share_of_nearest(model, [ids], ids) == 1.0
