@@ -9,10 +9,10 @@
 FOLDER holds the sets in LLM-Adapters' form. A cell (model, task, arm, seed) is a line of the first file of --results:
 what the results hold is skipped, a killed training goes on from its last checkpoint, killed answers from the last one.
 benchmarks.front_arms says what the arms are. Every arm answers the same questions greedily, each by its own kernels,
-and one rule reads all answers; the model as it came is asked in its own chat form. `--decoder ours` reads llama.cpp's
-files into our decoder, in bf16, which is many times faster (many texts at once), and the line says so. Each PYTHON has
-a rival's engine, in a process of its own; without it that rival's arms are skipped, and the table says so. Bytes are
-those of all files that answering reads: weights, tokenizer, settings.
+and one rule reads all answers; the model as it came is asked in its own chat form. `--decoder ours` reads the weights
+of rivals' files into our decoder, in bf16, which is many times faster (many texts at once), and the line says so. Each
+PYTHON has a rival's engine, in a process of its own; without it that rival's arms are skipped, and the table says so.
+Bytes are those of all files that answering reads: weights, tokenizer, settings.
 
 `speed` continues a prompt of 16 tokens by 64, one text, all arms in turns: with one thread, with two, and in two
 processes at once, each on a core of its own, so that they share the memory's bandwidth (tokens/s of one of them);
@@ -125,8 +125,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def answered(maker: Maker, arm: Arm, limit: int, decoder: Decoder) -> dict[str, Any]:
     """Return the figures of an arm: its right answers as bits, how many were cut, the bytes of its files."""
-    file = maker.file(arm)
     is_read = arm.is_rival and decoder == "ours"
+    file = maker.file(arm)
+    opened_file = maker.readable(arm) if is_read else file
     output = (
         maker.folder / "answers" / f"{file.name}{'-ours' if is_read else ''}{f'-first{limit}' if limit else ''}.json"
     )
@@ -137,7 +138,7 @@ def answered(maker: Maker, arm: Arm, limit: int, decoder: Decoder) -> dict[str, 
     if arm.is_rival and not is_read:
         evaluation = _by_rival(maker, arm.engine, file, output, EvaluateConfig(**options))
     else:
-        evaluation = shears.evaluate(str(file), output, **options)
+        evaluation = shears.evaluate(str(opened_file), output, **options)
     return {
         "right": as_text(evaluation.records), "cut": int(evaluation.details[CUT]),
         "bytes": sum(path.stat().st_size for path in _files_of(file)), "seconds": round(time.monotonic() - start, 1),

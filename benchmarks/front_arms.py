@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import shears
 from benchmarks.real_models_data import test_file, write_training
-from benchmarks.rival import Engine, Program, converted, quantized
+from benchmarks.rival import Engine, Program, converted, dequantized, quantized
 from benchmarks.tasks import TASKS as OTHER_TASKS
 from benchmarks.tasks import Paths, lines_of, write_mawps_anew, write_rows
 from shears.checkpoints.conversion import read_config
@@ -69,6 +69,7 @@ DENSE_INT4 = "dense int4, trained"
 SPARSE_INT4 = "sparse 50 % int4, trained"
 Q4_K_M = "llama.cpp Q4_K_M"
 Q4_0 = "llama.cpp Q4_0"
+IQ4_K = "ik_llama.cpp IQ4_K"
 ARMS: Mapping[str, Arm] = {
     AS_IT_CAME: Arm("none", "bf16", "keep"),
     DENSE: Arm("lora", "bf16", "keep"),
@@ -76,7 +77,7 @@ ARMS: Mapping[str, Arm] = {
     SPARSE_INT4: Arm("grid", "int4", "int4", 0.5),
     Q4_K_M: Arm("lora", "q4_k_m", "q4_0", engine="llama.cpp"),
     Q4_0: Arm("lora", "q4_0", "q4_0", engine="llama.cpp"),
-    "ik_llama.cpp IQ4_K": Arm("lora", "iq4_k", "q4_0", engine="ik_llama.cpp"),
+    IQ4_K: Arm("lora", "iq4_k", "q4_0", engine="ik_llama.cpp"),
     "dense int8": Arm("lora", "int8", "int8"),
     "dense int4, rounded": Arm("lora", "int4", "int4"),
     "llama.cpp Q8_0": Arm("lora", "q8_0", "q8_0", engine="llama.cpp"),
@@ -93,7 +94,7 @@ ARMS: Mapping[str, Arm] = {
     "sparse 50 % int4, rounded": Arm("masked", "int4", "int4", 0.5),
 }
 """Every arm; those that decide come first, so that a run that is stopped has them."""
-DECIDING = (DENSE, DENSE_INT4, SPARSE_INT4, Q4_K_M, Q4_0)
+DECIDING = (DENSE, DENSE_INT4, SPARSE_INT4, Q4_K_M, Q4_0, IQ4_K)
 REFERENCES = (DENSE_INT4, Q4_K_M)
 
 
@@ -181,6 +182,13 @@ class Maker:
             source = self._quantized(replace(arm, engine="llama.cpp"))
             return converted(self.program("OpenVINO"), source, self.folder / "dense-openvino")
         return self._quantized(arm) if arm.is_rival else self._package(arm)
+
+    def readable(self, arm: Arm) -> Path:
+        """Return a file of a rival's weights that our own decoder reads too."""
+        if arm.engine == "OpenVINO":
+            return self._quantized(replace(arm, engine="llama.cpp"))
+        file = self.file(arm)
+        return dequantized(self.program(arm.engine), file) if arm.engine == "ik_llama.cpp" else file
 
     def program(self, engine: Engine) -> Program:
         """Return what runs an engine; ours runs in this Python."""

@@ -2,6 +2,7 @@
 
     PYTHON -m benchmarks.ik_llama_cpp_decode serve MODEL.gguf THREADS
     PYTHON -m benchmarks.ik_llama_cpp_decode quantize MODEL.gguf OUTPUT.gguf iq4_k|iq4_ks|... EMBEDDINGS IMPORTANCE.npz
+    PYTHON -m benchmarks.ik_llama_cpp_decode dequantize MODEL.gguf OUTPUT.gguf
 
 benchmarks.rival_process says what `serve` answers; the arguments of `quantize` are those of llama_cpp_decode. The
 weights are repacked for the processor when they are loaded, attention is the fused one. The wheel on PyPI is
@@ -31,8 +32,10 @@ def main() -> None:
     command, *arguments = sys.argv[1:]
     if command == "serve":
         serve(Model(arguments[0], int(arguments[1])))
-    else:
+    elif command == "quantize":
         quantize(*arguments)
+    else:
+        _quantize_by("--allow-requantize", *arguments, "F16")
 
 
 class Model:
@@ -80,14 +83,18 @@ class Model:
 
 
 def quantize(source: str, target: str, kind: str, embeddings: str, importance: str) -> None:
-    """Write a quantized model by the package's own program."""
-    program = Path(ik_llama_cpp.__file__).parent / "bin" / "llama-quantize"
+    """Write a quantized model."""
     with tempfile.NamedTemporaryFile(suffix=".dat") as matrix:
         matrix.write(importance_file(np.load(importance)))
         matrix.flush()
         outside = ["--token-embedding-type", embeddings, "--output-tensor-type", embeddings]
-        command = [str(program), "--imatrix", matrix.name, *outside, source, target, kind.upper(), "1"]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        _quantize_by("--imatrix", matrix.name, *outside, source, target, kind.upper())
+
+
+def _quantize_by(*words: str) -> None:
+    """Run the package's own program, in one thread."""
+    program = Path(ik_llama_cpp.__file__).parent / "bin" / "llama-quantize"
+    subprocess.run([str(program), *words, "1"], check=True, stdout=sys.stderr)
 
 
 if __name__ == "__main__":

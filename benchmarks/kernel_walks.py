@@ -2,9 +2,10 @@
 
     taskset -c 1 python -m benchmarks.kernel_walks --values bf16 --tokens 1 2
 
-One thread multiplies by a random weight larger than the caches, half of it zeros where it is sparse. A table for each
-kind of values: nanoseconds per 1,000 weights (pruned ones count), the median of the turns that fit into --seconds. The
-first line is the default; products take the one marked `chosen` (shears.runtime.native.tuning).
+One thread multiplies by a random weight, half of it zeros where it is sparse. It is larger than the caches unless
+--bytes is small: then the time is that of arithmetic, without memory. A table for each kind of values: nanoseconds per
+1,000 weights (pruned ones count), the median of the turns that fit into --seconds. The first line is the default;
+products take the one marked `chosen` (shears.runtime.native.tuning).
 """
 
 import argparse
@@ -20,7 +21,7 @@ def main() -> None:
     print(environment())
     for values in arguments.values:
         for sparse in (True, False):
-            timed = _native.time_candidates(CODES[values], sparse, weight_bytes(), arguments.seconds)
+            timed = _native.time_candidates(CODES[values], sparse, arguments.bytes, arguments.seconds)
             for number, candidates in enumerate(timed):
                 tokens = _native.tokens_of(number)
                 if tokens in arguments.tokens:
@@ -36,6 +37,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--values", nargs="+", default=list(CODES), choices=list(CODES))
     parser.add_argument("--tokens", nargs="+", type=int, default=[1, 2, 4, 8, 16, 64])
     parser.add_argument("--seconds", type=float, default=1.0, help="for each kind of values")
+    parser.add_argument("--bytes", type=int, default=weight_bytes(), help="of the weight; 300000 fits a cache")
     return parser.parse_args()
 
 

@@ -148,6 +148,13 @@ def converted(program: Program, source: Path, target: Path) -> Path:
     return _made(program, ("convert", source.resolve(), part.resolve()), part, target)
 
 
+def dequantized(program: Program, source: Path) -> Path:
+    """Return a .gguf file of ik_llama.cpp's with its numbers in F16, which other engines read."""
+    target = source.with_name(f"{source.stem}-f16.gguf")
+    part = target.with_name(f"partial-{target.name}")
+    return _made(program, ("dequantize", source.resolve(), part.resolve()), part, target)
+
+
 def _made(program: Program, words: Sequence[object], part: Path, target: Path) -> Path:
     if target.exists():
         return target
