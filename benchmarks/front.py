@@ -1,7 +1,7 @@
 """The front: accuracy over bytes and over tokens/s, our packages beside rivals' formats of the dense model.
 
     python -m benchmarks.front run --data FOLDER --work DIR --models 135m=smollm2-135m --task mawps
-        [--rivals llama.cpp=PYTHON,ik_llama.cpp=PYTHON,OpenVINO=PYTHON] [--seeds 0,1,2] [--arms "ARM; ARM"]
+        [--rivals ENGINE=PYTHON,...] [--seeds 0,1,2] [--arms "ARM; ARM"]
     python -m benchmarks.front speed ... [--modes "1 thread; 2 processes"]   # last, on a quiet machine
     python -m benchmarks.front table --results FILE.jsonl ...
     python -m benchmarks.front pictures --results FILE.jsonl ... [--output docs/assets]
@@ -16,8 +16,8 @@ Bytes are those of all files that answering reads: weights, tokenizer, settings.
 
 `speed` continues a prompt of 16 tokens by 64, one text, all arms in turns: with one thread, with two, and in two
 processes at once, each on a core of its own, so that they share the memory's bandwidth (tokens/s of one of them);
-"prefill" reads 512 tokens with one thread. A table pools seeds by question; Holm corrects the p values of the arms that
-decide.
+"prefill" reads 512 tokens with one thread. Engines are llama.cpp, ik_llama.cpp, OpenVINO and ONNX. A table pools seeds
+by question; Holm corrects the p values of the arms that decide.
 """
 
 import argparse

@@ -19,11 +19,12 @@ from benchmarks.rival_process import LONGEST
 from shears.errors import InputError
 from shears.runtime.generation.backend import check_prefill, check_step
 
-Engine = Literal["llama.cpp", "ik_llama.cpp", "OpenVINO", "shears"]
+Engine = Literal["llama.cpp", "ik_llama.cpp", "OpenVINO", "ONNX", "shears"]
 MODULES: Mapping[Engine, str] = {
     "llama.cpp": "benchmarks.llama_cpp_decode",
     "ik_llama.cpp": "benchmarks.ik_llama_cpp_decode",
     "OpenVINO": "benchmarks.openvino_decode",
+    "ONNX": "benchmarks.onnx_runtime_decode",
     "shears": "benchmarks.native_decode",
 }
 ROOT = Path(__file__).parents[1]
@@ -143,7 +144,7 @@ def quantized(program: Program, source: Path, target: Path, kind: str, embedding
 
 
 def converted(program: Program, source: Path, target: Path) -> Path:
-    """Return the folder that OpenVINO reads in place of a .gguf file, made now if it is not there."""
+    """Return the folder that an engine makes of a file or folder, made now if it is not there."""
     part = target.with_name(f"partial-{target.name}")
     return _made(program, ("convert", source.resolve(), part.resolve()), part, target)
 

@@ -6,10 +6,10 @@ better when it is pruned; what changes more is never taken to lose less.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ BITS = {"bf16": 16, "keep": 16, "int8": 8, "int4": 4}
 SEQUENCES = 4  # of each text: enough to order candidates, few enough to take minutes
 LENGTH = 256  # tokens of each
 INT4 = ("values", "int4")
+Method = Literal["magnitude", "wanda"]
 
 
 @dataclass(frozen=True)
@@ -84,22 +85,16 @@ def measured_losses(
         return float(sum(record["nll"] for record in sums) / sum(record["tokens"] for record in sums))
 
     dense = loss(network)
-    whole = min(samples, len(tokens) // length) * length
-    held_out = torch.tensor(tokens[:whole]).view(-1, length)
+    window = min(length, len(tokens))
+    held_out = torch.tensor(tokens[: min(samples, len(tokens) // window) * window]).view(-1, window)
     changes = _changes(kinds)
     added: dict[str, dict[float | str, float]] = {"sparsity": {}, "values": {}, "embeddings": {}}
-    method = "magnitude" if config.method == "magnitude" else "wanda"
+    method: Method = "magnitude" if config.method == "magnitude" else "wanda"
     with meter("losses", len(changes), "kind") as progress, torch.no_grad():
         for kind, form in changes:
             network = load_model(model, computing_dtype("auto", "cpu"), "cpu")
-            share = 1.0
-            if kind == "sparsity":
-                settings = SparsifyConfig(sparsity=float(form), method=method)
-                sparsify_model(network, calibration.batches, settings)
-            if (kind, form) == INT4:
-                share = share_of_nearest(network, calibration.batches, held_out)
-            for weight in {"values": _weights, "embeddings": _tables}.get(kind, lambda _: [])(network):
-                weight.copy_(quantize(weight, str(form)).dense())
+            share = share_of_nearest(network, calibration.batches, held_out) if (kind, form) == INT4 else 1.0
+            _change(network, kind, form, calibration.batches, method)
             added[kind][form] = share * (loss(network) - dense)
             logger.info("%s %s alone adds %.4f nats a token", kind, form, added[kind][form])
             progress.advance(note=f", {kind} {form}")
@@ -132,6 +127,14 @@ def _changes(kinds: Iterable[tuple[float, str, str]]) -> list[tuple[str, float |
         *(("values", each) for each in values if each != "bf16"),
         *(("embeddings", each) for each in embeddings if each != "keep"),
     ]
+
+
+def _change(network: PreTrainedModel, kind: str, form: float | str, text: Sequence[Tensor], method: Method) -> None:
+    """Prune the model, or round its weights or embeddings to nearest."""
+    if kind == "sparsity":
+        sparsify_model(network, text, SparsifyConfig(sparsity=float(form), method=method))
+    for weight in {"values": _weights, "embeddings": _tables}.get(kind, lambda _: [])(network):
+        weight.copy_(quantize(weight, str(form)).dense())
 
 
 def _weights(network: PreTrainedModel) -> list[Tensor]:
