@@ -1,13 +1,19 @@
 """The share of int4's error that known inputs leave is that of outputs compared one by one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from shears.config import CompressConfig
+from shears.models.ref import resolve
 from shears.quantization.grid import quantize
 from shears.quantization.with_inputs import round_with_inputs
+from shears.runs.compress.losses import measured_losses
 from shears.runs.compress.rounding import share_of_nearest
-from tests.tiny import tiny_model
+from shears.runs.compress.texts import Texts
+from tests.tiny import save_tiny, tiny_model
 
 
 def _inputs(model: nn.Module, linear: nn.Module, batches: list[Tensor]) -> Tensor:
@@ -47,3 +53,19 @@ def test_a_model_on_the_grid_has_no_smaller_error() -> None:
         nn.init.zeros_(parameter)
     ids = torch.arange(64)[None]
     assert share_of_nearest(model, [ids], ids) == 1.0
+
+
+def test_what_int4_adds_counts_by_the_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = resolve(save_tiny(tmp_path / "tiny"))
+    text = tmp_path / "text.txt"
+    text.write_text("what is counted, is counted by its share\n" * 40)
+    config = CompressConfig(data=str(text), target="1GB", sequence_length=16, num_samples=4)
+
+    def added(share: float) -> float:
+        monkeypatch.setattr("shears.runs.compress.losses.share_of_nearest", lambda *_: share)
+        return measured_losses(model, [(0.0, "int4", "keep")], config, Texts(text, text), "question").by_values["int4"]
+
+    sign = 1 if added(1000.0) else -1  # rounding may lower the loss of random weights, which counts as 0
+    whole = added(sign * 1000.0)
+    assert whole > 0
+    assert added(sign * 500.0) == pytest.approx(whole / 2)
