@@ -21,7 +21,7 @@ RECIPES = sorted(Path(__file__).parents[2].glob("recipes/**/*.yaml"))
 def test_every_shipped_recipe_loads(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.model
-    assert recipe.train
+    assert recipe.sparsify
 
 
 def test_a_resolved_recipe_reads_back_as_itself() -> None:
