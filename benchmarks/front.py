@@ -127,7 +127,6 @@ def answered(maker: Maker, arm: Arm, limit: int, decoder: Decoder) -> dict[str, 
     """Return the figures of an arm: its right answers as bits, how many were cut, the bytes of its files."""
     is_read = arm.is_rival and decoder == "ours"
     file = maker.file(arm)
-    opened_file = maker.readable(arm) if is_read else file
     output = (
         maker.folder / "answers" / f"{file.name}{'-ours' if is_read else ''}{f'-first{limit}' if limit else ''}.json"
     )
@@ -138,7 +137,7 @@ def answered(maker: Maker, arm: Arm, limit: int, decoder: Decoder) -> dict[str, 
     if arm.is_rival and not is_read:
         evaluation = _by_rival(maker, arm.engine, file, output, EvaluateConfig(**options))
     else:
-        evaluation = shears.evaluate(str(opened_file), output, **options)
+        evaluation = shears.evaluate(str(maker.readable(arm) if is_read else file), output, **options)
     return {
         "right": as_text(evaluation.records), "cut": int(evaluation.details[CUT]),
         "bytes": sum(path.stat().st_size for path in _files_of(file)), "seconds": round(time.monotonic() - start, 1),

@@ -183,8 +183,7 @@ class Maker:
         if arm.engine == "ONNX":
             return converted(self.program(arm.engine), self.merged(), self.folder / "dense-onnx")
         if arm.engine == "OpenVINO":
-            source = self._quantized(replace(arm, engine="llama.cpp"))
-            return converted(self.program("OpenVINO"), source, self.folder / "dense-openvino")
+            return converted(self.program(arm.engine), self.readable(arm), self.folder / "dense-openvino")
         return self._quantized(arm) if arm.is_rival else self._package(arm)
 
     def readable(self, arm: Arm) -> Path:

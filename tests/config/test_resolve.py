@@ -15,6 +15,7 @@ from shears.config.resolve import build, load_recipe, override, read_yaml, secti
 from shears.errors import InputError
 
 RECIPES = sorted(Path(__file__).parents[2].glob("recipes/**/*.yaml"))
+UNTRAINED = ("qwen2.5-coder-0.5b-gsm8k", "qwen2.5-coder-1.5b-gsm8k")  # pruned on the model's own answers
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -22,6 +23,7 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.model
     assert recipe.sparsify
+    assert (recipe.train is None) == (path.stem in UNTRAINED)
 
 
 def test_a_resolved_recipe_reads_back_as_itself() -> None:
