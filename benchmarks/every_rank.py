@@ -3,16 +3,13 @@
     python -m benchmarks.every_rank run --data FOLDER --task mawps --seeds 0,1,2 --work DIR --results FILE.jsonl
     python -m benchmarks.every_rank search --data FOLDER --task mawps --seeds 0,1,2 --work DIR --results FILE.jsonl
     python -m benchmarks.every_rank cost --data FOLDER --task mawps --work DIR --results FILE.jsonl
-    python -m benchmarks.every_rank tune --data FOLDER --start dense --ways lora-nested,polar-nested,lokr-4-nested \\
-        --rates 0.001,0.003,0.01 --scalings 2 --epochs 0.1 --validation 32 --work DIR --results FILE.jsonl
     python -m benchmarks.every_rank table FILE.jsonl...
 
 FOLDER is that of benchmarks.tasks. `run` tunes every way on the mean validation loss over its ranks
 with the first seed and a third of the epochs (the best of three learning rates, then the better of
 two values of alpha at that rate), trains the best for every seed and measures its test answers at
 every rank. `search` needs the adapters of `run`: validation chooses a configuration with no more
-parameters than a uniform one, test measures both. `cost` times steps in turns, `tune` ends before
-the test. LoRA, PoLAR and LoKr are compared at equal numbers of parameters. Cells that are in the
+parameters than a uniform one, test measures both. `cost` times steps in turns. Cells that are in the
 results are skipped, and an interrupted training resumes. `--start` is plain, recovery, sparse-peft
 (merged at every rank) or dense; a base of `--sparse` and a `--teacher` need a DIR and a FILE of their
 own. No test trains as it does: it needs the data.
@@ -29,10 +26,10 @@ from typing import Any
 
 import shears
 from benchmarks.every_rank_table import tables
-from benchmarks.every_rank_ways import USUAL, WAYS, Way
+from benchmarks.every_rank_ways import WAYS, Way
 from benchmarks.nls import validation_losses
 from benchmarks.report import MODEL, add_row, as_text, begin, numbers, parser_of, rows_of, seeds, setting, words
-from benchmarks.tasks import TASKS, Task, lines_of, write_rows
+from benchmarks.tasks import TASKS, Task
 from benchmarks.turns import step_seconds
 from shears.adapt.load import load_super_adapter
 
@@ -70,10 +67,6 @@ class Bench:
         self.work: Path = arguments.work / self.task.name
         self.work.mkdir(parents=True, exist_ok=True)
         self.data: Mapping[str, Path] = self.task.write(arguments.data, self.work)
-        if arguments.validation:
-            few = lines_of(self.data["validation"])[: arguments.validation]
-            path = self.work / f"validation-{arguments.validation}.jsonl"
-            self.data = {**self.data, "validation": write_rows(path, few)}
         self.base = arguments.model if self.start == "dense" else str(arguments.sparse or self._sparse(arguments.model))
 
     def _sparse(self, model: str) -> Path:
@@ -198,12 +191,6 @@ def run(bench: Bench, arguments: argparse.Namespace) -> None:
         bench.measure(WAYS[name])
 
 
-def tune(bench: Bench, arguments: argparse.Namespace) -> None:
-    """Tune every way."""
-    for name in arguments.ways:
-        bench.tuned(WAYS[name])
-
-
 def search(bench: Bench, arguments: argparse.Namespace) -> None:
     """Search on every elastic super-adapter that was measured."""
     for way in (WAYS[name] for name in arguments.ways):
@@ -215,12 +202,12 @@ def search(bench: Bench, arguments: argparse.Namespace) -> None:
 
 def cost(bench: Bench, arguments: argparse.Namespace) -> None:
     """Time the steps of several ways, which take turns."""
-    names = arguments.ways if arguments.ways != list(USUAL) else COST_WAYS
+    names = arguments.ways if arguments.ways != list(WAYS) else COST_WAYS
     steps = {name: partial(bench.steps, WAYS[name], arguments.steps) for name in names}
     bench.once({"kind": "cost"}, lambda: {"seconds": step_seconds(steps, arguments.steps)})
 
 
-COMMANDS = {"run": run, "tune": tune, "search": search, "cost": cost}
+COMMANDS = {"run": run, "search": search, "cost": cost}
 
 
 def main() -> None:
@@ -245,13 +232,12 @@ def _arguments() -> argparse.Namespace:
         command.add_argument("--sparse", type=Path, help="base of the sparse starts; default: pruned here by Wanda")
         command.add_argument("--teacher", type=Path, help="adapter of the dense model that all ways also learn from")
         command.add_argument("--start", choices=list(STARTS), default="plain")
-        command.add_argument("--ways", type=words, default=list(USUAL), help=", ".join(WAYS))
+        command.add_argument("--ways", type=words, default=list(WAYS), help=", ".join(WAYS))
         command.add_argument("--seeds", type=seeds, default=[0])
         command.add_argument("--rates", type=numbers, default=list(RATES), help="learning rates to choose from")
         command.add_argument("--scalings", type=numbers, default=list(SCALINGS), help="alpha / rank, to choose from")
         command.add_argument("--epochs", type=float, default=3.0)
         command.add_argument("--limit", type=int, help="only the first so many test examples")
-        command.add_argument("--validation", type=int, help="only the first so many validation examples")
         command.add_argument("--steps", type=int, default=30, help="timed steps")
         command.add_argument("--set", type=setting, action="append", default=[], help="KEY=VALUE of shears train")
         command.add_argument("--evaluations", type=int, default=100, help="of a search")

@@ -5,14 +5,14 @@ from math import gcd
 from statistics import median
 from typing import Any
 
-from benchmarks.every_rank_ways import RANKS, RELATIVES, USUAL, WAYS
-from benchmarks.report import Pair, as_bits, paired_table, points, quotients
-from shears.evaluation.statistics import Bits, paired_difference, pooled_accuracy
+from benchmarks.every_rank_ways import RANKS, WAYS
+from benchmarks.report import Pair, as_bits, paired_table, quotients
+from shears.evaluation.statistics import Bits, pooled_accuracy
 
 Row = dict[str, Any]
 Cells = Mapping[str, Mapping[int, Row]]  # way -> seed -> row
 LORA = [f"lora-{rank}" for rank in RANKS]
-ORDER = (*USUAL, "sandwich", "curriculum")  # the last two are of old results: their samplings were removed
+ORDER = (*WAYS, "sandwich", "curriculum")  # the last two are of old results: their samplings were removed
 
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
@@ -22,7 +22,6 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
         chosen = [row for row, key in zip(rows, keys, strict=True) if key == (task, start, epochs)]
         yield f"\n### {task}, start {start}, {epochs:g} epochs"
         kinds = {kind: [row for row in chosen if row["kind"] == kind] for kind in ("test", "cost", "search")}
-        yield from _relatives(chosen)
         if cells := _by_way(kinds["test"]):
             yield from _accuracies(cells)
             yield from paired_table(list(_differences(cells)))
@@ -121,40 +120,3 @@ def _gains(rows: Sequence[Row]) -> Iterator[Pair]:
         own = [row for row in rows if (row["way"], row["rank"]) == (way, rank)]
         ones, others = ({row["seed"]: [as_bits(row["right"][key])] for row in own} for key in ("searched", "uniform"))
         yield f"{way}: searched against uniform rank {rank}", ones, others
-
-
-def _relatives(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield losses and answers of the forms of adapters by size: the rank of a LoRA with as many parameters."""
-    for kind, cell in (("tuning", _loss), ("test", _accuracy)):
-        found = {name: _rows_of(rows, kind, name) for name in RELATIVES}
-        if not found["lora-nested"]:
-            continue
-        yield f"\n| {kind} | rate | {' | '.join(f'size {size}' for size in RANKS)} |"
-        yield "| --- " * (2 + len(RANKS)) + "|"
-        for name, own in found.items():
-            sizes = [rank // RELATIVES[name] for rank in WAYS[name].ranks]
-            cells = [cell(name, size, found) if size in sizes else "-" for size in RANKS]
-            if own:
-                yield f"| {name} | {own[0]['rate']:g} | {' | '.join(cells)} |"
-
-
-def _rows_of(rows: Sequence[Row], kind: str, way: str) -> list[Row]:
-    """Return the rows of a way by seed; of its tuning, the one of the lowest mean loss."""
-    found = sorted((row for row in rows if (row["kind"], row.get("way")) == (kind, way)), key=lambda row: row["seed"])
-    return sorted(found, key=lambda row: sum(row["losses"].values()))[:1] if kind == "tuning" else found
-
-
-def _loss(name: str, size: int, found: Mapping[str, list[Row]]) -> str:
-    return f"{found[name][0]['losses'][str(size * RELATIVES[name])]:.4f}" if found[name] else "-"
-
-
-def _accuracy(name: str, size: int, found: Mapping[str, list[Row]]) -> str:
-    """Return the answers right, and the difference from LoRA's on the same seeds with its 95 % interval."""
-    by_seed = [{row["seed"]: as_bits(row["right"][str(size * RELATIVES[way])]) for row in found[way]}
-               for way in (name, "lora-nested")]  # fmt: skip
-    both = [seed for seed in by_seed[0] if seed in by_seed[1]]
-    if not both:
-        return "-"
-    ones, others = ([runs[seed] for seed in both] for runs in by_seed)
-    share = f"{pooled_accuracy(ones).value:.1%}"
-    return share if name == "lora-nested" else f"{share}, {points(paired_difference(ones, others))}"

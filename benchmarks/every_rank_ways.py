@@ -33,16 +33,5 @@ WAYS: Mapping[str, Way] = {
         Way("uniform", {"sampling": "uniform"}),
         Way("reordered", {"sampling": "maximal"}),
         *(Way(f"lora-{rank}", ranks=(rank,)) for rank in RANKS),
-        Way("lora-nested", {"sampling": "nested"}),
-        Way("polar-nested", {"sampling": "nested", "adapter": "polar"}),
-        Way("lokr-4-nested", {"sampling": "nested", "adapter": "lokr"}, (64, 32)),
     )
 }
-RELATIVES: Mapping[str, int] = {"lora-nested": 1, "polar-nested": 1, "lokr-4-nested": 4}
-"""How many ranks of a way have the parameters of one rank of LoRA.
-
-A LoKr whose small factor is f x f has the parameters of a LoRA of rank r at its rank f * r (and f * f
-more for every linear). PEFT factorizes its other matrix below half of its longer side only, so f = 4
-ends at rank 64.
-"""
-USUAL = tuple(name for name in WAYS if name not in RELATIVES)

@@ -233,7 +233,6 @@ def test_nested_is_the_default_where_it_can_be() -> None:
         ({"sparse_adapter": True}, (135_000_000, 0.75, False), (1e-3, 256, "lora")),
         ({"ranks": (4, 2)}, (494_000_000, 0.5, True), (3e-4, 64, "lora")),  # nested
         ({"ranks": (4, 2), "sampling": "maximal"}, (494_000_000, 0.5, True), (3e-4, 64, "recovery")),
-        ({"adapter": "lokr"}, (494_000_000, 0.5, True), (3e-4, 64, "lora")),
         ({"learning_rate": 0.5, "alpha": 3, "init": "lora"}, (135_000_000, 0.5, True), (0.5, 3, "lora")),
     ],
 )

@@ -146,10 +146,12 @@ def test_a_resume_may_rename_files_and_know_earlier_keys(
     earlier = {
         "teacher_weight": 0.5, "recompute": True, "gradient_checkpointing": False, "curriculum": 0.0, "reorder": False,
         "scheduler": "linear", "weight_decay": 0.0, "compile": False, "train_on": "completion", "learn_scales": False,
+        "adapter": "lora", "decompose_factor": 4,
     }  # fmt: skip
-    write_json(asked, now | earlier | {"curriculum": 0.5})
-    with pytest.raises(InputError, match=r"made with curriculum 0\.5, an option that this version lacks"):
-        train(base, output, data=data, resume=True, **SETTINGS)
+    for key, value in (("curriculum", 0.5), ("adapter", "lokr")):
+        write_json(asked, now | earlier | {key: value})
+        with pytest.raises(InputError, match=rf"made with {key} {value!r}, an option that this version lacks"):
+            train(base, output, data=data, resume=True, **SETTINGS)
     write_json(asked, now | earlier | {"teacher_weight": 0.3})
     with pytest.raises(InputError, match=r"kl was 0\.3 and is now 0\.5"):
         train(base, output, data=data, resume=True, **SETTINGS)

@@ -72,23 +72,6 @@ def test_the_cost_of_a_step_is_kept_as_the_seconds_of_every_step(
     assert (row["kind"], row["seconds"]) == ("cost", {way: [0.0, 1.0] for way in COST_WAYS})
 
 
-def test_forms_of_adapters_are_paired_by_parameters() -> None:
-    def tuned(way: str, losses: Mapping[str, float], rate: float = 1e-3) -> dict[str, Any]:
-        return cell(way, 0, "", kind="tuning", losses=losses, rate=rate)
-
-    lines = list(tables([
-        tuned("lora-nested", {"32": 0.5, "24": 0.5, "16": 0.6, "8": 0.7}),
-        tuned("lokr-4-nested", {"64": 0.4, "32": 0.45}), tuned("lokr-4-nested", {"64": 0.3, "32": 0.35}, 4e-3),
-        cell("lora-nested", 0, {"32": "1110", "24": "1110", "16": "1100", "8": "1000"}),
-        cell("lokr-4-nested", 0, {"64": "1110", "32": "1110"}),
-    ]))  # fmt: skip
-    assert "| lora-nested | 0.001 | 0.5000 | 0.5000 | 0.6000 | 0.7000 |" in lines
-    assert "| lokr-4-nested | 0.004 | - | - | 0.3000 | 0.3500 |" in lines  # the better rate
-    accuracies = next(line for line in lines if line.startswith("| lokr-4-nested | 0.001 |"))
-    assert "75.0%, +25.0 (" in accuracies
-    assert "75.0%, +50.0 (" in accuracies
-
-
 def test_a_run_tunes_trains_measures_and_searches_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(source: Path, target: Path) -> dict[str, Path]:
         names = ("train", "validation", "test")

@@ -51,8 +51,14 @@ def test_a_stage_with_an_unknown_key_in_its_record_counts_as_done(tmp_path: Path
         recorded_stage(tmp_path, "train", {**DATA, "distill": 0.5, "alpha": 3}).is_done()
 
 
-def test_a_recorded_value_that_this_version_does_not_have_is_one_clear_line(tmp_path: Path) -> None:
-    stage = recorded_stage(tmp_path, "train", {**DATA, "sampling": "bygone"})
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [("train", "sampling"), ("sparsify", "method"), ("sparsify", "pattern"), ("sparsify", "allocation")],
+)
+def test_a_recorded_value_that_this_version_does_not_have_is_one_clear_line(
+    section: str, key: str, tmp_path: Path
+) -> None:
+    stage = recorded_stage(tmp_path, section, {**_needed(section_class(Recipe, [section])), key: "bygone"})
     with pytest.raises(InputError, match="with an option that this version does not have.*got 'bygone'") as error:
         stage.is_done()
     assert "\n" not in str(error.value)

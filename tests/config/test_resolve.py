@@ -41,7 +41,7 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         (TrainConfig, {"data": "x", "micro_batch_size": 5}, "micro_batch_size must divide batch_size (16), got 5"),
         (SparsifyConfig, {"sparsity": 1.5}, "x.sparsity must be less than 1, got 1.5"),
         (SparsifyConfig, {"sparsity": -0.1}, "x.sparsity must be greater than or equal to 0, got -0.1"),
-        (SparsifyConfig, {"method": "wnda"}, "'wanda', 'magnitude', 'ria', 'sparsegpt' or 'admm', got 'wnda'"),
+        (SparsifyConfig, {"method": "wnda"}, "'wanda', 'magnitude', 'sparsegpt' or 'admm', got 'wnda'"),
         (SparsifyConfig, {"num_samples": "many"}, "x.num_samples must be a whole number"),
         (TrainConfig, {"data": "x", "seed": -1}, "x.seed must be greater than or equal to 0, got -1"),
         (TrainConfig, {"data": "x", "seed": 2**32}, "x.seed must be less than 4294967296"),

@@ -50,7 +50,7 @@ def test_the_options_of_sparsify_reach_it(call: Call, monkeypatch: pytest.Monkey
     save_tiny(tmp_path / "base", "mixtral")
     monkeypatch.chdir(tmp_path)
     options = ["--method", "sparsegpt", "--sparsity-of", "experts.down_proj=0.25,q_proj=0.75", "--skip", "o_proj"]
-    options += ["--allocation", "owl", "--reconstruct", "linear", "--activation-budget", "1kB"]
+    options += ["--allocation", "sensitivity", "--reconstruct", "linear", "--activation-budget", "1kB"]
     code, _, errors = call("sparsify", "base", "out", *options, *SHORT)
     assert code == 0, errors
     linears = json.loads((tmp_path / "out" / "sparsity.json").read_text())["linears"]

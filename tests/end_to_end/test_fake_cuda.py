@@ -57,8 +57,8 @@ def test_gradients_flow_from_the_device_to_the_cpu() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"method": "wanda"}, {"method": "sparsegpt"}, {"method": "admm"}, {"method": "ria", "pattern": "2:4"},
-     {"method": "wanda", "pattern": "layer", "allocation": "owl"}, {"method": "magnitude", "reconstruct": "linear"},
+    [{"method": "wanda"}, {"method": "sparsegpt"}, {"method": "admm"}, {"method": "wanda", "pattern": "2:4"},
+     {"method": "wanda", "allocation": "sensitivity"}, {"method": "magnitude", "reconstruct": "linear"},
      {"method": "wanda", "recover_rank": 4}, {"method": "wanda", "reconstruct": "block"}],
     ids=str,
 )  # fmt: skip

@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import LoKrConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from shears.adapt.elastic import make_elastic
+from shears.adapt.load import load_super_adapter
+from shears.adapt.prepare import build_space
 from shears.errors import InputError
 from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
+from shears.records.artifacts import SEARCH_SPACE, weights_fingerprint
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from tests.export.made import logits
+from tests.export.made import half_sparse, logits, super_adapter
 from tests.export.packages import change_adapter
 from tests.tiny import save_tiny, tiny_model
 
@@ -35,6 +39,10 @@ def saved(base: Path, adapter: Path, config: Any, size: int | None = None, name:
     return adapter
 
 
+def lokr() -> LoKrConfig:
+    return LoKrConfig(r=6, alpha=9, decompose_factor=2, target_modules=["q_proj", "up_proj"], task_type=TASK)
+
+
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
 def test_an_adapter_that_is_a_prompt_is_refused(kind: Any, tmp_path: Path) -> None:
     """PEFT puts its tokens before every token that is generated behind a cache."""
@@ -53,6 +61,33 @@ def test_an_adapter_of_experts_is_packed(tmp_path: Path) -> None:
     packed, _ = load_with_adapter(export_adapter(adapter, tmp_path / "package", format="package", values="fp32"))
     expected = logits(PeftModel.from_pretrained(tiny_model("mixtral"), adapter).eval())
     torch.testing.assert_close(logits(packed), expected)
+
+
+def test_an_adapter_that_is_no_lora_is_packed_but_neither_cut_nor_merged(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    adapter = saved(base, tmp_path / "adapter", lokr())
+    packed, _ = load_with_adapter(export_adapter(adapter, tmp_path / "package", format="package", values="fp32"))
+    loaded: Any = load_with_adapter(base, adapter, device="cpu")[0]
+    torch.testing.assert_close(logits(packed), logits(loaded))
+    with pytest.raises(InputError, match="every linear of the search space must carry the adapter 'default'; "):
+        make_elastic(loaded, build_space(tiny_model(), ["q_proj"], (6, 4)))
+    for form in ("peft", "merged"):
+        with pytest.raises(InputError, match="adapter must be a super-adapter") as refused:
+            export_adapter(adapter, tmp_path / form, format=form)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_super_adapter_that_is_no_lora_is_refused_in_one_line(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    adapter = saved(base, super_adapter(tmp_path / "adapter", base), lokr())
+    record = json.loads((adapter / SEARCH_SPACE).read_text())
+    (adapter / SEARCH_SPACE).write_text(json.dumps({**record, "fingerprint": weights_fingerprint(adapter)}))
+    for form in ("peft", "padded", "merged", "package"):
+        with pytest.raises(InputError, match="adapter_config.json must be PEFT's of a LoRA with r and lora_alpha; "):
+            export_adapter(adapter, tmp_path / form, format=form)
+    with pytest.raises(InputError, match="must carry the adapter 'default'; ") as refused:
+        load_super_adapter(adapter, device="cpu")
+    assert "\n" not in str(refused.value)
 
 
 def test_an_adapter_with_more_words_than_the_model_is_refused(tmp_path: Path) -> None:

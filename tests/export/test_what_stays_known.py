@@ -7,6 +7,7 @@ import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from shears.adapt.load import load_super_adapter
 from shears.adapt.train import train
 from shears.checkpoints.inspection import inspect
 from shears.config import EvaluateConfig
@@ -21,6 +22,7 @@ from shears.models.ref import resolve
 from shears.records.artifacts import (
     README,
     SEARCH_SPACE,
+    SPARSITY,
     UNPACKED,
     find_record,
     read_json,
@@ -28,11 +30,14 @@ from shears.records.artifacts import (
     weights_fingerprint,
     write_json,
 )
+from shears.records.card import card
 from shears.records.publishing import push
 from shears.records.trained_form import TrainedForm, trained_form
 from shears.sparsity.stage import sparsify
 from tests.export.made import half_sparse, super_adapter
 from tests.export.packages import package
+from tests.tiny import save_tiny
+from tests.training.small_training import SETTINGS
 
 CONFIG = EvaluateConfig(data="test.jsonl", task="number")
 
@@ -97,6 +102,29 @@ def test_a_second_round_knows_the_data_of_the_first(tmp_path: Path) -> None:
         assert words in (folder / README).read_text()
     out = unpack(packed[0], tmp_path / "out0")
     assert (_trained_on(out / "model"), _trained_on(out / "adapter")) == ([first], [second])
+
+
+def test_a_sparse_model_whose_options_this_version_does_not_have_is_trained_and_exported(tmp_path: Path) -> None:
+    sparse = sparsify(save_tiny(tmp_path / "base"), tmp_path / "sparse", method="magnitude")
+    record = read_record(sparse, SPARSITY)
+    gone = {"method": "ria", "allocation": "owl", "pattern": "layer"}
+    write_json(sparse / SPARSITY, {**record, "config": {**record["config"], **gone}})
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n')
+    adapter = train(sparse, tmp_path / "adapter", data=str(data), **{**SETTINGS, "max_steps": 1, "warmup_steps": 0})
+    merged = export_adapter(adapter, tmp_path / "out", format="merged")
+    packed = package(adapter, tmp_path / "package")
+    assert all(inspect(folder, against=sparse)["fits"] for folder in (adapter, merged, packed))
+    assert "ria (pattern layer, allocation owl)" in card(SPARSITY, read_record(sparse, SPARSITY))
+
+
+def test_an_adapter_whose_record_names_its_form_is_loaded_and_exported(tmp_path: Path) -> None:
+    _, _, adapter = _made(tmp_path, masked=False)
+    record = read_record(adapter, SEARCH_SPACE)
+    write_json(adapter / SEARCH_SPACE, {**record, "config": {**record["config"], "adapter": "lora"}})
+    assert load_super_adapter(adapter, device="cpu").elastic.space.max_rank == record["max_rank"]
+    packed = package(export_adapter(adapter, tmp_path / "sub"), tmp_path / "package")
+    assert inspect(packed, against=adapter)["fits"]
 
 
 def test_a_package_of_a_foreign_adapter_knows_the_training_of_its_merged_base(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ POLISHING, POLISHING_DAMPING = 5, 0.01
 def prune(
     weight: Tensor, hessian: Tensor, kind: str, zeros: int, iterations: int, *, damping: float, penalty: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the pruned weight and the mask; `kind` is "row", "layer" or "N:M". No feature may be always zero."""
+    """Return the pruned weight and the mask; `kind` is "row" or "N:M". No feature may be always zero."""
     size, identity = len(hessian), torch.eye(len(hessian), dtype=torch.float64)
     norms = [float(hessian[i, i]) ** 0.5 for i in range(size)]
     scaled = [[float(hessian[i, j]) / norms[i] / norms[j] for j in range(size)] for i in range(size)]
@@ -58,10 +58,6 @@ def smallest(sizes: Tensor, kind: str, zeros: int) -> Tensor:
     rows, columns = sizes.shape
     mask = torch.zeros(rows, columns, dtype=torch.bool)
     values = sizes.tolist()
-    if kind == "layer":
-        for _, row, column in sorted((values[r][c], r, c) for r in range(rows) for c in range(columns))[:zeros]:
-            mask[row, column] = True
-        return mask
     if ":" in kind:
         kept, size = map(int, kind.split(":"))
         for row in range(rows):

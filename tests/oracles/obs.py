@@ -49,10 +49,10 @@ def remove_column(weight: Tensor, hessian: Tensor, pruned: Tensor, column: int) 
 
 
 def prune(weight: Tensor, hessian: Tensor, kind: str, zeros: int, block: int) -> tuple[Tensor, Tensor]:
-    """Return the pruned weight and the mask; `kind` is "row", "layer" or "N:M" (then a block is a group).
+    """Return the pruned weight and the mask; `kind` is "row" or "N:M" (then a block is a group).
 
-    Zeros lie in the first columns in proportion, rounded up; in "row" every row has as many, and those that do not
-    divide go to the last block, one for each of the rows whose next score is lowest.
+    Zeros lie in the first columns in proportion, rounded up. Every row has as many, and those that do not divide go to
+    the last block, one for each of the rows whose next score is lowest.
     """
     weight, (rows, columns) = weight.double().clone(), weight.shape
     pruned = torch.zeros(rows, columns, dtype=torch.bool)
@@ -71,10 +71,6 @@ def prune(weight: Tensor, hessian: Tensor, kind: str, zeros: int, block: int) ->
 def choose(scores: list[list[float]], kind: str, zeros: int, span: tuple[int, int, int]) -> list[tuple[int, int]]:
     """Return the (row, column) of a block's pruned weights by full sorts."""
     start, stop, columns = span
-    if kind == "layer":
-        count = math.ceil(zeros * stop / columns) - math.ceil(zeros * start / columns)
-        everything = sorted((score, r, c) for r, row in enumerate(scores) for c, score in enumerate(row))
-        return [(r, c) for _, r, c in everything[:count]]
     orders = [sorted(range(stop - start), key=row.__getitem__) for row in scores]
     if ":" in kind:
         kept, size = map(int, kind.split(":"))

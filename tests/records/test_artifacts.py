@@ -199,8 +199,8 @@ def test_resume_false_refuses_and_keeps_an_interrupted_run(tmp_path: Path) -> No
 def test_a_changed_configuration_is_refused_with_every_key_named(tmp_path: Path) -> None:
     interrupt(tmp_path / "out")
     with pytest.raises(InputError) as error:
-        finish(tmp_path / "out", True, {"sparsity": 0.6, "method": "ria", "seed": 0})
-    assert "method was 'admm' and is now 'ria'; sparsity was 0.5 and is now 0.6" in str(error.value)
+        finish(tmp_path / "out", True, {"sparsity": 0.6, "method": "wanda", "seed": 0})
+    assert "method was 'admm' and is now 'wanda'; sparsity was 0.5 and is now 0.6" in str(error.value)
     assert "seed" not in str(error.value)
     assert finish(tmp_path / "out", True) == ["half.bin"], "what was refused did no harm"
 

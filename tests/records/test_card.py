@@ -19,7 +19,8 @@ RANKS = {"layers.0.up_proj": 32, "layers.1.up_proj": 16, "layers.0.q_proj+k_proj
 RECORDS: dict[str, dict[str, Any]] = {
     "sparsity.json": {**COMMON, "model": "org/base", "achieved": 0.375, "linears": LINEARS,
                       "calibration_fingerprint": "c",
-                      "config": {"method": "wanda", "pattern": "row", "allocation": "owl", "calibration": "text.txt"}},
+                      "config": {"method": "wanda", "pattern": "row", "allocation": "uniform",
+                                 "calibration": "text.txt"}},
     "search_space.json": {**COMMON, "alpha": 64.0, "config": {"data": "/home/someone/train.jsonl"},
                           "groups": {"layers.0.up_proj": {"ranks": [32, 24]}}},
     "sub_adapter.json": {**COMMON, "data": "train.jsonl", "ranks": RANKS},

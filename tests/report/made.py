@@ -69,7 +69,7 @@ def records(prompt: str = "Question") -> dict[str, Any]:
     files: dict[str, Any] = {
         "recipe.yaml": {"model": "some-model", "sparsify": {"sparsity": 0.5}, "train": {"epochs": 1.0}},
         "sparse/sparsity.json": {"shears_version": "0.1.0", "achieved": 0.5, "linears": linears, "model": "some-model",
-                                 "config": {"method": "wanda", "pattern": "row", "allocation": "owl", "seed": 3}},
+                                 "config": {"method": "wanda", "pattern": "row", "allocation": "uniform", "seed": 3}},
         "super_adapter/search_space.json": {"shears_version": "0.1.0", "config": {"seed": 5}, "fingerprint": "b" * 64},
         "super_adapter/training_log.jsonl": [{"step": step, "loss": 3.0 / step, "tokens": 100, "learning_rate": 1e-3}
                                              for step in steps],

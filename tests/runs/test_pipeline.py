@@ -162,4 +162,4 @@ def test_a_run_prunes_a_model_without_a_walk_as_sparsify_does(tmp_path: Path, mo
     weights = [weights_fingerprint(folder) for folder in (tmp_path / "run" / "sparse", alone, uniform)]
     assert len(set(weights)) == 1
     with pytest.raises(InputError, match="no walk"):
-        shears.sparsify(base, tmp_path / "owl", allocation="owl", **options)
+        shears.sparsify(base, tmp_path / "asked", method="wanda", allocation="sensitivity", **options)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shears.errors import InputError
 from shears.sparsity import masks
-from shears.sparsity.masks import Pattern, lowest, lowest_per_group, lowest_per_row, pruned_mask, zero_counts
+from shears.sparsity.masks import Pattern, lowest_per_group, lowest_per_row, pruned_mask, zero_counts
 
 FEW_VALUES = st.sampled_from([-math.inf, -1.0, 0.0, -0.0, 0.5, 1.0, math.inf])  # ties everywhere
 VALUES = st.one_of(FEW_VALUES, st.floats(0, 1e6, width=32))
@@ -42,13 +42,6 @@ def test_every_row_loses_its_lowest_and_the_total_is_exact(scores: Tensor, data:
     assert [sorted(row[mask].tolist()) for row, mask in zip(scores, pruned, strict=True)] == by_sorting(scores, zeros)
 
 
-@given(scores=matrices(), data=st.data())
-def test_the_lowest_of_the_whole_matrix_go(scores: Tensor, data: st.DataObject) -> None:
-    zeros = data.draw(st.integers(0, scores.numel()))
-    pruned = lowest(scores, zeros)
-    assert sorted(scores[pruned].tolist()) == sorted(scores.flatten().tolist())[:zeros]
-
-
 @given(scores=matrices(), size=st.integers(2, 8), data=st.data())
 def test_every_group_is_exact_and_keeps_its_highest(scores: Tensor, size: int, data: st.DataObject) -> None:
     kept = data.draw(st.integers(1, size - 1))
@@ -72,10 +65,9 @@ def as_on_a_device(run: Callable[[], Tensor]) -> Tensor:
         return run()
 
 
-def test_rows_do_not_compete_with_each_other_but_in_a_layer() -> None:
+def test_rows_do_not_compete_with_each_other() -> None:
     scores = torch.tensor([[1.0, 2.0], [100.0, 200.0]])
     assert lowest_per_row(scores, 2).tolist() == [[True, False], [True, False]]
-    assert lowest(scores, 2).tolist() == [[True, True], [False, False]]
 
 
 def test_remaining_zeros_go_to_the_rows_whose_next_score_is_lowest() -> None:
@@ -91,8 +83,7 @@ def test_ties_fall_on_the_first_and_the_same_way_every_time() -> None:
 
 @pytest.mark.parametrize("zeros", [0, 6])
 def test_no_weights_or_all_weights_can_be_pruned(zeros: int) -> None:
-    for mask in (lowest_per_row, lowest):
-        assert int(mask(torch.rand(2, 3), zeros).sum()) == zeros
+    assert int(lowest_per_row(torch.rand(2, 3), zeros).sum()) == zeros
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -111,7 +102,7 @@ def test_views_and_scores_with_a_gradient_are_taken() -> None:
     assert torch.equal(lowest_per_group(scores.detach().T, pattern), lowest_per_group(scores.T.contiguous(), pattern))
 
 
-@pytest.mark.parametrize("pattern", ["row", "layer", "1:2"])
+@pytest.mark.parametrize("pattern", ["row", "1:2"])
 def test_nan_scores_are_refused(pattern: str) -> None:
     for bad in ([[1.0, math.nan]], [[math.nan, math.inf]]):
         with pytest.raises(InputError, match="got NaN"):
@@ -120,9 +111,8 @@ def test_nan_scores_are_refused(pattern: str) -> None:
 
 @pytest.mark.parametrize("zeros", [-1, 7])
 def test_an_impossible_count_is_refused(zeros: int) -> None:
-    for mask in (lowest_per_row, lowest):
-        with pytest.raises(InputError, match="must be in 0 to 6, got"):
-            mask(torch.rand(2, 3), zeros)
+    with pytest.raises(InputError, match="must be in 0 to 6, got"):
+        lowest_per_row(torch.rand(2, 3), zeros)
 
 
 @given(outputs=st.integers(1, 40), half=st.integers(1, 40))
@@ -132,14 +122,14 @@ def test_half_of_an_even_row_is_the_published_count(outputs: int, half: int) -> 
     assert pruned.sum(1).tolist() == [math.floor(0.5 * 2 * half)] * outputs
 
 
-@pytest.mark.parametrize("text", ["row", "layer", "2:4", "4:8", "1:2", "16:32"])
+@pytest.mark.parametrize("text", ["row", "2:4", "4:8", "1:2", "16:32"])
 def test_a_pattern_says_what_it_was_read_from(text: str) -> None:
     assert str(Pattern.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "rows", "groups", "2-4", "2:4:8", ":4", "-2:4", "2:4\n", "²:4"])
+@pytest.mark.parametrize("text", ["", "rows", "layer", "groups", "2-4", "2:4:8", ":4", "-2:4", "2:4\n", "²:4"])
 def test_another_pattern_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="must be row, layer or N:M"):
+    with pytest.raises(InputError, match="must be row or N:M"):
         Pattern.parse(text)
 
 
@@ -157,7 +147,6 @@ def test_inputs_that_are_not_whole_groups_are_refused() -> None:
 def test_each_pattern_has_its_mask() -> None:
     scores = torch.rand(4, 12, generator=torch.Generator().manual_seed(0))
     assert torch.equal(pruned_mask(scores, Pattern("row"), 30), lowest_per_row(scores, 30))
-    assert torch.equal(pruned_mask(scores, Pattern("layer"), 30), lowest(scores, 30))
     groups = Pattern("groups", 1, 3)
     assert torch.equal(pruned_mask(scores, groups, 32), lowest_per_group(scores, groups))
     assert groups.num_zeros(scores.shape) == 32

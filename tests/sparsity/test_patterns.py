@@ -13,12 +13,12 @@ from tests.tiny import tiny_model
     [
         ({"pattern": "2:4", "sparsity": 0.6}, r"2:4 is a sparsity of 0\.5 everywhere; set sparsity=0\.5"),
         ({"pattern": "1:4"}, r"1:4 is a sparsity of 0\.75 everywhere; set sparsity=0\.75"),
-        ({"pattern": "2:4", "allocation": "owl"}, "2:4 is a sparsity"),
+        ({"pattern": "2:4", "allocation": "sensitivity"}, "2:4 is a sparsity"),
         ({"pattern": "2:4", "sparsity_of": "q_proj=0.5"}, "2:4 is a sparsity"),
         ({"pattern": "3:2"}, "must keep 0 < N < M weights, got 3:2"),
         ({"pattern": "4:4"}, "must keep 0 < N < M weights, got 4:4"),
         ({"pattern": "0:4", "sparsity": 0.0}, "must keep 0 < N < M weights, got 0:4"),
-        ({"pattern": "global"}, r"sparsify\.pattern must be row, layer or N:M such as 2:4, got 'global'"),
+        ({"pattern": "layer"}, r"sparsify\.pattern must be row or N:M such as 2:4, got 'layer'"),
     ],
 )
 def test_patterns_that_contradict_the_rest_are_refused(keys: dict[str, object], message: str) -> None:

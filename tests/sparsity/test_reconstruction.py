@@ -134,5 +134,5 @@ def test_a_model_without_a_walk_is_refused() -> None:
 @pytest.mark.parametrize(("flag", "name"), [(True, "linear"), (False, "none")])
 def test_a_flag_of_earlier_versions_is_read(flag: bool, name: str) -> None:
     assert SparsifyConfig(reconstruct=flag).reconstruct == name
-    assert SparsifyConfig.of_record({"method": "ria", "reconstruct": flag})["reconstruct"] == name
-    assert SparsifyConfig.of_record({"method": "ria"})["reconstruct"] == "none"
+    assert SparsifyConfig.of_record({"method": "wanda", "reconstruct": flag})["reconstruct"] == name
+    assert SparsifyConfig.of_record({"method": "wanda"})["reconstruct"] == "none"

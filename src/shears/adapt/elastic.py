@@ -2,8 +2,7 @@
 
 Rank r means the first r rows of A and the first r columns of B. Zeroing A's output beyond r equals
 slicing both, gives the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and
-merging as they are. Of PEFT's LoKr, A and B are the factors of the low-rank part w2, and the layer
-itself masks its ranks (lokr.py).
+merging as they are.
 
 A nested adapter computes scaling * B D A while it trains: D, a fixed diagonal, weighs each
 component by the share of the allowed ranks that contain it, and `fold` moves D into A and B.
@@ -16,16 +15,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from peft.tuners.lokr import Linear as LoKrLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from shears.adapt.lokr import ElasticLoKr
 from shears.adapt.own_loop import OwnLoopConfig, save_own_loop
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.resolve import build
@@ -48,28 +45,9 @@ def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer
             yield name, layer
 
 
-Layer: TypeAlias = Any  # PEFT's LoraLayer or LoKr's Linear, which have no types
-
-
-def adapted_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, Layer]]:
-    """Yield the LoRA or LoKr layers with the adapter and the names of their linears in the base."""
-    yield from lora_layers(model, adapter)
-    for name, layer in model.get_base_model().named_modules():
-        if isinstance(layer, LoKrLinear) and adapter in {*layer.lokr_w1, *layer.lokr_w1_a}:
-            yield name, layer
-
-
-def factors_of(layer: Layer, adapter: str) -> tuple[Float[Tensor, "R _"], Float[Tensor, "_ R"]]:
-    """Return the factors whose common dimension are the ranks: A and B, or LoKr's w2_b and w2_a."""
-    if isinstance(layer, LoKrLinear):
-        return layer.lokr_w2_b[adapter], layer.lokr_w2_a[adapter]
+def factors_of(layer: LoraLayer, adapter: str) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:
+    """Return A and B."""
     return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-
-
-def masked_module(layer: Layer, adapter: str) -> nn.Module:
-    """Return the module that holds the buffer MASK of the ranks: lora_A, or LoKr's layer itself."""
-    module: nn.Module = layer if isinstance(layer, LoKrLinear) else layer.lora_A[adapter]
-    return module
 
 
 class ElasticAdapter:
@@ -84,28 +62,24 @@ class ElasticAdapter:
         self.space = space.nested() if nested else space
         self.adapter = adapter
         self.nested = nested
-        layers = dict(adapted_layers(model, adapter))
+        layers = dict(lora_layers(model, adapter))
         self._layers = {
             group: [_elastic_layer(layers, name, ranks[0], adapter) for name in space.modules.get(group, ())]
             for group, ranks in space.ranks.items()
         }
-        self._hooks = [hook for layer in self._all_layers() for hook in self._install(layer)]
+        self._hooks = [self._install(layer) for layer in self._all_layers()]
         self.active = self.activate(space.maximal())
 
-    def _all_layers(self) -> list[Layer]:
+    def _all_layers(self) -> list[LoraLayer]:
         return [layer for layers in self._layers.values() for layer in layers]
 
-    def _install(self, layer: Layer) -> list[torch.utils.hooks.RemovableHandle]:
-        module = masked_module(layer, self.adapter)
-        if MASK in dict(module.named_buffers(recurse=False)):
+    def _install(self, layer: LoraLayer) -> torch.utils.hooks.RemovableHandle:
+        linear: nn.Linear = layer.lora_A[self.adapter]
+        if MASK in dict(linear.named_buffers(recurse=False)):
             raise InputError("a model can be elastic only once; call remove() on its ElasticAdapter first")
-        a, _ = factors_of(layer, self.adapter)
-        module.register_buffer(MASK, torch.ones(len(a), device=a.device), persistent=False)
-        if isinstance(layer, LoKrLinear):
-            layer.__class__ = ElasticLoKr  # its class masks the ranks; its parameters and files stay PEFT's
-            layer.elastic_adapter = self.adapter
-            return []
-        return [module.register_forward_hook(_mask_ranks)]
+        a = linear.weight
+        linear.register_buffer(MASK, torch.ones(len(a), device=a.device), persistent=False)
+        return linear.register_forward_hook(_mask_ranks)
 
     def activate(self, config: RankConfig) -> RankConfig:
         """Use these ranks in every following forward; InputError if they are not in the space."""
@@ -114,7 +88,7 @@ class ElasticAdapter:
             masks: dict[int, Tensor] = {}  # by size, for the linears of a group
             for layer in layers:
                 # written in place, because compiled code keeps its buffer
-                mask = masked_module(layer, self.adapter).get_buffer(MASK)
+                mask = layer.lora_A[self.adapter].get_buffer(MASK)
                 if len(mask) not in masks:
                     masks[len(mask)] = self._mask(group, len(mask), config[group])
                 mask.copy_(masks[len(mask)])
@@ -165,10 +139,6 @@ class ElasticAdapter:
         of a whole, not estimates of one update, so smaller ranks then have no factors.
         """
         self._multiply({name: 1 / roots for name, roots in self.roots().items()})
-        self.drop_factors()
-
-    def drop_factors(self) -> None:
-        """Multiply no smaller rank by a factor any more."""
         self.space = replace(self.space, factors={})
         self.activate(self.active)
 
@@ -176,7 +146,7 @@ class ElasticAdapter:
     def _folded(self) -> Iterator[None]:
         """Hold the factors that `fold` would leave; afterwards those from before, bit for bit."""
         roots = self.roots()
-        layers = [layer for name, layer in adapted_layers(self.model, self.adapter) if name in roots]
+        layers = [layer for name, layer in lora_layers(self.model, self.adapter) if name in roots]
         weights = [factor for layer in layers for factor in factors_of(layer, self.adapter)]
         kept = [weight.detach().clone() for weight in weights]
         self._multiply(roots)
@@ -189,30 +159,18 @@ class ElasticAdapter:
 
     @torch.no_grad()
     def _multiply(self, factors: Mapping[str, Float[Tensor, " R"]]) -> None:
-        layers = dict(adapted_layers(self.model, self.adapter))
+        layers = dict(lora_layers(self.model, self.adapter))
         for name, factor in factors.items():
             a, b = factors_of(layers[name], self.adapter)
             a.mul_(factor.to(a)[:, None])
             b.mul_(factor.to(b))
 
     def num_parameters(self, config: RankConfig) -> int:
-        """Return the number of parameters of the sub-adapter, summed over its linears.
-
-        They are rank * (inputs + outputs); of LoKr rank * (inputs and outputs of w2), and w1, which
-        every rank has.
-        """
+        """Return the parameters of the sub-adapter: rank * (inputs + outputs), summed over its linears."""
         return sum(
-            config[group] * _size_of_rank(layer, self.adapter) + _size_of_all_ranks(layer, self.adapter)
+            config[group] * (layer.in_features + layer.out_features)
             for group, layers in self._layers.items()
             for layer in layers
-        )
-
-    def num_macs(self, config: RankConfig) -> int:
-        """Return the multiply-accumulates for a token: the parameters, but of LoKr more."""
-        each = ((layer, config[group]) for group, layers in self._layers.items() for layer in layers)
-        return sum(
-            int(layer.num_macs(rank)) if isinstance(layer, ElasticLoKr) else rank * _size_of_rank(layer, self.adapter)
-            for layer, rank in each
         )
 
     def save(self, folder: str | Path, *, base: str | Path | None = None, **about: Any) -> Path:
@@ -236,41 +194,23 @@ class ElasticAdapter:
         for hook in self._hooks:
             hook.remove()
         for layer in self._all_layers():
-            module = masked_module(layer, self.adapter)
-            module._buffers.pop(MASK, None)
-            module._non_persistent_buffers_set.discard(MASK)
-            if isinstance(layer, ElasticLoKr):
-                layer.__class__ = LoKrLinear
-                del layer.elastic_adapter
+            linear = layer.lora_A[self.adapter]
+            linear._buffers.pop(MASK, None)
+            linear._non_persistent_buffers_set.discard(MASK)
         self._hooks = []
 
 
-def _size_of_rank(layer: Layer, adapter: str) -> int:
-    """Return the parameters that a rank adds to a linear."""
-    if isinstance(layer, LoKrLinear):
-        a, b = factors_of(layer, adapter)
-        return a.shape[1] + b.shape[0]
-    return int(layer.in_features + layer.out_features)
-
-
-def _size_of_all_ranks(layer: Layer, adapter: str) -> int:
-    """Return the parameters that every rank of a linear has: w1 of LoKr, none of LoRA."""
-    return int(layer.lokr_w1[adapter].numel()) if isinstance(layer, LoKrLinear) else 0
-
-
-def _variant(layer: Layer, adapter: str) -> str | None:
-    """Return PEFT's name of the layer's variant of LoRA, None for plain LoRA and LoKr."""
-    variant = None if isinstance(layer, LoKrLinear) else layer.lora_variant.get(adapter)
+def _variant(layer: LoraLayer, adapter: str) -> str | None:
+    """Return PEFT's name of the layer's variant of LoRA, None for plain LoRA."""
+    variant = layer.lora_variant.get(adapter)
     return None if variant is None else type(variant).__name__
 
 
-def _elastic_layer(layers: dict[str, Layer], name: str, max_rank: int, adapter: str) -> Layer:
+def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapter: str) -> LoraLayer:
     layer = layers.get(name)
     if layer is None:
         raise InputError(f"every linear of the search space must carry the adapter {adapter!r}; {name} does not")
-    if isinstance(layer, LoKrLinear):
-        _check_lokr(layer, name, adapter)
-    elif layer.use_rslora.get(adapter):
+    if layer.use_rslora.get(adapter):
         raise InputError(
             f"an elastic adapter must scale all ranks alike, {name} uses rank-stabilised LoRA; set use_rslora=False"
         )
@@ -280,17 +220,6 @@ def _elastic_layer(layers: dict[str, Layer], name: str, max_rank: int, adapter: 
     if rank < max_rank:
         raise InputError(f"the adapter of {name} must have the largest rank of its group ({max_rank}), got {rank}")
     return layer
-
-
-def _check_lokr(layer: LoKrLinear, name: str, adapter: str) -> None:
-    """Raise InputError for a form of LoKr whose ranks cannot be cut."""
-    if adapter not in layer.lokr_w2_a or adapter not in layer.lokr_w1:
-        raise InputError(
-            f"an elastic LoKr must hold w1 whole and w2 in two factors, {name} does not; lower r, and set "
-            "decompose_both=False"
-        )
-    if layer.rank_dropout[adapter] or layer.module_dropout[adapter]:
-        raise InputError(f"an elastic LoKr must have no dropout, {name} has; set rank_dropout and module_dropout 0")
 
 
 def make_elastic(

@@ -9,29 +9,18 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from peft import (
-    LoKrConfig,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
-from peft.tuners.lokr import LoKrLayer
-from peft.tuners.lokr.layer import factorization
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from shears.adapt.elastic import ElasticAdapter, adapted_layers, factors_of, make_elastic
+from shears.adapt.elastic import ElasticAdapter, factors_of, lora_layers, make_elastic
 from shears.adapt.groups import with_auto
 from shears.adapt.initial import start_from_principal, start_from_recovery
-from shears.adapt.polar import make_polar
 from shears.adapt.space import SearchSpace
 from shears.checkpoints.conversion import known_config
-from shears.checkpoints.tensor_files import TensorFiles
+from shears.checkpoints.tensor_files import num_weights
 from shears.config import TrainConfig
 from shears.data.example import Row
 from shears.data.examples import Example, Tokenized, check_completions, examples_of, tokenize_all
@@ -59,7 +48,6 @@ from shears.records.trained_form import TrainedForm
 from shears.training.batches import padding
 
 logger = logging.getLogger(__name__)
-LOKR_SIDE = 4  # rows and columns of LoKr's full matrix, or their nearest divisor of a linear's sides
 
 
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
@@ -167,7 +155,7 @@ class AdapterWeights:
     @property
     def narrow(self) -> int:
         """The largest rank."""
-        return max(len(factors_of(layer, "default")[0]) for _, layer in adapted_layers(self.model, "default"))
+        return max(len(factors_of(layer, "default")[0]) for _, layer in lora_layers(self.model, "default"))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the adapter's tensors by PEFT's names."""
@@ -189,12 +177,11 @@ class Rows(NamedTuple):
 
 def settings_for(base: ModelRef, settings: TrainConfig) -> TrainConfig:
     """Return the settings with what the base decides: learning rate, alpha and start, where none is set."""
-    files = TensorFiles(base.folder)
     linears = base.record.get("linears", {}).values()
     size = sum(math.prod(linear["shape"]) for linear in linears)
     sparsity = sum(linear["zeros"] for linear in linears) / max(size, 1)
     has_recovery = (base.folder / RECOVERY_FOLDER / RECOVERY).is_file()
-    return settings.for_base(sum(math.prod(files.shape(name)) for name in files.names), sparsity, has_recovery)
+    return settings.for_base(num_weights(base.folder), sparsity, has_recovery)
 
 
 def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
@@ -229,7 +216,10 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> PreparedAdapt
         logger.warning("%s shares its weight with %s: export as format peft works, a merge does not", *pair)
     grids = {} if settings.quantize_aware == "none" else grids_of(base, model.folder)
     peft_model = add_lora(base, space, settings)
-    elastic, start = _elastic(peft_model, model, space, settings)
+    start = _start(peft_model, model, settings)
+    elastic = make_elastic(peft_model, space, nested=settings.sampling == "nested")
+    if settings.init != "lora":
+        elastic.unfold()  # the product of the start stays
     _mask(peft_model, grids, settings)
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
     return PreparedAdapter(peft_model, rows.pad_id, elastic, rows.train, start, rows.validation, grids)
@@ -244,22 +234,6 @@ def _mask(peft_model: PeftModel, grids: Mapping[str, Grid], settings: TrainConfi
         logger.info("%d linears are trained as int4 holds them", len(grids))
     elif settings.sparse_adapter:
         make_sparse(peft_model)
-
-
-def _elastic(
-    peft_model: PeftModel, model: ModelRef, space: SearchSpace, settings: TrainConfig
-) -> tuple[ElasticAdapter, dict[str, Tensor]]:
-    """Return the handle on the ranks of a started adapter, and what PiSSA moved into it."""
-    start = _start(peft_model, model, settings)
-    elastic = make_elastic(peft_model, space, nested=settings.sampling == "nested")
-    has_product = settings.init != "lora"  # which then stays
-    if settings.adapter == "polar":
-        make_polar(peft_model, settings.seed, roots=elastic.roots() if has_product else {})
-        if has_product:
-            elastic.drop_factors()
-    elif has_product:
-        elastic.unfold()
-    return elastic, start
 
 
 def _start(peft_model: PeftModel, model: ModelRef, settings: TrainConfig) -> dict[str, Tensor]:
@@ -293,22 +267,20 @@ def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[
 
 
 def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:
-    """Return the frozen model with a new LoRA or LoKr of the largest rank on the linears.
+    """Return the frozen model with a new LoRA of the largest rank on the linears.
 
-    PoLAR begins as LoRA (see `polar.make_polar`). InputError if PEFT adds none to one of the
-    linears: it skips those whose weights Mamba's kernels read directly, and those with the names of
-    a mixture's experts (up_proj of DeepSeek's first layers), which it reads as the experts' stacked
-    weights.
+    InputError if PEFT adds none to one of them: it skips those whose weights Mamba's kernels read
+    directly, and those with the names of a mixture's experts (up_proj of DeepSeek's first layers),
+    which it reads as the experts' stacked weights.
     """
-    config = (_lokr_config if settings.adapter == "lokr" else _lora_config)(model, space, settings)
+    config = _lora_config(model, space, settings)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
             raise InputError(_peft_refusal(first_line(error))) from None
-    kinds = (LoraLayer, LoKrLayer)
-    without = [name for name in chain(*space.modules.values()) if not isinstance(model.get_submodule(name), kinds)]
+    without = [name for name in chain(*space.modules.values()) if not isinstance(model.get_submodule(name), LoraLayer)]
     if without:
         raise InputError(
             f"groups must be of linears that PEFT puts LoRA on, it puts none on {without[0]} (in this architecture "
@@ -317,44 +289,16 @@ def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) 
     return adapted
 
 
-def _alpha(settings: TrainConfig) -> int | float:
+def _lora_config(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> LoraConfig:
     assert settings.alpha is not None, "settings_for decides it"
-    return int(settings.alpha) if settings.alpha.is_integer() else settings.alpha
-
-
-def _lora_config(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftConfig:
     chosen = [model.get_submodule(name) for name in chain(*space.modules.values())]
     kinds = [getattr(linear, "source_cls", type(linear)) for linear in chosen]  # before a quantization
     return LoraConfig(
         r=space.max_rank,
-        lora_alpha=_alpha(settings),
+        lora_alpha=int(settings.alpha) if settings.alpha.is_integer() else settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=target_modules(model, space),
         fan_in_fan_out=any(issubclass(kind, Conv1D) for kind in kinds),
-        task_type="CAUSAL_LM",
-    )
-
-
-def _lokr_config(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftConfig:
-    """Return PEFT's configuration of LoKr; InputError where it would not factorize w2."""
-    for name in chain(*space.modules.values()):
-        linear = model.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            raise InputError(
-                f"adapter lokr must be on plain linears, {name} is a {type(linear).__name__}; use adapter lora"
-            )
-        sides = [factorization(side, LOKR_SIDE)[1] for side in _sides(linear)]
-        if space.max_rank >= max(sides) / 2:  # PEFT then holds w2 whole
-            raise InputError(
-                f"ranks of adapter lokr must be below {max(sides) / 2:g}, half the longer side of w2 of {name}, got "
-                f"{space.max_rank}; lower the largest rank"
-            )
-    return LoKrConfig(
-        r=space.max_rank,
-        alpha=_alpha(settings),
-        decompose_factor=LOKR_SIDE,
-        target_modules=target_modules(model, space),
-        init_weights="lycoris",  # as in LoRA, one of the two factors between which ranks are cut is zero
         task_type="CAUSAL_LM",
     )
 

@@ -14,9 +14,7 @@ from safetensors.torch import load_file, save_file
 from shears.adapt.elastic import reorder
 from shears.adapt.groups import resolved_groups
 from shears.adapt.initial import without_start
-from shears.adapt.polar import fold_polar
 from shears.adapt.prepare import (
-    LOKR_SIDE,
     AdapterWeights,
     PreparedAdapter,
     Rows,
@@ -101,9 +99,9 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
 def _removed(settings: TrainConfig) -> dict[str, Any]:
     """Return the values of removed options with which an interrupted run resumes."""
     return {
+        "adapter": "lora",
         "compile": False,
         "curriculum": 0.0,
-        "decompose_factor": LOKR_SIDE,
         "packing": True,
         "learn_scales": settings.quantize_aware != "none",
         "reorder": settings.reorders,
@@ -132,16 +130,12 @@ def _fitted(
 
 
 def _check_room(base: ModelRef, work: Path, settings: TrainConfig) -> None:
-    """Raise InputError, before a teacher computes, for groups that misfit and a disk without room for a checkpoint.
-
-    The loop checks the exact size; LoKr trains fewer numbers than counted here, and is left to it.
-    """
+    """Raise InputError, before a teacher computes, for groups that misfit and a disk without room for a checkpoint."""
     model = empty_model(base.folder, known_config(base.folder), torch.float32)
     space = build_space(model, settings.groups, settings.ranks)
     names = (name for group in space.modules.values() for name in group)
     sides = sum(sum(weight_oi(model.get_submodule(name)).shape) for name in names)
-    if settings.adapter == "lora":
-        refuse_full_disk(work, CHECKPOINT_BYTES * space.max_rank * sides)
+    refuse_full_disk(work, CHECKPOINT_BYTES * space.max_rank * sides)
 
 
 def training_of(
@@ -194,7 +188,6 @@ def _examples_seen(settings: TrainConfig, lengths: Sequence[int]) -> set[int]:
 
 def _save(prepared: PreparedAdapter, work: Path, settings: TrainConfig, origin: Mapping[str, Any]) -> None:
     """Write a plain PEFT adapter, and last the record that marks a whole super-adapter."""
-    fold_polar(prepared.model)
     prepared.elastic.fold()
     if settings.reorders:
         reorder(prepared.model)

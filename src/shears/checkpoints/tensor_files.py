@@ -84,6 +84,12 @@ def weights_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:
     return sum(size * (dtype if dtype and stored.is_floating_point else stored).itemsize for stored, size in kept)
 
 
+def num_weights(folder: Path) -> int:
+    """Return the numbers in a model's safetensors files. InputError as by `TensorFiles`."""
+    files = TensorFiles(folder)
+    return sum(math.prod(files.shape(name)) for name in files.names)
+
+
 class TensorFiles:
     """The tensors in a model folder's safetensors files, by name.
 

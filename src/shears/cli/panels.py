@@ -18,7 +18,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "sparsity", "method", "pattern", "allocation", "reconstruct", "skip", "sparsity_of",
     ),
     "Adapter": (
-        "ranks", "groups", "adapter", "alpha", "init", "sampling",
+        "ranks", "groups", "alpha", "init", "sampling",
         "sparse_adapter", "quantize_aware", "dropout", "recover_rank", "recover_by",
     ),
     "Schedule": (
@@ -57,7 +57,7 @@ METAVARS: Mapping[str, str] = {
     "heal": "COUNT",
     "target": "BITS|SIZE|SPEED",
     "device": "auto|cpu|cuda|mps",
-    "pattern": "row|layer|N:M",
+    "pattern": "row|N:M",
     "activation_budget": "SIZE",
     "cache_budget": "SIZE",
     "storage": "URL",

@@ -104,11 +104,11 @@ def _counted(value: object) -> object:
 
 def _check_pattern(value: str) -> str:
     try:
-        is_known = value in ("row", "layer") or kept_of_every(value) is not None
+        is_known = value == "row" or kept_of_every(value) is not None
     except InputError as error:
         raise ValueError(str(error).removeprefix("a pattern N:M ")) from None
     if not is_known:
-        raise ValueError(f"must be row, layer or N:M such as 2:4, got {value!r}")
+        raise ValueError(f"must be row or N:M such as 2:4, got {value!r}")
     return value
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from shears.config.fields import Columns, Device, DtypeName, Names, Seed, StageConfig, TemplateName
 
+SMALL = 250_000_000  # weights of a model; measured were 135 M and 494 M (docs/explanation/defaults.md)
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
 
 
@@ -33,8 +34,8 @@ class LoopConfig(StageConfig):
     """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution."""
     cross_entropy: float = Field(0.5, ge=0)
     """Weight of the loss on the text itself."""
-    learning_rate: float | None = Field(3e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of AdamW. Default: 3e-4, or 1e-3 for models of at most 250 M weights."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0 to its peak; must be below the number of steps."""
     batch_size: int = Field(16, gt=0)
@@ -60,6 +61,10 @@ class LoopConfig(StageConfig):
     """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
     seed: Seed = 0
     """Random seed of all that training draws."""
+
+    def rate_for(self, num_weights: int) -> float:
+        """Return the learning rate, where none is set that of a model of `num_weights`."""
+        return self.learning_rate or (1e-3 if num_weights <= SMALL else 3e-4)
 
     @classmethod
     def of_record(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,13 +30,11 @@ class Method:
 METHODS: Mapping[str, Method] = {
     "wanda": Method("norms", "shears.sparsity.methods.scores:prune_by_wanda"),
     "magnitude": Method("nothing", "shears.sparsity.methods.scores:prune_by_magnitude"),
-    "ria": Method("norms", "shears.sparsity.methods.scores:prune_by_ria"),
     "sparsegpt": Method("moments", "shears.sparsity.methods.sparsegpt:prune"),
     "admm": Method("moments", "shears.sparsity.methods.admm:prune"),
 }
 ALLOCATIONS: Mapping[str, str | None] = {
     "uniform": None,
-    "owl": "shears.sparsity.allocation.owl:owl_sparsities",
     "sensitivity": "shears.sparsity.allocation.sensitivity:sensitivity_sparsities",
 }
 """Functions from (CalibrationRun, Chosen, overall sparsity) to a sparsity by weight, as `module:name`; None: equal."""
@@ -63,15 +61,15 @@ class SparsifyConfig(StageConfig):
     sparsity: float = Field(0.5, ge=0.0, lt=1.0)
     """Share of weights that become zero, over all pruned linear layers (linears) together."""
     method: MethodName = "admm"
-    """Pruning method: sparsegpt and admm also update the kept weights; wanda, magnitude and ria only
-    set weights to zero. Where speed matters: wanda takes a third of the time of the default, and a
+    """Pruning method: sparsegpt and admm also update the kept weights; wanda and magnitude only set
+    weights to zero. Where speed matters: wanda takes a third of the time of the default, and a
     fifth to two fifths more perplexity is its cost. magnitude needs no text."""
     pattern: Pattern = "row"
-    """Where weights compete for the zeros: within a row of a linear (row), within a linear (layer),
-    or within M consecutive weights of a row, of which N are kept (N:M)."""
+    """Where weights compete for the zeros: within a row of a linear (row), or within M consecutive
+    weights of a row, of which N are kept (N:M)."""
     allocation: AllocationName = "sensitivity"
-    """Sparsity of each linear: uniform (the default of wanda, magnitude and ria, and of N:M), owl
-    (lower in blocks with outliers) or sensitivity (by the loss's gradient)."""
+    """Sparsity of each linear: uniform (the default of wanda and magnitude, and of N:M) or
+    sensitivity (by the loss's gradient)."""
     reconstruct: Reconstruct = "none"
     """Fit the kept weights to what the dense model computes on the calibration text: linear (each
     linear's outputs, by least squares) or block (each block's outputs, by gradient steps: better,

@@ -6,21 +6,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from shears.config.fields import Names, Ranks, Seed, Source, TemplateName
-from shears.config.loop import LoopConfig
+from shears.config.loop import SMALL, LoopConfig
 
 AUTO = "auto"  # the groups that the model's structure gives
-AdapterName = Literal["lora", "polar", "lokr"]
 SamplingName = Literal["nested", "maximal", "uniform"]
-SMALL = 250_000_000  # weights of a model; measured were 135 M and 494 M (docs/explanation/defaults.md)
 EXAMPLES = 5_000  # read by a training that names neither epochs nor steps, within MOST_EPOCHS
 MOST_EPOCHS = 10
-LOKR_LACKS: Mapping[str, str] = {
-    "init": "a Kronecker product cannot represent a recovery or PiSSA start",
-    "sparse_adapter": "SparsePEFT masks the product of LoRA's factors",
-    "quantize": "PEFT's LoKr needs the shape of plain weights",
-    "dropout": "PEFT's LoKr has none on its inputs",
-}
-"""The options that LoKr does not have, and why."""
 
 
 class TrainConfig(LoopConfig):
@@ -41,18 +32,10 @@ class TrainConfig(LoopConfig):
     queries, keys and values, the first and the second linear of the MLP, whatever they are called:
     q_proj+k_proj+v_proj,up_proj,down_proj in Llama, attn.c_attn,mlp.c_fc,mlp.c_proj in GPT-2.
     Stacked experts get no adapter."""
-    adapter: AdapterName = "lora"
-    """Form of the adapter: lora (B A), polar (PoLAR: X C Y^T, its directions X and Y held
-    orthonormal while training; saved as LoRA with B = X C and A = Y^T) or lokr (PEFT's LoKr: the
-    Kronecker product of a small full matrix and a low-rank one). On a CPU a step of polar takes
-    five times one of lora, of lokr 1.3 times; at equal parameters neither has a clearly lower
-    validation loss."""
     alpha: float | None = Field(None, gt=0)
     """LoRA alpha; the adapter is scaled by alpha / max_rank at every rank. Default: 64, or 128 for
     models of at most 250 M weights; a masked product gets at least 64 over the share of kept
     weights."""
-    learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of AdamW. Default: 3e-4, or 1e-3 for models of at most 250 M weights."""
     init: Literal["auto", "lora", "recovery", "pissa"] = "auto"
     """Initial adapter: lora (PEFT's own, leaves the model unchanged), recovery (restores what
     pruning removed, see sparsify --recover-rank; best for the largest ranks), auto (recovery if the
@@ -118,7 +101,6 @@ class TrainConfig(LoopConfig):
                 "init pissa needs one rank, because it moves a part of the model into the adapter, "
                 f"got {len(self.ranks)}; set one rank or init lora"
             )
-        self._check_adapter()
         self._check_plain_weights()
         self._check_sparse_adapter()
         self._check_validation()
@@ -154,14 +136,13 @@ class TrainConfig(LoopConfig):
 
         `sparsity` is the share of zeros in its pruned linears.
         """
-        is_small = num_weights <= SMALL
-        alpha = 128.0 if is_small else 64.0
+        alpha = 128.0 if num_weights <= SMALL else 64.0
         if self.masks:
             alpha = max(alpha, 64 / (1 - sparsity))
-        may_recover = not self.masks and self.adapter != "lokr" and (len(self.ranks) == 1 or self.sampling != "nested")
+        may_recover = not self.masks and (len(self.ranks) == 1 or self.sampling != "nested")
         start = "recovery" if has_recovery and may_recover else "lora"
         decided = {
-            "learning_rate": self.learning_rate or (1e-3 if is_small else 3e-4),
+            "learning_rate": self.rate_for(num_weights),
             "alpha": self.alpha or alpha,
             "init": start if self.init == "auto" else self.init,
         }
@@ -179,23 +160,13 @@ class TrainConfig(LoopConfig):
 
     @property
     def reorders(self) -> bool:
-        """Whether components are sorted by size after training: LoRA of the largest ranks that will be cut."""
-        trains_lora = self.adapter != "lokr" and self.quantize_aware == "none"
-        return self.sampling == "maximal" and len(self.ranks) > 1 and trains_lora
+        """Whether components are sorted by size after training: those of the largest ranks that will be cut."""
+        return self.sampling == "maximal" and len(self.ranks) > 1 and self.quantize_aware == "none"
 
     @property
     def _masked_by(self) -> str:
         """The option that masks the product, for messages."""
         return "sparse_adapter" if self.quantize_aware == "none" else f"quantize_aware {self.quantize_aware}"
-
-    def _check_adapter(self) -> None:
-        untried = {"shard": self.shard, "quantize_aware": self.quantize_aware != "none"}
-        if self.adapter != "lora" and (name := next((name for name, is_set in untried.items() if is_set), None)):
-            raise ValueError(f"{name} is tried with adapter lora only, got adapter {self.adapter}; leave {name} out")
-        for name, reason in LOKR_LACKS.items():
-            value = getattr(self, name)
-            if self.adapter == "lokr" and value != type(self).model_fields[name].default:
-                raise ValueError(f"adapter lokr needs the default of {name}, because {reason}, got {value}")
 
     def _check_plain_weights(self) -> None:
         if self.shard and self.quantize != "none":

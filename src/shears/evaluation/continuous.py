@@ -77,9 +77,9 @@ def cut(updates: Mapping[str, LoraUpdate], space: SearchSpace, ranks: RankConfig
     found = {}
     for name, update in updates.items():
         group = groups[name]
-        count = ranks[group] * update.per_rank
-        scaling = update.scaling * space.factor(group, ranks[group])
-        found[name] = replace(update, a=update.a[:count], b=update.b[:, :count], scaling=scaling)
+        rank = ranks[group]
+        scaling = update.scaling * space.factor(group, rank)
+        found[name] = replace(update, a=update.a[:rank], b=update.b[:, :rank], scaling=scaling)
     return found
 
 

@@ -1,9 +1,9 @@
 """A sub-adapter, cut out of a super-adapter or exported before; the formats peft and padded.
 
 PEFT names the tensors of a linear `base_model.model.<linear>.lora_A.weight` (R I) and
-`...lora_B.weight` (O R); of LoKr `...lokr_w1` (L M), `...lokr_w2_a` (K R) and `...lokr_w2_b` (R N).
+`...lora_B.weight` (O R).
 
-Shapes: R rank, O = L * K output features, I = M * N input features of a linear.
+Shapes: R rank, O output features, I input features of a linear.
 """
 
 import logging
@@ -23,24 +23,13 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import ExportConfig
 from shears.config.export import FORMATS
 from shears.errors import InputError
-from shears.models.blocks import LoraUpdate, kronecker_update
+from shears.models.blocks import LoraUpdate
 from shears.models.ref import ModelRef
 from shears.quantization.grid import Grid
 from shears.quantization.training import read_grids
 from shears.records import artifacts
 from shears.records.paths import file_fingerprint
-from shears.records.peft_files import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    PREFIX,
-    W1,
-    W2_A,
-    W2_B,
-    A,
-    B,
-    linear_of,
-    rank_patterns,
-)
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, linear_of, rank_patterns
 from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -65,9 +54,9 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
             folder,
         )
     pads = FORMATS[settings.format].pads
+    config = read_adapter_config(folder) if pads else sliced_config(folder, space, ranks)
     tensors = _cut(folder, space, ranks, padded if pads else sliced)
     save_file(tensors, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = read_adapter_config(folder) if pads else sliced_config(folder, space, ranks)
     artifacts.write_json(work / ADAPTER_CONFIG, config)
     logger.info("%.4g M adapter parameters", sum(tensor.numel() for tensor in tensors.values()) / 1e6)
     file = ranks_file(settings.ranks)
@@ -83,7 +72,6 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
         **artifacts.training_source(record),
         "alpha": record["alpha"],
         "sparse_adapter": record.get("sparse_adapter", False),
-        **({"adapter": "lokr"} if _is_lokr(config) else {}),
         "max_rank": record["max_rank"],
         "ranks": dict(ranks),
     }
@@ -99,17 +87,11 @@ def _cut(folder: Path, space: SearchSpace, ranks: RankConfig, resize: Resize) ->
     """Return the sub-adapter's tensors, B multiplied by the factor of its linear's rank."""
     tensors = resize(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
     factors = {linear: space.factor(group, ranks[group]) for group in space.ranks for linear in space.modules[group]}
-    return {
-        name: tensor * factors[linear_of(name)] if name.endswith((B, W2_A)) else tensor
-        for name, tensor in tensors.items()
-    }
+    return {name: tensor * factors[linear_of(name)] if name.endswith(B) else tensor for name, tensor in tensors.items()}
 
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the first r rows of every A (w2_b) and columns of every B (w2_a), r by linear.
-
-    LoKr's w1 stays. InputError for a linear without a rank.
-    """
+    """Return the first r rows of every A and columns of every B, r by linear; InputError for one without a rank."""
     return {name: _first(name, tensor, ranks).contiguous() for name, tensor in tensors.items()}
 
 
@@ -126,9 +108,7 @@ def _first(name: str, tensor: Tensor, ranks: Mapping[str, int]) -> Tensor:
     linear = linear_of(name)
     if linear not in ranks:
         raise InputError(f"a search space must name every linear of its adapter, {linear} is not there; train it again")
-    if name.endswith(W1):
-        return tensor
-    return tensor[: ranks[linear]] if name.endswith((A, W2_B)) else tensor[:, : ranks[linear]]
+    return tensor[: ranks[linear]] if name.endswith(A) else tensor[:, : ranks[linear]]
 
 
 class SubAdapter(NamedTuple):
@@ -149,18 +129,12 @@ class SubAdapter(NamedTuple):
     @property
     def updates(self) -> dict[str, LoraUpdate]:
         """The update of every adapted linear."""
-        scaling = alpha_of(self.config) / self.config["r"]  # patterns keep this scaling
-        tensors = self.tensors
-        found = {}
-        for name in (
-            f"{PREFIX}{linear}" for linear in sorted(linear_of(name) for name in tensors if name.endswith((A, W1)))
-        ):
-            if name + W1 in tensors:
-                update = kronecker_update(tensors[name + W1], tensors[name + W2_A], tensors[name + W2_B], scaling)
-            else:
-                update = LoraUpdate(tensors[name + A], tensors[name + B], scaling)
-            found[name.removeprefix(PREFIX)] = update
-        return found
+        scaling = self.config["lora_alpha"] / self.config["r"]  # patterns keep this scaling
+        linears = sorted(linear_of(name) for name in self.tensors if name.endswith(A))
+        return {
+            linear: LoraUpdate(self.tensors[f"{PREFIX}{linear}{A}"], self.tensors[f"{PREFIX}{linear}{B}"], scaling)
+            for linear in linears
+        }
 
     @property
     def padded_updates(self) -> dict[str, LoraUpdate]:
@@ -190,9 +164,10 @@ def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
     record = artifacts.read_record(folder, artifacts.SEARCH_SPACE, *NEEDED, "groups")
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
+    config = sliced_config(folder, space, ranks)
     tensors = _cut(folder, space, ranks, sliced)
     grids = read_grids(folder) if "quantize_aware" in record else {}
-    return SubAdapter(record, dict(ranks), tensors, sliced_config(folder, space, ranks), grids)
+    return SubAdapter(record, dict(ranks), tensors, config, grids)
 
 
 def refuse_ranks(settings: ExportConfig) -> None:
@@ -202,29 +177,13 @@ def refuse_ranks(settings: ExportConfig) -> None:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return PEFT's configuration of a LoRA or LoKr adapter; InputError without r or alpha."""
+    """Return PEFT's configuration of a LoRA; InputError without r or alpha."""
     config: Any = artifacts.read_json(folder / ADAPTER_CONFIG)
     values: dict[str, Any] = config if isinstance(config, dict) else {}
     rank = values.get("r")
-    if type(rank) is not int or rank < 1 or not isinstance(values.get(_alpha_key(values)), int | float):
-        raise InputError(
-            f"{folder / ADAPTER_CONFIG} must be PEFT's of a LoRA with r and {_alpha_key(values)}; make it again"
-        )
+    if type(rank) is not int or rank < 1 or not isinstance(values.get("lora_alpha"), int | float):
+        raise InputError(f"{folder / ADAPTER_CONFIG} must be PEFT's of a LoRA with r and lora_alpha; make it again")
     return values
-
-
-def _alpha_key(config: Mapping[str, Any]) -> str:
-    return "alpha" if _is_lokr(config) else "lora_alpha"
-
-
-def _is_lokr(config: Mapping[str, Any]) -> bool:
-    return config.get("peft_type") == "LOKR"
-
-
-def alpha_of(config: Mapping[str, Any]) -> int | float:
-    """Return alpha in PEFT's configuration of a LoRA or LoKr adapter."""
-    alpha: int | float = config[_alpha_key(config)]
-    return alpha
 
 
 def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[str, Any]:
@@ -237,8 +196,7 @@ def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[s
     config = read_adapter_config(folder)
     patterns = rank_patterns(by_linear(space, ranks), config["r"])
     config["rank_pattern"] = patterns
-    alpha = alpha_of(config)
-    config["alpha_pattern"] = {pattern: alpha * rank / config["r"] for pattern, rank in patterns.items()}
+    config["alpha_pattern"] = {pattern: config["lora_alpha"] * rank / config["r"] for pattern, rank in patterns.items()}
     return config
 
 

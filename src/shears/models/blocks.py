@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
-from peft.tuners.lokr import LoKrLayer
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
@@ -68,33 +66,11 @@ def replaced_forwards(blocks: Iterable[nn.Module], forward: Callable[[int], Call
 
 @dataclass(frozen=True)
 class LoraUpdate:
-    """A low-rank update W + scaling B A; a rank has `per_rank` components (in LoKr several)."""
+    """A low-rank update W + scaling B A."""
 
     a: Float[Tensor, "R I"]
     b: Float[Tensor, "O R"]
     scaling: float
-    per_rank: int = 1
-
-
-def kronecker_update(
-    w1: Float[Tensor, "L M"], w2_a: Float[Tensor, "K R"], w2_b: Float[Tensor, "R N"], scaling: float
-) -> LoraUpdate:
-    """Return the update as a product B A of M components a rank, those of the first ranks first.
-
-    w1 kron (w2_a w2_b) = (w1 kron w2_a) (1 kron w2_b), with the columns of the one and the rows of
-    the other sorted by rank.
-    """
-    inputs = w1.shape[1]
-    b = torch.einsum("lm,kr->lkrm", w1, w2_a).flatten(2).flatten(0, 1)
-    a = torch.einsum("mp,rn->rmpn", torch.eye(inputs).to(w2_b), w2_b).flatten(2).flatten(0, 1)
-    return LoraUpdate(a, b, scaling, inputs)
-
-
-def update_of_layer(layer: LoKrLayer, adapter: str) -> LoraUpdate:
-    """Return the update at the largest rank of PEFT's layer with w1 whole and w2 in two factors."""
-    factors = (layer.lokr_w1, layer.lokr_w2_a, layer.lokr_w2_b)
-    w1, w2_a, w2_b = (factor[adapter].detach() for factor in factors)
-    return kronecker_update(w1, w2_a, w2_b, float(layer.scaling[adapter]))
 
 
 def linears(module: nn.Module) -> dict[str, nn.Module]:

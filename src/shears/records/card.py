@@ -51,8 +51,6 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}")
 {download}    vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {called}={served}"""
 ADAPTER = f"""{PEFT}
     shears export SUPER padded --format padded && python convert_lora_to_gguf.py padded      # of llama.cpp"""
-LOKR = f"""{PEFT.partition("{download}")[0]}\
-{{download}}    shears export {{folder}} merged --format merged --model {{base}}      # for tools without LoKr"""
 RECOVERED = f"""{PEFT}
     shears train {{base}} adapter --data TRAIN --init recovery      # start from it"""
 MASKED = """\
@@ -366,12 +364,7 @@ def _template(kind: str, record: Record) -> str:
     if "quantize_aware" in record:
         return before + ON_GRID
     after = SUPER if kind == artifacts.SEARCH_SPACE else ""
-    of_training = record.get("config")
-    form = record.get("adapter")
-    if not form and isinstance(of_training, Mapping):
-        form = of_training.get("adapter")
-    code = LOKR if form == "lokr" else MASKED if record.get("sparse_adapter") else code
-    return before + code + after
+    return before + (MASKED if record.get("sparse_adapter") else code) + after
 
 
 def _on_hub(location: HubLocation, needs_folder: bool) -> dict[str, str | int]:

@@ -8,9 +8,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 A = ".lora_A.weight"  # R x I: R rank, I input features
 B = ".lora_B.weight"  # O x R: O output features
-W1 = ".lokr_w1"  # LoKr's factor of full rank, which no rank cuts
-W2_A = ".lokr_w2_a"  # K x R
-W2_B = ".lokr_w2_b"  # R x N
 
 
 def rank_patterns(ranks: Mapping[str, int], largest: int) -> dict[str, int]:
@@ -24,4 +21,4 @@ def rank_patterns(ranks: Mapping[str, int], largest: int) -> dict[str, int]:
 
 def linear_of(name: str) -> str:
     """Return the linear an adapter's tensor belongs to, as the base model names it."""
-    return re.split(r"\.(?:lora|lokr)_", name.removeprefix(PREFIX))[0]
+    return name.removeprefix(PREFIX).split(".lora_")[0]

@@ -35,7 +35,7 @@ def _plain(recipe: Recipe, train: TrainConfig, name: str) -> dict[str, Any]:
     has no zeros to keep and no teacher. It has nothing to recover either: beside a recovery it
     starts from PiSSA, which measured as the like start of a dense model.
     """
-    one_rank = {"adapter": "lora", "ranks": train.ranks[:1], "sampling": "maximal"}
+    one_rank = {"ranks": train.ranks[:1], "sampling": "maximal"}
     if name == SPARSE_LORA:
         return one_rank
     plain = {"sparse_adapter": False, "quantize_aware": "none", "teacher": None}

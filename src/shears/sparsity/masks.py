@@ -6,7 +6,7 @@ Ties are decided by order; nothing is fully sorted. Shapes: O output, I input fe
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from shears.config.notation import kept_of_every
 from shears.errors import InputError
 
-Kind = Literal["row", "layer", "groups"]
+Kind = Literal["row", "groups"]
 
 
 def zero_counts(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
@@ -49,11 +49,6 @@ def lowest_per_row(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O 
         return _up_to(scores, threshold, torch.full_like(threshold, each, dtype=torch.long))
     one_more = lowest_per_row(following[None], extra)[0]
     return _up_to(scores, torch.where(one_more, following, threshold), each + one_more.long())
-
-
-def lowest(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O I"]:
-    """Return the pruned mask of the `zeros` lowest scores of all. InputError if a score is NaN."""
-    return lowest_per_row(scores.reshape(1, -1), zeros).reshape(scores.shape)
 
 
 def lowest_per_group(scores: Float[Tensor, "O I"], pattern: "Pattern") -> Bool[Tensor, "O I"]:
@@ -115,7 +110,7 @@ def _up_to(
 
 @dataclass(frozen=True)
 class Pattern:
-    """Where weights compete for the zeros: row, layer, or N:M (`kept` of every `size`)."""
+    """Where weights compete for the zeros: row or N:M (`kept` of every `size`)."""
 
     kind: Kind
     kept: int = 0
@@ -123,12 +118,12 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """Return the pattern of the name `row`, `layer` or `N:M`; InputError for another text."""
-        if text in get_args(Kind)[:2]:
-            return cls("row" if text == "row" else "layer")
+        """Return the pattern of the name `row` or `N:M`; InputError for another text."""
+        if text == "row":
+            return cls("row")
         groups = kept_of_every(text)
         if groups is None:
-            raise InputError(f"a pattern must be row, layer or N:M such as 2:4, got {text!r}")
+            raise InputError(f"a pattern must be row or N:M such as 2:4, got {text!r}")
         return cls("groups", *groups)
 
     def __str__(self) -> str:
@@ -144,8 +139,6 @@ def pruned_mask(scores: Float[Tensor, "O I"], pattern: Pattern, zeros: int) -> B
     """Return the pruned mask of exactly `zeros` weights; InputError if N:M means another number."""
     if pattern.kind == "row":
         return lowest_per_row(scores, zeros)
-    if pattern.kind == "layer":
-        return lowest(scores, zeros)
     check_groups(pattern, scores.shape, zeros)
     return lowest_per_group(scores, pattern)
 

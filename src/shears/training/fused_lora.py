@@ -229,7 +229,6 @@ def _is_fusible(layer: Any, adapter: str) -> bool:
     base = layer.get_base_layer()
     return (
         type(base) is nn.Linear
-        and type(layer.lora_A[adapter]) is nn.Linear  # of PoLAR it is parametrized
         and type(base.weight) is nn.Parameter
         and adapter not in layer.lora_variant
         and not layer.lora_bias.get(adapter)

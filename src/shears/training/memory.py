@@ -24,9 +24,7 @@ from shears.models.sparse_adapter import SparseLinear
 
 logger = logging.getLogger(__name__)
 KEPT_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_int_mm", "_scaled_mm")
-WHOLE = (  # so begin the names of fused operators, and of PoLAR's reflections, which are slow
-    "_scaled_dot_product", "shears::packed_attention", "shears::lora_linears", "linalg_householder_product"
-)  # fmt: skip
+WHOLE = ("_scaled_dot_product", "shears::packed_attention", "shears::lora_linears")  # names of fused operators begin so
 M_TRIM_THRESHOLD = -1  # mallopt(3): free bytes at the heap's end that are returned; -1 returns none
 M_MMAP_MAX = -4  # mallopt(3): blocks that may be mapped each on their own
 DEFAULTS = ((M_MMAP_MAX, 65536), (M_TRIM_THRESHOLD, 128 * 1024))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peft import LoraConfig, get_peft_model
+from peft import LoKrConfig, LoraConfig, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig
 
 from shears import export_adapter, unpack
@@ -74,6 +74,12 @@ def test_such_an_adapter_in_memory_is_refused(setting: dict[str, Any]) -> None:
     config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **setting)
     with pytest.raises(NotCoveredError, match=r"covers one plain LoRA, model.layers.0.self_attn.q_proj has another"):
         source_of_model(get_peft_model(covered("qwen2, biases"), config))
+
+
+def test_an_adapter_of_other_tensors_than_lora_is_refused() -> None:
+    adapted = get_peft_model(covered(), LoKrConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    with pytest.raises(NotCoveredError, match=r"must know every part .*, not model.layers.0.self_attn.q_proj.lokr_"):
+        NativeBackend(source_of_model(adapted), 1)
 
 
 def test_an_ordinary_adapter_is_covered(package: Path) -> None:

@@ -21,6 +21,7 @@ from shears.sparsity.plan import CalibrationRun, choose
 from shears.sparsity.prune import sparsify_model
 from tests.oracles import fisher
 from tests.parts import copied
+from tests.sparsity.test_plan import all_but
 from tests.tiny import VOCABULARY, tiny_model
 
 NAMES = ["llama", "gpt2", "mixtral"]
@@ -113,6 +114,17 @@ def test_the_mean_is_the_sparsity_asked_for_and_nothing_strays(name: str, sparsi
     assert all(0 <= value <= HIGHEST_SPARSITY for value in found.values())
     assert all(abs(value - sparsity) <= STRENGTH * REACH + 1e-12 for value in found.values())
     assert sparsity == 0 or len(set(found.values())) > 3
+
+
+def test_linears_that_are_skipped_do_not_count() -> None:
+    model = sharp("llama")
+    config = SparsifyConfig(method="wanda", skip=(all_but("up_proj", r"layers\.1.*q_proj"),), precision="fp32")
+    chosen = choose(model, config)
+    found = sensitivity_sparsities(CalibrationRun(WholeModel(model), BATCHES, config), chosen, 0.5)
+    assert found.keys() == chosen.sizes.keys()
+    assert len(set(found.values())) == 3
+    zeros = math.fsum(size * found[name] for name, size in chosen.sizes.items())
+    assert zeros / sum(chosen.sizes.values()) == pytest.approx(0.5, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,13 +8,13 @@ from shears.config.sparsify import METHODS
 from shears.errors import InputError
 from shears.sparsity.masks import Pattern, pruned_mask
 from shears.sparsity.methods.refit import DAMPING
-from shears.sparsity.methods.scores import Task, magnitude_scores, ria_scores, wanda_scores
+from shears.sparsity.methods.scores import Task, magnitude_scores, wanda_scores
 from shears.sparsity.prune import prune_weight
 from tests.oracles import least_squares, obs
 from tests.sparsity.methods.hessians import problem
 
-SCORES = {"wanda": wanda_scores, "magnitude": lambda weight, norms: magnitude_scores(weight), "ria": ria_scores}
-KINDS = ["row", "layer", "2:4"]
+SCORES = {"wanda": wanda_scores, "magnitude": lambda weight, norms: magnitude_scores(weight)}
+KINDS = ["row", "2:4"]
 ZEROS = 8 * 24 // 2
 
 

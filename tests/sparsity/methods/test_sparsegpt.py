@@ -25,14 +25,13 @@ def updated(weight: Tensor, factor: Tensor, pruned: Tensor, block: int = 128) ->
 
 
 @pytest.mark.parametrize("damping", [0.0, DAMPING])
-@pytest.mark.parametrize("pattern", ["row", "layer"])
-def test_weights_of_dead_inputs_go_first_and_move_nothing(pattern: str, damping: float) -> None:
+def test_weights_of_dead_inputs_go_first_and_move_nothing(damping: float) -> None:
     weight, hessian = problem(3, 4, 12)
     dead = torch.tensor([1, 5, 11])
     hessian[dead] = hessian[:, dead] = 0.0
     factor, used = inverse_factor(hessian, damping)
     assert used == damping
-    changed, pruned = prune_obs(weight, factor, Pattern.parse(pattern), 12, block_size=12)
+    changed, pruned = prune_obs(weight, factor, Pattern("row"), 12, block_size=12)
     assert pruned.nonzero()[:, 1].reshape(4, 3).tolist() == [[1, 5, 11]] * 4
     torch.testing.assert_close(changed, weight.float().masked_fill(pruned, 0.0))
 
@@ -43,22 +42,20 @@ def test_weights_of_dead_inputs_go_first_and_move_nothing(pattern: str, damping:
     outputs=st.integers(1, 5),
     inputs=st.integers(1, 20),
     block=st.integers(1, 24),
-    kind=st.sampled_from(["row", "layer"]),
     data=st.data(),
 )
 def test_masks_and_weights_are_those_of_the_oracle(
-    seed: int, outputs: int, inputs: int, block: int, kind: str, data: st.DataObject
+    seed: int, outputs: int, inputs: int, block: int, data: st.DataObject
 ) -> None:
     zeros = data.draw(st.integers(0, outputs * inputs))
     weight, hessian = problem(seed, outputs, inputs)
-    changed, pruned = prune_obs(weight, exact_factor(hessian), Pattern.parse(kind), zeros, block)
-    expected, mask = obs.prune(weight, obs.damped(hessian, DAMPING), kind, zeros, block)
+    changed, pruned = prune_obs(weight, exact_factor(hessian), Pattern("row"), zeros, block)
+    expected, mask = obs.prune(weight, obs.damped(hessian, DAMPING), "row", zeros, block)
     assert torch.equal(pruned, mask)
     torch.testing.assert_close(changed, expected, rtol=1e-6, atol=1e-8)
     assert int(pruned.sum()) == zeros
     assert bool((changed[pruned] == 0).all())
-    if kind == "row":
-        assert set(pruned.sum(1).tolist()) <= {zeros // outputs, zeros // outputs + 1}
+    assert set(pruned.sum(1).tolist()) <= {zeros // outputs, zeros // outputs + 1}
 
 
 @settings(max_examples=30)
@@ -94,7 +91,7 @@ def test_updates_for_a_given_mask_are_those_of_the_oracle(seed: int, inputs: int
     torch.testing.assert_close(changed, expected, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("pattern", ["row", "layer", "2:4"])
+@pytest.mark.parametrize("pattern", ["row", "2:4"])
 def test_blocks_and_chunks_of_many_columns_agree_with_single_columns(
     pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +151,7 @@ def test_updates_save_much_of_the_loss_and_a_mask_of_their_own_more(seed: int, s
     pruned = pruned_mask(wanda_scores(weight, hessian.diagonal().sqrt()), Pattern("row"), zeros)
     masked = obs.output_error(weight, weight.masked_fill(pruned, 0.0), damped).sum()
     swept = obs.output_error(weight, updated(weight, factor, pruned), damped).sum()
-    chosen = obs.output_error(weight, prune_obs(weight, factor, Pattern("layer"), zeros, 64)[0], damped).sum()
+    chosen = obs.output_error(weight, prune_obs(weight, factor, Pattern("row"), zeros, 64)[0], damped).sum()
     assert swept < 0.6 * masked
     assert chosen < swept
 
@@ -177,7 +174,7 @@ def test_each_pruned_weight_costs_its_score(seed: int, inputs: int) -> None:
     """With one zero, the output error is w^2 / U_jj^2 where nothing comes before it, and no other zero costs less."""
     weight, hessian = problem(seed, 1, inputs)
     factor, damped = exact_factor(hessian), obs.damped(hessian, DAMPING)
-    changed, pruned = prune_obs(weight, factor, Pattern("layer"), 1, block_size=inputs)
+    changed, pruned = prune_obs(weight, factor, Pattern("row"), 1, block_size=inputs)
     costs = (weight / factor.diagonal()).square()[0]
     torch.testing.assert_close(obs.output_error(weight, changed, damped)[0], costs[pruned[0]][0])
     assert int(costs.argmin()) == int(pruned[0].nonzero())
@@ -187,7 +184,7 @@ def test_the_weight_given_stays_and_the_result_is_the_callers() -> None:
     weight, hessian = problem(0, 4, 8)
     parameter = torch.nn.Parameter(weight.bfloat16())
     factor, _ = inverse_factor(hessian, DAMPING)
-    changed, pruned = prune_obs(parameter, factor, Pattern("layer"), 16)
+    changed, pruned = prune_obs(parameter, factor, Pattern("row"), 16)
     assert torch.equal(parameter, weight.bfloat16())
     assert changed.dtype == torch.float32
     assert changed.is_contiguous()
@@ -199,7 +196,7 @@ def test_the_weight_given_stays_and_the_result_is_the_callers() -> None:
 @pytest.mark.parametrize(
     ("pattern", "zeros", "message"),
     [
-        ("layer", 33, "must be in 0 to 32, got 33"),
+        ("row", 33, "must be in 0 to 32, got 33"),
         ("row", -1, "must be in 0 to 32, got -1"),
         ("2:4", 15, "pattern 2:4 makes 16 zeros of 32 weights, got 15"),
         ("1:3", 20, "multiple of 3 for 1:3, got 8"),
@@ -212,4 +209,4 @@ def test_what_a_pattern_cannot_do_is_refused(pattern: str, zeros: int, message: 
 
 def test_nan_weights_are_refused() -> None:
     with pytest.raises(InputError, match="got NaN"):
-        prune_obs(torch.full((2, 4), float("nan")), torch.eye(4), Pattern("layer"), 4)
+        prune_obs(torch.full((2, 4), float("nan")), torch.eye(4), Pattern("row"), 4)

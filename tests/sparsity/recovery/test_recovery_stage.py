@@ -89,13 +89,13 @@ def test_stock_peft_loads_it_and_it_brings_the_model_nearer_to_the_dense_one(
     ("name", "settings"),
     [
         ("llama", {"method": "magnitude"}),
-        ("llama", {"method": "magnitude", "pattern": "layer", "recover_by": "moments"}),
+        ("llama", {"method": "magnitude", "recover_by": "moments"}),
         ("llama", {"method": "sparsegpt"}),
         ("gpt2", {"method": "admm", "recover_by": "moments"}),
-        ("llama", {"method": "ria", "pattern": "2:4"}),
-        ("llama", {"pattern": "layer", "reconstruct": "linear", "recover_by": "moments"}),
+        ("llama", {"method": "wanda", "pattern": "2:4"}),
+        ("llama", {"reconstruct": "linear", "recover_by": "moments"}),
         ("llama", {"reconstruct": "block"}),
-        ("llama", {"allocation": "owl", "sparsity_of": {"down_proj": 0.4}}),
+        ("llama", {"allocation": "sensitivity", "sparsity_of": {"down_proj": 0.4}}),
         ("mixtral", {}),
     ],
 )

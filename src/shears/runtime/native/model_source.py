@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft.tuners.lokr import LoKrLayer
 from torch import Tensor, nn
 
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, is_masked, kept, num_stored, pack
 from shears.errors import InputError
-from shears.models.blocks import LoraUpdate, update_of_layer
+from shears.models.blocks import LoraUpdate
 from shears.models.sparse_adapter import SparseLinear
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
@@ -139,7 +138,7 @@ def source_of_model(
     tensors = {
         name.replace(".base_layer.", "."): tensor.detach()
         for name, tensor in base.state_dict().items()
-        if ".lora_" not in name and ".lokr_" not in name
+        if ".lora_" not in name
     }
     in_blocks = [name for name in tensors if ".layers." in name and LINEAR.search(name)]
     names = [name.removesuffix(".weight") for name in in_blocks if tensors[name].ndim == 2]
@@ -168,11 +167,7 @@ def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
     """
     wrapped: Any = model
     base: nn.Module = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
-    adapted = {
-        name: module
-        for name, module in base.named_modules()
-        if hasattr(module, "lora_A") or isinstance(module, LoKrLayer)
-    }
+    adapted = {name: module for name, module in base.named_modules() if hasattr(module, "lora_A")}
     return {name: _update(name, module) for name, module in adapted.items() if not isinstance(module, SparseLinear)}
 
 
@@ -204,11 +199,6 @@ class _LayerWeights(Mapping[str, PackedMatrix | DenseRows]):
 
 
 def _update(name: str, module: Any) -> LoraUpdate:
-    if isinstance(module, LoKrLayer):
-        adapters = list(module._available_adapters)
-        if len(adapters) != 1 or adapters[0] not in module.lokr_w1 or adapters[0] not in module.lokr_w2_a:
-            raise NotCoveredError(f"the native decoder covers one LoKr of whole w1 and low-rank w2, {name} has another")
-        return update_of_layer(module, adapters[0])
     adapters = list(module.lora_A)
     if len(adapters) != 1 or adapters[0] in module.lora_variant or module.lora_bias.get(adapters[0]):
         raise NotCoveredError(f"the native decoder covers one plain LoRA, {name} has another adapter; merge it first")

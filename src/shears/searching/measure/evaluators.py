@@ -8,7 +8,6 @@ packed once, the update is cut to each configuration's ranks, and the native dec
 CPU. N examples.
 """
 
-import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from shears.searching.strategies.base import LATENCY, LOSS, PARAMETERS, Figures,
 if TYPE_CHECKING:
     from shears.runtime.native.decoder import NativeBackend
 
-ADDED = re.compile(r"\b(lora|lokr)_")  # in the name of every parameter that PEFT adds to a model
+ADDED = ".lora_"  # in the name of every parameter that PEFT adds to a model
 PROMPT_TOKENS = 16  # before the first timed one
 TIMED_ROUNDS = 5  # the latency is the median of so many rounds,
 TIMED_TOKENS = 16  # each of which is the mean of so many tokens
@@ -135,7 +134,7 @@ class GaugedEvaluator:
 
 def base_nonzeros(model: nn.Module) -> int:
     """Return the non-zero parameters of a model without its adapter; tied weights count once."""
-    own = (weight for name, weight in model.named_parameters() if not ADDED.search(name))
+    own = (weight for name, weight in model.named_parameters() if ADDED not in name)
     return sum(weight.numel() - count_zeros(weight) for weight in own)
 
 
@@ -146,7 +145,7 @@ def base_macs(model: nn.Module) -> int:
     stack of experts (a 3-D parameter). The part of attention that grows with the context is left
     out.
     """
-    own = (linear for name, linear in linears(model).items() if not ADDED.search(name))
+    own = (linear for name, linear in linears(model).items() if ADDED not in name)
     weights = (linear.get_parameter("weight") for linear in own)
     dense = sum(weight.numel() - count_zeros(weight) for weight in weights)
     used = getattr(getattr(model, "config", None), "num_experts_per_tok", None)
@@ -177,10 +176,10 @@ def count_sizes(elastic: ElasticAdapter, names: Collection[str]) -> Objective:
             "parameters"
         )
     base = {name: COUNTED[name](elastic.model.get_base_model()) for name in counted}
-    added = {name: elastic.num_macs if name == "macs" else elastic.num_parameters for name in base}
 
     def count(ranks: RankConfig) -> Figures:
-        return {name: size + added[name](ranks) for name, size in base.items()}
+        added = elastic.num_parameters(ranks)
+        return {name: size + added for name, size in base.items()}
 
     return count
 

@@ -1,8 +1,7 @@
 """Sparsities by weight that keep one overall sparsity: shifted, or at the least cost. Pure.
 
-`sparsities` map names (of weights or of blocks) to shares of zeros, `sizes` the same names to
-numbers of weights. The size-weighted mean of every result is the overall sparsity, up to float64
-rounding.
+`sparsities` map names of weights to shares of zeros, `sizes` the same names to numbers of elements.
+The size-weighted mean of every result is the overall sparsity, up to float64 rounding.
 """
 
 import math

@@ -7,7 +7,6 @@ Shapes: O output features, I input features of a linear.
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -45,20 +44,6 @@ def magnitude_scores(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
     return weight.detach().float().abs()
 
 
-def ria_scores(
-    weight: Float[Tensor, "O I"], input_norm: Float[Tensor, " I"], alpha: float = 0.5
-) -> Float[Tensor, "O I"]:
-    """Return (|W_oi| / sum of its row + |W_oi| / sum of its column) * ||X_i||_2^alpha in float32.
-
-    Relative importance and activations ("Plug-and-Play: An Efficient Post-training Pruning Method
-    for Large Language Models", ICLR 2024, section 4). Weights of a row or column of zeros score 0.
-    """
-    size = magnitude_scores(weight)
-    tiny = torch.finfo(torch.float32).tiny  # keeps 0 / 0 at 0
-    relative = size / size.sum(1, keepdim=True).clamp_min(tiny) + size / size.sum(0, keepdim=True).clamp_min(tiny)
-    return relative * input_norm.to(weight.device).float() ** alpha
-
-
 def prune_by_wanda(task: Task) -> Pruned:
     """Drop the lowest Wanda scores."""
     assert task.norms is not None
@@ -68,9 +53,3 @@ def prune_by_wanda(task: Task) -> Pruned:
 def prune_by_magnitude(task: Task) -> Pruned:
     """Drop the lowest magnitudes."""
     return task.drop_lowest(magnitude_scores(task.weight))
-
-
-def prune_by_ria(task: Task) -> Pruned:
-    """Drop the lowest scores of relative importance and activations."""
-    assert task.norms is not None
-    return task.drop_lowest(ria_scores(task.weight, task.norms))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shears.errors import InputError
 from shears.quantization.inverse import inverse_factor
-from shears.sparsity.masks import Pattern, check_groups, lowest, lowest_per_group, lowest_per_row
+from shears.sparsity.masks import Pattern, check_groups, lowest_per_group, lowest_per_row
 from shears.sparsity.methods.scores import Pruned, Task
 
 DAMPING = 0.01  # as a share of the mean of the moments' diagonal, as published
@@ -42,11 +42,10 @@ def prune_obs(
 ) -> Pruned:
     """Return the updated weight with exactly `zeros` zeros, in the factor's dtype, and the mask.
 
-    The mask of a block of columns is chosen by w^2 / U_jj^2 when the sweep arrives there: in the
-    whole block (`layer`, as published), in each of its rows (`row`: every row ends with zeros // O
-    or one more), or per group (N:M; a block is whole groups). Each block gets its share of the
-    zeros. InputError for NaN scores, an impossible number of zeros, and inputs that are not whole
-    groups.
+    The mask of a block of columns is chosen by w^2 / U_jj^2 when the sweep arrives there: in each
+    of its rows (`row`: every row ends with zeros // O or one more; the paper chooses in the whole
+    block), or per group (N:M; a block is whole groups). Each block gets its share of the zeros.
+    InputError for NaN scores, an impossible number of zeros, and inputs that are not whole groups.
     """
     sweep = _Sweep.begin(weight, factor)
     outputs, inputs = weight.shape
@@ -55,9 +54,6 @@ def prune_obs(
     if pattern.kind == "groups":
         check_groups(pattern, weight.shape, zeros)
         block_size = max(block_size // pattern.size, 1) * pattern.size
-
-    def by_layer(start: int, stop: int) -> Bool[Tensor, "_ _"]:
-        return lowest(sweep.scores(start, stop), _share(zeros, stop, inputs) - _share(zeros, start, inputs))
 
     def by_row(start: int, stop: int) -> Bool[Tensor, "_ _"]:
         each, extra = divmod(zeros, outputs)
@@ -70,7 +66,7 @@ def prune_obs(
     if pattern.kind == "groups":
         sweep.run(block_size, pattern.size, at_chunk=by_group)
     else:
-        sweep.run(block_size, CHUNK, at_block=by_row if pattern.kind == "row" else by_layer)
+        sweep.run(block_size, CHUNK, at_block=by_row)
     return sweep.result()
 
 
