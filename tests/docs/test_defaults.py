@@ -37,6 +37,9 @@ def default_of(setting: str, given: str) -> Any:
     if verb == "compress":
         return {"method": BEST_METHOD, "epochs": SCALES["usual"].epochs}[field]
     kind = VERBS[verb]
+    weights = re.search(r"(\d+) M weights", given)
+    if verb == "heal" and weights:
+        return HealConfig(data="-").rate_for(int(weights[1]) * 10**6)
     if verb != "train":
         return getattr(SparsifyConfig(method="wanda") if given else kind.model_construct(), field)
     settings: Any = TrainConfig(
@@ -45,7 +48,7 @@ def default_of(setting: str, given: str) -> Any:
     )  # fmt: skip
     if rows := re.search(r"([\d,]+) rows", given):
         return settings.num_epochs(int(rows[1].replace(",", "")))
-    if weights := re.search(r"(\d+) M weights", given):
+    if weights:
         return getattr(settings.for_base(int(weights[1]) * 10**6, 0.5, False), field)
     return getattr(settings.for_base(10**9, 0.5, True) if "a recovery" in given else settings, field)
 

@@ -19,6 +19,7 @@ from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.healing.stage import heal
 from shears.quantization.grid import quantize
+from shears.records.artifacts import HEALED
 from shears.records.folders import CONFIG, partial_folder
 from shears.records.trained_form import trained_template
 from shears.sparsity.stage import sparsify
@@ -210,6 +211,17 @@ def test_a_rate_that_does_harm_is_warned_of(models: Path, tmp_path: Path, caplog
         assert "did not fall" not in caplog.text
         heal(near, tmp_path / "worse", **{**settings, "learning_rate": 1.0})
     assert re.search(r"the loss did not fall \(.*\): lower learning_rate, such as to 0.3", caplog.text)
+
+
+@pytest.mark.parametrize(("most", "rate"), [(10**6, 1e-3), (1000, 3e-4)])
+def test_the_size_of_the_model_decides_the_rate_where_none_is_set(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, rate: float
+) -> None:
+    monkeypatch.setattr("shears.config.loop.SMALL", most)
+    folder = healed(models, tmp_path / "healed", tokens=64, warmup_steps=0, learning_rate=None)
+    first = json.loads((folder / "training_log.jsonl").read_text().splitlines()[0])
+    record = json.loads((folder / HEALED).read_text())
+    assert (first["learning_rate"], record["learning_rate"], record["config"]["learning_rate"]) == (rate, rate, None)
 
 
 def test_text_that_is_read_many_times_is_warned_of(

@@ -35,9 +35,9 @@ class HealConfig(LoopConfig):
     quantize_aware: Literal["none", "int4"] = "none"
     """int4: the forward sees the trained weights as a package of int4 values holds them, so that
     export --format package --values int4 loses little."""
-    learning_rate: float = Field(3e-4, gt=0)
-    """Peak learning rate, a share of the root mean square of each linear's kept weights. A model of
-    135 M parameters gains more at 1e-3, at which one of 0.5 B is harmed."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate, a share of the root mean square of each linear's kept weights. Default:
+    3e-4, or 1e-3 for models of at most 250 M weights."""
     batch_size: int = Field(4, gt=0)
     """Sequences in an optimizer step."""
     seed: Seed = 0

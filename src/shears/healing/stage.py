@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from shears.checkpoints.conversion import known_config
-from shears.checkpoints.tensor_files import TensorFiles, weights_bytes
+from shears.checkpoints.tensor_files import TensorFiles, num_weights, weights_bytes
 from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
 from shears.config.resolve import build
@@ -83,12 +83,14 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
         write = partial(text_source, settings.data, teacher.model, tokens, settings.seed, settings.columns)
         raise_in_all(lambda: write() if is_first_process() else ("", settings.columns))
         source, columns = write()  # the others find it there
-        text = settings.model_copy(update={"data": source, "columns": dict(columns)})
-        training = raise_in_all(lambda: prepare(base, teacher, text))
-        fit(training, work, settings)
+        training = raise_in_all(
+            lambda: prepare(base, teacher, settings.model_copy(update={"data": source, "columns": dict(columns)}))
+        )
+        decided = settings.model_copy(update={"learning_rate": settings.rate_for(num_weights(base.folder))})
+        fit(training, work, decided)
         wait()  # for checkpoints that other processes still write
         if is_first_process():
-            _save(training, base, work, output, recorded, settings)
+            _save(training, base, work, output, {**recorded, "learning_rate": decided.learning_rate}, settings)
 
     return run_stage(STAGE, settings, output, origin, fit_and_save, resume=resume)
 
@@ -104,12 +106,12 @@ def _save(
     base: ModelRef,
     work: Path,
     output: Path,
-    origin: Mapping[str, str | None],
+    origin: Mapping[str, Any],
     settings: HealConfig,
 ) -> None:
     """Write the model for `output`, and last the record that marks it as whole."""
     lines = [json.loads(line) for line in (work / TRAINING_LOG).read_text().splitlines()]
-    _warn_if_worse([line["loss"] for line in lines], settings.learning_rate)
+    _warn_if_worse([line["loss"] for line in lines], origin["learning_rate"])
     linears = _write_healed(base, training.weights.model, work)
     if settings.recovery:
         healed = {"healed": True, "data": settings.data, "teacher": origin["teacher"]}
