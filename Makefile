@@ -41,7 +41,6 @@ bench: setup
 	$(BIN)/python -m benchmarks.sparsify best $(if $(DATA),--data $(DATA)/wikitext-2)
 	$(BIN)/python -m benchmarks.sparsify race $(if $(DATA),--data $(DATA)/wikitext-2)
 	$(BIN)/python -m benchmarks.sparsify memory
-	$(BIN)/python -m benchmarks.mawps $(if $(DATA),--data $(DATA)/mawps)
 
 # The documentation as a site, in site/; warnings are errors, as are commands that do not parse.
 docs: setup

@@ -25,8 +25,8 @@ def test_without_a_name_the_quickstart_is_written_and_the_next_command_told(capf
 
 
 def test_several_recipes_are_written_as_shipped() -> None:
-    init(["llama-7b-math", "sparsify-best", "llama-7b-math"])
-    assert sorted(path.stem for path in Path().iterdir()) == ["llama-7b-math", "sparsify-best"]
+    init(["llama-7b-math", "mpt-7b-gsm8k", "llama-7b-math"])
+    assert sorted(path.stem for path in Path().iterdir()) == ["llama-7b-math", "mpt-7b-gsm8k"]
     for path in Path().iterdir():
         assert path.read_text() == shipped_recipes()[path.stem].read_text()
 
@@ -41,12 +41,12 @@ def test_a_list_has_every_recipe_and_writes_nothing(capfd: pytest.CaptureFixture
 def test_no_file_is_overwritten_and_none_written_beside_it() -> None:
     Path("quickstart.yaml").write_text("mine")
     with pytest.raises(InputError, match=r"quickstart\.yaml must not exist yet"):
-        init(["sparsify-best", "quickstart"])
+        init(["mpt-7b-gsm8k", "quickstart"])
     assert [path.read_text() for path in Path().iterdir()] == ["mine"]
 
 
 def test_a_name_that_does_not_exist_is_answered_with_those_that_do() -> None:
-    with pytest.raises(InputError, match=r"one of quickstart, .*sparsify-best, got 'quikstart'"):
+    with pytest.raises(InputError, match=r"one of quickstart, .*qwen2\.5-coder-1\.5b-gsm8k, got 'quikstart'"):
         init(["quickstart", "quikstart"])
     assert not [*Path().iterdir()]
 
