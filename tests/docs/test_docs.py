@@ -24,7 +24,8 @@ TUTORIALS = {  # scripts of the pages that are read one after the other, and the
     "demo.md your-own-data.md": "run report inspect generate run run report inspect generate push",
     "chat.md": "data run chat export inspect",
 }
-SMALLER = {"smollm2-135m": "base", "sequence_length: 256": "sequence_length: 64", "epochs: 8": "epochs: 1", "epochs: 10": "epochs: 1",
+SMALLER = {"smollm2-135m": "base", "sequence_length: 256": "sequence_length: 64", "epochs: 8": "epochs: 1",
+           "epochs: 10": "epochs: 1",
            "me/sparse --dry-run": "me/sparse --base me/base --dry-run",  # the tiny base is a folder
            "--no-each": "--no-each --max-new-tokens 4"}  # fmt: skip
 
