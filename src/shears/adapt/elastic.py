@@ -115,7 +115,7 @@ class ElasticAdapter:
         weights = torch.tensor(self.space.nested_weights(group))
         return nn.functional.pad(weights, (0, size - len(weights)))
 
-    def roots(self) -> dict[str, Float[Tensor, " R"]]:
+    def _roots(self) -> dict[str, Float[Tensor, " R"]]:
         """Return the roots of D by linear, 1 for components in no allowed rank; empty if not nested."""
         if not self.nested:
             return {}
@@ -128,7 +128,7 @@ class ElasticAdapter:
 
     def fold(self) -> None:
         """Multiply A and B by the roots of D, in place: plain LoRA with the same outputs."""
-        self._multiply(self.roots())
+        self._multiply(self._roots())
         self.nested = False
         self.activate(self.active)
 
@@ -138,14 +138,14 @@ class ElasticAdapter:
         For an adapter that has a start of its own before nested training. Its components are parts
         of a whole, not estimates of one update, so smaller ranks then have no factors.
         """
-        self._multiply({name: 1 / roots for name, roots in self.roots().items()})
+        self._multiply({name: 1 / roots for name, roots in self._roots().items()})
         self.space = replace(self.space, factors={})
         self.activate(self.active)
 
     @contextmanager
     def _folded(self) -> Iterator[None]:
         """Hold the factors that `fold` would leave; afterwards those from before, bit for bit."""
-        roots = self.roots()
+        roots = self._roots()
         layers = [layer for name, layer in lora_layers(self.model, self.adapter) if name in roots]
         weights = [factor for layer in layers for factor in factors_of(layer, self.adapter)]
         kept = [weight.detach().clone() for weight in weights]

@@ -33,7 +33,7 @@ from shears.records import artifacts
 from shears.records.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded, is_path
-from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, A, B, linear_of
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADDED, A, B, linear_of
 from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def _check_base(model: PeftModel, ref: ModelRef) -> None:
 def _own_weights(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the model's own weights by their names without PEFT."""
     for name, parameter in base.named_parameters():
-        if ".lora_" not in name:
+        if ADDED not in name:
             yield name.replace(BASE_LAYER, "."), parameter.detach()
 
 

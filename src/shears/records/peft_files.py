@@ -8,6 +8,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 A = ".lora_A.weight"  # R x I: R rank, I input features
 B = ".lora_B.weight"  # O x R: O output features
+ADDED = ".lora_"  # in the name of every tensor that a LoRA adds to a model
 
 
 def rank_patterns(ranks: Mapping[str, int], largest: int) -> dict[str, int]:
@@ -21,4 +22,4 @@ def rank_patterns(ranks: Mapping[str, int], largest: int) -> dict[str, int]:
 
 def linear_of(name: str) -> str:
     """Return the linear an adapter's tensor belongs to, as the base model names it."""
-    return name.removeprefix(PREFIX).split(".lora_")[0]
+    return name.removeprefix(PREFIX).split(ADDED)[0]

@@ -23,7 +23,7 @@ from shears.models.devices import set_threads
 from shears.models.load import load_model, with_own_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.models.sparse_adapter import SparseLinear
-from shears.records.peft_files import linear_of
+from shears.records.peft_files import ADDED, linear_of
 from shears.runtime.drop_in.linears import (
     DenseLinear,
     FusedLinear,
@@ -117,7 +117,7 @@ def _packable_slots(model: nn.Module, fuse: bool) -> Iterator[LinearSlot]:
         if isinstance(slot.parent, SparseLinear):
             continue  # masks its product by the weight's zeros, which it reads itself
         in_fused = fuse and is_plain(slot.parent)
-        is_base = type(slot.module) in (nn.Linear, Conv1D) and ".lora_" not in f".{slot.name}" and not in_fused
+        is_base = type(slot.module) in (nn.Linear, Conv1D) and ADDED not in f".{slot.name}" and not in_fused
         if is_base or (fuse and is_plain(slot.module)):
             yield slot._replace(name=slot.name.removesuffix(".base_layer"))
 

@@ -18,7 +18,7 @@ from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, is_mask
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.models.sparse_adapter import SparseLinear
-from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
+from shears.records.peft_files import ADAPTER_CONFIG, ADDED, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.dense_rows import DenseRows
 
@@ -138,7 +138,7 @@ def source_of_model(
     tensors = {
         name.replace(".base_layer.", "."): tensor.detach()
         for name, tensor in base.state_dict().items()
-        if ".lora_" not in name
+        if ADDED not in name
     }
     in_blocks = [name for name in tensors if ".layers." in name and LINEAR.search(name)]
     names = [name.removesuffix(".weight") for name in in_blocks if tensors[name].ndim == 2]

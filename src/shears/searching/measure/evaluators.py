@@ -30,6 +30,7 @@ from shears.models.blocks import linears
 from shears.models.blockwise.matrices import block_matrices
 from shears.models.sparse_adapter import is_sparse
 from shears.records.figures import CUT
+from shears.records.peft_files import ADDED
 from shears.runtime.native import kernels_available
 from shears.runtime.native.model_source import source_of_model
 from shears.searching.measure.gauges import Gauge
@@ -38,7 +39,6 @@ from shears.searching.strategies.base import LATENCY, LOSS, PARAMETERS, Figures,
 if TYPE_CHECKING:
     from shears.runtime.native.decoder import NativeBackend
 
-ADDED = ".lora_"  # in the name of every parameter that PEFT adds to a model
 PROMPT_TOKENS = 16  # before the first timed one
 TIMED_ROUNDS = 5  # the latency is the median of so many rounds,
 TIMED_TOKENS = 16  # each of which is the mean of so many tokens
