@@ -202,12 +202,12 @@ def llama_cpp_arms(python: str | None, folder: Path | None, threads: int) -> Ite
         yield {llama_cpp_name(file): remote(stack.enter_context(opened(program, file, threads))) for file in files}
 
 
-def remote(process: Rival) -> Arm:
-    """Return the arm of a rival's process, by its own clocks."""
+def remote(process: Rival, texts: int = 1) -> Arm:
+    """Return the arm of a rival's process, by its own clocks; of several texts at once only decoding is timed."""
 
     def run(prompt: Sequence[int], new: int) -> tuple[Timing, list[int]]:
-        answer = process.ask(prompt, new)
-        return Timing(answer["seconds"], answer["cpu"]), answer["tokens"]
+        answer = process.ask(prompt, new, texts=texts)
+        return Timing(answer["decoding" if texts > 1 else "seconds"], answer["cpu"]), answer["tokens"]
 
     return Arm(run)
 

@@ -16,7 +16,8 @@ Bytes are those of all files that answering reads: weights, tokenizer, settings.
 
 `speed` continues a prompt of 16 tokens by 64, one text, all arms in turns: with one thread, with two, and in two
 processes at once, each on a core of its own, so that they share the memory's bandwidth (tokens/s of one of them);
-"prefill" reads 512 tokens with one thread. Engines are llama.cpp, ik_llama.cpp, OpenVINO and ONNX. A table pools seeds
+"prefill" reads 512 tokens with one thread; "4 texts" are decoded at once with one thread (tokens/s of all, without
+the prompts). Engines are llama.cpp, ik_llama.cpp, OpenVINO and ONNX. A table pools seeds
 by question; Holm corrects the p values of the arms that decide.
 """
 
@@ -80,8 +81,9 @@ Runs = Mapping[int, Bits]  # by seed
 MB = 1e6
 ENOUGH = 3  # seeds
 Decoder = Literal["own", "ours"]
-Mode = Literal["1 thread", "2 threads", "2 processes", "prefill"]
+Mode = Literal["1 thread", "2 threads", "2 processes", "prefill", "4 texts", "8 texts", "16 texts"]
 MODES: Sequence[Mode] = get_args(Mode)
+TEXTS: Mapping[Mode, int] = {"4 texts": 4, "8 texts": 8, "16 texts": 16}
 
 
 class Table(NamedTuple):
@@ -182,12 +184,13 @@ def _speed(arguments: argparse.Namespace) -> None:
 
 
 def speeds(makers: Mapping[str, Maker], mode: Mode, rounds: int) -> dict[str, list[float]]:
-    """Return tokens/s of the arms of one model in every round, one text a process."""
+    """Return tokens/s of the arms of one model in every round."""
     maker = next(iter(makers.values()))
     tokenizer = load_tokenizer(resolve(maker.merged()))
     template = TASKS[maker.task].evaluation.get("template", DEFAULT_TEMPLATE)
     examples = load_examples(str(maker.rows("test")), template, tokenizer, 1)
     count, new = (PREFILL, 0) if mode == "prefill" else (PROMPT, NEW)
+    texts = TEXTS.get(mode, 1)
     prompt = (prompts_of(examples, tokenizer)[0] * count)[:count]
     with ExitStack() as stack:
 
@@ -199,9 +202,10 @@ def speeds(makers: Mapping[str, Maker], mode: Mode, rounds: int) -> dict[str, li
             cores = sorted(os.sched_getaffinity(0))[:2]
             arms = {name: at_once([process(name, 1, core) for core in cores]) for name in makers}
         else:
-            arms = {name: remote(process(name, 2 if mode == "2 threads" else 1)) for name in makers}
+            arms = {name: remote(process(name, 2 if mode == "2 threads" else 1), texts) for name in makers}
         timings = measured(arms, prompt, new, rounds)
-    return {name: [(new or count) / timing.wall for timing in values] for name, values in timings.items()}
+    tokens = texts * (new - 1) if texts > 1 else new or count  # the prompt's last logits give the first token
+    return {name: [tokens / timing.wall for timing in values] for name, values in timings.items()}
 
 
 def at_once(processes: Sequence[Rival]) -> Timed:

@@ -22,7 +22,8 @@ import ik_llama_cpp
 import numpy as np
 from ik_llama_cpp import _ctypes_api as _api
 
-from benchmarks.rival_process import LONGEST, greedy, importance_file, serve
+from benchmarks.llama_cpp_reader import Reader
+from benchmarks.rival_process import MOST_TEXTS, SHORTEST, importance_file, serve
 
 api: Any = _api  # untyped
 
@@ -39,47 +40,36 @@ def main() -> None:
 
 
 class Model:
-    """A loaded file and the cache of one sequence."""
+    """A loaded file and the cache of its texts."""
 
     def __init__(self, file: str, threads: int) -> None:
         library = api._lib
         library.llama_print_system_info.restype = ctypes.c_char_p
-        self._one = library.llama_batch_get_one
-        self._one.argtypes = [api.llama_token_p, ctypes.c_int32, api.llama_pos, api.llama_seq_id]
-        self._one.restype = api.llama_batch
         api.llama_backend_init()
         settings = api.llama_model_default_params()
         settings.repack_tensors = True
         self._model = api.llama_model_load_from_file(file.encode(), settings)
         if not self._model:
             raise RuntimeError(f"ik_llama.cpp must load {file}")
-        self._vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
+        vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         settings = api.llama_context_default_params()
-        settings.n_ctx = LONGEST
+        settings.n_ctx = MOST_TEXTS * SHORTEST
         settings.n_batch = settings.n_ubatch = 512
+        settings.n_seq_max = MOST_TEXTS
         settings.n_threads = settings.n_threads_batch = threads
         settings.flash_attn = True
         self._context = api.llama_init_from_model(self._model, settings)
-        self._length = 0
+        self._reader = Reader(api, self._context, vocab_size)
         self.about = library.llama_print_system_info().decode()
 
-    def clear(self) -> None:
+    def clear(self, texts: int) -> None:
         """Empty the cache."""
         api.llama_kv_cache_clear(self._context)
-        self._length = 0
+        self._reader.length = 0
 
-    def continued(self, prompt: list[int], new: int) -> list[int]:
-        """Return the likeliest tokens after some."""
-        return greedy(self._read, prompt, new)
-
-    def _read(self, tokens: list[int]) -> Any:
-        """Return the logits after tokens."""
-        array = (api.llama_token * len(tokens))(*tokens)
-        if api.llama_decode(self._context, self._one(array, len(tokens), self._length, 0)):
-            raise RuntimeError("llama_decode must return 0")
-        self._length += len(tokens)
-        logits = ctypes.cast(api.llama_get_logits_ith(self._context, -1), ctypes.POINTER(ctypes.c_float))
-        return np.ctypeslib.as_array(logits, (self._vocab_size,))
+    def read(self, tokens: list[list[int]]) -> Any:
+        """Append tokens to every text; return the logits after the last ones."""
+        return self._reader.read(tokens)
 
 
 def quantize(source: str, target: str, kind: str, embeddings: str, importance: str) -> None:

@@ -4,7 +4,7 @@
     PYTHON -m benchmarks.llama_cpp_decode resident MODEL.gguf
     PYTHON -m benchmarks.llama_cpp_decode quantize MODEL.gguf OUTPUT.gguf q8_0|q4_0|... [EMBEDDINGS [IMPORTANCE.npz]]
 
-benchmarks.rival_process says what `serve` answers, here by llama.cpp's own sampler. `resident` prints the bytes that
+benchmarks.rival_process says what `serve` answers. `resident` prints the bytes that
 the process holds after a short text. `quantize` also takes a model that is quantized: its weights are rounded once
 more. EMBEDDINGS is their type, such as q4_0; IMPORTANCE.npz holds a vector of a tensor's inputs by the tensor's name,
 the importance matrix.
@@ -17,7 +17,8 @@ from typing import Any
 import llama_cpp as _llama_cpp
 import numpy as np
 
-from benchmarks.rival_process import LONGEST, serve
+from benchmarks.llama_cpp_reader import Reader
+from benchmarks.rival_process import MOST_TEXTS, SHORTEST, answer, serve
 
 llama_cpp: Any = _llama_cpp  # untyped
 
@@ -35,14 +36,14 @@ def main() -> None:
 
 def resident(model_file: str) -> int:
     """Return the resident bytes of this process after a text of 16 + 8 tokens."""
-    Model(model_file, 1).continued(list(range(16)), 8)
+    answer(Model(model_file, 1), list(range(16)), 8)
     with open("/proc/self/status", encoding="ascii") as status:
         fields = status.read().split()
     return 1024 * int(fields[fields.index("VmRSS:") + 1])
 
 
 class Model:
-    """A loaded file, the cache of one sequence, and a greedy sampler."""
+    """A loaded file and the cache of its texts."""
 
     def __init__(self, file: str, threads: int) -> None:
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept alive
@@ -50,31 +51,24 @@ class Model:
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_load_from_file(file.encode(), llama_cpp.llama_model_default_params())
         settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = LONGEST
+        settings.n_ctx = MOST_TEXTS * SHORTEST
         settings.n_batch = settings.n_ubatch = 512
+        settings.n_seq_max = MOST_TEXTS
+        settings.kv_unified = True
         settings.n_threads = settings.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(model, settings)
-        self._sampler = llama_cpp.llama_sampler_init_greedy()
+        vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+        self._reader = Reader(llama_cpp, self._context, vocab_size)
         self.about = str(llama_cpp.llama_print_system_info().decode())
 
-    def clear(self) -> None:
+    def clear(self, texts: int) -> None:
         """Empty the cache."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        self._reader.length = 0
 
-    def continued(self, prompt: list[int], new: int) -> list[int]:
-        """Return the likeliest tokens after some."""
-        tokens: list[int] = []
-        self._decode(prompt)
-        while len(tokens) < new:
-            tokens.append(llama_cpp.llama_sampler_sample(self._sampler, self._context, -1))
-            if len(tokens) < new:
-                self._decode(tokens[-1:])
-        return tokens
-
-    def _decode(self, tokens: list[int]) -> None:
-        array = (llama_cpp.llama_token * len(tokens))(*tokens)
-        if llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(array, len(tokens))):
-            raise RuntimeError("llama_decode must return 0")
+    def read(self, tokens: list[list[int]]) -> Any:
+        """Append tokens to every text; return the logits after the last ones."""
+        return self._reader.read(tokens)
 
 
 def quantize(source: str, target: str, kind: str, embeddings: str = "", importance: str = "") -> None:

@@ -9,30 +9,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.decode import native
-from benchmarks.rival_process import greedy, serve
+import numpy as np
+
+from benchmarks.rival_process import LONGEST, MOST_TEXTS, serve
 from shears.checkpoints.packed.file import read_package
+from shears.runtime.native.decoder import NativeBackend
 from shears.runtime.native.model_source import source_of_package
 
 
 class Model:
-    """A package and the cache of one sequence."""
+    """A package and the cache of its texts."""
 
     def __init__(self, package: Path, threads: int) -> None:
-        self._backend = native(source_of_package(read_package(package)), threads)
+        source = source_of_package(read_package(package))
+        self._backend = NativeBackend(source, threads, max_length=LONGEST, max_sequences=MOST_TEXTS)
         self.about = str(self._backend.describe()["isa"])
 
-    def clear(self) -> None:
+    def clear(self, texts: int) -> None:
         """Empty the cache."""
-        self._backend.drop(0)
+        for text in range(MOST_TEXTS):
+            self._backend.drop(text)
 
-    def continued(self, prompt: list[int], new: int) -> list[int]:
-        """Read tokens; return the `new` likeliest ones after them."""
-        return greedy(self._read, prompt, new)
-
-    def _read(self, tokens: list[int]) -> Any:
-        """Return the logits after tokens."""
-        return self._backend.step([0], tokens)[0] if len(tokens) == 1 else self._backend.prefill(0, tokens)
+    def read(self, tokens: list[list[int]]) -> Any:
+        """Append tokens to every text; return the logits after the last ones."""
+        if len(tokens[0]) == 1:
+            return self._backend.step(range(len(tokens)), [token for (token,) in tokens])
+        return np.stack([self._backend.prefill(text, each) for text, each in enumerate(tokens)])
 
 
 if __name__ == "__main__":

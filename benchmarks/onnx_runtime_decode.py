@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 
-from benchmarks.rival_process import LONGEST, greedy, serve
+from benchmarks.rival_process import LONGEST, serve
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 class Model:
-    """A loaded folder and the cache of one sequence."""
+    """A loaded folder and the cache of its texts."""
 
     def __init__(self, folder: str, threads: int) -> None:
         config = og.Config(folder)
@@ -38,22 +38,18 @@ class Model:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self._model = og.Model(config)
         self.about = f"onnxruntime-genai {og.__version__}"
-        self.clear()
+        self.clear(1)
 
-    def clear(self) -> None:
+    def clear(self, texts: int) -> None:
         """Empty the cache."""
         settings = og.GeneratorParams(self._model)
-        settings.set_search_options(max_length=LONGEST, do_sample=False)
+        settings.set_search_options(max_length=LONGEST, do_sample=False, batch_size=texts)
         self._generator = og.Generator(self._model, settings)
 
-    def continued(self, prompt: list[int], new: int) -> list[int]:
-        """Return the likeliest tokens after some."""
-        return greedy(self._read, prompt, new)
-
-    def _read(self, tokens: list[int]) -> Any:
-        """Return the logits after tokens."""
+    def read(self, tokens: list[list[int]]) -> Any:
+        """Append tokens to every text; return the logits after the last ones."""
         self._generator.append_tokens(np.array(tokens, np.int32))
-        return self._generator.get_logits()[0, -1]
+        return self._generator.get_logits()[:, -1]
 
 
 def convert(source: str, target: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from benchmarks.rival_process import greedy, serve
+from benchmarks.rival_process import serve
 
 GGUF = "model.gguf"
 MODEL = "openvino_model.xml"
@@ -41,7 +41,7 @@ def convert(source: Path, target: Path) -> None:
 
 
 class Model:
-    """A compiled model and the state of one sequence."""
+    """A compiled model and the state of its texts."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
@@ -51,25 +51,22 @@ class Model:
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.about = f"OpenVINO {openvino.__version__}, {precision}"
 
-    def clear(self) -> None:
+    def clear(self, texts: int) -> None:
         """Empty the cache."""
         self._request.reset_state()
         self._length = 0
 
-    def continued(self, prompt: list[int], new: int) -> list[int]:
-        """Return the likeliest tokens after some."""
-        return greedy(self._read, prompt, new)
-
-    def _read(self, tokens: list[int]) -> Any:
-        """Return the logits after tokens."""
-        start, self._length = self._length, self._length + len(tokens)
+    def read(self, tokens: list[list[int]]) -> Any:
+        """Append tokens to every text; return the logits after the last ones."""
+        count = len(tokens)
+        start, self._length = self._length, self._length + len(tokens[0])
         self._request.infer({
-            "input_ids": np.array([tokens], np.int64),
-            "attention_mask": np.ones((1, self._length), np.int64),
-            "position_ids": np.arange(start, self._length, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, np.int32),
+            "input_ids": np.array(tokens, np.int64),
+            "attention_mask": np.ones((count, self._length), np.int64),
+            "position_ids": np.tile(np.arange(start, self._length, dtype=np.int64), (count, 1)),
+            "beam_idx": np.arange(count, dtype=np.int32),
         })  # fmt: skip
-        return self._request.get_tensor("logits").data[0, -1]
+        return self._request.get_tensor("logits").data[:, -1]
 
 
 if __name__ == "__main__":

@@ -54,15 +54,19 @@ class Rival:
             os.sched_setaffinity(self._process.pid, {core})
         self.about = str(self.answer()["ready"])
 
-    def ask(self, tokens: Sequence[int], new: int, *, more: bool = False) -> dict[str, Any]:
-        """Return `tokens`, the `new` likeliest ones after some, `seconds` and `cpu`; `more`: after those before."""
-        self.begin(tokens, new, more=more)
+    def ask(self, tokens: Sequence[int], new: int, *, more: bool = False, texts: int = 1) -> dict[str, Any]:
+        """Return `tokens`, the `new` likeliest ones after some, and times; `more`: after those before.
+
+        `texts` copies are read and continued at once.
+        """
+        self.begin(tokens, new, more=more, texts=texts)
         return self.answer()
 
-    def begin(self, tokens: Sequence[int], new: int, *, more: bool = False) -> None:
+    def begin(self, tokens: Sequence[int], new: int, *, more: bool = False, texts: int = 1) -> None:
         """Ask without waiting for the answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"tokens": list(tokens), "new": new, "more": more}) + "\n")
+        request = {"tokens": list(tokens), "new": new, "more": more, "texts": texts}
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
 
     def close(self) -> None:

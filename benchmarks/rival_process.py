@@ -1,57 +1,58 @@
 """The lines that a model in a process of its own answers; runs in every Python, and imports nothing of ours.
 
-A line of stdin is JSON, {"tokens": [...], "new": N, "more": whether they follow those before}; its answer is
-{"seconds": wall time, "cpu": CPU time, "tokens": [...]}. The model forgets all before unless there is more, reads the
-tokens, and continues them greedily by N. N = 0 only reads.
+A line of stdin is JSON, {"tokens": [...], "new": N, "more": whether they follow those before, "texts": B}; its answer
+is {"seconds": wall time, "cpu": CPU time, "decoding": wall time after the tokens are read, "tokens": [...]}. The model
+forgets all before unless there is more, reads the tokens as B texts at once, and continues each greedily by N. N = 0
+only reads.
 """
 
 import json
 import struct
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 LONGEST = 1024
-"""Tokens of a sequence."""
+"""Tokens of a text that is alone."""
+MOST_TEXTS, SHORTEST = 16, 128
+"""Texts at once, and the tokens that each can have."""
 
 
 class Model(Protocol):
-    """A loaded model and the cache of one sequence."""
+    """A loaded model and its cache."""
 
     about: str
     """What it says of its build and the processor."""
 
-    def clear(self) -> None:
-        """Empty the cache."""
+    def clear(self, texts: int) -> None:
+        """Empty the cache, which then holds this many texts."""
 
-    def continued(self, prompt: list[int], new: int) -> list[int]:
-        """Read tokens; return the `new` likeliest ones after them."""
+    def read(self, tokens: list[list[int]]) -> Any:
+        """Append tokens to every text, to all as many; return the logits after the last ones, a row a text."""
 
 
 def serve(model: Model) -> None:
     """Answer the lines of stdin until it ends."""
     print(json.dumps({"ready": model.about}), flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        start = time.perf_counter()
-        cpu = time.process_time()
-        if not request.get("more"):
-            model.clear()
-        tokens = model.continued(request["tokens"], request["new"])
-        timing = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
-        print(json.dumps({**timing, "tokens": tokens}), flush=True)
+        print(json.dumps(answer(model, **json.loads(line))), flush=True)
 
 
-def greedy(read: Callable[[list[int]], Any], prompt: list[int], new: int) -> list[int]:
-    """Return the `new` likeliest tokens after some; `read` returns the logits after the tokens that it appends."""
-    tokens: list[int] = []
-    logits = read(prompt)
-    while len(tokens) < new:
-        tokens.append(int(logits.argmax()))
-        if len(tokens) < new:
-            logits = read(tokens[-1:])
-    return tokens
+def answer(model: Model, tokens: list[int], new: int, more: bool = False, texts: int = 1) -> dict[str, Any]:
+    """Return the likeliest `new` tokens after some, those of the first text, and the times."""
+    cpu, start = time.process_time(), time.perf_counter()
+    if not more:
+        model.clear(texts)
+    logits = model.read([tokens] * texts)
+    likeliest = logits.argmax(1).tolist()
+    is_read = time.perf_counter()
+    found = likeliest[:1] if new else []
+    while len(found) < new:
+        likeliest = model.read([[token] for token in likeliest]).argmax(1).tolist()
+        found.append(likeliest[0])
+    end = time.perf_counter()
+    times = {"seconds": end - start, "cpu": time.process_time() - cpu, "decoding": end - is_read}
+    return {**times, "tokens": found}
 
 
 def importance_file(vectors: Any) -> bytes:

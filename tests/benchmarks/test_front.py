@@ -17,7 +17,7 @@ from benchmarks.front import COMMANDS, at_once, main, tables
 from benchmarks.front_arms import ARMS, AS_IT_CAME, DENSE, DENSE_INT4, Q4_K_M, SPARSE_INT4, Maker, importance, pareto
 from benchmarks.report import add_row, rows_of
 from benchmarks.rival import RivalBackend
-from benchmarks.rival_process import LONGEST, importance_file
+from benchmarks.rival_process import LONGEST, answer, importance_file
 from benchmarks.tasks import lines_of, question_key, write_mawps_anew
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +87,30 @@ def test_the_importance_matrix_of_ik_llama_cpp_has_names_calls_and_values(tmp_pa
     assert data == struct.pack("<i", 2) + first + struct.pack("<isiif", 1, b"b", 1, 1, 3.0)
 
 
+class _Summing:
+    """Stands for a loaded model: after tokens the likeliest one is the sum of all of its text, modulo 7."""
+
+    about = "sums"
+
+    def clear(self, texts: int) -> None:
+        self.sums = np.zeros(texts, int)
+
+    def read(self, tokens: list[list[int]]) -> Any:
+        self.sums += np.array(tokens).sum(1)
+        return np.eye(7)[self.sums % 7]
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_a_process_reads_and_continues_texts_at_once(texts: int) -> None:
+    model = _Summing()
+    found = answer(model, [1, 2], 3, texts=texts)
+    assert found["tokens"] == [3, 6, 5]  # 1 + 2, then 3 + 3, then 6 + 6 modulo 7
+    assert len(model.sums) == texts
+    assert 0 < found["decoding"] < found["seconds"]
+    assert answer(model, [4], 1, more=True, texts=texts)["tokens"] == [(12 + 4) % 7]
+    assert answer(model, [4], 0, texts=texts)["tokens"] == []
+
+
 class _Counting:
     """Stands for a rival's process: after tokens it says the sum of all since the last beginning."""
 
@@ -132,7 +156,7 @@ def test_a_front_is_made_resumed_timed_and_drawn(
     options = [
         "--results", results, "--data", data, "--work", tmp_path / "work", "--arms", "; ".join(arms), "--seeds", "0",
         "--models", f"tiny={model}", "--set", "max_steps=1", "--set", "warmup_steps=0",
-        "--prune", "method=magnitude", "--limit", "5", "--rounds", "1", "--modes", "1 thread",
+        "--prune", "method=magnitude", "--limit", "5", "--rounds", "1", "--modes", "1 thread; 4 texts",
     ]  # fmt: skip
     _front(monkeypatch, "run", *options)
     rows = rows_of(results)
@@ -148,8 +172,9 @@ def test_a_front_is_made_resumed_timed_and_drawn(
     _front(monkeypatch, "run", *options)
     lines = rows_of(results)
     assert lines[:5] == rows
-    assert [(row["mode"], row["arm"]) for row in lines[5:]] == [("1 thread", arm) for arm in timed]
-    assert f"| {SPARSE_INT4} | 1.00 (1.00 to 1.00) |" in capsys.readouterr().out.splitlines()
+    modes = ("1 thread", "4 texts")
+    assert [(row["mode"], row["arm"]) for row in lines[5:]] == [(mode, arm) for mode in modes for arm in timed]
+    assert f"| {SPARSE_INT4} | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |" in capsys.readouterr().out.splitlines()
     _front(monkeypatch, "pictures", *options, "--output", tmp_path / "pictures")
     pictures = sorted((tmp_path / "pictures").glob("*.svg"))
     assert [path.stem for path in pictures] == ["front-tiny-mawps-bytes", "front-tiny-mawps-speed"]
