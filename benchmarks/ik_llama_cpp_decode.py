@@ -5,10 +5,10 @@
     PYTHON -m benchmarks.ik_llama_cpp_decode dequantize MODEL.gguf OUTPUT.gguf
 
 benchmarks.rival_process says what `serve` answers; the arguments of `quantize` are those of llama_cpp_decode. The
-weights are repacked for the processor when they are loaded, attention is the fused one. The wheel on PyPI is
-built for AVX2. For AVX-512 build the target `llama` of its source package (0.1.5 lacks a file that the others need)
-with -DGGML_NATIVE=ON, and put libggml.so and libllama.so into the installed `ik_llama_cpp/lib`; `serve` says what the
-build uses.
+weights are repacked for the processor when they are loaded; attention of a text that is alone is the fused one. The
+wheel on PyPI is built for AVX2. For AVX-512 build the target `llama` of its source package (0.1.5 lacks a file that the
+others need) with -DGGML_NATIVE=ON, and put libggml.so and libllama.so into the installed `ik_llama_cpp/lib`; `serve`
+says what the build uses.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ import numpy as np
 from ik_llama_cpp import _ctypes_api as _api
 
 from benchmarks.llama_cpp_reader import Reader
-from benchmarks.rival_process import MOST_TEXTS, SHORTEST, importance_file, serve
+from benchmarks.rival_process import LONGEST, SHORTEST, importance_file, serve
 
 api: Any = _api  # untyped
 
@@ -51,21 +51,30 @@ class Model:
         self._model = api.llama_model_load_from_file(file.encode(), settings)
         if not self._model:
             raise RuntimeError(f"ik_llama.cpp must load {file}")
-        vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
-        settings = api.llama_context_default_params()
-        settings.n_ctx = MOST_TEXTS * SHORTEST
-        settings.n_batch = settings.n_ubatch = 512
-        settings.n_seq_max = MOST_TEXTS
-        settings.n_threads = settings.n_threads_batch = threads
-        settings.flash_attn = True
-        self._context = api.llama_init_from_model(self._model, settings)
-        self._reader = Reader(api, self._context, vocab_size)
+        self._vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
+        self._threads = threads
+        self._open(1)
         self.about = library.llama_print_system_info().decode()
 
     def clear(self, texts: int) -> None:
         """Empty the cache."""
+        if texts != self._texts:
+            api.llama_free(self._context)
+            self._open(texts)
         api.llama_kv_cache_clear(self._context)
         self._reader.length = 0
+
+    def _open(self, texts: int) -> None:
+        """Make a cache for this many texts."""
+        settings = api.llama_context_default_params()
+        settings.n_ctx = LONGEST if texts == 1 else texts * SHORTEST
+        settings.n_batch = settings.n_ubatch = 512
+        settings.n_threads = settings.n_threads_batch = self._threads
+        settings.n_seq_max = texts
+        settings.flash_attn = texts == 1  # the fused attention stops at keys of another text
+        self._texts = texts
+        self._context = api.llama_init_from_model(self._model, settings)
+        self._reader = Reader(api, self._context, self._vocab_size)
 
     def read(self, tokens: list[list[int]]) -> Any:
         """Append tokens to every text; return the logits after the last ones."""
