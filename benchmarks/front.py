@@ -298,28 +298,57 @@ def _deciding(runs: Mapping[str, Runs]) -> Iterator[Pair]:
 
 
 def _pictures(arguments: argparse.Namespace) -> None:
-    """Write both pictures of every table."""
+    """Write the pictures of every table, and of every task that several models have."""
     rows = rows_of(*arguments.results)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for table in _tables_of(rows):
-        mine = [row for row in rows if _table_of(row) == table]
-        for name, drawing in pictures(table, mine).items():
-            path = arguments.output / f"front-{table.model}-{table.task}-{name}.svg"
-            path.write_text(f"{drawing}\n", encoding="utf-8")
-            print(path)
+    tables = _tables_of(rows)
+    drawn = {
+        f"{table.model}-{table.task}-{name}": drawing
+        for table in tables
+        for name, drawing in pictures(table, [row for row in rows if _table_of(row) == table]).items()
+    }
+    for task in dict.fromkeys(table.task for table in tables):
+        mine = [table for table in tables if table.task == task]
+        if len(mine) > 1:
+            drawn[f"{task}-bytes"] = of_models(mine, rows)
+    for name, drawing in drawn.items():
+        path = arguments.output / f"front-{name}.svg"
+        path.write_text(f"{drawing}\n", encoding="utf-8")
+        print(path)
 
 
 def pictures(table: Table, rows: Sequence[Row]) -> dict[str, str]:
     """Return the drawings of accuracy over MB and over tokens/s, the second if an arm was timed."""
-    sizes, rates = {}, {}
-    for name, runs in runs_of(rows).items():
-        value, low, high = (100 * each for each in pooled_accuracy(list(runs.values())))
-        sizes[name] = Point(_last(rows, name)["bytes"] / MB, value, low, high)
-        if timed := _last(rows, name, MODES[0]):
-            rates[name] = Point(median(timed["tokens_per_second"]), value, low, high)
+    sizes = _sizes(rows)
+    rates = {
+        name: point._replace(x=median(timed["tokens_per_second"]))
+        for name, point in sizes.items()
+        if (timed := _last(rows, name, MODES[0]))
+    }
     title = f"{table.model}, {table.task}: accuracy over"
     drawn = {"bytes": _drawing(f"{title} bytes", "MB", sizes, 1)}
     return drawn | ({"speed": _drawing(f"{title} speed", "tokens/s, one thread", rates, -1)} if rates else {})
+
+
+def of_models(tables: Sequence[Table], rows: Sequence[Row]) -> str:
+    """Return the drawing of accuracy over MB of several models on one task."""
+    sizes, kinds = {}, {}
+    for table in tables:
+        for arm, point in _sizes([row for row in rows if _table_of(row) == table]).items():
+            name = f"{table.model.rpartition('-')[2]} {arm.removesuffix(', trained')}"
+            sizes[name], kinds[name] = point, ARMS[arm].kind
+    front = list(pareto({name: (point.x, point.value) for name, point in sizes.items()}))
+    names = ("MB, each step doubles", "right answers, %")
+    return str(scatter(f"{tables[0].task}: accuracy over bytes", names, sizes, kinds, front, doubling=True))
+
+
+def _sizes(rows: Sequence[Row]) -> dict[str, Point]:
+    """Return the accuracy over MB of every arm of a table."""
+    sizes = {}
+    for name, runs in runs_of(rows).items():
+        value, low, high = (100 * each for each in pooled_accuracy(list(runs.values())))
+        sizes[name] = Point(_last(rows, name)["bytes"] / MB, value, low, high)
+    return sizes
 
 
 def _drawing(title: str, name: str, found: Mapping[str, Point], sign: int) -> str:

@@ -10,6 +10,7 @@ benchmarks.real_models over sparsity and over the size of the adapter.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import log2
 from pathlib import Path
 from statistics import fmean
 from string import ascii_lowercase
@@ -187,9 +188,16 @@ def curves(title: str, names: tuple[str, str], series: Series, form: str = "{:.0
 
 
 def scatter(
-    title: str, names: tuple[str, str], found: Mapping[str, Point], kinds: Mapping[str, str], front: Sequence[str]
-) -> Markup:
-    """Return a drawing of single points with intervals, one line through those of the front, a letter for each."""
+    title: str, names: tuple[str, str], found: Mapping[str, Point], kinds: Mapping[str, str], front: Sequence[str],
+    *, doubling: bool = False,
+) -> Markup:  # fmt: skip
+    """Return a drawing of single points with intervals, one line through those of the front, a letter for each.
+
+    `doubling`: a step along the x axis doubles.
+    """
+    spoken = "; ".join(f"{name}: {point.value:.1f} % at {point.x:.4g}" for name, point in found.items())
+    if doubling:
+        found = {name: point._replace(x=log2(point.x)) for name, point in found.items()}
     points = list(found.values())
     across = Scale(*around([point.x for point in points]), LEFT, WIDTH - 14.0)
     up = Scale(*around([end for point in points for end in (point.low, point.high)]), HEIGHT - BOTTOM, TOP + 14.0)
@@ -204,10 +212,9 @@ def scatter(
     for number, name in enumerate(sorted(found, key=lambda name: found[name].x)):  # neighbours on other ends
         y = up(found[name].low) + 11.0 if number % 2 else up(found[name].high) - 4.0
         marks.append(text(across(found[name].x), y, letters[name], "middle"))
-    spoken = "; ".join(f"{name}: {point.value:.1f} % at {point.x:.4g}" for name, point in found.items())
     parts = [
         text(10.0, 18.0, title),
-        axes(across, up, names, ("{:g}".format, "{:g}".format)),
+        axes(across, up, names, ((lambda x: f"{2**x:.0f}") if doubling else "{:g}".format, "{:g}".format)),
         polyline(line, "paper"),
         *(_series([point], kinds[name], across, up) for name, point in found.items()),
         *marks,

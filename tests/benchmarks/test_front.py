@@ -182,6 +182,19 @@ def test_a_front_is_made_resumed_timed_and_drawn(
         assert len(ElementTree.parse(path).findall(".//{*}path")) == count  # an interval for each arm
 
 
+def test_models_of_one_task_share_a_picture_whose_steps_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = {"kind": "test", "task": "mawps", "seed": 0, "examples": 0, "epochs": 1.0, "limit": 0, "cut": 0}
+    cells = [("a-1b", DENSE, "10", 250), ("a-2b", DENSE, "11", 1000), ("a-2b", SPARSE_INT4, "11", 500)]
+    for model, arm, right, size in cells:
+        add_row(tmp_path / "r.jsonl", {**key, "model": model, "arm": arm, "right": right, "bytes": size * 1_000_000})
+    _front(monkeypatch, "pictures", "--results", tmp_path / "r.jsonl", "--output", tmp_path)
+    drawing = ElementTree.parse(tmp_path / "front-mawps-bytes.svg").getroot()
+    spoken = str(drawing.findtext("{*}title"))
+    assert spoken.endswith("On the front: 1b dense bf16, 2b sparse 50 % int4")
+    small, large, middle = (float(circle.attrib["cx"]) for circle in drawing.findall(".//{*}circle")[:3])
+    assert middle - small == pytest.approx(large - middle, abs=0.1)
+
+
 def test_a_signal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def ended(arguments: argparse.Namespace) -> None:
         raise Interrupted(signal.SIGTERM)
