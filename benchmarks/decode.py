@@ -203,7 +203,7 @@ def llama_cpp_arms(python: str | None, folder: Path | None, threads: int) -> Ite
 
 
 def remote(process: Rival, texts: int = 1) -> Arm:
-    """Return the arm of a rival's process, by its own clocks; of several texts at once only decoding is timed."""
+    """Return the arm of a rival's process, by its own clocks; the wall time of several texts is that of decoding."""
 
     def run(prompt: Sequence[int], new: int) -> tuple[Timing, list[int]]:
         answer = process.ask(prompt, new, texts=texts)

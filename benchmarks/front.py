@@ -308,9 +308,9 @@ def _pictures(arguments: argparse.Namespace) -> None:
         for name, drawing in pictures(table, [row for row in rows if _table_of(row) == table]).items()
     }
     for task in dict.fromkeys(table.task for table in tables):
-        mine = [table for table in tables if table.task == task]
+        mine = {table.model: table for table in tables if table.task == task}  # the last table of a model counts
         if len(mine) > 1:
-            drawn[f"{task}-bytes"] = of_models(mine, rows)
+            drawn[f"{task}-bytes"] = of_models(list(mine.values()), rows)
     for name, drawing in drawn.items():
         path = arguments.output / f"front-{name}.svg"
         path.write_text(f"{drawing}\n", encoding="utf-8")
