@@ -17,8 +17,8 @@ Bytes are those of all files that answering reads: weights, tokenizer, settings.
 `speed` continues a prompt of 16 tokens by 64, one text, all arms in turns: with one thread, with two, and in two
 processes at once, each on a core of its own, so that they share the memory's bandwidth (tokens/s of one of them);
 "prefill" reads 512 tokens with one thread; "4 texts" are decoded at once with one thread (tokens/s of all, without
-the prompts). Engines are llama.cpp, ik_llama.cpp, OpenVINO and ONNX. A table pools seeds
-by question; Holm corrects the p values of the arms that decide.
+the prompts). Engines are llama.cpp, ik_llama.cpp, OpenVINO and ONNX. A table pools seeds by question; Holm corrects
+the p values of the arms that decide.
 """
 
 import argparse

@@ -23,7 +23,7 @@ import numpy as np
 from ik_llama_cpp import _ctypes_api as _api
 
 from benchmarks.llama_cpp_reader import Reader
-from benchmarks.rival_process import LONGEST, SHORTEST, importance_file, serve
+from benchmarks.rival_process import importance_file, serve
 
 api: Any = _api  # untyped
 
@@ -39,7 +39,7 @@ def main() -> None:
         _quantize_by("--allow-requantize", *arguments, "F16")
 
 
-class Model:
+class Model(Reader):
     """A loaded file and the cache of its texts."""
 
     def __init__(self, file: str, threads: int) -> None:
@@ -48,37 +48,19 @@ class Model:
         api.llama_backend_init()
         settings = api.llama_model_default_params()
         settings.repack_tensors = True
-        self._model = api.llama_model_load_from_file(file.encode(), settings)
-        if not self._model:
+        model = api.llama_model_load_from_file(file.encode(), settings)
+        if not model:
             raise RuntimeError(f"ik_llama.cpp must load {file}")
-        self._vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
-        self._threads = threads
-        self._open(1)
+        super().__init__(api, model, threads)
         self.about = library.llama_print_system_info().decode()
 
-    def clear(self, texts: int) -> None:
-        """Empty the cache."""
-        if texts != self._texts:
-            api.llama_free(self._context)
-            self._open(texts)
+    def _settings(self) -> Any:
+        settings = super()._settings()
+        settings.flash_attn = self._texts == 1  # the fused attention stops at keys of another text
+        return settings
+
+    def _empty(self) -> None:
         api.llama_kv_cache_clear(self._context)
-        self._reader.length = 0
-
-    def _open(self, texts: int) -> None:
-        """Make a cache for this many texts."""
-        settings = api.llama_context_default_params()
-        settings.n_ctx = LONGEST if texts == 1 else texts * SHORTEST
-        settings.n_batch = settings.n_ubatch = 512
-        settings.n_threads = settings.n_threads_batch = self._threads
-        settings.n_seq_max = texts
-        settings.flash_attn = texts == 1  # the fused attention stops at keys of another text
-        self._texts = texts
-        self._context = api.llama_init_from_model(self._model, settings)
-        self._reader = Reader(api, self._context, self._vocab_size)
-
-    def read(self, tokens: list[list[int]]) -> Any:
-        """Append tokens to every text; return the logits after the last ones."""
-        return self._reader.read(tokens)
 
 
 def quantize(source: str, target: str, kind: str, embeddings: str, importance: str) -> None:

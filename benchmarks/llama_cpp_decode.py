@@ -18,7 +18,7 @@ import llama_cpp as _llama_cpp
 import numpy as np
 
 from benchmarks.llama_cpp_reader import Reader
-from benchmarks.rival_process import LONGEST, SHORTEST, answer, serve
+from benchmarks.rival_process import answer, serve
 
 llama_cpp: Any = _llama_cpp  # untyped
 
@@ -42,42 +42,19 @@ def resident(model_file: str) -> int:
     return 1024 * int(fields[fields.index("VmRSS:") + 1])
 
 
-class Model:
-    """A loaded file and the cache of its texts."""
+class Model(Reader):
+    """A loaded file and the cache of its texts, each with cells of its own."""
 
     def __init__(self, file: str, threads: int) -> None:
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept alive
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_load_from_file(file.encode(), llama_cpp.llama_model_default_params())
-        self._model = model
-        self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-        self._threads = threads
-        self._open(1)
+        super().__init__(llama_cpp, model, threads)
         self.about = str(llama_cpp.llama_print_system_info().decode())
 
-    def clear(self, texts: int) -> None:
-        """Empty the cache."""
-        if texts != self._texts:
-            llama_cpp.llama_free(self._context)
-            self._open(texts)
+    def _empty(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
-        self._reader.length = 0
-
-    def _open(self, texts: int) -> None:
-        """Make a cache for this many texts, each with cells of its own."""
-        settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = LONGEST if texts == 1 else texts * SHORTEST
-        settings.n_batch = settings.n_ubatch = 512
-        settings.n_seq_max = texts
-        settings.n_threads = settings.n_threads_batch = self._threads
-        self._texts = texts
-        self._context = llama_cpp.llama_init_from_model(self._model, settings)
-        self._reader = Reader(llama_cpp, self._context, self._vocab_size)
-
-    def read(self, tokens: list[list[int]]) -> Any:
-        """Append tokens to every text; return the logits after the last ones."""
-        return self._reader.read(tokens)
 
 
 def quantize(source: str, target: str, kind: str, embeddings: str = "", importance: str = "") -> None:
