@@ -12,6 +12,7 @@ benchmarks.front_arms says what the arms are. Every arm answers the same questio
 and one rule reads all answers; the model as it came is asked in its own chat form. `--decoder ours` reads the weights
 of rivals' files into our decoder, in bf16, which is many times faster (many texts at once), and the line says so. Each
 PYTHON has a rival's engine, in a process of its own; without it that rival's arms are skipped, and the table says so.
+Of arc-easy's questions the likeliest answer counts, as a text, which `--decoder ours` alone can weigh for rivals.
 Bytes are those of all files that answering reads: weights, tokenizer, settings.
 
 `speed` continues a prompt of 16 tokens by 64, one text, all arms in turns: with one thread, with two, and in two
@@ -141,7 +142,7 @@ def answered(maker: Maker, arm: Arm, limit: int, decoder: Decoder) -> dict[str, 
     else:
         evaluation = shears.evaluate(str(maker.readable(arm) if is_read else file), output, **options)
     return {
-        "right": as_text(evaluation.records), "cut": int(evaluation.details[CUT]),
+        "right": as_text(evaluation.records), "cut": int(evaluation.details.get(CUT, 0)),
         "bytes": sum(path.stat().st_size for path in _files_of(file)), "seconds": round(time.monotonic() - start, 1),
         "environment": environment(), **({"decoder": decoder} if arm.is_rival else {}),
     }  # fmt: skip

@@ -126,12 +126,12 @@ def _gsm8k(source: Path, target: Path) -> Paths:
 
 
 def _arc_easy(source: Path, target: Path) -> Paths:
-    paths = OTHER_TASKS["arc-easy"].write(source, target)
+    paths = OTHER_TASKS["arc-easy-text"].write(source, target)
     return {**paths, "asked": paths["test"]}
 
 
 GSM8K = {"task": "gsm8k", "template": "chat", "num_beams": 1, "max_new_tokens": 512}
-ARC_EASY = {"task": "arc-easy", "template": "alpaca", "num_beams": 1, "max_new_tokens": 32}
+CHOICES = {"task": "choices"}
 TASKS: Mapping[str, Task] = {
     "mawps": Task(
         _mawps,
@@ -140,7 +140,7 @@ TASKS: Mapping[str, Task] = {
         {"task": "number", "template": "chat", "max_new_tokens": 512},
     ),
     "gsm8k": Task(_gsm8k, {"template": "chat"}, GSM8K, GSM8K),
-    "arc-easy": Task(_arc_easy, {"template": "alpaca"}, ARC_EASY, {**ARC_EASY, "template": "chat"}),
+    "arc-easy": Task(_arc_easy, {}, CHOICES, CHOICES),
 }
 
 

@@ -182,6 +182,25 @@ def test_a_front_is_made_resumed_timed_and_drawn(
         assert len(ElementTree.parse(path).findall(".//{*}path")) == count  # an interval for each arm
 
 
+def test_questions_of_knowledge_are_answered_by_the_likeliest_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ARC-Easy").mkdir()
+    asked = (
+        "Please choose the correct answer to the question: Which is {}?\n\nAnswer1: one Answer2: {} Answer3: ten\n\n"
+    )
+    for split, count in (("train", 210), ("test", 4)):
+        form = "Answer format: answer1/answer2/answer3"
+        rows = [{"instruction": asked.format(n, n) + form, "answer": "answer2"} for n in range(count)]
+        (tmp_path / "ARC-Easy" / f"{split}.json").write_text(json.dumps(rows))
+    model = save_tiny(tmp_path / "tiny")
+    options = ["--models", f"tiny={model}", "--task", "arc-easy", "--arms", AS_IT_CAME, "--seeds", "0"]
+    files = ["--data", tmp_path, "--work", tmp_path / "work", "--results", tmp_path / "r.jsonl"]
+    _front(monkeypatch, "run", *files, *options)
+    (row,) = rows_of(tmp_path / "r.jsonl")
+    assert (len(row["right"]), row["cut"]) == (4, 0)
+
+
 def test_models_of_one_task_share_a_picture_whose_steps_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = {"kind": "test", "task": "mawps", "seed": 0, "examples": 0, "epochs": 1.0, "limit": 0, "cut": 0}
     cells = [("a-1b", DENSE, "10", 250), ("a-2b", DENSE, "11", 1000), ("a-2b", SPARSE_INT4, "11", 500)]
