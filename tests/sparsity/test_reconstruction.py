@@ -48,16 +48,23 @@ def outputs(model: Any, index: int, sequence: Tensor) -> Tensor:
     return found[0]
 
 
-def literally(dense: Any, sparse: Any, sequences: Sequence[Tensor], seed: int) -> None:
+def relative_error(found: Tensor, target: Tensor) -> Tensor:
+    return (((found - target) ** 2).sum(2) / (target**2).sum(2)).mean()
+
+
+def literally(dense: Any, sparse: Any, sequences: Sequence[Tensor], seed: int, reach: float) -> None:
     """Fit the sparse model in place, with whole models, autograd and torch's Adam."""
     for index, block in enumerate(sparse.model.layers):
         weights = [weight for weight in block.parameters() if weight.ndim == 2]
         for weight in weights:
             mask = weight.detach() != 0
             weight.register_hook(lambda gradient, mask=mask: gradient * mask)
+        with torch.no_grad():
+            errors = [relative_error(outputs(sparse, index, each), outputs(dense, index, each)) for each in sequences]
+            rate = reach * float(sum(errors) / len(errors)) ** 0.5
         sizes = [float(weight.detach()[weight.detach() != 0].square().mean().sqrt()) for weight in weights]
         adam = torch.optim.Adam(
-            [{"params": [w], "lr": reconstruction.RATE * s} for w, s in zip(weights, sizes, strict=True)],
+            [{"params": [w], "lr": rate * s} for w, s in zip(weights, sizes, strict=True)],
             betas=reconstruction.BETAS,
             foreach=False,
         )
@@ -70,24 +77,42 @@ def literally(dense: Any, sparse: Any, sequences: Sequence[Tensor], seed: int) -
             for group, rate in zip(adam.param_groups, first, strict=True):
                 group["lr"] = rate * (len(order) - step) / len(order)
             target = outputs(dense, index, sequences[number]).detach()
-            missed = outputs(sparse, index, sequences[number]) - target
-            loss = ((missed**2).sum(2) / (target**2).sum(2)).mean()
+            loss = relative_error(outputs(sparse, index, sequences[number]), target)
             adam.zero_grad()
             loss.backward(inputs=weights)
             adam.step()
 
 
-def test_a_model_is_fitted_as_whole_models_and_autograd_do_it() -> None:
+def test_a_model_is_fitted_as_whole_models_and_autograd_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "REACHES", (0.03,))
     fitted = tiny_model("llama")
     dense = copy.deepcopy(fitted)
     sparse = copy.deepcopy(fitted)
     sparsify_model(sparse, [], settings(method="magnitude", reconstruct="none"))
     before = copy.deepcopy(sparse)
     sparsify_model(fitted, BATCHES[:2], settings(method="magnitude", seed=3))
-    literally(dense, sparse, list(TOKENS[:4]), seed=3)
+    literally(dense, sparse, list(TOKENS[:4]), seed=3, reach=0.03)
     for start, expected, found in zip(before.parameters(), sparse.parameters(), fitted.parameters(), strict=True):
         torch.testing.assert_close(found, expected)
         assert start.ndim < 2 or start.shape[0] == VOCABULARY or (start - found).abs().max() > 1e-4
+
+
+def test_the_first_block_tries_every_reach_and_the_others_take_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fitted(*reaches: float) -> tuple[Tensor, Any]:
+        monkeypatch.setattr(reconstruction, "REACHES", reaches)
+        model = tiny_model("llama")
+        report = sparsify_model(model, BATCHES, settings(method="magnitude"))
+        return model.get_parameter("model.layers.1.mlp.down_proj.weight"), report.blocks
+
+    reaches = (0.3, 0.03, 0.0003)
+    alone = [fitted(reach) for reach in reaches]
+    weights, errors = fitted(*reaches)
+    first, _ = errors
+    found = [blocks[first].fitted for _, blocks in alone]
+    best = found.index(min(found))
+    assert len(set(found)) == 3
+    assert errors == alone[best][1]
+    assert torch.equal(weights, alone[best][0])
 
 
 def test_one_seed_gives_one_model_and_another_seed_another() -> None:
@@ -104,7 +129,7 @@ def test_one_seed_gives_one_model_and_another_seed_another() -> None:
 def test_a_fit_that_raises_the_error_is_undone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reconstruction, "RATE", 1e4)
+    monkeypatch.setattr(reconstruction, "REACHES", (1e5, 1e6))
     plain = tiny_model("llama")
     sparsify_model(plain, [], settings(method="magnitude", reconstruct="none"))
     fitted = tiny_model("llama")

@@ -25,7 +25,8 @@ from shears.sparsity.rewrite import in_format
 
 logger = logging.getLogger(__name__)
 EPOCHS = 2  # over the calibration sequences; every step sees one batch
-RATE = 1e-2  # of the first step, as a share of the root mean square of a parameter's kept weights
+REACHES = (0.3, 0.1, 0.03, 0.01)
+"""Of the first step: times the root of the error it is a share of the root mean square of a parameter's weights."""
 BETAS = (0.9, 0.95)
 
 
@@ -39,13 +40,15 @@ class BlockErrors(NamedTuple):
 class Reconstruction:
     """Fits the blocks of a walk in order; `errors` has those of the fitted ones, by name.
 
-    `dense` takes the dense model's hidden states. The seed orders the batches.
+    `dense` takes the dense model's hidden states. The seed orders the batches. The first block tries every reach of a
+    step; the others take its best, which differs by model and number of steps.
     """
 
     def __init__(self, walk: Walk, dense: Activations, seed: int) -> None:
         self.errors: dict[str, BlockErrors] = {}
         self._dense = dense
         self._seed = seed
+        self._reaches: tuple[float, ...] = REACHES
         for states in walk.hidden:
             dense.append(states)
 
@@ -56,8 +59,10 @@ class Reconstruction:
 
     def fit(self, run: BlockRun, matrices: Sequence[Matrix]) -> None:
         """Fit the kept weights of the block's matrices in place."""
-        errors = fit_block(run, matrices, self._dense, self._seed)
+        errors, reach = fit_block(run, matrices, self._dense, self._seed, self._reaches)
         self.errors[run.name] = errors
+        if reach:
+            self._reaches = (reach,)
         logger.info("%s: error of its outputs %.3g, fitted %.3g", run.name, *errors)
 
 
@@ -81,31 +86,42 @@ class _Fitted:
             self.parameter.detach().copy_(self.values)
 
 
-def fit_block(run: BlockRun, matrices: Sequence[Matrix], targets: Activations, seed: int) -> BlockErrors:
-    """Fit the weights of `matrices` that are not 0, in place, to outputs near the `targets`.
+def fit_block(
+    run: BlockRun, matrices: Sequence[Matrix], targets: Activations, seed: int, reaches: Sequence[float]
+) -> tuple[BlockErrors, float]:
+    """Fit the weights of `matrices` that are not 0, in place, to outputs near the `targets`; return the best reach.
 
-    The steps are Adam's in float32, and their length falls linearly to 0. Weights that are 0 stay
-    0, others do not become 0. A fit that does not lower the error is undone.
+    The steps are Adam's in float32, and their length falls linearly to 0. The first is longer where
+    the outputs are further from the targets: the method and the sparsity decide how far weights have
+    to go. Weights that are 0 stay 0, others do not become 0. If no reach lowers the error, the fit is
+    undone, and 0 is returned.
     """
     fitted = _fitted(run.model, matrices)
-    start = [each.values.clone() for each in fitted]
-    pruned = block_error(run, targets)
-    _descend(run, fitted, targets, f"reconstruct/{seed}/{run.index}")
-    error = block_error(run, targets)
-    if not error < pruned:  # NaN too
-        logger.warning("%s: the fit is undone, it had an error of %.3g after %.3g", run.name, error, pruned)
-        error = pruned
-        for each, values in zip(fitted, start, strict=True):
-            each.values.copy_(values)
-    for each in fitted:
-        each.values.copy_(in_format(each.values, each.kept, each.parameter.dtype))
+    start = best = [each.values.clone() for each in fitted]
+    pruned = error = block_error(run, targets)
+    best_reach = 0.0
+    for reach in reaches:
+        _set(fitted, start)
+        _descend(run, fitted, targets, f"reconstruct/{seed}/{run.index}", reach * pruned**0.5)
+        found = block_error(run, targets)
+        if found < error:  # not if it is NaN
+            error, best_reach, best = found, reach, [each.values.clone() for each in fitted]
+    if not best_reach:
+        logger.warning("%s: the fit is undone, it did not lower the error of %.3g", run.name, pruned)
+    kept = [in_format(values, each.kept, each.parameter.dtype) for each, values in zip(fitted, best, strict=True)]
+    _set(fitted, kept)
+    return BlockErrors(pruned, error), best_reach
+
+
+def _set(fitted: Sequence[_Fitted], values: Sequence[Tensor]) -> None:
+    for each, own in zip(fitted, values, strict=True):
+        each.values.copy_(own)
         each.store()
-    return BlockErrors(pruned, error)
 
 
-def _descend(run: BlockRun, fitted: Sequence[_Fitted], targets: Activations, stream: str) -> None:
+def _descend(run: BlockRun, fitted: Sequence[_Fitted], targets: Activations, stream: str, rate: float) -> None:
     """Take EPOCHS steps for each batch, in an order that is drawn from the stream."""
-    groups = [{"params": [each.values], "lr": RATE * each.size} for each in fitted]
+    groups = [{"params": [each.values], "lr": rate * each.size} for each in fitted]
     adam = torch.optim.Adam(groups, betas=BETAS, fused=True)
     steps = EPOCHS * len(targets)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
