@@ -65,7 +65,7 @@ from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
 from shears.data.examples import load_examples, prompts_of
 from shears.data.prompts import DEFAULT_TEMPLATE
-from shears.errors import Interrupted
+from shears.errors import InputError, Interrupted
 from shears.evaluation.records import Evaluation, TextJournal, journal_path
 from shears.evaluation.run import settings_and_data
 from shears.evaluation.statistics import Bits, paired_difference, pooled_accuracy
@@ -129,6 +129,8 @@ def _run(arguments: argparse.Namespace) -> None:
 def answered(maker: Maker, arm: Arm, limit: int, decoder: Decoder) -> dict[str, Any]:
     """Return the figures of an arm: its right answers as bits, how many were cut, the bytes of its files."""
     is_read = arm.is_rival and decoder == "ours"
+    if arm.is_rival and not is_read and TASKS[maker.task].evaluation["task"] == "choices":
+        raise InputError(f"a rival cannot weigh the answers of {maker.task}; take --decoder ours")
     file = maker.file(arm)
     output = (
         maker.folder / "answers" / f"{file.name}{'-ours' if is_read else ''}{f'-first{limit}' if limit else ''}.json"

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from benchmarks.front import COMMANDS, at_once, main, tables
+from benchmarks.front import COMMANDS, answered, at_once, main, tables
 from benchmarks.front_arms import ARMS, AS_IT_CAME, DENSE, DENSE_INT4, Q4_K_M, SPARSE_INT4, Maker, importance, pareto
 from benchmarks.report import add_row, rows_of
 from benchmarks.rival import RivalBackend
@@ -139,6 +139,12 @@ def test_a_file_that_our_decoder_cannot_read_is_refused(tmp_path: Path) -> None:
     maker = Maker("smollm2-135m", "135m", "mawps", 0, tmp_path, tmp_path, 0, 1.0)
     with pytest.raises(InputError, match="leave --decoder ours out"):
         maker.readable(ARMS["ONNX INT4"])
+
+
+def test_a_rival_is_not_asked_to_weigh_answers(tmp_path: Path) -> None:
+    maker = Maker("smollm2-135m", "135m", "arc-easy", 0, tmp_path, tmp_path, 0, 1.0)
+    with pytest.raises(InputError, match="take --decoder ours"):
+        answered(maker, ARMS[Q4_K_M], 0, "own")
 
 
 def _front(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:

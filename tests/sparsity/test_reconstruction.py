@@ -115,6 +115,21 @@ def test_the_first_block_tries_every_reach_and_the_others_take_its_best(monkeypa
     assert torch.equal(weights, alone[best][0])
 
 
+def test_a_later_block_takes_a_smaller_reach_where_the_first_ones_does_not_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second block's steps are a million times as long; a later reach makes up for it."""
+    descend = reconstruction._descend
+
+    def longer(run: Any, fitted: Any, targets: Any, stream: str, rate: float) -> None:
+        descend(run, fitted, targets, stream, rate * (1e6 if run.index else 1))
+
+    monkeypatch.setattr(reconstruction, "REACHES", (0.1, 1e-7))
+    monkeypatch.setattr(reconstruction, "_descend", longer)
+    report = sparsify_model(tiny_model("llama"), BATCHES, settings(method="magnitude"))
+    assert all(errors.fitted < errors.pruned for errors in report.blocks.values())
+
+
 def test_one_seed_gives_one_model_and_another_seed_another() -> None:
     def weights(seed: int) -> Tensor:
         model = tiny_model("llama")

@@ -41,14 +41,14 @@ class Reconstruction:
     """Fits the blocks of a walk in order; `errors` has those of the fitted ones, by name.
 
     `dense` takes the dense model's hidden states. The seed orders the batches. The first block tries every reach of a
-    step; the others take its best, which differs by model and number of steps.
+    step; the others take its best, which differs by model and number of steps, or the next one that lowers the error.
     """
 
     def __init__(self, walk: Walk, dense: Activations, seed: int) -> None:
         self.errors: dict[str, BlockErrors] = {}
         self._dense = dense
         self._seed = seed
-        self._reaches: tuple[float, ...] = REACHES
+        self._reach = 0.0  # of the blocks before; 0 until one was fitted
         for states in walk.hidden:
             dense.append(states)
 
@@ -59,11 +59,10 @@ class Reconstruction:
 
     def fit(self, run: BlockRun, matrices: Sequence[Matrix]) -> None:
         """Fit the kept weights of the block's matrices in place."""
-        errors, reach = fit_block(run, matrices, self._dense, self._seed, self._reaches)
+        errors, reach = fit_block(run, matrices, self._dense, self._seed, self._reach)
         self.errors[run.name] = errors
-        if reach:
-            self._reaches = (reach,)
-        logger.info("%s: error of its outputs %.3g, fitted %.3g", run.name, *errors)
+        self._reach = self._reach or reach
+        logger.info("%s: error of its outputs %.3g, fitted %.3g with a reach of %g", run.name, *errors, reach)
 
 
 @dataclass(frozen=True)
@@ -87,30 +86,33 @@ class _Fitted:
 
 
 def fit_block(
-    run: BlockRun, matrices: Sequence[Matrix], targets: Activations, seed: int, reaches: Sequence[float]
+    run: BlockRun, matrices: Sequence[Matrix], targets: Activations, seed: int, reach: float = 0.0
 ) -> tuple[BlockErrors, float]:
-    """Fit the weights of `matrices` that are not 0, in place, to outputs near the `targets`; return the best reach.
+    """Fit the weights of `matrices` that are not 0, in place, to outputs near the `targets`; return the reach taken.
 
     The steps are Adam's in float32, and their length falls linearly to 0. The first is longer where
     the outputs are further from the targets: the method and the sparsity decide how far weights have
-    to go. Weights that are 0 stay 0, others do not become 0. If no reach lowers the error, the fit is
-    undone, and 0 is returned.
+    to go. Weights that are 0 stay 0, others do not become 0. A `reach` is taken if it lowers the
+    error, else the next smaller one that does; without one, the best of REACHES. If none lowers the
+    error, the fit is undone, and 0 is returned.
     """
     fitted = _fitted(run.model, matrices)
     start = best = [each.values.clone() for each in fitted]
     pruned = error = block_error(run, targets)
-    best_reach = 0.0
-    for reach in reaches:
+    taken = 0.0
+    for tried in [each for each in REACHES if each <= (reach or max(REACHES)) and pruned != 0]:
         _set(fitted, start)
-        _descend(run, fitted, targets, f"reconstruct/{seed}/{run.index}", reach * pruned**0.5)
+        _descend(run, fitted, targets, f"reconstruct/{seed}/{run.index}", tried * pruned**0.5)
         found = block_error(run, targets)
         if found < error:  # not if it is NaN
-            error, best_reach, best = found, reach, [each.values.clone() for each in fitted]
-    if not best_reach:
+            error, taken, best = found, tried, [each.values.clone() for each in fitted]
+            if reach:
+                break
+    if not taken and pruned != 0:
         logger.warning("%s: the fit is undone, it did not lower the error of %.3g", run.name, pruned)
     kept = [in_format(values, each.kept, each.parameter.dtype) for each, values in zip(fitted, best, strict=True)]
     _set(fitted, kept)
-    return BlockErrors(pruned, error), best_reach
+    return BlockErrors(pruned, error), taken
 
 
 def _set(fitted: Sequence[_Fitted], values: Sequence[Tensor]) -> None:
