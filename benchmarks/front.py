@@ -129,13 +129,13 @@ def _run(arguments: argparse.Namespace) -> None:
 def answered(maker: Maker, arm: Arm, limit: int, decoder: Decoder) -> dict[str, Any]:
     """Return the figures of an arm: its right answers as bits, how many were cut, the bytes of its files."""
     is_read = arm.is_rival and decoder == "ours"
-    if arm.is_rival and not is_read and TASKS[maker.task].evaluation["task"] == "choices":
+    task = TASKS[maker.task]
+    if arm.is_rival and not is_read and task.evaluation["task"] == "choices":
         raise InputError(f"a rival cannot weigh the answers of {maker.task}; take --decoder ours")
     file = maker.file(arm)
     output = (
         maker.folder / "answers" / f"{file.name}{'-ours' if is_read else ''}{f'-first{limit}' if limit else ''}.json"
     )
-    task = TASKS[maker.task]
     form, rows = (task.untrained, "asked") if arm.training == "none" else (task.evaluation, "test")
     options = {**form, "data": str(maker.rows(rows)), "limit": limit or None}
     start = time.monotonic()

@@ -126,12 +126,12 @@ def _gsm8k(source: Path, target: Path) -> Paths:
 
 
 def _arc_easy(source: Path, target: Path) -> Paths:
-    paths = OTHER_TASKS["arc-easy-text"].write(source, target)
+    paths = ARC_EASY.write(source, target)
     return {**paths, "asked": paths["test"]}
 
 
 GSM8K = {"task": "gsm8k", "template": "chat", "num_beams": 1, "max_new_tokens": 512}
-CHOICES = {"task": "choices"}
+ARC_EASY = OTHER_TASKS["arc-easy-text"]
 TASKS: Mapping[str, Task] = {
     "mawps": Task(
         _mawps,
@@ -140,7 +140,7 @@ TASKS: Mapping[str, Task] = {
         {"task": "number", "template": "chat", "max_new_tokens": 512},
     ),
     "gsm8k": Task(_gsm8k, {"template": "chat"}, GSM8K, GSM8K),
-    "arc-easy": Task(_arc_easy, {}, CHOICES, CHOICES),
+    "arc-easy": Task(_arc_easy, {}, ARC_EASY.evaluation, ARC_EASY.evaluation),
 }
 
 

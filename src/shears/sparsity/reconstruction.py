@@ -97,10 +97,12 @@ def fit_block(
     error, the fit is undone, and 0 is returned.
     """
     fitted = _fitted(run.model, matrices)
-    start = best = [each.values.clone() for each in fitted]
     pruned = error = block_error(run, targets)
+    if pruned == 0:
+        return BlockErrors(0.0, 0.0), 0.0
+    start = best = [each.values.clone() for each in fitted]
     taken = 0.0
-    for tried in [each for each in REACHES if each <= (reach or max(REACHES)) and pruned != 0]:
+    for tried in [each for each in REACHES if not reach or each <= reach]:
         _set(fitted, start)
         _descend(run, fitted, targets, f"reconstruct/{seed}/{run.index}", tried * pruned**0.5)
         found = block_error(run, targets)
@@ -108,10 +110,9 @@ def fit_block(
             error, taken, best = found, tried, [each.values.clone() for each in fitted]
             if reach:
                 break
-    if not taken and pruned != 0:
+    if not taken:
         logger.warning("%s: the fit is undone, it did not lower the error of %.3g", run.name, pruned)
-    kept = [in_format(values, each.kept, each.parameter.dtype) for each, values in zip(fitted, best, strict=True)]
-    _set(fitted, kept)
+    _set(fitted, [in_format(own, each.kept, each.parameter.dtype) for each, own in zip(fitted, best, strict=True)])
     return BlockErrors(pruned, error), taken
 
 
