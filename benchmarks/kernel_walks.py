@@ -12,7 +12,7 @@ import argparse
 
 from benchmarks.report import environment, parser_of
 from shears.runtime.native import _native
-from shears.runtime.native.tuning import CODES, best_of, weight_bytes
+from shears.runtime.native.tuning import CODES, best_names, weight_bytes
 
 
 def main() -> None:
@@ -22,12 +22,11 @@ def main() -> None:
     for values in arguments.values:
         for sparse in (True, False):
             timed = _native.time_candidates(CODES[values], sparse, arguments.bytes, arguments.seconds)
-            for number, candidates in enumerate(timed):
+            for number, (candidates, chosen) in enumerate(zip(timed, best_names(timed, values), strict=True)):
                 tokens = _native.tokens_of(number)
                 if tokens in arguments.tokens:
                     print(f"\n{values} {'sparse' if sparse else 'dense'}, {tokens} tokens\n")
                     print("| walk | ns per 1,000 weights | |\n| --- | --- | --- |")
-                    chosen = best_of(candidates)
                     for name, seconds in candidates:
                         print(f"| {name} | {seconds * 1e12:.1f} | {'chosen' if name == chosen else ''} |")
 

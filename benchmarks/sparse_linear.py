@@ -305,7 +305,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[FIRST_SPARSITY, 0.6, 0.7])
-    isas = ["avx512", "avx2", "neon_dot", "neon", "portable"]
+    isas = ["amx", "avx512", "avx2", "neon_dot", "neon", "portable"]
     parser.add_argument("--isa", nargs="+", default=default_isas(), choices=isas)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--cold", type=int, default=128, metavar="MB")

@@ -42,7 +42,7 @@ def weights() -> Weights:
 
 @pytest.mark.parametrize("tokens", [1, 8])
 def test_all_arms_compute_one_product(weights: Weights, tokens: int) -> None:
-    isas = [name for name in ("portable", "avx2", "avx512", "neon", "neon_dot") if native.features()[name]]
+    isas = [name for name in ("portable", "avx2", "avx512", "amx", "neon", "neon_dot") if native.features()[name]]
     arms = all_arms(weights, tokens, native.Pool(1), isas)
     dense, sparse = (_outputs(arms[name]) for name in (FP32, sparse_name("fp32", 0.5, isas[0])))
     for name, arm in arms.items():

@@ -7,7 +7,7 @@ import pytest
 
 import shears
 from shears.cli import main
-from shears.cli.tables import print_environment
+from shears.cli.tables import INSTRUCTION_SETS, print_environment
 from shears.runtime import environment as module
 from shears.runtime import kernels_available
 from shears.runtime.environment import Speed, warnings_of
@@ -77,7 +77,8 @@ def test_a_machine_without_the_extension_is_told_how_to_get_it(monkeypatch: pyte
 
 
 def test_an_arm_machine_reads_which_neon_it_has(capsys: pytest.CaptureFixture[str]) -> None:
-    sets = {"isa": "neon_dot", "portable": True, "avx2": False, "avx512": False, "neon": True, "neon_dot": True}
+    sets = {"isa": "neon_dot", **dict.fromkeys(INSTRUCTION_SETS, False)}
+    sets |= dict.fromkeys(("portable", "neon", "neon_dot"), True)
     data = {"processor": "Cortex-A76", "machine": "aarch64", "processors": 4, "versions": {}, "extension": True}
     print_environment({**data, "instruction_sets": sets, "speeds": [], "walks": {}, "warnings": []})
     printed = capsys.readouterr().out

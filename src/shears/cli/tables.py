@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 console = VisibleConsole(quiet=not is_first_process())
 
-INSTRUCTION_SETS = ("avx512", "avx2", "neon_dot", "neon", "portable")  # of the kernels, the fastest first
+INSTRUCTION_SETS = ("amx", "avx512", "avx2", "neon_dot", "neon", "portable")  # of the kernels, the fastest first
 BARS = " ▁▂▃▄▅▆▇█"
 EXPORTED = dict.fromkeys(form.folder for form in FORMATS.values())
 WHOLE_MODELS = {form.folder for form in FORMATS.values() if form.is_model}

@@ -14,7 +14,7 @@ ISAS = ["torch"]
 if kernels_available():
     from shears.runtime.native import kernels as native
 
-    ISAS += [name for name in ("portable", "avx2", "avx512", "neon", "neon_dot") if native.features()[name]]
+    ISAS += [name for name in ("portable", "avx2", "avx512", "amx", "neon", "neon_dot") if native.features()[name]]
 VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
 NEAR = {"fp32": 1e-5, "bf16": 0.02, "int8": 1e-3, "int4": 0.004}  # of the sum of magnitudes: inputs are rounded, too
 

@@ -29,7 +29,7 @@ from shears.runtime.native import kernels as native
 from shears.runtime.native.dense_rows import DenseRows, rows_of
 from tests.runtime.native.products import multiply, multiply_many
 
-ISAS = [name for name in ("portable", "avx2", "avx512", "neon", "neon_dot") if native.features()[name]]
+ISAS = [name for name in ("portable", "avx2", "avx512", "amx", "neon", "neon_dot") if native.features()[name]]
 VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
 TOKENS = (1, 2, 3, 8, 16, 17, 64, 130)
 UNIT = 2.0**-24  # half a step of fp32
@@ -82,11 +82,11 @@ def in_both_forms(weight: Tensor, values: NumberFormat) -> Weight:
 
 def rounded(x: Tensor, values: str, isa: str) -> np.ndarray:
     """Return the inputs as docs/kernels.md says this path sees them, in float64 (M I)."""
-    if values == "bf16" and isa == "avx512":
+    if values == "bf16" and isa in ("avx512", "amx"):
         return x.bfloat16().double().numpy()
     if values == "int8" and isa != "portable":
         return in_steps(x, 32639)
-    if values == "int4" and isa in ("avx2", "avx512"):
+    if values == "int4" and isa in ("avx2", "avx512", "amx"):
         return np.concatenate([in_steps(block, 127) for block in x.split(128, 1)], 1)
     return x.double().numpy()
 

@@ -93,8 +93,8 @@ def time_candidates(values: int, sparse: bool, bytes: int, seconds: float) -> li
     """Return for every token class the candidates and their seconds per weight, on a random weight of `bytes` bytes."""
 
 def features() -> dict[str, str | bool]:
-    """Return the instruction set in use (`isa`), and whether this machine runs `portable`, `avx2`, `avx512`, `neon` and
-    `neon_dot` (NEON with the dot product of 8-bit integers)."""
+    """Return the instruction set in use (`isa`), and whether this machine runs `portable`, `avx2`, `avx512`, `amx`,
+    `neon` and `neon_dot` (NEON with the dot product of 8-bit integers)."""
 
 def select_isa(name: str) -> None:
     """Use another instruction set from now on, for tests; ValueError if this machine lacks it."""

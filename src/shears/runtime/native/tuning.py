@@ -1,7 +1,7 @@
 """The walks of the kernels on this machine, measured once a kind of values and cached.
 
 How a weight is best read depends on the processor (docs/kernels.md). The candidates give the same
-bits, except those of another instruction set, taken only where they are clearly faster.
+bits, except those of an instruction set with other sums, taken only where they are clearly faster.
 
 `SHEARS_TUNING=off` takes the default walks, `again` measures and overwrites the cache.
 """
@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from shears.checkpoints.packed.layout import NumberFormat
@@ -19,15 +20,17 @@ from shears.errors import InputError
 from shears.models.fetching import cache_folder
 from shears.records.choices import keep_choices, read_choices
 from shears.records.timing import processor
+from shears.runtime.generation.backend import STEADY
 from shears.runtime.native import _native
 
 logger = logging.getLogger(__name__)
 
 CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # enum NumberFormat in csrc/matrix.h
+Candidates = Sequence[tuple[str, float]]  # a walk's name and its seconds per weight
 MEASURED = "kernel measurements"
 SECONDS = 0.1  # per kind: a package has two kinds or three
 BETTER = 0.97  # a candidate replaces the default below this share of its time
-MUCH_BETTER = 0.85  # the same for a candidate of another instruction set, whose results differ in their last bits
+MUCH_BETTER = 0.85  # the same for a candidate with other sums, whose results differ in their last bits
 TURNS = 5  # products timed to compare sparse with dense; the median counts
 SMALLEST_WEIGHT = 64 << 20  # bytes; at least twice the last cache, so that a measurement reads memory
 LARGEST_WEIGHT = 256 << 20  # bytes
@@ -60,7 +63,7 @@ def is_dense_faster(values: NumberFormat, threads: int) -> bool:
     """
     tune(values, True)
     mode = os.environ.get("SHEARS_TUNING", "")
-    if mode == "off" or _native.chosen(CODES[values], True, 0).startswith("avx512"):
+    if mode == "off" or _native.chosen(CODES[values], True, 0).startswith(("avx512", "amx")):
         return False
     tune(values, False)
     path = cache_file()
@@ -79,22 +82,55 @@ def is_dense_faster(values: NumberFormat, threads: int) -> bool:
 
 def best_walks(values: NumberFormat, sparse: bool) -> list[str]:
     """Return the best walk of every token class; takes about SECONDS plus making a weight."""
-    timed = _native.time_candidates(CODES[values], sparse, weight_bytes(), SECONDS)
-    names = [best_of(candidates) for candidates in timed]
+    names = best_names(_native.time_candidates(CODES[values], sparse, weight_bytes(), SECONDS), values)
     logger.debug("measured the walks of %s weights: %s", _kind(values, sparse), ", ".join(names))
     return names
 
 
-def best_of(candidates: Sequence[tuple[str, float]]) -> str:
+def best_names(timed: Sequence[Candidates], values: NumberFormat) -> list[str]:
+    """Return the walk that products take for every token class.
+
+    From STEADY tokens on all have the same sums: no bit of a text depends on the texts beside it.
+    """
+    few = sum(_native.tokens_of(number) < STEADY for number in range(len(timed)))
+    return [best_of(candidates, values) for candidates in [*timed[:few], *with_same_sums(timed[few:], values)]]
+
+
+def best_of(candidates: Candidates, values: NumberFormat) -> str:
     """Return the fastest walk if it beats the default (the first candidate) by enough."""
     default, default_time = candidates[0]
-    own = default.split()[0]
     rivals = [
         (time, name)
         for name, time in candidates
-        if time < default_time * (BETTER if name.split()[0] == own else MUCH_BETTER)
+        if time < default_time * (BETTER if sums_of(name, values) == sums_of(default, values) else MUCH_BETTER)
     ]
     return min(rivals)[1] if rivals else default
+
+
+def with_same_sums(timed: Sequence[Candidates], values: NumberFormat) -> list[Candidates]:
+    """Return the candidates of those instruction sets that have the same sums and are the fastest for all classes.
+
+    Those of the default stay unless others take less than MUCH_BETTER of its time, in the mean of
+    the classes.
+    """
+    names = [sums_of(name, values) for name, _ in timed[0]]
+    shares = {
+        sums: mean(_least(one, sums, values) / _least(one, names[0], values) for one in timed)
+        for sums in dict.fromkeys(names)
+    }
+    best = min(shares, key=lambda sums: shares[sums])
+    kept = best if shares[best] < MUCH_BETTER else names[0]
+    return [[(name, time) for name, time in one if sums_of(name, values) == kept] for one in timed]
+
+
+def _least(candidates: Candidates, sums: str, values: NumberFormat) -> float:
+    return min(time for name, time in candidates if sums_of(name, values) == sums)
+
+
+def sums_of(name: str, values: NumberFormat) -> str:
+    """Return the instruction set whose sums a walk has, to the bit."""
+    isa = name.split(maxsplit=1)[0]
+    return "avx512" if isa == "amx" and values != "bf16" else isa
 
 
 def weight_bytes() -> int:

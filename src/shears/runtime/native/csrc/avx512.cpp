@@ -1,6 +1,6 @@
 // AVX-512 with VBMI2, BF16 and VNNI. For up to a tile of tokens, kept weights are expanded in registers as they stream
 // from memory; for more tokens, a panel is expanded once into the cache and multiplied tile by tile.
-#include "avx512_inputs.h"
+#include "avx512_panels.h"
 
 namespace shears {
 namespace {
@@ -12,8 +12,6 @@ constexpr int kMaxPaired = T::kMaxTile / 2;
 constexpr int kTiles[] = {1, 2, 3, 4, 6, 8, 12, 16};
 
 int max_tile(Values values) { return values == Values::i8 ? I8::kMaxTile : F32::kMaxTile; }
-
-bool is_expanded(const Matrix& matrix) { return matrix.masks || matrix.values == Values::i4; }  // once, for several tiles
 
 int walks(Values values, bool sparse, int64_t tokens, Walk* out) {
   const int widest = max_tile(values), paired = widest / 2;
@@ -44,21 +42,9 @@ int tile(Values values, int64_t tokens, const Walk& walk) {
   return max_tile(values);
 }
 
-size_t panel_bytes(const Matrix& matrix) { return 64 * static_cast<size_t>(groups(matrix.values, matrix.cols)); }
-
 size_t scratch_bytes(const Matrix& matrix, int64_t tokens, const Walk& walk) {
   return is_expanded(matrix) && tokens > walk.tile ? panel_bytes(matrix) * static_cast<size_t>(walk.panels) : 0;
 }
-
-// The position in a panel's masks and in its values.
-template <class T>
-struct Stream {
-  const uint8_t* masks;
-  const typename T::Element* v;
-  char* expanded;                 // where expanded groups are kept for later tiles, if they are
-  const uint16_t* scales;         // of the panel's next block; only for i4
-  const uint8_t* zeros;
-};
 
 // How groups of weights are read: all of them as they lie, or expanded, with the load in a register or folded into the
 // expansion, and kept for the tiles that follow, which read `whole` groups. Dense i4 weights are kept in bytes, too.
@@ -210,17 +196,6 @@ inline void panel_sums(Stream<T> (&from)[P], int64_t count, const typename T::In
     }
 }
 
-void store_panel(const Job& job, int64_t p, int64_t t, __m512 sum) {
-  const Matrix& matrix = *job.matrix;
-  const int64_t row = p * kPanelRows;
-  const __mmask16 rows = lanes(matrix.rows - row);
-  if (matrix.scales) sum = _mm512_mul_ps(sum, _mm512_maskz_loadu_ps(rows, matrix.scales + row));
-  float* y = job.y + t * matrix.rows + row;
-  sum = _mm512_mul_ps(sum, _mm512_set1_ps(job.factor));
-  if (job.add) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(rows, y));
-  _mm512_mask_storeu_ps(y, rows, sum);
-}
-
 // Multiply one tile of tokens, from `first` on, by panels p, p + apart, ...
 template <class T, Read R, int M, int P>
 void multiply_tile(const Job& job, int64_t p, int64_t apart, int64_t first, const char* tile, Stream<T> (&from)[P]) {
@@ -233,20 +208,6 @@ void multiply_tile(const Job& job, int64_t p, int64_t apart, int64_t first, cons
     panel_sums<T, R, M, P>(from, count, x, job.walk.ahead, sums);
   for (int q = 0; q < P; ++q)
     for (int t = 0; t < M && first + t < job.tokens; ++t) store_panel(job, p + q * apart, first + t, T::result(sums[q][t], tile, M, t));
-}
-
-template <class T>
-Stream<T> stream_at(const Matrix& matrix, int64_t p) {
-  const auto* data = static_cast<const typename T::Element*>(matrix.data);
-  const int64_t count = groups(matrix.values, matrix.cols);
-  Stream<T> from{};
-  if constexpr (T::kInBlocks) {
-    from.scales = matrix.block_scales + p * blocks(matrix.cols) * kPanelRows;
-    from.zeros = matrix.zeros + p * blocks(matrix.cols) * (kPanelRows / 2);
-  }
-  from.masks = matrix.masks ? matrix.masks + p * count * 2 * T::kGroup : nullptr;
-  from.v = data + (matrix.masks ? matrix.offsets[p] : p * count * static_cast<int64_t>(group_bytes(matrix.values) / sizeof(typename T::Element)));
-  return from;
 }
 
 // All tiles of tokens by P neighbouring panels. The first tile expands them and keeps them in the cache for the others:

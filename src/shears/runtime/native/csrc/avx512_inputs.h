@@ -31,24 +31,32 @@ static inline float int16_scale(const float* x, int64_t cols) {
   return odd ? __builtin_nanf("") : scale;
 }
 
+// Call put(i, hi, lo) with the halves of the integers of sixteen inputs, for every sixteenth column i.
+template <class Put>
+static inline void split_inputs(const float* x, int64_t cols, float scale, Put put) {
+  const __m512 inverse = _mm512_set1_ps(inverse_scale(scale));
+  for (int64_t i = 0; i < cols; i += 16) {
+    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(cols - i), x + i), inverse));
+    const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+    put(i, hi, _mm512_sub_epi32(q, _mm512_slli_epi32(hi, 8)));
+  }
+}
+
+static inline void store_bytes(void* to, __m512i words) { _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8(words)); }
+
 static inline void lay_out_i8(const float* x, int64_t cols, int tile, int t, char* out) {
   float* scales = reinterpret_cast<float*>(out);
   int32_t* sums = reinterpret_cast<int32_t*>(out) + tile;
   I8::Input* inputs = reinterpret_cast<I8::Input*>(out + I8::header(tile));
   scales[t] = int16_scale(x, cols);
-  const __m512 inverse = _mm512_set1_ps(inverse_scale(scales[t]));
   __m512i sum_hi = _mm512_setzero_si512(), sum_lo = _mm512_setzero_si512();
-  for (int64_t i = 0; i < cols; i += 16) {
-    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(cols - i), x + i), inverse));
-    const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
-    const __m512i lo = _mm512_sub_epi32(q, _mm512_slli_epi32(hi, 8));
+  split_inputs(x, cols, scales[t], [&](int64_t i, __m512i hi, __m512i lo) __attribute__((always_inline)) {
     sum_hi = _mm512_add_epi32(sum_hi, hi), sum_lo = _mm512_add_epi32(sum_lo, lo);
     int32_t halves[2][4];
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(halves[0]), _mm512_cvtepi32_epi8(hi));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(halves[1]), _mm512_cvtepi32_epi8(lo));
+    store_bytes(halves[0], hi), store_bytes(halves[1], lo);
     const int64_t count = cols - i >= 16 ? 4 : (cols - i + 3) / 4;
     for (int64_t k = 0; k < count; ++k) inputs[(i / 4 + k) * tile + t] = {halves[0][k], halves[1][k]};
-  }
+  });
   sums[t] = _mm512_reduce_add_epi32(sum_hi), sums[tile + t] = _mm512_reduce_add_epi32(sum_lo);
 }
 

@@ -41,10 +41,8 @@ struct I4 {
   }
 };
 
-static inline void lay_out_int4_block(const float* x, int64_t count, int tile, int t, char* out) {
-  float* scales = reinterpret_cast<float*>(out);
-  int32_t* less = reinterpret_cast<int32_t*>(out) + tile;
-  int32_t* inputs = reinterpret_cast<int32_t*>(out) + 2 * tile;
+// The integers of a block of at most 128 inputs of a token, their scale, and the negated sum of the integers.
+static inline void round_int4_block(const float* x, int64_t count, int8_t* out, float& scale, int32_t& less) {
   __m512 parts[8], largest = _mm512_setzero_ps();
   __mmask16 odd = 0;
   for (int k = 0; k < 8; ++k) {
@@ -53,17 +51,22 @@ static inline void lay_out_int4_block(const float* x, int64_t count, int tile, i
     largest = _mm512_max_ps(largest, _mm512_abs_ps(parts[k]));
     odd |= _mm512_cmp_ps_mask(_mm512_sub_ps(parts[k], parts[k]), _mm512_setzero_ps(), _CMP_NEQ_UQ);
   }
-  scales[t] = odd ? __builtin_nanf("") : _mm512_reduce_max_ps(largest) / kInt8Steps;
-  const __m512 inverse = _mm512_set1_ps(inverse_scale(scales[t]));
+  scale = odd ? __builtin_nanf("") : _mm512_reduce_max_ps(largest) / kInt8Steps;
+  const __m512 inverse = _mm512_set1_ps(inverse_scale(scale));
   __m512i sum = _mm512_setzero_si512();
   for (int k = 0; k < 8; ++k) {
     const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(parts[k], inverse));
     sum = _mm512_add_epi32(sum, q);
-    int32_t four[4];
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(four), _mm512_cvtepi32_epi8(q));
-    for (int j = 0; j < 4; ++j) inputs[(4 * k + j) * tile + t] = four[j];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 16 * k), _mm512_cvtepi32_epi8(q));
   }
-  less[t] = -_mm512_reduce_add_epi32(sum);
+  less = -_mm512_reduce_add_epi32(sum);
+}
+
+static inline void lay_out_int4_block(const float* x, int64_t count, int tile, int t, char* out) {
+  int32_t* inputs = reinterpret_cast<int32_t*>(out) + 2 * tile;
+  alignas(64) int8_t rounded[kBlockInputs];
+  round_int4_block(x, count, rounded, reinterpret_cast<float*>(out)[t], reinterpret_cast<int32_t*>(out)[tile + t]);
+  for (int64_t j = 0; j < kBlockGroups; ++j) __builtin_memcpy(inputs + j * tile + t, rounded + 4 * j, 4);
 }
 
 static inline void lay_out_int4(const float* x, int64_t cols, int count, int tile, void* out) {

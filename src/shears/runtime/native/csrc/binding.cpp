@@ -107,6 +107,7 @@ nb::dict describe() {
   result["portable"] = true;
   result["avx2"] = now.avx2;
   result["avx512"] = now.avx512;
+  result["amx"] = now.amx;
   result["neon"] = now.neon;
   result["neon_dot"] = now.neon_dot;
   return result;
@@ -114,7 +115,7 @@ nb::dict describe() {
 
 void use_isa(const std::string& name) {
   if (!choose_isa(name.c_str()))
-    throw std::invalid_argument("SHEARS_ISA must be avx512, avx2, neon_dot, neon or portable, and this machine must have it, got '" + name + "'");
+    throw std::invalid_argument("SHEARS_ISA must be amx, avx512, avx2, neon_dot, neon or portable, and this machine must have it, got '" + name + "'");
 }
 
 void check_update(const Matrix* a, const Matrix* b) {

@@ -185,7 +185,7 @@ int check_pool() {
 // With names of instruction sets, each of them must be here.
 int main(int argc, char** argv) {
   std::vector<std::string> names(argv + 1, argv + argc);
-  if (names.empty()) names = {"portable", "avx2", "avx512", "neon", "neon_dot"};
+  if (names.empty()) names = {"portable", "avx2", "avx512", "amx", "neon", "neon_dot"};
   std::printf("default: %s\n", isa().name);
   int products = 0, wrong = check_pool();
   Pool one(1), three(3);

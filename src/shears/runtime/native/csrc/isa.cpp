@@ -7,6 +7,11 @@
 #elif defined(SHEARS_NEON_DOT) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
+#if defined(SHEARS_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace shears {
 namespace {
@@ -27,6 +32,24 @@ bool has_avx512() {
 #else
   return false;
 #endif
+}
+
+// Linux gives a process the tile registers when it asks for them, and threads that exist already have them from then on.
+bool ask_for_tiles() {
+#if defined(SHEARS_AMX) && defined(__linux__)
+  constexpr unsigned kTiles = 1u << 24, kInts = 1u << 25, kFloats = 1u << 22;  // of leaf 7, edx
+  constexpr long kAsk = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA; old headers do not name them
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  return (edx & kTiles) && (edx & kInts) && (edx & kFloats) && syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_amx() {
+  static const bool has = has_avx512() && ask_for_tiles();
+  return has;
 }
 
 bool has_neon() {
@@ -53,6 +76,9 @@ bool has_neon_dot() {
 }  // namespace
 
 const Isa* find_isa(const char* name) {
+#ifdef SHEARS_AMX
+  if (!std::strcmp(name, "amx") && has_amx()) return &amx_isa();
+#endif
 #ifdef SHEARS_AVX512
   if (!std::strcmp(name, "avx512") && has_avx512()) return &avx512_isa();
 #endif
@@ -96,6 +122,6 @@ bool choose_isa(const char* name) {
 
 bool isa_is_forced() { return forced.load(std::memory_order_relaxed); }
 
-Features features() { return {isa().name, has_avx2(), has_avx512(), has_neon(), has_neon_dot()}; }
+Features features() { return {isa().name, has_avx2(), has_avx512(), has_amx(), has_neon(), has_neon_dot()}; }
 
 }  // namespace shears

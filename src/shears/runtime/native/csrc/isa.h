@@ -43,12 +43,13 @@ struct Isa {
 const Isa& portable_isa();
 const Isa& avx2_isa();
 const Isa& avx512_isa();
+const Isa& amx_isa();  // fp32 weights as avx512_isa
 const Isa& neon_isa();
 const Isa& neon_dot_isa();  // with the dot product of 8-bit integers
 
 struct Features {
   const char* isa;   // the instruction set in use
-  bool avx2, avx512, neon, neon_dot;  // whether the processor and this build can run it
+  bool avx2, avx512, amx, neon, neon_dot;  // whether the processor and this build can run it
 };
 
 const Isa& isa();     // the fastest available, or the one that SHEARS_ISA names

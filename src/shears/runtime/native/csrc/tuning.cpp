@@ -26,7 +26,7 @@ constexpr int kFirstTurns = 2;       // timed calls of every candidate
 constexpr int kTurns = 9;            // timed calls of a candidate, at most
 constexpr double kHopeless = 1.5;    // a candidate that was so many times slower than the best is not timed again
 
-const char* const kIsas[] = {"avx512", "avx2", "neon_dot", "neon", "portable"};
+const char* const kIsas[] = {"avx512", "amx", "avx2", "neon_dot", "neon", "portable"};
 
 std::atomic<const Choice*> choices[kValues][2][kTokenClasses];
 
