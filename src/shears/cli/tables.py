@@ -419,7 +419,7 @@ def print_environment(data: Mapping[str, Any]) -> None:
         print_table(head, rows)
         print_line("one token by a weight in memory; sparse: half of it zeros, which count as weights")
         for kind, walks in data["walks"].items():
-            print_line(f"{kind}, 1 token: {walks['1']}")
+            print_line(f"{kind}, 1 token: {walks['1']}; 64: {walks['64']}")
     for warning in data["warnings"]:
         print_line(f"warning: {warning}")
 

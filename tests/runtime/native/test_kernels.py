@@ -119,6 +119,18 @@ def test_a_packed_weight_multiplies_as_its_dense_form(values: NumberFormat, toke
     assert_product(weight, x, multiply(native.dense_matrix(weight.dense), x, pool), isa)
 
 
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_token_has_the_same_bits_beside_any_others(values: NumberFormat, sparse: bool, isa: str) -> None:
+    """From STEADY tokens on."""
+    weight, pool = random_weight(53, 395, values), native.Pool(1)
+    matrix = native.sparse_matrix(weight.sparse) if sparse else native.dense_matrix(weight.dense)
+    x = torch.randn(130, 395, generator=torch.Generator().manual_seed(0))
+    whole = multiply(matrix, x, pool)
+    for tokens in (4, 5, 8, 9, 16, 17, 32, 33, 64, 65):
+        assert torch.equal(multiply(matrix, x[:tokens], pool), whole[:tokens]), tokens
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 17])
 @pytest.mark.parametrize("shape", [(48, 256), (47, 139), (16, 8)])
 @pytest.mark.parametrize("values", VALUES)

@@ -23,6 +23,7 @@ from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, plan_of
 from shears.runtime.native.builder import Arena, Builder
 from shears.runtime.native.model_source import ModelSource
+from shears.runtime.native.tuning import sets_in_use
 
 CHUNK = 256  # tokens computed together in a prefill; more need more memory and gain little
 
@@ -152,7 +153,7 @@ class NativeBackend:
         """Return plain data about this backend; memory_bytes excludes the mapped embeddings."""
         return {
             "name": "native",
-            "isa": _native.features()["isa"],
+            "isa": sets_in_use(self._values),
             "threads": self._pool.size,
             "values": self._values,
             "head": self._head_values,

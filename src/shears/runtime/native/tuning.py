@@ -92,8 +92,12 @@ def best_names(timed: Sequence[Candidates], values: NumberFormat) -> list[str]:
 
     From STEADY tokens on all have the same sums: no bit of a text depends on the texts beside it.
     """
-    few = sum(_native.tokens_of(number) < STEADY for number in range(len(timed)))
+    few = _classes_below_steady()
     return [best_of(candidates, values) for candidates in [*timed[:few], *with_same_sums(timed[few:], values)]]
+
+
+def _classes_below_steady() -> int:
+    return sum(_native.tokens_of(number) < STEADY for number in range(_native.TOKEN_CLASSES))
 
 
 def best_of(candidates: Candidates, values: NumberFormat) -> str:
@@ -133,6 +137,16 @@ def sums_of(name: str, values: NumberFormat) -> str:
     return "avx512" if isa == "amx" and values != "bf16" else isa
 
 
+def sets_in_use(values: NumberFormat) -> str:
+    """Return the instruction sets that products by such weights take, such as "avx512, amx"."""
+    names = [
+        _native.chosen(CODES[values], sparse, number)
+        for sparse in (True, False)
+        for number in range(_native.TOKEN_CLASSES)
+    ]
+    return ", ".join(dict.fromkeys(name.split(maxsplit=1)[0] for name in names))
+
+
 def weight_bytes() -> int:
     """Return how large a weight must be so that the processor's caches do not hold it."""
     try:
@@ -159,10 +173,10 @@ def _kind(values: NumberFormat, sparse: bool) -> str:
 
 
 def _apply(values: NumberFormat, sparse: bool, names: Any) -> bool:
-    """Let products take the named walks; return False if a name is unknown here."""
-    if not isinstance(names, list) or len(names) != _native.TOKEN_CLASSES:
+    """Let products take the named walks; return False if a name is unknown here, or sums differ in steps."""
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not are_names or len(names) != _native.TOKEN_CLASSES:
         return False
-    return all(
-        isinstance(name, str) and _native.choose(CODES[values], sparse, number, name)
-        for number, name in enumerate(names)
-    )
+    if len({sums_of(name, values) for name in names[_classes_below_steady() :]}) != 1:
+        return False
+    return all(_native.choose(CODES[values], sparse, number, name) for number, name in enumerate(names))

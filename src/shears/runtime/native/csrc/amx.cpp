@@ -19,28 +19,28 @@ constexpr int sums_of(Values values) { return values == Values::i8 ? 2 : 1; }
 template <class T>
 constexpr int kEach = sums_of(T::kGroup == 4 && !T::kInBlocks ? Values::i8 : Values::bf16);
 
-// Tile registers of sixteen rows of 64 bytes, while it lives; the processor's state is as small as before afterwards.
+struct alignas(64) TileShape {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileShape kShape;
+
+// Eight tile registers of 1 KB while it lives; empty afterwards, so that a switch of threads saves nothing. Not by
+// _tile_loadconfig: GCC before 12.4 tells the compiler that it reads 8 bytes of the shape.
 class TileRegisters {
  public:
-  TileRegisters() {
-    struct alignas(64) {
-      uint8_t palette, start_row, reserved[14];
-      uint16_t row_bytes[16];
-      uint8_t rows[16];
-    } shape = {};
-    shape.palette = 1;
-    for (int k = 0; k < 8; ++k) shape.row_bytes[k] = 64, shape.rows[k] = 16;
-    _tile_loadconfig(&shape);
-  }
+  TileRegisters() { __asm__ volatile("ldtilecfg %0" : : "m"(kShape)); }
   ~TileRegisters() { _tile_release(); }
   TileRegisters(const TileRegisters&) = delete;
 };
 
-#define SHEARS_EACH_SUM(STEP) \
-  if constexpr (N > 0) STEP(0, 5); \
-  if constexpr (N > 1) STEP(1, 6); \
-  if constexpr (N > 2) STEP(2, 7); \
-  if constexpr (N > 3) STEP(3, 5);
+// STEP(register of the sums, register of their inputs) for N sums; the intrinsics take numbers only.
+#define SHEARS_EACH_SUM(STEP)            \
+  if constexpr (N > 0) { STEP(0, 5); }   \
+  if constexpr (N > 1) { STEP(1, 6); }   \
+  if constexpr (N > 2) { STEP(2, 7); }   \
+  if constexpr (N > 3) { STEP(3, 5); }
 
 template <int N>
 inline void clear_sums() {
@@ -166,7 +166,8 @@ void lay_out_token(Values values, const float* x, int64_t cols, int t, char* out
 
 void lay_out_tile(Values values, const float* x, int64_t cols, int count, int tile, void* out) {
   if (values == Values::f32) return avx512_isa().prepare(values, x, cols, count, tile, out);
-  __builtin_memset(out, 0, laid_out_tile_bytes(values, cols, tile));
+  const int64_t beyond = cols % (kChunkGroups * group_size(values));  // columns of a chunk that is not full
+  if (count < tile || beyond) __builtin_memset(out, 0, laid_out_tile_bytes(values, cols, tile));
   for (int t = 0; t < count; ++t) lay_out_token(values, x + t * cols, cols, t, static_cast<char*>(out));
 }
 

@@ -52,7 +52,7 @@ struct Features {
   bool avx2, avx512, amx, neon, neon_dot;  // whether the processor and this build can run it
 };
 
-const Isa& isa();     // the fastest available, or the one that SHEARS_ISA names
+const Isa& isa();     // the fastest for one token, or the one that SHEARS_ISA names
 const Isa* find_isa(const char* name);  // nullptr: unknown or not available here
 bool isa_is_forced();  // SHEARS_ISA or a caller named it: no other may be chosen by measuring
 Features features();

@@ -9,7 +9,7 @@ namespace shears {
 const Ops& ops() {
   [[maybe_unused]] const char* name = isa().name;
 #ifdef SHEARS_AVX512
-  if (!std::strcmp(name, "avx512")) return ops_avx512::kOps;
+  if (!std::strcmp(name, "avx512") || !std::strcmp(name, "amx")) return ops_avx512::kOps;
 #endif
 #ifdef SHEARS_AVX2
   if (!std::strcmp(name, "avx2")) return ops_avx2::kOps;

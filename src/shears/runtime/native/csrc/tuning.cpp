@@ -36,15 +36,17 @@ std::string name_of(const Choice& choice) {
          " tile=" + std::to_string(walk.tile) + " ahead=" + std::to_string(walk.ahead);
 }
 
-// Whether an instruction set is a candidate only where no other runs: the portable code is several times slower, and NEON
-// without the dot product does the same work more slowly.
-bool is_last_resort(const Isa& one) { return !std::strcmp(one.name, "portable") || !std::strcmp(one.name, "neon"); }
+// Whether an instruction set is a candidate only where no other runs: the portable code is several times slower, NEON
+// without the dot product does the same work more slowly, and AMX leaves fp32 to AVX-512.
+bool is_last_resort(const Isa& one, Values values) {
+  return !std::strcmp(one.name, "portable") || !std::strcmp(one.name, "neon") || (values == Values::f32 && !std::strcmp(one.name, "amx"));
+}
 
 std::vector<Choice> all_choices(Values values, bool sparse, int token_class) {
   std::vector<Choice> all;
   for (const char* name : kIsas) {
     const Isa* one = find_isa(name);
-    if (!one || (isa_is_forced() && one != &isa()) || (is_last_resort(*one) && !all.empty())) continue;
+    if (!one || (isa_is_forced() && one != &isa()) || (is_last_resort(*one, values) && !all.empty())) continue;
     Walk walks[kMaxWalks];
     const int count = one->walks(values, sparse, tokens_of(token_class), walks);
     for (int k = 0; k < count; ++k) all.push_back({one, walks[k]});
