@@ -7,7 +7,8 @@ whose AMX is hidden), and one without them converts every bf16 weight in every p
 import hashlib
 import logging
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 MEASURED = "measurement of products"
 TOKENS, WIDTH = 128, 512  # of the product that is timed: under a millisecond, so that other work misses some
 TURNS = 40  # products of each format, in turns; the fastest counts
-CLEARLY = 1.25  # times as fast must fp32 be, which takes twice the memory
+CLEARLY = 1.25  # times as fast must fp32 be, which takes twice the memory, and rounding, which loses bits
 
 
 def computing_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16"]:
@@ -48,12 +49,35 @@ def computing(precision: str, device: torch.device | str) -> AbstractContextMana
     return autocast(computing_precision(precision, device), device)
 
 
+def rounds(precision: str, device: torch.device | str) -> bool:
+    """Return whether fp32 products beside forwards in that precision may round their factors (`rounded_products`)."""
+    return (
+        torch.device(device).type == "cpu" and computing_precision(precision, device) == "bf16" and rounding_is_faster()
+    )
+
+
+@contextmanager
+def rounded_products(wanted: bool = True) -> Iterator[None]:
+    """Let fp32 products of a CPU round their factors to bf16, if `wanted`; sums stay in fp32."""
+    before = torch.get_float32_matmul_precision()
+    if wanted:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @cache
 def fp32_is_faster() -> bool:
     """Return whether this processor multiplies fp32 matrices clearly faster than bf16 ones."""
-    path = cache_file()
-    known = read_choices(path, MEASURED).get("fp32_is_faster")
-    return known if isinstance(known, bool) else _measured(path)
+    return _known("fp32_is_faster")
+
+
+@cache
+def rounding_is_faster() -> bool:
+    """Return whether this processor multiplies fp32 matrices clearly faster if it rounds them to bf16 first."""
+    return _known("rounding_is_faster")
 
 
 def cache_file() -> Path:
@@ -62,29 +86,37 @@ def cache_file() -> Path:
     return cache_folder() / "arithmetic" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
 
 
-def _measured(path: Path) -> bool:
-    wide, narrow = seconds_of_products()
-    is_faster = CLEARLY * wide < narrow
-    rates = {name: round(2e-9 * TOKENS * WIDTH**2 / each) for name, each in (("fp32", wide), ("bf16", narrow))}
+def _known(name: str) -> bool:
+    path = cache_file()
+    known = read_choices(path, MEASURED).get(name)
+    return known if isinstance(known, bool) else _measured(path)[name]
+
+
+def _measured(path: Path) -> dict[str, bool]:
+    wide, narrow, rounded = seconds_of_products()
+    faster = {"fp32_is_faster": CLEARLY * wide < narrow, "rounding_is_faster": CLEARLY * rounded < wide}
+    seconds = {"fp32": wide, "bf16": narrow, "fp32 rounded to bf16": rounded}
+    rates = {name: round(2e-9 * TOKENS * WIDTH**2 / each) for name, each in seconds.items()}
     logger.debug("GFLOP/s of a core: %s", rates)
-    keep_choices(path, {"fp32_is_faster": is_faster, "gflops": rates}, MEASURED)
-    return is_faster
+    keep_choices(path, {**faster, "gflops": rates}, MEASURED)
+    return faster
 
 
-def seconds_of_products() -> tuple[float, float]:
-    """Return the seconds of a product in fp32 and in bf16 on one thread, the fastest of some."""
-    kinds = (torch.float32, torch.bfloat16)
-    pairs = [tuple(torch.ones(size, WIDTH, dtype=dtype) for size in (TOKENS, WIDTH)) for dtype in kinds]
-    times: tuple[list[float], list[float]] = ([], [])
+def seconds_of_products() -> tuple[float, float, float]:
+    """Return the seconds of a product on one thread, the fastest of some: in fp32, in bf16, in fp32 rounded to bf16."""
+    kinds = ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True))
+    factors = {dtype: [torch.ones(size, WIDTH, dtype=dtype) for size in (TOKENS, WIDTH)] for dtype, _ in kinds}
+    times: tuple[list[float], list[float], list[float]] = ([], [], [])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for _ in range(TURNS):
-                for (inputs, weight), found in zip(pairs, times, strict=True):
-                    started = time.perf_counter()
-                    torch.nn.functional.linear(inputs, weight)
-                    found.append(time.perf_counter() - started)
+                for (dtype, is_rounded), found in zip(kinds, times, strict=True):
+                    with rounded_products(is_rounded):
+                        started = time.perf_counter()
+                        torch.nn.functional.linear(*factors[dtype])
+                        found.append(time.perf_counter() - started)
     finally:
         torch.set_num_threads(threads)
-    return min(times[0]), min(times[1])
+    return min(times[0]), min(times[1]), min(times[2])
