@@ -37,7 +37,8 @@ def test_weights_and_masks_are_those_of_the_paper(kind: str, zeros: int, iterati
 
 def test_rounded_iterations_leave_no_larger_errors() -> None:
     """Where the processor rounds at all: elsewhere both are the same."""
-    exact, rounded = [], []
+    exact: list[float] = []
+    rounded: list[float] = []
     for seed in range(6):
         weight, hessian = small(seed, 64, 96)
         zeros = weight.numel() // 2
