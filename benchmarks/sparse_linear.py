@@ -30,6 +30,7 @@ from torch.nn.functional import linear
 
 from benchmarks.report import begin, parser_of, quotients
 from shears.checkpoints.packed.layout import NumberFormat, pack
+from shears.cli.tables import INSTRUCTION_SETS
 from shears.runtime.native import _native
 from shears.runtime.native import kernels as native
 from shears.runtime.native.dense_rows import DenseRows
@@ -305,8 +306,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[FIRST_SPARSITY, 0.6, 0.7])
-    isas = ["amx", "avx512", "avx2", "neon_dot", "neon", "portable"]
-    parser.add_argument("--isa", nargs="+", default=default_isas(), choices=isas)
+    parser.add_argument("--isa", nargs="+", default=default_isas(), choices=INSTRUCTION_SETS)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--cold", type=int, default=128, metavar="MB")
     return parser.parse_args()

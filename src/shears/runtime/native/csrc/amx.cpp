@@ -201,7 +201,7 @@ Tokens tokens_at(const Job& job, int64_t tile) {
   return {static_cast<const char*>(job.prepared) + stride * static_cast<size_t>(tile), first, left < kTokens ? left : kTokens};
 }
 
-// A panel by tiles `first` to `first + count` of tokens, with N sums.
+// A panel by the tiles of tokens from `first` on, with N sums.
 template <class T, int N>
 void add_panel(const Job& job, int64_t p, int64_t first, Chunks<T>& weights) {
   constexpr int each = kEach<T>;
