@@ -95,10 +95,11 @@ class Table(NamedTuple):
     examples: int
     epochs: float
     limit: int
+    rows: str | None = None
 
     def __str__(self) -> str:
         """Return the title."""
-        rows = f"{self.examples:,} training rows" if self.examples else "all training rows"
+        rows = self.rows or (f"{self.examples:,} training rows" if self.examples else "all training rows")
         questions = f", the first {self.limit} questions" if self.limit else ""
         return f"{self.model}, {self.task}: {rows}, epochs {self.epochs:g}{questions}"
 
@@ -372,7 +373,7 @@ def _tables_of(rows: Sequence[Row]) -> list[Table]:
 
 
 def _table_of(row: Row) -> Table:
-    return Table(*(row[name] for name in Table._fields))
+    return Table(**{name: row[name] for name in Table._fields if name in row})
 
 
 def _cells(arguments: argparse.Namespace) -> Iterator[tuple[Maker, str]]:
@@ -385,7 +386,7 @@ def _cells(arguments: argparse.Namespace) -> Iterator[tuple[Maker, str]]:
         for name, model in arguments.models.items():
             maker = Maker(
                 model, name, arguments.task, seed, arguments.data, arguments.work, arguments.examples,
-                arguments.epochs, dict(arguments.set), dict(arguments.prune), pythons,
+                arguments.epochs, dict(arguments.set), dict(arguments.prune), pythons, arguments.rows,
             )  # fmt: skip
             yield from ((maker, arm) for arm in arguments.arms if arm not in skipped)
 
@@ -401,6 +402,7 @@ def _key(maker: Maker, name: str, arguments: argparse.Namespace) -> dict[str, An
     return {
         "kind": "test", "model": maker.name, "task": maker.task, "arm": name, "seed": maker.seed,
         "examples": maker.examples, "epochs": maker.epochs, "limit": arguments.limit,
+        **({"rows": maker.given.name} if maker.given else {}),
     }  # fmt: skip
 
 
@@ -428,6 +430,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--arms", type=partial(_among, list(ARMS)), default=list(ARMS), help="separated by '; '")
     parser.add_argument("--seeds", type=seeds, default=[0, 1, 2])
     parser.add_argument("--examples", type=int, default=0, help="training rows, the first ones; 0: all")
+    parser.add_argument("--rows", type=Path, help="training rows in place of the set's, such as own right answers")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--limit", type=int, default=0, help="test questions, the first ones; 0: all")
     parser.add_argument("--rivals", type=_rivals, default={}, help="ENGINE=PYTHON,...")

@@ -163,20 +163,22 @@ class Maker:
     """Options of every `shears sparsify`; its sequences also measure the importance matrix."""
     pythons: Mapping[Engine, Path] = field(default_factory=dict)
     """The Python of each rival's engine."""
+    given: Path | None = None
+    """Training rows in place of the set's."""
 
     @property
     def folder(self) -> Path:
         """The folder of this seed and budget."""
-        name = f"{self.task}-{self.examples or 'all'}-x{self.epochs:g}-seed{self.seed}"
-        return self.work / self.name / name
+        rows = self.given.stem if self.given else "all"
+        return self.work / self.name / f"{self.task}-{self.examples or rows}-x{self.epochs:g}-seed{self.seed}"
 
     def rows(self, split: str) -> Path:
         """Return the file of a split."""
         target = self.work / "data" / self.task
-        path = _files(self.task, self.data, target)[split]
+        path = self.given if self.given and split == "train" else _files(self.task, self.data, target)[split]
         if split != "train" or not self.examples:
             return path
-        return write_rows(target / f"train-{self.examples}.jsonl", read_rows(str(path))[: self.examples])
+        return write_rows(target / f"{path.stem}-{self.examples}.jsonl", read_rows(str(path))[: self.examples])
 
     def file(self, arm: Arm) -> Path:
         """Return what answers: a folder, or a file of llama.cpp or ik_llama.cpp."""

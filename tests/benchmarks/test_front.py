@@ -6,6 +6,7 @@ import signal
 import struct
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -141,6 +142,16 @@ def test_a_file_that_our_decoder_cannot_read_is_refused(tmp_path: Path) -> None:
         maker.readable(ARMS["ONNX INT4"])
 
 
+def test_given_rows_stand_for_the_sets_training_rows_only(data: Path, tmp_path: Path) -> None:
+    given = tmp_path / "own-right.jsonl"
+    given.write_text("".join(f'{{"prompt": "{n} + 1?", "completion": "{n + 1}"}}\n' for n in range(3)))
+    maker = Maker("smollm2-135m", "135m", "mawps", 0, data, tmp_path, 0, 1.0, given=given)
+    assert maker.rows("train") == given
+    assert lines_of(replace(maker, examples=2).rows("train")) == lines_of(given)[:2]
+    assert len(lines_of(maker.rows("test"))) == 3 + 6
+    assert maker.folder.name == "mawps-own-right-x1-seed0"
+
+
 def test_a_rival_is_not_asked_to_weigh_answers(tmp_path: Path) -> None:
     maker = Maker("smollm2-135m", "135m", "arc-easy", 0, tmp_path, tmp_path, 0, 1.0)
     with pytest.raises(InputError, match="take --decoder ours"):
@@ -234,10 +245,12 @@ def test_a_signal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_differences_are_paired_by_question_and_corrected_over_the_arms_that_decide(tmp_path: Path) -> None:
     answers = {DENSE_INT4: "1100", SPARSE_INT4: "1110", "dense int8": "1111", Q4_K_M: "0000"}
     key = {"kind": "test", "model": "m", "task": "mawps", "examples": 0, "epochs": 1.0, "limit": 0, "cut": 1}
+    key["rows"] = "own.jsonl"
     for name, right in answers.items():
         for seed in (0, 1):
             add_row(tmp_path / "r.jsonl", {**key, "arm": name, "seed": seed, "right": right, "bytes": 2_500_000})
     lines = list(tables(rows_of(tmp_path / "r.jsonl")))
+    assert "\n## m, mawps: own.jsonl, epochs 1\n" in lines
     assert f"| {SPARSE_INT4} | 2 | 75.0 (30.1 to 95.4) | 2 | 2.5 |" in lines
     shown = next(line for line in lines if line.startswith(f"| {SPARSE_INT4} | +"))
     assert shown.startswith(f"| {SPARSE_INT4} | +25.0 (")
