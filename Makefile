@@ -1,6 +1,7 @@
 # Everything runs in .venv; `make demo` and `make test` set it up by themselves.
 PYTHON ?= python3.11
 BIN := .venv/bin
+EXTRAS ?= dev
 export HF_HUB_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 WORKERS ?= 2
@@ -15,7 +16,7 @@ setup: .venv/.done
 	@echo "setting up .venv: minutes without a word, 2 GB and more"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
 fmt: setup
@@ -44,7 +45,7 @@ bench: setup
 
 # The documentation as a site, in site/; warnings are errors, as are commands that do not parse.
 docs: setup
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/pytest -q -n 0 tests/docs/test_commands.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
