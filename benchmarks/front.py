@@ -402,13 +402,13 @@ def _key(maker: Maker, name: str, arguments: argparse.Namespace) -> dict[str, An
     return {
         "kind": "test", "model": maker.name, "task": maker.task, "arm": name, "seed": maker.seed,
         "examples": maker.examples, "epochs": maker.epochs, "limit": arguments.limit,
-        **({"rows": maker.given.name} if maker.given else {}),
+        "rows": maker.given.name if maker.given else None,
     }  # fmt: skip
 
 
 def _is_measured(maker: Maker, name: str, arguments: argparse.Namespace) -> bool:
     key = _key(maker, name, arguments)
-    return any(key.items() <= row.items() for row in rows_of(*arguments.results))
+    return any(all(row.get(name) == value for name, value in key.items()) for row in rows_of(*arguments.results))
 
 
 COMMANDS = {

@@ -167,18 +167,22 @@ class Maker:
     """Training rows in place of the set's."""
 
     @property
+    def subject(self) -> str:
+        """What is learnt, which names all files that depend on the rows: the task, with rows that are given."""
+        return f"{self.task}-{self.given.stem}" if self.given else self.task
+
+    @property
     def folder(self) -> Path:
         """The folder of this seed and budget."""
-        rows = self.given.stem if self.given else "all"
-        return self.work / self.name / f"{self.task}-{self.examples or rows}-x{self.epochs:g}-seed{self.seed}"
+        return self.work / self.name / f"{self.subject}-{self.examples or 'all'}-x{self.epochs:g}-seed{self.seed}"
 
     def rows(self, split: str) -> Path:
         """Return the file of a split."""
-        target = self.work / "data" / self.task
+        target = self.work / "data" / self.subject
         path = self.given if self.given and split == "train" else _files(self.task, self.data, target)[split]
         if split != "train" or not self.examples:
             return path
-        return write_rows(target / f"{path.stem}-{self.examples}.jsonl", read_rows(str(path))[: self.examples])
+        return write_rows(target / f"train-{self.examples}.jsonl", read_rows(str(path))[: self.examples])
 
     def file(self, arm: Arm) -> Path:
         """Return what answers: a folder, or a file of llama.cpp or ik_llama.cpp."""
@@ -232,7 +236,7 @@ class Maker:
         """Return the dense model, or the one pruned on all training rows, which seeds share."""
         if not sparsity:
             return self.model
-        folder = self.work / self.name / f"{self.task}-sparse-{100 * sparsity:.0f}"
+        folder = self.work / self.name / f"{self.subject}-sparse-{100 * sparsity:.0f}"
         if not folder.exists():
             text = replace(self, examples=0).rows("train")
             shears.sparsify(self.model, folder, sparsity=sparsity, calibration=str(text), **self.pruning)

@@ -149,7 +149,12 @@ def test_given_rows_stand_for_the_sets_training_rows_only(data: Path, tmp_path: 
     assert maker.rows("train") == given
     assert lines_of(replace(maker, examples=2).rows("train")) == lines_of(given)[:2]
     assert len(lines_of(maker.rows("test"))) == 3 + 6
-    assert maker.folder.name == "mawps-own-right-x1-seed0"
+    assert maker.folder.name == "mawps-own-right-all-x1-seed0"
+    of_the_set = replace(maker, given=None, examples=2)
+    assert of_the_set.folder != replace(maker, examples=2).folder
+    assert (
+        lines_of(of_the_set.rows("train")) != lines_of(given)[:2] == lines_of(replace(maker, examples=2).rows("train"))
+    )
 
 
 def test_a_rival_is_not_asked_to_weigh_answers(tmp_path: Path) -> None:
@@ -216,6 +221,9 @@ def test_questions_of_knowledge_are_answered_by_the_likeliest_text(
     _front(monkeypatch, "run", *files, *options)
     (row,) = rows_of(tmp_path / "r.jsonl")
     assert (len(row["right"]), row["cut"]) == (4, 0)
+    add_row(tmp_path / "given.jsonl", {**row, "rows": "own.jsonl"})
+    _front(monkeypatch, "run", *files[:-1], tmp_path / "given.jsonl", *options)
+    assert [line["rows"] for line in rows_of(tmp_path / "given.jsonl")] == ["own.jsonl", None]
 
 
 def test_models_of_one_task_share_a_picture_whose_steps_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
