@@ -5,6 +5,7 @@ and numbers. A generator seeded by a string draws them: the same bits on every m
 of a question decides its split, so that no question is in two splits.
 """
 
+import functools
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,11 @@ def arithmetic_rows(split: str) -> list[dict[str, str]]:
     if split not in SPLITS:
         known = ", ".join(SPLITS)
         raise InputError(f"the split of arithmetic must be one of {known}, got {split!r}")
+    return [dict(row) for row in _rows(split)]
+
+
+@functools.cache  # the stages of a run read a split several times
+def _rows(split: str) -> tuple[dict[str, str], ...]:
     parts, count = SPLITS[split]
     rows: dict[str, dict[str, str]] = {}
     for question, equation, answer in _problems(random.Random(f"shears arithmetic {split}")):
@@ -45,7 +51,7 @@ def arithmetic_rows(split: str) -> list[dict[str, str]]:
             rows[question] = {"prompt": prompt, "completion": completion, "answer": answer}
         if len(rows) == count:
             break
-    return list(rows.values())
+    return tuple(rows.values())
 
 
 def _problems(generator: random.Random) -> Iterator[tuple[str, str, str]]:
