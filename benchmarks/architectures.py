@@ -76,7 +76,7 @@ def measure(name: str, folder: Path, **settings: Any) -> Row:
     """Save a tiny model, prune it, load both again and compare."""
     tiny_model(name).save_pretrained(folder / "base")
     ids = _calibration(folder / "ids.jsonl")
-    size = {"num_samples": NUM_SEQUENCES, "sequence_length": LENGTH, "sparsity": TARGET}
+    size: dict[str, Any] = {"num_samples": NUM_SEQUENCES, "sequence_length": LENGTH, "sparsity": TARGET}
     sparse = sparsify(folder / "base", folder / "sparse", calibration=str(ids), **size, **settings)
     record = json.loads((sparse / SPARSITY).read_text())
     before, after = (

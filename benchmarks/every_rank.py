@@ -72,7 +72,9 @@ class Bench:
     def _sparse(self, model: str) -> Path:
         base = self.work / "sparse"
         if not base.exists():
-            settings = {"num_samples": 32, "sequence_length": 512, "recover_rank": 32, "recover_by": "moments"}
+            settings: dict[str, Any] = {
+                "num_samples": 32, "sequence_length": 512, "recover_rank": 32, "recover_by": "moments",
+            }  # fmt: skip
             shears.sparsify(model, base, calibration=str(self.data["train"]), **settings)
         return base
 

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_what_was_made_when_both_were_kept_finds_its_base_again(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["twice.gguf", f"twice.gguf{UNTIED}"])
 def test_a_run_continues_with_the_conversion_that_it_pruned(name: str, tmp_path: Path) -> None:
     twice(tmp_path)
-    shared = {"method": "magnitude", "sparsity": 0.5}
+    shared: dict[str, Any] = {"method": "magnitude", "sparsity": 0.5}
     sparsify(tmp_path / name, tmp_path / "run" / "sparse", **shared)
     recipe = Recipe(model=str(tmp_path / "twice.gguf"), sparsify=SparsifyConfig(**shared))
     dense = dense_model(str(recipe.model), "auto", tmp_path / "run")

@@ -143,8 +143,7 @@ def test_a_relative_base_is_a_folder_wherever_it_is_pushed_from(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made)
-    settings = {"method": "magnitude"}
-    shears.sparsify("base", tmp_path / "sparse", **settings)
+    shears.sparsify("base", tmp_path / "sparse", method="magnitude")
     shears.export_adapter("sparse", tmp_path / "package", format="package")
     for name, base in (("sparse", "base"), ("package", "sparse")):
         with pytest.raises(InputError, match=f"has the folder {made.resolve()}/{base}; push that first"):

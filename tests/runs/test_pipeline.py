@@ -154,7 +154,7 @@ def test_a_run_prunes_a_model_without_a_walk_as_sparsify_does(tmp_path: Path, mo
     monkeypatch.setattr("shears.sparsity.plan.Walk", refuse)
     base = save_tiny(tmp_path / "base")
     (tmp_path / "text.txt").write_text("abcdefgh " * 20)
-    options = {"calibration": str(tmp_path / "text.txt"), "num_samples": 2, "sequence_length": 16}
+    options: dict[str, Any] = {"calibration": str(tmp_path / "text.txt"), "num_samples": 2, "sequence_length": 16}
     recipe = Recipe.model_validate({"model": str(base), "output": str(tmp_path / "run"), "sparsify": options})
     shears.run(recipe)
     alone = shears.sparsify(base, tmp_path / "alone", **options)

@@ -339,7 +339,7 @@ def test_a_package_is_planned_at_the_bytes_of_its_file(
 ) -> None:
     """Header included. GPT-2's files hold I x O, Mixtral's experts one by one, GPT-OSS's in a stack, left dense."""
     base = save_tiny(tmp_path / "base", kind)
-    sparsify = {**MAGNITUDE, "sparsity": sparsity}
+    sparsify: dict[str, Any] = {**MAGNITUDE, "sparsity": sparsity}
     disk = planned(tmp_path, sparsify=sparsify, export={"format": "package", **export}).stages[-1].disk
     sparse = shears.sparsify(base, tmp_path / "sparse", **sparsify)
     size = (shears.export_adapter(sparse, tmp_path / "out", format="package", **export) / PACKAGE_FILE).stat().st_size

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from shears.sparsity.stage import sparsify
 from tests.oracles import wanda
 from tests.tiny import VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
-SMALL = {"method": "wanda", "num_samples": 4, "sequence_length": 32}
+SMALL: dict[str, Any] = {"method": "wanda", "num_samples": 4, "sequence_length": 32}
 
 
 def test_the_folder_opens_in_stock_tools_with_the_zeros_it_states(tmp_path: Path, text: str) -> None:

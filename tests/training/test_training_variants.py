@@ -25,7 +25,7 @@ def sparse(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pruned tiny model with its recovery."""
     folder = tmp_path_factory.mktemp("variants")
     save_tiny(folder / "dense")
-    settings = {
+    settings: dict[str, Any] = {
         "method": "wanda",
         "num_samples": 4,
         "sequence_length": 32,

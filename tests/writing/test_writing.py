@@ -191,7 +191,7 @@ def test_a_model_that_writes_nothing_is_refused(model: Path) -> None:
 def test_sparsify_lets_the_model_write_its_calibration_once(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = {"num_samples": 2, "sequence_length": 16, "calibration": "self"}
+    small: dict[str, Any] = {"num_samples": 2, "sequence_length": 16, "calibration": "self"}
     folder = sparsify(model, tmp_path / "sparse", **small)
     record = json.loads((folder / "sparsity.json").read_text())
     assert record["config"]["calibration"] == "self"

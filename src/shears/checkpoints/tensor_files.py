@@ -215,15 +215,21 @@ class TensorWriter:
 
     The constructor lays the files out; floating-point tensors get `dtype`, if given. `put` writes
     one tensor; `finish` copies the others from the source. The same source and tensors give the same
-    bytes. OSError where the disk is full or a file exists.
+    bytes. An interrupted writer's files are taken over with the names of the tensors that it had
+    `written`. OSError where the disk is full, or a file exists and none was written.
     """
 
-    def __init__(self, source: TensorFiles, output: Path, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, source: TensorFiles, output: Path, dtype: torch.dtype | None = None, written: Collection[str] = ()
+    ) -> None:
         self.source = source
         self.output = Path(output)
         self._stored: dict[str, StoredTensor] = {}
-        self._written: set[str] = set()
+        self._written = set(written)
         for file in source.files:
+            if written:
+                self._stored |= read_header(self.output / file)[0]
+                continue
             names = source.names_in(file)
             dtypes = [source.dtype(name) for name in names]
             if dtype is not None:
@@ -249,14 +255,23 @@ class TensorWriter:
             write_at(file, stored.offset, as_bytes(tensor.detach().cpu().contiguous()))
         self._written.add(name)
 
+    @property
+    def written(self) -> list[str]:
+        """Names of the tensors that were put."""
+        return sorted(self._written)
+
+    def flush(self) -> None:
+        """Flush every file to the disk."""
+        for file in self.source.files:
+            with (self.output / file).open("r+b", buffering=0) as stream:
+                os.fsync(stream.fileno())
+
     def finish(self) -> None:
         """Copy the tensors that were not put, flush every file, and write the index if there is one."""
         for name, stored in self._stored.items():
             if name not in self._written:
                 self._copy(name, stored)
-        for file in self.source.files:
-            with (self.output / file).open("r+b", buffering=0) as stream:
-                os.fsync(stream.fileno())
+        self.flush()
         if self.source.index is not None:
             self._write_index(self.source.index)
 

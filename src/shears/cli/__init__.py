@@ -27,7 +27,7 @@ QUIET = {
 INTERRUPTED = 130  # exit code of shells and of typer for Ctrl-C
 MANY_STAGES = ("compress", "run")  # they keep the stages that are finished
 HOW_TO_CONTINUE = {
-    **dict.fromkeys(("heal", "train"), "--resume finishes it"),
+    **dict.fromkeys(("heal", "sparsify", "train"), "--resume finishes it"),
     "search": "--resume continues with the evaluations so far",
     **dict.fromkeys(("compress", "evaluate", "write", "run"), "the same command continues from there"),
 }

@@ -69,16 +69,16 @@ def write(
 
 @app.command(rich_help_panel="Stages")
 @with_stage_options("sparsify", config.SparsifyConfig)
-def sparsify(model: BaseModel, out: Out, values: Values) -> None:
+def sparsify(model: BaseModel, out: Out, resume: Resume = False, *, values: Values) -> None:
     """Prune a model and write it as an ordinary model folder.
 
     transformers loads OUT. OUT/sparsity.json records the zeros of every layer.
 
     shears sparsify smollm2-135m sparse --calibration text.txt --sparsity 0.5
     """
-    refuse_taken(expanded(out))
+    refuse_taken(expanded(out), resume)
     build(config.SparsifyConfig, "sparsify", values).for_model(model)
-    folder = shears.sparsify(model, out, **values)
+    folder = shears.sparsify(model, out, resume=resume, **values)
     _print_done(folder, tables.sparsity_line(folder), "train", folder, "adapter --data FILE")
 
 

@@ -33,6 +33,7 @@ LOCK = ".lock"
 WORKER = ".worker"  # name of a search worker
 PARTIAL = ".partial"
 CHECKPOINTS = "checkpoints"  # in the working folder of a training
+WEIGHTS = ".safetensors"
 MARKER = "whole.json"  # in a checkpoint whose files are all on the disk
 NOTHING_DONE = {CONFIG, LOCK, TRAINING_LOG, TRAINING_TIMES}  # files that hold no work to resume
 OF_A_DISK = ("os error", "PytorchStreamWriter", "inline_container")  # in errors of safetensors and torch
@@ -137,14 +138,17 @@ def check_writable(output: Path) -> None:
 def has_work(work: Path, *besides: str) -> bool:
     """Tell whether a working folder holds anything to resume: a whole checkpoint, or rows, or a study.
 
-    Empty files, logs, checkpoints that were not completed, and files named `besides` are none. The
-    name of a search worker is work: a killed one may have evaluations in a shared study.
+    Empty files, logs, checkpoints that were not completed, weights (written block by block or at the
+    end), and files named `besides` are none. The name of a search worker is work: a killed one may
+    have evaluations in a shared study.
     """
 
     def counts(path: Path) -> bool:
         parts = path.relative_to(work).parts
         if parts[0] == CHECKPOINTS:
             return path.name == MARKER
+        if len(parts) == 1 and path.suffix == WEIGHTS:
+            return False
         return parts[0] not in {*NOTHING_DONE, *SCRAPS, *besides} and path.is_file() and path.stat().st_size > 0
 
     return any(counts(path) for path in work.rglob("*"))

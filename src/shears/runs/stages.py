@@ -199,7 +199,9 @@ def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path, template: 
         fingerprint = dense_model(model, config.dtype, folder).fingerprint
         return {"base_fingerprint": fingerprint, **_hashes(calibration=config.calibration)}
 
-    make = partial(sparsify_for, model, output, config, template)
+    def make() -> Path:
+        return sparsify_for(model, output, config, template, resume=partial_folder(output).exists())
+
     return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, make)
 
 

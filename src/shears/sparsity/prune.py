@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,10 @@ from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.capture import InputMoments, InputNorms, Receive, capturing
 from shears.models.blockwise.matrices import Matrix, affordable
 from shears.models.blockwise.sources import BlockSource, WholeModel
-from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, evaluating, walk_blocks
+from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk, evaluating, walk_blocks
 from shears.models.properties import check_calibration
 from shears.progress import track
+from shears.sparsity.checkpoint import Checkpoint
 from shears.sparsity.masks import Pattern
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.methods.scores import Pruned, Task, prune_by_magnitude
@@ -67,10 +69,15 @@ def sparsify_model(model: PreTrainedModel, batches: Batches, config: SparsifyCon
 
 @torch.no_grad()
 def prune_blocks(
-    source: BlockSource, batches: Batches, config: SparsifyConfig, folder: Path | None = None
+    source: BlockSource,
+    batches: Batches,
+    config: SparsifyConfig,
+    folder: Path | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> SparsityReport:
     """Prune the blocks of `source`; hidden states beyond the budget go to `folder`.
 
+    With a checkpoint, which takes a source that is not resident, the pruning goes on from there.
     InputError as in `sparsify_model`.
     """
     chosen = choose(source.model, config)
@@ -81,17 +88,26 @@ def prune_blocks(
     if config.reconstruct == "block":
         batches = [sequence[None] for batch in batches for sequence in batch]  # a gradient step for each
     run = CalibrationRun(source, batches, config, folder)
-    sparsities = _sparsities(run, chosen)
-    pruner = _Pruner(run, chosen, zeros_by_weight(chosen, config, sparsities))
+    pruner = _Pruner(run, chosen, _zeros(run, chosen, checkpoint))
     if config.measures_inputs:
         parts = 2 if config.reconstruct == "block" else 1
         with run.activations(parts) as hidden, run.activations(parts) as dense:
-            _prune_on_the_way(run, pruner, hidden, dense)
+            _prune_on_the_way(run, pruner, hidden, dense, checkpoint)
     else:
         for index in track(range(len(chosen.by_block)), "sparsify", len(chosen.by_block), "block"):
             with source.opened(index):
                 pruner.prune_unmeasured(index)
     return pruner.report()
+
+
+def _zeros(run: CalibrationRun, chosen: Chosen, checkpoint: Checkpoint | None) -> dict[str, int]:
+    """Return the number of zeros of every weight."""
+    if checkpoint is not None and checkpoint.state:
+        return dict(checkpoint.state["zeros"])
+    zeros = zeros_by_weight(chosen, run.config, _sparsities(run, chosen))
+    if checkpoint is not None and checkpoint.is_due:
+        checkpoint.save(0, {"zeros": zeros})
+    return zeros
 
 
 def _sparsities(run: CalibrationRun, chosen: Chosen) -> dict[str, float] | None:
@@ -113,7 +129,13 @@ def _sparsities(run: CalibrationRun, chosen: Chosen) -> dict[str, float] | None:
         return None
 
 
-def _prune_on_the_way(run: CalibrationRun, pruner: "_Pruner", hidden: Activations, dense: Activations) -> None:
+def _prune_on_the_way(
+    run: CalibrationRun,
+    pruner: "_Pruner",
+    hidden: Activations,
+    dense: Activations,
+    checkpoint: Checkpoint | None,
+) -> None:
     """Prune each block when the walk reaches it; all at once if the model allows no walk.
 
     `dense` takes the dense model's hidden states if blocks are fitted. InputError if they are to be
@@ -131,7 +153,22 @@ def _prune_on_the_way(run: CalibrationRun, pruner: "_Pruner", hidden: Activation
     else:
         if run.config.reconstruct == "block":
             pruner.reconstruction = Reconstruction(walk, dense, run.config.seed)
-        walk_blocks(walk, pruner.prune_block)
+        if checkpoint is None:
+            walk_blocks(walk, pruner.prune_block)
+        else:
+            _walk_on(walk, pruner, {"hidden": hidden, "dense": dense}, checkpoint)
+
+
+def _walk_on(walk: Walk, pruner: "_Pruner", states: Mapping[str, Activations], checkpoint: Checkpoint) -> None:
+    """Prune the blocks behind those of the checkpoint, and save a new one now and then."""
+    if checkpoint.done:
+        pruner.restore(checkpoint.state, checkpoint.load(states))
+
+    def reached(index: int) -> None:
+        if checkpoint.is_due:
+            checkpoint.save(index, pruner.state(), states, pruner.tensors())
+
+    walk_blocks(walk, pruner.prune_block, begin=checkpoint.done, reached=reached)
 
 
 class _Pruner:
@@ -203,6 +240,35 @@ class _Pruner:
         target = self._config.sparsity
         blocks = self.reconstruction.errors if self.reconstruction is not None else {}
         return SparsityReport(target, self._linears, uncovered, self._by_magnitude, recovered, blocks)
+
+    def state(self) -> dict[str, Any]:
+        """Return as JSON data what the report, a resume and the blocks to come need of those pruned."""
+        fitted = self.reconstruction
+        return {
+            "zeros": self._zeros,
+            "written": self._run.source.kept(),
+            "linears": {name: [*linear.shape, linear.zeros] for name, linear in self._linears.items()},
+            "by_magnitude": self._by_magnitude,
+            "recovered": list(self._recovered.linears),
+            "blocks": {name: list(errors) for name, errors in fitted.errors.items()} if fitted else {},
+            "reach": fitted.reach if fitted else 0.0,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the recoveries so far."""
+        return self._recovered.tensors()
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `state` and `tensors` returned."""
+        linears = state["linears"]
+        self._linears = {
+            name: LinearSparsity((rows, columns), zeros) for name, (rows, columns, zeros) in linears.items()
+        }
+        self._by_magnitude = list(state["by_magnitude"])
+        self._recovered.restore(tensors, state["recovered"])
+        if self.reconstruction is not None:
+            self.reconstruction.errors = {name: BlockErrors(*errors) for name, errors in state["blocks"].items()}
+            self.reconstruction.reach = state["reach"]
 
     def _prune_measured(self, matrices: Sequence[Matrix], measure: Measure) -> None:
         """Prune weights by the statistics of their inputs that pruning or the recovery needs."""

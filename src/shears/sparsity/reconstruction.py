@@ -48,7 +48,7 @@ class Reconstruction:
         self.errors: dict[str, BlockErrors] = {}
         self._dense = dense
         self._seed = seed
-        self._reach = 0.0  # of the blocks before; 0 until one was fitted
+        self.reach = 0.0  # of the blocks before; 0 until one was fitted
         for states in walk.hidden:
             dense.append(states)
 
@@ -59,9 +59,9 @@ class Reconstruction:
 
     def fit(self, run: BlockRun, matrices: Sequence[Matrix]) -> None:
         """Fit the kept weights of the block's matrices in place."""
-        errors, reach = fit_block(run, matrices, self._dense, self._seed, self._reach)
+        errors, reach = fit_block(run, matrices, self._dense, self._seed, self.reach)
         self.errors[run.name] = errors
-        self._reach = self._reach or reach
+        self.reach = self.reach or reach
         logger.info("%s: error of its outputs %.3g, fitted %.3g with a reach of %g", run.name, *errors, reach)
 
 

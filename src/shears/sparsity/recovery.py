@@ -8,7 +8,7 @@ Shapes: O output features, I input features, R rank.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,21 @@ class Recovered:
         removed = removed.cpu() if removed.device.type == "mps" else removed  # mps has no float64
         moments = moments if self._by == "moments" else None
         self.linears[matrix.name] = recover(removed, self._rank, norms, moments)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all recoveries as tensors, from which `restore` makes them again."""
+        found: dict[str, Tensor] = {}
+        for name, recovery in self.linears.items():
+            total = torch.tensor(recovery.total, dtype=torch.float64)
+            parts = {"b": recovery.b, "a": recovery.a, "energy": recovery.energy, "total": total}
+            found |= {f"{name}:{part}": tensor for part, tensor in parts.items()}
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
+        """Take over the recoveries of these linears, in this order."""
+        for name in names:
+            b, a, energy, total = (tensors[f"{name}:{part}"] for part in ("b", "a", "energy", "total"))
+            self.linears[name] = Recovery(b, a, energy, float(total))
 
     @property
     def kept(self) -> float:

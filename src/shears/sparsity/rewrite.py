@@ -1,7 +1,7 @@
 """Write a changed copy of a model; count the zeros of linears, and again in the files."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -41,18 +41,25 @@ def in_format(values: Float[Tensor, "*B I"], kept: Bool[Tensor, "*B I"], dtype: 
 
 
 def rewrite_model(
-    model: ModelRef, work: Path, device: str, dtype: str, change: Callable[[BlockSource, FormatOf], Result]
+    model: ModelRef,
+    work: Path,
+    device: str,
+    dtype: str,
+    change: Callable[[BlockSource, FormatOf], Result],
+    written: Collection[str] = (),
 ) -> Result:
     """Let `change` change the blocks of a model, write the model to `work`, return its result.
 
-    The configuration is only written if the model is written from memory. InputError, before any
-    work, if the disk has too little room.
+    The configuration is only written if the model is written from memory. `written` are the tensors
+    that an interrupted call had put into the files of `work`. InputError, before any work, if the
+    disk has too little room.
     """
-    refuse_full_disk(work, weights_bytes(model.folder, DTYPES.get(dtype)))
+    if not written:
+        refuse_full_disk(work, weights_bytes(model.folder, DTYPES.get(dtype)))
 
     def by_block() -> Result:
         skeleton = Skeleton.open(model.folder, torch.float32, pick_device(device))
-        writer = TensorWriter(skeleton.files, work, DTYPES.get(dtype))
+        writer = TensorWriter(skeleton.files, work, DTYPES.get(dtype), written)
         source = StreamedModel(skeleton, writer)
         result = change(source, lambda name: writer.dtype(skeleton.disk_names(name)[0]))
         writer.finish()

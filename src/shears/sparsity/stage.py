@@ -26,6 +26,7 @@ from shears.records.folders import working_folder
 from shears.records.paths import expanded
 from shears.records.trained_form import trained_template
 from shears.records.version import __version__
+from shears.sparsity.checkpoint import Checkpoint
 from shears.sparsity.prune import SparsityReport, prune_blocks
 from shears.sparsity.recovery import write_recovery
 from shears.sparsity.rewrite import FormatOf, check_saved, rewrite_model
@@ -35,19 +36,25 @@ logger = logging.getLogger(__name__)
 SEQUENCES_AT_ONCE = 4  # calibration sequences in one forward pass
 
 
-def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
+def sparsify(model: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
     """Prune `model` and write it to the folder `output`; return that folder.
 
     The keywords are the fields of `SparsifyConfig`. The model is read and written block by block:
     memory holds the embeddings, one block and the hidden states. Only `calibration="self"`, text
-    that the model writes, loads it whole. InputError for a model, a text or settings that cannot
-    be used.
+    that the model writes, loads it whole. `resume` continues an interrupted run of the same
+    configuration behind its last saved block. InputError for a model, a text or settings that
+    cannot be used.
     """
-    return sparsify_for(model, output, build(SparsifyConfig, "sparsify", config))
+    return sparsify_for(model, output, build(SparsifyConfig, "sparsify", config), resume=resume)
 
 
 def sparsify_for(
-    model: str | Path, output: str | Path, settings: SparsifyConfig, trained: TemplateName | None = None
+    model: str | Path,
+    output: str | Path,
+    settings: SparsifyConfig,
+    trained: TemplateName | None = None,
+    *,
+    resume: bool,
 ) -> Path:
     """Prune as `sparsify` does, for a training or a measurement in the template `trained`.
 
@@ -56,7 +63,8 @@ def sparsify_for(
     started = time.monotonic()
     settings = settings.for_model(str(model))
     output = expanded(output)
-    with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None, kind=SparsifyConfig) as work:
+    asked = {"model": str(model), **as_data(settings)}
+    with working_folder(output, asked, resume=resume, kind=SparsifyConfig) as work:
         ref = resolve(model, settings.dtype)
         ref.refuse_package("prune")
         tokenizer = _tokenizer(ref)
@@ -71,19 +79,22 @@ def sparsify_for(
             "calibration_sha256": source_fingerprint(source) if calibration else None,
         }
 
-        def prune(source: BlockSource, _: FormatOf) -> SparsityReport:
-            return prune_blocks(source, batches, settings, work)
+        read = {"base_fingerprint": ref.fingerprint, "calibration_fingerprint": calibration}
+        with Checkpoint(work, read) as checkpoint:
 
-        report = rewrite_model(ref, work, settings.device, settings.dtype, prune)
-        if not (work / "config.json").is_file():
-            _copy_config(ref.folder, work, settings.dtype)
-        if tokenizer is not None:
-            save_tokenizer(ref, work)
-        check_saved(work, report.linears)
-        if report.recovered is not None:
-            write_recovery(work, output, report.recovered, settings.recover_by)
-        write_json(work / SPARSITY, _record(work, settings, report, origin))
-        write_card(work)
+            def prune(source: BlockSource, _: FormatOf) -> SparsityReport:
+                return prune_blocks(source, batches, settings, work, None if source.resident else checkpoint)
+
+            report = rewrite_model(ref, work, settings.device, settings.dtype, prune, checkpoint.written)
+            if not (work / "config.json").is_file():
+                _copy_config(ref.folder, work, settings.dtype)
+            if tokenizer is not None:
+                save_tokenizer(ref, work)
+            check_saved(work, report.linears)
+            if report.recovered is not None:
+                write_recovery(work, output, report.recovered, settings.recover_by)
+            write_json(work / SPARSITY, _record(work, settings, report, origin))
+            write_card(work)
     logger.info("sparsified %s to %.1f %% in %.0f s", output, 100 * report.achieved, time.monotonic() - started)
     return output
 

@@ -53,6 +53,17 @@ class Activations:
         self._devices.append(tensor.device)
         self[len(self) - 1] = tensor
 
+    def save(self, folder: Path) -> None:
+        """Write all tensors into a new folder."""
+        folder.mkdir()
+        for index, tensor in enumerate(self):
+            save_file({NAME: tensor.contiguous()}, folder / f"{index}.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Replace all tensors by those that `save` wrote."""
+        for index, device in enumerate(self._devices):
+            self[index] = load_file(folder / f"{index}.safetensors", device=str(device))[NAME]
+
     @property
     def num_spilled(self) -> int:
         """The number of tensors on the disk."""

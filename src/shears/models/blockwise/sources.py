@@ -146,6 +146,10 @@ class BlockSource(ABC):
     def keep(self, index: int, parameters: Collection[str]) -> None:
         """Save the named parameters of the open block, as they are now."""
 
+    def kept(self) -> list[str]:
+        """Return the names of all tensors that `keep` wrote to files, and flush these; none in memory."""
+        return []
+
 
 class WholeModel(BlockSource):
     """All blocks in memory, changed in place."""
@@ -219,3 +223,9 @@ class StreamedModel(BlockSource):
         if parameters:
             assert self._writer is not None
             self._skeleton.store(f"{self.prefix}.{index}", self._writer, parameters)
+
+    def kept(self) -> list[str]:
+        """Flush the output files; return the names of the tensors in them."""
+        assert self._writer is not None
+        self._writer.flush()
+        return self._writer.written

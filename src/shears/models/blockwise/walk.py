@@ -309,16 +309,22 @@ class Walk:
 
 
 @torch.no_grad()
-def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
+def walk_blocks(
+    walk: Walk, visit: Visit, title: str = "sparsify", begin: int = 0, reached: Callable[[int], None] | None = None
+) -> None:
     """Visit the blocks in order: `visit` changes a block, whose outputs go into the next one.
 
-    No hook stays on the model, also after an error. InputError if hidden states are not finite.
+    It begins at the block `begin`, whose inputs the walk must hold then, and calls `reached` with
+    every further block whose inputs it holds. No hook stays on the model, also after an error.
+    InputError if hidden states are not finite.
     """
-    for index in track(range(len(walk)), title, len(walk), "block"):
+    for index in track(range(begin, len(walk)), title, len(walk) - begin, "block"):
         with walk.opened(index) as run:
             visit(run)
             if index + 1 < len(walk):
                 walk.advance(run)
+        if reached is not None and index + 1 < len(walk):
+            reached(index + 1)
 
 
 @contextmanager
