@@ -75,7 +75,7 @@ class Bench:
             settings: dict[str, Any] = {
                 "num_samples": 32, "sequence_length": 512, "recover_rank": 32, "recover_by": "moments",
             }  # fmt: skip
-            shears.sparsify(model, base, calibration=str(self.data["train"]), **settings)
+            shears.sparsify(model, base, resume=True, calibration=str(self.data["train"]), **settings)
         return base
 
     def once(self, key: Mapping[str, Any], make: Callable[[], Cell]) -> Cell:

@@ -239,7 +239,7 @@ class Maker:
         folder = self.work / self.name / f"{self.subject}-sparse-{100 * sparsity:.0f}"
         if not folder.exists():
             text = replace(self, examples=0).rows("train")
-            shears.sparsify(self.model, folder, sparsity=sparsity, calibration=str(text), **self.pruning)
+            shears.sparsify(self.model, folder, resume=True, sparsity=sparsity, calibration=str(text), **self.pruning)
         return str(folder)
 
     def _quantized(self, arm: Arm) -> Path:

@@ -163,7 +163,7 @@ def _base(work: Path, text: Path, arm: Arm) -> Path:
     base = work / arm.base
     if not base.exists():
         settings = {"num_samples": 32, "sequence_length": 512, "recover_rank": 40, **arm.pruning}
-        shears.sparsify(MODEL, base, calibration=str(text), recover_by=arm.recover_by, **settings)
+        shears.sparsify(MODEL, base, resume=True, calibration=str(text), recover_by=arm.recover_by, **settings)
     return base
 
 

@@ -105,7 +105,7 @@ def base_of(cell: Cell, setting: Setting, stages: Stages) -> str:
         text = _training(replace(cell, examples=0), setting)["train"]  # the same base for any number of examples
         with stages("prune"):
             shears.sparsify(
-                model, folder, sparsity=cell.sparsity, calibration=str(text), **PRUNING[cell.base],
+                model, folder, resume=True, sparsity=cell.sparsity, calibration=str(text), **PRUNING[cell.base],
                 **setting.calibration,
             )  # fmt: skip
     return str(folder)

@@ -1,5 +1,7 @@
 """A pruning that was interrupted anywhere ends with the bytes of an undisturbed one, or says why it can't go on."""
 
+import errno
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +10,10 @@ from typing import Any
 import pytest
 
 from shears.errors import InputError
+from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.walk import BlockRun
 from shears.records.folders import partial_folder
-from shears.sparsity import checkpoint
+from shears.sparsity import checkpoint, stage
 from shears.sparsity.prune import _Pruner
 from shears.sparsity.stage import sparsify
 from tests.tiny import save_tiny
@@ -124,3 +127,71 @@ def test_before_the_first_save_nothing_is_kept(tmp_path: Path, text: str, monkey
     killed_at(monkeypatch, _Pruner, "_keep", 2, lambda: sparsify(base, tmp_path / "sparse", **settings))
     assert sparsify(base, tmp_path / "sparse", **settings).is_dir()  # anew, without --resume
     assert sparsify(base, tmp_path / "other", resume=True, **settings).is_dir()  # nothing to go on with
+
+
+def test_a_whole_folder_that_was_not_renamed_is_not_made_again(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, settings = save_tiny(tmp_path / "base"), {"calibration": text, **SMALL}
+    killed_at(monkeypatch, stage, "write_card", 1, lambda: sparsify(base, tmp_path / "sparse", **settings))
+    monkeypatch.setattr(stage, "_make", None)
+    folder = sparsify(base, tmp_path / "sparse", resume=True, **settings)
+    assert (folder / "README.md").is_file()
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "marker", "gone"])
+def test_a_damaged_checkpoint_is_not_used(
+    damage: str, interrupted: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (marker,) = partial_folder(tmp_path / "sparse").glob("checkpoints/*/whole.json")
+    states = marker.parent / "hidden" / "0.safetensors"
+    if damage == "marker":
+        marker.write_text("{}")
+    elif damage == "cut":
+        states.write_bytes(states.read_bytes()[:-1])
+    else:
+        states.unlink()
+    assert interrupted(resume=True).is_dir()
+    assert "is damaged; it is not used" in caplog.text
+    assert "blocks are pruned already" not in caplog.text
+
+
+def test_a_state_that_was_edited_is_one_line_and_gone(interrupted: Callable[..., Path], tmp_path: Path) -> None:
+    (marker,) = partial_folder(tmp_path / "sparse").glob("checkpoints/*/whole.json")
+    content = json.loads(marker.read_text())
+    del content["state"]["linears"]
+    marker.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"whole\.json.*lacks 'linears'"):
+        interrupted(resume=True)
+    assert not partial_folder(tmp_path / "sparse").exists()
+
+
+def test_without_room_for_a_checkpoint_the_pruning_goes_on(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: Activations, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "0.safetensors").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Activations, "save", refuse)
+    folder = sparsify(save_tiny(tmp_path / "base"), tmp_path / "sparse", calibration=text, **SMALL)
+    assert "could not be saved for a resume" in caplog.text
+    assert not (folder / "checkpoints").exists()
+
+
+def test_what_would_fail_again_is_not_kept(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_tiny(tmp_path / "base", num_hidden_layers=3)
+    keep = _Pruner._keep
+
+    def refuse(self: _Pruner, index: int, matrices: Any) -> None:
+        if index == 2:
+            raise InputError("hidden states must be finite")
+        keep(self, index, matrices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Pruner, "_keep", refuse)
+        with pytest.raises(InputError, match="must be finite"):
+            sparsify(base, tmp_path / "sparse", calibration=text, **SMALL)
+    assert sparsify(base, tmp_path / "sparse", calibration=text, dtype="fp32", **SMALL).is_dir()

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from shears.config.fields import StageConfig
 from shears.errors import InputError, Interrupted, first_line
 from shears.records.artifacts import (
+    SPARSITY,
     TRAINING_LOG,
     TRAINING_TIMES,
     read_object,
@@ -29,11 +30,11 @@ from shears.records.artifacts import (
 
 CONFIG = ".asked.json"  # in the working folder: the configuration of the interrupted stage
 KIND = "kind"  # key in it: the class of the configuration, which tells the verbs apart
+PRUNING = "SparsifyConfig"  # that of a stage that writes its output from the beginning
 LOCK = ".lock"
 WORKER = ".worker"  # name of a search worker
 PARTIAL = ".partial"
 CHECKPOINTS = "checkpoints"  # in the working folder of a training
-WEIGHTS = ".safetensors"
 MARKER = "whole.json"  # in a checkpoint whose files are all on the disk
 NOTHING_DONE = {CONFIG, LOCK, TRAINING_LOG, TRAINING_TIMES}  # files that hold no work to resume
 OF_A_DISK = ("os error", "PytorchStreamWriter", "inline_container")  # in errors of safetensors and torch
@@ -138,19 +139,22 @@ def check_writable(output: Path) -> None:
 def has_work(work: Path, *besides: str) -> bool:
     """Tell whether a working folder holds anything to resume: a whole checkpoint, or rows, or a study.
 
-    Empty files, logs, checkpoints that were not completed, weights (written block by block or at the
-    end), and files named `besides` are none. The name of a search worker is work: a killed one may
-    have evaluations in a shared study.
+    Empty files, logs, checkpoints that were not completed, and files named `besides` are none. The
+    name of a search worker is work: a killed one may have evaluations in a shared study. Of a
+    pruning only its checkpoint and its record are.
     """
 
     def counts(path: Path) -> bool:
         parts = path.relative_to(work).parts
         if parts[0] == CHECKPOINTS:
             return path.name == MARKER
-        if len(parts) == 1 and path.suffix == WEIGHTS:
-            return False
+        if is_pruning:
+            return str(path.relative_to(work)) == SPARSITY
         return parts[0] not in {*NOTHING_DONE, *SCRAPS, *besides} and path.is_file() and path.stat().st_size > 0
 
+    is_pruning = False
+    with suppress(InputError):
+        is_pruning = read_object(work / CONFIG).get(KIND) == PRUNING
     return any(counts(path) for path in work.rglob("*"))
 
 

@@ -27,7 +27,7 @@ from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts
 from shears.records.artifacts import as_data
 from shears.records.card import write_card
-from shears.records.folders import refuse_full_disk, run_lock
+from shears.records.folders import partial_folder, refuse_full_disk, run_lock
 from shears.records.paths import is_path
 from shears.records.timing import timed
 from shears.runs.baselines import HEALED_FOLDER, baseline_model, dense_model, sparse_folder
@@ -54,10 +54,14 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
     with run_lock(folder):
         stages = stages_of(recipe, folder)
         done = [stage.is_done() for stage in stages]  # raises before any work is done
-        to_do = [stage.name for stage, is_done in zip(stages, done, strict=True) if not is_done]
+        missing = [stage for stage, is_done in zip(stages, done, strict=True) if not is_done]
+        to_do = [stage.name for stage in missing]
         _check_rows(recipe, {stage.name for stage in stages} - {*to_do})
         _check_trainings(recipe)
-        refuse_full_disk(folder, bytes_of(recipe, to_do))
+        begun = sum(
+            file.stat().st_size for stage in missing for file in partial_folder(stage.output).glob("*.safetensors")
+        )
+        refuse_full_disk(folder, bytes_of(recipe, to_do) - begun)
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
         artifacts.write_text(folder / artifacts.RECIPE, text)
         total = len(stages) + (recipe.evaluate is not None)

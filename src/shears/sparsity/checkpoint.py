@@ -7,16 +7,18 @@ them are the hidden states, which go into a folder of their own, and the decisio
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shears.errors import InputError
 from shears.models.blockwise.activations import Activations
-from shears.records.artifacts import read_object, sync_tree, write_json
+from shears.records.artifacts import read_object, reading, sync_path, sync_tree, write_json
 from shears.records.folders import CHECKPOINTS, CONFIG, LOCK, MARKER, clear
 
 logger = logging.getLogger(__name__)
@@ -28,9 +30,8 @@ class Checkpoint:
     """The last saved state of the pruning that works in a folder; empty at its beginning.
 
     `state` and `done`, a number of blocks, are what `save` was given. Files that an interrupted run
-    left beside it are deleted. A `with` block deletes the checkpoint where it ends well, and without
-    one all files where it is interrupted or fails. InputError if the interrupted run read other
-    weights or another text than `origin` says.
+    left beside it are deleted, and what was torn. InputError if that run read other things than
+    `origin` says: weights, text, the version.
     """
 
     def __init__(self, work: Path, origin: Mapping[str, Any]) -> None:
@@ -41,19 +42,20 @@ class Checkpoint:
         self._origin = dict(origin)
         self._last: Path | None = None
         self._saved = time.monotonic()
-        whole = [path.parent for path in self._folder.glob(f"*/{MARKER}")]
+        whole = [path for path in self._folder.glob("*") if path.name.isdecimal() and _is_whole(path)]
         if whole:
             self._open(max(whole, key=lambda folder: int(folder.name)))
         self._tidy()
 
-    def __enter__(self) -> "Checkpoint":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        elif self._last is None and issubclass(kind, InputError | OSError | KeyboardInterrupt):
-            clear(self._work, {CONFIG})
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Delete everything where the work inside would fail again, or nothing of it was saved."""
+        try:
+            yield
+        except (InputError, OSError, KeyboardInterrupt) as error:
+            if self._last is None or isinstance(error, InputError):
+                clear(self._work, {CONFIG})
+            raise
 
     @property
     def is_due(self) -> bool:
@@ -72,18 +74,20 @@ class Checkpoint:
         hidden: Mapping[str, Activations] | None = None,
         tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Save JSON data, hidden states and tensors in place of those before; they are on the disk at the return."""
+        """Save JSON data, hidden states and tensors in place of those before; they are on the disk at the return.
+
+        Without room for them those before stay, with a warning.
+        """
         folder = self._folder / str(done)
-        shutil.rmtree(folder, ignore_errors=True)  # a torn one
-        folder.mkdir(parents=True)
-        for name, activations in (hidden or {}).items():
-            activations.save(folder / name)
-        save_file(dict(tensors or {}), folder / TENSORS)
-        sync_tree(folder)
-        write_json(folder / MARKER, {"origin": self._origin, "done": done, "state": state})
-        if self._last is not None:
-            shutil.rmtree(self._last)
-        self._last = folder
+        try:
+            self._write(folder, done, state, hidden or {}, tensors or {})
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            logger.warning("%d blocks are pruned, which could not be saved for a resume: %s", done, error)
+        else:
+            before, self._last = self._last, folder
+            if before is not None:
+                shutil.rmtree(before, ignore_errors=True)
         self._saved = time.monotonic()
 
     def load(self, hidden: Mapping[str, Activations]) -> dict[str, Tensor]:
@@ -91,16 +95,41 @@ class Checkpoint:
         assert self._last is not None
         for name, activations in hidden.items():
             activations.load(self._last / name)
-        tensors: dict[str, Tensor] = load_file(self._last / TENSORS)
-        return tensors
+        mapped: dict[str, Tensor] = load_file(self._last / TENSORS)
+        return {name: tensor.clone() for name, tensor in mapped.items()}  # the file is deleted before they are
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Return a context in which a wrong value of the state is an InputError that names its file."""
+        return reading((self._last or self._folder) / MARKER)
+
+    def _write(
+        self,
+        folder: Path,
+        done: int,
+        state: Mapping[str, Any],
+        hidden: Mapping[str, Activations],
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        folder.mkdir(parents=True)
+        for name, activations in hidden.items():
+            activations.save(folder / name)
+        save_file(dict(tensors), folder / TENSORS)
+        sync_tree(folder)
+        marker = {"sizes": _sizes(folder), "origin": self._origin, "done": done, "state": state}
+        write_json(folder / MARKER, marker)
+        sync_path(self._folder)
+        sync_path(self._work)
 
     def _open(self, folder: Path) -> None:
-        marker = read_object(folder / MARKER)
-        changed = [key for key, value in self._origin.items() if marker["origin"].get(key) != value]
+        with reading(folder / MARKER):
+            marker = read_object(folder / MARKER)
+            before = dict(marker["origin"])
+            state, done = dict(marker["state"]), int(marker["done"])
+        changed = [key for key, value in self._origin.items() if before.get(key) != value]
         if changed:
             rule = f"an interrupted pruning must go on with the same {' and '.join(changed)}"
-            raise InputError(f"{rule}, that of {folder.parents[1]} had another; delete it, or choose another output")
-        self.state, self.done, self._last = marker["state"], marker["done"], folder
+            raise InputError(f"{rule}, that of {self._work} had another; delete it, or choose another output")
+        self.state, self.done, self._last = state, done, folder
         logger.info("%d blocks are pruned already", self.done)
 
     def _tidy(self) -> None:
@@ -110,4 +139,20 @@ class Checkpoint:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for path in self._folder.glob("*"):
             if path != self._last:
-                shutil.rmtree(path)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether a checkpoint is marked, and its files have the sizes in the marker; warn of others."""
+    try:
+        sizes = read_object(folder / MARKER).get("sizes")
+    except InputError:
+        return False  # torn
+    if sizes != _sizes(folder):
+        logger.warning("%s is damaged; it is not used", folder)
+    return bool(sizes == _sizes(folder))

@@ -103,7 +103,8 @@ def prune_blocks(
 def _zeros(run: CalibrationRun, chosen: Chosen, checkpoint: Checkpoint | None) -> dict[str, int]:
     """Return the number of zeros of every weight."""
     if checkpoint is not None and checkpoint.state:
-        return dict(checkpoint.state["zeros"])
+        with checkpoint.reading():
+            return {name: int(checkpoint.state["zeros"][name]) for name in chosen.sizes}
     zeros = zeros_by_weight(chosen, run.config, _sparsities(run, chosen))
     if checkpoint is not None and checkpoint.is_due:
         checkpoint.save(0, {"zeros": zeros})
@@ -162,7 +163,8 @@ def _prune_on_the_way(
 def _walk_on(walk: Walk, pruner: "_Pruner", states: Mapping[str, Activations], checkpoint: Checkpoint) -> None:
     """Prune the blocks behind those of the checkpoint, and save a new one now and then."""
     if checkpoint.done:
-        pruner.restore(checkpoint.state, checkpoint.load(states))
+        with checkpoint.reading():
+            pruner.restore(checkpoint.state, checkpoint.load(states))
 
     def reached(index: int) -> None:
         if checkpoint.is_due:

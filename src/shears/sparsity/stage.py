@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +16,23 @@ from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
+from shears.models.arithmetic import computing_precision
 from shears.models.blockwise.sources import BlockSource
 from shears.models.blockwise.walk import Batches
-from shears.models.devices import DTYPES
+from shears.models.devices import DTYPES, pick_device
 from shears.models.load import copy_configs, load_tokenizer, save_tokenizer
 from shears.models.ref import ModelRef, resolve
-from shears.records.artifacts import SPARSITY, as_data, inherited, weights_fingerprint, write_json
+from shears.records.artifacts import (
+    SPARSITY,
+    as_data,
+    inherited,
+    read_object,
+    sync_tree,
+    weights_fingerprint,
+    write_json,
+)
 from shears.records.card import write_card
-from shears.records.folders import working_folder
+from shears.records.folders import CHECKPOINTS, working_folder
 from shears.records.paths import expanded
 from shears.records.trained_form import trained_template
 from shears.records.version import __version__
@@ -65,38 +75,53 @@ def sparsify_for(
     output = expanded(output)
     asked = {"model": str(model), **as_data(settings)}
     with working_folder(output, asked, resume=resume, kind=SparsifyConfig) as work:
-        ref = resolve(model, settings.dtype)
-        ref.refuse_package("prune")
-        tokenizer = _tokenizer(ref)
-        source, columns = _source(ref, settings)
-        template = trained or trained_template(ref.folder)
-        batches, calibration = _calibration(source, columns, tokenizer, settings, template)
-        origin = {
-            "model": ref.recorded_name,
-            "base_fingerprint": ref.fingerprint,
-            **inherited(ref.record),
-            "calibration_fingerprint": calibration,
-            "calibration_sha256": source_fingerprint(source) if calibration else None,
-        }
-
-        read = {"base_fingerprint": ref.fingerprint, "calibration_fingerprint": calibration}
-        with Checkpoint(work, read) as checkpoint:
-
-            def prune(source: BlockSource, _: FormatOf) -> SparsityReport:
-                return prune_blocks(source, batches, settings, work, None if source.resident else checkpoint)
-
-            report = rewrite_model(ref, work, settings.device, settings.dtype, prune, checkpoint.written)
-            if not (work / "config.json").is_file():
-                _copy_config(ref.folder, work, settings.dtype)
-            if tokenizer is not None:
-                save_tokenizer(ref, work)
-            check_saved(work, report.linears)
-            if report.recovered is not None:
-                write_recovery(work, output, report.recovered, settings.recover_by)
-            write_json(work / SPARSITY, _record(work, settings, report, origin))
-            write_card(work)
-    logger.info("sparsified %s to %.1f %% in %.0f s", output, 100 * report.achieved, time.monotonic() - started)
+        if not (work / SPARSITY).is_file():  # else interrupted between saving and renaming the folder
+            _make(work, output, resolve(model, settings.dtype), settings, trained)
+        write_card(work)
+        shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs it until all is saved
+        achieved = 100 * read_object(work / SPARSITY)["achieved"]
+    logger.info("sparsified %s to %.1f %% in %.0f s", output, achieved, time.monotonic() - started)
     return output
+
+
+def _make(work: Path, output: Path, ref: ModelRef, settings: SparsifyConfig, trained: TemplateName | None) -> None:
+    """Write the model for `output`, and last the record that marks it as whole."""
+    ref.refuse_package("prune")
+    tokenizer = _tokenizer(ref)
+    source, columns = _source(ref, settings)
+    template = trained or trained_template(ref.folder)
+    batches, calibration = _calibration(source, columns, tokenizer, settings, template)
+    origin = {
+        "model": ref.recorded_name,
+        "base_fingerprint": ref.fingerprint,
+        **inherited(ref.record),
+        "calibration_fingerprint": calibration,
+        "calibration_sha256": source_fingerprint(source) if calibration else None,
+    }
+    device = pick_device(settings.device)
+    read = {
+        "base_fingerprint": ref.fingerprint,
+        "calibration_fingerprint": calibration,
+        "shears_version": __version__,
+        "device": device.type,
+        "precision": computing_precision(settings.precision, device),
+    }
+    checkpoint = Checkpoint(work, read)
+
+    def prune(source: BlockSource, _: FormatOf) -> SparsityReport:
+        return prune_blocks(source, batches, settings, work, None if source.resident else checkpoint)
+
+    with checkpoint.working():
+        report = rewrite_model(ref, work, settings.device, settings.dtype, prune, checkpoint.written)
+        if not (work / "config.json").is_file():
+            _copy_config(ref.folder, work, settings.dtype)
+        if tokenizer is not None:
+            save_tokenizer(ref, work)
+        check_saved(work, report.linears)
+        if report.recovered is not None:
+            write_recovery(work, output, report.recovered, settings.recover_by)
+        sync_tree(work)
+        write_json(work / SPARSITY, _record(work, settings, report, origin))
 
 
 def _tokenizer(model: ModelRef) -> PreTrainedTokenizerBase | None:
