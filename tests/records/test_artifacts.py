@@ -18,6 +18,12 @@ from shears.records.artifacts import as_data, read_json, refuse_changes, write_j
 from shears.records.folders import partial_folder, working_folder
 
 CONFIG = {"sparsity": 0.5, "seed": 0}
+
+
+class Asked(SparsifyConfig):
+    """The configuration of any stage: of a pruning itself not every file is work."""
+
+
 json_values = st.recursive(
     st.none()
     | st.booleans()
@@ -33,7 +39,7 @@ def finish(
     output: Path,
     resume: bool | None = None,
     config: dict[str, Any] | None = None,
-    kind: type[StageConfig] | None = SparsifyConfig,
+    kind: type[StageConfig] | None = Asked,
 ) -> list[str]:
     """Run a stage to its end; return the files it found at its start."""
     with working_folder(output, config or CONFIG, resume=resume, kind=kind) as work:
@@ -49,7 +55,7 @@ def interrupt(output: Path) -> None:
 
 
 def _fail_half_way(output: Path, error: Exception, resume: bool | None = None) -> None:
-    with working_folder(output, CONFIG, resume=resume, kind=SparsifyConfig) as work:
+    with working_folder(output, CONFIG, resume=resume, kind=Asked) as work:
         (work / "half.bin").write_bytes(b"half")
         raise error
 

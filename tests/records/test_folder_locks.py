@@ -17,7 +17,9 @@ import os, sys, time
 from pathlib import Path
 from shears.config import SparsifyConfig
 from shears.records.folders import working_folder
-with working_folder(Path(sys.argv[1]), {"sparsity": 0.5, "seed": 0}, resume=True, kind=SparsifyConfig) as work:
+class Asked(SparsifyConfig):
+    pass
+with working_folder(Path(sys.argv[1]), {"sparsity": 0.5, "seed": 0}, resume=True, kind=Asked) as work:
     (work / "half.bin").write_bytes(b"half")
     print("holding", flush=True)
     time.sleep(60)

@@ -1,14 +1,15 @@
 """A working folder takes a name beside the output; a folder of that name that no stage made is not touched."""
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from shears.config import SearchConfig
+from shears.config import SearchConfig, SparsifyConfig
 from shears.errors import InputError
-from shears.records.folders import CHECKPOINTS, MARKER, partial_folder, refuse_taken, working_folder
+from shears.records.folders import CHECKPOINTS, MARKER, has_work, partial_folder, refuse_taken, working_folder
 from tests.records.test_artifacts import CONFIG, finish, interrupt
 
 ALWAYS = pytest.mark.parametrize("resume", [True, False, None])
@@ -38,6 +39,25 @@ def test_an_interrupted_run_of_another_verb_is_refused_and_kept(tmp_path: Path) 
         with pytest.raises(InputError, match="an interrupted run of another verb"):
             finish(tmp_path / "out", resume, {"data": "x", "seed": 0}, kind=SearchConfig)
     assert (tmp_path / "out.partial" / "half.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "is_work"),
+    [
+        ("model.safetensors", False),
+        ("config.json", False),
+        (".activations-x/0.safetensors", False),
+        (f"{CHECKPOINTS}/3/hidden/0.safetensors", False),
+        (f"{CHECKPOINTS}/3/{MARKER}", True),
+        ("sparsity.json", True),
+    ],
+)
+def test_of_a_pruning_the_checkpoint_and_the_record_are_work(file: str, is_work: bool, tmp_path: Path) -> None:
+    config = {"kind": SparsifyConfig.__name__, "sparsity": 0.5}
+    for path, text in ((".asked.json", json.dumps(config)), (file, "x")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert has_work(tmp_path) == is_work
 
 
 def test_a_kill_before_anything_was_written_is_no_interrupted_run(tmp_path: Path) -> None:
