@@ -158,6 +158,12 @@ def has_work(work: Path, *besides: str) -> bool:
     return any(counts(path) for path in work.rglob("*"))
 
 
+def sizes_of(checkpoint: Path) -> dict[str, int]:
+    """Return the bytes of every file of a checkpoint except its marker, which holds them."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARKER)
+    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+
+
 def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, kind: type[StageConfig] | None) -> None:
     """Empty the working folder, or keep it to resume; InputError if the interrupted run forbids it."""
     named = {KIND: kind.__name__ if kind else None, **config}

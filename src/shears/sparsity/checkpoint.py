@@ -19,7 +19,7 @@ from torch import Tensor
 from shears.errors import InputError
 from shears.models.blockwise.activations import Activations
 from shears.records.artifacts import read_object, reading, sync_path, sync_tree, write_json
-from shears.records.folders import CHECKPOINTS, CONFIG, LOCK, MARKER, clear
+from shears.records.folders import CHECKPOINTS, CONFIG, LOCK, MARKER, clear, sizes_of
 
 logger = logging.getLogger(__name__)
 SECONDS = 60.0  # of work that a kill may cost: gigabytes of hidden states are not written behind every fast block
@@ -115,7 +115,7 @@ class Checkpoint:
             activations.save(folder / name)
         save_file(dict(tensors), folder / TENSORS)
         sync_tree(folder)
-        marker = {"sizes": _sizes(folder), "origin": self._origin, "done": done, "state": state}
+        marker = {"sizes": sizes_of(folder), "origin": self._origin, "done": done, "state": state}
         write_json(folder / MARKER, marker)
         sync_path(self._folder)
         sync_path(self._work)
@@ -142,17 +142,13 @@ class Checkpoint:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
-
-
 def _is_whole(folder: Path) -> bool:
     """Return whether a checkpoint is marked, and its files have the sizes in the marker; warn of others."""
     try:
-        sizes = read_object(folder / MARKER).get("sizes")
+        marker = read_object(folder / MARKER)
     except InputError:
         return False  # torn
-    if sizes != _sizes(folder):
+    is_whole = marker.get("sizes") == sizes_of(folder)
+    if not is_whole:
         logger.warning("%s is damaged; it is not used", folder)
-    return bool(sizes == _sizes(folder))
+    return is_whole

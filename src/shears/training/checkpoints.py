@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from shears.checkpoints import tensor_files
 from shears.errors import InputError
 from shears.records.artifacts import read_object, reading, sync_tree, write_json
-from shears.records.folders import MARKER
+from shears.records.folders import MARKER, sizes_of
 from shears.records.journal import read_rows, write_rows
 from shears.training.processes import num_processes, wait
 
@@ -49,13 +49,9 @@ class MarkWhole(TrainerCallback):
         if args.process_index != 0:
             return
         sync_tree(folder)
-        write_json(folder / MARKER, {"step": state.global_step, "processes": num_processes(), "sizes": _sizes(folder)})
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Return the bytes of every file of a checkpoint except its marker."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+        write_json(
+            folder / MARKER, {"step": state.global_step, "processes": num_processes(), "sizes": sizes_of(folder)}
+        )
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -64,7 +60,7 @@ def _is_whole(checkpoint: Path) -> bool:
         marker = read_object(checkpoint / MARKER)
     except InputError:
         return False
-    sizes = _sizes(checkpoint)
+    sizes = sizes_of(checkpoint)
     recorded = marker.get("sizes") or {}
     return isinstance(recorded, dict) and all(sizes.get(name) == size for name, size in recorded.items())
 
