@@ -189,16 +189,17 @@ def test_a_front_is_made_resumed_timed_and_drawn(
     before = capsys.readouterr().out
     assert "skipped, because --rivals names no Python of theirs: llama.cpp Q4_K_M" in before
     assert "1 of 3 seeds: too few to decide." in before
-    _front(monkeypatch, "speed", *options, "--arms", SPARSE_INT4)
+    timed = [DENSE, SPARSE_INT4]
+    _front(monkeypatch, "speed", *options, "--arms", "; ".join(timed))
     _front(monkeypatch, "run", *options)
     lines = rows_of(results)
     assert lines[:5] == rows
-    assert [(row["mode"], row["arm"]) for row in lines[5:]] == [("1 thread", SPARSE_INT4)]
+    assert [(row["mode"], row["arm"]) for row in lines[5:]] == [("1 thread", arm) for arm in timed]
     assert f"| {SPARSE_INT4} | 1.00 (1.00 to 1.00) |" in capsys.readouterr().out.splitlines()
     _front(monkeypatch, "pictures", *options, "--output", tmp_path / "pictures")
     pictures = sorted((tmp_path / "pictures").glob("*.svg"))
     assert [path.stem for path in pictures] == ["front-tiny-mawps-bytes", "front-tiny-mawps-speed"]
-    for path, count in zip(pictures, (5, 1), strict=True):
+    for path, count in zip(pictures, (5, 2), strict=True):
         assert len(ElementTree.parse(path).findall(".//{*}path")) == count  # an interval for each arm
 
 
