@@ -60,7 +60,7 @@ from benchmarks.report import (
     spread,
 )
 from benchmarks.rival import MODULES, Engine, Rival, RivalBackend, opened
-from shears.checkpoints.conversion import known_config
+from shears.checkpoints.configuration import known_config
 from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
 from shears.data.examples import load_examples, prompts_of
@@ -70,8 +70,8 @@ from shears.evaluation.records import Evaluation, TextJournal, journal_path
 from shears.evaluation.run import settings_and_data
 from shears.evaluation.statistics import Bits, paired_difference, pooled_accuracy
 from shears.evaluation.tasks.registry import evaluate_task
-from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.records.figures import CUT
 from shears.records.paths import file_fingerprint
 from shears.records.timing import processor

@@ -24,7 +24,7 @@ from shears.checkpoints.packed.layout import NumberFormat
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native.decoder import NativeBackend
-from shears.runtime.native.model_source import source_of_model
+from shears.runtime.native.loaded_model import source_of_model
 
 ARMS: tuple[NumberFormat | None, ...] = (None, "bf16", "int8", "int4")  # transformers, dense, sparse, sparse
 LENGTH, PROMPT, NEW = 150, 64, 32  # tokens

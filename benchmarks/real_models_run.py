@@ -21,8 +21,8 @@ from benchmarks.report import environment, rows_of
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation
 from shears.models.devices import pick_device, resolved_precision
-from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import HEALED, RECOVERY_FOLDER, RESULT, SPARSITY, TRAINING_LOG, TRAINING_TIMES, read_json
 from shears.records.figures import CONTAMINATION, CUT
 from shears.records.folders import partial_folder

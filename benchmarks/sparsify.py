@@ -29,8 +29,9 @@ from benchmarks.report import MODEL, add_row, begin, parser_of, rows_of
 from shears.config import SparsifyConfig
 from shears.data.calibration import calibration_batches
 from shears.models.blockwise.matrices import block_matrices
-from shears.models.load import load_model, load_tokenizer
+from shears.models.load import load_model
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.sparsity.prune import sparsify_model
 
 SPARSITIES = (0.5, 0.7, 0.6, 0.4)  # in the order of interest

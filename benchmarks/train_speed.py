@@ -45,8 +45,8 @@ from shears.adapt.train import training_of
 from shears.config import TrainConfig
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.models.arithmetic import computing_precision
-from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.training.loop import fit
 from shears.training.trainer import LengthBucketSampler
 

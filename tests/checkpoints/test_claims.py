@@ -10,7 +10,7 @@ import pytest
 
 import shears
 from shears.checkpoints.claims import refuse_claims
-from shears.checkpoints.conversion import known_config
+from shears.checkpoints.configuration import known_config
 from shears.errors import InputError
 from shears.models.load import load_model, load_with_adapter
 from shears.models.ref import resolve

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, conversion_mapping, core_model_loading
 from transformers.utils import logging as transformers_logging
 
-from shears.checkpoints.conversion import UnsupportedCheckpoint
+from shears.checkpoints.configuration import UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import SINGLE, TensorWriter
 from shears.errors import InputError
 from shears.models.blockwise.sources import Skeleton

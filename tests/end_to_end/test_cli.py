@@ -9,6 +9,7 @@ import pytest
 
 import shears
 from shears import cli
+from shears.runtime.native import kernels_available
 from tests.conftest import Call
 from tests.end_to_end.recipe import write_recipe
 from tests.tiny import save_tiny
@@ -102,6 +103,21 @@ def test_help_mistakes_and_verbs_that_only_read_files_import_nothing_heavy(
     words = [sys.executable, "-c", LIGHT, " ".join(needless), str(expected), *lines]
     ended = subprocess.run(words, check=False, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_package_answers_without_importing_models_of_transformers_and_peft(call: Call, tmp_path: Path) -> None:
+    """They took half of its start. Without our kernels transformers answers."""
+    if not kernels_available():
+        pytest.skip("the C++ kernels were not built")
+    code, _, errors = call(
+        "export", str(save_tiny(tmp_path / "base")), str(tmp_path / "package"), "--format", "package"
+    )
+    assert code == 0, errors
+    line = f"generate {tmp_path}/package --prompt 1 --max-new-tokens 1"
+    words = [sys.executable, "-c", LIGHT, "peft transformers.modeling_utils datasets", "0", line]
+    ended = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "runs on native" in ended.stderr
 
 
 def test_folders_are_imported_on_first_use() -> None:

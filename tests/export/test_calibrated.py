@@ -17,8 +17,9 @@ from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.export import calibrated as calibrated_module
 from shears.export.package import unpack
-from shears.models.load import load_tokenizer, load_with_adapter
+from shears.models.load import load_with_adapter
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.quantization.grid import quantize
 from shears.records.artifacts import PACKAGE, README, read_record
 from tests import parts

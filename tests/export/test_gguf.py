@@ -17,8 +17,9 @@ from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.export.gguf import LAYOUTS, VALUES
 from shears.export.modelfile import modelfile, read_turns
-from shears.models.load import load_model, load_tokenizer
+from shears.models.load import load_model
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.records.trained_form import TrainedForm
 from shears.runs.shapes import shape_of
 from shears.runtime.native.architectures import ARCHITECTURES

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from shears.adapt.load import load_super_adapter
-from shears.checkpoints.conversion import UnsupportedCheckpoint
+from shears.checkpoints.configuration import UnsupportedCheckpoint
 from shears.checkpoints.inspection import inspect
 from shears.errors import InputError
 from shears.export import merge

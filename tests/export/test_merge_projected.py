@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shears.checkpoints.conversion import UnsupportedCheckpoint
+from shears.checkpoints.configuration import UnsupportedCheckpoint
 from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.export import merge
@@ -25,8 +25,8 @@ from shears.export.target import with_masked, with_whole
 from shears.models.blocks import LoraUpdate, weight_oi
 from shears.models.blockwise.sources import Skeleton
 from shears.models.blockwise.walk import IrregularBlocks
-from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import MERGED, SEARCH_SPACE, read_record, weights_fingerprint, write_json
 from shears.sparsity.methods.refit import DAMPING
 from tests.export.made import RANKS, half_sparse, stock, super_adapter, weights

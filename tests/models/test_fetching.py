@@ -9,8 +9,9 @@ import pytest
 from shears.config import Recipe, SparsifyConfig
 from shears.errors import InputError
 from shears.models import fetching
-from shears.models.load import load_model, load_tokenizer
+from shears.models.load import load_model
 from shears.models.ref import resolve, resolve_with
+from shears.models.tokenizers import load_tokenizer
 from shears.runs.baselines import baseline_model, dense_model
 
 NAME = "smollm2-135m"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from shears.errors import InputError
-from shears.models.load import copy_configs, load_tokenizer
+from shears.models.load import copy_configs
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import read_json
 from shears.runtime import load
 from shears.sparsity.stage import sparsify

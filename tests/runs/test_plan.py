@@ -17,8 +17,8 @@ from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.models.fetching import convert_gguf
-from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.runs.plan import RunPlan, plan
 from shears.runs.shapes import PUBLISHED, shape_of
 from tests.end_to_end.recipe import write_recipe

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shears.errors import InputError
 from shears.models.blocks import linears, weight_oi
-from shears.models.load import load_model, load_tokenizer
+from shears.models.load import load_model
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import SPARSITY, read_record, weights_fingerprint
 from shears.sparsity.stage import sparsify
 from tests.oracles import wanda

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from shears.adapt.train import train
 from shears.data.examples import load_examples, tokenize_all
-from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.training.trainer import LengthBucketSampler
 from tests.training.small_training import SETTINGS, log, pad_batches
 

@@ -17,8 +17,8 @@ from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.errors import InputError
-from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import read_json
 from shears.training.validation import Validation, ValidationLosses, Validator, own_module
 from tests.tiny import save_tiny

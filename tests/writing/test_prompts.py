@@ -17,8 +17,9 @@ from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, rows_fingerprint, tokenize_all
 from shears.data.prompts import TO_REASON
 from shears.errors import InputError
-from shears.models.load import end_tokens, load_model
+from shears.models.load import load_model
 from shears.models.ref import ModelRef
+from shears.models.tokenizers import end_tokens
 from shears.records.folders import partial_folder
 from shears.records.journal import append_row
 from shears.records.paths import file_fingerprint

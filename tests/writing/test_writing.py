@@ -15,8 +15,9 @@ from shears.config import WriteConfig
 from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
-from shears.models.load import load_model, load_tokenizer
+from shears.models.load import load_model
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.records.folders import partial_folder
 from shears.records.journal import append_row
 from shears.runtime.generation.transformers_backend import TransformersBackend

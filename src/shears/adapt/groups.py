@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from shears.checkpoints.conversion import empty_model, known_config
+from shears.checkpoints.configuration import known_config
+from shears.checkpoints.conversion import empty_model
 from shears.checkpoints.zeros import EXPERTS
 from shears.config.train import AUTO
 from shears.errors import InputError

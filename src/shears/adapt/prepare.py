@@ -19,7 +19,7 @@ from shears.adapt.elastic import ElasticAdapter, factors_of, lora_layers, make_e
 from shears.adapt.groups import with_auto
 from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.space import SearchSpace
-from shears.checkpoints.conversion import known_config
+from shears.checkpoints.configuration import known_config
 from shears.checkpoints.tensor_files import num_weights
 from shears.config import TrainConfig
 from shears.data.example import Row
@@ -31,16 +31,11 @@ from shears.models.arithmetic import computing_dtype
 from shears.models.blocks import decoder_blocks, linears, matching, sharing_a_weight, weight_oi
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.grid_adapter import grids_of, make_quantize_aware
-from shears.models.load import (
-    keep_as_quantized,
-    load_model,
-    load_tokenizer,
-    quantization_config,
-    refuse_unknown,
-)
+from shears.models.load import keep_as_quantized, load_model, quantization_config, refuse_unknown
 from shears.models.properties import num_embeddings, positions_in
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
+from shears.models.tokenizers import load_tokenizer
 from shears.quantization.grid import Grid
 from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER
 from shears.records.peft_files import ADAPTER_WEIGHTS

@@ -25,7 +25,8 @@ from shears.adapt.prepare import (
 )
 from shears.adapt.sampling import NLSCallback
 from shears.adapt.space import SearchSpace
-from shears.checkpoints.conversion import empty_model, known_config
+from shears.checkpoints.configuration import known_config
+from shears.checkpoints.conversion import empty_model
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint

@@ -1,27 +1,24 @@
 """The one place where transformers reads a folder, always without the code that it may bring along.
 
-Unless told not to, transformers asks on standard input whether to run such code; a piped `y` is a yes.
+Unless told not to, transformers asks on standard input whether to run such code; a piped `y` is a yes. Its models are
+imported where one is built: that takes seconds, which a package in the native decoder is spared.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from shears.checkpoints.claims import refuse_claims
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ASKING = ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json")
 AUTO_MAP = "auto_map"  # in these files: the Python classes that a folder brings along
@@ -110,6 +107,8 @@ def load_causal_model(folder: Path, **options: Any) -> Any:
     InputError if the folder asks for code that transformers lacks, or if its index names files of
     other folders.
     """
+    from transformers import AutoModelForCausalLM
+
     if "gguf_file" not in options:
         _refuse_kernels(folder)
         TensorFiles.refuse_foreign_index(folder)
@@ -137,8 +136,10 @@ def refuse_pickled(adapter: Path) -> None:
     refuse_claims(adapter, ADAPTER_CONFIG, _json(adapter / ADAPTER_CONFIG))
 
 
-def build_causal_model(config: Any, **options: Any) -> PreTrainedModel:
+def build_causal_model(config: Any, **options: Any) -> "PreTrainedModel":
     """Return a model with new weights; InputError if it asks for code that transformers lacks."""
+    from transformers import AutoModelForCausalLM
+
     model: PreTrainedModel
     try:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)

@@ -18,13 +18,14 @@ from shears.evaluation.generate import damaged_logits, refuse_empty, tokens_with
 from shears.evaluation.records import TextJournal, WrittenText
 from shears.models.blocks import LoraUpdate
 from shears.models.devices import resolved_precision
-from shears.models.load import end_tokens, refuse_unknown
+from shears.models.load import refuse_unknown
 from shears.models.sparse_adapter import is_sparse
+from shears.models.tokenizers import end_tokens
 from shears.progress import meter
 from shears.runtime.choice import Wanted, native_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
-from shears.runtime.native.model_source import updates_of
+from shears.runtime.native.loaded_model import updates_of
 from shears.training.batches import length_buckets
 
 if TYPE_CHECKING:

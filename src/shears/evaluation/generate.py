@@ -25,8 +25,8 @@ from shears.errors import InputError
 from shears.evaluation.records import TextJournal, WrittenText
 from shears.evaluation.scoring.score import refuse_beyond
 from shears.models.devices import device_of
-from shears.models.load import end_tokens
 from shears.models.properties import LONG, SHORT, TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
+from shears.models.tokenizers import end_tokens
 from shears.progress import track
 from shears.training.batches import length_buckets, pad, padding
 

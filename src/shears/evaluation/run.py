@@ -16,7 +16,7 @@ from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.load import load_super_adapter
 from shears.adapt.ranks import choose_ranks, ranks_name
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.checkpoints.conversion import known_config
+from shears.checkpoints.configuration import known_config
 from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
 from shears.config.evaluate import ALL_RANKS, ANSWER_FORMS, NEVER_CHAT, TEMPLATE
@@ -39,8 +39,9 @@ from shears.evaluation.records import (
 from shears.evaluation.tasks.registry import check_data, evaluate_task
 from shears.models.arithmetic import computing, computing_dtype
 from shears.models.devices import autocast, device_of, keep_casts, pick_device
-from shears.models.load import load_tokenizer, load_with_adapter
+from shears.models.load import load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve_with
+from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import as_data, weights_fingerprint, write_json
 from shears.records.folders import check_writable
 from shears.records.paths import expanded

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shears.checkpoints.conversion import UnsupportedCheckpoint
+from shears.checkpoints.configuration import UnsupportedCheckpoint
 from shears.checkpoints.packed.index import TableFormat
 from shears.checkpoints.packed.layout import QUANTIZED
 from shears.config import ExportConfig
@@ -39,9 +39,9 @@ from shears.models.blockwise.matrices import Matrix, affordable, block_matrices
 from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
 from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.models.devices import pick_device
-from shears.models.load import load_tokenizer
 from shears.models.properties import check_calibration, check_sequence_length
 from shears.models.ref import ModelRef
+from shears.models.tokenizers import load_tokenizer
 from shears.quantization.grid import BLOCK, Quantized, by_input, quantize
 from shears.quantization.with_inputs import output_error, round_with_inputs
 from shears.writing.stage import text_source

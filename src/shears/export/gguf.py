@@ -33,7 +33,7 @@ from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shears.checkpoints.conversion import read_config
+from shears.checkpoints.configuration import read_config
 from shears.checkpoints.gguf_file import read_gguf
 from shears.checkpoints.gguf_heads import EMBEDDINGS
 from shears.checkpoints.tensor_files import TensorFiles
@@ -46,8 +46,8 @@ from shears.export.merge import write_merged
 from shears.export.modelfile import modelfile
 from shears.export.peft import recorded_settings, refuse_ranks
 from shears.models.fetching import gguf_named
-from shears.models.load import end_tokens, load_tokenizer
 from shears.models.ref import ModelRef, resolve
+from shears.models.tokenizers import end_tokens, load_tokenizer
 from shears.progress import track
 from shears.records import artifacts
 from shears.records.paths import expanded, file_fingerprint

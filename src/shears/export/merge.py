@@ -42,9 +42,10 @@ from shears.models.blockwise.capture import InputMoments
 from shears.models.blockwise.matrices import Matrix
 from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
 from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
-from shears.models.load import answer_greedily, load_tokenizer, save_tokenizer
+from shears.models.load import answer_greedily
 from shears.models.properties import check_calibration, check_sequence_length
 from shears.models.ref import ModelRef, checked_base
+from shears.models.tokenizers import load_tokenizer, save_tokenizer
 from shears.records.artifacts import FORM, HEALED, SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.rewrite import LinearSparsity, check_saved, overall_sparsity

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.conversion import empty_model, read_config
+from shears.checkpoints.configuration import read_config
+from shears.checkpoints.conversion import empty_model
 from shears.checkpoints.packed.file import PACKAGE_FILE, Package, read_package
 from shears.checkpoints.packed.index import PLAIN_NAMES
 from shears.checkpoints.packed.marks import marked, unmarked
@@ -33,8 +34,9 @@ from shears.export.packing import Packing, choose_form
 from shears.export.peft import origin, read_sub_adapter, refuse_ranks
 from shears.models.blocks import LoraUpdate, linears, weight_oi
 from shears.models.devices import DTYPES
-from shears.models.load import answer_greedily, copy_configs, save_tokenizer
+from shears.models.load import answer_greedily, copy_configs
 from shears.models.ref import ModelRef, checked_base, resolve
+from shears.models.tokenizers import save_tokenizer
 from shears.quantization.grid import Grid
 from shears.records import artifacts
 from shears.records.card import write_card

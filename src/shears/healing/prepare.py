@@ -16,9 +16,10 @@ from shears.healing.linears import HealedWeights, Refresh, add_recovery, train_k
 from shears.models.arithmetic import computing_dtype, computing_precision
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device
-from shears.models.load import load_model, load_tokenizer, refuse_unknown
+from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import num_embeddings
 from shears.models.ref import ModelRef, resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.records.trained_form import trained_template
 from shears.training.batches import padding
 from shears.training.cached_teacher import open_teacher

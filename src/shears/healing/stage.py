@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shears.checkpoints.conversion import known_config
+from shears.checkpoints.configuration import known_config
 from shears.checkpoints.tensor_files import TensorFiles, num_weights, weights_bytes
 from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
@@ -22,9 +22,10 @@ from shears.healing.linears import kept_weights, recovery_fingerprint, write_hea
 from shears.healing.prepare import SCHEDULER, VERB, prepare, refuse_dense, teacher_of
 from shears.models.blockwise.matrices import block_matrices
 from shears.models.blockwise.sources import BlockSource
-from shears.models.load import copy_configs, save_tokenizer
+from shears.models.load import copy_configs
 from shears.models.properties import positions_in, refuse_longer
 from shears.models.ref import ModelRef, resolve
+from shears.models.tokenizers import save_tokenizer
 from shears.progress import is_first_process
 from shears.records.artifacts import (
     HEALED,

@@ -12,7 +12,6 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError
@@ -25,6 +24,8 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     modules. Lists in towers that take images or sound count only if there is no other. InputError
     without any.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer  # seconds, which a package's start is spared
+
     lists = [(name, child) for name, child in model.named_modules() if isinstance(child, nn.ModuleList) and len(child)]
     if not lists:
         raise InputError(f"the model must have a list of decoder blocks, {type(model).__name__} has none")

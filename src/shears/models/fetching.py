@@ -300,7 +300,7 @@ def _convert_model(file: Path, folder: Path, work: Path, dtype: GgufDtype, twins
 
 def _loaded(file: Path, load: Callable[[], Loaded]) -> Loaded:
     """Return what `load` returns; InputError where transformers cannot read the file."""
-    from shears.checkpoints.conversion import LOADING_ERRORS
+    from shears.checkpoints.configuration import LOADING_ERRORS
 
     try:
         return load()

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.checkpoints import without_code
-from shears.checkpoints.conversion import LOADING_ERRORS, known_config
+from shears.checkpoints.configuration import LOADING_ERRORS, known_config
 from shears.checkpoints.packed.marks import plain_config
 from shears.checkpoints.tensor_files import quantized_by, refuse_missing, refuse_non_finite
-from shears.checkpoints.without_code import NeedsOwnCode
 from shears.errors import InputError, first_line, install_hint
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
 from shears.models.grid_adapter import make_quantize_aware
 from shears.models.properties import num_embeddings
 from shears.models.ref import AnyModel, ModelRef, resolve, resolve_with
 from shears.models.sparse_adapter import make_sparse
+from shears.models.tokenizers import load_tokenizer
 from shears.quantization.training import read_grids
 from shears.records.artifacts import check_input, find_record, read_object, read_record, write_json
 from shears.records.paths import own_file
@@ -158,22 +158,6 @@ def keep_as_quantized(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def load_tokenizer(model: ModelRef) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer; its padding token is the end of sequence if it has none."""
-    tokenizer = _stored_tokenizer(model)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def save_tokenizer(model: ModelRef, folder: Path) -> None:
-    """Write the model's tokenizer without the padding token of `load_tokenizer`.
-
-    A trainer that finds the end of sequence as the padding token may mask it in the labels.
-    """
-    _stored_tokenizer(model).save_pretrained(folder)
-
-
 def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = None) -> None:
     """Copy a model folder's configuration (or write `config`) and the one for generation, if any.
 
@@ -205,26 +189,6 @@ def _copy_without_code(path: Path, work: Path) -> None:
         write_json(work / path.name, without_code.without_auto_map(content))
     else:
         shutil.copyfile(path, work / path.name)
-
-
-def _stored_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
-    try:
-        return without_code.load_tokenizer(ref.folder)
-    except NeedsOwnCode:
-        raise
-    except LOADING_ERRORS as error:
-        words = " ".join(str(error).split())[:200] or first_line(error)
-        raise InputError(f"{ref.name} must come with a tokenizer that transformers loads, got: {words}") from error
-
-
-def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[int]:
-    """Return every token that ends a text: the tokenizer's and the generation settings'.
-
-    Chat models have several, and name some of them only in the settings.
-    """
-    of_model: Iterable[int] | int | None = getattr(settings, "eos_token_id", None)
-    several = of_model if isinstance(of_model, Iterable) else [of_model]
-    return frozenset(token for token in (tokenizer.eos_token_id, *several) if token is not None)
 
 
 def load_both(

@@ -22,8 +22,9 @@ from shears.evaluation.contamination import check_apart
 from shears.evaluation.run import answered_as_asked, settings_and_data
 from shears.models.arithmetic import computing_dtype
 from shears.models.devices import DTYPES, pick_device
-from shears.models.load import BITS, load_tokenizer
+from shears.models.load import BITS
 from shears.models.ref import resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.conversion import LOADING_ERRORS, empty_model, known_config
+from shears.checkpoints.configuration import LOADING_ERRORS, known_config
+from shears.checkpoints.conversion import empty_model
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.tensor_format import Spec
 from shears.config import ExportConfig

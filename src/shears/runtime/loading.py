@@ -7,19 +7,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from shears.checkpoints.conversion import LOADING_ERRORS, known_config
+from shears.checkpoints.configuration import LOADING_ERRORS, known_config
 from shears.checkpoints.without_code import load_generation_config
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
 from shears.errors import InputError, first_line
 from shears.models.devices import set_threads
-from shears.models.load import end_tokens, load_tokenizer, load_with_adapter
 from shears.models.ref import AnyModel, resolve_with
+from shears.models.tokenizers import end_tokens, load_tokenizer
 from shears.records.trained_form import trained_form
 from shears.runtime.choice import package_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.engine import Engine
-from shears.runtime.generation.transformers_backend import TransformersBackend
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +37,9 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
         tokenizer = load_tokenizer(ref)
         settings = generation_settings(ref.folder)
     else:
+        from shears.models.load import load_with_adapter
+        from shears.runtime.generation.transformers_backend import TransformersBackend
+
         network, tokenizer = load_with_adapter(ref, adapter, wanted.dtype, wanted.device)
         backend = TransformersBackend(network)
         settings = getattr(network, "generation_config", None)

@@ -29,7 +29,7 @@ from shears.runtime.choice import decoder_of, package_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native.architectures import NotCoveredError, plan_of
-from shears.runtime.native.model_source import source_of_model
+from shears.runtime.native.loaded_model import source_of_model
 
 logger = logging.getLogger(__name__)
 SHORT_PROMPT = 64  # tokens of the prompt that is continued

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shears.checkpoints.conversion import UnsupportedCheckpoint
+from shears.checkpoints.configuration import UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import TensorFiles, TensorWriter, weights_bytes
 from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError

@@ -20,8 +20,9 @@ from shears.models.arithmetic import computing_precision
 from shears.models.blockwise.sources import BlockSource
 from shears.models.blockwise.walk import Batches
 from shears.models.devices import DTYPES, pick_device
-from shears.models.load import copy_configs, load_tokenizer, save_tokenizer
+from shears.models.load import copy_configs
 from shears.models.ref import ModelRef, resolve
+from shears.models.tokenizers import load_tokenizer, save_tokenizer
 from shears.records.artifacts import (
     SPARSITY,
     as_data,

@@ -12,14 +12,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from shears.checkpoints.conversion import known_config
+from shears.checkpoints.configuration import known_config
 from shears.checkpoints.zeros import zeros_share
 from shears.errors import InputError
 from shears.models.devices import DTYPES, autocast, device_of, resolved_precision
 from shears.models.fetching import cache_folder
-from shears.models.load import load_tokenizer, load_with_adapter
+from shears.models.load import load_with_adapter
 from shears.models.properties import keeps_apart, own_model, takes_pieces
 from shears.models.ref import ModelRef, checked_base, resolve
+from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import find_record, read_record, weights_fingerprint
 from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG

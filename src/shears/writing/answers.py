@@ -15,8 +15,9 @@ from shears.data.example import Row
 from shears.data.rows import as_json_lines
 from shears.errors import InputError
 from shears.models.devices import device_of, resolved_precision
-from shears.models.load import end_tokens, load_tokenizer, load_with_adapter
+from shears.models.load import load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve_with
+from shears.models.tokenizers import end_tokens, load_tokenizer
 from shears.records.artifacts import as_data, refuse_changes, write_text
 from shears.records.folders import check_writable
 from shears.records.journal import append_row, read_rows

@@ -24,9 +24,10 @@ from shears.data.rows import as_json_lines
 from shears.errors import InputError
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
-from shears.models.load import end_tokens, load_model, load_tokenizer
+from shears.models.load import load_model
 from shears.models.properties import num_positions
 from shears.models.ref import AnyModel, ModelRef, resolve
+from shears.models.tokenizers import end_tokens, load_tokenizer
 from shears.records.artifacts import WRITTEN_TEXT, as_data, check_input, read_object, write_json
 from shears.records.folders import working_folder
 from shears.records.journal import read_rows, write_rows

@@ -53,7 +53,7 @@ def test_guesses_grow_where_they_hold_and_pause_where_they_fail() -> None:
 def both(monkeypatch: pytest.MonkeyPatch, prompts: Sequence[str], **options: Any) -> tuple[list[Generation], int]:
     """Return the answers that must be the same with and without guesses, and the tokens that guesses saved."""
     from shears.runtime.native.decoder import NativeBackend
-    from shears.runtime.native.model_source import source_of_model
+    from shears.runtime.native.loaded_model import source_of_model
 
     class Counting(NativeBackend):
         calls = 0

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.runtime import choice, kernels_available
-from shears.runtime.native.model_source import source_of_model
+from shears.runtime.native.loaded_model import source_of_model
 from tests.tiny import VOCABULARY, WINDOW, tiny_model
 
 if TYPE_CHECKING:

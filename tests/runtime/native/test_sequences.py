@@ -13,7 +13,7 @@ from torch import nn
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.generation.batch import Batch
-from shears.runtime.native.model_source import source_of_model
+from shears.runtime.native.loaded_model import source_of_model
 from tests.runtime.native.decoders import OF_THIS_YEAR, backend, covered, extension_is_missing, text, with_lora
 from tests.runtime.native.decoders import expected as decoded
 from tests.tiny import VOCABULARY

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.conversion import UnsupportedCheckpoint
+from shears.checkpoints.configuration import UnsupportedCheckpoint
 from shears.checkpoints.inspection import inspect
 from shears.errors import InputError
 from shears.models.blocks import linears, weight_oi

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.checkpoints import conversion
-from shears.checkpoints.conversion import ConversionGroup, UnsupportedCheckpoint
+from shears.checkpoints.configuration import LOADING_ERRORS, UnsupportedCheckpoint, read_config
+from shears.checkpoints.conversion import ConversionGroup
 from shears.checkpoints.tensor_files import TensorFiles, TensorWriter, in_dtype_with_zeros
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks
@@ -36,7 +37,7 @@ class Skeleton:
             conversion.make_buffers(model, device)
         except InputError:
             raise
-        except conversion.LOADING_ERRORS as error:
+        except LOADING_ERRORS as error:
             raise UnsupportedCheckpoint(
                 f"a model read part by part must be built without memory, {files.folder} is not: {first_line(error)}"
             ) from error
@@ -57,7 +58,7 @@ class Skeleton:
         that cannot be undone.
         """
         folder = Path(folder)
-        config = conversion.read_config(folder)
+        config = read_config(folder)
         files = TensorFiles(folder)
         stored = next((files.dtype(name) for name in files.names if files.dtype(name).is_floating_point), torch.float32)
         chosen = dtype or config.dtype or config.get_text_config().dtype or stored

@@ -21,9 +21,10 @@ from shears.data.calibration import calibration_batches, text_tokens
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.models.arithmetic import computing, computing_dtype
 from shears.models.blocks import decoder_blocks, linears, weight_oi
-from shears.models.load import load_model, load_tokenizer, refuse_unknown
+from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import check_calibration, num_embeddings, within_context
 from shears.models.ref import ModelRef
+from shears.models.tokenizers import load_tokenizer
 from shears.progress import meter
 from shears.quantization.grid import quantize
 from shears.runs.compress.rounding import READS, share_of_nearest

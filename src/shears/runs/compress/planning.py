@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from shears.adapt.prepare import Rows, read_training_rows
-from shears.checkpoints.conversion import known_config
+from shears.checkpoints.configuration import known_config
 from shears.config import CompressConfig
 from shears.config.compress import EFFORTS, EffortName
 from shears.config.fields import TemplateName
 from shears.data.calibration import text_template, text_tokens
 from shears.data.rows import read_rows
 from shears.errors import InputError
-from shears.models.load import load_tokenizer
 from shears.models.properties import positions_in, refuse_longer
 from shears.models.ref import ModelRef
+from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import as_data
 from shears.records.folders import refuse_full_disk
 from shears.records.timing import machine

@@ -20,9 +20,10 @@ from shears.data.example import IGNORED, Row, Tokenized
 from shears.data.rows import as_json_lines, read_rows
 from shears.models.arithmetic import computing, computing_dtype
 from shears.models.blocks import decoder_blocks
-from shears.models.load import load_model, load_tokenizer
+from shears.models.load import load_model
 from shears.models.properties import within_context
 from shears.models.ref import ModelRef
+from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import TRAINING_TIMES, as_data
 from shears.runs.compress.measuring import Questions
 from shears.runs.compress.recipes import BEST_METHOD, masked_for

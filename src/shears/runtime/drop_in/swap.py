@@ -35,7 +35,8 @@ from shears.runtime.drop_in.linears import (
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native import kernels_available
 from shears.runtime.native.dense_rows import DenseRows
-from shears.runtime.native.model_source import NEUTRAL, lora_update, quantized_rows
+from shears.runtime.native.loaded_model import lora_update
+from shears.runtime.native.model_source import NEUTRAL, quantized_rows
 
 logger = logging.getLogger(__name__)
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # names of heads in files

@@ -32,7 +32,7 @@ from shears.models.sparse_adapter import is_sparse
 from shears.records.figures import CUT
 from shears.records.peft_files import ADDED
 from shears.runtime.native import kernels_available
-from shears.runtime.native.model_source import source_of_model
+from shears.runtime.native.loaded_model import source_of_model
 from shears.searching.measure.gauges import Gauge
 from shears.searching.strategies.base import LATENCY, LOSS, PARAMETERS, Figures, Goal, Objective
 
