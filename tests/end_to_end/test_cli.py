@@ -106,7 +106,7 @@ def test_help_mistakes_and_verbs_that_only_read_files_import_nothing_heavy(
 
 
 def test_a_package_answers_without_importing_models_of_transformers_and_peft(call: Call, tmp_path: Path) -> None:
-    """They took half of its start. Without our kernels transformers answers."""
+    """They took two fifths of its start. Without our kernels transformers answers."""
     if not kernels_available():
         pytest.skip("the C++ kernels were not built")
     code, _, errors = call(

@@ -1,6 +1,6 @@
 """Native decoder or transformers: every caller's choice is made here, with its reason.
 
-Models of transformers and PEFT are imported where one is needed: a package in the decoder starts in half the time.
+Models of transformers and PEFT are imported where one is needed: a package in the decoder starts without them.
 """
 
 import logging
