@@ -92,6 +92,7 @@ ARMS: Mapping[str, Arm] = {
     "ONNX INT4": Arm("lora", "int4", "int4", engine="ONNX"),
     "sparse 60 % int4, trained": Arm("grid", "int4", "int4", 0.6),
     "sparse 70 % int4, trained": Arm("grid", "int4", "int4", 0.7),
+    "sparse 50 % bf16": Arm("masked", "bf16", "keep", 0.5),
     "sparse 50 % int8": Arm("masked", "int8", "int8", 0.5),
     "sparse 50 % int4, rounded": Arm("masked", "int4", "int4", 0.5),
 }
