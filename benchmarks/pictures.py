@@ -209,7 +209,10 @@ def scatter(
     for number, (name, letter) in enumerate(letters.items()):
         place = (HEIGHT + 4.0 + number % rows * LEGEND, number // rows * (WIDTH / 2 - 8.0))
         legend.append(_legend(f"{letter}  {name}", kinds[name], *place))
-    for number, name in enumerate(sorted(found, key=lambda name: found[name].x)):  # neighbours on other ends
+    by_x = sorted(found, key=lambda name: found[name].x)
+    pairs = (by_x[at : at + 2] for at in range(0, len(found), 2))  # neighbours on other ends, the higher above
+    ordered = (name for pair in pairs for name in sorted(pair, key=lambda name: -found[name].high))
+    for number, name in enumerate(ordered):
         y = up(found[name].low) + 11.0 if number % 2 else up(found[name].high) - 4.0
         marks.append(text(across(found[name].x), y, letters[name], "middle"))
     parts = [
