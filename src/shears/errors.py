@@ -1,8 +1,11 @@
-"""The exception for wrong input; each message says in one line what must hold, what came, what to do.
+"""The exception for wrong input, and how errors of other libraries become one.
 
-Also: which of other libraries' errors mean that memory is used up.
+Each message says in one line what must hold, what came, what to do. `with reading(path):` and `with option(name):`
+are the one way to turn a library's error into such a line; the command line prints it and exits with code 2.
 """
 
+import errno
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -45,6 +48,60 @@ class Interrupted(KeyboardInterrupt):
 def heard_signals() -> list[signal.Signals]:
     """Return SIGINT and SIGTERM without those that the caller ignores, as a script does for `shears train &`."""
     return [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+
+
+LIBRARIES = frozenset({"safetensors", "safetensors_rust", "yaml", "pydantic_core", "huggingface_hub", "pyarrow"})
+"""Libraries that raise exceptions of their own for a file or a value that they cannot read."""
+OF_A_FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+def is_wrong_input(error: Exception) -> bool:
+    """Tell whether a library raises such an error for input that it cannot read.
+
+    A full disk and used up memory are the machine's errors; NotImplementedError and others are ours.
+    tokenizers raises plain `Exception`.
+    """
+    if isinstance(error, OSError):
+        return error.errno not in OF_A_FULL_DISK
+    known = isinstance(error, (*RECORD_ERRORS, EOFError, RecursionError)) or type(error) is Exception
+    return known or type(error).__module__.partition(".")[0] in LIBRARIES
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what libraries raise while they read a file into an InputError that names the file and the reason."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not is_wrong_input(error):
+            raise
+        raise InputError(f"{os.fspath(path)} cannot be read: {reason_of(error)}") from error
+
+
+@contextmanager
+def option(name: str) -> Iterator[None]:
+    """Turn what libraries raise while they use an option into an InputError that names the option and the reason."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not is_wrong_input(error):
+            raise
+        raise InputError(f"{name} cannot be used: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return in one line why a file or a value cannot be used."""
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return first_line(error)
 
 
 def install_hint(extra: str) -> str:
