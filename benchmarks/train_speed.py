@@ -44,7 +44,7 @@ from shears.adapt.prepare import prepare, read_training_rows, settings_for
 from shears.adapt.train import training_of
 from shears.config import TrainConfig
 from shears.data.examples import Tokenized, load_examples, tokenize_all
-from shears.models.arithmetic import computing_precision
+from shears.models.devices import resolved_precision
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
 from shears.training.loop import fit
@@ -104,7 +104,7 @@ def loaded(arm: str, job: Job) -> Callable[[], object]:
     work.mkdir()
     if arm in RIVALS:
         rows = [asdict(row) for row in job.rows()]
-        bf16 = computing_precision(settings.precision, "cpu") == "bf16"
+        bf16 = resolved_precision(settings.precision, "cpu") == "bf16"
         ordered = rows * job.rounds if RIVALS[arm].grouped else [rows[number] for number in job.order()]
         trainer = plain_trainer(job.base, ordered, work, RIVALS[arm], bf16=bf16)
         _read(trainer.model)
@@ -166,7 +166,7 @@ def main() -> None:
         data = write_examples(arguments, base, Path(folder))
         rounds = MEMORY_STEPS if arguments.memory else WARM_UP + arguments.rounds
         job = Job(base, str(data), rounds, folder)
-        print(f"{environment()}, {computing_precision('auto', 'cpu')}", flush=True)
+        print(f"{environment()}, {resolved_precision('auto', 'cpu')}", flush=True)
         arms = [
             arm for arm in ARMS if any(text == arm or (text not in ARMS and text in arm) for text in arguments.only)
         ]

@@ -18,7 +18,7 @@ from shears.config.resolve import build
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.evaluation.run import evaluate, open_subject, template_of
-from shears.models import arithmetic
+from shears.models import devices
 from shears.models.load import load_with_adapter
 from shears.models.ref import resolve
 from shears.records.artifacts import MERGED, SUB_ADAPTER, weights_fingerprint, write_json
@@ -134,7 +134,7 @@ def test_only_scores_take_the_faster_number_format(
     task: str, expected: torch.dtype, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_model("llama").bfloat16().save_pretrained(base)
-    monkeypatch.setattr(arithmetic, "fp32_is_faster", lambda: True)
+    monkeypatch.setattr(devices, "bf16_is_faster", lambda kind: False)
     more = {"harness": ("piqa",)} if task == "harness" else {}
     settings = EvaluateConfig(task=task, data="rows.jsonl", device="cpu", backend="transformers", **more)
     assert next(open_subject(resolve(base), None, settings).model.parameters()).dtype == expected

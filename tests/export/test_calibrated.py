@@ -150,7 +150,7 @@ def test_a_linear_is_fitted_to_its_outputs_in_the_model_not_rounded(
         return rounded(self, matrix, moments, drift)
 
     monkeypatch.setattr(calibrated_module._Rounding, "_rounded", record)
-    monkeypatch.setattr(calibrated_module, "computing", lambda *_: nullcontext())
+    monkeypatch.setattr(calibrated_module, "autocast", lambda *_: nullcontext())
     out = read_package(calibrated(model, tmp_path / "out", text))
     tokens = sequences(base, text)
     network = load_with_adapter(package(model, tmp_path / "exact"))[0].float()

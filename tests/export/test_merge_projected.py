@@ -49,7 +49,7 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare with float64 oracles on any machine: without bf16."""
-    monkeypatch.setattr(merge, "computing", lambda *_: torch.autocast("cpu", enabled=False))
+    monkeypatch.setattr(merge, "autocast", lambda *_: torch.autocast("cpu", enabled=False))
 
 
 def samples(base: Path, text: Path) -> Samples:

@@ -16,9 +16,17 @@ def test_precision_follows_the_device() -> None:
         resolved_precision("fp16", "cpu")
 
 
-@pytest.mark.parametrize(("capability", "expected"), [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")])
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ({"amx_bf16": True, "cpu_name": "Intel"}, "bf16"),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "bf16"),
+        ({"avx512_bf16": True, "cpu_name": "Intel"}, "fp32"),
+        ({"avx2": True}, "fp32"),
+    ],
+)
 def test_auto_precision_follows_the_processor(
-    capability: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+    capability: dict[str, object], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capability)
     assert resolved_precision("auto", "cpu") == expected

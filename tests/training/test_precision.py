@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shears.adapt.train import train
-from shears.models import arithmetic, devices
+from shears.models import devices
 from shears.training import loop
 from tests.training.small_training import SETTINGS
 
@@ -36,8 +36,7 @@ def test_forwards_of_a_training_run_in(
         return trainer
 
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)  # as accelerate launch sets it from its own file
-    monkeypatch.setattr(devices, "_has_bf16", lambda kind: has_bf16)
-    monkeypatch.setattr(arithmetic, "fp32_is_faster", lambda: False)
+    monkeypatch.setattr(devices, "bf16_is_faster", lambda kind: has_bf16)
     monkeypatch.setattr(loop, "_trainer", listening)
     settings = {**SETTINGS, "max_steps": 2, "precision": precision, "recompute": "none"}
     train(base, tmp_path / "out", data=data, **settings)

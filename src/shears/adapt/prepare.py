@@ -27,9 +27,8 @@ from shears.data.examples import Example, Tokenized, check_completions, examples
 from shears.data.forms import form_of_rows
 from shears.data.rows import read_rows
 from shears.errors import InputError, first_line
-from shears.models.arithmetic import computing_dtype
 from shears.models.blocks import decoder_blocks, linears, matching, sharing_a_weight, weight_oi
-from shears.models.devices import DTYPES, pick_device, resolved_precision
+from shears.models.devices import DTYPES, computing_dtype, pick_device, resolved_precision
 from shears.models.grid_adapter import grids_of, make_quantize_aware
 from shears.models.load import keep_as_quantized, load_model, quantization_config, refuse_unknown
 from shears.models.properties import num_embeddings, positions_in

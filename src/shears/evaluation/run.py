@@ -37,8 +37,7 @@ from shears.evaluation.records import (
     settings_fingerprint,
 )
 from shears.evaluation.tasks.registry import check_data, evaluate_task
-from shears.models.arithmetic import computing, computing_dtype
-from shears.models.devices import autocast, device_of, keep_casts, pick_device
+from shears.models.devices import autocast, computing_dtype, device_of, keep_casts, pick_device
 from shears.models.load import load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve_with
 from shears.models.tokenizers import load_tokenizer
@@ -129,8 +128,7 @@ def _evaluated(
     subject: Subject, settings: EvaluateConfig, journal: TextJournal | None, parts: Sequence[Path]
 ) -> Evaluation:
     own_autocast = settings.task == "harness"  # lm-eval opens it
-    context = computing if _scores(settings) else autocast
-    with nullcontext() if own_autocast else context(settings.precision, device_of(subject.model)):
+    with nullcontext() if own_autocast else autocast(settings.precision, device_of(subject.model)):
         return evaluate_task(
             subject.model, subject.tokenizer, settings, journal, training_data(*parts), subject.backend
         )

@@ -31,14 +31,13 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.merge import BATCH, BUDGET, Labelled, losses
 from shears.export.packing import Packing, Sink
-from shears.models.arithmetic import computing
 from shears.models.blocks import LoraUpdate
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.capture import InputMoments, capturing
 from shears.models.blockwise.matrices import Matrix, affordable, block_matrices
 from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
 from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk, walk_blocks
-from shears.models.devices import pick_device
+from shears.models.devices import autocast, pick_device
 from shears.models.properties import check_calibration, check_sequence_length
 from shears.models.ref import ModelRef
 from shears.models.tokenizers import load_tokenizer
@@ -221,7 +220,7 @@ class _Rounding:
         """Round every block; hidden states beyond the budget are kept in `folder`."""
         device = self._source.device
         with Activations(BUDGET, folder) as hidden, Activations(BUDGET, folder) as exact:
-            walk = Walk(self._source, batches, hidden, lambda: computing("auto", device))
+            walk = Walk(self._source, batches, hidden, lambda: autocast("auto", device))
             for states in hidden:
                 exact.append(states)
             walk_blocks(walk, lambda block: self._round_block(block, exact, folder, sink), "round")

@@ -35,13 +35,13 @@ from shears.data.rows import located, source_fingerprint
 from shears.errors import InputError
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
 from shears.export.target import Changed, MergedModel, merge_into, with_masked, with_rounded, with_whole
-from shears.models.arithmetic import computing
 from shears.models.blocks import LoraUpdate
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.capture import InputMoments
 from shears.models.blockwise.matrices import Matrix
 from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
 from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
+from shears.models.devices import autocast
 from shears.models.load import answer_greedily
 from shears.models.properties import check_calibration, check_sequence_length
 from shears.models.ref import ModelRef, checked_base
@@ -231,7 +231,7 @@ def project(target: MergedModel, batches: Sequence[Int[Tensor, "_ _"]], folder: 
     walked.
     """
     with Activations(BUDGET, folder) as hidden:
-        walk = Walk(target.source, batches, hidden, lambda: computing("auto", target.source.device))
+        walk = Walk(target.source, batches, hidden, lambda: autocast("auto", target.source.device))
         walk_blocks(walk, lambda run: _project_block(target, run), "project")
 
 
@@ -331,7 +331,7 @@ def losses(source: BlockSource, parts: Mapping[str, Sequence[Labelled]], folder:
     by_batch: list[Tensor] = []
     with Activations(BUDGET, folder) as hidden:
         tokens = [batch.tokens for batch in batches]
-        walk = Walk(source, tokens, hidden, lambda: computing("auto", source.device))
+        walk = Walk(source, tokens, hidden, lambda: autocast("auto", source.device))
 
         def visit(run: BlockRun) -> None:
             if run.index == len(walk) - 1:

@@ -13,9 +13,8 @@ from shears.data.calibration import text_template, text_tokens
 from shears.data.example import IGNORED, Tokenized
 from shears.errors import InputError
 from shears.healing.linears import HealedWeights, Refresh, add_recovery, train_kept, trainable
-from shears.models.arithmetic import computing_dtype, computing_precision
 from shears.models.blocks import decoder_blocks
-from shears.models.devices import DTYPES, pick_device
+from shears.models.devices import DTYPES, computing_dtype, pick_device, resolved_precision
 from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import num_embeddings
 from shears.models.ref import ModelRef, resolve
@@ -131,7 +130,7 @@ def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig) -> No
         logger.warning(
             "%.0f %% of the blocks' weights are in no plain linear: they stay as they are", 100 - 100 * size / total
         )
-    precision = computing_precision(settings.precision, pick_device(settings.device))
+    precision = resolved_precision(settings.precision, pick_device(settings.device))
     packed_as = None if settings.quantize_aware == "none" else settings.quantize_aware
     train_kept(model, linears, None if precision == "fp32" else DTYPES[precision], packed_as)
     if settings.recovery:

@@ -20,8 +20,7 @@ from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, is_saved, read_rows, source_fingerprint
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.run import answered_as_asked, settings_and_data
-from shears.models.arithmetic import computing_dtype
-from shears.models.devices import DTYPES, pick_device
+from shears.models.devices import DTYPES, computing_dtype, pick_device
 from shears.models.load import BITS
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer

@@ -11,12 +11,12 @@ from torch import nn
 from shears.config import SparsifyConfig
 from shears.config.notation import kept_of_every, num_bytes
 from shears.errors import InputError
-from shears.models.arithmetic import computing
 from shears.models.blocks import decoder_blocks, linears, matching
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.matrices import Matrix, block_matrices, kept_dense, uncovered_parameters
 from shears.models.blockwise.sources import BlockSource
 from shears.models.blockwise.walk import Batches, Walk
+from shears.models.devices import autocast
 from shears.sparsity.allocation.overall import with_overrides
 from shears.sparsity.masks import Pattern, zero_counts
 
@@ -64,7 +64,7 @@ class CalibrationRun:
 
     def context(self) -> AbstractContextManager[object]:
         """Return the autocast context of the forwards."""
-        return computing(self.config.precision, self.source.device)
+        return autocast(self.config.precision, self.source.device)
 
     def walk(self, hidden: Activations, batches: Batches | None = None) -> Walk:
         """Return a walk of the batches through the blocks with hidden states in `hidden`."""

@@ -15,7 +15,6 @@ from shears.checkpoints.tensor_files import refuse_non_finite
 from shears.checkpoints.zeros import count_zeros
 from shears.config.sparsify import ALLOCATIONS, METHODS, Method, SparsifyConfig
 from shears.errors import InputError
-from shears.models.arithmetic import rounds
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.capture import InputMoments, InputNorms, Receive, capturing
 from shears.models.blockwise.matrices import Matrix, affordable
@@ -186,7 +185,6 @@ class _Pruner:
         self._pattern = Pattern.parse(config.pattern)
         self._method = METHODS[config.method]
         self._needs = config.needs
-        self._rounds = rounds(config.precision, run.source.device)
         self.reconstruction: Reconstruction | None = None
         self._recovered = Recovered(self._model, chosen, config)
         self._removed: list[_Removed] = []
@@ -312,7 +310,7 @@ class _Pruner:
             self._by_magnitude.append(matrix.name)
         # the recovery needs the dense weight after `view` is overwritten
         dense = view.to(torch.float32, copy=recovers)
-        task = Task(dense, self._pattern, self._zeros[matrix.name], norms, moments, self._rounds)
+        task = Task(dense, self._pattern, self._zeros[matrix.name], norms, moments)
         weight, pruned = prune_weight(task, self._method, reconstruct=self._config.reconstruct == "linear")
         view.copy_(weight)
         view.masked_fill_(pruned, 0.0)

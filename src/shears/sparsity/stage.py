@@ -16,10 +16,9 @@ from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
-from shears.models.arithmetic import computing_precision
 from shears.models.blockwise.sources import BlockSource
 from shears.models.blockwise.walk import Batches
-from shears.models.devices import DTYPES, pick_device
+from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import copy_configs
 from shears.models.ref import ModelRef, resolve
 from shears.models.tokenizers import load_tokenizer, save_tokenizer
@@ -105,7 +104,7 @@ def _make(work: Path, output: Path, ref: ModelRef, settings: SparsifyConfig, tra
         "calibration_fingerprint": calibration,
         "shears_version": __version__,
         "device": device.type,
-        "precision": computing_precision(settings.precision, device),
+        "precision": resolved_precision(settings.precision, device),
     }
     checkpoint = Checkpoint(work, read)
 

@@ -26,8 +26,7 @@ from shears.config.loop import LoopConfig
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized, rows_fingerprint
 from shears.errors import InputError, first_line
-from shears.models.arithmetic import computing_dtype, computing_precision
-from shears.models.devices import pick_device
+from shears.models.devices import computing_dtype, pick_device, resolved_precision
 from shears.progress import is_first_process, launched, meter
 from shears.records.artifacts import read_object, sync_path, write_json
 from shears.records.folders import free_bytes
@@ -177,7 +176,7 @@ def open_teacher(
     numbers of the examples that will be asked for, by default all: no others are computed.
     """
     device = pick_device(settings.device)
-    precision = computing_precision(settings.precision, device)
+    precision = resolved_precision(settings.precision, device)
     dtype = computing_dtype(settings.precision, device)
     if not settings.teacher_top_k:
         return LiveTeacher(source.load(dtype, settings.device), precision)

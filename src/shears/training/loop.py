@@ -16,8 +16,7 @@ from transformers.training_args import OptimizerNames, ParallelMode
 from shears.config.loop import LoopConfig
 from shears.data.examples import Tokenized
 from shears.errors import InputError, first_line
-from shears.models.arithmetic import computing_precision
-from shears.models.devices import pick_device
+from shears.models.devices import pick_device, resolved_precision
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES
 from shears.records.folders import CHECKPOINTS, refuse_full_disk
@@ -128,7 +127,7 @@ def _trainer(training: Training, folder: Path, settings: LoopConfig) -> StepTrai
     )
     trainer.remove_callback(PrinterCallback)  # only the command line prints
     if training.holds_frozen:
-        precision = computing_precision(settings.precision, pick_device(settings.device))
+        precision = resolved_precision(settings.precision, pick_device(settings.device))
         hold_as_computed(model, precision)  # behind all trials, which multiply in the files' number format
         fuse_lora(model, precision)
     return trainer
@@ -175,7 +174,7 @@ def _forward_size(settings: LoopConfig) -> int:
 def training_arguments(settings: LoopConfig, folder: Path, steps: int, scheduler: str = "linear") -> TrainingArguments:
     """Return Trainer's arguments; `folder` gets the checkpoints. InputError for an uneven split."""
     device = pick_device(settings.device)
-    precision = computing_precision(settings.precision, device)
+    precision = resolved_precision(settings.precision, device)
     size = _forward_size(settings)
     assert settings.learning_rate is not None, "the verb decides it"
     arguments = TrainingArguments(

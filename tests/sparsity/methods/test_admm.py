@@ -35,20 +35,6 @@ def test_weights_and_masks_are_those_of_the_paper(kind: str, zeros: int, iterati
         torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-3)  # five steps in float32
 
 
-def test_rounded_iterations_leave_no_larger_errors() -> None:
-    """Where the processor rounds at all: elsewhere both are the same."""
-    exact: list[float] = []
-    rounded: list[float] = []
-    for seed in range(6):
-        weight, hessian = small(seed, 64, 96)
-        zeros = weight.numel() // 2
-        for errors, rounds in ((exact, False), (rounded, True)):
-            found, pruned = prune_admm(weight, hessian, Pattern("row"), zeros, rounds=rounds)
-            assert int(pruned.sum()) == int((found == 0).sum()) == zeros
-            errors.append(relative(weight, found, hessian))
-    assert sum(rounded) < 1.01 * sum(exact)
-
-
 def test_the_number_of_zeros_rises_to_all_in_the_last_iteration() -> None:
     counts = [admm.now(iteration, "row", 1000, 10) for iteration in range(10)]
     assert counts == sorted(counts)

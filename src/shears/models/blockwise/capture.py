@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from shears.errors import InputError
-from shears.models.arithmetic import rounded_products, rounding_is_faster
 from shears.models.blockwise.matrices import Matrix
 
 Receive = Callable[[Matrix, Float[Tensor, "T I"]], None]
@@ -208,10 +207,8 @@ class InputMoments:
         tokens = inputs.float()
         if owner not in self._moments:
             self._moments[owner] = torch.zeros(tokens.shape[1], tokens.shape[1], device=tokens.device)
-        are_bf16 = inputs.dtype == torch.bfloat16 and inputs.device.type == "cpu"  # so that rounding changes nothing
-        with rounded_products(are_bf16 and rounding_is_faster()):
-            for start, end in _panels(tokens.shape[1]):
-                self._moments[owner][:end, start:end].addmm_(tokens[:, :end].T, tokens[:, start:end])
+        for start, end in _panels(tokens.shape[1]):
+            self._moments[owner][:end, start:end].addmm_(tokens[:, :end].T, tokens[:, start:end])
 
     def of(self, matrix: Matrix) -> Float[Tensor, "I I"] | None:
         """Return X^T X; None for a weight without tokens."""

@@ -19,8 +19,8 @@ from shears.config import CompressConfig, SparsifyConfig
 from shears.config.fields import TemplateName
 from shears.data.calibration import calibration_batches, text_tokens
 from shears.evaluation.scoring.perplexity import perplexity
-from shears.models.arithmetic import computing, computing_dtype
 from shears.models.blocks import decoder_blocks, linears, weight_oi
+from shears.models.devices import autocast, computing_dtype
 from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import check_calibration, num_embeddings, within_context
 from shears.models.ref import ModelRef
@@ -81,7 +81,7 @@ def measured_losses(
     refuse_unknown(max(tokens, default=0), num_embeddings(network))
 
     def loss(changed: PreTrainedModel) -> float:
-        with computing("auto", "cpu"):
+        with autocast("auto", "cpu"):
             sums = perplexity(changed, tokens, length, samples).records
         return float(sum(record["nll"] for record in sums) / sum(record["tokens"] for record in sums))
 

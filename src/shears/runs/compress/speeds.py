@@ -18,8 +18,8 @@ from shears.config import CompressConfig, SparsifyConfig, TrainConfig
 from shears.data.calibration import calibration_batches
 from shears.data.example import IGNORED, Row, Tokenized
 from shears.data.rows import as_json_lines, read_rows
-from shears.models.arithmetic import computing, computing_dtype
 from shears.models.blocks import decoder_blocks
+from shears.models.devices import autocast, computing_dtype
 from shears.models.load import load_model
 from shears.models.properties import within_context
 from shears.models.ref import ModelRef
@@ -96,7 +96,7 @@ def _reading(model: ModelRef, config: CompressConfig, texts: Texts) -> tuple[flo
     count = max(FORWARD_TOKENS // batch.numel(), 1)
 
     def passes() -> None:
-        with torch.no_grad(), computing("auto", "cpu"):
+        with torch.no_grad(), autocast("auto", "cpu"):
             for _ in range(count):
                 network(input_ids=batch, use_cache=False)
 

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shears.errors import InputError
-from shears.models.arithmetic import rounded_products
 from shears.sparsity.masks import Pattern, pruned_mask
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.methods.scores import Pruned, Task
@@ -31,7 +30,7 @@ POLISHING = 5  # steps of `refit` at the end
 def prune(task: Task) -> Pruned:
     """Prune a weight by ADMM; the damping is ADMM's own."""
     assert task.moments is not None
-    return prune_admm(task.weight, task.moments, task.pattern, task.zeros, rounds=task.rounds)
+    return prune_admm(task.weight, task.moments, task.pattern, task.zeros)
 
 
 @torch.no_grad()
@@ -41,13 +40,10 @@ def prune_admm(
     pattern: Pattern,
     zeros: int,
     iterations: int = ITERATIONS,
-    *,
-    rounds: bool = False,
 ) -> Pruned:
     """Return the weight with exactly `zeros` zeros, fitted to the dense outputs, and the mask.
 
-    `hessian` are the second moments X X^T of the inputs. The last steps are those of `refit`. If
-    `rounds`, the iterations' products round their factors to bf16 on a CPU that is faster so.
+    `hessian` are the second moments X X^T of the inputs. The last steps are those of `refit`.
     InputError if the moments are not finite.
     """
     if not torch.isfinite(hessian).all():
@@ -66,8 +62,7 @@ def prune_admm(
         pruned = pruned_mask(moved.abs(), pattern, _zeros_at(iteration, pattern, zeros, iterations))
         wanted = torch.where(pruned, -moved, moved)  # the sparse weight minus the dual
         dual = moved.masked_fill_(~pruned, 0.0)
-        with rounded_products(rounds):
-            moved = torch.addmm(dense, wanted.sub_(dense), inverse, alpha=PENALTY)
+        moved = torch.addmm(dense, wanted.sub_(dense), inverse, alpha=PENALTY)
         moved.add_(dual)
     sparse = moved.masked_fill_(pruned, 0.0).div_(norms)
     return refit(weight, sparse, ~pruned, hessian, steps=POLISHING), pruned

@@ -19,8 +19,7 @@ Pruned = tuple[Float[Tensor, "O I"], Bool[Tensor, "O I"]]  # the new weight, its
 class Task:
     """A weight to prune (float32), its number of zeros and their pattern, its inputs' statistics.
 
-    `norms` and `moments` (X^T X) are None if the method does not need them or no token came. If
-    `rounds`, products whose errors later steps make up for may round their factors to bf16.
+    `norms` and `moments` (X^T X) are None if the method does not need them or no token came.
     """
 
     weight: Float[Tensor, "O I"]
@@ -28,7 +27,6 @@ class Task:
     zeros: int
     norms: Float[Tensor, " I"] | None = None
     moments: Float[Tensor, "I I"] | None = None
-    rounds: bool = False
 
     def drop_lowest(self, scores: Float[Tensor, "O I"]) -> Pruned:
         """Return the weight with zeros in place of the lowest scores, and the mask."""
