@@ -17,15 +17,16 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from shears.cli import application
-from shears.cli.help import DEFAULT, VERB_PANELS
-from shears.cli.options import _metavar
-from shears.cli.panels import METAVARS, OTHER, PANELS, REQUIRED
+from shears.cli.options import METAVARS, MORE, metavar
 from shears.config import Recipe
 from shears.config.evaluate import BaselineConfig
 from shears.config.fields import StageConfig
 
 DOCS = Path(__file__).parent
 ARGUMENTS = "Arguments"
+OPTIONS = "Options"
+DEFAULT = re.compile(r"\(default: [^()]*\)")
+VERB_PANELS = ("Start", "Stages", "Use", "Measure")
 SHARED = ("config", "set_", "help")  # options of every verb, described once, in command-line.md
 
 
@@ -70,7 +71,7 @@ def verb_page(name: str, verb: Any) -> str:
         is_example = block.startswith("shears ")
         blocks.append(f"```text\n{block}\n```" if is_example else text_of(" ".join(block.split())))
     parameters = [parameter for parameter in verb.params if not getattr(parameter, "hidden", False)]
-    panels: dict[str, list[Any]] = {panel: [] for panel in (ARGUMENTS, REQUIRED, *PANELS, OTHER)}
+    panels: dict[str, list[Any]] = {panel: [] for panel in (ARGUMENTS, OPTIONS, MORE)}
     for parameter in parameters:
         if parameter.name not in SHARED:
             panels[panel_of(parameter)].append(parameter)
@@ -94,7 +95,7 @@ def panel_of(parameter: Any) -> str:
     """Return the panel of an argument or option."""
     if parameter.param_type_name == "argument":
         return ARGUMENTS
-    return parameter.rich_help_panel or (REQUIRED if parameter.required else OTHER)
+    return parameter.rich_help_panel or OPTIONS
 
 
 def option_row(parameter: Any) -> tuple[str, str, str, str]:
@@ -149,7 +150,7 @@ def key_row(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
     meaning = text_of(field.description or "")
     return (
         whole(name),
-        kinds(METAVARS.get(name) or _metavar(field.annotation)),
+        kinds(METAVARS.get(name) or metavar(field.annotation)),
         default,
         f"**required.** {meaning}" if field.is_required() else meaning,
     )

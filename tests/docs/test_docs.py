@@ -153,7 +153,7 @@ def shears_commands(page: str) -> Iterator[list[str]]:
 def test_commands_are_found_in_blocks_and_spans() -> None:
     page = (
         "Shears and `shears run A --dry-run`,\nor `shears\nserve` it: shears no.\n\n"
-        "    shears fetch a   # --not\n    echo x | shears chat b --c | shears d; torchrun --n 8 -m shears train \\\n"
+        "    shears init a   # --not\n    echo x | shears chat b --c | shears d; torchrun --n 8 -m shears train \\\n"
         "      --shard\n    from shears import a\n\n```sh\nshears --threads 1 run\n```\n"
     )
     assert [" ".join(words) for words in shears_commands(page)] == [

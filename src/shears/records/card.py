@@ -77,7 +77,7 @@ IN_GGUF = """\
     ollama create NAME -f {folder}/Modelfile
     shears generate {folder} --prompt "..."      # converts it first"""
 FETCHED = """\
-The base is the model that shears embeds: `shears fetch {base} --output {base}` makes its folder.
+The base is the model that shears embeds: `shears init {base}` downloads it.
 
 """
 ALL_TRAINED = "every smaller adapter inside it was trained too."
