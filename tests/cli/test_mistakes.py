@@ -153,7 +153,7 @@ def test_a_lack_of_memory_is_one_line_that_says_what_needs_less(
     assert code == 1
     line = errors.splitlines()[-1]
     assert line.startswith("error: out of memory (")
-    assert LESS_MEMORY.get(words.split()[0], "a smaller model") in line
+    assert LESS_MEMORY.get(words.split(maxsplit=1)[0], "a smaller model") in line
     assert errors.count("error: ") == 1
     assert "Traceback" not in errors
 
