@@ -52,6 +52,8 @@ def heard_signals() -> list[signal.Signals]:
 
 LIBRARIES = frozenset({"safetensors", "safetensors_rust", "yaml", "pydantic_core", "huggingface_hub", "pyarrow"})
 """Libraries that raise exceptions of their own for a file or a value that they cannot read."""
+OF_A_DISK = re.compile(r"os error|PytorchStreamWriter|inline_container|iostream|No space left")
+"""In the messages of safetensors' and torch's errors when a file cannot be written."""
 OF_A_FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -63,8 +65,15 @@ def is_wrong_input(error: Exception) -> bool:
     """
     if isinstance(error, OSError):
         return error.errno not in OF_A_FULL_DISK
+    if is_disk_error(error):
+        return False
     known = isinstance(error, (*RECORD_ERRORS, EOFError, RecursionError)) or type(error) is Exception
     return known or type(error).__module__.partition(".")[0] in LIBRARIES
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Tell whether safetensors or torch raised an error because a file could not be written."""
+    return OF_A_DISK.search(str(error)) is not None
 
 
 @contextmanager

@@ -124,12 +124,12 @@ def test_a_folder_without_blocks_has_no_map(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("model-0.safetensors", "torn", "must be a complete safetensors file, got"),
-        ("config.json", "{", "config.json must be a JSON file, got"),
+        ("config.json", "{", "config.json cannot be read"),
         ("config.json", "[]", "config.json must be a JSON object, got"),
         ("sparsity.json", "[]", "sparsity.json must be a JSON object, got"),
         ("search_space.json", "[]", "search_space.json must be a JSON object, got"),
         ("package.json", "{}", "package.json must be the record that shears wrote, it lacks bytes, ratio"),
-        ("package.json", "[]", "package.json must be the record that shears wrote, it is"),
+        ("package.json", "[]", "package.json must be a JSON object"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:

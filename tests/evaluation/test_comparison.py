@@ -124,7 +124,7 @@ def test_other_examples_are_refused_with_counts(tmp_path: Path) -> None:
         ('{"records": []}', "must hold records of examples"),
         ('{"a": 1}', "must be the evaluation.json of a run or a file that evaluate"),
         ("[1]", "must be the evaluation.json of a run or a file that evaluate"),
-        ("{", "must be a JSON file"),
+        ("{", "cannot be read"),
         ('{"records": 5}', "the records of .* must be a list of objects, got 5"),
         ('{"records": [5]}', "the records of .* must be a list of objects"),
         ('{"records": null}', "the records of .* must be a list of objects, got None"),

@@ -32,7 +32,7 @@ def adapter(made: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ([], "must be the record that shears wrote, it is"),
+        ([], "must be a JSON object"),
         ({}, "must be the record that shears wrote, it lacks"),
     ],
 )
@@ -50,9 +50,9 @@ def test_a_damaged_record_is_named_in_the_error(record: Any, message: str, adapt
 
 def test_a_record_that_is_a_list_is_refused_when_the_adapter_is_evaluated(adapter: Path, made: Path) -> None:
     (adapter / SEARCH_SPACE).write_text("[]")
-    with pytest.raises(InputError, match="must be the record that shears wrote, it is"):
+    with pytest.raises(InputError, match="must be a JSON object"):
         load_with_adapter(made.parent / "base", adapter)
-    with pytest.raises(InputError, match="must be the record that shears wrote, it is"):
+    with pytest.raises(InputError, match="must be a JSON object"):
         trained_template(adapter)
     (adapter / SEARCH_SPACE).write_text('{"config": []}')
     assert trained_template(adapter) is None

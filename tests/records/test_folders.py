@@ -1,71 +1,108 @@
-"""A working folder takes a name beside the output; a folder of that name that no stage made is not touched."""
+"""Folders appear whole or not at all, belong to one process at a time, and no other file is touched."""
 
-import json
 import os
-from contextlib import suppress
+import signal
+import stat
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from shears.config import SearchConfig, SparsifyConfig
 from shears.errors import InputError
-from shears.records.folders import CHECKPOINTS, MARKER, has_work, partial_folder, refuse_taken, working_folder
-from tests.records.test_artifacts import CONFIG, finish, interrupt
+from shears.records import artifacts, folders
+from shears.records.folders import partial_folder, refuse_taken, run_lock, working_folder
 
-ALWAYS = pytest.mark.parametrize("resume", [True, False, None])
+CONFIG = {"sparsity": 0.5, "seed": 0}
+RESUMED = pytest.mark.parametrize("resume", [True, None])
 
 
-@ALWAYS
+def finish(output: Path, resume: bool | None = True, config: dict[str, Any] | None = None) -> list[str]:
+    """Run a stage to its end; return the files it found at its start."""
+    with working_folder(output, config or CONFIG, resume=resume) as work:
+        found = sorted(path.name for path in work.iterdir() if not path.name.startswith("."))
+        (work / "whole.bin").write_bytes(b"whole")
+    return found
+
+
+def fail(output: Path, error: BaseException, resume: bool | None = True, file: str = "half.bin") -> None:
+    """Run a stage that fails half way."""
+    with pytest.raises(type(error)), working_folder(output, CONFIG, resume=resume) as work:  # noqa: PT012
+        if file:
+            (work / file).write_bytes(b"half")
+        raise error
+
+
+def test_a_finished_stage_leaves_its_files_and_nothing_else(tmp_path: Path) -> None:
+    finish(tmp_path / "deep" / "out")
+    assert [path.name for path in (tmp_path / "deep" / "out").iterdir()] == ["whole.bin"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("killed"), KeyboardInterrupt(), OSError("full")])
+def test_an_interrupted_stage_goes_on_with_what_it_left(error: BaseException, tmp_path: Path) -> None:
+    fail(tmp_path / "out", error)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    assert finish(tmp_path / "out") == ["half.bin"]
+
+
+def test_a_stage_that_cannot_resume_leaves_nothing(tmp_path: Path) -> None:
+    fail(tmp_path / "out", RuntimeError("killed"), resume=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_input_leaves_nothing_new_and_keeps_earlier_work(tmp_path: Path) -> None:
+    fail(tmp_path / "out", InputError("no such ranks"))
+    assert not list(tmp_path.iterdir())
+    fail(tmp_path / "out", RuntimeError("killed"))
+    fail(tmp_path / "out", InputError("the loss is nan"))
+    assert finish(tmp_path / "out") == ["half.bin"]
+
+
+def test_a_kill_before_anything_was_written_blocks_no_other_configuration(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    for name in (".lock", "..asked.json.tmp", ".asked.json"):
+        (tmp_path / "out.partial" / name).touch()
+    assert finish(tmp_path / "out", config={"sparsity": 0.6}) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole.bin"]
+
+
+def test_a_changed_configuration_is_refused_with_every_key_named(tmp_path: Path) -> None:
+    fail(tmp_path / "out", RuntimeError("killed"))
+    with pytest.raises(InputError) as error:
+        finish(tmp_path / "out", True, {"sparsity": 0.6, "method": "wanda", "seed": 0})
+    assert "method was None and is now 'wanda'; sparsity was 0.5 and is now 0.6" in str(error.value)
+    assert "seed" not in str(error.value)
+    assert finish(tmp_path / "out") == ["half.bin"], "what was refused did no harm"
+
+
+@RESUMED
+def test_an_existing_output_is_refused_and_left_alone(resume: bool | None, tmp_path: Path) -> None:
+    finish(tmp_path / "out")
+    with pytest.raises(InputError, match="must not exist yet"):
+        finish(tmp_path / "out", resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="not empty"), working_folder(tmp_path / "out", CONFIG, resume=None):  # noqa: PT012
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+@RESUMED
 def test_a_folder_that_no_stage_made_is_refused_and_not_emptied(resume: bool | None, tmp_path: Path) -> None:
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / "thesis.txt").write_text("years")
-    with pytest.raises(InputError, match="must not exist or come from an interrupted run"):
-        finish(tmp_path / "mine", resume)
+    (tmp_path / "link.partial").symlink_to(tmp_path / "mine.partial")
+    for name in ("mine", "link"):
+        with pytest.raises(InputError, match="must come from an interrupted run"):
+            finish(tmp_path / name, resume)
     assert (tmp_path / "mine.partial" / "thesis.txt").read_text() == "years"
-
-
-@ALWAYS
-def test_a_link_is_not_followed_and_its_target_not_emptied(resume: bool | None, tmp_path: Path) -> None:
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "out.partial").symlink_to(tmp_path / "precious")
-    with pytest.raises(InputError, match="must not exist or come from an interrupted run"):
-        finish(tmp_path / "out", resume)
-    assert (tmp_path / "precious").is_dir()
-
-
-def test_an_interrupted_run_of_another_verb_is_refused_and_kept(tmp_path: Path) -> None:
-    interrupt(tmp_path / "out")
-    for resume in (True, None):
-        with pytest.raises(InputError, match="an interrupted run of another verb"):
-            finish(tmp_path / "out", resume, {"data": "x", "seed": 0}, kind=SearchConfig)
-    assert (tmp_path / "out.partial" / "half.bin").exists()
-
-
-@pytest.mark.parametrize(
-    ("file", "is_work"),
-    [
-        ("model.safetensors", False),
-        ("config.json", False),
-        (".activations-x/0.safetensors", False),
-        (f"{CHECKPOINTS}/3/hidden/0.safetensors", False),
-        (f"{CHECKPOINTS}/3/{MARKER}", True),
-        ("sparsity.json", True),
-    ],
-)
-def test_of_a_pruning_the_checkpoint_and_the_record_are_work(file: str, is_work: bool, tmp_path: Path) -> None:
-    config = {"kind": SparsifyConfig.__name__, "sparsity": 0.5}
-    for path, text in ((".asked.json", json.dumps(config)), (file, "x")):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-    assert has_work(tmp_path) == is_work
-
-
-def test_a_kill_before_anything_was_written_is_no_interrupted_run(tmp_path: Path) -> None:
-    (tmp_path / "out.partial").mkdir()
-    for name in (".lock", "..asked.json.tmp"):
-        (tmp_path / "out.partial" / name).touch()
-    assert finish(tmp_path / "out", resume=False) == []
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole.bin"]
 
 
 @pytest.mark.parametrize("name", ["out.partial", "/", "."])
@@ -78,93 +115,98 @@ def test_a_name_that_no_output_can_have_is_refused_at_once(
         partial_folder(Path(name))
 
 
-def test_the_current_folder_can_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_and_a_link_can_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with working_folder(Path(), CONFIG, resume=False) as work:
-        (work / "whole.bin").touch()
+    finish(Path())
     assert os.listdir(tmp_path / "here") == ["whole.bin"]
-
-
-@pytest.mark.parametrize("is_there", [True, False])
-def test_an_output_that_is_a_link_means_where_it_points(is_there: bool, tmp_path: Path) -> None:
     (tmp_path / "large_disk").mkdir()
-    if is_there:
-        (tmp_path / "large_disk" / "out").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "large_disk" / "out")
     finish(tmp_path / "out")
     assert (tmp_path / "out").is_symlink()
-    assert [path.name for path in (tmp_path / "large_disk" / "out").iterdir()] == ["whole.bin"]
-    with pytest.raises(InputError, match="must not exist yet"):
-        finish(tmp_path / "out")
+    assert (tmp_path / "large_disk" / "out" / "whole.bin").is_file()
 
 
-def test_the_error_for_the_current_folder_says_to_name_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "mine").touch()
-    monkeypatch.chdir(tmp_path / "here")
-    with (
-        pytest.raises(InputError, match=r"must not exist yet, got \S+here; name a new one$"),
-        working_folder(Path(), CONFIG, resume=False),
-    ):
+def test_an_output_that_cannot_be_made_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "deep" / "out", tmp_path / ("x" * 400)):
+        with pytest.raises(InputError, match="the output"):
+            refuse_taken(output)
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from shears.records.folders import working_folder
+with working_folder(Path(sys.argv[1]), {"sparsity": 0.5, "seed": 0}, resume=True) as work:
+    (work / "half.bin").write_bytes(b"half")
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_its_work(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "holding\n"
+            for resume in (True, None):
+                with pytest.raises(InputError, match="only one process may work on"):
+                    finish(tmp_path / "out", resume)
+            assert (tmp_path / "out.partial" / "half.bin").exists()
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert finish(tmp_path / "out") == ["half.bin"]
+
+
+def test_a_second_process_is_refused_until_the_folder_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To flush gigabytes takes long, and whoever came meanwhile once took the folder for abandoned."""
+    sync, seen = artifacts.sync_path, list[str]()
+
+    def look(path: Path) -> None:
+        try:
+            finish(tmp_path / "out")
+        except InputError as error:
+            seen.append(str(error))
+        sync(path)
+
+    with working_folder(tmp_path / "out", CONFIG, resume=None) as work:
+        (work / "mine").touch()
+        monkeypatch.setattr(artifacts, "sync_path", look)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+    assert len(seen) >= 4, "at every file that is flushed"
+
+
+def test_a_folder_killed_while_it_is_flushed_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "sync_tree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finish(tmp_path / "out")
+    assert finish(tmp_path / "out") == ["whole.bin"]
+
+
+def test_a_run_is_locked_as_a_whole(tmp_path: Path) -> None:
+    with run_lock(tmp_path / "run"), pytest.raises(InputError, match="only one process may work on"):  # noqa: SIM117
+        with run_lock(tmp_path / "run"):
+            pass
+    with run_lock(tmp_path / "run"):
         pass
 
 
-@ALWAYS
-@pytest.mark.parametrize("target", ["out", "out/inside", "other"])
-def test_a_link_that_leads_back_to_itself_is_refused_before_any_work(
-    target: str, resume: bool | None, tmp_path: Path
-) -> None:
-    (tmp_path / "other").symlink_to(tmp_path / "out")
-    (tmp_path / "out").symlink_to(tmp_path / target)
-    for output in (tmp_path / "out", tmp_path / "out" / "below"):
-        with pytest.raises(InputError, match="the output must be a new folder, got .*, a link to itself; delete it"):
-            finish(output, resume)
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "other"}
-
-
-WORTHLESS = ["training_log.jsonl", "written.jsonl", f"{CHECKPOINTS}/checkpoint-2/optimizer.pt"]
-
-
-def fail(output: Path, name: str, error: Exception) -> None:
-    """Run a stage that writes a file into its working folder, then fails."""
-    with suppress(type(error)), working_folder(output, CONFIG, resume=False, kind=SearchConfig) as work:
-        (work / name).parent.mkdir(parents=True, exist_ok=True)
-        (work / name).write_text("" if name == "written.jsonl" else "x")
-        raise error
-
-
-@pytest.mark.parametrize("name", WORTHLESS)
-def test_work_that_failed_before_anything_could_be_resumed_leaves_nothing(name: str, tmp_path: Path) -> None:
-    fail(tmp_path / "out", name, InputError("unusable"))
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("resume", [True, False, None])
-@pytest.mark.parametrize("name", WORTHLESS)
-def test_a_kill_before_anything_could_be_resumed_blocks_no_other_run(
-    name: str, resume: bool | None, tmp_path: Path
-) -> None:
-    fail(tmp_path / "out", name, RuntimeError("killed"))
-    refuse_taken(tmp_path / "out", resume)
-    assert finish(tmp_path / "out", resume, {"data": "of another verb and settings"}) == []
-
-
-@pytest.mark.parametrize("name", [f"{CHECKPOINTS}/checkpoint-2/{MARKER}", "study.db"])
-def test_work_that_can_be_resumed_stays_and_is_refused_without_resume(name: str, tmp_path: Path) -> None:
-    fail(tmp_path / "out", name, InputError("unusable"))
-    assert (tmp_path / "out.partial" / name).read_text() == "x"
-    with pytest.raises(InputError, match="holds an interrupted run; continue it with --resume, or delete it"):
-        refuse_taken(tmp_path / "out", resume=False)
-    refuse_taken(tmp_path / "out", resume=True)
-
-
-def test_an_output_under_a_file_is_refused_in_words(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"must lie in a folder, got \S+/file/deep/out, and \S+/file is none"):
-        refuse_taken(tmp_path / "file" / "deep" / "out")
-
-
-def test_an_output_where_nothing_can_be_written_is_refused_in_words() -> None:
-    with pytest.raises(InputError, match=r"must lie in a folder that can be written, got /proc"):
-        refuse_taken(Path("/proc/out"))
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_others_may_read_what_the_umask_lets_them(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with working_folder(tmp_path / "out", {}, resume=None) as work:
+            (work / "deep").mkdir()
+            save_file({"a": torch.zeros(2)}, work / "deep" / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out" / "deep" / "model.safetensors").stat().st_mode) == mode

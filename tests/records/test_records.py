@@ -80,9 +80,9 @@ def test_a_folder_of_another_kind_is_refused(artifact: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], r"must be the record that shears wrote, it is \[1\]"),
+        ([1], r"must be a JSON object"),
         ({"fingerprint": None}, r"must be those of sparsity.json \(None\)"),
-        ({"config": None}, "must be the record that shears wrote, its config is None; make the folder again"),
+        ({"config": None}, "must be the record that shears wrote, its config is None"),
         ({"max_rank": "8"}, "must be the record that shears wrote, its max_rank is 8"),
     ],
 )

@@ -175,7 +175,7 @@ def test_torn_records_and_unusable_outputs_are_refused(tmp_path: Path) -> None:
         write_report(run)
     (run / "super_adapter" / "training_log.jsonl").write_text("")
     (run / "evaluation.json").write_text("{")
-    with pytest.raises(InputError, match="must be a JSON file"):
+    with pytest.raises(InputError, match="cannot be read"):
         write_report(run)
     (run / "evaluation.json").write_text("[]")
     with pytest.raises(InputError, match="must be a JSON object"):

@@ -22,8 +22,7 @@ QUIET = {
     "TQDM_DISABLE": "1",
 }
 VERBS = ("verbs", "chat", "sharing", "data")  # modules that register them
-CONTINUED = ("compress", "evaluate", "write", "run")  # verbs that continue by the same command
-RESUMED = ("heal", "search", "sparsify", "train")  # verbs that continue with --resume
+CONTINUED = ("compress", "evaluate", "heal", "run", "search", "sparsify", "train", "write")  # by the same command
 LESS_MEMORY = {
     "write": "--max-new-tokens 128",
     "sparsify": "--activation-budget 500MB, --sequence-length 256 or --num-samples 16",
@@ -48,27 +47,26 @@ class _ConsoleHandler(logging.Handler):
 def main() -> None:
     """Run the command line; exit with 0, 1 (disk, memory), 2 (wrong input), 130 (Ctrl-C) or 143 (SIGTERM)."""
     verb = next((word for word in sys.argv[1:] if word.isalpha()), "")
+    received = [signal.SIGINT]
+
+    def terminate(number: int, _: object) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
     if verb != "chat":  # where Ctrl-C stops an answer, not the conversation
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
     try:
         _quieten()
         _run(verb)
     except KeyboardInterrupt as error:  # also while libraries are imported
-        number = getattr(error, "number", signal.SIGINT)
+        number = getattr(error, "number", received[-1])
         todo = "; the same command continues from there" if verb in CONTINUED else ""
-        todo = "; --resume continues what was saved" if verb in RESUMED else todo
         _fail([f"stopped{todo}"], 128 + number)
-
-
-def _terminate(number: int, _: object) -> None:
-    from shears.errors import Interrupted
-
-    raise Interrupted(number)
 
 
 def _run(verb: str) -> None:
     """Call the verb; turn every error that a user can mend into one line and an exit code."""
-    from shears.errors import InputError, first_line, memory_error
+    from shears.errors import InputError, first_line, is_disk_error, memory_error
 
     try:
         _check_words(sys.argv[1:], verb)
@@ -82,8 +80,8 @@ def _run(verb: str) -> None:
             _fail([f"out of memory ({first_line(cause)}); {advice} needs less"], 1)
         if isinstance(error, InputError):
             _fail(error.messages, 2)
-        if isinstance(error, OSError):
-            _fail([f"I/O error: {error}"], 1)
+        if isinstance(error, OSError) or is_disk_error(error):
+            _fail([f"I/O error: {first_line(error)}"], 1)
         if hasattr(error, "format_message"):  # typer's error of usage
             _fail([f"{error.format_message().rstrip('.')}. See shears {verb} --help".replace("  ", " ")], 2)
         raise

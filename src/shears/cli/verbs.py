@@ -21,7 +21,6 @@ FIRST = "quickstart"  # the recipe that init writes without a name
 Out = Annotated[str, argument("OUT", "Folder to write; must not exist.")]
 BaseModel = Annotated[str, argument("MODEL", "smollm2-135m, a hub id, a model folder or a .gguf file.")]
 Package = Annotated[str, argument("PACKAGE", "Package that export wrote.")]
-Resume = Annotated[bool, switch("--resume", "Continue an interrupted run with the same options.")]
 Output = Annotated[str | None, option("FILE", "Also write figures and records to this JSON file.")]
 
 
@@ -90,16 +89,16 @@ def write(
 
 @app.command(rich_help_panel="Stages")
 @with_stage_options("sparsify", config.SparsifyConfig)
-def sparsify(model: BaseModel, out: Out, resume: Resume = False, *, values: Values) -> None:
+def sparsify(model: BaseModel, out: Out, *, values: Values) -> None:
     """Prune a model and write it as an ordinary model folder.
 
     transformers loads OUT. OUT/sparsity.json records the zeros of every layer.
 
     shears sparsify smollm2-135m sparse --calibration text.txt --sparsity 0.5
     """
-    refuse_taken(expanded(out), resume)
+    refuse_taken(expanded(out))
     build(config.SparsifyConfig, "sparsify", values).for_model(model)
-    folder = shears.sparsify(model, out, resume=resume, **values)
+    folder = shears.sparsify(model, out, resume=True, **values)
     _print_done(folder, tables.sparsity_line(folder), "train", folder, "adapter --data FILE")
 
 
@@ -108,7 +107,6 @@ def sparsify(model: BaseModel, out: Out, resume: Resume = False, *, values: Valu
 def heal(
     sparse: Annotated[str, argument("SPARSE", "Sparse model that sparsify wrote.")],
     out: Out,
-    resume: Resume = False,
     *,
     values: Values,
 ) -> None:
@@ -119,8 +117,8 @@ def heal(
 
     shears heal sparse healed --teacher smollm2-135m --data text.txt --tokens 1M
     """
-    refuse_taken(expanded(out), resume)
-    folder = shears.heal(sparse, out, resume=resume, **values)
+    refuse_taken(expanded(out))
+    folder = shears.heal(sparse, out, resume=True, **values)
     healed = f"healed, {tables.sparsity_line(folder)}"
     _print_done(folder, healed, "train", folder, "adapter --data FILE")
 
@@ -133,7 +131,6 @@ def train(
         argument("SPARSE", "Sparse model to train on; it stays frozen. A dense model works too."),
     ],
     out: Out,
-    resume: Resume = False,
     *,
     values: Values,
 ) -> None:
@@ -146,8 +143,8 @@ def train(
     shears train sparse adapter --data train.jsonl
     shears train sparse elastic --data train.jsonl --ranks 32,24,16
     """
-    refuse_taken(expanded(out), resume)
-    folder = shears.train(sparse, out, resume=resume, **values)
+    refuse_taken(expanded(out))
+    folder = shears.train(sparse, out, resume=True, **values)
     if len(build(config.TrainConfig, "train", values).ranks) > 1:
         _print_done(folder, "super-adapter", "search", folder, "search --data VALIDATION")
     else:
@@ -160,7 +157,6 @@ def search(
     super_adapter: Annotated[str, argument("SUPER", "Super-adapter that train wrote.")],
     out: Out,
     model: Annotated[str | None, option("FOLDER", "Sparse model of the super-adapter, if it was moved.")] = None,
-    resume: Resume = False,
     *,
     values: Values,
 ) -> None:
@@ -170,8 +166,8 @@ def search(
 
     shears search adapter search --data validation.jsonl
     """
-    refuse_taken(expanded(out), resume)
-    folder = shears.search(super_adapter, out, model=model, resume=resume, **values)
+    refuse_taken(expanded(out))
+    folder = shears.search(super_adapter, out, model=model, resume=True, **values)
     tables.print_search(folder / RESULT)
     words = f"{tables.quoted(super_adapter)} sub_adapter --ranks {tables.quoted(folder / RESULT)}"
     tables.print_line(f"Next: shears export {words}")

@@ -5,20 +5,15 @@ fingerprints of its inputs and of its weights. `folders.py` makes the folders.
 """
 
 import json
-import logging
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from shears.config.export import FORMAT_OF_RECORD, FORMATS
 from shears.config.fields import StageConfig
-from shears.errors import RECORD_ERRORS, InputError, first_line
+from shears.errors import InputError, reading
 from shears.records.paths import file_fingerprint
-
-logger = logging.getLogger(__name__)
 
 SPARSITY = "sparsity.json"
 HEALED = "heal.json"
@@ -54,7 +49,6 @@ FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "bytes": dict, "ratio": dict, "alpha": (int, float), "max_rank": int,
 }  # fmt: skip
 """The types of keys in records; `record_in` checks them, so that readers can rely on them."""
-GROUP = re.compile(r"[^.]+\.\d{1,9}\..+", re.ASCII)  # linears that share a rank: layers.0.up_proj
 
 
 def write_json(path: Path, content: object) -> None:
@@ -90,13 +84,9 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; InputError where it is missing, torn, or nested too deeply."""
-    try:
+    """Return the content of a JSON file; InputError if it is missing or torn."""
+    with reading(path):
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-    except FileNotFoundError:
-        raise InputError(f"{path} must exist; it does not") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} must be a JSON file, got {error}; make or get it again") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -107,34 +97,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn a missing key or a value of another type into an InputError that names the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except RECORD_ERRORS as error:
-        lacks = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
-        raise _not_ours(path, lacks) from error
-
-
 def record_in(path: Path) -> dict[str, Any]:
     """Return the record in a file, its weights unverified; InputError where a key has a wrong type."""
-    record: Any = read_json(path)
-    if not isinstance(record, dict):
-        raise _not_ours(path, f"it is {str(record)[:40]}")
+    record = read_object(path)
     for key, kind in FIELDS.items():
         if key in record and not isinstance(record[key], kind):
-            raise _not_ours(path, f"its {key} is {str(record[key])[:40]}")
-    ranks = record.get("ranks", {})
-    if not all(GROUP.fullmatch(name) and type(rank) is int for name, rank in ranks.items()):
-        raise _not_ours(path, f"its ranks is {str(ranks)[:40]}")
+            raise InputError(f"{path} must be the record that shears wrote, its {key} is {str(record[key])[:40]}")
     return record
-
-
-def _not_ours(path: Path, what: str) -> InputError:
-    return InputError(f"{path} must be the record that shears wrote, {what}; make the folder again")
 
 
 def sync_path(path: Path) -> None:
@@ -152,22 +121,12 @@ def sync_tree(folder: Path) -> None:
         sync_path(path)
 
 
-def refuse_changes(
-    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], kind: type[StageConfig] | None = None
-) -> None:
-    """Raise InputError, which names every key that differs, for another configuration of `folder`.
-
-    The keys compared are those of `now`, the fields of `kind`, and fingerprints. A field that one
-    side lacks counts as its default. Other keys of `before`, options of other versions, are ignored.
-    """
-    old = {**before, **kind.of_record(before)} if kind else before
-    new = {**now, **kind.of_record(now)} if kind else now
-    compared = new.keys() | {key for key in old if key.endswith(("_fingerprint", "_sha256"))}
-    compared |= old.keys() & kind.model_fields.keys() if kind else set()
+def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise InputError, which names every key that differs, for another configuration of `folder`."""
     changes = [
-        f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
-        for key in sorted(compared)
-        if old.get(key) != new.get(key)
+        f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
     ]
     if changes:
         todo = "Use the earlier configuration, delete the folder, or choose another output"
@@ -217,7 +176,7 @@ def read_record(folder: Path, name: str, *needed: str, fingerprint: str | None =
         raise InputError(f"{folder} must be {kind} (a folder with {name}); it has no such file")
     record = record_in(path)
     if lacking := [key for key in needed if key not in record]:
-        raise _not_ours(path, f"it lacks {', '.join(lacking)}")
+        raise InputError(f"{path} must be the record that shears wrote, it lacks {', '.join(lacking)}; make it again")
     if "fingerprint" in record:
         recorded = record["fingerprint"]
         actual = fingerprint or weights_fingerprint(folder)

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shears.errors import InputError
+from shears.errors import InputError, reading
 from shears.models.blockwise.activations import Activations
-from shears.records.artifacts import read_object, reading, sync_path, sync_tree, write_json
+from shears.records.artifacts import read_object, sync_path, sync_tree, write_json
 from shears.records.folders import CHECKPOINTS, CONFIG, LOCK, MARKER, clear, sizes_of
 
 logger = logging.getLogger(__name__)

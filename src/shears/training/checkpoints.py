@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from shears.checkpoints import tensor_files
-from shears.errors import InputError
-from shears.records.artifacts import read_object, reading, sync_tree, write_json
+from shears.errors import InputError, reading
+from shears.records.artifacts import read_object, sync_tree, write_json
 from shears.records.folders import MARKER, sizes_of
 from shears.records.journal import read_rows, write_rows
 from shears.training.processes import num_processes, wait

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shears.data.examples import Tokenized
-from shears.errors import InputError
-from shears.records.artifacts import reading, sync_path
+from shears.errors import InputError, reading
+from shears.records.artifacts import sync_path
 from shears.training.batches import length_buckets
 from shears.training.checkpoints import last_steps
 from shears.training.processes import reshard

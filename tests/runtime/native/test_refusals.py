@@ -146,7 +146,7 @@ def test_layers_beyond_the_config_are_refused(package: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "must be a JSON file"),
+        ("{", "cannot be read"),
         ("[1]", "adapter_config.json must be a JSON object"),
         ({"r": None}, "must give .* a number as r, got None"),
         ({"r": 0, "rank_pattern": {}}, "a rank above 0, got 0"),

@@ -13,7 +13,7 @@ from shears.config.embedded import EMBEDDED
 from shears.config.resolve import build
 from shears.data.example import OWN_NAMES
 from shears.data.examples import check_rows
-from shears.errors import InputError
+from shears.errors import InputError, reading
 from shears.models.devices import set_threads
 from shears.models.fetching import gguf_named
 from shears.models.ref import ModelRef, resolve
@@ -22,7 +22,6 @@ from shears.records.artifacts import (
     as_data,
     check_input,
     read_object,
-    reading,
     refuse_changes,
     write_json,
 )
@@ -138,9 +137,7 @@ def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, A
     record = read_object(folder / COMPRESS)
     with reading(folder / COMPRESS):
         before = {**record["config"], "attempts": settings.attempts}  # more may be asked for
-        if "effort" not in record:  # of an earlier version, which had defaults in place of efforts
-            before |= {name: None for name in ("method", "num_samples") if getattr(settings, name) is None}
-        refuse_changes(folder, before, as_data(settings), CompressConfig)
+        refuse_changes(folder, before, as_data(settings))
         check_input(f"model of {folder}", record["base_fingerprint"], ref.fingerprint)
         _check_plan(record)
         _effort_of(record)
