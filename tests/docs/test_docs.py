@@ -1,4 +1,4 @@
-"""The tutorials' commands run from top to bottom; every page, verb and flag that a page names exists."""
+"""The tutorials' commands run from top to bottom; every page that a page names exists."""
 
 import os
 import re
@@ -9,16 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 
-from shears.cli import application, main
-from tests.docs.blocks import FENCE
+from shears.cli import main
 from tests.end_to_end.recipe import write_recipe
 
 ROOT = Path(__file__).parents[2]
-INDENTED = re.compile("^ {4}.*$", flags=re.MULTILINE)
-SPAN = re.compile("`([^`]+)`")
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TUTORIALS = {  # scripts of the pages that are read one after the other, and the verbs that they call
     "demo.md your-own-data.md": "run report inspect generate run run report inspect generate push",
@@ -74,11 +70,6 @@ def test_a_tutorial_runs_from_top_to_bottom(pages: str, tmp_path: Path, monkeypa
     assert " ".join(seen) == TUTORIALS[pages]
 
 
-def test_tutorials_are_made_smaller_where_they_can_be() -> None:
-    text = "".join(map(script, TUTORIALS))
-    assert [real for real in SMALLER if real not in text] == []
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(2400)  # minutes on two free cores, many more on busy ones
 @pytest.mark.parametrize("pages", TUTORIALS)
@@ -119,63 +110,6 @@ def test_the_site_names_pages_that_exist() -> None:
     assert named
     assert all((ROOT / "docs" / name).is_file() for name in named)
     assert site["strict"] is True
-
-
-def code_of(page: str) -> tuple[list[str], list[str]]:
-    """Return the lines of a page's code blocks, continued ones joined, and its code spans."""
-    text = page.replace("\\\n", " ")
-    lines = [line for match in FENCE.finditer(text) for line in match["text"].splitlines()]
-    lines += INDENTED.findall(FENCE.sub("", text))
-    return lines, [" ".join(span.split()) for span in SPAN.findall(outside_blocks(text))]
-
-
-def outside_blocks(page: str) -> str:
-    """Return a page without its code blocks."""
-    return INDENTED.sub("", FENCE.sub("", page))
-
-
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
-def test_no_command_is_wrapped_as_prose(page: Path) -> None:
-    """A formatter that takes a code block for a paragraph leaves options in it."""
-    prose = SPAN.sub("", outside_blocks(page.read_text()))
-    assert re.findall(r"(?<!\S)--[a-z][\w-]*", prose) == []
-
-
-def shears_commands(page: str) -> Iterator[list[str]]:
-    """Yield the words after `shears` of each command in code blocks and code spans, with `...` and NAMES."""
-    lines, spans = code_of(page)
-    for code in (*lines, *spans):
-        for command in re.split(r"[|;]|&&", re.sub(r"(?:^|\s)#.*", "", code)):
-            if found := re.search(r"(?<!from )(?<!import )(?<!install )(?<![\w./-])shears +(\S.*)", command):
-                yield found[1].split()
-
-
-def test_commands_are_found_in_blocks_and_spans() -> None:
-    page = (
-        "Shears and `shears run A --dry-run`,\nor `shears\nserve` it: shears no.\n\n"
-        "    shears init a   # --not\n    echo x | shears chat b --c | shears d; torchrun --n 8 -m shears train \\\n"
-        "      --shard\n    from shears import a\n\n```sh\nshears --threads 1 run\n```\n"
-    )
-    assert [" ".join(words) for words in shears_commands(page)] == [
-        "--threads 1 run", "fetch a", "chat b --c", "d", "train --shard", "run A --dry-run", "serve",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
-def test_pages_name_verbs_and_flags_that_exist(page: Path) -> None:
-    group = typer.main.get_command(application())
-    commands = {"": group, **group.commands}  # type: ignore[attr-defined]  # a click group
-    flags = {verb: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)} | {"--help"}
-             for verb, command in commands.items()}  # fmt: skip
-    text = page.read_text()
-    short = [words for words in map(str.split, code_of(text)[1]) if words and words[0] in flags]  # `search --test FILE`
-    for words in (*shears_commands(text), *short):
-        verb = next((word for word in words if re.fullmatch("[a-z]+", word)), "")
-        assert verb in flags, words
-        start = words.index(verb) if verb else len(words)
-        for owner, its in (("", words[:start]), (verb, words[start:])):
-            named = set(re.findall(r"(?<![^\s\[(])--[a-z][a-z-]*", " ".join(its)))
-            assert named <= flags[owner], (owner, words)
 
 
 def test_every_function_of_the_reference_exists() -> None:
