@@ -110,7 +110,7 @@ def reason_of(error: Exception) -> str:
         return error.strerror
     if isinstance(error, KeyError):
         return f"it lacks {error}"
-    return first_line(error)
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def install_hint(extra: str) -> str:

@@ -25,8 +25,8 @@ MISTAKES = {
     "train base out --daat rows.jsonl": ["No such option: --daat", "--data", "See shears train --help"],
     "train base out --data rows.jsonl --ranks 8,x --lr -1 --bs 7.5": [
         "train.learning_rate must be greater than 0, got '-1'",
-        "train.batch_size must be a whole number, got '7.5'",
-        "train.ranks.1 must be a whole number, got 'x'",
+        "train.batch_size must be a valid integer, got '7.5'",
+        "train.ranks.1 must be a valid integer, got 'x'",
     ],
     "train base out --data": ["Option '--data' requires an argument. See shears train --help"],
     "train base out --data rows.json": ["data must be a file that exists, got rows.json (nothing there)"],
@@ -43,14 +43,16 @@ MISTAKES = {
     "sparsify base out --sparsity 50 --calibration rows.jsonl": [
         "sparsify.sparsity must be less than 1, got '50'; for 50 % give 0.5"
     ],
-    "sparsify base out --config percent.yaml": ["sparsify.sparsity must be a number, got '50%'; for 50 % give 0.5"],
+    "sparsify base out --config percent.yaml": [
+        "sparsify.sparsity must be a valid number, got '50%'; for 50 % give 0.5"
+    ],
     "sparsify base out": ["sparsify.calibration must be given (--calibration) for base: text like that which the"],
     "sparsify base out --method magnitude --dtype half": ["must be 'auto', 'fp32', 'bf16' or 'fp16', got 'half'"],
     "sparsify base out --pattern 3:2": ["must keep 0 < N < M weights, got 3:2"],
     "sparsify base out --pattern 2:4 --sparsity 0.6": ["2:4 is a sparsity of 0.5 everywhere; set sparsity=0.5"],
     "sparsify base out --pattern diagonal": ["sparsify.pattern must"],
     "sparsify base out --sparsity-of down_proj=1.5": ["sparsify.sparsity_of.down_proj must be less than 1, got '1.5'"],
-    "sparsify base out --sparsity-of down_proj": ["must be NAME=SHARE, got 'down_proj'"],
+    "sparsify base out --sparsity-of down_proj": ["must be NAME=VALUE, got 'down_proj'"],
     f"sparsify base out --sparsity-of nope=0.4 {SHORT}": ["no linear matches target 'nope'; this model has q_proj"],
     f"sparsify base out --skip q_porj {SHORT}": ["no linear matches target 'q_porj'", "did you mean 'q_proj'"],
     "sparsify base out --activation-budget lots": ["activation_budget"],
@@ -69,7 +71,7 @@ MISTAKES = {
     "inspect nowhere": ["there is no nowhere"],
     "inspect base other": ["Got unexpected extra argument(s) (other). See shears inspect --help"],
     "run recipe.yaml": ["unknown key 'trian'; did you mean 'train'?"],
-    "run recipe.yml": ["the recipe must be a readable YAML file, got recipe.yml"],
+    "run recipe.yml": ["recipe.yml cannot be read: it does not exist"],
     "--threads 0 inspect base": ["Invalid value for '--threads'"],
 }
 """Calls, and what stands in the lines of the answer."""

@@ -35,79 +35,47 @@ def _split_commas(value: object) -> object:
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _split_pairs(value: object, last: bool = False) -> object:
+    """Parse `prompt=question,completion=answer`; the first = separates, or the last one if names are regexes."""
+    if not isinstance(value, str):
+        return value
+    pairs = {}
+    for part in filter(None, map(str.strip, value.split(","))):
+        name, equals, text = part.rpartition("=") if last else part.partition("=")
+        if not equals or not text.strip():
+            raise ValueError(f"must be NAME=VALUE, got {part!r}")
+        pairs[name.strip()] = text.strip()
+    return pairs
+
+
 def _split_shares(value: object) -> object:
-    """Parse `down_proj=0.4,o_proj=0.6`; the last = separates, because a regex may contain one."""
-    if not isinstance(value, str):
-        return value
-    shares = {}
-    for part in filter(None, map(str.strip, value.split(","))):
-        name, _, share = part.rpartition("=")
-        if not name:
-            raise ValueError(f"must be NAME=SHARE, got {part!r}; for example down_proj=0.4")
-        shares[name.strip()] = share.strip()
-    return shares
+    return _split_pairs(value, last=True)
 
 
-def _split_columns(value: object) -> object:
-    """Parse `prompt=question,completion=answer`; the first = separates, a column may contain one."""
-    if not isinstance(value, str):
-        return value
-    columns = {}
-    for part in filter(None, map(str.strip, value.split(","))):
-        name, _, column = part.partition("=")
-        if not column.strip():
-            example = "for example prompt=question,completion=answer"
-            raise ValueError(f"must be NAME=COLUMN, got {part!r}; {example}")
-        columns[name.strip()] = column.strip()
-    return columns
+def _counted(value: object) -> object:
+    return whole_number(value) if isinstance(value, str) else value
 
 
 def _check_columns(value: dict[str, str]) -> dict[str, str]:
     """Return the columns; ValueError for an unknown name, or for names of several forms of row."""
-    known = [*chain(*FORMS), *BESIDE_FORMS]
-    if unknown := [name for name in value if name not in known]:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
+    named = {name for name in value if name not in BESIDE_FORMS}
+    if named and not any(named <= {*form} for form in FORMS):
+        known = " or ".join(", ".join(form) for form in FORMS)
+        close = difflib.get_close_matches(next(iter(named - {*chain(*FORMS)}), ""), [*chain(*FORMS)], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        rule = f"must name columns that are known ({', '.join(known)})"
-        raise ValueError(f"{rule}, got {unknown[0]!r}{hint}")
-    named = [name for name in value if name not in BESIDE_FORMS]
-    if named and not any(set(named) <= set(form) for form in FORMS):
-        forms = " or ".join(", ".join(form) for form in FORMS)
-        rule = f"must name the columns of one form of row ({forms})"
-        raise ValueError(f"{rule}, got {', '.join(named)}")
-    if set(named) & {*CHAT_TURNS} and "user" not in named:
+        raise ValueError(f"must name the columns of one form of row ({known}), got {', '.join(value)}{hint}")
+    if named & {*CHAT_TURNS} and "user" not in named:
         raise ValueError(f"must name the user's column of a chat, got {', '.join(named)}; add user=COLUMN")
     return value
 
 
-def _as_text(value: object) -> object:
-    """Return a size that YAML parsed as an integer, such as 0, as text."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _check_size(value: str) -> str:
-    try:
-        num_bytes(value)
-    except InputError as error:
-        raise ValueError(str(error).removeprefix("a size ")) from None
-    return value
-
-
-def _counted(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return whole_number(value)
-    except InputError as error:
-        raise ValueError(str(error).removeprefix("a count ")) from None
+def _check_size(value: object) -> str:
+    num_bytes(str(value))
+    return str(value)
 
 
 def _check_pattern(value: str) -> str:
-    try:
-        is_known = value == "row" or kept_of_every(value) is not None
-    except InputError as error:
-        raise ValueError(str(error).removeprefix("a pattern N:M ")) from None
-    if not is_known:
+    if value != "row" and kept_of_every(value) is None:
         raise ValueError(f"must be row or N:M such as 2:4, got {value!r}")
     return value
 
@@ -147,10 +115,14 @@ Split = BeforeValidator(_split_commas)
 """For fields that hold several values: text is split at its commas."""
 Names = Annotated[tuple[str, ...], Split]
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
-Columns = Annotated[dict[str, str], BeforeValidator(_split_columns), AfterValidator(_check_columns)]
+Columns = Annotated[dict[str, str], BeforeValidator(_split_pairs), AfterValidator(_check_columns)]
 """The data's column for each column of a form, such as {prompt: question, completion: answer}."""
-Size = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_size)]
-Count = Annotated[int, BeforeValidator(_counted), Field(gt=0, le=MOST_TOKENS)]
+Size = Annotated[str, BeforeValidator(_check_size)]
+Count = Annotated[
+    int,
+    BeforeValidator(lambda value: whole_number(value) if isinstance(value, str) else value),
+    Field(gt=0, le=MOST_TOKENS),
+]
 """A whole number that may be written with a unit, such as 50k or 1M."""
 Source = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
 """A source of rows, or a number that YAML parsed, such as a share of other rows, as text."""

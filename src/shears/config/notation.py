@@ -15,7 +15,7 @@ def num_bytes(size: str) -> int:
     """Return the bytes of a size such as `2GB`, `512 MiB` or `1000000`; InputError for anything else."""
     match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", size.strip())
     if match is None or (match[3] and not match[2]):
-        raise InputError(f"a size must be a number with a unit such as 2GB or 512MiB, got {size!r}")
+        raise InputError(f"must be a number with a unit such as 2GB or 512MiB, got {size!r}")
     units = BINARY_UNITS if match[3] else UNITS
     return int(float(match[1]) * units[match[2]])
 
@@ -25,7 +25,7 @@ def whole_number(text: str) -> int:
     match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)([kKMG]?)", text.strip())
     number = 0.0 if match is None else float(match[1]) * UNITS[match[2]]
     if match is None or number != int(number):
-        raise InputError(f"a count must be a whole number such as 1000, 50k or 1M, got {text!r}")
+        raise InputError(f"must be a whole number such as 1000, 50k or 1M, got {text!r}")
     return int(number)
 
 
@@ -33,7 +33,7 @@ def num_seconds(text: str) -> float:
     """Return the seconds of a time such as `90s`, `15min` or `1.5h`; InputError for anything else."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(s|min|h)", text.strip())
     if match is None or not float(match[1]):
-        raise InputError(f"a time must be a number above 0 with a unit such as 15min or 2h, got {text!r}")
+        raise InputError(f"must be a number above 0 with a unit such as 15min or 2h, got {text!r}")
     return float(match[1]) * SECONDS[match[2]]
 
 
@@ -44,7 +44,7 @@ def kept_of_every(pattern: str) -> tuple[int, int] | None:
         return None
     kept, size = int(match[1]), int(match[2])
     if not 0 < kept < size:
-        raise InputError(f"a pattern N:M must keep 0 < N < M weights, got {pattern}; 2:4 keeps two of four")
+        raise InputError(f"must keep 0 < N < M weights, got {pattern}; 2:4 keeps two of four")
     return kept, size
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from shears.config.evaluate import BASELINES
 from shears.config.export import FORMAT_OF_RECORD, FORMATS
-from shears.config.resolve import UNREADABLE, parse_yaml
+from shears.config.resolve import parse_yaml
 from shears.errors import InputError, first_line
 from shears.records import artifacts
 from shears.records.artifacts import evaluation_file, read_object
@@ -153,7 +155,7 @@ def _records(files: Mapping[str, Path]) -> dict[str, Record]:
 def _yaml(path: Path) -> Record:
     try:
         content = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except UNREADABLE as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} must be a YAML file, got {first_line(error)}; write it again") from None
     return content if isinstance(content, dict) else {}
 

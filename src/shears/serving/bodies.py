@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from shears.config.resolve import rule_of
 from shears.records.artifacts import unique_keys
 
 NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {  # unsupported keys, and their values that change nothing
@@ -343,4 +342,4 @@ def _explained(kind: type[RequestKind], error: ValidationError) -> RequestError:
         close = difflib.get_close_matches(path[-1], kind.model_fields, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(kind.model_fields)}"
         return RequestError(400, f"unknown key {name!r}{hint}", param=name)
-    return RequestError(400, f"{name} {rule_of(detail)}, got {detail['input']!r:.60}", param=name)
+    return RequestError(400, f"{name}: {detail['msg']}, got {detail['input']!r:.60}", param=name)

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 from shears.checkpoints.packed import layout
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix
 from shears.checkpoints.tensor_format import Spec, file_bytes
-from shears.config.resolve import rule_of
 from shears.errors import InputError
 from shears.quantization import grid
 
@@ -198,7 +197,7 @@ def parse_index(text: str, version: str) -> Index:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(f"its index must be valid, got {where}: {rule_of(first)}") from None
+        raise InputError(f"its index must be valid, got {where}: {first['msg']}") from None
     except (RecursionError, ValueError) as error:
         raise InputError(f"its index must be valid JSON, got {error}") from None
     if index.version > version:
