@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 
-from shears.errors import InputError
+from shears.errors import option
 
 logger = logging.getLogger(__name__)
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -35,36 +35,18 @@ class VisibleConsole(Console):
 
 console = VisibleConsole(stderr=True)
 Item = TypeVar("Item")
-LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "1"}
-"""Numbers in the environment that a launcher sets, and what they are without one."""
-UNSET = "start with accelerate launch or torchrun, or unset the variable"
 SECONDS_BETWEEN_LOG_LINES = 15.0
 
 
 def launched() -> tuple[int, int]:
-    """Return the number of this process and of all that a launcher (torchrun, accelerate) started; (0, 1) without one.
-
-    InputError if the launcher's variables are no such numbers, or name no address to meet at.
-    """
-    given = {name: os.environ.get(name, default) for name, default in LAUNCHER.items()}
-    for name, value in given.items():
-        if not (value.isascii() and value.isdecimal()):
-            raise InputError(f"{name} must be a whole number, as a launcher sets it, got {value!r:.40}; {UNSET}")
-    rank, count, local = (int(given[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if not max(rank, local) < count:
-        raise InputError(f"RANK and LOCAL_RANK must be below WORLD_SIZE, got {rank}, {local} and {count}; {UNSET}")
-    lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK") if not os.environ.get(name)]
-    if count > 1 and lacking:
-        raise InputError(f"{count} processes (WORLD_SIZE) must have {lacking[0]}, it is not set; {UNSET}")
-    return rank, count
+    """Return the number of this process and of all that a launcher (torchrun, accelerate) started; (0, 1) without."""
+    with option("RANK and WORLD_SIZE"):
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:
-    """Tell whether this is the only process, or the first one of a launcher; every one if its variables are wrong."""
-    try:
-        return launched()[0] == 0
-    except InputError:
-        return True
+    """Tell whether this is the only process, or the first one of a launcher."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Meter:
