@@ -73,6 +73,27 @@ MISTAKES = {
     "run recipe.yaml": ["unknown key 'trian'; did you mean 'train'?"],
     "run recipe.yml": ["recipe.yml cannot be read: it does not exist"],
     "--threads 0 inspect base": ["Invalid value for '--threads'"],
+    "sparsify base out --calibration none.jsonl": ["none.jsonl"],
+    "sparsify base out --calibration other.jsonl": ["rows of other.jsonl must have the column text, or be examples"],
+    "sparsify base file/out --method magnitude": ["the output can be written, got file/out"],
+    "heal base out --teacher other --tokens 1k --data none.txt": ["none.txt"],
+    "heal base out --teacher other --tokens 1k --data other.jsonl": ["must have the column text, or be examples"],
+    "heal base out --teacher other --tokens 1k --data words.txt --sequence-length 9999": ["context of 256 tokens"],
+    "heal base out --teacher other --tokens 1k --data words.txt --precision fp16 --device cpu": ["needs a CUDA device"],
+    "heal base out --teacher nowhere/at/all --tokens 1k --data words.txt": ["nowhere/at/all"],
+    "train base out --data none.jsonl": ["none.jsonl"],
+    "train base out --data rows.jsonl --validation none.jsonl": ["none.jsonl"],
+    "train base out --data rows.jsonl --precision fp16 --device cpu": ["needs a CUDA device"],
+    "train base out --data rows.jsonl --teacher nowhere/at/all": ["nowhere/at/all"],
+    "export base out --format package --values int4 --calibration none.txt": ["none.txt"],
+    "evaluate base --task perplexity --data none.txt": ["none.txt"],
+    "evaluate base --task perplexity --data other.jsonl": ["must have the column text"],
+    "evaluate base --task number --data none.jsonl": ["none.jsonl"],
+    "evaluate base --task number --data rows.jsonl --output file/out.json": ["can be written, got file/out.json"],
+    "compress base out --target 0.1MB --calibration none.txt": ["none.txt"],
+    "compress base out --target 0.1MB --calibration words.txt --data none.jsonl": ["none.jsonl"],
+    "compress base out --target 0.1MB --calibration words.txt --data other.jsonl": ["row 1 of other.jsonl"],
+    "compress base file/out --target 0.1MB --calibration words.txt": ["can be written, got file/out"],
 }
 """Calls, and what stands in the lines of the answer."""
 
@@ -84,7 +105,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(made / "base")
     (made / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": " 2", "answer": 2}\n')
     (made / "other.jsonl").write_text('{"query": "1+1="}\n')
-    (made / "words.txt").write_text("some words")
+    (made / "words.txt").write_text("some words, " * 20)
+    save_tiny(made / "other", seed=1)
+    (made / "file").touch()
     (made / "quickstart.yaml").write_text("model: base")
     (made / "percent.yaml").write_text("sparsify: {sparsity: 50%, calibration: rows.jsonl}")
     (made / "recipe.yaml").write_text("model: base\noutput: out\ntrian: {data: rows.jsonl}")

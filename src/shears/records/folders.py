@@ -87,7 +87,7 @@ def refuse_taken(output: Path, record: str | None = None) -> None:
     if record is not None and (output / record).is_file():
         return
     with option(f"the output {output}"):
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
             raise InputError(f"the output must not exist yet, got {output}; name another folder or delete this one")
     check_writable(output)
     work = partial_folder(output)
