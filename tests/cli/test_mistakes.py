@@ -75,7 +75,7 @@ MISTAKES = {
     "--threads 0 inspect base": ["Invalid value for '--threads'"],
     "sparsify base out --calibration none.jsonl": ["none.jsonl"],
     "sparsify base out --calibration other.jsonl": ["rows of other.jsonl must have the column text, or be examples"],
-    "sparsify base file/out --method magnitude": ["the output can be written, got file/out"],
+    "sparsify base file/out --method magnitude": ["can be written, got file/out"],
     "heal base out --teacher other --tokens 1k --data none.txt": ["none.txt"],
     "heal base out --teacher other --tokens 1k --data other.jsonl": ["must have the column text, or be examples"],
     "heal base out --teacher other --tokens 1k --data words.txt --sequence-length 9999": ["context of 256 tokens"],

@@ -67,8 +67,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "loop").symlink_to("loop")
     for copy, name in (("torn_weights", "model.safetensors"), ("torn_config", "config.json")):
         shutil.copytree(made / "model", made / copy)
-        content = (made / copy / name).read_bytes()
-        (made / copy / name).write_bytes(content[: len(content) // 2])
+        weights = (made / copy / name).read_bytes()
+        (made / copy / name).write_bytes(weights[: len(weights) // 2])
     shutil.copytree(made / "model", made / "unknown_type")
     (made / "unknown_type" / "config.json").write_text('{"model_type": "martian"}')
     return made

@@ -94,7 +94,8 @@ def _quieten() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for name in ("lm_eval", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     logger = logging.getLogger("shears")
     logger.setLevel(logging.INFO)
     logger.propagate = False
