@@ -7,10 +7,10 @@ from shears.runtime.drop_in.registration import register
 
 if TYPE_CHECKING:
     from shears.adapt.elastic import ElasticAdapter as ElasticAdapter
+    from shears.adapt.elastic import NLSCallback as NLSCallback
     from shears.adapt.elastic import make_elastic as make_elastic
+    from shears.adapt.groups import build_space as build_space
     from shears.adapt.load import load_super_adapter as load_super_adapter
-    from shears.adapt.prepare import build_space as build_space
-    from shears.adapt.sampling import NLSCallback as NLSCallback
     from shears.adapt.space import RankConfig as RankConfig
     from shears.adapt.space import SearchSpace as SearchSpace
     from shears.adapt.train import train as train
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 _MODULES = {
     "ElasticAdapter": "adapt.elastic",
     "InputError": "errors",
-    "NLSCallback": "adapt.sampling",
+    "NLSCallback": "adapt.elastic",
     "RankConfig": "adapt.space",
     "SearchSpace": "adapt.space",
     "__version__": "records.version",
     "bench": "runtime.speed",
-    "build_space": "adapt.prepare",
+    "build_space": "adapt.groups",
     "compare": "report.compare",
     "compress": "runs.compress.stage",
     "environment": "runtime.environment",

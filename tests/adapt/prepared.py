@@ -3,12 +3,17 @@
 from pathlib import Path
 
 from shears.adapt import prepare
+from shears.adapt.elastic import ElasticAdapter
+from shears.adapt.train import training_of
 from shears.config import TrainConfig
 from shears.models.ref import resolve
+from shears.training.loop import Training
 
 
-def prepared_on(base: Path, settings: TrainConfig) -> prepare.PreparedAdapter:
-    """Return a base with a new adapter, and the examples of the settings."""
+def prepared_on(base: Path, settings: TrainConfig) -> tuple[ElasticAdapter, Training]:
+    """Return a base with a new adapter, and its training on the examples of the settings."""
     ref = resolve(base)
     decided = prepare.settings_for(ref, settings)
-    return prepare.prepare(ref, decided, prepare.read_training_rows(ref, decided))
+    rows = prepare.read_training_rows(ref, decided)
+    elastic, _ = prepare.prepare(ref, decided, rows)
+    return elastic, training_of(elastic, rows, decided)

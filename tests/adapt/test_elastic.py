@@ -1,15 +1,18 @@
-"""Masking ranks by a hook is the same as slicing the matrices, on PEFT's own layers."""
+"""Masking ranks by a hook is the same as slicing the matrices, on PEFT's own layers; draws depend on seed and step."""
 
 import copy
 import random
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from transformers import Trainer, TrainingArguments
 
-from shears.adapt.elastic import ElasticAdapter, make_elastic
-from shears.adapt.prepare import add_lora, build_space
+from shears.adapt.elastic import ElasticAdapter, NLSCallback, make_elastic, ranks_of_step
+from shears.adapt.groups import add_lora, build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import TrainConfig
 from shears.errors import InputError
@@ -42,6 +45,11 @@ def logits(model: torch.nn.Module) -> Tensor:
     return result
 
 
+def random_configs(space: SearchSpace, count: int) -> list[RankConfig]:
+    """Different configurations."""
+    return [space.random(random.Random(seed)) for seed in range(count)]
+
+
 def sliced_by_hand(name: str, config: RankConfig, scaling: float) -> Tensor:
     """Oracle: the dense weight W + scaling * B[:, :r] A[:r], written into a model that knows nothing of LoRA."""
     peft_model, elastic = elastic_model(name)
@@ -49,9 +57,8 @@ def sliced_by_hand(name: str, config: RankConfig, scaling: float) -> Tensor:
     tensors = dict(peft_model.named_parameters())
     for group, linears in elastic.space.modules.items():
         for linear in linears:
-            rank = config[group]
-            a = tensors[f"base_model.model.{linear}.lora_A.default.weight"][:rank]
-            b = tensors[f"base_model.model.{linear}.lora_B.default.weight"][:, :rank]
+            a = tensors[f"base_model.model.{linear}.lora_A.default.weight"][: config[group]]
+            b = tensors[f"base_model.model.{linear}.lora_B.default.weight"][:, : config[group]]
             update = scaling * b @ a
             weight = plain.get_submodule(linear).get_parameter("weight")
             weight.data += update.T if name == "gpt2" else update  # Conv1D holds its weight transposed
@@ -59,23 +66,15 @@ def sliced_by_hand(name: str, config: RankConfig, scaling: float) -> Tensor:
 
 
 @pytest.mark.parametrize("name", sorted(GROUPS))
-@pytest.mark.parametrize("choice", ["maximal", "heuristic", "minimal"])
-def test_masked_ranks_equal_sliced_matrices(name: str, choice: str) -> None:
+def test_masked_ranks_equal_sliced_matrices(name: str) -> None:
     peft_model, elastic = elastic_model(name)
-    config = getattr(elastic.space, choice)()
-    elastic.activate(config)
-    torch.testing.assert_close(logits(peft_model), sliced_by_hand(name, config, scaling=12 / 6))
+    mixed = RankConfig({group: (6, 4, 2)[index % 3] for index, group in enumerate(elastic.space.ranks)})
+    for config in (elastic.space.minimal(), mixed, elastic.space.maximal()):
+        elastic.activate(config)
+        torch.testing.assert_close(logits(peft_model), sliced_by_hand(name, config, scaling=12 / 6))
 
 
-def test_ranks_may_differ_between_groups() -> None:
-    peft_model, elastic = elastic_model()
-    groups = sorted(elastic.space.ranks)
-    config = RankConfig({group: (6, 4, 2)[index % 3] for index, group in enumerate(groups)})
-    elastic.activate(config)
-    torch.testing.assert_close(logits(peft_model), sliced_by_hand("llama", config, scaling=2.0))
-
-
-def test_unused_ranks_get_no_gradient() -> None:
+def test_ranks_beyond_the_active_one_have_exactly_zero_gradient() -> None:
     peft_model, elastic = elastic_model()
     elastic.activate(elastic.space.minimal())
     peft_model(input_ids=IDS, labels=IDS).loss.backward()
@@ -84,48 +83,28 @@ def test_unused_ranks_get_no_gradient() -> None:
             assert parameter.grad is None
             continue
         assert parameter.grad is not None
-        used, unused = (
-            (parameter.grad[:2], parameter.grad[2:])
-            if "lora_A" in name
-            else (parameter.grad[:, :2], parameter.grad[:, 2:])
-        )
-        assert used.abs().sum() > 0
-        assert torch.equal(unused, torch.zeros_like(unused))
+        ranks = parameter.grad if "lora_A" in name else parameter.grad.T
+        assert ranks[:2].any()
+        assert not ranks[2:].any()
 
 
-def test_switching_back_and_forth_changes_nothing() -> None:
+def test_ranks_are_switched_in_place_and_removed_without_a_trace() -> None:
     peft_model, elastic = elastic_model()
-    before = logits(peft_model)
-    elastic.activate(elastic.space.minimal())
-    assert not torch.equal(logits(peft_model), before)
-    elastic.activate(elastic.space.maximal())
-    assert torch.equal(logits(peft_model), before)
-
-
-def test_removing_leaves_a_plain_peft_model() -> None:
-    peft_model, elastic = elastic_model()
-    before = logits(peft_model)
-    elastic.activate(elastic.space.minimal())
-    elastic.remove()
-    elastic.remove()  # once more does nothing
-    assert torch.equal(logits(peft_model), before)
-    assert not any("rank_mask" in name for name, _ in peft_model.named_buffers())
-    make_elastic(peft_model, elastic.space)  # and it can be made elastic again
-
-
-def test_a_copy_keeps_its_own_ranks() -> None:
-    peft_model, elastic = elastic_model()
+    largest = logits(peft_model)
     elastic.activate(elastic.space.minimal())
     twin = copy.deepcopy(peft_model)
     small = logits(peft_model)
-    elastic.activate(elastic.space.maximal())
+    with elastic.at(elastic.space.maximal()):
+        assert torch.equal(logits(peft_model), largest)
+    assert torch.equal(logits(peft_model), small)
+    elastic.remove()
+    elastic.remove()  # once more does nothing
+    assert torch.equal(logits(peft_model), largest)
     assert torch.equal(logits(twin), small)
-    assert not torch.equal(logits(peft_model), small)
-
-
-def test_saved_state_holds_no_mask() -> None:
-    peft_model, _ = elastic_model()
-    assert not any("rank_mask" in name for name in peft_model.state_dict())
+    assert not torch.equal(small, largest)
+    assert not any("rank_mask" in name for name, _ in peft_model.named_buffers())
+    assert not any("rank_mask" in name for name in twin.state_dict())
+    make_elastic(peft_model, elastic.space)  # and it can be made elastic again
 
 
 def test_parameters_are_counted_exactly() -> None:
@@ -143,27 +122,34 @@ def test_layers_that_cannot_be_elastic_are_refused() -> None:
         elastic.activate(RankConfig(dict.fromkeys(elastic.space.ranks, 3)))
     elastic.remove()
     too_large = SearchSpace(dict.fromkeys(elastic.space.ranks, (8, 2)), elastic.space.modules)
-    with pytest.raises(InputError, match=r"largest rank of its group \(8\), got 6"):
+    with pytest.raises(InputError, match=r"largest rank of its group \(8\).*of rank 6"):
         make_elastic(peft_model, too_large)
-    nowhere = SearchSpace({"a": (2,)}, {"a": ("model.layers.0.self_attn.o_proj",)})
     with pytest.raises(InputError, match="must carry the adapter"):
-        make_elastic(peft_model, nowhere)
+        make_elastic(peft_model, SearchSpace({"a": (2,)}, {"a": ("model.layers.0.self_attn.o_proj",)}))
+    variant = get_peft_model(tiny_model(), LoraConfig(r=6, target_modules=elastic.space.linears, use_dora=True))
+    with pytest.raises(InputError, match="must be plain LoRA"):
+        make_elastic(variant, elastic.space)
 
 
-def random_configs(space: SearchSpace, count: int) -> list[RankConfig]:
-    """Different configurations."""
-    return [space.random(random.Random(seed)) for seed in range(count)]
+def test_uniform_draws_depend_on_seed_and_step_alone_and_cover_the_space() -> None:
+    space = SearchSpace({f"layers.{i}.a": (3, 2, 1) for i in range(30)})
+    drawn = [ranks_of_step("uniform", space, 3, step) for step in range(960)]
+    assert [ranks_of_step("uniform", space, 3, step) for step in reversed(range(960))] == drawn[::-1]
+    assert ranks_of_step("uniform", space, 1, 0) != drawn[0]
+    for group in space.ranks:
+        counts = Counter(config[group] for config in drawn)
+        assert all(abs(counts[rank] - 320) < 5 * (960 * 2 / 9) ** 0.5 for rank in (3, 2, 1))  # five sigma
 
 
-def test_ranks_beyond_the_active_one_have_exactly_zero_gradient() -> None:
-    peft_model, elastic = elastic_model()
-    elastic.activate(elastic.space.minimal())
-    peft_model(input_ids=IDS).logits.square().sum().backward()
-    for name, parameter in peft_model.named_parameters():
-        if "lora_A" in name:
-            assert parameter.grad is not None
-            assert parameter.grad[:2].any()
-            assert not parameter.grad[2:].any()
-        if "lora_B" in name:
-            assert parameter.grad is not None
-            assert not parameter.grad[:, 2:].any()
+def test_every_step_has_its_own_ranks_in_a_stock_trainer(tmp_path: Path) -> None:
+    model, elastic = elastic_model()
+    seen: list[RankConfig | None] = []
+    model.register_forward_pre_hook(lambda *_: seen.append(elastic.active))
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, use_cpu=True, report_to="none",
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    rows = [{"input_ids": row, "labels": row} for row in IDS]
+    Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[NLSCallback(elastic, seed=3)]).train()
+    assert seen == [ranks_of_step("uniform", elastic.space, 3, step) for step in range(3)]
+    assert elastic.active == elastic.space.maximal()

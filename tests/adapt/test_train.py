@@ -12,14 +12,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from shears.adapt.load import load_super_adapter
-from shears.adapt.sampling import ranks_of_step
-from shears.adapt.train import train, training_of
+from shears.adapt.elastic import ranks_of_step
+from shears.adapt.train import train
 from shears.config import TrainConfig
 from shears.errors import InputError
 from shears.records.artifacts import read_json, weights_fingerprint, write_json
-from shears.records.folders import CONFIG, MARKER, partial_folder
+from shears.records.folders import MARKER, partial_folder
 from shears.records.trained_form import TrainedForm, trained_form
-from shears.training.checkpoints import last_whole_checkpoint
 from shears.training.loop import fit
 from tests.adapt.prepared import prepared_on
 from tests.tiny import save_tiny
@@ -55,11 +54,11 @@ def stopped(base: Path, data: str, undisturbed: Undisturbed, tmp_path_factory: p
 
 def test_training_leaves_every_bit_of_the_base_and_lowers_the_loss(base: Path, data: str, tmp_path: Path) -> None:
     settings = TrainConfig(data=data, **{**SETTINGS, "max_steps": 24})
-    prepared = prepared_on(base, settings)
-    before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items() if "lora_" not in name}
+    elastic, training = prepared_on(base, settings)
+    before = {name: tensor.clone() for name, tensor in elastic.model.state_dict().items() if "lora_" not in name}
     (tmp_path / "work").mkdir()
-    fit(training_of(prepared, settings), tmp_path / "work", settings)
-    after = prepared.model.state_dict()
+    fit(training, tmp_path / "work", settings)
+    after = elastic.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     zeros = sum(int((tensor == 0).sum()) for name, tensor in before.items() if "mlp" in name)
     assert zeros > 4000
@@ -97,11 +96,6 @@ def test_a_record_says_in_which_form_the_rows_asked(
     assert trained_form(out) == TrainedForm("chat", "chat", "a", task="exact")
 
 
-def test_one_rank_is_plain_lora(base: Path, data: str, tmp_path: Path) -> None:
-    output = train(base, tmp_path / "out", data=data, **{**SETTINGS, "ranks": (6,)})
-    assert load_super_adapter(output).elastic.space.size == 1
-
-
 def test_accumulation_is_the_same_step(stopped: Stopped, tmp_path: Path) -> None:
     split = train(stopped.base, tmp_path / "split", data=stopped.data, micro_batch_size=1, **SETTINGS)
     assert_close(stopped.whole, split)
@@ -136,28 +130,12 @@ def test_an_interrupted_run_is_never_overwritten_silently(
         train(base, tmp_path / "out", data=data, resume=True, **{**SETTINGS, "alpha": 13})
 
 
-def test_a_resume_may_rename_files_and_know_earlier_keys(
+def test_a_resume_may_move_the_base_and_rename_the_data(
     stopped: Stopped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run of an earlier version resumes if its removed options have the values that this version computes with."""
-    base, data, output = stopped.base, stopped.data, stopped.copied(tmp_path)
-    asked = partial_folder(output) / CONFIG
-    now = {key: value for key, value in read_json(asked).items() if key not in ("kl", "cross_entropy")}
-    earlier = {
-        "teacher_weight": 0.5, "recompute": True, "gradient_checkpointing": False, "curriculum": 0.0, "reorder": False,
-        "scheduler": "linear", "weight_decay": 0.0, "compile": False, "train_on": "completion", "learn_scales": False,
-        "adapter": "lora", "decompose_factor": 4,
-    }  # fmt: skip
-    for key, value in (("curriculum", 0.5), ("adapter", "lokr")):
-        write_json(asked, now | earlier | {key: value})
-        with pytest.raises(InputError, match=rf"made with {key} {value!r}, an option that this version lacks"):
-            train(base, output, data=data, resume=True, **SETTINGS)
-    write_json(asked, now | earlier | {"teacher_weight": 0.3})
-    with pytest.raises(InputError, match=r"kl was 0\.3 and is now 0\.5"):
-        train(base, output, data=data, resume=True, **SETTINGS)
-    write_json(asked, now | earlier)
-    shutil.copytree(base, tmp_path / "moved")
-    shutil.copyfile(data, tmp_path / "renamed.jsonl")
+    stopped.copied(tmp_path)
+    shutil.copytree(stopped.base, tmp_path / "moved")
+    shutil.copyfile(stopped.data, tmp_path / "renamed.jsonl")
     monkeypatch.chdir(tmp_path)
     changes = {"data": "./renamed.jsonl", "save_steps": SETTINGS["save_steps"] + 1}
     assert_same(stopped.whole, train("moved", "./stopped", resume=True, **{**SETTINGS, **changes}))
@@ -185,10 +163,6 @@ def test_a_resume_on_another_number_of_processes_is_refused(
     write_json(marker, read_json(marker) | {"processes": 2})
     with pytest.raises(InputError, match=r"resume on as many processes as it began with \(2\), got 1; launch 2"):
         train(base, tmp_path / "out", resume=True, data=data, **SETTINGS)
-
-
-def test_a_missing_folder_has_no_checkpoint(tmp_path: Path) -> None:
-    assert last_whole_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_another_base_is_refused_with_both_fingerprints(base: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -243,14 +217,3 @@ def test_a_resume_of_nothing_says_that_it_starts_anew(
         train(base, tmp_path / "out", data=data, resume=True, **SETTINGS)
     assert "no interrupted run" not in caplog.text
     assert "7 steps from 2" in caplog.text
-
-
-def test_a_tilde_in_the_output_is_the_home_folder(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "here").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "here")
-    assert train(base, "~/out", data=data, **{**SETTINGS, "max_steps": 1}) == tmp_path / "home" / "out"
-    assert not list((tmp_path / "here").iterdir())

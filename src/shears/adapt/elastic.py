@@ -5,13 +5,14 @@ slicing both, gives the unused ranks a gradient of exactly zero, and leaves PEFT
 merging as they are.
 
 A nested adapter computes scaling * B D A while it trains: D, a fixed diagonal, weighs each
-component by the share of the allowed ranks that contain it, and `fold` moves D into A and B.
-Smaller ranks are multiplied by the space's factors (decision 53). The masks hold these numbers.
+component by the share of the allowed ranks that contain it, and saving moves D into A and B.
+Smaller ranks are multiplied by the space's factors. The masks hold these numbers.
 
 R ranks, O output and I input features of a linear.
 """
 
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,18 +20,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from shears.adapt.own_loop import OwnLoopConfig, save_own_loop
+from shears.adapt.save import save_own_loop
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.config.resolve import build
+from shears.config.fields import TemplateName
+from shears.config.train import SamplingName, TrainConfig
 from shears.errors import InputError
 from shears.models.sparse_adapter import MASK
+from shears.records.peft_files import A, linear_of
 
-# variants that use the weight of lora_A without calling it, so that no hook on it runs
-BYPASSING_A = ("ArrowLinearVariant", "MontecloraLinearVariant", "QALoraLinearVariant", "VeloraLinearVariant")
+FIELDS = TrainConfig.model_fields
 
 
 def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -45,16 +48,12 @@ def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer
             yield name, layer
 
 
-def factors_of(layer: LoraLayer, adapter: str) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:
-    """Return A and B."""
-    return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-
-
 class ElasticAdapter:
     """The handle on a PEFT model whose LoRA ranks can be switched; `remove` undoes it.
 
-    `nested` weighs the components by the diagonal D of nested training until `fold`; an adapter
-    with a start of its own, whose B is not zero, must be divided by it first (`unfold`).
+    `nested` trains all allowed ranks at once: it weighs the components by the diagonal D. An adapter
+    with a start of its own, whose B is not zero, is divided by D first, so that its product stays;
+    its components are parts of a whole, not estimates of one update, so smaller ranks have no factors.
     """
 
     def __init__(self, model: PeftModel, space: SearchSpace, adapter: str = "default", *, nested: bool = False) -> None:
@@ -67,31 +66,29 @@ class ElasticAdapter:
             group: [_elastic_layer(layers, name, ranks[0], adapter) for name in space.modules.get(group, ())]
             for group, ranks in space.ranks.items()
         }
-        self._hooks = [self._install(layer) for layer in self._all_layers()]
+        self._hooks = [self._install(layer.lora_A[adapter]) for layer in self._all_layers()]
+        if nested and any(layer.lora_B[adapter].weight.any() for layer in self._all_layers()):
+            self._divide_by_diagonal()
         self.active = self.activate(space.maximal())
 
     def _all_layers(self) -> list[LoraLayer]:
         return [layer for layers in self._layers.values() for layer in layers]
 
-    def _install(self, layer: LoraLayer) -> torch.utils.hooks.RemovableHandle:
-        linear: nn.Linear = layer.lora_A[self.adapter]
+    def _install(self, linear: nn.Module) -> torch.utils.hooks.RemovableHandle:
         if MASK in dict(linear.named_buffers(recurse=False)):
             raise InputError("a model can be elastic only once; call remove() on its ElasticAdapter first")
-        a = linear.weight
-        linear.register_buffer(MASK, torch.ones(len(a), device=a.device), persistent=False)
+        weight = linear.get_parameter("weight")
+        linear.register_buffer(MASK, torch.ones(len(weight), device=weight.device), persistent=False)
         return linear.register_forward_hook(_mask_ranks)
 
     def activate(self, config: RankConfig) -> RankConfig:
         """Use these ranks in every following forward; InputError if they are not in the space."""
         config = self.space.check(config)
         for group, layers in self._layers.items():
-            masks: dict[int, Tensor] = {}  # by size, for the linears of a group
             for layer in layers:
                 # written in place, because compiled code keeps its buffer
                 mask = layer.lora_A[self.adapter].get_buffer(MASK)
-                if len(mask) not in masks:
-                    masks[len(mask)] = self._mask(group, len(mask), config[group])
-                mask.copy_(masks[len(mask)])
+                mask.copy_(self._mask(group, len(mask), config[group]))
         self.active = config
         return config
 
@@ -115,55 +112,33 @@ class ElasticAdapter:
         weights = torch.tensor(self.space.nested_weights(group))
         return nn.functional.pad(weights, (0, size - len(weights)))
 
-    def _roots(self) -> dict[str, Float[Tensor, " R"]]:
-        """Return the roots of D by linear, 1 for components in no allowed rank; empty if not nested."""
-        if not self.nested:
-            return {}
-        roots = {}
-        for group, layers in self._layers.items():
-            for name, layer in zip(self.space.modules.get(group, ()), layers, strict=True):
-                diagonal = self._diagonal(group, len(factors_of(layer, self.adapter)[0]))
-                roots[name] = torch.where(diagonal > 0, diagonal.sqrt(), 1.0)
-        return roots
-
-    def fold(self) -> None:
-        """Multiply A and B by the roots of D, in place: plain LoRA with the same outputs."""
-        self._multiply(self._roots())
-        self.nested = False
-        self.activate(self.active)
-
-    def unfold(self) -> None:
-        """Divide A and B by the roots of D, in place: every cut of B D A is then that of B A.
-
-        For an adapter that has a start of its own before nested training. Its components are parts
-        of a whole, not estimates of one update, so smaller ranks then have no factors.
-        """
-        self._multiply({name: 1 / roots for name, roots in self._roots().items()})
-        self.space = replace(self.space, factors={})
-        self.activate(self.active)
-
-    @contextmanager
-    def _folded(self) -> Iterator[None]:
-        """Hold the factors that `fold` would leave; afterwards those from before, bit for bit."""
-        roots = self._roots()
-        layers = [layer for name, layer in lora_layers(self.model, self.adapter) if name in roots]
-        weights = [factor for layer in layers for factor in factors_of(layer, self.adapter)]
-        kept = [weight.detach().clone() for weight in weights]
-        self._multiply(roots)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for weight, before in zip(weights, kept, strict=True):
-                    weight.copy_(before)
+    def _roots(self, group: str, size: int) -> Float[Tensor, " R"]:
+        """Return the roots of D, 1 for components in no allowed rank and for an adapter that is not nested."""
+        diagonal = self._diagonal(group, size)
+        return torch.where(diagonal > 0, diagonal.sqrt(), 1.0) if self.nested else torch.ones(size)
 
     @torch.no_grad()
-    def _multiply(self, factors: Mapping[str, Float[Tensor, " R"]]) -> None:
-        layers = dict(lora_layers(self.model, self.adapter))
-        for name, factor in factors.items():
-            a, b = factors_of(layers[name], self.adapter)
-            a.mul_(factor.to(a)[:, None])
-            b.mul_(factor.to(b))
+    def _divide_by_diagonal(self) -> None:
+        """Divide A and B by the roots of D, in place: every cut of B D A is then that of B A."""
+        for group, layers in self._layers.items():
+            for layer in layers:
+                a = layer.lora_A[self.adapter].weight
+                factor = 1 / self._roots(group, len(a))
+                a.mul_(factor.to(a)[:, None])
+                layer.lora_B[self.adapter].weight.mul_(factor.to(a))
+        self.space = replace(self.space, factors={})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the adapter by PEFT's names as plain LoRA with the same outputs: A and B times the roots of D."""
+        state = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)
+        groups = {name: group for group, names in self.space.modules.items() for name in names}
+        plain: dict[str, Tensor] = {name: tensor.detach().cpu() for name, tensor in state.items()}
+        for name, tensor in plain.items():
+            if self.nested and (group := groups.get(linear_of(name))):
+                is_a = name.endswith(A)
+                roots = self._roots(group, tensor.shape[0 if is_a else 1]).to(tensor)
+                plain[name] = tensor * (roots[:, None] if is_a else roots)
+        return {name: tensor.contiguous() for name, tensor in plain.items()}
 
     def num_parameters(self, config: RankConfig) -> int:
         """Return the parameters of the sub-adapter: rank * (inputs + outputs), summed over its linears."""
@@ -173,21 +148,26 @@ class ElasticAdapter:
             for layer in layers
         )
 
-    def save(self, folder: str | Path, *, base: str | Path | None = None, **about: Any) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        base: str | Path | None = None,
+        data: str | None = None,
+        template: TemplateName = FIELDS["template"].default,
+        max_length: int = FIELDS["max_length"].default,
+    ) -> Path:
         """Write the adapter to `folder` as a super-adapter for search and export; return the folder.
 
         For a training loop of your own, such as transformers' or TRL's Trainer with an
         `NLSCallback`. `base` is the model's folder or hub id, by default the name that it was
-        loaded by; the other keywords are the fields of `OwnLoopConfig`. A nested adapter is written
-        folded and stays as it is in memory. The folder appears whole; of several processes the
-        first one writes. InputError if the folder exists and is not empty, if the adapter is not
-        plain LoRA on the space's linears, or if the frozen weights in memory are not those of
-        `base`.
+        loaded by. `data` are the training examples: they are recorded with their hash and form.
+        The folder appears whole; of several processes the first one writes. InputError if the folder
+        exists and is not empty, if the adapter is not plain LoRA on the space's linears, or if the
+        frozen weights in memory are not those of `base`.
         """
-        settings = build(OwnLoopConfig, "save", about)
-        named = None if base is None else str(base)
-        with self._folded():
-            return save_own_loop(Path(folder), self.model, self.adapter, self.space, named, settings)
+        about = {"data": data, "template": template, "max_length": max_length}
+        return save_own_loop(self, Path(folder), base, about)
 
     def remove(self) -> None:
         """Remove hooks and masks: the model is then a plain PEFT model at its largest ranks."""
@@ -200,67 +180,58 @@ class ElasticAdapter:
         self._hooks = []
 
 
-def _variant(layer: LoraLayer, adapter: str) -> str | None:
-    """Return PEFT's name of the layer's variant of LoRA, None for plain LoRA."""
-    variant = layer.lora_variant.get(adapter)
-    return None if variant is None else type(variant).__name__
-
-
 def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapter: str) -> LoraLayer:
+    """Return the layer of a linear; InputError unless it is plain LoRA of the largest rank or more."""
     layer = layers.get(name)
     if layer is None:
         raise InputError(f"every linear of the search space must carry the adapter {adapter!r}; {name} does not")
-    if layer.use_rslora.get(adapter):
+    rank = len(layer.lora_A[adapter].weight)
+    if layer.use_rslora.get(adapter) or adapter in layer.lora_variant or rank < max_rank:
         raise InputError(
-            f"an elastic adapter must scale all ranks alike, {name} uses rank-stabilised LoRA; set use_rslora=False"
+            f"an elastic adapter must be plain LoRA of the largest rank of its group ({max_rank}), without "
+            f"use_rslora and other variants; {name} has other LoRA of rank {rank}"
         )
-    if (variant := _variant(layer, adapter)) in BYPASSING_A:
-        raise InputError(f"ranks are masked behind lora_A, which {variant} of {name} does not call; use plain LoRA")
-    rank = len(factors_of(layer, adapter)[0])
-    if rank < max_rank:
-        raise InputError(f"the adapter of {name} must have the largest rank of its group ({max_rank}), got {rank}")
     return layer
 
 
 def make_elastic(
     model: PeftModel, space: SearchSpace, adapter: str = "default", *, nested: bool = False
 ) -> ElasticAdapter:
-    """Return the handle on the ranks of a PEFT model's adapter; the largest are active first.
-
-    `nested` trains all allowed ranks at once, by a diagonal between the factors (see
-    `ElasticAdapter`).
-    """
+    """Return the handle on the ranks of a PEFT model's adapter; the largest are active first."""
     return ElasticAdapter(model, space, adapter, nested=nested)
 
 
-@torch.no_grad()
-def reorder(model: PeftModel, adapter: str = "default") -> None:
-    """Sort every layer's components by size, in place, by the singular values of B A.
+def ranks_of_step(sampling: SamplingName, space: SearchSpace, seed: int, step: int) -> RankConfig:
+    """Return the ranks to train in a step: uniform draws them (Shears, section 3.2), nested trains all at once.
 
-    The product stays. Of all adapters of rank r, the first r components then have the nearest
-    product (Eckart and Young). Both vectors of a component are equally long.
+    They are a function of the seed and the step alone. So they depend neither on the order of the
+    data nor on how a step is split into forwards, and a resumed training continues the same sequence.
     """
-    for _, layer in lora_layers(model, adapter):
-        a = layer.lora_A[adapter].weight
-        b = layer.lora_B[adapter].weight
-        ordered_a, ordered_b = by_size(a, b)
-        a.copy_(ordered_a)
-        b.copy_(ordered_b)
+    return space.random(random.Random(f"ranks/{seed}/{step}")) if sampling == "uniform" else space.maximal()
 
 
-def by_size(a: Float[Tensor, "R I"], b: Float[Tensor, "O R"]) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:
-    """Return A and B of the same product: falling singular values, their roots in both factors.
+class NLSCallback(TrainerCallback):
+    """Neural Low-rank adapter Search in any `transformers.Trainer`: draws ranks for each step.
 
-    Computed in float64 from the R x R core between two orthonormal bases; components beyond min(O,
-    I) are zero.
+    A nested adapter trains all ranks in each step; any other one a random configuration.
     """
-    left, left_core = torch.linalg.qr(b.double())
-    right, right_core = torch.linalg.qr(a.double().T)
-    turn, values, turn_back = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
-    count = len(values)
-    roots = values.sqrt()
-    ordered_a = torch.zeros_like(a)
-    ordered_b = torch.zeros_like(b)
-    ordered_a[:count] = ((right @ turn_back.T) * roots).T.to(a.dtype)
-    ordered_b[:, :count] = ((left @ turn) * roots).to(b.dtype)
-    return ordered_a, ordered_b
+
+    def __init__(self, elastic: ElasticAdapter, seed: int = 0) -> None:
+        self.elastic = elastic
+        self.seed = seed
+        self.sampling: SamplingName = "nested" if elastic.nested else "uniform"
+
+    def on_step_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Activate the ranks of this step."""
+        self.elastic.activate(ranks_of_step(self.sampling, self.elastic.space, self.seed, state.global_step))
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        """Activate the heuristic ranks before an evaluation, not those of the last draw."""
+        if control.should_evaluate:
+            self.elastic.activate(self.elastic.space.heuristic())
+
+    on_epoch_end = on_step_end
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Leave the largest ranks active."""
+        self.elastic.activate(self.elastic.space.maximal())

@@ -1,9 +1,10 @@
-"""Groups `auto`: attention and MLP linears, found in the structure of the decoder blocks.
+"""Groups of linears that share a rank, and LoRA on them.
 
-A module that owns linears is an attention if its name or class says so, and an MLP if its linears
-lead out of the hidden states and back. Queries, keys and values (all of an attention's linears but
-the last, its output) share a rank; the first linear of an MLP has one, and the second. Of two
-parallel first linears, the gate gets no adapter, as in the Shears paper.
+The groups `auto` are found in the structure of the decoder blocks. A module that owns linears is an
+attention if its name or class says so, and an MLP if its linears lead out of the hidden states and
+back. Queries, keys and values (all of an attention's linears but the last, its output) share a rank;
+the first linear of an MLP has one, and the second. Of two parallel first linears, the gate gets no
+adapter, as in the Shears paper.
 """
 
 from collections import Counter, defaultdict
@@ -12,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from shears.adapt.space import SearchSpace
 from shears.checkpoints.configuration import known_config
 from shears.checkpoints.conversion import empty_model
 from shears.checkpoints.zeros import EXPERTS
+from shears.config import TrainConfig
 from shears.config.train import AUTO
-from shears.errors import InputError
-from shears.models.blocks import decoder_blocks, linears
+from shears.errors import InputError, option
+from shears.models.blocks import decoder_blocks, linears, matching, weight_oi
 from shears.models.blockwise.matrices import block_matrices, kept_dense, linear_matrix
 
 ATTENTION = ("attn", "attention")  # parts of the names and classes of attentions
@@ -28,10 +34,37 @@ Group = tuple[str, ...]  # names of linears in their block
 Sides = tuple[int, int]  # outputs and inputs of a linear
 
 
+def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
+    """Return the search space: in each block, the linears joined by + share one rank.
+
+    Each part is a name's ending or a regex (see `models.blocks.matching`); the group `auto` stands
+    for those of `auto_groups`. InputError if a part matches nothing, if two groups claim one
+    linear, or if a rank exceeds min(inputs, outputs) of every linear in its group.
+    """
+    prefix, blocks = decoder_blocks(model)
+    everywhere = [f"{index}.{name}" for index, block in enumerate(blocks) for name in linears(block)]
+    modules: dict[str, tuple[str, ...]] = {}
+    owner: dict[str, str] = {}
+    for spec in with_auto(groups, model):
+        matched = matching(everywhere, [part.strip() for part in spec.split("+")])
+        for index in range(len(blocks)):
+            names = [f"{prefix}.{name}" for name in matched if name.startswith(f"{index}.")]
+            if not names:
+                continue
+            group = f"layers.{index}.{spec}"
+            modules[group] = tuple(names)
+            if taken := [name for name in names if owner.setdefault(name, group) != group]:
+                raise InputError(f"a linear must belong to one group, {taken[0]} is in {owner[taken[0]]} and {group}")
+            usable = max(min(weight_oi(model.get_submodule(name)).shape) for name in names)
+            if max(ranks) > usable:
+                raise InputError(
+                    f"ranks of {group} must be at most {usable}, which its linears can use, got {max(ranks)}"
+                )
+    return SearchSpace(ranks=dict.fromkeys(modules, tuple(ranks)), modules=modules)
+
+
 def resolved_groups(groups: Sequence[str], folder: Path) -> tuple[str, ...]:
     """Return the groups with `auto` replaced by those of the model in a folder; loads no weight."""
-    if AUTO not in groups:
-        return tuple(groups)
     return with_auto(groups, empty_model(folder, known_config(folder), torch.float32))
 
 
@@ -49,16 +82,19 @@ def auto_groups(model: nn.Module) -> tuple[str, ...]:
     blocks = list(decoder_blocks(model)[1])
     config: Any = model.config
     width = int(config.get_text_config().hidden_size)
-    has_experts = any(map(_has_experts, blocks))
     names = dict.fromkeys(name for block in blocks for name in linears(block))
+    has_experts = any(EXPERTS in name.split(".") for name in names) or any(
+        matrix.index is not None for block in blocks for matrix in block_matrices("", block)
+    )
     found = dict[Group, None]()
     for block, owners in zip(blocks, _owners(blocks), strict=True):
         for owner, children in owners.items():
             module = block.get_submodule(owner)
-            if _is_attention(owner, module):
-                found |= dict.fromkeys(_of_attention(owner, children, width))
-            elif not has_experts and _is_pure(module):
-                found |= dict.fromkeys(_of_mlp(owner, children, width))
+            words = f"{owner.rpartition('.')[2]} {type(module).__name__}".lower() if owner else ""
+            if any(word in words for word in ATTENTION):
+                found[_of_attention(children, width)] = None
+            elif not has_experts and not _mixes(module):
+                found |= dict.fromkeys(_of_mlp(children, width))
     if not found:
         known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
         raise InputError(
@@ -68,13 +104,8 @@ def auto_groups(model: nn.Module) -> tuple[str, ...]:
     return tuple("+".join(_short(name, names) for name in group) for group in found)
 
 
-def _has_experts(block: nn.Module) -> bool:
-    stacked = any(matrix.index is not None for matrix in block_matrices("", block))
-    return stacked or any(EXPERTS in name.split(".") for name in linears(block))
-
-
 def _owners(blocks: Sequence[nn.Module]) -> Iterator[Mapping[str, dict[str, Sides]]]:
-    """Yield each block's linears with outputs and inputs, by the owner's name and their own.
+    """Yield each block's linears with outputs and inputs, by the owner's name and their own in the block.
 
     Routers, experts, and linears that several blocks share are left out.
     """
@@ -83,55 +114,36 @@ def _owners(blocks: Sequence[nn.Module]) -> Iterator[Mapping[str, dict[str, Side
         dense = kept_dense(block)
         owners = defaultdict[str, dict[str, Sides]](dict)
         for name, linear in linears(block).items():
-            owner, _, own = name.rpartition(".")
             if uses[id(linear)] == 1 and f"{name}.weight" not in dense and EXPERTS not in name.split("."):
-                owners[owner][own] = linear_matrix(name, linear).shape
+                owners[name.rpartition(".")[0]][name] = linear_matrix(name, linear).shape
         yield owners
 
 
-def _of_attention(owner: str, children: Mapping[str, Sides], width: int) -> Iterator[Group]:
-    """Yield the group of an attention's linears, without the last one that leads back."""
+def _of_attention(children: Mapping[str, Sides], width: int) -> Group:
+    """Return an attention's linears, without the last one that leads back."""
+    first = {name: name.rpartition(".")[2][0] for name in children}
     back = [name for name, (outputs, _) in children.items() if outputs == width and len(children) > 1]
-    out = ([name for name in back if name.startswith("o")] or back)[-1:]
-    inputs = sorted((name for name in children if name not in out), key=_projection)
-    yield tuple(_full(owner, name) for name in inputs)
+    out = ([name for name in back if first[name] == "o"] or back)[-1:]
+    inputs = [name for name in children if name not in out]
+    return tuple(sorted(inputs, key=lambda name: PROJECTIONS.find(first[name].lower()) % 4))  # others come last
 
 
-def _of_mlp(owner: str, children: Mapping[str, Sides], width: int) -> Iterator[Group]:
+def _of_mlp(children: Mapping[str, Sides], width: int) -> Iterator[Group]:
     """Yield the groups of an MLP's first and second linear; none if they do not fit."""
     for down in [name for name, (outputs, _) in children.items() if outputs == width][-1:]:
         inner = children[down][1]
         fitting = (inner, 2 * inner)  # the second: gate and first linear in one
         up = [name for name, (outputs, inputs) in children.items() if inputs == width and outputs in fitting]
         if up := [name for name in up if name != down]:
-            yield (_full(owner, _without_gate(up)),)
-            yield (_full(owner, down),)
+            others = [name for name in up if "gate" not in name.rpartition(".")[2]] or up
+            yield (others[0] if len(others) < len(up) else others[-1],)  # of several, the one that follows the gate
+            yield (down,)
 
 
-def _full(owner: str, name: str) -> str:
-    return f"{owner}.{name}" if owner else name
-
-
-def _is_attention(owner: str, module: nn.Module) -> bool:
-    words = f"{owner.rpartition('.')[2]} {type(module).__name__}".lower() if owner else ""
-    return any(word in words for word in ATTENTION)
-
-
-def _is_pure(module: nn.Module) -> bool:
-    """Tell whether a module has no weights beside its linears, as state-space models have."""
-    mixes = any(isinstance(child, nn.Conv1d) for child in module.children())
-    return not mixes and next(module.parameters(recurse=False), None) is None
-
-
-def _without_gate(up: Sequence[str]) -> str:
-    """Return the first linear of an MLP: of several, the one behind the gate."""
-    others = [name for name in up if "gate" not in name] or list(up)
-    return others[0] if len(others) < len(up) else others[-1]
-
-
-def _projection(name: str) -> int:
-    index = PROJECTIONS.find(name[:1].lower())
-    return index if index >= 0 else len(PROJECTIONS)
+def _mixes(module: nn.Module) -> bool:
+    """Tell whether a module has weights beside its linears, as state-space models have."""
+    own = next(module.parameters(recurse=False), None)
+    return own is not None or any(isinstance(child, nn.Conv1d) for child in module.children())
 
 
 def _short(name: str, names: Iterable[str]) -> str:
@@ -140,3 +152,27 @@ def _short(name: str, names: Iterable[str]) -> str:
     endings = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
     others = [f".{other}" for other in names if other != name]
     return next((ending for ending in endings if not any(each.endswith(f".{ending}") for each in others)), name)
+
+
+def target_modules(model: nn.Module, space: SearchSpace) -> list[str]:
+    """Return PEFT's target_modules: name endings if they match exactly the space, else full names."""
+    chosen = set(space.linears)
+    endings = sorted({name.rsplit(".", 1)[-1] for name in chosen})
+    meant = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
+    return endings if meant == chosen else sorted(chosen)
+
+
+def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:
+    """Return the frozen model with a new LoRA of the largest rank on the linears; InputError where PEFT cannot."""
+    assert settings.alpha is not None, "settings_for decides it"
+    config = LoraConfig(
+        r=space.max_rank,
+        lora_alpha=int(settings.alpha) if settings.alpha.is_integer() else settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=target_modules(model, space),
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in space.linears),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), option("groups"):
+        torch.manual_seed(settings.seed)
+        return get_peft_model(model, config)

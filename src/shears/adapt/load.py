@@ -1,14 +1,15 @@
 """Load a finished super-adapter: its frozen base, its search space and the handle on its ranks."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import SearchSpace
-from shears.errors import InputError
+from shears.errors import reading
 from shears.models.load import load_both, put_adapter
 from shears.models.ref import checked_base
 from shears.records.artifacts import SEARCH_SPACE, inherited, read_record
@@ -27,27 +28,10 @@ class SuperAdapter(NamedTuple):
     record: dict[str, Any]
 
 
-def space_of_record(record: dict[str, Any]) -> SearchSpace:
+def space_of_record(record: Mapping[str, Any]) -> SearchSpace:
     """Return the search space in the record `search_space.json`; InputError if it has none."""
-    groups = record.get("groups")
-    if not isinstance(groups, dict) or not all(map(_is_group, groups.values())):
-        raise InputError(f"{SEARCH_SPACE} must name the ranks and the linears of every group; train the adapter again")
-    return SearchSpace(
-        ranks={name: group["ranks"] for name, group in groups.items()},
-        modules={name: group["modules"] for name, group in groups.items()},
-        factors={name: group["factors"] for name, group in groups.items() if "factors" in group},
-    )
-
-
-def _is_group(group: Any) -> bool:
-    """Tell whether a value is a group of a space: ranks, names of modules, perhaps factors."""
-    match group:
-        case {"ranks": [*ranks], "modules": [*modules]}:
-            factors = group.get("factors", [])
-            numbers = isinstance(factors, list) and all(type(factor) in (int, float) for factor in factors)
-            names = all(isinstance(name, str) for name in modules)
-            return numbers and names and all(type(rank) is int for rank in ranks)
-    return False
+    with reading(SEARCH_SPACE):
+        return SearchSpace.of_data(record["groups"])
 
 
 def load_super_adapter(
@@ -63,4 +47,4 @@ def load_super_adapter(
     network, tokenizer = load_both(base, dtype, device)
     peft_model = put_adapter(network, folder, record=record)
     known = {**inherited(base.record), **record}
-    return SuperAdapter(peft_model, tokenizer, make_elastic(peft_model, space_of_record(record)), known)
+    return SuperAdapter(peft_model, tokenizer, ElasticAdapter(peft_model, space_of_record(record)), known)

@@ -2,11 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.errors import InputError
-from shears.records.artifacts import RESULT, check_input, read_json
+from shears.errors import InputError, reading
+from shears.records.artifacts import RESULT, check_input, read_object
 
 NAMED = ("heuristic", "maximal", "minimal")
 
@@ -36,38 +36,19 @@ def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> Ran
     file = ranks_file(ranks)
     if file is None:
         raise InputError(f"ranks must be {', '.join(NAMED)} or a JSON file, got {ranks!r}")
-    return space.check(_ranks_in(file, fingerprint))
-
-
-def _ranks_in(file: RanksFile, fingerprint: str) -> dict[str, int]:
-    content: Any = read_json(file.path)
-    if isinstance(content, dict) and "chosen" in content:
-        configuration = _configuration(content, file)
-        if not isinstance(configuration, dict) or "super_adapter_fingerprint" not in content:
-            raise InputError(
-                f"{file.path} must be the result of a search, or map every group to its rank; it is neither"
-            )
-        check_input("the super-adapter", content["super_adapter_fingerprint"], fingerprint)
-        content = configuration.get("ranks")
-    elif file.number is not None:
-        raise InputError(f"{file.path} must be a search's result where a number is given, got {file.name}")
-    elif isinstance(content, dict) and isinstance(content.get("ranks"), dict):
-        content = content["ranks"]  # an entry of `pareto` or `evaluations`, saved alone
-    if not isinstance(content, dict) or not all(type(rank) is int for rank in content.values()):
-        raise InputError(f'{file.path} must map every group to its rank, such as {{"layers.0.up_proj": 24}}')
-    return content
-
-
-def _configuration(result: dict[str, Any], file: RanksFile) -> Any:
-    """Return the chosen configuration of a search's result, or that with the file's number."""
-    if file.number is None:
-        return result["chosen"]
-    evaluations = result.get("evaluations")
-    evaluations = evaluations if isinstance(evaluations, list) else []
-    count = len(evaluations)
-    if not 1 <= file.number <= count:
-        raise InputError(f"ranks {file.name} must be one of the {count} configurations evaluated, from 1 to {count}")
-    return evaluations[file.number - 1]
+    content = read_object(file.path)
+    with reading(file.name):
+        if "chosen" in content:
+            check_input("the super-adapter", content["super_adapter_fingerprint"], fingerprint)
+            number = file.number
+            if number is not None and not 1 <= number <= len(content["evaluations"]):
+                raise InputError(
+                    f"ranks {file.name} must be one of the {len(content['evaluations'])} evaluated, from 1"
+                )
+            content = content["chosen"] if number is None else content["evaluations"][number - 1]
+        elif file.number is not None:
+            raise InputError(f"{file.path} must be a search's result where a number is given, got {file.name}")
+        return space.check(content.get("ranks", content))
 
 
 def ranks_file(ranks: str | None) -> RanksFile | None:
@@ -75,11 +56,12 @@ def ranks_file(ranks: str | None) -> RanksFile | None:
 
     A folder stands for the result of the search in it.
     """
-    if ranks and ranks not in NAMED and Path(ranks).is_dir():
-        ranks = str(Path(ranks) / RESULT)
-    if ranks and Path(ranks).is_file():
-        return RanksFile(Path(ranks), None)
-    numbered = re.fullmatch(r"(?P<path>.+):(?P<number>\d{1,9})", ranks or "", re.ASCII)
+    if not ranks or ranks in NAMED:
+        return None
+    path = Path(ranks) / RESULT if Path(ranks).is_dir() else Path(ranks)
+    if path.is_file():
+        return RanksFile(path, None)
+    numbered = re.fullmatch(r"(?P<path>.+):(?P<number>\d{1,9})", ranks, re.ASCII)
     if numbered and Path(numbered["path"]).is_file():
         return RanksFile(Path(numbered["path"]), int(numbered["number"]))
     return None

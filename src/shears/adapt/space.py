@@ -13,11 +13,8 @@ from shears.errors import InputError
 class RankConfig(Mapping[str, int]):
     """One rank for every group; hashable, equal by content, ordered by group name."""
 
-    __slots__ = ("_hash", "_items")
-
     def __init__(self, ranks: Mapping[str, int]) -> None:
         self._items = dict(sorted(ranks.items()))
-        self._hash: int | None = None  # kept, because searches look configurations up all the time
 
     def __getitem__(self, group: str) -> int:
         return self._items[group]
@@ -29,14 +26,7 @@ class RankConfig(Mapping[str, int]):
         return len(self._items)
 
     def __hash__(self) -> int:
-        if self._hash is None:
-            self._hash = hash(tuple(self._items.items()))
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, RankConfig):
-            return self._items == other._items
-        return self._items == dict(other) if isinstance(other, Mapping) else NotImplemented
+        return hash(tuple(self._items.items()))
 
     def __repr__(self) -> str:
         return f"RankConfig({self._items})"
@@ -47,9 +37,8 @@ class SearchSpace:
     """Allowed ranks of every group, largest first, and the linears that share a group's rank.
 
     `factors` are what a group's components are multiplied with at each of its ranks, in their
-    order; a group without any has 1 everywhere. Raises InputError if there is no group, or if a
-    group has no rank, a rank below 1, ranks that are not strictly falling, or not as many factors
-    as ranks.
+    order; a group without any has 1 everywhere. Raises InputError for a group without falling
+    positive ranks, and without as many factors as ranks.
     """
 
     ranks: Mapping[str, Sequence[int]]
@@ -60,26 +49,36 @@ class SearchSpace:
         if not self.ranks:
             raise InputError("a search space must have at least one group, got none")
         for group, ranks in self.ranks.items():
-            falling = all(a > b for a, b in pairwise(ranks))
-            if not ranks or min(ranks) < 1 or not falling:
+            if not ranks or min(ranks) < 1 or not all(a > b for a, b in pairwise(ranks)):
                 raise InputError(f"ranks must be positive and largest first, got {list(ranks)} for group {group!r}")
+            if len(self.factors.get(group, ranks)) != len(ranks):
+                raise InputError(f"a group must have a factor for each of its ranks, {group!r} has others")
         object.__setattr__(self, "ranks", {group: tuple(ranks) for group, ranks in sorted(self.ranks.items())})
-        for group, factors in self.factors.items():
-            if len(factors) != len(self.ranks.get(group, ())):
-                raise InputError(f"a group must have a factor for each of its ranks, {group!r} has {list(factors)}")
         object.__setattr__(self, "factors", {group: tuple(values) for group, values in self.factors.items()})
         object.__setattr__(self, "modules", {group: tuple(names) for group, names in self.modules.items()})
 
+    @classmethod
+    def of_data(cls, groups: Mapping[str, Any]) -> "SearchSpace":
+        """Return the space that `as_data` described."""
+        return cls(
+            {name: group["ranks"] for name, group in groups.items()},
+            {name: group["modules"] for name, group in groups.items()},
+            {name: group["factors"] for name, group in groups.items() if "factors" in group},
+        )
+
     def as_data(self) -> dict[str, dict[str, list[Any]]]:
         """Return the groups as plain JSON data: ranks, modules, and factors if there are any."""
-        return {
-            group: {
-                "ranks": list(ranks),
-                "modules": list(self.modules[group]),
-                **({"factors": list(self.factors[group])} if group in self.factors else {}),
-            }
-            for group, ranks in self.ranks.items()
+        data = {
+            group: {"ranks": list(ranks), "modules": list(self.modules[group])} for group, ranks in self.ranks.items()
         }
+        for group, factors in self.factors.items():
+            data[group]["factors"] = list(factors)
+        return data
+
+    @property
+    def linears(self) -> list[str]:
+        """The names of the linears of all groups."""
+        return [name for names in self.modules.values() for name in names]
 
     @property
     def max_rank(self) -> int:
@@ -95,8 +94,7 @@ class SearchSpace:
         """Return the share of a group's allowed ranks that contain each of its components.
 
         This is the mean over the allowed ranks of the masks that keep the first components, the
-        diagonal of MatryoshkaLoRA (arXiv 2605.07850, Algorithm 1) for ranks that are all scaled
-        alike.
+        diagonal of MatryoshkaLoRA (arXiv 2605.07850, Algorithm 1) for ranks that have one scaling.
         """
         ranks = self.ranks[group]
         return tuple(sum(rank > index for rank in ranks) / len(ranks) for index in range(ranks[0]))
@@ -105,12 +103,11 @@ class SearchSpace:
         """Return the space with the factors of nested training: weights of a cut sum to those of all.
 
         Early in a training, every component is an estimate of the same update of the weight, so
-        that a cut needs the sum of the weights that the whole was trained with (decision 53).
+        that a cut needs the sum of the weights that the whole was trained with.
         """
         factors = {}
         for group, ranks in self.ranks.items():
-            # a component that k ranks contain has the weight k / len(ranks): these sums are of
-            # whole numbers
+            # a component in k ranks weighs k / len(ranks); these sums are of whole numbers
             kept = {rank: sum(min(rank, other) for other in ranks) for rank in ranks}
             factors[group] = tuple(kept[ranks[0]] / kept[rank] for rank in ranks)
         return replace(self, factors=factors)
@@ -137,7 +134,6 @@ class SearchSpace:
 
     def neighbours(self, config: RankConfig) -> Iterator[RankConfig]:
         """Yield every configuration that differs in one group, by one step in its list of ranks."""
-        self.check(config)
         for group, ranks in self.ranks.items():
             index = ranks.index(config[group])
             for other in (index - 1, index + 1):
@@ -146,12 +142,8 @@ class SearchSpace:
 
     def check(self, config: Mapping[str, int]) -> RankConfig:
         """Return the configuration as a RankConfig; InputError if it is not of this space."""
-        if config.keys() != self.ranks.keys():
-            odd = sorted(config.keys() ^ self.ranks.keys())[:3]
-            raise InputError(
-                f"a rank configuration must name the {len(self.ranks)} groups of its space, got {len(config)}; "
-                f"missing or unknown: {', '.join(odd)}"
-            )
+        if odd := sorted(config.keys() ^ self.ranks.keys()):
+            raise InputError(f"ranks must name the {len(self.ranks)} groups of their space; not in both: {odd[0]}")
         for group, rank in config.items():
             if rank not in self.ranks[group]:
                 raise InputError(f"rank of {group} must be one of {list(self.ranks[group])}, got {rank!r}")

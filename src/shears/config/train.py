@@ -9,7 +9,7 @@ from shears.config.fields import Names, Ranks, Seed, Source, TemplateName
 from shears.config.loop import SMALL, LoopConfig
 
 AUTO = "auto"  # the groups that the model's structure gives
-SamplingName = Literal["nested", "maximal", "uniform"]
+SamplingName = Literal["nested", "uniform"]
 EXAMPLES = 5_000  # read by a training that names neither epochs nor steps, within MOST_EPOCHS
 MOST_EPOCHS = 10
 
@@ -36,20 +36,14 @@ class TrainConfig(LoopConfig):
     """LoRA alpha; the adapter is scaled by alpha / max_rank at every rank. Default: 64, or 128 for
     models of at most 250 M weights; a masked product gets at least 64 over the share of kept
     weights."""
-    init: Literal["auto", "lora", "recovery", "pissa"] = "auto"
+    init: Literal["auto", "lora", "recovery"] = "auto"
     """Initial adapter: lora (PEFT's own, leaves the model unchanged), recovery (restores what
-    pruning removed, see sparsify --recover-rank; best for the largest ranks), auto (recovery if the
-    base has one, unless several ranks are nested or the product is masked) or pissa (principal
-    components of the sparse weights; a control that allows one rank only and is saved at twice the
-    rank)."""
+    pruning removed, see sparsify --recover-rank; best for the largest ranks) or auto (recovery if the
+    base has one, unless several ranks are nested or the product is masked)."""
     sampling: SamplingName = "nested"
     """Which ranks a step trains: nested (all of them, by a fixed diagonal between the factors that
-    weighs a component by the share of the ranks that contain it), uniform (one configuration at
-    random, as in the paper; the default with quantize_aware) or maximal (the largest: plain LoRA,
-    whose components are sorted by size after training, so that cutting ranks loses little)."""
-    quantize: Literal["none", "nf4", "int8"] = "none"
-    """Experimental. Hold the frozen linears in 4 (nf4) or 8 bits (int8) while training, by
-    bitsandbytes: less memory, and zeros stay zeros. The adapter belongs to the unquantized model."""
+    weighs a component by the share of the ranks that contain it) or uniform (one configuration at
+    random, as in the paper; the default with quantize_aware)."""
     sparse_adapter: bool = False
     """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps
     every zero. At a sparsity of 0.5 the mask halves the product: double alpha."""
@@ -96,12 +90,6 @@ class TrainConfig(LoopConfig):
     def _check(self) -> "TrainConfig":
         if list(self.ranks) != sorted(set(self.ranks), reverse=True):
             raise ValueError(f"ranks must be distinct and largest first, got {','.join(map(str, self.ranks))}")
-        if self.init == "pissa" and len(self.ranks) > 1:
-            raise ValueError(
-                "init pissa needs one rank, because it moves a part of the model into the adapter, "
-                f"got {len(self.ranks)}; set one rank or init lora"
-            )
-        self._check_plain_weights()
         self._check_sparse_adapter()
         self._check_validation()
         return self
@@ -158,37 +146,16 @@ class TrainConfig(LoopConfig):
         """Whether the adapter's product is masked by the zeros of the weight."""
         return self.sparse_adapter or self.quantize_aware != "none"
 
-    @property
-    def reorders(self) -> bool:
-        """Whether components are sorted by size after training: those of the largest ranks that will be cut."""
-        return self.sampling == "maximal" and len(self.ranks) > 1 and self.quantize_aware == "none"
-
-    @property
-    def _masked_by(self) -> str:
-        """The option that masks the product, for messages."""
-        return "sparse_adapter" if self.quantize_aware == "none" else f"quantize_aware {self.quantize_aware}"
-
-    def _check_plain_weights(self) -> None:
-        if self.shard and self.quantize != "none":
-            raise ValueError(f"shard needs plain weights: quantize must be none, got {self.quantize}")
-        if self.quantize != "none" and (self.masks or self.init == "pissa"):
-            first = self._masked_by if self.quantize_aware != "none" else "sparse_adapter and init pissa"
-            verb = "needs" if self.quantize_aware != "none" else "need"
-            raise ValueError(f"{first} {verb} plain weights: quantize must be none, got {self.quantize}")
-
     def _check_sparse_adapter(self) -> None:
         if not self.masks:
             return
         if self.quantize_aware != "none" and self.sampling == "nested":
             raise ValueError(
                 "quantize_aware needs the product that is exported, to the bit, and nested sampling weighs components "
-                "that are folded at the end: sampling must be uniform or maximal, got nested"
+                "that are folded at the end: sampling must be uniform, got nested"
             )
-        if self.dropout or self.init == "pissa":
-            raise ValueError(
-                f"{self._masked_by} needs dropout 0 and init lora or recovery, "
-                f"got dropout {self.dropout:g} and init {self.init}"
-            )
+        if self.dropout:
+            raise ValueError(f"sparse_adapter and quantize_aware need dropout 0, got {self.dropout:g}")
 
     def _check_validation(self) -> None:
         for name in ("validation_every", "early_stopping"):

@@ -25,13 +25,12 @@ from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, sharing_a_weight, weight_oi
 from shears.models.blockwise.matrices import Matrix, block_matrices
-from shears.models.recovery import read_recovery, recovery_record
+from shears.models.recovery import read_recovery, recovery_record, write_factors
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import compute_dtype
 from shears.quantization.grid import quantize
 from shears.records.artifacts import RECOVERY_FOLDER
 from shears.records.peft_files import PREFIX, A, B
-from shears.sparsity.recovery import write_factors
 
 logger = logging.getLogger(__name__)
 

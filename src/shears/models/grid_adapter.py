@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from shears.checkpoints.packed.layout import is_smaller, num_stored
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.models.blocks import linears, sharing_a_weight, weight_oi
-from shears.models.sparse_adapter import SparseLinear, make_sparse, masked_linear, masked_sum
+from shears.models.sparse_adapter import SparseLinear, make_sparse
 from shears.quantization.grid import Grid
 from shears.quantization.training import LearntScales, on_grid
 
@@ -70,47 +70,15 @@ class GridLinear(SparseLinear):
             logs = torch.zeros(grid.scales.shape, dtype=torch.float32, device=device)
             self.add_module(LEARNT, nn.ParameterDict({self.sparse_adapter: nn.Parameter(logs)}))
 
-    @property
-    def _scales(self) -> Float[Tensor, "O B"]:
-        """The scales in float32, each an fp16 number."""
-        if not self.learns_scales:
-            return self.grid_scales.float()
-        scales: Tensor = LearntScales.apply(self.get_submodule(LEARNT)[self.sparse_adapter], self.grid_scales)
-        return scales
-
-    @property
-    def learns_scales(self) -> bool:
-        """Whether the scales are trained."""
-        return LEARNT in self._modules
-
-    @property
-    def grid(self) -> Grid:
-        """The present grid, detached."""
-        return Grid(self._scales.detach().half(), self.grid_zeros)
-
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-        """Return Q x + bias."""
-        return masked_linear(x, weight, bias, a, b, self._scales, self.grid_zeros)
-
-    def whole(self, weight: Tensor, a: Tensor, b: Tensor) -> Float[Tensor, "O I"]:
-        """Return Q."""
-        return on_grid(masked_sum(weight, a, b), self.grid)
-
-    def more_parts(self) -> list[Tensor]:
-        """Return the rank mask and the grid."""
-        learnt = [self.get_submodule(LEARNT)[self.sparse_adapter]] if self.learns_scales else []
-        return [*super().more_parts(), self.grid_scales, self.grid_zeros, *learnt]
+    def grid_tensors(self) -> tuple[Float[Tensor, "O B"], UInt8[Tensor, "O B"]]:
+        """Return the present scales in float32, each an fp16 number, and the zero points."""
+        if LEARNT not in self._modules:
+            return self.grid_scales.float(), self.grid_zeros
+        return LearntScales.apply(self.get_submodule(LEARNT)[self.sparse_adapter], self.grid_scales), self.grid_zeros
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Refuse to merge in place: PEFT could not undo a rounding."""
         raise InputError("weights on a grid are not merged in place; take shears export --format merged or package")
-
-    def make_plain(self) -> None:
-        """Become PEFT's own layer again."""
-        self._modules.pop(LEARNT, None)
-        del self.grid_scales
-        del self.grid_zeros
-        super().make_plain()
 
 
 @torch.no_grad()
@@ -119,34 +87,33 @@ def make_quantize_aware(
 ) -> None:
     """Put the linears on their grids, in place: adapted ones in every forward, others for good.
 
-    `make_plain` undoes it for the adapted ones. InputError for an adapted linear without a grid,
-    and for what `make_sparse` refuses.
+    InputError for an adapted linear without a grid, and for what `make_sparse` refuses.
     """
-    base = model.get_base_model()
-    modules = dict(base.named_modules())
+    modules = dict(model.get_base_model().named_modules())
     if absent := sorted(grids.keys() - modules.keys()):
         raise InputError(f"every grid must be of a linear of the model, {absent[0]} is not there; name its own base")
     make_sparse(model, adapter)
     for name, module in modules.items():
-        if not isinstance(module, SparseLinear):
-            continue
-        if name not in grids:
-            raise InputError(
-                f"quantize_aware needs linears that a package holds as int4, {name} is not; leave it out of groups"
-            )
-        module.__class__ = GridLinear
-        module.put_on(grids[name], learn_scales)
-    for name, grid in grids.items():
-        if not isinstance(modules[name], GridLinear):
-            weight = weight_oi(modules[name])
-            weight.copy_(on_grid(weight, grid.to(weight.device)))
+        if isinstance(module, SparseLinear):
+            if name not in grids:
+                raise InputError(
+                    f"quantize_aware needs linears that a package holds as int4, {name} is not; leave it out of groups"
+                )
+            module.__class__ = GridLinear
+            module.put_on(grids[name], learn_scales)
+        elif name in grids:
+            weight = weight_oi(module)
+            weight.copy_(on_grid(weight, grids[name].to(weight.device)))
 
 
 def current_grids(model: PeftModel, first: Mapping[str, Grid]) -> dict[str, Grid]:
     """Return the grids a model was put on, with the scales that it has learnt since."""
-    modules = dict(model.get_base_model().named_modules())
-    now = {name: module.grid for name in first if isinstance(module := modules[name], GridLinear)}
-    return {**first, **now}
+    grids = dict(first)
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, GridLinear):
+            scales, zeros = module.grid_tensors()
+            grids[name] = Grid(scales.detach().half(), zeros)
+    return grids
 
 
 def is_quantize_aware(model: nn.Module) -> bool:

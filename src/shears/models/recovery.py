@@ -1,27 +1,276 @@
-"""The recovery adapter in the folder of a sparse model: what pruning removed, as a low-rank product."""
+"""The recovery: a LoRA adapter that gives back what pruning removed, beside the sparse weights.
 
+With D the removed weights and H the inputs' second moments, ||(D - B A) H^(1/2)||_F is least for
+B A = U U^T D, where U are the first left singular vectors of D H^(1/2) (Eckart and Young). Nothing
+is divided by H, so input features without tokens need no special case. Pruning computes and writes
+it, healing trains it further, and the training of an adapter starts from it.
+
+Shapes: O output features, I input features, R rank.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
+from jaxtyping import Float
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from shears.checkpoints.tensor_files import refuse_non_finite
+from shears.config.sparsify import Needs, SparsifyConfig
 from shears.errors import InputError
+from shears.models.blockwise.matrices import Matrix
 from shears.models.ref import ModelRef
-from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER, check_input, read_record
-from shears.records.peft_files import ADAPTER_WEIGHTS
+from shears.records.artifacts import (
+    RECOVERY,
+    RECOVERY_FOLDER,
+    check_input,
+    read_record,
+    weights_fingerprint,
+    write_json,
+)
+from shears.records.card import write_card
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, rank_patterns
+from shears.records.version import __version__
+
+logger = logging.getLogger(__name__)
+Factors = Mapping[str, tuple[Float[Tensor, "O R"], Float[Tensor, "R I"]]]
+"""B and A of linears, by name."""
+
+EXACT = 2048  # largest smaller side whose Gram matrix is decomposed exactly: seconds in float64
+STEPS = 12  # of subspace iteration
+SPARE = 16  # directions of the iteration beyond the rank
+NUMERICAL_RANK_TOLERANCE = 1e-12
+"""Share of the largest squared singular value; the vectors of smaller ones are rounding errors."""
+Leading = tuple[Float[Tensor, " R"], Float[Tensor, "_ R"]]  # falling values, and their vectors
 
 
-def read_recovery(base: ModelRef) -> dict[str, Tensor]:
-    """Return the tensors of the recovery in the folder of a sparse model, by PEFT's names.
+@dataclass(frozen=True)
+class Recovery:
+    """B and A (float32, CPU), components in falling order: the first r are the best of rank r.
 
-    Its alpha is its rank, so that their product needs no scaling. InputError as in
-    `recovery_record`, and for weights that are not finite.
+    The two vectors of a component have equal norms, 0 for a component without energy. `energy`
+    holds the squared singular values of the components, `total` the sum of all squared ones.
     """
-    recovery_record(base)
-    tensors: dict[str, Tensor] = load_file(base.folder / RECOVERY_FOLDER / ADAPTER_WEIGHTS)
-    refuse_non_finite(base.folder / RECOVERY_FOLDER, tensors.items())
-    return tensors
+
+    b: Float[Tensor, "O R"]
+    a: Float[Tensor, "R I"]
+    energy: Float[Tensor, " R"]
+    total: float
+
+    @property
+    def kept(self) -> float:
+        """Share of the energy in the components; 1 if nothing was removed."""
+        return float(self.energy.sum()) / self.total if self.total else 1.0
+
+
+@torch.no_grad()
+def recover(
+    removed: Float[Tensor, "O I"],
+    rank: int,
+    norms: Float[Tensor, " I"] | None = None,
+    moments: Float[Tensor, "I I"] | None = None,
+) -> Recovery:
+    """Return the B A of this rank (min(O, I) at most) with the least ||(removed - B A) H^(1/2)||_F.
+
+    H are the inputs' `moments` (X^T X), else diag(norms^2), else the identity; statistics that are
+    all zero do not count. The result is exact in float64 if the smaller side is at most EXACT, else
+    from seeded subspace iteration in float32.
+    """
+    exact = min(removed.shape) <= EXACT
+    matrix = removed.double() if exact else removed.float()
+    metric = matrix.new_ones(matrix.shape[1])  # a diagonal is a vector
+    if moments is not None and moments.any():
+        metric = moments.to(matrix)
+    elif norms is not None and norms.any():
+        metric = norms.double().square().to(matrix)
+    leading = _leading if exact else _leading_by_iteration
+    energy, outputs = leading(matrix, metric, min(rank, *removed.shape))
+    alive = energy > NUMERICAL_RANK_TOLERANCE * energy.max()
+    outputs = outputs.masked_fill(~alive, 0.0)
+    inputs = outputs.T @ matrix
+    root = inputs.norm(dim=1, keepdim=True).sqrt()
+    return Recovery(
+        (outputs * root.T).float().cpu().contiguous(),
+        torch.where(root > 0, inputs / root, 0.0).float().cpu().contiguous(),
+        energy.masked_fill(~alive, 0.0).double().cpu(),
+        float((_weighted(matrix, metric) * matrix).sum(dtype=torch.float64)),
+    )
+
+
+def _weighted(matrix: Float[Tensor, "_ I"], metric: Tensor) -> Float[Tensor, "_ I"]:
+    """Return matrix @ metric; a vector is a diagonal metric."""
+    return matrix * metric if metric.ndim == 1 else matrix @ metric
+
+
+def _leading(matrix: Float[Tensor, "O I"], metric: Tensor, rank: int) -> Leading:
+    """Return the largest squared singular values of matrix metric^(1/2), with left vectors.
+
+    The smaller Gram matrix gives them. Vectors of values that are rounding errors have any length.
+    """
+    outputs, inputs = matrix.shape
+    if outputs <= inputs:
+        return _largest(_weighted(matrix, metric) @ matrix.T, rank)
+    if metric.ndim == 1:
+        scaled = matrix * metric.sqrt()
+    else:
+        values, vectors = torch.linalg.eigh(metric)
+        scaled = matrix @ (vectors * values.clamp_min(0).sqrt())
+    energy, vectors = _largest(scaled.T @ scaled, rank)
+    return energy, scaled @ vectors / energy.sqrt().clamp_min(torch.finfo(energy.dtype).tiny)
+
+
+def _largest(gram: Float[Tensor, "N N"], rank: int) -> Leading:
+    """Return the largest eigenvalues, at least zero, and their eigenvectors."""
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    start = len(values) - rank
+    return values[start:].flip(0).clamp_min(0), vectors[:, start:].flip(1)
+
+
+def _leading_by_iteration(matrix: Float[Tensor, "O I"], metric: Tensor, rank: int) -> Leading:
+    """Approximate `_leading` by subspace iteration, without forming matrix metric matrix^T."""
+
+    def image(basis: Float[Tensor, "O R"]) -> Float[Tensor, "O R"]:
+        return matrix @ _weighted(basis.T @ matrix, metric).T
+
+    size = min(rank + SPARE, matrix.shape[0])
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(matrix.shape[0], size, generator=generator).to(matrix)
+    for _ in range(STEPS):
+        basis = torch.linalg.qr(image(basis)).Q
+    energy, vectors = _largest(basis.T @ image(basis), rank)
+    return energy, basis @ vectors
+
+
+class Recovered:
+    """The recoveries of pruned linears that can carry LoRA; empty if `recover_rank` is 0.
+
+    Pruned weights that cannot carry LoRA are logged. InputError if no pruned weight can.
+    """
+
+    def __init__(self, model: PreTrainedModel, pruned: Sequence[Matrix], config: SparsifyConfig) -> None:
+        self._rank = config.recover_rank
+        self._by = config.recover_by
+        linears = [matrix for matrix in pruned if matrix.index is None] if self._rank else []
+        self._carriers = frozenset(matrix for matrix in linears if _takes_lora(model, matrix.name))
+        self.transposed = any(matrix.transposed for matrix in self._carriers)
+        self.linears: dict[str, Recovery] = {}
+        others = [matrix for matrix in pruned if matrix not in self._carriers]
+        if self._rank and not self._carriers:
+            raise InputError("recover_rank needs a pruned linear that PEFT puts LoRA on, there is none; set it to 0")
+        if self._rank and others:
+            logger.warning("%d pruned weights get no recovery: PEFT puts no LoRA on %s", len(others), others[0].name)
+
+    def needs(self, matrix: Matrix) -> Needs:
+        """Return the statistics of the weight's inputs that its recovery needs."""
+        return self._by if matrix in self._carriers else "nothing"
+
+    def add(
+        self,
+        matrix: Matrix,
+        removed: Float[Tensor, "O I"],
+        norms: Float[Tensor, " I"] | None,
+        moments: Float[Tensor, "I I"] | None,
+    ) -> None:
+        """Compute the recovery of a weight; `removed` is the dense weight minus the pruned one."""
+        removed = removed.cpu() if removed.device.type == "mps" else removed  # mps has no float64
+        moments = moments if self._by == "moments" else None
+        self.linears[matrix.name] = recover(removed, self._rank, norms, moments)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all recoveries as tensors, from which `restore` makes them again."""
+        found: dict[str, Tensor] = {}
+        for name, recovery in self.linears.items():
+            total = torch.tensor(recovery.total, dtype=torch.float64)
+            parts = {"b": recovery.b, "a": recovery.a, "energy": recovery.energy, "total": total}
+            found |= {f"{name}:{part}": tensor for part, tensor in parts.items()}
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
+        """Take over the recoveries of these linears, in this order."""
+        for name in names:
+            b, a, energy, total = (tensors[f"{name}:{part}"] for part in ("b", "a", "energy", "total"))
+            self.linears[name] = Recovery(b, a, energy, float(total))
+
+    @property
+    def kept(self) -> float:
+        """Share of the removed energy that is given back, over all linears together."""
+        total = sum(recovery.total for recovery in self.linears.values())
+        given = sum(float(recovery.energy.sum()) for recovery in self.linears.values())
+        return given / total if total else 1.0
+
+
+def _takes_lora(model: PreTrainedModel, name: str) -> bool:
+    """Return whether PEFT puts LoRA on a linear.
+
+    PEFT refuses linears that Mamba's kernels read past their module. It also takes names such as
+    up_proj for experts that transformers 5 stores otherwise (the shared ones of DeepSeek).
+    """
+    config = LoraConfig(target_modules=[name])
+    try:
+        _check_lora_target_modules_mamba(config, model, name.rpartition(".")[2])
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:
+        return False
+    return name in config.target_modules
+
+
+def write_recovery(work: Path, base: Path, recovered: Recovered, by: str) -> None:
+    """Write `work`/recovery, a PEFT adapter with a record, for the model that becomes `base`."""
+    factors = {name: (recovery.b, recovery.a) for name, recovery in recovered.linears.items()}
+    linears = {name: {"rank": len(each.a), "kept": each.kept} for name, each in recovered.linears.items()}
+    record = {"by": by, "kept": recovered.kept, "linears": linears}
+    write_factors(work, base, factors, transposed=recovered.transposed, record=record)
+    logger.info("the recovery gives back %.1f %% of what pruning took away (by %s)", 100 * recovered.kept, by)
+
+
+def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool, record: Mapping[str, Any]) -> None:
+    """Write the products B A of linears, with a scaling of 1, as `work`/recovery.
+
+    `base` is the name that `work` gets at the end, `transposed` means weights of inputs x outputs,
+    and `record` goes into the adapter's record.
+    """
+    folder = work / RECOVERY_FOLDER
+    folder.mkdir()
+    tensors = {
+        f"{PREFIX}{name}{side}": tensor.contiguous()
+        for name, (b, a) in factors.items()
+        for side, tensor in ((A, a), (B, b))
+    }
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    ranks = {name: a.shape[0] for name, (_, a) in factors.items()}
+    largest = max(ranks.values())
+    patterns = rank_patterns(ranks, largest)
+    config = LoraConfig(
+        r=largest,
+        lora_alpha=largest,
+        target_modules=sorted(ranks),
+        rank_pattern=patterns,
+        alpha_pattern=dict(patterns),  # alpha is the rank everywhere, so that the scaling is 1
+        fan_in_fan_out=transposed,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(base.resolve()),
+        inference_mode=True,
+    )
+    data = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+    write_json(folder / ADAPTER_CONFIG, data)
+    whole = {
+        "shears_version": __version__,
+        "base_fingerprint": weights_fingerprint(work),
+        "fingerprint": weights_fingerprint(folder),
+        "rank": largest,
+        **record,
+    }
+    write_json(folder / RECOVERY, whole)
+    write_card(folder)
 
 
 def recovery_record(base: ModelRef) -> dict[str, Any]:
@@ -31,7 +280,44 @@ def recovery_record(base: ModelRef) -> dict[str, Any]:
     """
     recovery = base.folder / RECOVERY_FOLDER
     if not (recovery / RECOVERY).is_file():
-        raise InputError(f"init recovery needs {recovery}; make it with shears sparsify --recover-rank N")
-    record = read_record(recovery, RECOVERY)
+        raise InputError(f"a recovery must be in {recovery}, there is none; make it with sparsify --recover-rank N")
+    record = read_record(recovery, RECOVERY, "base_fingerprint")
     check_input(f"the base model of {recovery}", record["base_fingerprint"], base.fingerprint)
     return record
+
+
+def read_recovery(base: ModelRef) -> dict[str, Tensor]:
+    """Return the tensors of the recovery in the folder of a sparse model, by PEFT's names.
+
+    Its alpha is its rank, so that their product needs no scaling.
+    """
+    recovery_record(base)
+    tensors: dict[str, Tensor] = load_file(base.folder / RECOVERY_FOLDER / ADAPTER_WEIGHTS)
+    refuse_non_finite(base.folder / RECOVERY_FOLDER, tensors.items())
+    return tensors
+
+
+@torch.no_grad()
+def start_from_recovery(layers: Iterable[tuple[str, LoraLayer]], base: ModelRef, adapter: str = "default") -> None:
+    """Set the adapter of LoRA layers, with their names, to the first components of the recovery of a sparse base.
+
+    The adapter's scaling is folded in, so that scaling * B A is the recovery's product of that
+    rank. For ranks beyond the recovery's components with energy, A's rows stay as they are and B's
+    columns are zero. InputError if the recovery lacks a linear of the adapter.
+    """
+    tensors = read_recovery(base)
+    for name, layer in layers:
+        if PREFIX + name + A not in tensors:
+            raise InputError(
+                f"init recovery needs a recovery of every linear with an adapter, there is none of {name}; leave it "
+                "out of groups, or let sparsify prune it"
+            )
+        recovered_a = tensors[PREFIX + name + A]
+        recovered_b = tensors[PREFIX + name + B]
+        a = layer.lora_A[adapter].weight
+        b = layer.lora_B[adapter].weight
+        count = int(recovered_a[: a.shape[0]].any(1).sum())  # components without energy come last
+        factor = layer.scaling[adapter] ** -0.5
+        a[:count].copy_(recovered_a[:count] * factor)
+        b.zero_()
+        b[:, :count].copy_(recovered_b[:, :count] * factor)

@@ -22,7 +22,8 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError
 from shears.models.blocks import weight_oi
-from shears.quantization.training import in_steps_, pass_through_, round_steps_
+from shears.quantization.grid import Grid
+from shears.quantization.training import in_steps_, on_grid, pass_through_, round_steps_
 
 MASK = "rank_mask"  # buffer of lora_A that an elastic adapter multiplies its outputs with
 
@@ -54,10 +55,10 @@ def wide_dtype(weight: Tensor, a: Tensor) -> torch.dtype:
 
 
 class _MaskedLinear(torch.autograd.Function):
-    """y = (W + P) x + bias for frozen W; `b` is masked by rank and scaled already, outside of this
-    function.
+    """y = (W + P) x + bias for frozen W, in the dtype that nn.Linear would compute in.
 
-    With a grid (scales O B, fp16 numbers in float32, and zero points O B), W + P is rounded to it.
+    `b` is masked by rank and scaled already. With a grid (scales O B, fp16 numbers in float32, and zero
+    points O B), W + P is rounded to it.
     """
 
     @staticmethod
@@ -105,23 +106,6 @@ class _MaskedLinear(torch.autograd.Function):
         return (dx, None, dbias, da, db, *((dscales, None) if grid else ()))
 
 
-def masked_linear(
-    x: Float[Tensor, "*B I"],
-    weight: Float[Tensor, "O I"],
-    bias: Float[Tensor, " O"] | None,
-    a: Float[Tensor, "R I"],
-    b: Float[Tensor, "O R"],
-    *grid: Tensor,
-) -> Float[Tensor, "*B O"]:
-    """Return (W + (B A) * (W != 0)) x + bias for frozen W, in the dtype that nn.Linear would
-    compute in.
-
-    `grid`, scales and zero points (O B), rounds the sum.
-    """
-    result: Tensor = _MaskedLinear.apply(x, weight, bias, a, b, *grid)
-    return result
-
-
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that nn.Linear would compute in: autocast's if it is on, except for float64."""
     kind = x.device.type
@@ -135,6 +119,10 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
     sparse_adapter: str
     _known: tuple[Any, Tensor] | None = None  # what the sum was made from, and the sum
 
+    def grid_tensors(self) -> tuple[Tensor, ...]:
+        """Return the scales and zero points that the sum is rounded to (grid_adapter.py); here none."""
+        return ()
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the outputs; InputError if other adapters are active beside the masked one."""
         active = [name for name in self.active_adapters if name in self.lora_A]
@@ -144,50 +132,33 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
             raise InputError(f"a sparse adapter must be the only active one, got {', '.join(active)}; activate one")
         base = self.get_base_layer()
         a = self.lora_A[self.sparse_adapter].weight
-        b = self._scaled_b()
         if torch.is_grad_enabled() or self.training or a.requires_grad:
-            if self._known is not None:
-                self._known = None
-            return self.product(x, weight_oi(base), base.bias, a, b)
+            self._known = None
+            parts = (weight_oi(base), base.bias, a, self._scaled_b(), *self.grid_tensors())
+            return _MaskedLinear.apply(x, *parts)  # type: ignore[no-any-return]
         dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             bias = None if base.bias is None else base.bias.to(dtype)
-            return nn.functional.linear(x.to(dtype), self._kept(weight_oi(base), a, b, dtype), bias)
+            return nn.functional.linear(x.to(dtype), self._kept(dtype), bias)
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-        """Return (W + P) x + bias."""
-        return masked_linear(x, weight, bias, a, b)
-
-    def whole(self, weight: Tensor, a: Tensor, b: Tensor) -> Float[Tensor, "O I"]:
-        """Return W + P in float32 or the wider dtype of its arguments."""
-        return masked_sum(weight, a, b)
-
-    def _kept(self, weight: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `whole` in a dtype, the tensor of the last call where nothing that it was made from has changed."""
-        parts = [weight, a, self.lora_B[self.sparse_adapter].weight, *self.more_parts()]
+    def _kept(self, dtype: torch.dtype) -> Tensor:
+        """Return `whole_weight` in a dtype, that of the last call where nothing that it was made from has changed."""
+        parts = [*self.parameters(), *self.buffers()]
         if any(part.is_inference() for part in parts):  # whose changes are not counted
-            return self.whole(weight, a, b).to(dtype)
+            return self.whole_weight().to(dtype)
         state = (dtype, [(part.data_ptr(), part._version) for part in parts], self.scaling[self.sparse_adapter])
         if self._known is None or self._known[0] != state:
             self._known = None  # before the next sum takes its memory
-            self._known = (state, self.whole(weight, a, b).to(dtype))
+            self._known = (state, self.whole_weight().to(dtype))
         return self._known[1]
-
-    def more_parts(self) -> list[Tensor]:
-        """Return the tensors that `whole` is made from beside the weight, A and B."""
-        mask = self.lora_A[self.sparse_adapter]._buffers.get(MASK)
-        return [] if mask is None else [mask]
-
-    def make_plain(self) -> None:
-        """Become PEFT's own layer again."""
-        self.__dict__.pop("_known", None)
-        self.__class__ = LoraLinear
-        del self.sparse_adapter
 
     @torch.no_grad()
     def whole_weight(self) -> Float[Tensor, "O I"]:
         """Return what the forward multiplies by, at the active ranks, in float32 or wider."""
-        return self.whole(weight_oi(self.get_base_layer()), self.lora_A[self.sparse_adapter].weight, self._scaled_b())
+        a = self.lora_A[self.sparse_adapter].weight
+        whole = masked_sum(weight_oi(self.get_base_layer()), a, self._scaled_b())
+        grid = self.grid_tensors()
+        return on_grid(whole, Grid(*grid)) if grid else whole
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return the masked product, which PEFT's merging adds to the base weight, in the weight's layout."""
@@ -210,22 +181,23 @@ def make_sparse(model: PeftModel, adapter: str = "default") -> None:
     """Mask the adapter's product by the zeros of every base weight, in place; copies of the model
     stay masked.
 
-    The layers keep their parameters and files; only their class changes. `make_plain` undoes it.
-    InputError for a model that is sparse already, and for layers other than plain LoRA without
-    dropout on an nn.Linear or Conv1D of floating-point weights.
+    The layers keep their parameters and files; only their class changes. InputError for a model that
+    is sparse already, and for layers other than plain LoRA without dropout on an nn.Linear or Conv1D
+    of floating-point weights.
     """
-    if is_sparse(model):
-        raise InputError("a model can be made sparse only once; call make_plain on it first")
     layers = {
         name: layer
         for name, layer in model.get_base_model().named_modules()
         if isinstance(layer, LoraLayer) and adapter in {*layer.lora_A, *layer.lora_embedding_A}
     }
-    if not layers:
-        raise InputError(f"the model must carry the adapter {adapter!r} on some linear, it carries it on none")
+    if not layers or is_sparse(model):
+        raise InputError(f"make_sparse needs a model with the adapter {adapter!r} that is not sparse already")
     for name, layer in layers.items():
-        _check(name, layer, adapter)
-    for layer in layers.values():
+        if not _is_plain(layer, adapter):
+            raise InputError(
+                "a sparse adapter must be plain LoRA with dropout 0 on linears of floating-point weights, "
+                f"that of {name} is not; leave it out of the groups"
+            )
         layer.__class__ = SparseLinear  # unlike a forward set on the instance, a class is copied and compiled as usual
         layer.sparse_adapter = adapter
 
@@ -235,22 +207,9 @@ def is_sparse(model: nn.Module) -> bool:
     return any(isinstance(layer, SparseLinear) for layer in model.modules())
 
 
-def make_plain(model: nn.Module) -> None:
-    """Undo `make_sparse`: the layers are PEFT's own again, unmasked. A plain model stays as it is."""
-    for layer in model.modules():
-        if isinstance(layer, SparseLinear):
-            layer.make_plain()
-
-
-def _check(name: str, layer: Any, adapter: str) -> None:
+def _is_plain(layer: Any, adapter: str) -> bool:
     base = layer.get_base_layer()
     if type(layer) is not LoraLinear or not isinstance(base, nn.Linear | Conv1D):
-        kind = f"{type(layer).__name__} on {type(base).__name__}"
-        raise InputError(f"a sparse adapter must be on linears, {name} is {kind}; leave it out of the groups")
-    if not base.weight.is_floating_point():
-        raise InputError(f"a sparse adapter needs floating-point weights, {name} is {base.weight.dtype}")
-    if adapter in layer.lora_variant or layer.lora_bias.get(adapter):
-        raise InputError(f"a sparse adapter must be plain LoRA, {name} has a variant of it or a bias in it")
-    dropout = getattr(layer.lora_dropout[adapter], "p", 0.0)
-    if dropout > 0:
-        raise InputError(f"a sparse adapter masks one product for all tokens: dropout must be 0, {name} has {dropout}")
+        return False
+    varies = adapter in layer.lora_variant or layer.lora_bias.get(adapter)
+    return base.weight.is_floating_point() and not varies and not getattr(layer.lora_dropout[adapter], "p", 0.0)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from shears.errors import InputError
+from shears.errors import InputError, reading
 from shears.quantization.grid import BLOCK, LARGEST_CODE, Grid, on_steps_
 
 GRIDS = "quantization_grids.safetensors"  # beside PEFT's files in an adapter's folder
@@ -106,19 +106,19 @@ class LearntScales(torch.autograd.Function):
 
 
 def write_grids(folder: Path, grids: Mapping[str, Grid]) -> None:
-    """Write the grids to GRIDS in a folder; InputError for a scale that is not finite in fp16."""
+    """Write the grids, if any, to GRIDS in a folder; InputError for a scale that is not finite in fp16."""
     for name, grid in grids.items():
         if not bool(torch.isfinite(grid.scales).all()):
             raise InputError(f"learnt scales must be finite in fp16, {name} has others; lower the learning rate")
     tensors = {f"{name}{SCALES}": grid.scales for name, grid in grids.items()}
     tensors |= {f"{name}{ZEROS}": grid.zeros for name, grid in grids.items()}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / GRIDS)
+    if tensors:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / GRIDS)
 
 
 def read_grids(folder: Path) -> dict[str, Grid]:
-    """Return the grids in an adapter's folder, by linear; InputError where GRIDS is missing."""
-    if not (folder / GRIDS).is_file():
-        raise InputError(f"{folder} must hold {GRIDS}, because its adapter was trained for int4; train it again")
-    tensors = load_file(folder / GRIDS)
-    names = [name.removesuffix(SCALES) for name in tensors if name.endswith(SCALES)]
-    return {name: Grid(tensors[f"{name}{SCALES}"], tensors[f"{name}{ZEROS}"]) for name in names}
+    """Return the grids in an adapter's folder, by linear; InputError where GRIDS cannot be read."""
+    with reading(folder / GRIDS):
+        tensors = load_file(folder / GRIDS)
+        names = [name.removesuffix(SCALES) for name in tensors if name.endswith(SCALES)]
+        return {name: Grid(tensors[f"{name}{SCALES}"], tensors[f"{name}{ZEROS}"]) for name in names}

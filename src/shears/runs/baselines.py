@@ -32,16 +32,13 @@ def _plain(recipe: Recipe, train: TrainConfig, name: str) -> dict[str, Any]:
     """Return the settings of plain LoRA: the largest rank alone.
 
     On the pruned model the run and its baseline differ in the choice of ranks only. The dense model
-    has no zeros to keep and no teacher. It has nothing to recover either: beside a recovery it
-    starts from PiSSA, which measured as the like start of a dense model.
+    has no zeros to keep, no teacher, and nothing to recover.
     """
-    one_rank = {"ranks": train.ranks[:1], "sampling": "maximal"}
+    one_rank = {"ranks": train.ranks[:1], "sampling": "uniform"}
     if name == SPARSE_LORA:
         return one_rank
     plain = {"sparse_adapter": False, "quantize_aware": "none", "teacher": None}
-    recovers = recipe.sparsify.recover_rank > 0 and (recipe.heal is None or recipe.heal.recovery)
-    start = train.for_base(0, 0.0, recovers).init
-    return {**one_rank, "init": "pissa" if start == "recovery" else start, **plain}
+    return {**one_rank, "init": "lora", **plain}
 
 
 def sparse_folder(recipe: Recipe, folder: Path) -> Path:

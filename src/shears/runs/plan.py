@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shears.adapt.prepare import build_space
+from shears.adapt.groups import build_space
 from shears.adapt.ranks import by_linear
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig, SparsifyConfig, TrainConfig
@@ -21,7 +21,6 @@ from shears.data.rows import ARITHMETIC, is_saved, read_rows, source_fingerprint
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.run import answered_as_asked, settings_and_data
 from shears.models.devices import DTYPES, computing_dtype, pick_device
-from shears.models.load import BITS
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import EVALUATION, evaluation_file, read_object
@@ -269,12 +268,7 @@ def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None) -> Es
     if model_bytes is None or basis.shape is None:
         return work, None
     largest = basis.adapter(SearchSpace.maximal)
-    if config.quantize != "none":
-        weights = basis.shape.linear_weights
-        others = basis.shape.parameters - weights
-        model_bytes = round(weights * BITS[config.quantize] / 8 + model_bytes * others / (weights + others))
-    else:
-        model_bytes = basis.loaded_bytes(model_bytes, _trained_dtype(config))
+    model_bytes = basis.loaded_bytes(model_bytes, _trained_dtype(config))
     return work, model_bytes + ADAM_BYTES * largest
 
 

@@ -21,6 +21,7 @@ from shears.models.blockwise.matrices import Matrix, affordable
 from shears.models.blockwise.sources import BlockSource, WholeModel
 from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk, evaluating, walk_blocks
 from shears.models.properties import check_calibration
+from shears.models.recovery import Recovered
 from shears.progress import track
 from shears.sparsity.checkpoint import Checkpoint
 from shears.sparsity.masks import Pattern
@@ -28,7 +29,6 @@ from shears.sparsity.methods.refit import refit
 from shears.sparsity.methods.scores import Pruned, Task, prune_by_magnitude
 from shears.sparsity.plan import CalibrationRun, Chosen, choose, linear_name, zeros_by_weight
 from shears.sparsity.reconstruction import BlockErrors, Reconstruction
-from shears.sparsity.recovery import Recovered
 from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
 
 logger = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class _Pruner:
         self._method = METHODS[config.method]
         self._needs = config.needs
         self.reconstruction: Reconstruction | None = None
-        self._recovered = Recovered(self._model, chosen, config)
+        self._recovered = Recovered(self._model, chosen.matrices, config)
         self._removed: list[_Removed] = []
         self._linears: dict[str, LinearSparsity] = {}
         self._by_magnitude: list[str] = []

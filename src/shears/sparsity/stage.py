@@ -20,6 +20,7 @@ from shears.models.blockwise.sources import BlockSource
 from shears.models.blockwise.walk import Batches
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import copy_configs
+from shears.models.recovery import write_recovery
 from shears.models.ref import ModelRef, resolve
 from shears.models.tokenizers import load_tokenizer, save_tokenizer
 from shears.records.artifacts import (
@@ -38,7 +39,6 @@ from shears.records.trained_form import trained_template
 from shears.records.version import __version__
 from shears.sparsity.checkpoint import Checkpoint
 from shears.sparsity.prune import SparsityReport, prune_blocks
-from shears.sparsity.recovery import write_recovery
 from shears.sparsity.rewrite import FormatOf, check_saved, rewrite_model
 from shears.writing.stage import text_source
 
