@@ -31,7 +31,6 @@ WAYS: Mapping[str, Way] = {
     for way in (
         Way("nested", {"sampling": "nested"}),
         Way("uniform", {"sampling": "uniform"}),
-        Way("reordered", {"sampling": "maximal"}),
         *(Way(f"lora-{rank}", ranks=(rank,)) for rank in RANKS),
     )
 }

@@ -71,16 +71,13 @@ RECOVERY: Mapping[str, Any] = {"init": "recovery"}
 MOMENTS = "moments"
 RECONSTRUCT: Mapping[str, Any] = {"reconstruct": "linear"}
 BEST: Mapping[str, Any] = {"method": "admm", "allocation": "sensitivity", "num_samples": 120}
-REORDERED: Mapping[str, Any] = {**RECOVERY, "sampling": "maximal"}
 ARMS: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm("dense-lora", _lora(), dense=True),
         Arm("dense-lora-alpha128", _lora(alpha=128), dense=True),
-        Arm("dense-lora-pissa", _lora(init="pissa"), dense=True),
         Arm("lora", _lora()),
         Arm("lora-alpha128", _lora(alpha=128)),
-        Arm("lora-pissa", _lora(init="pissa")),
         Arm("lora-projected", _lora(), merged=True),
         Arm("lora-recovery", _lora(**RECOVERY)),
         Arm("nls", measured=ALL),
@@ -92,7 +89,6 @@ ARMS: Mapping[str, Arm] = {
         Arm("lora-moments-alpha128", _lora(**RECOVERY, alpha=128), recover_by=MOMENTS),
         Arm("lora-moments-lr2e-3", _lora(**RECOVERY, learning_rate=2e-3), recover_by=MOMENTS),
         Arm("lora-moments-projected", _lora(**RECOVERY), recover_by=MOMENTS, merged=True),
-        Arm("lora-moments-reordered", REORDERED, recover_by=MOMENTS, measured=("heuristic", "minimal")),
         Arm("lora24-moments", _lora(24, alpha=48, **RECOVERY), recover_by=MOMENTS),
         Arm("lora16-moments", _lora(16, alpha=32, **RECOVERY), recover_by=MOMENTS),
         Arm("nls-moments", RECOVERY, recover_by=MOMENTS, measured=ALL),

@@ -111,9 +111,10 @@ def loaded(arm: str, job: Job) -> Callable[[], object]:
         return trainer.train
     base = resolve(job.base)
     settings = settings_for(base, settings)
-    prepared = prepare(base, settings, read_training_rows(base, settings))
-    _read(prepared.model)
-    return partial(fit, training_of(prepared, settings), work, settings)
+    tokenized = read_training_rows(base, settings)
+    elastic, _ = prepare(base, settings, tokenized)
+    _read(elastic.model)
+    return partial(fit, training_of(elastic, tokenized, settings), work, settings)
 
 
 def _read(model: nn.Module | None) -> None:

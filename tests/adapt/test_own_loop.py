@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 
 import shears
 from shears.adapt.elastic import ElasticAdapter, make_elastic
-from shears.adapt.load import load_super_adapter
 from shears.adapt.groups import build_space
+from shears.adapt.load import load_super_adapter
 from shears.adapt.train import train
+from shears.config.fields import TemplateName
 from shears.errors import InputError
 from shears.models.sparse_adapter import make_sparse
 from shears.records.folders import partial_folder
@@ -82,7 +83,7 @@ def test_the_record_has_the_keys_of_train_and_says_who_trained(base: Path, data:
     ],
 )
 def test_the_form_of_rows_is_recorded_where_it_is_known(
-    base: Path, tmp_path: Path, rows: list[dict[str, Any]], template: str, form: TrainedForm | None
+    base: Path, tmp_path: Path, rows: list[dict[str, Any]], template: TemplateName, form: TrainedForm | None
 ) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows * 2))

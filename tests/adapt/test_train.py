@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from shears.adapt.load import load_super_adapter
 from shears.adapt.elastic import ranks_of_step
+from shears.adapt.load import load_super_adapter
 from shears.adapt.train import train
 from shears.config import TrainConfig
 from shears.errors import InputError

@@ -18,7 +18,6 @@ from shears.data.prompts import TEMPLATES
 from shears.evaluation.tasks.paper_tasks import HUB_FORMS, LABELS
 from shears.evaluation.tasks.registry import ACCURACY_TASKS, GENERATED
 from shears.models.devices import DTYPES
-from shears.models.load import BITS
 
 
 @pytest.mark.parametrize(
@@ -30,10 +29,9 @@ from shears.models.load import BITS
         (get_args(EvaluateConfig.model_fields["template"].annotation)[0], [*TEMPLATES, CHAT]),
         (TrainConfig.model_fields["template"].annotation, [*TEMPLATES, CHAT]),
         (get_args(DtypeName)[0], ["auto", *DTYPES]),
-        (TrainConfig.model_fields["quantize"].annotation, ["none", *BITS]),
         (ExportConfig.model_fields["values"].annotation, ["auto", *FORMAT_DTYPES]),
     ],
-    ids=["tasks", "examples", "paper", "prompts", "templates", "dtypes", "quantize", "values"],
+    ids=["tasks", "examples", "paper", "prompts", "templates", "dtypes", "values"],
 )
 def test_names_are_those_of_the_registry(names: Any, registry: Iterable[str]) -> None:
     assert sorted(get_args(names)) == sorted(registry)

@@ -8,7 +8,7 @@ import pytest
 from transformers import Trainer, TrainingArguments
 
 import shears
-from shears.adapt.prepare import add_lora, build_space
+from shears.adapt.groups import add_lora, build_space
 from shears.config import TrainConfig
 from tests.end_to_end.recipe import write_recipe
 from tests.tiny import save_tiny, tiny_model

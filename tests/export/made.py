@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from shears.adapt.groups import build_space, target_modules
 from shears.adapt.load import load_super_adapter
-from shears.adapt.prepare import build_space, target_modules
 from shears.adapt.space import RankConfig
 from shears.models.blocks import linears
 from shears.models.load import load_model

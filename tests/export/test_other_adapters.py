@@ -10,8 +10,8 @@ from peft import LoKrConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptTu
 from safetensors.torch import load_file, save_file
 
 from shears.adapt.elastic import make_elastic
+from shears.adapt.groups import build_space
 from shears.adapt.load import load_super_adapter
-from shears.adapt.prepare import build_space
 from shears.errors import InputError
 from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter

@@ -221,17 +221,15 @@ def test_changed_or_missing_grids_are_refused(trained: dict[str, Path], tmp_path
     (copied / GRIDS).unlink()
     with pytest.raises(InputError, match="the weights in"):
         export_adapter(copied, tmp_path / "out", format="package")
-    with pytest.raises(InputError, match="must hold quantization_grids.safetensors"):
+    with pytest.raises(InputError, match=r"quantization_grids.safetensors cannot be read"):
         read_grids(copied)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quantize": "nf4"}, "quantize_aware int4 needs plain weights: quantize must be none, got nf4"),
-        ({"sampling": "nested"}, "sampling must be uniform or maximal, got nested"),
-        ({"dropout": 0.1}, "quantize_aware int4 needs dropout 0"),
-        ({"init": "pissa", "ranks": (4,)}, "quantize_aware int4 needs dropout 0 and init lora or recovery"),
+        ({"sampling": "nested"}, "sampling must be uniform, got nested"),
+        ({"dropout": 0.1}, "quantize_aware need dropout 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -108,7 +108,7 @@ def test_each_recovery_is_the_best_for_the_inputs_that_its_linear_was_pruned_on(
     assert found is not None
     prefix, blocks = decoder_blocks(model)
     for index, block in enumerate(decoder_blocks(mixed)[1]):
-        inputs = {}
+        inputs: dict[str, Tensor] = {}
         for linear in (linear for linear in linears(mixed) if linear.startswith(f"{prefix}.{index}.")):
             hook = linears(mixed)[linear].register_forward_pre_hook(
                 lambda _, given, linear=linear, inputs=inputs: inputs.update({linear: given[0].flatten(0, -2).double()})

@@ -19,7 +19,7 @@ from tests.end_to_end.recipe import write_recipe
 
 SMALL = ["search.strategy=heuristic", "train.max_steps=4", "train.warmup_steps=1"]
 BOTH = "evaluate.baselines={dense-lora: {learning_rate: 0.02}, sparse-lora: }"
-OF_PLAIN_LORA = {"ranks": [6], "sampling": "maximal"}
+OF_PLAIN_LORA = {"ranks": [6], "sampling": "uniform"}
 
 
 def recipe_of(folder: Path, *settings: str) -> Recipe:
@@ -50,7 +50,6 @@ def stamps(run: Path) -> dict[str, int]:
         {"sparse_adapter": True, "batch_size": 4},
         {"quantize_aware": "int4"},
         {"sampling": "uniform", "groups": ("up_proj",)},
-        {"sampling": "maximal"},
     ],
 )
 def test_a_baseline_has_the_budget_of_the_run_and_one_rank(settings: dict[str, Any]) -> None:
@@ -61,7 +60,7 @@ def test_a_baseline_has_the_budget_of_the_run_and_one_rank(settings: dict[str, A
     own, configs = as_data(recipe.train), baseline_configs(recipe)
     assert as_data(configs["sparse-lora"]) == {**own, **OF_PLAIN_LORA}
     of_dense = {
-        "init": "pissa" if settings.get("init") == "recovery" else "lora",
+        "init": "lora",
         "sparse_adapter": False,
         "quantize_aware": "none",
     }

@@ -142,22 +142,6 @@ def test_figures_of_other_settings_or_data_are_still_to_be_measured(finished: tu
     test.write_text(rows)
 
 
-@pytest.mark.parametrize(("quantize", "bits"), [("nf4", 4.5), ("int8", 8)])
-def test_a_quantized_model_needs_less_memory_in_training(quantize: str, bits: float, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path)
-    plain, held = (
-        plan(load_recipe(recipe, [*NO_SEARCH, f"train.quantize={name}"]), tmp_path / "run").stages
-        for name in ("none", quantize)
-    )
-    shape = shape_of(load_recipe(recipe).model or "")
-    assert shape is not None
-    assert plain[1].memory is not None
-    assert held[1].memory is not None
-    saved = plain[1].memory - held[1].memory
-    assert saved == pytest.approx((4 - bits / 8) * shape.linear_weights, rel=0.15)  # the file is more than its weights
-    assert (plain[1].disk, plain[0], plain[2]) == (held[1].disk, held[0], held[2])
-
-
 def test_a_sparse_model_of_another_number_format_has_its_size(tmp_path: Path) -> None:
     path, most = write_recipe(tmp_path), 4 * tiny_model().num_parameters()
     settings = ["search.strategy=heuristic", "export.format=merged", "train.precision=bf16"]

@@ -10,8 +10,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.groups import build_space, target_modules
 from shears.adapt.load import SuperAdapter
-from shears.adapt.prepare import build_space, target_modules
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.adapt.prepare import build_space
+from shears.adapt.groups import build_space
 from shears.adapt.space import SearchSpace
 from shears.errors import InputError
 from shears.searching.explore import run_search

@@ -253,9 +253,3 @@ def test_one_process_has_nothing_to_shard(folder: Path) -> None:
         for shard in (False, True)
     )
     assert_same(one, other)
-
-
-def test_quantized_weights_cannot_be_sharded(folder: Path) -> None:
-    settings = {**SETTINGS, "shard": True, "quantize": "nf4"}
-    with pytest.raises(InputError, match="shard needs plain weights: quantize must be none, got nf4"):
-        train(folder / "base", folder / "refused", data=str(folder / "train.jsonl"), **settings)

@@ -42,7 +42,7 @@ def test_stopped_after_the_last_checkpoint_no_step_is_repeated(
     whole = undisturbed(**{**SETTINGS, **length})
     settings = {**SETTINGS, **length, "data": undisturbed.data}
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_save", _interrupted)
+        patch.setattr(train_module, "write_super_adapter", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(base, tmp_path / "stopped", **settings)
     resumed = train(base, tmp_path / "stopped", resume=True, **settings)
@@ -88,7 +88,7 @@ def test_a_resume_needs_the_same_data_and_base(
     shutil.copy(data, rows)
     settings = {**SETTINGS, "data": str(rows)}
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_save", _interrupted)
+        patch.setattr(train_module, "write_super_adapter", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(own, tmp_path / "out", **settings)
     rows.write_text(rows.read_text() * 2)
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(
 ) -> None:
     settings = {**SETTINGS, "max_steps": 2, "save_steps": 1, "data": data}
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_save", _interrupted)
+        patch.setattr(train_module, "write_super_adapter", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(base, tmp_path / "out", **settings)
     checkpoints = partial_folder(tmp_path / "out") / "checkpoints"

@@ -141,7 +141,7 @@ def test_a_training_that_was_over_is_not_continued(
     falling_until(2, monkeypatch)
     whole = train(base, tmp_path / "whole", **settings)
     with monkeypatch.context() as patch:
-        patch.setattr("shears.adapt.train._save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("shears.adapt.train.write_super_adapter", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(base, tmp_path / "stopped", **settings)
     monkeypatch.setattr(Validator, "loss", lambda self: pytest.fail("validated again"))

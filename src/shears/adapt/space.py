@@ -68,7 +68,7 @@ class SearchSpace:
 
     def as_data(self) -> dict[str, dict[str, list[Any]]]:
         """Return the groups as plain JSON data: ranks, modules, and factors if there are any."""
-        data = {
+        data: dict[str, dict[str, list[Any]]] = {
             group: {"ranks": list(ranks), "modules": list(self.modules[group])} for group, ranks in self.ranks.items()
         }
         for group, factors in self.factors.items():

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
-from shears.adapt.prepare import build_space
+from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
 from shears.config.search import Constraint, parse_constraint
