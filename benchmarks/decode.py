@@ -1,7 +1,7 @@
 """Decoding on a CPU: Hugging Face, the native decoder dense and sparse, and llama.cpp, interleaved in one run.
 
     python -m benchmarks.decode speed|memory --model FOLDER --packages FOLDER ... [--threads 1]
-        [--llama-cpp PYTHON --gguf FOLDER] [--drop-in]
+        [--llama-cpp PYTHON --gguf FOLDER]
     python -m benchmarks.decode loading --packages FOLDER ...
 
 --model is the dense model, --packages are packages of its sparse form, named after what they hold (int4, int8-lora);
@@ -11,7 +11,6 @@ in a new order: a prompt of 16 tokens and 64 new tokens (tokens/s are the 64 ove
 alone, and a prompt of 64 tokens with one new one (the first token of an answer). The first round is a warm-up and not
 counted. `--clocks wall cpu` also reports seconds of CPU time, for one thread on a machine with other load. `memory`
 loads every arm in a process of its own; it prints what stays resident after a short text, and the bytes on disk.
-`--drop-in` adds transformers' generate with the packages' packed linears, and with PEFT's LoRA on dense ones.
 """
 
 import argparse
@@ -39,7 +38,6 @@ from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.models.load import load_with_adapter, put_adapter
 from shears.models.ref import resolve
-from shears.runtime.drop_in.swap import sparsify_linears
 from shears.runtime.native.decoder import NativeBackend
 from shears.runtime.native.loaded_model import source_of_model
 from shears.runtime.native.model_source import ModelSource, source_of_package
@@ -50,7 +48,6 @@ HF_DEFAULT, HF_TUNED = "HF bf16, default", "HF bf16, tuned"
 DENSE = "ours dense "  # + the number format of blocks and head
 SPARSE = "ours sparse "  # + the name of the package's folder
 DENSE_VALUES: tuple[NumberFormat, ...] = ("bf16", "int8", "int4")
-DROP_IN, PEFT = "drop-in ", "HF, PEFT's LoRA, tuned "  # + the name of the package's folder
 LLAMA = "llama.cpp "  # + the name of its quantization
 INT8, INT4 = SPARSE + "int8", SPARSE + "int4"
 DECODE_TARGETS = (  # two arms, and the least ratio of their tokens/s
@@ -136,16 +133,6 @@ def hugging_face(model: Any, *, tuned: bool) -> Arm:
         return tokens
 
     return timed(run)
-
-
-def drop_in_arms(package: Path, threads: int) -> dict[str, Arm]:
-    """Return transformers' generate with a package's weights: dense beside PEFT's LoRA, and packed."""
-    dense, packed = (load_with_adapter(package, dtype="bf16", device="cpu")[0] for _ in range(2))
-    sparsify_linears(packed, threads=threads)
-    return {
-        PEFT + package.name: hugging_face(dense, tuned=True),
-        DROP_IN + package.name: hugging_face(packed, tuned=True),
-    }
 
 
 def native(source: ModelSource, threads: int, head: NumberFormat | None = None) -> NativeBackend:
@@ -261,8 +248,6 @@ def own_arms(folder: str, arguments: argparse.Namespace) -> dict[str, Arm]:
 
     arms = {HF_DEFAULT: hugging_face(dense, tuned=False), HF_TUNED: hugging_face(dense, tuned=True)}
     backends = native_backends(dense, arguments.packages, arguments.threads, only)
-    for folder_of_package in arguments.packages if arguments.drop_in else ():
-        arms |= drop_in_arms(folder_of_package, arguments.threads)
     return {name: arm for name, arm in arms.items() if only(name)} | {
         name: native_arm(backend) for name, backend in backends
     }
@@ -360,7 +345,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[""])
     parser.add_argument("--llama-cpp", metavar="PYTHON")
     parser.add_argument("--gguf", type=Path)
-    parser.add_argument("--drop-in", action="store_true")
     return parser.parse_args()
 
 

@@ -258,7 +258,7 @@ class Maker:
         ref = resolve(self.merged())
         model, tokenizer = load_with_adapter(ref, None, "fp32")
         config = read_config(ref.folder)
-        names = get_tensor_name_map(LAYOUTS[config.model_type].architecture, config.num_hidden_layers)
+        names = get_tensor_name_map(LAYOUTS[config.model_type], config.num_hidden_layers)
         count, length = self.pruning.get("num_samples", 32), self.pruning.get("sequence_length", 512)
         batches = calibration_batches(str(self.rows("train")), tokenizer, count, length, 1, self.seed).batches
         vectors = {f"{names.get_name(name)}.weight": vector for name, vector in importance(model, batches).items()}

@@ -177,7 +177,7 @@ def _kernel_arm(matrices: Sequence[native.KernelMatrix], x: Float[Tensor, "M I"]
 
 
 def multiply(matrix: native.KernelMatrix, x: Tensor, pool: native.Pool) -> Tensor:
-    """Multiply as the linears of shears.runtime.drop_in.linears do."""
+    """Multiply by a matrix of the kernels."""
     y = x.new_empty(x.shape[0], matrix.rows)
     _native.multiply(matrix.native, x.data_ptr(), x.shape[0], y.data_ptr(), pool, x.dtype == torch.bfloat16)
     return y

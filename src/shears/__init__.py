@@ -3,8 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from shears.runtime.drop_in.registration import register
-
 if TYPE_CHECKING:
     from shears.adapt.elastic import ElasticAdapter as ElasticAdapter
     from shears.adapt.elastic import NLSCallback as NLSCallback
@@ -17,10 +15,8 @@ if TYPE_CHECKING:
     from shears.checkpoints.inspection import inspect as inspect
     from shears.errors import InputError as InputError
     from shears.evaluation.run import evaluate as evaluate
-    from shears.export.package import unpack as unpack
     from shears.export.stage import export_adapter as export_adapter
     from shears.healing.stage import heal as heal
-    from shears.models.fetching import fetch as fetch
     from shears.records.publishing import push as push
     from shears.records.version import __version__ as __version__
     from shears.report.compare import compare as compare
@@ -51,7 +47,6 @@ _MODULES = {
     "environment": "runtime.environment",
     "evaluate": "evaluation.run",
     "export_adapter": "export.stage",
-    "fetch": "models.fetching",
     "heal": "healing.stage",
     "inspect": "checkpoints.inspection",
     "load_super_adapter": "adapt.load",
@@ -65,7 +60,6 @@ _MODULES = {
     "sparsify": "sparsity.stage",
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",
-    "unpack": "export.package",
     "write": "writing.stage",
     "write_report": "report.page",
 }
@@ -85,6 +79,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Return the public names and folders, imported or not."""
     return sorted({*globals(), *__all__, *_FOLDERS})
-
-
-register()  # of what transformers must know to open packages

@@ -17,7 +17,7 @@ def test_no_mutation_of_two_thousand_is_read_wrongly() -> None:
     assert sum(found.values()) == 2000
     accepted = found["accepted, and within its bounds"]
     assert 100 < accepted < 1500  # neither all nor nothing gets through, or the mutations are of no use
-    assert len(found) > 20  # refused for many reasons
+    assert len(found) > 10  # refused for many reasons
 
 
 def test_unmutated_packages_are_accepted_and_their_fingerprint_is_right(tmp_path: Path) -> None:

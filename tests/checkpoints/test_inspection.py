@@ -123,7 +123,7 @@ def test_a_folder_without_blocks_has_no_map(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model-0.safetensors", "torn", "must be a complete safetensors file, got"),
+        ("model-0.safetensors", "torn", "model-0.safetensors cannot be read"),
         ("config.json", "{", "config.json cannot be read"),
         ("config.json", "[]", "config.json must be a JSON object, got"),
         ("sparsity.json", "[]", "sparsity.json must be a JSON object, got"),

@@ -37,9 +37,9 @@ def test_a_run_can_end_in_a_package(tmp_path: Path) -> None:
     assert (package["nonzeros"], package["sparsity"]) == (sparse["nonzeros"], sparse["sparsity"])
     assert package["adapter_parameters"] > 0
     assert shears.run(recipe, tmp_path / "run") == summary  # all of it is there and fits
-    unpacked = shears.unpack(tmp_path / "run" / "package", tmp_path / "out")
+    unpacked = shears.export_adapter(tmp_path / "run" / "package", tmp_path / "out", format="unpacked")
     assert recipe.evaluate is not None
-    model, adapter = str(unpacked / "model"), str(unpacked / "adapter")
+    model, adapter = str(unpacked), str(unpacked / "adapter")
     figures = shears.evaluate(model, adapter=adapter, **recipe.evaluate.measurement.model_dump())
     assert figures.as_data()["value"] == package["value"]
 

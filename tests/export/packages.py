@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed.marks import ADAPTER, QUANTIZATION, unmarked
+from shears.checkpoints.packed.index import ADAPTER, QUANTIZATION
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.export.stage import export_adapter
 from shears.quantization.training import GRIDS
@@ -19,6 +19,11 @@ def package(source: Path | str, output: Path, **config: Any) -> Path:
     """Write a package; without `values` it keeps the model's own numbers, which come back bit for bit."""
     own = {} if "values" in config or not _is_fp32(Path(source), config.get("model")) else {"values": "fp32"}
     return export_adapter(source, output, format="package", **own, **config)
+
+
+def unpack(package: Path | str, output: Path | str) -> Path:
+    """Write a package as an ordinary model folder."""
+    return export_adapter(package, output, format="unpacked")
 
 
 def _is_fp32(source: Path, model: str | None) -> bool:
@@ -50,11 +55,3 @@ def change_adapter(package: Path, **changes: Any) -> None:
     config = read_object(package / "config.json")
     config[QUANTIZATION][ADAPTER] |= changes
     write_json(package / "config.json", config)
-
-
-def as_before(package: Path) -> Path:
-    """Make a package one of before: config.json is the model's; return the file of PEFT's settings beside it."""
-    config = read_object(package / "config.json")
-    write_json(package / ADAPTER_CONFIG, config[QUANTIZATION][ADAPTER])
-    write_json(package / "config.json", unmarked(config))
-    return package / ADAPTER_CONFIG

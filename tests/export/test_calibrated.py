@@ -16,7 +16,6 @@ from shears.config.export import EMBEDDINGS_BOUND
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.export import calibrated as calibrated_module
-from shears.export.package import unpack
 from shears.models.load import load_with_adapter
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
@@ -24,7 +23,7 @@ from shears.quantization.grid import quantize
 from shears.records.artifacts import PACKAGE, README, read_record
 from tests import parts
 from tests.export.made import half_sparse, stock, super_adapter
-from tests.export.packages import all_tensors, package
+from tests.export.packages import all_tensors, package, unpack
 
 SAMPLES, LENGTH = 8, 16
 LATE = ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.o_proj"]
@@ -67,7 +66,7 @@ def test_every_form_of_file_is_rounded_with_its_zeros(name: str, text: str, tmp_
     """GPT-2's weights are transposed, Mixtral's experts lie one by one, Phi-3's q, k and v in one tensor."""
     base = half_sparse(tmp_path / "base", name)
     out = calibrated(base, tmp_path / "out", text)
-    before, after = all_tensors(base), all_tensors(unpack(out, tmp_path / "back") / "model")
+    before, after = all_tensors(base), all_tensors(unpack(out, tmp_path / "back"))
     opened = read_package(out)
     assert not read_record(out, PACKAGE)["rounded"]["to_nearest"]
     moved = 0

@@ -7,36 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import MODEL_ARCH_NAMES, GGUFReader, dequantize, quantize
 from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFReader, dequantize, quantize
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from shears import export_adapter, inspect
 from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.export.gguf import LAYOUTS, VALUES
-from shears.export.modelfile import modelfile, read_turns
+from shears.export.gguf import LAYOUTS, VALUES, modelfile
 from shears.models.load import load_model
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
 from shears.records.trained_form import TrainedForm
 from shears.runs.shapes import shape_of
-from shears.runtime.native.architectures import ARCHITECTURES
 from tests.export.made import IDS, half_sparse, half_sparse_with_merge, super_adapter
-from tests.models.gguf_files import write_gguf
 from tests.tiny import END, tiny_model, tiny_tokenizer
 
-CHATML = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-GEMMA3 = {"num_hidden_layers": 6, "head_dim": 16, "query_pre_attn_scalar": 16}
 TEXTS = ["Hello, world!!", "  3 + 14 = 17\n", "déjà vu!", END]
-GRANITE = {"embedding_multiplier": 6.0, "attention_multiplier": 0.2, "logits_scaling": 4.0}
-LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "short_factor": [1.0, 2.5],
-            "long_factor": [2.0, 4.0]}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
 
@@ -63,7 +51,6 @@ def logits(folder: Path) -> torch.Tensor:
         ("llama_untied", {}),
         ("mistral", {"sliding_window": None}),
         ("qwen3", {"head_dim": 128}),
-        ("phi3", {"num_key_value_heads": 2}),
     ],
 )
 def test_the_model_is_read_back_with_equal_logits(name: str, changes: Any, tmp_path: Path) -> None:
@@ -108,63 +95,6 @@ def test_every_tensor_is_that_of_the_model_rounded_by_the_gguf_package(
     assert shape.gguf_bytes(settings) == sum(each.n_bytes for each in GGUFReader(folder / "model.gguf").tensors)
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "expected"),
-    [
-        (
-            "granite",
-            GRANITE,
-            {"embedding_scale": 6.0, "attention.scale": 0.2, "residual_scale": 0.5, "logit_scale": 4.0},
-        ),
-        ("olmo2", {"tie_word_embeddings": True}, {"attention.head_count_kv": 4, "rope.dimension_count": 8}),
-        ("gemma3_text", GEMMA3, {"attention.sliding_window": 8, "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4}),
-        (
-            "phi3",
-            {"rope_parameters": LONGROPE, "original_max_position_embeddings": 512, "max_position_embeddings": 1024},
-            {
-                "rope.dimension_count": 4,
-                "rope.scaling.original_context_length": 512,
-                "rope.scaling.attn_factor": 1.0541,
-            },
-        ),
-    ],
-)
-def test_what_an_architecture_does_differently_is_written(
-    name: str, changes: Any, expected: dict[str, float], tmp_path: Path
-) -> None:
-    source = half_sparse_with_merge(tmp_path / "model", name, **changes)
-    file = exported(tmp_path, source) / "model.gguf"
-    fields, found = GGUFReader(file).fields, tensors(file)
-    state = load_model(source).state_dict()
-    architecture = MODEL_ARCH_NAMES[LAYOUTS[name].architecture]
-    assert {key: round(float(fields[f"{architecture}.{key}"].contents()), 4) for key in expected} == expected
-    if name == "gemma3_text":
-        norm = state["model.layers.0.post_feedforward_layernorm.weight"]
-        np.testing.assert_array_equal(found["blk.0.post_ffw_norm.weight"][1], 1 + norm.float())
-    if name == "olmo2":
-        np.testing.assert_array_equal(found["output.weight"][1], found["token_embd.weight"][1])
-        np.testing.assert_array_equal(
-            found["blk.1.attn_k_norm.weight"][1], state["model.layers.1.self_attn.k_norm.weight"]
-        )
-    if name == "phi3":
-        assert found["rope_factors_long.weight"][1].tolist() == [2.0, 4.0]
-        fused = state["model.layers.0.self_attn.qkv_proj.weight"].half().float()
-        np.testing.assert_array_equal(found["blk.0.attn_qkv.weight"][1], fused)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({**GEMMA3, "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}, "every sixth layer of Gemma 3"),
-        ({**GEMMA3, "query_pre_attn_scalar": 9}, "scales queries of this Gemma 3 by 16, got query_pre_attn_scalar 9; "),
-    ],
-)
-def test_a_gemma3_that_llama_cpp_would_compute_otherwise_is_refused(changes: Any, words: str, tmp_path: Path) -> None:
-    source = half_sparse_with_merge(tmp_path / "model", "gemma3_text", **changes)
-    with pytest.raises(InputError, match=words):
-        exported(tmp_path, source)
-
-
 @pytest.mark.parametrize("sparse_adapter", [False, True])
 def test_an_adapter_is_merged_as_format_merged_does(sparse_adapter: bool, tmp_path: Path) -> None:
     base = half_sparse_with_merge(tmp_path / "base")
@@ -176,19 +106,6 @@ def test_an_adapter_is_merged_as_format_merged_does(sparse_adapter: bool, tmp_pa
     assert record["base"] == str(base)
     assert record["file_bytes"] == (folder / "model.gguf").stat().st_size
     assert sorted(path.name for path in folder.iterdir()) == ["Modelfile", "README.md", "gguf.json", "model.gguf"]
-
-
-def test_a_model_from_a_gguf_file_keeps_its_metadata(tmp_path: Path) -> None:
-    file = write_gguf(tmp_path / "tiny.gguf", CHATML, architecture="qwen2", kind=Kind.Q8_0)
-    folder = exported(tmp_path, file, values="int8", embeddings="int8")
-    before, after = (GGUFReader(path).fields for path in (file, folder / "model.gguf"))
-    own = {"general.file_type", "general.quantization_version"}
-    assert {
-        key: field.contents() for key, field in after.items() if not key.startswith("GGUF.") and key not in own
-    } == {key: field.contents() for key, field in before.items() if not key.startswith("GGUF.") and key not in own}
-    for name, (_, weights) in tensors(file).items():  # rounded once more: the same numbers
-        np.testing.assert_allclose(tensors(folder / "model.gguf")[name][1], weights, rtol=2e-3, atol=2e-3)
-    assert json.loads((folder / "gguf.json").read_text())["metadata_of"] == "tiny.gguf"
 
 
 def test_llama3_positions_are_written_as_factors(tmp_path: Path) -> None:
@@ -258,55 +175,10 @@ def test_packages_and_adapters_of_other_tools_are_refused(tmp_path: Path) -> Non
         exported(tmp_path, package)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="merges adapters that shears trained"):
+    with pytest.raises(InputError, match="format gguf takes a model or an adapter that shears trained"):
         exported(tmp_path, tmp_path / "foreign")
     with pytest.raises(InputError, match="embeddings auto measures losses of a package, got format gguf"):
         exported(tmp_path, source, embeddings="auto")
-
-
-def test_layouts_are_of_architectures_that_the_native_decoder_covers() -> None:
-    assert LAYOUTS.keys() <= ARCHITECTURES.keys()
-    assert {MODEL_ARCH_NAMES[layout.architecture] for layout in LAYOUTS.values()} == {
-        "llama",
-        "qwen2",
-        "qwen3",
-        "smollm3",
-        "gemma3",
-        "phi3",
-        "granite",
-        "olmo2",
-    }
-
-
-def test_a_modelfile_renders_chats_as_the_template_does() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = CHATML
-    turns = read_turns(tokenizer)
-    assert turns is not None
-    text = modelfile("model.gguf", tokenizer, ["<|im_end|>"])
-    assert text == (
-        'FROM ./model.gguf\nTEMPLATE """{{ if not .System }}<|im_start|>system\nBe kind.{{ end }}{{ range .Messages }}'
-        '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}{{ else if eq .Role "user" }}<|im_end|>\n'
-        '<|im_start|>user\n{{ .Content }}{{ else if eq .Role "assistant" }}<|im_end|>\n<|im_start|>assistant\n'
-        '{{ .Content }}{{ end }}{{ end }}<|im_end|>\n<|im_start|>assistant\n"""\nPARAMETER stop "<|im_end|>"\n'
-    )
-    chat = [{"role": role, "content": role[0] * 3} for role in ("user", "assistant", "user")]
-    assert turns.render(chat) == tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        None,
-        "{{ raise_exception('no') }}",
-        "{% for message in messages %}{{ message.content | upper }}{% endfor %}",
-        "{% for message in messages %}{{ loop.index }}{{ message.content }}{% endfor %}",
-    ],
-)
-def test_a_template_of_another_form_is_left_to_ollama(template: str | None) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = template
-    assert modelfile("model.gguf", tokenizer, ["</s>"]) == 'FROM ./model.gguf\nPARAMETER stop "</s>"\n'
 
 
 @pytest.mark.parametrize(
@@ -319,10 +191,8 @@ def test_a_template_of_another_form_is_left_to_ollama(template: str | None) -> N
     ],
 )
 def test_a_modelfile_asks_in_the_form_of_the_training(form: TrainedForm, lines: str) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = None
-    text = modelfile("model.gguf", tokenizer, [], form)
-    assert text == f"FROM ./model.gguf\nPARAMETER temperature 0\n{lines}"
+    text = modelfile("model.gguf", ["</s>"], form)
+    assert text == f'FROM ./model.gguf\nPARAMETER temperature 0\n{lines}PARAMETER stop "</s>"\n'
 
 
 @pytest.mark.slow
@@ -333,20 +203,6 @@ def test_a_modelfile_asks_in_the_form_of_the_training(form: TrainedForm, lines: 
         ("llama_untied", {"rope_parameters": LLAMA3}),
         ("mistral", {}),
         ("qwen3", {}),
-        ("gemma3_text", GEMMA3),
-        ("phi3", {"num_key_value_heads": 2}),
-        (
-            "phi3",
-            {
-                "num_key_value_heads": 2,
-                "rope_parameters": LONGROPE,
-                "original_max_position_embeddings": 512,
-                "max_position_embeddings": 1024,
-            },
-        ),
-        ("granite", GRANITE),
-        ("olmo2", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
-        ("olmo2", {"num_key_value_heads": 2, "tie_word_embeddings": False}),
     ],
 )
 def test_llama_cpp_computes_our_logits_and_finds_our_tokens(name: str, changes: Any, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_damaged_gguf_file_is_an_error_of_one_line(tmp_path: Path) -> None:
 
 
 def test_a_gguf_file_whose_tokenizer_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must be a GGUF file"):
+    with pytest.raises(InputError, match="cannot be read"):
         resolve(write_gguf(tmp_path / "tiny.gguf", merge="a b"))
 
 
@@ -89,7 +89,7 @@ def test_no_file_of_another_folder_becomes_a_vocabulary(key: str, tmp_path: Path
     if key.endswith("_file"):  # transformers takes the folder's own
         assert "PASSWORD" not in load_tokenizer(resolve(folder)).get_vocab()
     else:
-        with pytest.raises(InputError, match="leave it to files of its folder, it names the file"):
+        with pytest.raises(InputError, match="must not name a file"):
             load_tokenizer(resolve(folder))
 
 

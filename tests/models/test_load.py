@@ -15,7 +15,7 @@ from tests.tiny import save_tiny
 
 
 def test_an_unreachable_hub_id_is_an_error_of_one_line() -> None:
-    with pytest.raises(InputError, match="reachable hub id, got 'no-such-org/no-such-model'") as caught:
+    with pytest.raises(InputError, match="the model no-such-org/no-such-model cannot be read") as caught:
         load_model("no-such-org/no-such-model")
     assert "\n" not in str(caught.value)
 
@@ -71,5 +71,5 @@ def test_a_missing_tokenizer_is_an_error_of_one_line(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "m")
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(InputError, match=r"must come with a tokenizer .*[^:]$"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_tokenizer(resolve(folder))

@@ -59,12 +59,11 @@ def test_every_kind_of_artifact_is_loaded_without_its_code(
         "sub": "export super sub --ranks searched/result.json",
         "merged": "export super merged --ranks heuristic --format merged",
         "package": "export super package --ranks heuristic --format package",
-        "unpacked": "unpack package unpacked",
-        "unpacked/model": "inspect unpacked/model",
+        "unpacked": "export package unpacked --format unpacked",
         "figures": f"evaluate sparse --adapter sub --task number --data test.jsonl --limit 2 {SHORT}",
         "text": f"generate merged --prompt 1+1= {SHORT}",
         "chat": f"chat package {SHORT}",
-        "drop-in": f"generate package --prompt 1+1= {SHORT}",
+        "transformers": f"generate package --prompt 1+1= {SHORT}",
         "started": f"train sparse started --ranks 2 --init recovery {TRAIN}",
         "plan": "run recipe.yaml --output planned --dry-run",
         "push": "push sub me/sub --base me/base --dry-run",
@@ -106,7 +105,7 @@ def test_a_model_that_needs_its_code_is_refused_in_one_line(
     assert call(command, monkeypatch) == 2
     *_, message = capfd.readouterr().err.splitlines()
     assert message.startswith("error: ")
-    assert "needs code of its own (auto_map: stranger.Config, stranger.Model" in message
+    assert "needs code of its own" in message
     assert "which shears never runs; use a model that transformers knows" in message
     assert not marker.exists()
     assert not list(tmp_path.glob("out*"))
@@ -118,7 +117,7 @@ def test_a_tokenizer_that_needs_its_code_is_refused(tmp_path: Path, monkeypatch:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "StrangerTokenizer"}))
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 4))
-    with pytest.raises(NeedsOwnCode, match=r"auto_map: .*stranger\.Tokenizer"):
+    with pytest.raises(NeedsOwnCode, match="needs code of its own"):
         load_tokenizer(resolve(folder))
     assert not marker.exists()
 
@@ -161,11 +160,11 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     torch.save({"weight": Armed(marker)}, adapter / "adapter_model.bin")
     base = save_tiny(tmp_path / "base")
-    with pytest.raises(InputError, match=r"adapter_model\.safetensors, got only adapter_model\.bin, a pickle"):
+    with pytest.raises(InputError, match=r"must hold its weights in adapter_model\.safetensors"):
         load_with_adapter(base, adapter)
     shutil.copyfile(adapter / "adapter_config.json", base / "adapter_config.json")
     shutil.copyfile(adapter / "adapter_model.bin", base / "adapter_model.bin")
-    with pytest.raises(InputError, match="a pickle, which can hold code"):
+    with pytest.raises(InputError, match=r"must hold its weights in adapter_model\.safetensors"):
         load_model(base)
     assert not marker.exists()
 

@@ -64,7 +64,7 @@ def test_what_is_read_of_a_model_is_read_once(tmp_path: Path, monkeypatch: pytes
 def test_a_package_is_refused_where_its_adapter_would_be_left_out(tmp_path: Path) -> None:
     resolve(save_tiny(tmp_path / "m")).refuse_package("prune")
     package = export_adapter(tmp_path / "m", tmp_path / "package", format="package")
-    with pytest.raises(InputError, match=r"a model to prune must be a model folder, got the package .*unpack it first"):
+    with pytest.raises(InputError, match=r"a model to prune must be a model folder, got the package "):
         resolve(package).refuse_package("prune")
 
 
@@ -72,7 +72,7 @@ def test_a_package_is_refused_where_its_adapter_would_be_left_out(tmp_path: Path
 def test_a_missing_path_is_no_hub_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()  # so runs/absent is meant as a path
-    with pytest.raises(InputError, match="the model must exist"):
+    with pytest.raises(InputError, match="there is no"):
         resolve(name)
 
 
@@ -80,8 +80,8 @@ def test_a_folder_that_is_no_model_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must hold config\.json"):
         resolve(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="got the adapter"):
+    with pytest.raises(InputError, match="it is an adapter"):
         resolve(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match="got the file"):
+    with pytest.raises(InputError, match="there is no"):
         resolve(tmp_path / "notes.txt")

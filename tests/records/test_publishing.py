@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shears.export_adapter(folder / "super", folder / "sub")
     shears.export_adapter(folder / "sub", folder / "merged", format="merged-sparse", **sample)
     shears.export_adapter(folder / "sub", folder / "package", format="package")
-    shears.unpack(folder / "package", folder / "unpacked")
+    shears.export_adapter(folder / "package", folder / "unpacked", format="unpacked")
     shears.evaluate(str(folder / "sparse"), folder / "sparse" / "figures.json", adapter=str(folder / "sub"),
                     data=str(data), task="number", limit=1, max_new_tokens=2, device="cpu")  # fmt: skip
     return folder

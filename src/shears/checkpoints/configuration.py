@@ -6,11 +6,9 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from shears.checkpoints.without_code import NeedsOwnCode, load_config
-from shears.errors import InputError, first_line
+from shears.checkpoints.without_code import load_config
+from shears.errors import InputError, reading
 from shears.records.peft_files import ADAPTER_CONFIG
-
-RULE = "a model read part by part must"
 
 LOADING_ERRORS = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, RuntimeError,
@@ -24,17 +22,9 @@ class UnsupportedCheckpoint(InputError):  # noqa: N818  # InputError says that i
 
 
 def known_config(folder: Path) -> Any:
-    """Return a model folder's configuration; UnsupportedCheckpoint for unknown architectures.
-
-    NeedsOwnCode where the folder brings code along for them.
-    """
-    try:
+    """Return a model folder's configuration; InputError for unknown architectures."""
+    with reading(folder / "config.json"):
         return load_config(folder)
-    except NeedsOwnCode:
-        raise
-    except LOADING_ERRORS as error:
-        rule = f"{folder} must hold the config.json of a model that transformers knows"
-        raise UnsupportedCheckpoint(f"{rule}: {first_line(error)}") from error
 
 
 def read_config(folder: Path) -> Any:
@@ -42,7 +32,7 @@ def read_config(folder: Path) -> Any:
     config = known_config(folder)
     parts = (config, config.get_text_config())
     if any(getattr(part, "quantization_config", None) for part in parts):
-        raise UnsupportedCheckpoint(f"{RULE} not be quantised, {folder} is")
+        raise UnsupportedCheckpoint(f"a model read part by part must not be quantised, {folder} is")
     if (folder / ADAPTER_CONFIG).exists():
-        raise UnsupportedCheckpoint(f"{RULE} be without an adapter, {folder} has one")
+        raise UnsupportedCheckpoint(f"a model read part by part must be without an adapter, {folder} has one")
     return config

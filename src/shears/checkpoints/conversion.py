@@ -1,7 +1,7 @@
 """Convert the tensors in a model's files into the parameters of transformers' model, and back.
 
 A fused tensor on disk becomes several parameters; experts that lie one by one on disk become one
-parameter. Only this module and gguf_conversion.py use private functions of transformers;
+parameter. Only this module uses private functions of transformers;
 tests/checkpoints/test_conversion.py pins them.
 """
 
@@ -20,12 +20,13 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.logging import set_tqdm_hook
 
-from shears.checkpoints.configuration import LOADING_ERRORS, RULE, UnsupportedCheckpoint
+from shears.checkpoints.configuration import LOADING_ERRORS, UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import TensorFiles, refuse_missing, refuse_non_finite
 from shears.checkpoints.without_code import NeedsOwnCode, build_causal_model
 from shears.errors import first_line
 
 META = torch.device("meta")
+RULE = "a model read part by part must"
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from gguf import GGUFReader, GGUFValueType
+from safetensors import safe_open
 
-from shears.checkpoints.gguf_file import GGUF_ARCHITECTURES, GgufFile, can_dequantize, read_gguf
-from shears.checkpoints.gguf_heads import find_twins
 from shears.checkpoints.packed.file import is_package, read_package
 from shears.checkpoints.tensor_files import quantized_by
 from shears.checkpoints.zeros import EXPERTS, count_zeros, place_in_block, sparsities
 from shears.config.export import FORMAT_OF_RECORD
-from shears.errors import InputError, first_line
+from shears.errors import InputError, reading
 from shears.quantization.training import GRIDS
 from shears.records import artifacts
 from shears.records.folders import partial_folder
@@ -23,8 +22,7 @@ from shears.records.folders import partial_folder
 MODELS = {
     artifacts.SPARSITY: "sparse model",
     artifacts.HEALED: "healed model",
-    **{record: form.called for record, form in FORMAT_OF_RECORD.items() if form.holds == "model"},
-    artifacts.UNPACKED: "unpacked model",
+    **{record: form.called for record, form in FORMAT_OF_RECORD.items() if form.holds in ("model", "unpacked")},
 }
 """What to call the models with these records."""
 ADAPTERS = {
@@ -44,7 +42,6 @@ GGUF_FACTS = {
     "context": "{}.context_length",
     "tokenizer": "tokenizer.ggml.model",
     "pre_tokenizer": "tokenizer.ggml.pre",
-    "vocabulary": "tokenizer.ggml.tokens",
 }
 """What `inspect` tells of a GGUF file, by the key of its metadata; {} is the architecture."""
 INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # of its sources
@@ -91,13 +88,9 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield from ((name, tensor) for name, tensor in package.model_tensors() if name not in tied)
         return
     for file in sorted(path for path in folder.glob("*.safetensors") if path.name != GRIDS):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    yield name, opened.get_tensor(name)
-        except SafetensorError as error:
-            rule = f"{file} must be a complete safetensors file"
-            raise InputError(f"{rule}, got: {first_line(error)}") from None
+        with reading(file), safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
+                yield name, opened.get_tensor(name)
 
 
 def _model(folder: Path) -> dict[str, Any]:
@@ -156,57 +149,36 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
 
 def _gguf(path: Path) -> dict[str, Any]:
-    """Return what the header of a GGUF file says of its model, and whether it can be converted."""
-    file = read_gguf(path)
-    facts = {
-        name: file.metadata.get(key.format(file.architecture))
-        for name, key in GGUF_FACTS.items()
-        if isinstance(file.metadata.get(key.format(file.architecture)), int | str)
-    }
-    stored = sum(tensor.numel for tensor in file.tensors)
-    tensor_bytes = sum(tensor.num_bytes for tensor in file.tensors)
-    twins = find_twins(file)
-    parameters = stored if twins is None else stored - twins.left_out.numel
-    reason = _why_not_loaded(file)
+    """Return what the header of a GGUF file says of its model."""
+    with reading(path):
+        reader = GGUFReader(path)
+        architecture = str(reader.fields["general.architecture"].contents())
+        facts = {}
+        for name, key in GGUF_FACTS.items():
+            field = reader.fields.get(key.format(architecture))
+            if field is not None and field.types[0] != GGUFValueType.ARRAY:
+                facts[name] = field.contents()
+        types = defaultdict[str, Counter[str]](Counter)
+        for tensor in reader.tensors:
+            counts = {"tensors": 1, "parameters": int(tensor.n_elements), "bytes": int(tensor.n_bytes)}
+            types[tensor.tensor_type.name].update(counts)
+    parameters = sum(counts["parameters"] for counts in types.values())
+    tokens = reader.fields.get("tokenizer.ggml.tokens")
     return {
         "path": str(path),
         "kind": "GGUF file",
-        "architecture": file.architecture,
+        "architecture": architecture,
         **facts,
-        "chat_template": "tokenizer.chat_template" in file.metadata,
+        **({} if tokens is None else {"vocabulary": len(tokens.data)}),
+        "chat_template": "tokenizer.chat_template" in reader.fields,
         "parameters": parameters,
-        **({} if twins is None else {"held_twice": str(twins)}),
-        "tensors": len(file.tensors),
-        "types": _gguf_types(file),
-        "bits_per_parameter": 8 * tensor_bytes / max(stored, 1),
+        "tensors": len(reader.tensors),
+        "types": {name: dict(counts) for name, counts in sorted(types.items(), key=lambda item: -item[1]["bytes"])},
+        "bits_per_parameter": 8 * sum(counts["bytes"] for counts in types.values()) / max(parameters, 1),
         "bytes_as_fp32": 4 * parameters,
         "bytes_as_bf16": 2 * parameters,
-        "loads": reason is None,
-        **({} if reason is None else {"why": reason}),
         "size_bytes": path.stat().st_size,
     }
-
-
-def _gguf_types(file: GgufFile) -> dict[str, dict[str, int]]:
-    """Return tensors, parameters and bytes of every type of quantization, largest first."""
-    types = defaultdict[str, Counter[str]](Counter)
-    for tensor in file.tensors:
-        types[tensor.kind.name].update(tensors=1, parameters=tensor.numel, bytes=tensor.num_bytes)
-    by_size = sorted(types.items(), key=lambda item: -item[1]["bytes"])
-    return {name: dict(counts) for name, counts in by_size}
-
-
-def _why_not_loaded(file: GgufFile) -> str | None:
-    """Return why the file cannot become a model folder; None where it can."""
-    if file.architecture not in GGUF_ARCHITECTURES:
-        known = "transformers reads no causal language model"
-        return f"{known} of the architecture {file.architecture}"
-    kinds = {tensor.kind for tensor in file.tensors}
-    if unknown := sorted(kind.name for kind in kinds if not can_dequantize(kind)):
-        return f"the package gguf does not dequantize {', '.join(unknown)}"
-    if not isinstance(file.metadata.get("tokenizer.ggml.tokens"), int):
-        return "it has no tokenizer"
-    return None
 
 
 def _gguf_folder(folder: Path) -> dict[str, Any]:

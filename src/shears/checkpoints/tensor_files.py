@@ -4,30 +4,22 @@ import copy
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from shears.checkpoints.packed.marks import METHOD
-from shears.checkpoints.tensor_format import (
-    StoredTensor,
-    as_bytes,
-    opened,
-    read_at,
-    read_header,
-    write_at,
-    write_layout,
-)
-from shears.errors import InputError
+from shears.checkpoints.packed.index import METHOD
+from shears.checkpoints.tensor_format import Spec, TensorFile, stored_specs
+from shears.errors import InputError, reading
 from shears.records.artifacts import read_object
 from shears.records.paths import last_part
 
 SINGLE = "model.safetensors"  # transformers reads this file where it exists, else those of INDEX
 INDEX = "model.safetensors.index.json"
-CHUNK = 1 << 24  # bytes copied at once
 SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # the smallest positive numbers
 
 
@@ -61,13 +53,9 @@ def refuse_non_finite(model: str | Path, tensors: Iterable[tuple[str, Tensor]]) 
 
 
 def quantized_by(folder: Path) -> str | None:
-    """Return the method that quantized the weights in a model's folder, None for plain numbers and packages.
-
-    InputError where config.json is no JSON object.
-    """
+    """Return the method that quantized the weights in a model's folder, None for plain numbers and packages."""
     config = folder / "config.json"
-    content = read_object(config) if config.is_file() else {}
-    quantization = content.get("quantization_config")
+    quantization = read_object(config).get("quantization_config") if config.is_file() else None
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     return None if method in (None, METHOD) else str(method)
 
@@ -75,19 +63,30 @@ def quantized_by(folder: Path) -> str | None:
 def weights_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:
     """Return the bytes of a model's weights, its floating-point ones in `dtype` if that is given.
 
-    0 for weights in other files than safetensors. InputError as by `TensorFiles`.
+    0 for weights in other files than safetensors.
     """
     if not any(folder.glob("*.safetensors")):
         return 0
-    files = TensorFiles(folder)
-    kept = ((files.dtype(name), math.prod(files.shape(name))) for name in files.names)
-    return sum(size * (dtype if dtype and stored.is_floating_point else stored).itemsize for stored, size in kept)
+    specs = TensorFiles(folder).specs.values()
+    return sum(math.prod(shape) * (dtype if dtype and own.is_floating_point else own).itemsize for own, shape in specs)
 
 
 def num_weights(folder: Path) -> int:
-    """Return the numbers in a model's safetensors files. InputError as by `TensorFiles`."""
-    files = TensorFiles(folder)
-    return sum(math.prod(files.shape(name)) for name in files.names)
+    """Return the numbers in a model's safetensors files."""
+    return sum(math.prod(shape) for _, shape in TensorFiles(folder).specs.values())
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """Return the index of a folder's shards, None without one; InputError where it names files of other folders."""
+    path = folder / INDEX
+    if (folder / SINGLE).is_file() or not path.is_file():
+        return None
+    with reading(path):
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for file in set(index["weight_map"].values()):
+            if last_part(file) != file or file in ("", ".", ".."):
+                raise ValueError(f"it must name files of its own folder, got {file!r}")
+    return index
 
 
 class TensorFiles:
@@ -100,92 +99,54 @@ class TensorFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.index = self._read_index(self.folder)
-        self.files = self._chosen_files()
-        self.metadata: dict[str, Any] = {}
-        self._stored: dict[str, StoredTensor] = {}
-        file_of: dict[str, str] = self.index["weight_map"] if self.index else {}
-        for file in self.files:
-            tensors, self.metadata[file] = read_header(self.folder / file)
-            for name, tensor in tensors.items():
-                if file_of.get(name, file) == file:
-                    self._add(name, tensor)
-        if absent := sorted(set(file_of) - set(self._stored)):
-            rule = f"the shards of {self.folder} must hold every tensor of {INDEX}"
-            raise InputError(f"{rule}, {absent[0]} is missing")
-
-    @staticmethod
-    def _read_index(folder: Path) -> dict[str, Any] | None:
-        path = folder / INDEX
-        if (folder / SINGLE).is_file() or not path.is_file():
-            return None
-        try:
-            index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            files = set(index["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} must be the index of the shards, got {error!r}; get it again") from None
-        for file in files:
-            if not isinstance(file, str) or last_part(file) != file or file in ("", ".", ".."):
-                raise InputError(f"{path} must name files of its own folder, got {file!r}; get it again")
-        return index
-
-    @classmethod
-    def refuse_foreign_index(cls, folder: Path) -> None:
-        """Raise InputError where the index names a file of another folder."""
-        cls._read_index(folder)
-
-    def _chosen_files(self) -> list[str]:
-        if (self.folder / SINGLE).is_file():
-            return [SINGLE]
-        if self.index:
-            return sorted(set(self.index["weight_map"].values()))
-        files = sorted(path.name for path in self.folder.glob("*.safetensors"))
-        if not files:
+        self.index = read_index(self.folder)
+        named: dict[str, str] = self.index["weight_map"] if self.index else {}
+        single = [SINGLE] if (self.folder / SINGLE).is_file() else []
+        found = sorted(path.name for path in self.folder.glob("*.safetensors"))
+        self.files = single or sorted(set(named.values())) or found
+        if not self.files:
             raise InputError(f"a model folder must hold .safetensors files, {self.folder} has none")
-        return files
-
-    def _add(self, name: str, tensor: StoredTensor) -> None:
-        if name in self._stored:
-            both = f"{self._stored[name].path.name} and {tensor.path.name}"
-            raise InputError(f"the files of {self.folder} must hold every tensor once, {name} is in {both}")
-        self._stored[name] = tensor
+        self.metadata: dict[str, dict[str, str] | None] = {}
+        self.specs: dict[str, Spec] = {}
+        self._file_of: dict[str, str] = {}
+        for file in self.files:
+            specs, self.metadata[file] = stored_specs(self.folder / file)
+            for name in (name for name in specs if named.get(name, file) == file):
+                if name in self.specs:
+                    both = f"{self._file_of[name]} and {file}"
+                    raise InputError(f"the files of {self.folder} must hold every tensor once, {name} is in {both}")
+                self.specs[name] = specs[name]
+                self._file_of[name] = file
+        if absent := sorted(set(named) - set(self.specs)):
+            raise InputError(f"the shards of {self.folder} must hold every tensor of {INDEX}, {absent[0]} is missing")
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, file by file in the order of their bytes."""
-        return tuple(self._stored)
+        return tuple(self.specs)
 
     def names_in(self, file: str) -> list[str]:
         """Names of the tensors in one of `files`, in the order of their bytes."""
-        return [name for name, tensor in self._stored.items() if tensor.path.name == file]
+        return [name for name, other in self._file_of.items() if other == file]
+
+    def file_of(self, name: str) -> str:
+        """Return the file of a tensor."""
+        return self._file_of[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape; KeyError for an unknown name."""
-        return self._stored[name].shape
+        return self.specs[name][1]
 
     def dtype(self, name: str) -> torch.dtype:
         """Return a tensor's dtype in the file; KeyError for an unknown name."""
-        return self._stored[name].dtype
+        return self.specs[name][0]
 
     def load(self, name: str) -> Tensor:
-        """Return a tensor in memory of its own; KeyError for an unknown name."""
-        stored = self._stored[name]
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        with opened(stored.path) as file:
-            read_at(file, stored.path, stored.offset, as_bytes(tensor))
+        """Return a tensor in memory of its own: the pages of a mapped file would count as the process's."""
+        path = self.folder / self._file_of[name]
+        with reading(path), safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name).clone()
         return tensor
-
-    def chunks(self, name: str, num_bytes: int = CHUNK) -> Iterator[Tensor]:
-        """Yield a tensor's elements in order, in flat pieces of at most `num_bytes` (at least one each)."""
-        stored = self._stored[name]
-        size = stored.dtype.itemsize
-        count = math.prod(stored.shape)
-        step = max(num_bytes // size, 1)
-        with opened(stored.path) as file:
-            for begin in range(0, count, step):
-                piece = torch.empty(min(step, count - begin), dtype=stored.dtype)
-                read_at(file, stored.path, stored.offset + begin * size, as_bytes(piece))
-                yield piece
 
 
 def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -195,8 +156,7 @@ def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         lost = result.isinf() & tensor.isfinite()
         if lost.any():
             largest = float(tensor[lost].abs().max())
-            rule = "dtype fp16 holds numbers up to 65,504"
-            raise InputError(f"{rule}, {name} has {largest:,.6g}; use bf16 or auto")
+            raise InputError(f"dtype fp16 holds numbers up to 65,504, {name} has {largest:,.6g}; use bf16 or auto")
     return result
 
 
@@ -224,35 +184,21 @@ class TensorWriter:
     ) -> None:
         self.source = source
         self.output = Path(output)
-        self._stored: dict[str, StoredTensor] = {}
         self._written = set(written)
+        self._files: dict[str, TensorFile] = {}
         for file in source.files:
-            if written:
-                self._stored |= read_header(self.output / file)[0]
-                continue
-            names = source.names_in(file)
-            dtypes = [source.dtype(name) for name in names]
+            specs = {name: source.specs[name] for name in source.names_in(file)}
             if dtype is not None:
-                dtypes = [dtype if stored.is_floating_point else stored for stored in dtypes]
-            shapes = map(source.shape, names)
-            specs = dict(zip(names, zip(dtypes, shapes, strict=True), strict=True))
-            tensors = write_layout(self.output / file, specs, source.metadata[file])
-            self._stored |= zip(names, tensors, strict=True)
+                specs = {name: (dtype if own.is_floating_point else own, shape) for name, (own, shape) in specs.items()}
+            self._files[file] = TensorFile(self.output / file, specs, source.metadata[file], create=not written)
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype that a tensor is written in; KeyError for an unknown name."""
-        return self._stored[name].dtype
+        return self._files[self.source.file_of(name)].specs[name][0]
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor's bytes; ValueError for an unknown name, or another shape or dtype."""
-        stored = self._stored.get(name)
-        if stored is None:
-            raise ValueError(f"a tensor must be one of the source's, got {name}")
-        if (tuple(tensor.shape), tensor.dtype) != (stored.shape, stored.dtype):
-            came = f"{tensor.dtype} of {tuple(tensor.shape)}"
-            raise ValueError(f"{name} must be {stored.dtype} of shape {stored.shape}, got {came}")
-        with stored.path.open("r+b", buffering=0) as file:
-            write_at(file, stored.offset, as_bytes(tensor.detach().cpu().contiguous()))
+        """Write one tensor's bytes; ValueError for another shape or dtype."""
+        self._files[self.source.file_of(name)].put(name, tensor)
         self._written.add(name)
 
     @property
@@ -262,30 +208,23 @@ class TensorWriter:
 
     def flush(self) -> None:
         """Flush every file to the disk."""
-        for file in self.source.files:
-            with (self.output / file).open("r+b", buffering=0) as stream:
+        for file in self._files.values():
+            with file.path.open("r+b", buffering=0) as stream:
                 os.fsync(stream.fileno())
 
     def finish(self) -> None:
         """Copy the tensors that were not put, flush every file, and write the index if there is one."""
-        for name, stored in self._stored.items():
+        for name in self.source.names:
             if name not in self._written:
-                self._copy(name, stored)
+                self._files[self.source.file_of(name)].put(
+                    name, in_dtype(name, self.source.load(name), self.dtype(name))
+                )
         self.flush()
-        if self.source.index is not None:
-            self._write_index(self.source.index)
-
-    def _copy(self, name: str, stored: StoredTensor) -> None:
-        with stored.path.open("r+b", buffering=0) as file:
-            offset = stored.offset
-            for piece in self.source.chunks(name):
-                data = as_bytes(in_dtype(name, piece, stored.dtype))
-                write_at(file, offset, data)
-                offset += len(data)
-
-    def _write_index(self, source: Mapping[str, Any]) -> None:
-        index: dict[str, Any] = copy.deepcopy(dict(source))
-        total = sum(stored.num_bytes for stored in self._stored.values())
+        if self.source.index is None:
+            return
+        index = copy.deepcopy(self.source.index)
+        specs = [spec for file in self._files.values() for spec in file.specs.values()]
+        total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in specs)
         index["metadata"] = {**(index.get("metadata") or {}), "total_size": total}
         with (self.output / INDEX).open("x", encoding="utf-8") as file:
             file.write(json.dumps(index, indent=2, sort_keys=True) + "\n")

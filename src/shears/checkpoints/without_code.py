@@ -4,27 +4,24 @@ Unless told not to, transformers asks on standard input whether to run such code
 imported where one is built: that takes seconds, which a package in the native decoder is spared.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from shears.checkpoints.claims import refuse_claims
-from shears.checkpoints.tensor_files import TensorFiles
+from shears.checkpoints.tensor_files import read_index
 from shears.errors import InputError
+from shears.records.artifacts import read_object
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ASKING = ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json")
-AUTO_MAP = "auto_map"  # in these files: the Python classes that a folder brings along
-REFUSED = "trust_remote_code"  # in transformers' message for a folder that needs its own code
+AUTO_MAP = "auto_map"  # in a configuration: the Python classes that a folder brings along
 TEMPLATE_NAME = re.compile(r"\w[\w.-]*")
-PICKLED_ADAPTER = "adapter_model.bin"
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # a function, or a repository
 
 
@@ -38,27 +35,8 @@ def load_config(folder: Path, **options: Any) -> Any:
     InputError if it asks for code that transformers lacks.
     """
     _refuse_kernels(folder)
-    if "gguf_file" not in options:
-        refuse_claims(folder, "config.json", _json(folder / "config.json"))
-    try:
+    with _own_code(folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
-    except ValueError as error:
-        _refuse_own_code(error, folder)
-        raise
-
-
-def refuse_hostile(config: Any, folder: Path) -> None:
-    """Raise InputError for a package's configuration that asks for code, or claims more than its folder holds.
-
-    Where there is no such folder yet, only claims that no model makes are refused.
-    """
-    named = [getattr(config, f"_{name}", None) for name in IMPLEMENTATIONS]
-    if asked := next((str(name) for name in named if "/" in str(name)), None):
-        rule = "a package is computed by transformers' own attention and shears' kernels"
-        raise NeedsOwnCode(f"{rule}, got the repository {asked[:100]}; leave {' and '.join(IMPLEMENTATIONS)} out")
-    if getattr(config, AUTO_MAP, None):
-        raise NeedsOwnCode(f"a package holds no code, {config.name_or_path} names some as {AUTO_MAP}; remove that key")
-    refuse_claims(folder, "config.json", config.to_diff_dict())
 
 
 def load_generation_config(folder: Path) -> GenerationConfig:
@@ -70,35 +48,22 @@ def load_generation_config(folder: Path) -> GenerationConfig:
 def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     """Return the tokenizer in a folder; InputError if it asks for code that transformers lacks.
 
-    ValueError for files that the tokenizers library cannot read.
+    Other errors are those of the tokenizers library.
     """
-    _refuse_named_files(folder)
-    try:
+    path = folder / "tokenizer_config.json"
+    settings = read_object(path) if path.is_file() else {}
+    if named := [key for key in ("vocab", "merges") if isinstance(settings.get(key), str)]:
+        raise InputError(
+            f"{path} must not name a file, whose lines would become tokens, as {named[0]}; remove that key"
+        )
+    with _own_code(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    except ValueError as error:
-        _refuse_own_code(error, folder)
-        raise
-    except Exception as error:
-        if type(error) is Exception:  # the only class that the tokenizers library raises
-            raise ValueError(str(error)) from error
-        raise
-    templates = tokenizer.chat_template
-    for name in templates if isinstance(templates, dict) else ():  # each is saved as a file of its name
-        if not (isinstance(name, str) and TEMPLATE_NAME.fullmatch(name)):
-            rule = f"{folder} must name its chat templates by plain words"
-            raise InputError(f"{rule}, got {name!r:.100}; rename it")
+        templates = tokenizer.chat_template
+        for name in templates if isinstance(templates, dict) else ():  # each is saved as a file of its name
+            if not (isinstance(name, str) and TEMPLATE_NAME.fullmatch(name)):
+                raise ValueError(f"it must name its chat templates by plain words, got {name!r:.100}")
     tokenizer.init_kwargs.pop(AUTO_MAP, None)  # else its copies ask for code that they lack
     return cast("PreTrainedTokenizerBase", tokenizer)
-
-
-def _refuse_named_files(folder: Path) -> None:
-    """Raise InputError where tokenizer_config.json names a file, whose lines would become its tokens."""
-    path = folder / "tokenizer_config.json"
-    content = _json(path)
-    for named in (content.get(key) for key in ("vocab", "merges")):
-        if isinstance(named, str):
-            rule = f"{path} must hold its vocabulary or leave it to files of its folder"
-            raise InputError(f"{rule}, it names the file {named!r:.100}; remove that key")
 
 
 def load_causal_model(folder: Path, **options: Any) -> Any:
@@ -111,29 +76,18 @@ def load_causal_model(folder: Path, **options: Any) -> Any:
 
     if "gguf_file" not in options:
         _refuse_kernels(folder)
-        TensorFiles.refuse_foreign_index(folder)
-        refuse_claims(folder, "config.json", _json(folder / "config.json"))
+        read_index(folder)  # refuses one that names files of other folders
         if (folder / ADAPTER_CONFIG).is_file():  # transformers loads it with the model
             refuse_pickled(folder)
         options |= {"use_safetensors": True}  # the other format is a pickle, which runs code
-    try:
+    with _own_code(folder):
         return cast("Any", AutoModelForCausalLM).from_pretrained(folder, trust_remote_code=False, **options)
-    except ValueError as error:
-        _refuse_own_code(error, folder)
-        raise
 
 
 def refuse_pickled(adapter: Path) -> None:
-    """Raise InputError for an adapter without safetensors: PEFT would read a pickle, or ask the hub.
-
-    Also for one that claims larger ranks than its weights have.
-    """
+    """Raise InputError for an adapter without safetensors: PEFT would read a pickle, or ask the hub."""
     if not (adapter / ADAPTER_WEIGHTS).is_file():
-        pickled = (adapter / PICKLED_ADAPTER).is_file()
-        came = f"only {PICKLED_ADAPTER}, a pickle, which can hold code" if pickled else "none"
-        rule = f"{adapter} must hold its weights in {ADAPTER_WEIGHTS}"
-        raise InputError(f"{rule}, got {came}; save it as safetensors")
-    refuse_claims(adapter, ADAPTER_CONFIG, _json(adapter / ADAPTER_CONFIG))
+        raise InputError(f"{adapter} must hold its weights in {ADAPTER_WEIGHTS}, it has none; save it as safetensors")
 
 
 def build_causal_model(config: Any, **options: Any) -> "PreTrainedModel":
@@ -141,12 +95,8 @@ def build_causal_model(config: Any, **options: Any) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     model: PreTrainedModel
-    try:
+    with _own_code(Path(getattr(config, "name_or_path", "") or "the configuration")):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
-    except ValueError as error:
-        name = getattr(config, "name_or_path", "") or "the configuration"
-        _refuse_own_code(error, Path(str(name)))
-        raise
     return model
 
 
@@ -155,38 +105,29 @@ def without_auto_map(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != AUTO_MAP}
 
 
-def _refuse_own_code(error: ValueError, folder: Path) -> None:
-    """Raise NeedsOwnCode if transformers refused a folder for the code that it asks for."""
-    if REFUSED in str(error):
-        asked = ", ".join(sorted({str(name) for name in _classes(folder)}))[:200]
-        needs = f"{folder} needs code of its own ({AUTO_MAP}: {asked or 'unknown'})"
-        raise NeedsOwnCode(f"{needs}, which shears never runs; use a model that transformers knows") from error
-
-
-def _classes(folder: Path) -> Iterator[object]:
-    """Yield the classes that the files of a folder ask for."""
-    for name in ASKING:
-        asked = _json(folder / name).get(AUTO_MAP)
-        for value in asked.values() if isinstance(asked, dict) else filter(None, [asked]):
-            yield from value if isinstance(value, list) else [value]
-
-
-def _json(path: Path) -> dict[str, Any]:
+@contextmanager
+def _own_code(folder: Path) -> Iterator[None]:
+    """Raise NeedsOwnCode where transformers refuses a folder for the code that it asks for."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise NeedsOwnCode(
+            f"{folder} needs code of its own, which shears never runs; use a model that transformers knows"
+        ) from error
 
 
 def _refuse_kernels(folder: Path) -> None:
     """Raise NeedsOwnCode for a config.json that names a repository of kernels, which holds code."""
-    for value in _implementations(_json(folder / "config.json")):
+    path = folder / "config.json"
+    for value in _implementations(read_object(path) if path.is_file() else {}):
         for name in value.values() if isinstance(value, dict) else [value]:
             if "/" in str(name):
-                asks = f"{folder} asks for kernels of the repository {str(name)[:100]}"
-                todo = f"remove {' and '.join(IMPLEMENTATIONS)} from its config.json"
-                raise NeedsOwnCode(f"{asks}, which shears never runs; {todo}")
+                raise NeedsOwnCode(
+                    f"{folder} asks for kernels of the repository {str(name)[:100]}, which shears never runs; remove "
+                    f"{' and '.join(IMPLEMENTATIONS)} from its config.json"
+                )
 
 
 def _implementations(content: Any) -> Iterator[Any]:

@@ -49,7 +49,9 @@ def init(
     chosen = names or [FIRST]
     for name in dict.fromkeys(chosen):
         if name in EMBEDDED:
-            print(shears.fetch(name))
+            from shears.models.fetching import fetch
+
+            print(fetch(name))
             continue
         if name not in recipes:
             raise InputError(f"the recipe must be one of {', '.join(recipes)}, got {name!r}")
@@ -180,8 +182,8 @@ def export(
         str,
         argument(
             "SUPER",
-            "Super-adapter that train wrote. All formats but peft and padded also take a sub-adapter, and package "
-            "and gguf also take a model.",
+            "Super-adapter that train wrote. All formats but peft and padded also take a sub-adapter, package "
+            "and gguf also take a model, and unpacked takes a package.",
         ),
     ],
     out: Out,
@@ -195,13 +197,15 @@ def export(
     """Write a sub-adapter for PEFT, or merge or pack it.
 
     OUT is an ordinary PEFT adapter (PeftModel.from_pretrained loads it), one model with the adapter merged in
-    (AutoModelForCausalLM loads it), a package with both, or a .gguf file for llama.cpp and Ollama.
+    (AutoModelForCausalLM loads it), a package with both, or a .gguf file for llama.cpp and Ollama. Format unpacked
+    makes an ordinary model folder of a package.
 
     \b
     shears export adapter sub_adapter --ranks search/result.json
     shears export adapter merged --ranks search/result.json --format merged-sparse
     shears export adapter package --ranks search/result.json --format package
     shears export adapter gguf --format gguf --values int8
+    shears export package unpacked --format unpacked
     """
     refuse_taken(expanded(out))
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
@@ -213,26 +217,14 @@ def export(
     elif form.holds == "gguf":
         size = f"one .gguf file, {read_json(folder / form.record)['file_bytes'] / 1e6:.1f} MB"
         _print_done(folder, size, "evaluate", folder, task)
+    elif form.holds == "unpacked":
+        adapter = ["--adapter", folder / "adapter"] if (folder / "adapter").is_dir() else []
+        _print_done(folder, "unpacked", "evaluate", folder, *adapter, task)
     elif form.holds == "model":
         zeros = f"one model, {read_json(folder / form.record)['sparsity']['after']:.1%} zeros"
         _print_done(folder, zeros, "evaluate", folder, task)
     else:
         _print_done(folder, "PEFT adapter", "evaluate SPARSE --adapter", folder, task)
-
-
-@app.command(rich_help_panel="Use")
-def unpack(package: Package, out: Out) -> None:
-    """Convert a package into ordinary folders.
-
-    OUT holds a model folder and a PEFT adapter with exactly the weights of the package; int8 and int4 weights
-    stay rounded.
-
-    shears unpack package unpacked
-    """
-    refuse_taken(expanded(out))
-    folder = shears.unpack(package, out)
-    adapter = ["--adapter", folder / "adapter"] if (folder / "adapter").is_dir() else []
-    _print_done(folder, "unpacked", "evaluate", folder / "model", *adapter, "--task ... --data TEST")
 
 
 @app.command(rich_help_panel="Measure")

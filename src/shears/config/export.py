@@ -17,8 +17,9 @@ EMBEDDINGS_BOUND = 0.01
 class ExportFormat:
     """An export format: an entry of FORMATS is all that stages, records, cards and reports know."""
 
-    holds: Literal["adapter", "model", "package", "gguf"]
-    """Contents of the folder: an adapter without its base, an ordinary model folder, a package, a .gguf file."""
+    holds: Literal["adapter", "model", "package", "gguf", "unpacked"]
+    """Contents of the folder: an adapter without its base, an ordinary model folder, a package, a .gguf file,
+    an ordinary model folder made from a package."""
     called: str
     """What `shears inspect` and messages call the folder."""
     folder: str
@@ -76,6 +77,14 @@ _GGUF = ExportFormat(
     title="{}, as GGUF",
     writer="shears.export.gguf:write_gguf",
 )
+_UNPACKED = ExportFormat(
+    holds="unpacked",
+    called="unpacked model",
+    folder="unpacked",
+    record="unpacked.json",
+    title="{}, unpacked",
+    writer="shears.export.package:write_unpacked",
+)
 FORMATS: Mapping[str, ExportFormat] = {
     "peft": _PEFT,
     "padded": replace(_PEFT, pads=True),
@@ -83,6 +92,7 @@ FORMATS: Mapping[str, ExportFormat] = {
     "merged-sparse": _MERGED,
     "package": _PACKAGE,
     "gguf": _GGUF,
+    "unpacked": _UNPACKED,
 }
 """Every export format by name; `writer` takes (source, work, model, settings)."""
 FORMAT_OF_RECORD: Mapping[str, ExportFormat] = {form.record: form for form in FORMATS.values()}
@@ -106,7 +116,8 @@ class ExportConfig(StageConfig):
     have the largest rank, filled up with zeros (for llama.cpp); merged: one model, in which the
     base's zeros are lost; merged-sparse: one model that keeps every zero; package: sparse model and
     adapter in one packed file, smaller and faster on a CPU; gguf: one model in a file for
-    llama.cpp and Ollama, in which zeros save nothing."""
+    llama.cpp and Ollama, in which zeros save nothing; unpacked: a package as an ordinary model folder, its
+    adapter in the folder adapter inside it."""
     values: Annotated[Literal["auto", "fp32", "bf16", "int8", "int4"], DtypeMark] = "auto"
     """For a package: number format of the nonzero weights; auto: bf16, but int4 for an adapter
     trained with quantize_aware. bf16 rounds the weights of an fp32 model, fp32 keeps them. For gguf:

@@ -30,7 +30,7 @@ from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.merge import BATCH, BUDGET, Labelled, losses
-from shears.export.packing import Packing, Sink
+from shears.export.packing import Packing
 from shears.models.blocks import LoraUpdate
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.capture import InputMoments, capturing
@@ -93,12 +93,12 @@ def _write(inputs: Inputs, packing: Packing, path: Path, adapter: Mapping[str, T
         if settings.embeddings == "auto":
             figures["embeddings"] = _choose_tables(source, drawn.batches, path.parent)
         source.put()
-        if packing.form.values not in QUANTIZED:
-            return packing.write(path, adapter), figures
-        rounding = _Rounding(source, packing, inputs.updates)
-        run = partial(rounding.run, drawn.batches, path.parent)
-        fingerprint = packing.write(path, adapter, run)
-    return fingerprint, {**figures, "rounded": rounding.figures()}
+        packing.begin(path, adapter)
+        if packing.form.values in QUANTIZED:
+            rounding = _Rounding(source, packing, inputs.updates)
+            rounding.run(drawn.batches, path.parent)
+            figures["rounded"] = rounding.figures()
+    return packing.finish(), figures
 
 
 def _text(inputs: Inputs, tokens: int) -> str:
@@ -216,14 +216,14 @@ class _Rounding:
         self._unreached: list[str] = []
         self._done: set[str] = set()
 
-    def run(self, batches: Batches, folder: Path, sink: Sink) -> None:
+    def run(self, batches: Batches, folder: Path) -> None:
         """Round every block; hidden states beyond the budget are kept in `folder`."""
         device = self._source.device
         with Activations(BUDGET, folder) as hidden, Activations(BUDGET, folder) as exact:
             walk = Walk(self._source, batches, hidden, lambda: autocast("auto", device))
             for states in hidden:
                 exact.append(states)
-            walk_blocks(walk, lambda block: self._round_block(block, exact, folder, sink), "round")
+            walk_blocks(walk, lambda block: self._round_block(block, exact, folder), "round")
         for name in self.to_nearest:
             logger.warning("%s is rounded to nearest: no calibration token reached it, or it has no matrix", name)
 
@@ -245,7 +245,7 @@ class _Rounding:
         )  # fmt: skip
         return {"method": METHOD, "output_error_of_nearest": ratio, "to_nearest": self.to_nearest}
 
-    def _round_block(self, block: BlockRun, exact: Activations, folder: Path, sink: Sink) -> None:
+    def _round_block(self, block: BlockRun, exact: Activations, folder: Path) -> None:
         packed = {f"{linear}.weight" for linear in self._packing.packed}
         stored = self._source.skeleton.disk_names
         matrices = [
@@ -264,7 +264,7 @@ class _Rounding:
                     rounded[matrix] = self._rounded(matrix, moments.of(matrix), drift)
                     matrix.view(self._source.model).copy_(rounded[matrix].dense())
         for linear, quantized in self._as_stored(rounded):
-            sink(linear, quantized)
+            self._packing.put(linear, quantized)
             self._done.add(linear)
 
     def _rounded(self, matrix: Matrix, moments: Tensor | None, drift: "_Drift | None") -> Quantized:

@@ -18,22 +18,11 @@ DIGITS = "every digit alone"
 _WORD = r"[^\r\n\p{L}\p{N}]?"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
-_TEKKEN_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_GPT4O_END = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
 SPLITS: Mapping[tuple[str, ...], str] = {
     (GPT2,): "gpt-2",
     (DIGITS, GPT2): "smollm",
     (rf"{_SHORT}{_WORD}\p{{L}}+|\p{{N}}|{_REST}",): "qwen2",
     (rf"{_SHORT}{_WORD}\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",): "llama-bpe",
-    (
-        rf"{_WORD}{_TEKKEN_UPPER}*{_TEKKEN_LOWER}+|{_WORD}{_TEKKEN_UPPER}+{_TEKKEN_LOWER}*|\p{{N}}|"
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ): "tekken",
-    (
-        rf"{_WORD}{_TEKKEN_UPPER}*{_TEKKEN_LOWER}+{_GPT4O_END}{_WORD}{_TEKKEN_UPPER}+{_TEKKEN_LOWER}*{_GPT4O_END}"
-        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ): "gpt-4o",
 }
 """llama.cpp's name of a rule (tokenizer.ggml.pre), by the expressions that split a text in turn."""
 UNMERGED = -1e6  # score of a token that no merge makes; merges have -1, -2, ...

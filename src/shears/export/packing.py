@@ -8,7 +8,7 @@ block, are not packed.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -50,9 +50,6 @@ from shears.errors import InputError
 from shears.quantization.grid import Grid, Quantized, quantize
 from shears.records.folders import refuse_full_disk
 
-Sink = Callable[[str, Quantized], None]
-"""Takes the name of a packed linear and its rounded weight (O I)."""
-
 
 @dataclass(frozen=True)
 class Form:
@@ -61,8 +58,7 @@ class Form:
     values: NumberFormat
     rest: torch.dtype | None
     embeddings: TableFormat
-    vocabulary: int | None
-    """Number of words; None for a model without an embedding of words."""
+    vocabulary: int | None  # number of words; None for a model without an embedding of words
 
     def dense_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype of a tensor that is not packed."""
@@ -178,10 +174,11 @@ class Sums:
 
 
 class Packing:
-    """The tensors of a model's files: packed, dense, or tied to another; `write` makes the package.
+    """The tensors of a model's files: packed, dense, or tied to another.
 
-    With `grids`, by the model's names, their linears are packed in int4 on these grids, and no
-    others.
+    `begin` lays the package file out, `put` writes a rounded linear, `finish` rounds the others to
+    nearest and writes them. With `grids`, by the model's names, their linears are packed in int4 on
+    these grids, and no others.
     """
 
     def __init__(
@@ -207,12 +204,9 @@ class Packing:
             elif (first := seen.setdefault(self._identity(name, tensor), name)) != name:
                 self.tied[name] = first
             else:
-                self.dense[name] = self._dense_entry(name, tensor)
-
-    def index(self, adapter: Mapping[str, Tensor]) -> Index:
-        """Return the index of the package, with the tensors of an adapter under PEFT's names."""
-        entries = _adapter_entries({name: spec_of(tensor) for name, tensor in adapter.items()})
-        return Index(packed=self.packed, dense=self.dense, adapter=entries, tied=self.tied)
+                self.dense[name] = form.dense_entry(name, spec_of(tensor))
+                self.sums.rest_bytes += tensor.numel() * PLAIN[self.dense[name].dtype].itemsize
+                self.tables += [name] if form.is_table(name, spec_of(tensor)) else []
 
     def _packed_entry(self, name: str, tensor: Tensor, transposed: bool) -> PackedEntry | None:
         if not is_block_matrix(name, spec_of(tensor)):
@@ -240,13 +234,6 @@ class Packing:
         self.sums.bytes += packed_bytes(entry.rows, entry.cols, entry.num_values, entry.values)
         self.sums.dense_bytes += tensor.numel() * self.form.dense_dtype(tensor.dtype).itemsize
 
-    def _dense_entry(self, name: str, tensor: Tensor) -> DenseEntry:
-        entry = self.form.dense_entry(name, spec_of(tensor))
-        self.sums.rest_bytes += tensor.numel() * PLAIN[entry.dtype].itemsize
-        if self.form.is_table(name, spec_of(tensor)):
-            self.tables.append(name)
-        return entry
-
     def _identity(self, name: str, tensor: Tensor) -> str:
         """Return a key of a tensor; embeddings and heads of equal bits share it and are stored once."""
         if not self.form.is_table(name, spec_of(tensor)):
@@ -258,52 +245,42 @@ class Packing:
         """Hold an embedding or a head in this format."""
         self.dense[name] = self.dense[name].model_copy(update={"quantized": form})
 
-    def write(self, path: Path, adapter: Mapping[str, Tensor], fill: Callable[[Sink], None] | None = None) -> str:
-        """Write the package file; return its fingerprint. InputError for weights beyond int8 or int4.
-
-        `fill` may hand rounded linears to the sink that it is given; the others are rounded to
-        nearest.
-        """
-        index = self.index(adapter)
+    def begin(self, path: Path, adapter: Mapping[str, Tensor]) -> None:
+        """Create the package file with an adapter's tensors under PEFT's names."""
+        entries = _adapter_entries({name: spec_of(tensor) for name, tensor in adapter.items()})
+        index = Index(packed=self.packed, dense=self.dense, adapter=entries, tied=self.tied)
         refuse_full_disk(path, index.file_bytes)
-        writer = PackageWriter(path, index)
-        filled: set[str] = set()
-
-        def sink(linear: str, rounded: Quantized) -> None:
-            filled.add(linear)
-            self._write_packed(writer, linear, rounded)
-
-        if fill is not None:
-            fill(sink)
-        for linear in self.packed:
-            if linear not in filled:
-                self._write_packed(writer, linear)
-        for name, entry in self.dense.items():
-            for part, tensor in _stored(self.files.load(name), entry):
-                writer.put(f"dense.{name}{part}", tensor)
+        self._writer = PackageWriter(path, index)
+        self._missing = set(self.packed)
         for name, tensor in adapter.items():
-            writer.put(f"adapter.{name}", tensor)
-        return writer.finish()
+            self._writer.put(f"adapter.{name}", tensor)
 
-    def _write_packed(self, writer: PackageWriter, linear: str, rounded: Quantized | None = None) -> None:
+    def put(self, linear: str, rounded: Quantized | None = None) -> None:
+        """Write a packed linear, its weight (O I) rounded to nearest or as given."""
         entry = self.packed[linear]
         stored = self.files.load(f"{linear}.weight")
         weight = stored.T.contiguous() if entry.transposed else stored
         grid = self._grid(linear)
         matrix = pack(weight, entry.values, grid) if rounded is None else pack_quantized(kept(weight), rounded)
-        writer.put_packed(linear, matrix)
+        self._writer.put_packed(linear, matrix)
+        self._missing.discard(linear)
         if matrix.values.dtype != weight.dtype and grid is None:  # else it is exact
             self.sums.square += float(weight.double().square().sum())
             self.sums.error += float((dense(matrix).double() - weight.double()).square().sum())
 
-
-def _stored(tensor: Tensor, entry: DenseEntry) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parts of a tensor that is not packed, by the endings of their names."""
-    if not entry.quantized:
-        yield "", tensor.to(PLAIN[entry.dtype])
-        return
-    codes, scales, zeros = quantize(tensor, entry.quantized)
-    yield "", codes if zeros is None else pack_nibbles(codes)
-    yield ".scales", scales
-    if zeros is not None:
-        yield ".zeros", zeros
+    def finish(self) -> str:
+        """Write the other tensors; return the file's fingerprint. InputError for weights beyond int8 or int4."""
+        for linear in self.packed:
+            if linear in self._missing:
+                self.put(linear)
+        for name, entry in self.dense.items():
+            tensor = self.files.load(name)
+            if not entry.quantized:
+                self._writer.put(f"dense.{name}", tensor.to(PLAIN[entry.dtype]))
+                continue
+            codes, scales, zeros = quantize(tensor, entry.quantized)
+            self._writer.put(f"dense.{name}", codes if zeros is None else pack_nibbles(codes))
+            self._writer.put(f"dense.{name}.scales", scales)
+            if zeros is not None:
+                self._writer.put(f"dense.{name}.zeros", zeros)
+        return self._writer.finish()

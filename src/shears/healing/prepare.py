@@ -53,7 +53,7 @@ def _pruned_from(sparse: ModelRef) -> TeacherSource:
         raise InputError(f"heal needs the dense model, and {sparse.name} has no record of it; add --teacher")
     config = sparse.record.get("config")
     dtype = config.get("dtype", "auto") if isinstance(config, dict) else "auto"
-    teacher = TeacherSource(resolve(name, str(dtype), sparse.record.get("base_fingerprint")))
+    teacher = TeacherSource(resolve(name, str(dtype)))
     teacher.model.refuse_package("teach")
     return teacher
 

@@ -6,7 +6,8 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.checkpoints import without_code
-from shears.checkpoints.configuration import LOADING_ERRORS, known_config
-from shears.checkpoints.packed.marks import plain_config
+from shears.checkpoints.configuration import known_config
+from shears.checkpoints.packed.index import QUANTIZATION, WEIGHTS
 from shears.checkpoints.tensor_files import quantized_by, refuse_missing, refuse_non_finite
-from shears.errors import InputError, first_line, install_hint
+from shears.errors import InputError, install_hint, reading
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
 from shears.models.grid_adapter import make_quantize_aware
 from shears.models.properties import num_embeddings
@@ -53,12 +54,10 @@ def load_model(
     quantization: BitsAndBytesConfig | None = None,
     *,
     to_save: bool = False,
-    config: Any = None,
 ) -> PreTrainedModel:
     """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
 
-    A package is loaded without its adapter, its packed weights made dense, with transformers'
-    `config` in place of its folder's if that is given; `quantization` quantizes the linears.
+    A package is loaded without its adapter, its packed weights made dense; `quantization` quantizes the linears.
     On a CPU fp16 LayerNorms are widened (`widen_norms`), unless the model is loaded to
     be saved again. InputError, in one line, for any failure to load, and for weights that are missing or not finite.
     """
@@ -67,14 +66,8 @@ def load_model(
     options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto")}
     if quantization is not None:
         options |= _quantizing_options(ref, quantization, torch_device)
-    try:
-        network, info = _from_pretrained(ref, options, config)
-    except InputError:
-        raise
-    except LOADING_ERRORS as error:
-        raise InputError(
-            f"{ref.name} must be a causal language model that transformers loads: {first_line(error)}"
-        ) from error
+    with reading(ref.name), _loading():
+        network, info = _from_pretrained(ref, options)
     # transformers only warns of weights that the files lack, and fills them with random numbers
     refuse_missing(ref.name, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
     refuse_non_finite(ref.name, network.named_parameters())
@@ -86,36 +79,39 @@ def load_model(
     return loaded
 
 
-def _from_pretrained(ref: ModelRef, options: dict[str, Any], config: Any) -> Any:
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Raise ValueError for the errors of loading that elsewhere are ours, such as wrong shapes."""
+    try:
+        yield
+    except (RuntimeError, ImportError, AssertionError, re.error) as error:
+        raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from error
+
+
+def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
     """Return the model and transformers' loading info, of a package too."""
     options |= {"output_loading_info": True}
     if not ref.is_package:
         return without_code.load_causal_model(ref.folder, **options)
     folder = ref.folder
     package = ref.package
-    if package.index.adapter:
-        package.adapter_config()  # raises where it is missing
-    config = plain_config(known_config(folder) if config is None else config)
+    config = known_config(folder)
+    for key in (QUANTIZATION, WEIGHTS):  # of a package; the model in memory has neither
+        if hasattr(config, key):
+            delattr(config, key)
     with torch.device("meta"):
         kind = type(without_code.build_causal_model(config))
     tensors = dict(package.model_tensors())
     model, info = cast("Any", kind).from_pretrained(
         None, config=config, state_dict=tensors, trust_remote_code=False, **options
     )
-    _refuse_more_blocks(folder, model.state_dict().keys(), info["unexpected_keys"])
+    known = {BLOCK_NUMBER.sub("#", name) for name in model.state_dict()}
+    if beyond := sorted(name for name in info["unexpected_keys"] if BLOCK_NUMBER.sub("#", name) in known):
+        raise ValueError(f"its config.json must name all its blocks, {beyond[0]} is beyond them")
     model.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = without_code.load_generation_config(folder)
     return model, info
-
-
-def _refuse_more_blocks(folder: Path, names: Collection[str], unexpected: Collection[str]) -> None:
-    """Raise InputError if the package holds more blocks than its config: they would be ignored."""
-    known = {BLOCK_NUMBER.sub("#", name) for name in names}
-    if beyond := sorted(name for name in unexpected if BLOCK_NUMBER.sub("#", name) in known):
-        raise InputError(
-            f"{folder} must have all its blocks in config.json, {beyond[0]} is beyond them; restore that file"
-        )
 
 
 def quantization_config(form: Quantized, compute: torch.dtype) -> BitsAndBytesConfig:
@@ -163,12 +159,16 @@ def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = No
 
     The copy asks for no code (`auto_map`). InputError for a link to a file outside of the folder.
     """
-    if config is None:
-        _copy_without_code(folder / "config.json", work)
-    else:
-        write_json(work / "config.json", without_code.without_auto_map(config))
-    if (folder / "generation_config.json").is_file():
-        _copy_without_code(folder / "generation_config.json", work)
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        if name == "config.json" and config is not None:
+            write_json(work / name, without_code.without_auto_map(config))
+        elif path.is_file():
+            content = read_object(own_file(path))
+            if without_code.AUTO_MAP in content:
+                write_json(work / name, without_code.without_auto_map(content))
+            else:
+                shutil.copyfile(path, work / name)
 
 
 def answer_greedily(folder: Path) -> None:
@@ -180,15 +180,6 @@ def answer_greedily(folder: Path) -> None:
     if path.is_file():
         content = {key: value for key, value in read_object(path).items() if key not in SAMPLING}
         write_json(path, {**content, "do_sample": False})
-
-
-def _copy_without_code(path: Path, work: Path) -> None:
-    checked = own_file(path)
-    content = read_object(checked)
-    if without_code.AUTO_MAP in content:
-        write_json(work / path.name, without_code.without_auto_map(content))
-    else:
-        shutil.copyfile(path, work / path.name)
 
 
 def load_both(
@@ -228,32 +219,16 @@ def load_with_adapter(
     trained on another base.
     """
     ref = resolve_with(model, adapter, dtype)
-    if ref.is_package:
-        return _load_package(ref, dtype, device)
     record = {} if adapter is None else _checked_record(Path(adapter), ref)
     base, tokenizer = load_both(ref, dtype, device)
-    if adapter is None:
-        return base, tokenizer
-    return put_adapter(base, Path(adapter), record=record), tokenizer
-
-
-def _load_package(ref: ModelRef, dtype: str, device: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Return a package's model with its adapter, in the classes of transformers and PEFT."""
-    base, tokenizer = load_both(ref, dtype, device)
-    return with_own_adapter(base, ref), tokenizer
-
-
-def with_own_adapter(base: nn.Module, ref: ModelRef) -> nn.Module:
-    """Return the model of a package in PEFT's class with the package's adapter, if it has one."""
-    tensors = ref.package.adapter()
-    if not tensors:
-        return base
-    with tempfile.TemporaryDirectory(prefix="shears-") as name:  # PEFT reads adapters from folders only
-        folder = Path(name)
-        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        write_json(folder / ADAPTER_CONFIG, ref.package.adapter_config())
-        adapted: nn.Module = put_adapter(base, folder, shown=ref.folder)
-    return adapted
+    if adapter is not None:
+        return put_adapter(base, Path(adapter), record=record), tokenizer
+    if ref.is_package and ref.package.index.adapter:
+        with tempfile.TemporaryDirectory(prefix="shears-") as name:  # PEFT reads adapters from folders only
+            save_file(ref.package.adapter(), Path(name) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            write_json(Path(name) / ADAPTER_CONFIG, ref.package.adapter_config())
+            return put_adapter(base, Path(name), shown=ref.folder), tokenizer
+    return base, tokenizer
 
 
 def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:
@@ -272,27 +247,20 @@ def put_adapter(
 ) -> PeftModel:
     """Return the model with a folder's adapter, in evaluation mode, computing as in its training.
 
-    Its `record` says whether its product is masked and its weights are rounded. Messages name the
-    folder `shown`, by default the adapter's. InputError for what PEFT cannot load, for missing or
-    pickled weights, and for adapters that put tokens before the text.
+    Its `record` says whether its product is masked and its weights are rounded. Messages name the folder `shown`,
+    by default the adapter's. InputError for what PEFT cannot load, for missing or pickled weights, and for adapters
+    that put tokens before the text.
     """
     shown = shown or adapter
     without_code.refuse_pickled(adapter)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
-    except (*LOADING_ERRORS, re.error) as error:  # the latter for patterns of PEFT's configuration
-        # torch names the tensor that does not fit in the second line
-        words = " ".join(line.strip() for line in str(error).splitlines()[:2]) or first_line(error)
-        raise InputError(f"{shown} must be an adapter that PEFT loads onto this model, got: {words}") from error
+    with reading(shown), _loading(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
     for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
-        message = str(warning.message)
-        line = message.splitlines()[0]
-        if "missing adapter keys" in message:  # PEFT would compute with fresh weights in their place
+        line = str(warning.message).splitlines()[0]
+        if "missing adapter keys" in str(warning.message):  # PEFT would compute with fresh weights in their place
             raise InputError(f"{shown} must hold every weight of its configuration, got: {line[:200]}")
         logger.warning("loading %s: %s", shown, line)
-    _refuse_wrong_tokens(shown, loaded)
     if loaded.active_peft_config.is_prompt_learning:
         raise InputError(f"{shown} must change weights, it puts tokens before the text; take LoRA or its like")
     own = (pair for pair in loaded.named_parameters() if str(loaded.base_model.prefix) in pair[0])
@@ -303,13 +271,3 @@ def put_adapter(
     elif record.get("sparse_adapter", False):
         make_sparse(loaded)
     return loaded
-
-
-def _refuse_wrong_tokens(adapter: Path, loaded: PeftModel) -> None:
-    """Raise InputError for wrong invocation tokens of aLoRA, which PEFT checks in the forward."""
-    tokens = getattr(loaded.active_peft_config, "alora_invocation_tokens", None)
-    if tokens is not None and not (isinstance(tokens, list) and all(type(token) is int for token in tokens)):
-        raise InputError(
-            f"{adapter / ADAPTER_CONFIG} must have alora_invocation_tokens that are a list of whole numbers, got "
-            f"{tokens!r:.40}; make it again"
-        )

@@ -8,12 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from shears.checkpoints.packed.file import Package, is_package, read_package
 from shears.config.embedded import EMBEDDED
-from shears.errors import InputError, first_line
-from shears.models.fetching import UNTIED, GgufDtype, convert_gguf, download, fetch, gguf_named
+from shears.errors import InputError, reading
+from shears.models.fetching import convert_gguf, download, fetch, gguf_named
 from shears.records.artifacts import (
     KINDS,
     PACKAGE,
@@ -27,6 +25,8 @@ from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+INSIDE = ".."
+"""The recorded base of an adapter that lies inside its base model's folder."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,11 @@ class ModelRef:
 
     folder: Path
     name: str
-    needs_record: bool = True
-    """False for a package of which transformers downloaded only the files that it knows."""
 
     @property
     def recorded_name(self) -> str:
         """The name in records: a path is made absolute, any other name stays as it is."""
-        if (named := gguf_named(self.name)) is not None:
-            return str(named[0].resolve()) + UNTIED * named[1]
-        path = expanded(self.name)
+        path = gguf_named(self.name) or expanded(self.name)
         return str(path.resolve()) if path.exists() else self.name
 
     @property
@@ -72,15 +68,15 @@ class ModelRef:
         The bytes are compared with the fingerprint in package.json or, where that has none, with the
         file's own.
         """
-        has_record = self.needs_record or (self.folder / PACKAGE).is_file()
-        record = read_record(self.folder, PACKAGE, fingerprint=self.fingerprint) if has_record else {}
+        record = read_record(self.folder, PACKAGE, fingerprint=self.fingerprint)
         return read_package(self.folder, verify="fingerprint" not in record)
 
     def refuse_package(self, use: str) -> None:
         """Raise InputError for a package, whose adapter would be left out of the `use`."""
         if self.is_package:
             raise InputError(
-                f"a model to {use} must be a model folder, got the package {self.name}; shears unpack it first"
+                f"a model to {use} must be a model folder, got the package {self.name}; shears export --format "
+                "unpacked makes one"
             )
 
 
@@ -88,40 +84,32 @@ AnyModel = ModelRef | str | Path
 """A model's name or a resolved model: public functions take both."""
 
 
-def resolve(model: AnyModel, dtype: str = "auto", recorded: object = None) -> ModelRef:
+def resolve(model: AnyModel, dtype: str = "auto") -> ModelRef:
     """Return the model that a name stands for; a ModelRef is returned as it is.
 
     Embedded models and .gguf files are converted once into the cache, a .gguf file in bf16 where
     `dtype` says so, all else in fp32; a hub id is downloaded into the hub's cache (unless
-    HF_HUB_OFFLINE). `recorded` is the fingerprint in the record that names the model: earlier
-    versions kept the head of a .gguf file that is the embeddings once more. InputError where there
-    is no such model.
+    HF_HUB_OFFLINE). InputError where there is no such model.
     """
     if isinstance(model, ModelRef):
         return model
     name = str(model)
-    if (named := gguf_named(name)) is not None:
-        return _converted(name, *named, "bf16" if dtype == "bf16" else "fp32", recorded)
     path = expanded(name)
+    if (file := gguf_named(name)) is not None:
+        return ModelRef(convert_gguf(file, "bf16" if dtype == "bf16" else "fp32"), name)
     if path.is_dir():
-        return ModelRef(_checked_folder(path), name)
-    if path.is_file():
-        raise InputError(f"a model must be a folder, a .gguf file, a hub id or an embedded name, got the file {path}")
+        if not (path / "config.json").is_file():
+            is_adapter = (path / ADAPTER_CONFIG).is_file()
+            hint = "it is an adapter; give it as --adapter" if is_adapter else "it does not"
+            raise InputError(f"a model folder must hold config.json, got {path}: {hint}")
+        return ModelRef(path, name)
     if name in EMBEDDED:
         return ModelRef(fetch(name), name)
     in_local_folder = "/" in name and Path(name.split("/", 1)[0]).is_dir()  # then it is a path
-    if in_local_folder or name.removesuffix(UNTIED).endswith(".gguf") or not HUB_ID.fullmatch(name):
-        raise InputError(f"the model must exist, and there is no {name}; give a folder, a .gguf file or a hub id")
-    return ModelRef(_downloaded(name), name)
-
-
-def _converted(name: str, file: Path, untied: bool, dtype: GgufDtype, recorded: object) -> ModelRef:
-    """Return the conversion of a .gguf file; that of earlier versions where `recorded` is its fingerprint."""
-    ref = ModelRef(convert_gguf(file, dtype, untied=untied), name)
-    if untied or recorded is None or ref.fingerprint == recorded:
-        return ref
-    before = ModelRef(convert_gguf(file, dtype, untied=True), name + UNTIED)
-    return before if before.folder != ref.folder and before.fingerprint == recorded else ref
+    if path.is_file() or in_local_folder or name.endswith(".gguf") or not HUB_ID.fullmatch(name):
+        raise InputError(f"a model must be a folder, a .gguf file or a hub id, there is no {name}; check the name")
+    with reading(f"the model {name}"):
+        return ModelRef(download(name), name)
 
 
 def resolve_with(model: AnyModel, adapter: str | Path | None, dtype: str) -> ModelRef:
@@ -130,32 +118,10 @@ def resolve_with(model: AnyModel, adapter: str | Path | None, dtype: str) -> Mod
     An adapter for a .gguf file was trained on the fp32 conversion and belongs to its weights alone.
     InputError for an adapter beside a package, which would be measured or run without it.
     """
-    path = None if adapter is None else find_record(expanded(adapter))
-    recorded = None if path is None else record_in(path).get("base_fingerprint")
-    ref = resolve(model, dtype if adapter is None else "auto", recorded)
+    ref = resolve(model, dtype if adapter is None else "auto")
     if adapter is not None and ref.is_package:
-        raise InputError(
-            f"a package comes with its adapter, got the adapter {adapter} beside {ref.name}; leave it out, or unpack "
-            "the package and put the adapter on the model folder in it"
-        )
+        raise InputError(f"a package comes with its adapter, got the adapter {adapter} beside {ref.name}; leave it out")
     return ref
-
-
-def _checked_folder(folder: Path) -> Path:
-    if (folder / "config.json").is_file():
-        return folder
-    if (folder / ADAPTER_CONFIG).is_file():
-        raise InputError(f"the model must be a base model, got the adapter {folder}; give it as --adapter")
-    raise InputError(f"a model folder must hold config.json; {folder} does not")
-
-
-def _downloaded(name: str) -> Path:
-    try:
-        return download(name)
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise InputError(
-            f"the model must be a folder, a .gguf file or a reachable hub id, got {name!r}: {first_line(error)}"
-        ) from error
 
 
 def checked_base(folder: Path, record: dict[str, Any], model: str | None = None) -> ModelRef:
@@ -163,12 +129,13 @@ def checked_base(folder: Path, record: dict[str, Any], model: str | None = None)
 
     InputError if it is not the model that the adapter was trained on.
     """
-    name = model or str(record["base"])
-    beside = folder.resolve().parent / Path(name).name
-    if model is None and not Path(name).exists() and beside.is_dir():
-        name = str(beside)
-    if model is None and os.path.isabs(name) and not os.path.exists(name) and gguf_named(name) is None:
-        raise InputError(f"the base model of {folder} must be where it was, there is no {name}; name it with --model")
-    base = resolve(name, recorded=record["base_fingerprint"])
+    recorded = str(record["base"])
+    name = model or recorded
+    if model is None and not os.path.exists(recorded):
+        beside = folder.resolve().parent / Path(recorded).name
+        name = str(beside) if beside.is_dir() else recorded
+    if model is None and recorded == INSIDE:
+        name = str(folder.resolve().parent)
+    base = resolve(name)
     check_input(f"the base model {name}", record["base_fingerprint"], base.fingerprint)
     return base

@@ -7,15 +7,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from shears.checkpoints import without_code
-from shears.checkpoints.configuration import LOADING_ERRORS
-from shears.checkpoints.without_code import NeedsOwnCode
-from shears.errors import InputError, first_line
+from shears.errors import reading
 from shears.models.ref import ModelRef
 
 
 def load_tokenizer(model: ModelRef) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer; its padding token is the end of sequence if it has none."""
-    tokenizer = _stored_tokenizer(model)
+    with reading(model.folder):
+        tokenizer = without_code.load_tokenizer(model.folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -26,7 +25,9 @@ def save_tokenizer(model: ModelRef, folder: Path) -> None:
 
     A trainer that finds the end of sequence as the padding token may mask it in the labels.
     """
-    _stored_tokenizer(model).save_pretrained(folder)
+    with reading(model.folder):
+        tokenizer = without_code.load_tokenizer(model.folder)
+    tokenizer.save_pretrained(folder)
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[int]:
@@ -37,13 +38,3 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[i
     of_model: Iterable[int] | int | None = getattr(settings, "eos_token_id", None)
     several = of_model if isinstance(of_model, Iterable) else [of_model]
     return frozenset(token for token in (tokenizer.eos_token_id, *several) if token is not None)
-
-
-def _stored_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
-    try:
-        return without_code.load_tokenizer(ref.folder)
-    except NeedsOwnCode:
-        raise
-    except LOADING_ERRORS as error:
-        words = " ".join(str(error).split())[:200] or first_line(error)
-        raise InputError(f"{ref.name} must come with a tokenizer that transformers loads, got: {words}") from error

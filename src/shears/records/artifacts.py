@@ -26,14 +26,14 @@ MERGED = FORMATS["merged"].record
 PACKAGE = FORMATS["package"].record
 GGUF = FORMATS["gguf"].record
 GGUF_FILE = "model.gguf"  # beside that record
-UNPACKED = "unpacked.json"
+UNPACKED = FORMATS["unpacked"].record
 WRITTEN_TEXT = "self_text.json"
 RECIPE = "recipe.yaml"  # this and the next three lie in a run's folder
 REPORT = "report.html"
 README = "README.md"
 BENCH = "bench.json"
 COMPRESS = "compress.json"  # in the folder of `compress`, beside the folders of its runs
-RECORDS = (SPARSITY, HEALED, SEARCH_SPACE, RESULT, *FORMAT_OF_RECORD, RECOVERY, UNPACKED, EVALUATION)
+RECORDS = (SPARSITY, HEALED, SEARCH_SPACE, RESULT, *FORMAT_OF_RECORD, RECOVERY, EVALUATION)
 FORM = "form"  # key of a record: the form of the rows of its training (trained_form.py)
 TRAINED_BEFORE = "trained_before"  # key of a record: the trainings that were merged into its base
 TRAINING_LOG = "training_log.jsonl"
@@ -41,8 +41,7 @@ TRAINING_TIMES = "training_times.jsonl"  # not in the log: equal trainings write
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
 KINDS = {
     SPARSITY: "a sparse model", HEALED: "a healed model", SEARCH_SPACE: "a super-adapter", RECOVERY: "a recovery",
-    UNPACKED: "an unpacked model",
-    **{record: f"a {form.called}" for record, form in FORMAT_OF_RECORD.items()},
+    **{record: f"{'an' if form.called[0] == 'u' else 'a'} {form.called}" for record, form in FORMAT_OF_RECORD.items()},
 }  # fmt: skip
 FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "base": str, "template": str, "form": dict, "config": dict, "ranks": dict, "columns": dict, "linears": dict,

@@ -71,7 +71,7 @@ PACKED = f"""\
 ```python
 import shears  # pip install {DISTRIBUTION}
 {LOADED}    shears generate {{folder}} --prompt "..."
-    shears unpack {{folder}} unpacked      # an ordinary model folder, and the adapter"""
+    shears export {{folder}} unpacked --format unpacked      # an ordinary model folder, and the adapter"""
 IN_GGUF = """\
 {download}    llama-cli -m {folder}/model.gguf
     ollama create NAME -f {folder}/Modelfile
@@ -217,6 +217,7 @@ EXPORTED: Mapping[str, tuple[Callable[[Record], str], str]] = {
     "model": (_describe_merged, MODEL),
     "package": (_describe_package, PACKED),
     "gguf": (_describe_gguf, IN_GGUF),
+    "unpacked": (_describe_unpacked, MODEL),
 }
 """Description and loading code of an export, by what its folder holds."""
 CARDS: Mapping[str, CardKind] = {
@@ -228,7 +229,6 @@ CARDS: Mapping[str, CardKind] = {
     artifacts.RECOVERY: CardKind(
         "LoRA recovery for {}", f"{SPARSE}/recovery", _describe_recovery, RECOVERED, is_adapter=True
     ),
-    artifacts.UNPACKED: CardKind("{}, unpacked", "unpacked/model", _describe_unpacked, MODEL),
     **{
         record: CardKind(form.title, form.folder, *EXPORTED[form.holds], is_adapter=not form.is_model)
         for record, form in FORMAT_OF_RECORD.items()

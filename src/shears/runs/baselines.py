@@ -7,7 +7,7 @@ from shears.config import Recipe, TrainConfig
 from shears.config.evaluate import BASELINES
 from shears.models.fetching import gguf_named
 from shears.models.ref import ModelRef, resolve
-from shears.records.artifacts import SPARSITY, as_data, record_in
+from shears.records.artifacts import as_data
 
 DENSE_LORA, SPARSE_LORA = BASELINES
 HEALED_FOLDER = "healed"  # in a run's folder
@@ -48,9 +48,7 @@ def sparse_folder(recipe: Recipe, folder: Path) -> Path:
 
 def dense_model(model: str, dtype: str, folder: Path) -> ModelRef:
     """Return the model that the run in `folder` prunes, or has pruned; a .gguf file is converted to `dtype`."""
-    record = folder / "sparse" / SPARSITY
-    recorded = record_in(record).get("base_fingerprint") if record.is_file() else None
-    return resolve(model, dtype, recorded)
+    return resolve(model, dtype)
 
 
 def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:

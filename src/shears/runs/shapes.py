@@ -142,9 +142,8 @@ def shape_of(name: str, dtype: str = "auto") -> Shape | None:
     A .gguf file becomes a folder in bf16 where `dtype` says so, else in fp32. InputError for a
     folder or a .gguf file without a model that transformers knows.
     """
-    if (named := gguf_named(name)) is not None:
-        file, untied = named
-        shape = Shape(_built(file, gguf_config(file, untied=untied)), None, None)
+    if (file := gguf_named(name)) is not None:
+        shape = Shape(_built(file, gguf_config(file)), None, None)
         return _as_converted(shape, BF16_BYTES if dtype == "bf16" else FP32_BYTES)
     folder = _folder(name)
     if folder is not None:

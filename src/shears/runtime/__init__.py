@@ -1,16 +1,13 @@
 """Running a model.
 
-`native` and `drop_in` compute logits from packed weights, `generation` turns the logits of any
-backend into text, `loading` opens a model by its name, `speed` measures one.
+`native` computes logits from packed weights, `generation` turns the logits of any backend into
+text, `loading` opens a model by its name, `speed` measures one.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `as` exports a name to type checkers, which cannot read `__all__` below
-    from shears.runtime.drop_in.swap import DropInBackend as DropInBackend
-    from shears.runtime.drop_in.swap import densify_linears as densify_linears
-    from shears.runtime.drop_in.swap import sparsify_linears as sparsify_linears
     from shears.runtime.generation.backend import Backend as Backend
     from shears.runtime.generation.engine import Engine as Engine
     from shears.runtime.generation.worker import Worker as Worker
@@ -19,13 +16,10 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers, which cannot read `__
 
 _MODULES = {
     "Backend": "generation.backend",
-    "DropInBackend": "drop_in.swap",
     "Engine": "generation.engine",
     "Worker": "generation.worker",
-    "densify_linears": "drop_in.swap",
     "kernels_available": "native",
     "load": "loading",
-    "sparsify_linears": "drop_in.swap",
 }
 __all__ = list(_MODULES)
 

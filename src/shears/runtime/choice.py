@@ -63,13 +63,14 @@ def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool 
 
 
 def package_backend(model: ModelRef, dtype: str = "auto") -> Backend:
-    """Return the native decoder of a package where it covers the model, else packed linears."""
+    """Return the native decoder of a package where it covers the model, else transformers on dense weights."""
     native = native_backend(model.package, Wanted(independent=False))
     if native is not None:
         return native
-    from shears.runtime.drop_in.swap import DropInBackend
+    from shears.models.load import load_with_adapter
+    from shears.runtime.generation.transformers_backend import TransformersBackend
 
-    return DropInBackend(model, dtype=dtype)
+    return TransformersBackend(load_with_adapter(model, dtype=dtype, device="cpu")[0])
 
 
 def decoder_of(source: ModelSource, **limits: Any) -> "NativeBackend":

@@ -1,6 +1,6 @@
 """From a model's name to an engine.
 
-A package runs in the native decoder or on packed linears, any other model in transformers.
+A package runs in the native decoder where that covers it, any other model in transformers.
 """
 
 import logging

@@ -144,8 +144,8 @@ def expected(model: nn.Module, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
 
 @contextmanager
 def running_in(backend: str) -> Iterator[None]:
-    """Let packages run in the native decoder or, for "drop-in", on packed linears, as where it does not cover them."""
+    """Let packages run in the native decoder or in transformers, as where that does not cover them."""
     with pytest.MonkeyPatch.context() as patched:
-        if backend == "drop-in":
+        if backend == "transformers":
             patched.setattr(choice, "kernels_available", lambda: False)
         yield

@@ -15,7 +15,6 @@ from shears.checkpoints.packed.file import Package, read_package
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, dense, pack
 from shears.errors import InputError
 from shears.records.peft_files import ADAPTER_CONFIG
-from shears.runtime.drop_in.swap import DropInBackend
 from shears.runtime.native.model_source import scaling_of, source_of_package
 from tests.runtime.native.decoders import PACKAGED, covered, expected, extension_is_missing, text, with_lora
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -88,10 +87,8 @@ def test_int4_is_the_model_of_the_rounded_weights(
     )
     tokens, parts = text(100), read_package(package)
     want = expected(with_weights(adapted[0], parts), tokens)
-    for runtime in (NativeBackend(source_of_package(parts), 1), DropInBackend(package, threads=1)):
-        got = runtime.logits(tokens)
-        assert np.abs(got - want).max() < 0.1 * np.abs(want).max()  # 8-bit inputs, bf16 beside them
-        assert runtime.describe()["values"] == "int4"
+    got = NativeBackend(source_of_package(parts), 1).logits(tokens)
+    assert np.abs(got - want).max() < 0.1 * np.abs(want).max()  # 8-bit inputs, bf16 beside them
 
 
 def with_weights(adapted: PeftModel, package: Package) -> PeftModel:
@@ -163,11 +160,10 @@ def test_linears_without_masks_give_the_logits_of_their_model(tmp_path: Path, na
         for parameter_name, parameter in model.named_parameters():
             parameter.copy_(weights[parameter_name])
     want = expected(model, tokens)
-    native, drop_in = NativeBackend(source_of_package(package), 1), DropInBackend(folder, threads=1)
+    native = NativeBackend(source_of_package(package), 1)
     bound = np.abs(want).max() * {"int8": 0.05, "int4": 0.1}[values]  # bf16 keys, values and head; inputs of 8 bits
     assert np.abs(native.logits(tokens) - want).max() < bound
-    assert np.abs(drop_in.logits(tokens) - want).max() < 0.1 * np.abs(want).max()  # bf16 beside the linears, too
-    assert native.describe()["values"] == drop_in.describe()["values"] == values
+    assert native.describe()["values"] == values
 
 
 @pytest.mark.parametrize("values", ["int8", "int4"])

@@ -9,14 +9,14 @@ import pytest
 from peft import LoKrConfig, LoraConfig, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig
 
-from shears import export_adapter, unpack
+from shears import export_adapter
 from shears.checkpoints.packed.file import read_package
 from shears.errors import InputError
 from shears.runtime import load
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.loaded_model import source_of_model
 from shears.runtime.native.model_source import source_of_package
-from tests.export.packages import as_before, change_adapter
+from tests.export.packages import change_adapter
 from tests.runtime.native.decoders import covered, expected, extension_is_missing, running_in, text, with_lora
 from tests.tiny import tiny_tokenizer
 
@@ -100,7 +100,7 @@ def test_what_is_left_to_transformers_has_the_logits_of_peft(tmp_path: Path, cha
     package = export_adapter(str(tmp_path / "adapter"), tmp_path / "package", format="package", values="fp32")
     tokens = [*text(20), 7, 8, *text(20, seed=1)]
     engine = load(package)
-    assert engine.backend.describe()["name"] == "drop-in"
+    assert engine.backend.describe()["name"] == "transformers"
     want = expected(adapted, tokens)
     assert np.abs(engine.backend.logits(tokens) - want).max() < 1e-4 * np.abs(want).max()
 
@@ -113,14 +113,14 @@ def test_what_is_left_to_transformers_has_the_logits_of_peft(tmp_path: Path, cha
         ({"num_attention_heads": 8}, "q_proj.weight must have the shape .64, 32. of"),
         ({"num_key_value_heads": 4}, "k_proj.weight must have the shape .32, 32. of"),
         ({"intermediate_size": 47}, "gate_proj.weight must have the shape .47, 32. of"),
-        ({"num_attention_heads": 0}, "must hold the config.json of a model that transformers knows"),
-        ({"num_hidden_layers": 1}, "must have all its blocks in config.json, model.layers.1.* is beyond them"),
+        ({"num_attention_heads": 0}, "config.json cannot be read"),
+        ({"num_hidden_layers": 1}, "its config.json must name all its blocks, model.layers.1.* is beyond them"),
         ({"num_hidden_layers": 3}, "must hold every weight"),
-        ({"model_type": "nosuch"}, "must hold the config.json of a model that transformers knows"),
-        ({"hidden_size": "x"}, "must hold the config.json of a model that transformers knows"),
+        ({"model_type": "nosuch"}, "config.json cannot be read"),
+        ({"hidden_size": "x"}, "config.json cannot be read"),
     ],
 )
-@pytest.mark.parametrize("backend", ["auto", "drop-in"])
+@pytest.mark.parametrize("backend", ["auto", "transformers"])
 def test_a_config_that_does_not_fit_the_tensors_is_refused(
     package: Path, change: dict[str, Any], message: str, backend: str
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_config_that_does_not_fit_the_tensors_is_refused(
 
 def test_invalid_generation_settings_are_refused(package: Path) -> None:
     (package / "generation_config.json").write_text("{")
-    for backend in ("auto", "drop-in"):
+    for backend in ("auto", "transformers"):
         with running_in(backend), pytest.raises(InputError, match=r"generation_config.json"):
             load(package)
 
@@ -146,28 +146,17 @@ def test_layers_beyond_the_config_are_refused(package: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
-        ("[1]", "adapter_config.json must be a JSON object"),
         ({"r": None}, "must give .* a number as r, got None"),
         ({"r": 0, "rank_pattern": {}}, "a rank above 0, got 0"),
         ({"lora_alpha": "x"}, "must give .* a number as lora_alpha, got 'x'"),
         ({"rank_pattern": {"(": 1}}, "must map patterns to numbers in rank_pattern"),
         ({"rank_pattern": [1]}, "must map patterns to numbers in rank_pattern"),
-        (None, "must hold its adapter_config in config.json"),
     ],
 )
 def test_invalid_adapter_settings_are_refused(package: Path, content: Any, message: str) -> None:
-    if isinstance(content, dict):
-        change_adapter(package, **content)
-    elif content is None:
-        as_before(package).unlink()
-    else:
-        as_before(package).write_text(content)
+    change_adapter(package, **content)
     with pytest.raises(InputError, match=message):
         load(package)
-    if content is None:
-        with pytest.raises(InputError, match=message):
-            unpack(package, package.with_name("unpacked"))
     if "rank_pattern" not in message:
-        with running_in("drop-in"), pytest.raises(InputError):
+        with running_in("transformers"), pytest.raises(InputError):
             load(package)

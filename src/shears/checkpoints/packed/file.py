@@ -5,47 +5,34 @@ the sha256 of the whole file in which the 64 digits of the fingerprint are zeros
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from shears.checkpoints.packed import layout
 from shears.checkpoints.packed.index import (
+    ADAPTER,
     ALIGNMENT,
     FORMAT,
     NO_FINGERPRINT,
     PADDING,
-    PADDING_BYTES,
     PLAIN,
+    QUANTIZATION,
     DenseEntry,
     Index,
-    parse_index,
 )
 from shears.checkpoints.packed.layout import PackedMatrix
-from shears.checkpoints.packed.marks import ADAPTER, adapter_settings
-from shears.checkpoints.tensor_format import (
-    Spec,
-    StoredTensor,
-    as_bytes,
-    opened,
-    read_header,
-    spec_of,
-    write_at,
-    write_layout,
-)
-from shears.errors import InputError
+from shears.checkpoints.tensor_format import Spec, TensorFile, stored_specs, write_at
+from shears.errors import InputError, reading
 from shears.quantization import grid
 from shears.records.artifacts import read_object
-from shears.records.paths import own_file
-from shears.records.peft_files import ADAPTER_CONFIG
 
 PACKAGE_FILE = "package.safetensors"
-CHUNK = 1 << 22
 VERSIONS = ("1", "2", "3")  # 3: a weight without masks; 2: int4; 1: any other file
 PARTS = ("masks", "values", "offsets", "scales", "zeros")
 
@@ -66,21 +53,9 @@ class Package:
         return self.path.parent
 
     def adapter_config(self) -> dict[str, Any]:
-        """Return PEFT's settings of the adapter; InputError where they are missing.
-
-        Packages of before hold them in a file of their own, which transformers would follow to the
-        adapter's base.
-        """
-        settings = adapter_settings(read_object(self.folder / "config.json"))
-        if settings is not None:
-            return settings
-        path = self.folder / ADAPTER_CONFIG
-        if not path.is_file():
-            raise InputError(
-                f"a package with an adapter must hold its {ADAPTER} in config.json, {self.folder} does not; export the "
-                "package again"
-            )
-        return read_object(own_file(path))
+        """Return PEFT's settings of the adapter; InputError where they are missing."""
+        with reading(self.folder / "config.json"):
+            return dict(read_object(self.folder / "config.json")[QUANTIZATION][ADAPTER])
 
     def dense(self, name: str) -> Tensor:
         """Return a dense or tied tensor of the model by its name, dequantized."""
@@ -134,115 +109,48 @@ def is_package(folder: str | Path) -> bool:
 def read_package(folder: str | Path, *, verify: bool = True) -> Package:
     """Map the package file of a folder and check it; `verify` reads every byte for the fingerprint.
 
-    Without `verify`, everything that a kernel depends on is still checked: shapes, offsets, masks,
-    the file's length. InputError, in one line, for a file that is torn, foreign, of another
-    version, or contradicts itself.
+    Without `verify`, everything that a kernel depends on is still checked: shapes, offsets, masks.
+    InputError, in one line, for a file that is torn, foreign, of another version, or contradicts itself.
     """
     path = Path(folder) / PACKAGE_FILE
     if not path.is_file():
         raise InputError(f"a package must hold {PACKAGE_FILE}, {folder} does not; make one with shears export")
-    stored, metadata = read_header(path)
-    _refuse_newer(path, metadata)
-    try:
-        index, fingerprint = _checked_metadata(metadata)
-        _check_tensors(stored, index)
+    stored, metadata = stored_specs(path)
+    with reading(path):
+        index, fingerprint = _checked_metadata(metadata or {})
+        if wrong := dict(index.tensors().items() ^ stored.items()):
+            raise ValueError(f"its tensors must be those of its index, {min(wrong)} is not")
         if verify and (actual := _fingerprint(path, fingerprint)) != fingerprint:
-            raise InputError(f"its bytes must have the fingerprint {fingerprint[:12]}, they have {actual[:12]}")
-        tensors = _mapped(path, stored)
-        packed = {linear: _matrix(linear, index, tensors) for linear in index.packed}
-        for linear, matrix in packed.items():
-            layout.check_matrix(linear, matrix)
-            entry = index.packed[linear]
-            if entry.bytes is not None and matrix.num_kept != entry.kept:  # others are checked by size
-                raise InputError(
-                    f"its index must give the kept weights of {linear}, {matrix.num_kept}, it gives {entry.kept}"
-                )
-        _check_scales(index, tensors)
-    except InputError as error:
-        raise InputError(f"{path} must be a whole package: {' '.join(str(error).split())}") from None
+            raise ValueError(f"its bytes must have the fingerprint {fingerprint[:12]}, they have {actual[:12]}")
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in stored}
+        packed = {}
+        for linear, entry in index.packed.items():
+            parts: dict[str, Any] = {part: tensors.get(f"packed.{linear}.{part}") for part in PARTS}
+            packed[linear] = PackedMatrix(entry.rows, entry.cols, entry.values, **parts)
+            layout.check_matrix(linear, packed[linear])
     return Package(path, index, fingerprint, packed, tensors)
 
 
-def _refuse_newer(path: Path, metadata: Any) -> None:
-    """Raise InputError that names the version where a package is of a newer one."""
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        return
-    version = metadata.get("version")
-    if isinstance(version, str) and re.fullmatch("[1-9][0-9]{0,3}", version) and version not in VERSIONS:
-        raise InputError(
-            f"{path} is package format version {version}, this shears reads 1 to {VERSIONS[-1]}; update shears"
-        )
-
-
-def _checked_metadata(metadata: Any) -> tuple[Index, str]:
-    known = {"format", "version", "fingerprint", "index"}
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise InputError(f"its format must be {FORMAT}; it is a file of another kind")
-    if metadata.get("version") not in VERSIONS:
-        raise InputError(f"its version must be 1 to {VERSIONS[-1]}, got {metadata.get('version')!r:.40}")
-    if metadata.keys() != known or not all(isinstance(value, str) for value in metadata.values()):
-        raise InputError(f"its metadata must be the texts {', '.join(sorted(known))}")
-    if not re.fullmatch("[0-9a-f]{64}", metadata["fingerprint"]):
-        raise InputError("its fingerprint must be 64 digits of sha256")
-    return parse_index(metadata["index"], metadata["version"]), metadata["fingerprint"]
-
-
-def _check_tensors(stored: Mapping[str, StoredTensor], index: Index) -> None:
-    """Raise InputError where the tensors in a file are not those of its index."""
-    specs = index.tensors()
-    if differing := specs.keys() ^ stored.keys():
-        raise InputError(f"its tensors must be those of its index, {min(differing)} is in one of them only")
-    for name, (dtype, shape) in specs.items():
-        tensor = stored[name]
-        if (tensor.dtype, tensor.shape) != (dtype, shape):
-            raise InputError(f"{name} must be {dtype} of shape {shape}, it is {tensor.dtype} of {tensor.shape}")
-        if tensor.offset % dtype.itemsize:
-            raise InputError(f"{name} must begin at a multiple of {dtype.itemsize} bytes, it begins at {tensor.offset}")
-    if stored[PADDING].offset != max(tensor.offset for tensor in stored.values()):
-        raise InputError(f"{PADDING} must be the last of its tensors")
-
-
-def _mapped(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    size = stored[PADDING].offset + PADDING_BYTES
-    try:
-        storage = cast("torch.UntypedStorage", torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size))
-    except RuntimeError as error:
-        raise InputError(f"it must be mappable into memory, got {str(error).splitlines()[0]}") from None
-    return {name: _view(storage, tensor) for name, tensor in stored.items()}
-
-
-def _view(storage: torch.UntypedStorage, tensor: StoredTensor) -> Tensor:
-    strides = torch.empty(tensor.shape, device="meta").stride()
-    return torch.empty(0, dtype=tensor.dtype).set_(
-        storage, tensor.offset // tensor.dtype.itemsize, tensor.shape, strides
-    )
-
-
-def _matrix(linear: str, index: Index, tensors: Mapping[str, Tensor]) -> PackedMatrix:
-    entry = index.packed[linear]
-    parts = {part: tensors.get(f"packed.{linear}.{part}") for part in PARTS}
-    return PackedMatrix(entry.rows, entry.cols, entry.values, **cast("dict[str, Any]", parts))
-
-
-def _check_scales(index: Index, tensors: Mapping[str, Tensor]) -> None:
-    """Raise InputError where a scale or a zero point of a dense tensor is out of range."""
-    quantized = {name: entry.quantized for name, entry in index.plain().items() if entry.quantized}
-    for name, values in quantized.items():
-        scales = tensors[f"{name}.scales"]
-        if not bool((torch.isfinite(scales) & (scales >= 0)).all()):
-            raise InputError(f"{name}.scales must be finite and at least 0")
-        if values == "int4" and bool((tensors[f"{name}.zeros"] > grid.LARGEST_CODE).any()):
-            raise InputError(f"{name}.zeros must be at most {grid.LARGEST_CODE}")
+def _checked_metadata(metadata: Mapping[str, str]) -> tuple[Index, str]:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"its format must be {FORMAT}; it is a file of another kind")
+    version = metadata["version"]
+    if version not in VERSIONS:
+        raise ValueError(f"it is package format version {version:.9}, this shears reads 1 to 3; update shears")
+    index = Index.model_validate_json(metadata["index"])
+    if index.version > version:
+        raise ValueError(f"a file with such an index must be version {index.version}, it is version {version}")
+    return index, metadata["fingerprint"]
 
 
 def _fingerprint(path: Path, written: str) -> str:
     """Return the sha256 of a file in which the digits `written` in its header are zeros."""
-    digest = hashlib.sha256()
-    with opened(path) as file:
+    with path.open("rb", buffering=0) as file:
         length = file.read(8)
         header = file.read(int.from_bytes(length, "little"))
-        digest.update(length + _replaced(header, written, NO_FINGERPRINT))
-        while chunk := file.read(CHUNK):
+        digest = hashlib.sha256(length + _replaced(header, written, NO_FINGERPRINT))
+        while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -250,26 +158,20 @@ def _fingerprint(path: Path, written: str) -> str:
 def _replaced(header: bytes, before: str, after: str) -> bytes:
     mark = b'"fingerprint":"%b"'
     if header.count(mark % before.encode()) != 1:
-        raise InputError("its header must name its fingerprint once, without spaces")
+        raise ValueError("its header must name its fingerprint once, without spaces")
     return header.replace(mark % before.encode(), mark % after.encode())
 
 
-class PackageWriter:
+class PackageWriter(TensorFile):
     """A package file, created from its index and filled in any order. OSError on a full disk."""
 
     def __init__(self, path: Path, index: Index) -> None:
-        self.path = path
-        self._specs = index.tensors()
-        stored = write_layout(path, self._specs, index.metadata(), ALIGNMENT)
-        self._stored = dict(zip(self._specs, stored, strict=True))
-        self._missing = set(self._specs) - {PADDING}
+        super().__init__(path, index.tensors(), index.metadata(), ALIGNMENT)
+        self._missing = set(self.specs) - {PADDING}
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write a tensor by its name in the file; ValueError if the index does not have it."""
-        if self._specs.get(name) != spec_of(tensor):
-            raise ValueError(f"{name} must be {self._specs.get(name)}, got {spec_of(tensor)}")
-        with self.path.open("r+b", buffering=0) as file:
-            write_at(file, self._stored[name].offset, as_bytes(tensor.detach().cpu().contiguous()))
+        super().put(name, tensor)
         self._missing.discard(name)
 
     def put_packed(self, linear: str, matrix: PackedMatrix) -> None:

@@ -1,20 +1,21 @@
-"""The index of a package file: its tensors, their number formats and their bytes.
+"""The index of a package file: its tensors, their number formats and their bytes; and what its config.json says.
 
 The index is JSON in the metadata of the file (docs/package-format.md). It may come from a stranger,
-so unknown keys are refused and sizes are bounded.
+so unknown keys are refused.
 """
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from shears.checkpoints.packed import layout
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix
 from shears.checkpoints.tensor_format import Spec, file_bytes
-from shears.errors import InputError
+from shears.errors import DISTRIBUTION
 from shears.quantization import grid
 
 FORMAT = "shears-package"
@@ -22,11 +23,9 @@ NO_FINGERPRINT = "0" * 64
 ALIGNMENT = 64  # bytes; of the first tensor
 PADDING = "padding"  # the last tensor: a kernel's vector reads beyond the last value
 PADDING_BYTES = 64
-MAX_NUMBERS = 1 << 48  # of a tensor
 Size = Annotated[int, Field(ge=1, lt=1 << 31)]
-Count = Annotated[int, Field(ge=0, lt=MAX_NUMBERS)]
+Count = Annotated[int, Field(ge=0, lt=1 << 48)]
 TableFormat = Literal[False, "int8", "int4"]  # of embeddings and head; False: not quantized
-Shape = Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_NUMBERS)], ...], Field(max_length=8)]
 PLAIN = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64, "int64": torch.int64,
     "int32": torch.int32, "int16": torch.int16, "int8": torch.int8, "uint8": torch.uint8, "bool": torch.bool,
@@ -34,6 +33,25 @@ PLAIN = {
 PLAIN_NAMES = {dtype: name for name, dtype in PLAIN.items()}
 IN_BLOCK = re.compile(r"(?:^|\.)\d+\.(?P<path>.+)\.weight$")
 ROUTERS = {"router", "shared_expert_gate"}  # they choose experts, as modules named `gate` do
+METHOD = DISTRIBUTION
+QUANTIZATION = "quantization_config"
+WEIGHTS = "transformers_weights"
+ADAPTER = "adapter_config"
+REQUIRED = "package.safetensors is read by shears; shears export PACKAGE OUT --format unpacked makes a model folder"
+
+
+def marked(config: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a model's config.json as that of its package; `adapter` are PEFT's settings.
+
+    transformers does not know the quantization method and stops with it.
+    """
+    method = {"quant_method": METHOD} | ({} if adapter is None else {ADAPTER: dict(adapter)})
+    return {**config, QUANTIZATION: method, WEIGHTS: REQUIRED}
+
+
+def unmarked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `marked`."""
+    return {key: value for key, value in config.items() if key not in (QUANTIZATION, WEIGHTS)}
 
 
 def is_block_matrix(name: str, spec: Spec) -> bool:
@@ -69,6 +87,14 @@ class PackedEntry(_Entry):
     bytes: Count | None = None  # of int4 with masks: size of `values`; a group begins with a new byte
     transposed: bool = False
 
+    @model_validator(mode="after")
+    def _check(self) -> "PackedEntry":
+        if self.kept is None and self.values not in layout.QUANTIZED:
+            raise ValueError("a weight without kept must be int8 or int4")
+        if (self.bytes is not None) != (self.kept is not None and self.values == "int4"):
+            raise ValueError("int4 with kept, and nothing else, must have bytes")
+        return self
+
     @property
     def num_values(self) -> int:
         """Number of elements of the tensor `values`."""
@@ -83,6 +109,21 @@ class PackedEntry(_Entry):
         size = None if kept is None or matrix.values_dtype != "int4" else matrix.values.numel()
         return cls(rows=matrix.rows, cols=matrix.cols, values=matrix.values_dtype, kept=kept, bytes=size)
 
+    def specs(self) -> dict[str, Spec]:
+        """Return dtype and shape of the weight's parts."""
+        panels = math.ceil(self.rows / layout.PANEL)
+        blocks = math.ceil(self.cols / grid.BLOCK)
+        specs: dict[str, Spec] = {"values": (layout.FORMAT_DTYPES[self.values], (self.num_values,))}
+        if self.kept is not None:
+            specs["offsets"] = (torch.int64, (panels + 1,))
+            specs["masks"] = (torch.uint8, layout.mask_shape(self.rows, self.cols, self.values))
+        if self.values == "int8":
+            specs["scales"] = (torch.float32, (self.rows,))
+        elif self.values == "int4":
+            specs["scales"] = (torch.float16, (panels, blocks, layout.PANEL))
+            specs["zeros"] = (torch.uint8, (panels, blocks, layout.PANEL // 2))
+        return specs
+
 
 class DenseEntry(_Entry):
     """A tensor that is not packed.
@@ -92,22 +133,31 @@ class DenseEntry(_Entry):
     """
 
     dtype: Literal["fp32", "bf16", "fp16", "fp64", "int64", "int32", "int16", "int8", "uint8", "bool"]
-    shape: Shape
+    shape: tuple[Count, ...]
     quantized: TableFormat = False
 
     @field_validator("quantized", mode="before")
     @classmethod
-    def _of_version(cls, value: object, info: Any) -> object:
-        known = bool if info.context == "1" else bool | str
-        if not isinstance(value, known):  # a literal False also takes 0 and 0.0
-            raise ValueError(  # noqa: TRY004  (pydantic reports a ValueError)
-                "Input should be true or false" if known is bool else "Input should be false, 'int8' or 'int4'"
-            )
-        return "int8" if value is True and info.context == "1" else value
+    def _of_version(cls, value: object) -> object:
+        return "int8" if value is True else value
 
     @field_serializer("quantized")
     def _in_version(self, value: TableFormat, info: Any) -> TableFormat | bool:
         return bool(value) if info.context == "1" else value
+
+    def specs(self) -> dict[str, Spec]:
+        """Return dtype and shape of the tensor, its scales and zero points, by the ends of their names."""
+        if not self.quantized:
+            return {"": (PLAIN[self.dtype], self.shape)}
+        rows, cols = self.shape
+        if self.quantized == "int8":
+            return {"": (torch.int8, self.shape), ".scales": (torch.float32, (rows,))}
+        blocks = grid.block_shape(rows, cols)
+        return {
+            "": (torch.uint8, (rows, math.ceil(cols / 2))),
+            ".scales": (torch.float16, blocks),
+            ".zeros": (torch.uint8, blocks),
+        }
 
 
 class Index(_Entry):
@@ -118,126 +168,34 @@ class Index(_Entry):
     adapter: dict[str, DenseEntry] = {}
     tied: dict[str, str] = {}  # name -> name of the dense tensor that it equals
 
+    @model_validator(mode="after")
+    def _check(self) -> "Index":
+        if loose := set(self.tied.values()) - self.dense.keys():
+            raise ValueError(f"tied tensors must name a dense tensor, {min(loose)} is none")
+        return self
+
     @property
     def version(self) -> str:
         """The lowest version of the format that has everything that the index names."""
         if any(entry.kept is None for entry in self.packed.values()):
             return "3"
-        of_packed = (entry.values for entry in self.packed.values())
-        of_plain = (entry.quantized for entry in self.plain().values())
-        return "2" if "int4" in {*of_packed, *of_plain} else "1"
-
-    def text(self) -> str:
-        """Return the index as JSON, as a file of its version holds it."""
-        return self.model_dump_json(exclude_none=True, context=self.version)
+        of_plain = [entry.quantized for entry in (*self.dense.values(), *self.adapter.values())]
+        return "2" if "int4" in [*(entry.values for entry in self.packed.values()), *of_plain] else "1"
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata of a file before its fingerprint is known."""
-        return {"format": FORMAT, "version": self.version, "fingerprint": NO_FINGERPRINT, "index": self.text()}
+        text = self.model_dump_json(exclude_none=True, context=self.version)
+        return {"format": FORMAT, "version": self.version, "fingerprint": NO_FINGERPRINT, "index": text}
 
     @property
     def file_bytes(self) -> int:
         """The size of the package file that has this index, header included."""
         return file_bytes(self.tensors(), self.metadata(), ALIGNMENT)
 
-    def plain(self) -> dict[str, DenseEntry]:
-        """Return the tensors of model and adapter that are not packed, by their names in the file."""
-        of_model = {f"dense.{name}": entry for name, entry in self.dense.items()}
-        return of_model | {f"adapter.{name}": entry for name, entry in self.adapter.items()}
-
     def tensors(self) -> dict[str, Spec]:
         """Return dtype and shape of every tensor of the file, the padding last."""
-        specs: dict[str, Spec] = {}
-        for linear, entry in self.packed.items():
-            specs |= {f"packed.{linear}.{part}": spec for part, spec in packed_specs(entry).items()}
-        for name, plain in self.plain().items():
-            specs |= {f"{name}{part}": spec for part, spec in _dense_specs(plain).items()}
+        entries: dict[str, PackedEntry | DenseEntry] = {f"packed.{name}.": each for name, each in self.packed.items()}
+        entries |= {f"dense.{name}": each for name, each in self.dense.items()}
+        entries |= {f"adapter.{name}": each for name, each in self.adapter.items()}
+        specs = {f"{name}{part}": spec for name, each in entries.items() for part, spec in each.specs().items()}
         return specs | {PADDING: (torch.uint8, (PADDING_BYTES,))}
-
-
-def packed_specs(entry: PackedEntry) -> dict[str, Spec]:
-    """Return dtype and shape of a packed weight's parts."""
-    panels = math.ceil(entry.rows / layout.PANEL)
-    blocks = math.ceil(entry.cols / grid.BLOCK)
-    specs: dict[str, Spec] = {"values": (layout.FORMAT_DTYPES[entry.values], (entry.num_values,))}
-    if entry.kept is not None:
-        specs["offsets"] = (torch.int64, (panels + 1,))
-        specs["masks"] = (torch.uint8, layout.mask_shape(entry.rows, entry.cols, entry.values))
-    if entry.values == "int8":
-        specs["scales"] = (torch.float32, (entry.rows,))
-    elif entry.values == "int4":
-        specs["scales"] = (torch.float16, (panels, blocks, layout.PANEL))
-        specs["zeros"] = (torch.uint8, (panels, blocks, layout.PANEL // 2))
-    return specs
-
-
-def _dense_specs(entry: DenseEntry) -> dict[str, Spec]:
-    """Return dtype and shape of a tensor, its scales and zero points, by the ends of their names."""
-    if not entry.quantized:
-        return {"": (PLAIN[entry.dtype], entry.shape)}
-    rows, cols = entry.shape
-    if entry.quantized == "int8":
-        return {"": (torch.int8, entry.shape), ".scales": (torch.float32, (rows,))}
-    blocks = grid.block_shape(rows, cols)
-    return {
-        "": (torch.uint8, (rows, math.ceil(cols / 2))),
-        ".scales": (torch.float16, blocks),
-        ".zeros": (torch.uint8, blocks),
-    }
-
-
-def parse_index(text: str, version: str) -> Index:
-    """Return the index of a file of that version.
-
-    InputError where it is invalid, needs a newer version, or its names or sizes contradict each
-    other.
-    """
-    try:
-        index = Index.model_validate_json(text, context=version)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"its index must be valid, got {where}: {first['msg']}") from None
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"its index must be valid JSON, got {error}") from None
-    if index.version > version:
-        raise InputError(f"a file with such an index must be version {index.version}, it is version {version}")
-    _check(index)
-    return index
-
-
-def _check(index: Index) -> None:
-    """Raise InputError where names or sizes contradict each other."""
-    weights = {f"{linear}.weight" for linear in index.packed}
-    if double := (weights & index.dense.keys()) | (index.tied.keys() & (weights | index.dense.keys())):
-        raise InputError(f"its index must name every tensor once, {min(double)} is there twice")
-    if loose := sorted(name for name, other in index.tied.items() if other not in index.dense):
-        raise InputError(f"its tied tensors must name a dense tensor, {loose[0]} does not")
-    for name, entry in [*index.dense.items(), *index.adapter.items()]:
-        _check_dense(name, entry)
-    num_parts = sum(len(packed_specs(entry)) for entry in index.packed.values())
-    num_plain = sum(len(_dense_specs(entry)) for entry in [*index.dense.values(), *index.adapter.values()])
-    if len(index.tensors()) != num_parts + num_plain + 1:  # the padding
-        raise InputError("its index must give every tensor a name of its own, two tensors share one")
-    for linear, packed in index.packed.items():
-        _check_packed(linear, packed)
-
-
-def _check_packed(linear: str, entry: PackedEntry) -> None:
-    if entry.kept is None:
-        if entry.values not in layout.QUANTIZED or entry.bytes is not None:
-            raise InputError(f"its index must give the kept weights of {linear}, it gives none")
-        return
-    if entry.kept > entry.rows * entry.cols:
-        raise InputError(f"its index must keep at most all weights of {linear}, it keeps {entry.kept}")
-    if (entry.bytes is None) != (entry.values != "int4"):
-        raise InputError(f"its index must give bytes for int4 values and for no others, {linear} is {entry.values}")
-    if entry.bytes is not None and not (entry.kept + 1) // 2 <= entry.bytes <= entry.kept:
-        raise InputError(f"its index must give the bytes of {entry.kept} nibbles of {linear}, it gives {entry.bytes}")
-
-
-def _check_dense(name: str, entry: DenseEntry) -> None:
-    if math.prod(max(size, 1) for size in entry.shape) >= MAX_NUMBERS:
-        raise InputError(f"its index must name tensors of fewer than {MAX_NUMBERS} numbers, {name} has more")
-    if entry.quantized and (len(entry.shape) != 2 or entry.dtype not in {"fp32", "bf16", "fp16"}):
-        raise InputError(f"its quantized tensors must be matrices of numbers, {name} is not")

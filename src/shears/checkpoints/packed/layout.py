@@ -22,7 +22,6 @@ from jaxtyping import Bool, Float, Float16, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from shears.errors import InputError
 from shears.quantization.grid import BLOCK, Quantized, by_input, codes_on_grid, quantize
 
 NumberFormat = Literal["fp32", "bf16", "int8", "int4"]
@@ -306,28 +305,25 @@ def _by_row(table: Shaped[Tensor, "P B 16"], rows: int) -> Shaped[Tensor, "O B"]
 
 
 def check_matrix(name: str, matrix: PackedMatrix) -> None:
-    """Raise InputError for inconsistent offsets, masks and values, which a kernel would trust.
+    """Raise ValueError for inconsistent offsets, masks and values, which a kernel would trust.
 
     The caller has checked the tensors' shapes and dtypes against `rows`, `cols` and `values_dtype`.
     """
-    if matrix.masks is not None and matrix.offsets is not None:
-        _check_masks(name, matrix, matrix.masks, matrix.offsets)
     if matrix.scales is not None and not bool((torch.isfinite(matrix.scales) & (matrix.scales >= 0)).all()):
-        raise _unfit(name, "its scales must be finite and at least 0")
-
-
-def _check_masks(name: str, matrix: PackedMatrix, masks: UInt8[Tensor, "P G M"], offsets: Int64[Tensor, " P1"]) -> None:
+        raise ValueError(f"the scales of {name} must be finite and at least 0")
+    if matrix.masks is None or matrix.offsets is None:
+        return
+    masks = matrix.masks
     if matrix.values_dtype == "int4":
         by_group = np.bitwise_count(masks.numpy()).sum(2, dtype=np.int64)
         counts: Counts = ((by_group + 1) // 2).sum(1)  # bytes of a panel
     else:
         counts = _popcounts(masks.flatten(1))
-    if int(offsets[0]) != 0 or int(offsets[-1]) != matrix.values.numel():
-        raise _unfit(name, f"its offsets must go from 0 to {matrix.values.numel()}")
-    if not np.array_equal(np.diff(offsets.numpy()), counts):
-        raise _unfit(name, "its offsets must count the bits of its masks")
+    starts = np.concatenate([[0], counts.cumsum()])
+    if not np.array_equal(matrix.offsets.numpy(), starts) or starts[-1] != matrix.values.numel():
+        raise ValueError(f"the offsets of {name} must count the bits of its masks and the values")
     if _beyond(matrix.rows, matrix.cols, masks):
-        raise _unfit(name, "its masks must be 0 beyond the weight")
+        raise ValueError(f"the masks of {name} must be 0 beyond the weight")
 
 
 def _popcounts(by_panel: UInt8[Tensor, "P M"]) -> Counts:
@@ -350,7 +346,3 @@ def _beyond(num_rows: int, num_cols: int, masks: UInt8[Tensor, "P G M"]) -> bool
         torch.from_numpy(np.packbits(~part.view(-1).numpy().astype(bool), bitorder="little")) for part in (rows, inputs)
     ]
     return bool((masks[-1] & words[0]).any()) or bool((masks[:, -1] & words[1]).any())
-
-
-def _unfit(name: str, what: str) -> InputError:
-    return InputError(f"the packed weight {name} must be whole, but {what}; export the package again")

@@ -15,7 +15,6 @@ from shears.data.example import OWN_NAMES
 from shears.data.examples import check_rows
 from shears.errors import InputError, reading
 from shears.models.devices import set_threads
-from shears.models.fetching import gguf_named
 from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import (
     COMPRESS,
@@ -103,24 +102,11 @@ def _checked(model: str | Path, settings: CompressConfig, folder: Path) -> Model
     columns = settings.columns if settings.calibration is None else OWN_NAMES
     for source in filter(None, (settings.data, settings.test)):
         check_rows(source, columns)
-    begun = folder / COMPRESS
-    recorded = read_object(begun).get("base_fingerprint") if begun.is_file() else None
-    ref = _resolved(model, recorded)
+    ref = resolve(model, "bf16")  # a .gguf file; other models stay as they are
     ref.refuse_package("compress")
     if settings.teacher is not None:
         refuse_other_vocabulary(find_teacher(settings.teacher), ref)
     return ref
-
-
-def _resolved(model: str | Path, recorded: object) -> ModelRef:
-    """Return the model; a .gguf file in bf16, or in fp32 where an earlier version began so."""
-    if gguf_named(str(model)) is None:
-        return resolve(model)
-    ref = resolve(model, "bf16", recorded)
-    if recorded is None or ref.fingerprint == recorded:
-        return ref
-    wide = resolve(model, "fp32", recorded)
-    return wide if wide.fingerprint == recorded else ref
 
 
 def _renamed(message: str, names: Mapping[str, str]) -> str:

@@ -1,1 +1,0 @@
-"""Packed linears inside a model of transformers."""
