@@ -36,7 +36,7 @@ from benchmarks.rival import ROOT, Program, Rival, opened
 from benchmarks.rival_process import LONGEST
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.layout import NumberFormat
-from shears.models.load import load_with_adapter, put_adapter
+from shears.models.load import put_adapter
 from shears.models.ref import resolve
 from shears.runtime.native.decoder import NativeBackend
 from shears.runtime.native.loaded_model import source_of_model
