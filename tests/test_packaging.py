@@ -13,7 +13,6 @@ import yaml
 
 from shears import __version__
 from shears.errors import DISTRIBUTION, install_hint
-from shears.searching.shared.storage import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -42,9 +41,9 @@ def test_every_extra_that_a_message_names_exists() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "install_hint"
     ]
     constant = {call.value for call in calls if isinstance(call, ast.Constant)}
-    assert {"serve", "harness", "quantize", "rnsga2"} <= constant
-    assert len([call for call in calls if not isinstance(call, ast.Constant)]) == 1  # storage, by EXTRAS
-    assert constant | set(EXTRAS.values()) <= set(PROJECT["project"]["optional-dependencies"])
+    assert {"serve", "harness", "quantize", "postgresql"} <= constant
+    assert len(constant) == len({ast.dump(call) for call in calls})
+    assert constant <= set(PROJECT["project"]["optional-dependencies"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

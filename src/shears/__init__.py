@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from shears.runs.plan import plan as plan
     from shears.runtime.environment import environment as environment
     from shears.runtime.speed import bench as bench
-    from shears.searching.explore import run_search as run_search
-    from shears.searching.stage import search as search
+    from shears.searching.study import search as search
     from shears.serving.server import serve as serve
     from shears.sparsity.prune import sparsify_model as sparsify_model
     from shears.sparsity.stage import sparsify as sparsify
@@ -54,8 +53,7 @@ _MODULES = {
     "plan": "runs.plan",
     "push": "records.publishing",
     "run": "runs.pipeline",
-    "run_search": "searching.explore",
-    "search": "searching.stage",
+    "search": "searching.study",
     "serve": "serving.server",
     "sparsify": "sparsity.stage",
     "sparsify_model": "sparsity.prune",

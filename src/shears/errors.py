@@ -51,7 +51,7 @@ def heard_signals() -> list[signal.Signals]:
 
 
 LIBRARIES = frozenset(
-    {"safetensors", "safetensors_rust", "yaml", "pydantic_core", "huggingface_hub", "pyarrow", "struct"}
+    {"safetensors", "safetensors_rust", "yaml", "pydantic_core", "huggingface_hub", "pyarrow", "struct", "sqlalchemy"}
 )
 """Libraries that raise exceptions of their own for a file or a value that they cannot read."""
 OF_A_DISK = re.compile(r"os error|PytorchStreamWriter|inline_container|iostream|No space left")

@@ -12,7 +12,6 @@ from shears.config.evaluate import ANSWER_FORMS, ExampleTask, PaperTask, TaskNam
 from shears.config.export import FORMATS
 from shears.config.fields import CHAT, DtypeName
 from shears.config.resolve import section_class
-from shears.config.search import OWNERS, STRATEGIES, StrategyOptions
 from shears.config.sparsify import ALLOCATIONS, METHODS
 from shears.data.prompts import TEMPLATES
 from shears.evaluation.tasks.paper_tasks import HUB_FORMS, LABELS
@@ -49,7 +48,6 @@ def test_every_task_with_labels_names_them() -> None:
 
 
 FUNCTIONS = [
-    *STRATEGIES.values(),
     *(method.prune for method in METHODS.values()),
     *(function for function in ALLOCATIONS.values() if function),
     *(form.writer for form in FORMATS.values()),
@@ -60,8 +58,3 @@ FUNCTIONS = [
 def test_every_entry_of_a_registry_names_a_function_that_exists(function: str) -> None:
     module, _, name = function.partition(":")
     assert callable(getattr(import_module(module), name))
-
-
-def test_every_option_of_a_strategy_has_an_owner() -> None:
-    assert OWNERS.keys() == StrategyOptions.model_fields.keys()
-    assert set(OWNERS.values()) <= set(STRATEGIES)

@@ -156,8 +156,8 @@ def test_a_size_may_be_a_bare_number_and_data_a_path(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model: m\nsparsify: {activation_budget: 1000000000}\n")
     assert load_recipe(path).sparsify.activation_budget == "1000000000"
-    searched = build(SearchConfig, "search", {"data": tmp_path / "v.jsonl", "cache_budget": 0})
-    assert (searched.data, searched.cache_budget) == (f"{tmp_path}/v.jsonl", "0")
+    searched = build(SearchConfig, "search", {"data": tmp_path / "v.jsonl", "seed": 3})
+    assert (searched.data, searched.seed) == (f"{tmp_path}/v.jsonl", 3)
 
 
 def test_invalid_yaml_values_are_text_or_an_error(tmp_path: Path) -> None:

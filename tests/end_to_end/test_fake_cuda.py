@@ -14,7 +14,7 @@ from shears.adapt.train import train
 from shears.config import EvaluateConfig, SparsifyConfig
 from shears.evaluation.run import evaluate
 from shears.runtime.generation.transformers_backend import TransformersBackend
-from shears.searching.stage import search
+from shears.searching.study import search
 from shears.sparsity.prune import sparsify_model
 from shears.training.memory import recompute_between_products
 from tests.adapt.test_elastic import elastic_model

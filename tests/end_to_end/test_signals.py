@@ -32,7 +32,7 @@ CONTINUES = "stopped; the same command continues from there"
 STOPS = {
     "search": Stop(
         "search adapter OUT --data rows.jsonl --strategy random --max-evaluations 5 --batch-size 4 --device cpu",
-        "shears.searching.shared.study.SearchStudy.add", 3,
+        "shears.searching.study._evaluated", 3,
         CONTINUES,
     ),
     "write": Stop("write base OUT --tokens 60 --max-new-tokens 8", "shears.writing.writer.append_row", 3, CONTINUES),
@@ -60,7 +60,7 @@ QUICK = (("search", signal.SIGTERM), ("write", signal.SIGINT))
 """What the suite tries each time; the other calls are slow."""
 TIMES = ("seconds", "tokens_per_second", "tokens_per_second_range", "speeds", "efforts")
 """Keys of records that hold measured times."""
-TIMED = ("study.db", "times.jsonl", "training_times.jsonl", "report.html", ".lock")
+TIMED = ("study.journal", "times.jsonl", "training_times.jsonl", "report.html", ".lock")
 """Files that hold measured times; compress's report draws its record, which is compared."""
 
 

@@ -179,7 +179,7 @@ def _fits(given: Mapping[str, Any], option: Mapping[str, Any]) -> bool:
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        (SearchConfig, "max_evaluations seed max_new_tokens task study stale_after"),
+        (SearchConfig, "max_evaluations seed max_new_tokens task"),
         (ExportConfig, "calibration device"),
         (CompressConfig, "max_steps"),
         (SparsifyConfig, "calibration recover_by"),

@@ -16,7 +16,7 @@ from shears.export.stage import export_adapter
 from shears.models.ref import resolve
 from shears.runtime.loading import load
 from tests.runtime.native.decoders import extension_is_missing
-from tests.searching.test_stage import rows
+from tests.searching.adapters import rows
 from tests.tiny import save_tiny
 
 if extension_is_missing():

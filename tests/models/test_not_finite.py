@@ -18,7 +18,7 @@ from shears.errors import InputError
 from shears.evaluation.run import evaluate
 from shears.healing.stage import heal
 from shears.models.load import load_with_adapter
-from shears.searching.stage import search
+from shears.searching.study import search
 from shears.sparsity.stage import sparsify
 from shears.writing.stage import write
 from tests.healing.conftest import SETTINGS as HEALING

@@ -1,34 +1,22 @@
-"""Objectives whose optimum is known, and a search on them that can be killed: what the tests of searching share."""
+"""Objectives whose optimum is known, and a search on them."""
 
-import os
 import random
-import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.config.search import StrategyOptions
-from shears.progress import Meter
-from shears.searching.explore import explore
-from shears.searching.shared.claims import StudyState
-from shears.searching.shared.study import StudyLocation, open_study
-from shears.searching.strategies.base import LOSS, Evaluated, Figures, Goal, Objective, SearchPlan, Strategy
-from shears.searching.strategies.hill_climb import HillClimbing
-from shears.searching.strategies.nsga2 import Nsga2, rnsga2
-from shears.searching.strategies.simple import RandomSearch
+from shears.config import SearchConfig
+from shears.searching.outcome import Evaluated, Figures, Goal
+from shears.searching.study import explore, open_storage, open_study
 
-STRATEGIES: Mapping[str, Callable[[SearchSpace, SearchPlan], Strategy]] = {
-    "hill-climbing": HillClimbing,
-    "nsga2": Nsga2,
-    "random": RandomSearch,
-    "rnsga2": rnsga2,
-}
-BUDGET = 25  # NSGA-II then has a population of 5: several generations are killed and resumed
+Objective = Callable[[RankConfig], Figures]
 
 
 def make_space(num_groups: int, ranks: tuple[int, ...] = (32, 24, 16)) -> SearchSpace:
     """Groups named like those of a model."""
-    return SearchSpace({f"layers.{index}.up_proj": ranks for index in range(num_groups)})
+    groups = [f"layers.{index}.up_proj" for index in range(num_groups)]
+    return SearchSpace(dict.fromkeys(groups, ranks), {group: (group,) for group in groups})
 
 
 def separable(space: SearchSpace, seed: int = 0) -> Objective:
@@ -56,59 +44,14 @@ def conflicting(space: SearchSpace, seed: int = 5) -> Objective:
     return objective
 
 
-def counted(objective: Objective) -> tuple[Objective, list[RankConfig]]:
-    """The objective, and the list of all it was asked."""
-    asked: list[RankConfig] = []
-
-    def wrapped(ranks: RankConfig) -> Figures:
-        asked.append(ranks)
-        return objective(ranks)
-
-    return wrapped, asked
+def rugged(ranks: RankConfig) -> Figures:
+    """A loss drawn for every configuration."""
+    return {"loss": float(random.Random(str(ranks)).randint(0, 99)), "parameters": sum(ranks.values())}
 
 
-def silent() -> Meter:
-    """A meter that shows nothing."""
-    return Meter("search", 1, "evaluations", None)
-
-
-def climb(
-    make: Callable[[SearchSpace, SearchPlan], Strategy],
-    space: SearchSpace,
-    objective: Objective,
-    plan: SearchPlan,
-    location: StudyLocation | None = None,
-) -> StudyState:
-    """Run a search to its end; return the state of its study."""
-    with open_study(space, plan, location or StudyLocation()) as study:
-        explore(make(space, plan), objective, study, silent())
-    return study.state
-
-
-def evaluated(space: SearchSpace, objective: Objective, *configs: RankConfig) -> list[Evaluated]:
-    """A history."""
-    return [Evaluated(config, objective(config)) for config in configs]
-
-
-def a_plan(
-    strategy: str = "test", max_evaluations: int = 1000, seed: int = 0, goal: Goal = LOSS,
-    begun_with: int | None = None, **options: Any,
-) -> SearchPlan:  # fmt: skip
-    """A plan that leaves enough room unless told otherwise."""
-    return SearchPlan(strategy, max_evaluations, seed, goal, StrategyOptions(**options), begun_with)
-
-
-def killable_search(url: str | None, name: str, kill_at: int | None = None) -> list[Evaluated]:
-    """Search, resuming what is there; return the whole history. Kill this process inside evaluation `kill_at`."""
-    space, num_evaluations = make_space(6), 0
-    objective = conflicting(space)
-
-    def dangerous(ranks: RankConfig) -> Figures:
-        nonlocal num_evaluations
-        num_evaluations += 1
-        if num_evaluations == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return objective(ranks)
-
-    plan = a_plan(name, BUDGET)
-    return climb(STRATEGIES[name], space, dangerous, plan, StudyLocation(url, resume=True)).history
+def searched(space: SearchSpace, objective: Objective, work: Path, **config: Any) -> list[Evaluated]:
+    """All evaluations of a search whose study is in the folder `work`."""
+    settings = SearchConfig(data="unused", **config)
+    goal = Goal(settings.objectives, settings.constraints)
+    with open_storage(None, work / "study.journal") as storage:
+        return explore(open_study(settings, storage, {}, space), space, objective, goal, settings)

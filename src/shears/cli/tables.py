@@ -196,17 +196,10 @@ def _search_figure(value: int | float | None) -> str:
 
 
 def _front(result: Mapping[str, Any]) -> str:
-    """Return the size of the Pareto front, its objectives and its hypervolume as a sentence."""
-    objectives = result.get("objectives", ["quality", "parameters"])
-    volume = result.get("hypervolume")
+    """Return the size of the Pareto front and its objectives in words."""
     bounds = f" with {' and '.join(result['constraints'])}" if result.get("constraints") else ""
     front = f"{len(result['pareto'])} configurations on the Pareto front"
-    text = f"{front} of {' and '.join(objectives)}{bounds}"
-    if volume is None:
-        return text
-    reference = volume["reference"].items()
-    worst = ", ".join(f"{name} {_short(name, value)}" for name, value in reference)
-    return f"{text}; hypervolume {volume['value']:.4g} (reference {worst})"
+    return f"{front} of {' and '.join(result.get('objectives', ['quality', 'parameters']))}{bounds}"
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path) -> None:

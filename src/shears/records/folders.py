@@ -18,7 +18,6 @@ from shears.records.artifacts import read_object, refuse_changes, sync_path, syn
 CONFIG = ".asked.json"  # in the working folder: the configuration of the interrupted stage
 LOCK = ".lock"
 PARTIAL = ".partial"
-WORKER = ".worker"
 CHECKPOINTS = "checkpoints"  # in the working folder of a training
 MARKER = "whole.json"  # in a checkpoint whose files are all on the disk
 SCRAPS = {CONFIG, LOCK, f".{CONFIG}.tmp"}  # files that hold no work

@@ -22,7 +22,7 @@ from shears.records.paths import HUB_NAME, SEPARATOR, is_path, last_part, own_fi
 from shears.records.peft_files import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)
-EXCLUDED = ("study.db", artifacts.TRAINING_TIMES)  # they contain dates and times
+EXCLUDED = ("study.journal", artifacts.TRAINING_TIMES)  # they contain dates and times
 TRAINER_FILES = re.compile(
     r"checkpoint-\d+|(?:optimizer|scheduler|scaler)\.(?:pt|bin)|rng_state\S*\.pth|training_args\.bin|trainer_state\.json"
     r"|events\.out\.tfevents\.\S+"

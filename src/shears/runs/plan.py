@@ -14,7 +14,6 @@ from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig, SparsifyCon
 from shears.config.export import FORMATS
 from shears.config.loop import LoopConfig
 from shears.config.notation import num_bytes
-from shears.config.search import NUM_PROPOSALS
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, is_saved, read_rows, source_fingerprint
@@ -277,8 +276,7 @@ def _search(basis: _Basis) -> Estimate:
     assert config is not None
     size = f" of {basis.space.size:.3g}" if basis.space else ""
     data = _amount(config.data, config.limit)[1]
-    most = min(NUM_PROPOSALS.get(config.strategy, config.max_evaluations), config.max_evaluations)
-    work = f"{config.strategy}, up to {most}{size} configurations, each on {data}"
+    work = f"{config.strategy}, up to {config.budget}{size} configurations, each on {data}"
     if basis.sparse_bytes is None:
         return work, None
     loaded = basis.loaded_bytes(basis.sparse_bytes, config.weights)

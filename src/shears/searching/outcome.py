@@ -1,0 +1,150 @@
+"""What a search aims at and what it found: figures, goal, chosen configuration, Pareto front, held-out gain. Pure.
+
+N examples.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from shears.adapt.space import RankConfig
+from shears.config.search import MAXIMISED, Constraint
+from shears.errors import InputError
+from shears.evaluation.statistics import Z95, Interval, paired_difference
+
+Figures = Mapping[str, int | float]
+"""Figures of a rank configuration by name: loss, accuracy, parameters, and `cut` answers."""
+Evaluated = tuple[RankConfig, Figures]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Which figures are better: the first objective decides, the next ones break ties.
+
+    A configuration that meets the constraints is better than one that does not. Of two that do not, the one with the
+    smaller violation is better (Deb, 2000). A configuration whose size breaks a bound has no other figure.
+    """
+
+    objectives: tuple[str, ...] = ("loss", "parameters")
+    constraints: tuple[Constraint, ...] = ()
+
+    def cost(self, figures: Figures) -> tuple[float, ...]:
+        """Return the objectives as costs: less is better, infinity for a figure that was not measured."""
+        signs = [-1 if name in MAXIMISED else 1 for name in self.objectives]
+        return tuple(
+            float(sign * figures.get(name, sign * math.inf)) for name, sign in zip(self.objectives, signs, strict=True)
+        )
+
+    def excesses(self, figures: Figures) -> dict[str, float]:
+        """Return the excess over each constraint by its text; 0 where the figure was not measured."""
+        return {
+            bound.text: bound.excess(figures[bound.figure]) if bound.figure in figures else 0.0
+            for bound in self.constraints
+        }
+
+    def key(self, figures: Figures) -> tuple[float, ...]:
+        """Return the sort key of a configuration, the best first: the sum of its excesses, then its costs."""
+        violation = sum((max(excess, 0.0) for excess in self.excesses(figures).values()), start=0.0)
+        return violation, *self.cost(figures)
+
+
+def outcome(evaluated: Sequence[Evaluated], goal: Goal) -> dict[str, Any]:
+    """Return every evaluation in order, the best one and the front of the feasible ones as JSON data.
+
+    InputError if no configuration meets the constraints.
+    """
+    feasible = [(ranks, figures) for ranks, figures in evaluated if goal.key(figures)[0] == 0.0]
+    if not feasible:
+        nearest = min((figures for _, figures in evaluated), key=goal.key)
+        raise InputError(
+            f"a configuration must meet {', '.join(bound.text for bound in goal.constraints)}, and none of "
+            f"{len(evaluated)} evaluated does; the nearest has {_words(nearest)}; search with a larger "
+            "--max-evaluations, another strategy or a looser constraint"
+        )
+    costs = [goal.cost(figures) for _, figures in feasible]
+    front = [each for each, cost in zip(feasible, costs, strict=True) if not any(dominates(one, cost) for one in costs)]
+    return {
+        "evaluations": [_as_data(each) for each in evaluated],
+        "chosen": _as_data(min(feasible, key=lambda each: goal.key(each[1]))),
+        "pareto": [_as_data(each) for each in sorted(front, key=lambda each: goal.cost(each[1]))],
+    }
+
+
+def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Tell whether one is no larger in every cost and smaller in one."""
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def _words(figures: Figures) -> str:
+    return ", ".join(f"{name} {value:,.6g}" for name, value in figures.items())
+
+
+def _as_data(evaluated: Evaluated) -> dict[str, Any]:
+    ranks, figures = evaluated
+    return {"ranks": dict(ranks), "metrics": dict(sorted(figures.items()))}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A quality of one configuration: values and weights of N examples; its figure is the ratio of their sums."""
+
+    values: Float64[np.ndarray, " N"]
+    weights: Float64[np.ndarray, " N"]
+    num_cut: int | None = None
+    """Generated answers that the longest length cut; None without generated answers."""
+
+    @property
+    def figure(self) -> float:
+        """The mean over examples (accuracy) or over their tokens (loss)."""
+        return float(self.values.sum()) / float(self.weights.sum())
+
+
+def held_out_gain(quality: str, chosen: Measured, heuristic: Measured, is_same: bool) -> dict[str, Any]:
+    """Return the record of the chosen configuration against the heuristic on test examples.
+
+    The best of many configurations on the validation examples looks better there than it is (winner's curse), so the
+    difference on unseen examples comes with a paired 95 % interval, None if it is infinite.
+    """
+    if quality in MAXIMISED:
+        ones, others = ([each.values.astype(bool).tolist()] for each in (chosen, heuristic))
+        value, low, high = paired_difference(ones, others)
+    else:
+        value, low, high = ratio_difference(chosen.values - heuristic.values, chosen.weights)
+    notes = []
+    if is_same:
+        notes = ["the heuristic is the chosen configuration: the search found nothing better"]
+    elif low <= 0.0 <= high:
+        notes = [
+            f"the difference on the test examples is inside the noise ({low:+.4g} to {high:+.4g}): they do not tell "
+            "the chosen configuration from the heuristic"
+        ]
+    elif (value > 0) != (quality in MAXIMISED):
+        notes = ["the chosen configuration is worse than the heuristic on the test examples; take the heuristic"]
+    test = {
+        "n": len(chosen.values),
+        "heuristic": heuristic.figure,
+        "chosen": chosen.figure,
+        "difference": value,
+        "ci95": [low, high] if math.isfinite(low) and math.isfinite(high) else None,
+    }
+    return {"figure": quality, "test": test, "notes": notes}
+
+
+def ratio_difference(differences: Float64[np.ndarray, " N"], weights: Float64[np.ndarray, " N"]) -> Interval:
+    """Return sum(differences) / sum(weights) with its 95 % interval over examples.
+
+    A loss per token is a ratio of two sums over examples: its standard error is that of the residuals d - D w
+    (Cochran, 1977, section 2.11). The interval of fewer than two examples is infinite.
+    """
+    n = len(differences)
+    total = float(weights.sum())
+    value = float(differences.sum()) / total
+    if n < 2:
+        return Interval(value, -math.inf, math.inf)
+    residuals = differences - value * weights
+    half = Z95 * math.sqrt(n / (n - 1) * float(residuals @ residuals)) / total
+    return Interval(value, value - half, value + half)

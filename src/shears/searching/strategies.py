@@ -1,0 +1,113 @@
+"""What to evaluate next: hill climbing as a function of what is known, and Optuna's samplers."""
+
+import copy
+import hashlib
+import random
+import warnings
+from collections.abc import Callable, Mapping
+from itertools import product
+
+from optuna import Study
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    RandomSampler,
+)
+from optuna.trial import FrozenTrial
+
+from shears.adapt.space import RankConfig, SearchSpace
+
+Known = Mapping[RankConfig, tuple[float, ...]]
+"""The sort keys of evaluated configurations (`Goal.key`); the first number is above 0 for an infeasible one."""
+
+
+def hill_climbing(space: SearchSpace, seed: int, known: Known, max_climbs: int) -> RankConfig | None:
+    """Return the first unknown configuration on the way of the climbs; None if all have ended (Shears, section 3.3).
+
+    A climb goes from an incumbent to its first better neighbour, which has the next larger or smaller rank in one
+    group. Neighbours are tried in a random order, drawn anew for every incumbent. The first climb starts at the
+    heuristic, or at an end of the space if the heuristic breaks a constraint; the others start at random.
+    """
+    starts = [space.heuristic()]
+    if known.get(starts[0], (0.0,))[0] > 0:
+        starts += [space.maximal(), space.minimal()]
+    for start in starts:
+        if start not in known:
+            return start
+    visited = set[RankConfig]()
+    incumbent = min(starts, key=known.__getitem__)
+    for climb in range(max_climbs + 1):
+        while incumbent not in visited:
+            if incumbent not in known:
+                return incumbent
+            visited.add(incumbent)
+            incumbent = _step(space, seed, known, incumbent)
+        incumbent = space.random(random.Random(f"hill-climbing/{seed}/restart/{climb}"))
+    return None
+
+
+def _step(space: SearchSpace, seed: int, known: Known, incumbent: RankConfig) -> RankConfig:
+    """Return the first neighbour that is better or not yet known; the incumbent itself at a summit."""
+    neighbours = list(space.neighbours(incumbent))
+    random.Random(f"hill-climbing/{seed}/{tuple(incumbent.values())}").shuffle(neighbours)
+    for neighbour in neighbours:
+        if neighbour not in known or known[neighbour] < known[incumbent]:
+            return neighbour
+    return incumbent
+
+
+class _CachedParents:
+    """Draws children alike whether Optuna computes their parents now or has them from before a kill."""
+
+    def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        """Return the parents in the order of Optuna's cache; it computes them in another one."""
+        super().get_parent_population(study, generation)  # type: ignore[misc]
+        parents: list[FrozenTrial] = super().get_parent_population(study, generation)  # type: ignore[misc]
+        return parents
+
+    def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
+        """Return the parents, drawn from a copy of the generator that draws the children."""
+        twin = copy.deepcopy(self)
+        parents: list[FrozenTrial] = super(_CachedParents, twin).select_parent(study, generation)  # type: ignore[misc]
+        return parents
+
+
+class _Nsga2(_CachedParents, NSGAIISampler):  # type: ignore[misc]
+    pass
+
+
+class _Nsga3(_CachedParents, NSGAIIISampler):  # type: ignore[misc]
+    pass
+
+
+SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
+    "random": lambda seed, _: RandomSampler(seed),
+    "nsga2": lambda seed, population: _Nsga2(population_size=population, seed=seed),
+    "nsga3": lambda seed, population: _Nsga3(population_size=population, seed=seed),
+}
+"""Functions from a seed and the size of a generation to a sampler."""
+
+
+def sampler_of(strategy: str, seed: int, number: int, population: int) -> BaseSampler:
+    """Return the sampler of one trial: Optuna saves no generator, so a resumed search needs a seed for each trial."""
+    stream = hashlib.sha256(f"{strategy}/{seed}/{number}".encode()).hexdigest()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return SAMPLERS.get(strategy, SAMPLERS["random"])(int(stream[:8], 16), population)  # numpy takes 32 bits
+
+
+def propose(strategy: str, space: SearchSpace, seed: int, known: Known, max_climbs: int) -> RankConfig | None:
+    """Return the configuration to evaluate next; None if the strategy's sampler draws it, or a climb has ended.
+
+    Every strategy begins with the heuristic, those that seek a front go on with both ends of the space.
+    """
+    ends = [space.maximal(), space.minimal()] if strategy.startswith("nsga") else []
+    for ranks in (space.heuristic(), *ends):
+        if ranks not in known:
+            return ranks
+    if strategy == "exhaustive":
+        configs = (RankConfig(dict(zip(space.ranks, ranks, strict=True))) for ranks in product(*space.ranks.values()))
+        return next((ranks for ranks in configs if ranks not in known), None)
+    return hill_climbing(space, seed, known, max_climbs) if strategy == "hill-climbing" else None
