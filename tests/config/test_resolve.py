@@ -46,7 +46,7 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         (TrainConfig, {"data": "x", "epochs": float("inf")}, "x.epochs must be a finite number, got inf"),
         (TrainConfig, {"data": "x", "alpha": "nan"}, "x.alpha must be a finite number"),
         (TrainConfig, {"data": "x", "ranks": True}, "x.ranks must be a valid tuple, got True"),
-        (SearchConfig, {"data": "x", "objective": "accuracy"}, "task must be given with objective accuracy"),
+        (SearchConfig, {"data": "x", "objective": "accuracy"}, "task must be given with accuracy"),
         (
             ExportConfig,
             {"values": "int8"},

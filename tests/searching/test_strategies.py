@@ -137,8 +137,8 @@ class Killed(BaseException):
 def test_killed_at_every_evaluation_and_resumed_a_search_is_the_undisturbed_one(
     strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space = make_space(4)
-    budget = 81 if strategy == "exhaustive" else 30
+    space = make_space(3)
+    budget = 27 if strategy == "exhaustive" else 22
     config: dict[str, Any] = {"strategy": strategy, "max_evaluations": budget, "seed": 3}
     (tmp_path / "whole").mkdir()
     whole = searched(space, conflicting(space), tmp_path / "whole", **config)
