@@ -1,12 +1,10 @@
-"""Pages that `make docs` makes: every verb and every recipe key from the configuration, and the list of decisions.
+"""Pages that `make docs` makes: every verb and every recipe key from the configuration.
 
 mkdocs calls `on_config` and `on_files`. Nothing that is made here is written into docs/, so that it cannot be stale.
 """
 
 import html
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -22,7 +20,6 @@ from shears.config import Recipe
 from shears.config.evaluate import BaselineConfig
 from shears.config.fields import StageConfig
 
-DOCS = Path(__file__).parent
 ARGUMENTS = "Arguments"
 OPTIONS = "Options"
 DEFAULT = re.compile(r"\(default: [^()]*\)")
@@ -35,7 +32,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     sections = {title: pages for entry in config.nav or [] for title, pages in entry.items() if isinstance(entry, dict)}
     verbs = [{f"shears {name}": f"reference/verbs/{name}.md"} for name in verbs_of(application_group())]
     sections["Reference"] += [{"Recipe keys": "reference/recipe.md"}, {"Verbs": verbs}]
-    sections["Research"].append({"Decisions": "decisions/index.md"})
     return config
 
 
@@ -50,7 +46,7 @@ def made_pages() -> dict[str, str]:
     """Return every made page by its path below docs/."""
     verbs = verbs_of(application_group())
     pages = {f"reference/verbs/{name}.md": verb_page(name, verb) for name, verb in verbs.items()}
-    return {**pages, "reference/recipe.md": recipe_page(), "decisions/index.md": decisions_page()}
+    return {**pages, "reference/recipe.md": recipe_page()}
 
 
 def application_group() -> Any:
@@ -190,15 +186,3 @@ def table(heads: tuple[str, ...], rows: Any) -> str:
     used = [index for index in range(len(heads)) if any(row[index] for row in cells)]
     lines = [[heads[index] for index in used], ["---"] * len(used), *([row[index] for index in used] for row in cells)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def decisions_page() -> str:
-    """Return the list of decisions, the newest first."""
-    entries = "\n".join(f"- [{title}]({name})" for name, title in sorted(decisions(), reverse=True))
-    return f"# Decisions\n\nWhat another would have decided otherwise, and why; the newest first.\n\n{entries}\n"
-
-
-def decisions() -> Iterator[tuple[str, str]]:
-    """Yield each decision's file and title."""
-    for path in (DOCS / "decisions").glob("[0-9]*.md"):
-        yield path.name, path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")

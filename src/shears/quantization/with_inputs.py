@@ -37,7 +37,7 @@ from shears.quantization.grid import (
 )
 from shears.quantization.inverse import inverse_factor
 
-DAMPING = 0.3  # share of the mean moment; the best of 0.01 to 0.3 (decision 54)
+DAMPING = 0.3  # share of the mean moment; the best of 0.01 to 0.3
 RATIOS = tuple(1 - step / 20 for step in range(10))  # of the range that the search tries
 SWEEPS = 4  # of coordinate descent; six lower the output error by another 2 %
 SPAN = BLOCK  # columns whose gradients are computed together

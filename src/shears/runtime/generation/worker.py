@@ -2,8 +2,6 @@
 
     with Worker(shears.runtime.load("package")) as worker:
         for piece in worker.stream("Once upon a time"): ...   # from any thread
-
-Docs: docs/decisions/0032.
 """
 
 import logging

@@ -23,7 +23,7 @@ from shears.sparsity.allocation.overall import HIGHEST_SPARSITY, Curve, by_margi
 from shears.sparsity.plan import CalibrationRun, Chosen
 
 SEQUENCES = 4  # of calibration text; gradients are taken sequence by sequence
-STRENGTH = 0.35  # step from uniform to the optimum; the whole step is too far (decision 16)
+STRENGTH = 0.35  # step from uniform to the optimum; the whole step is too far
 REACH = 0.3  # largest distance of the optimum from the overall sparsity
 SAMPLE = 1 << 16  # weights of a matrix whose costs are sorted
 POINTS = 101  # of a cost curve
