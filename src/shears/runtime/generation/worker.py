@@ -1,7 +1,7 @@
 """Several threads share one engine: the worker's own thread generates all their answers together.
 
-    with Worker(shears.runtime.load("package")) as worker:
-        for piece in worker.stream("Once upon a time"): ...   # from any thread
+with Worker(shears.runtime.load("package")) as worker:
+    for piece in worker.stream("Once upon a time"): ...   # from any thread
 """
 
 import logging
