@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shears.checkpoints.inspection import inspect as inspect
     from shears.errors import InputError as InputError
     from shears.evaluation.run import evaluate as evaluate
-    from shears.export.stage import export_adapter as export_adapter
+    from shears.export.peft import export_adapter as export_adapter
     from shears.healing.stage import heal as heal
     from shears.records.publishing import push as push
     from shears.records.version import __version__ as __version__
@@ -45,7 +45,7 @@ _MODULES = {
     "compress": "runs.compress.stage",
     "environment": "runtime.environment",
     "evaluate": "evaluation.run",
-    "export_adapter": "export.stage",
+    "export_adapter": "export.peft",
     "heal": "healing.stage",
     "inspect": "checkpoints.inspection",
     "load_super_adapter": "adapt.load",

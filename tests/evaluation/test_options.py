@@ -23,7 +23,7 @@ from shears.data.calibration import calibration_batches, text_tokens
 from shears.data.prompts import TEMPLATES
 from shears.errors import InputError
 from shears.evaluation.run import evaluate, parts_of, template_of
-from shears.export.stage import export_adapter
+from shears.export.peft import export_adapter
 from shears.models.load import load_with_adapter
 from shears.models.ref import resolve
 from shears.runtime.loading import load

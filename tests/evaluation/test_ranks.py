@@ -12,7 +12,7 @@ from shears.config import EvaluateConfig
 from shears.errors import InputError
 from shears.evaluation.records import TextJournal
 from shears.evaluation.run import evaluate, open_subject
-from shears.export.stage import export_adapter
+from shears.export.peft import export_adapter
 from shears.models.ref import resolve
 from shears.runtime.loading import load
 from tests.runtime.native.decoders import extension_is_missing

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shears.checkpoints.packed.index import ADAPTER, QUANTIZATION
 from shears.checkpoints.tensor_files import TensorFiles
-from shears.export.stage import export_adapter
+from shears.export.peft import export_adapter
 from shears.quantization.training import GRIDS
 from shears.records.artifacts import SEARCH_SPACE, SUB_ADAPTER, read_json, read_object, write_json
 from shears.records.peft_files import ADAPTER_CONFIG

@@ -10,7 +10,7 @@ import pytest
 
 from shears.adapt.load import load_super_adapter
 from shears.errors import InputError
-from shears.export.stage import export_adapter
+from shears.export.peft import export_adapter
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import SEARCH_SPACE, SPARSITY, SUB_ADAPTER, weights_fingerprint
 from shears.records.peft_files import ADAPTER_CONFIG

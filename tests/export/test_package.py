@@ -16,7 +16,7 @@ from shears.checkpoints.packed.layout import dense, pack
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.export.stage import export_adapter
+from shears.export.peft import export_adapter
 from shears.models.load import load_with_adapter
 from shears.quantization.grid import dequantize_blocks, quantize_blocks
 from shears.records.artifacts import MERGED, PACKAGE, README, SUB_ADAPTER, read_json, read_record

@@ -23,7 +23,7 @@ from shears.checkpoints.packed.layout import dense
 from shears.config import Recipe, TrainConfig
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder
-from shears.export.stage import export_adapter
+from shears.export.peft import export_adapter
 from shears.models.blocks import weight_oi
 from shears.models.grid_adapter import GridLinear, grids_of
 from shears.models.load import load_model, load_with_adapter

@@ -14,7 +14,7 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.run import template_of
-from shears.export.stage import export_adapter
+from shears.export.peft import export_adapter
 from shears.models.load import load_model
 from shears.records.artifacts import (
     README,

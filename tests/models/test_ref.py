@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shears.errors import InputError
-from shears.export.stage import export_adapter
+from shears.export.peft import export_adapter
 from shears.models import ref
 from shears.models.ref import resolve
 from shears.records.artifacts import MERGED, write_json

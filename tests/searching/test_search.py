@@ -19,7 +19,7 @@ from shears.cli.tables import print_search
 from shears.config import SearchConfig
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
-from shears.export.stage import export_adapter
+from shears.export.peft import export_adapter
 from shears.records.artifacts import read_json
 from shears.records.folders import partial_folder
 from shears.searching import study as study_module

@@ -9,6 +9,7 @@ Shapes: T tokens of a batch, O output features, I input features of a linear.
 """
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from shears.checkpoints.configuration import UnsupportedCheckpoint
 from shears.checkpoints.packed.index import TableFormat
@@ -29,7 +31,7 @@ from shears.config.write import is_written
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
-from shears.export.merge import BATCH, BUDGET, Labelled, losses
+from shears.export.merge import BATCH, BUDGET
 from shears.export.packing import Packing
 from shears.models.blocks import LoraUpdate
 from shears.models.blockwise.activations import Activations
@@ -47,6 +49,7 @@ from shears.writing.stage import text_source
 
 logger = logging.getLogger(__name__)
 METHOD = "masked GPTQ and coordinate descent"
+POSITIONS_AT_ONCE = 128  # positions whose logits are float32 at the same time
 MEASURED = 16  # calibration sequences on which the losses of embeddings are measured
 SMALLEST_FIRST: tuple[TableFormat, ...] = ("int4", "int8", False)
 
@@ -173,12 +176,11 @@ def _choose_tables(source: _PackedTables, batches: Batches, folder: Path) -> dic
     Tables are chosen in the order of the files; the bound holds for all of them together.
     """
     packing = source.packing
-    rows = [row[None] for batch in batches for row in batch][:MEASURED]
-    sequences = [Labelled(row, row) for row in rows]
+    sequences = [row[None] for batch in batches for row in batch][:MEASURED]
 
     def loss(title: str) -> float:
         source.put()
-        return losses(source, {"text": sequences}, folder, title)["text"]
+        return _mean_loss(source, sequences, folder, title)
 
     before = loss("loss, embeddings kept")
     by_form: dict[str, dict[str, float]] = {}
@@ -201,6 +203,30 @@ def _choose_tables(source: _PackedTables, batches: Batches, folder: Path) -> dic
         "kept_loss": before,
         "losses": by_form,
     }
+
+
+@torch.no_grad()
+def _mean_loss(source: BlockSource, sequences: Sequence[Tensor], folder: Path, title: str) -> float:
+    """Return the mean negative log-likelihood of a token, in nats; InputError where it is not finite."""
+    losses: list[Tensor] = []
+    with Activations(BUDGET, folder) as hidden:
+        walk = Walk(source, sequences, hidden, lambda: autocast("auto", source.device))
+
+        def visit(run: BlockRun) -> None:
+            if run.index < len(walk) - 1:
+                return
+            with source.with_head():
+                for index, states in enumerate(run.outputs()):
+                    logits = walk.logits(index, states)[0, :-1]
+                    following = sequences[index][0, 1:].to(logits.device)
+                    pieces = zip(logits.split(POSITIONS_AT_ONCE), following.split(POSITIONS_AT_ONCE), strict=True)
+                    losses.extend(cross_entropy(piece.float(), tokens, reduction="none") for piece, tokens in pieces)
+
+        walk_blocks(walk, visit, title)
+    mean = float(torch.cat([each.cpu() for each in losses]).double().mean())
+    if not math.isfinite(mean):
+        raise InputError(f"losses must be finite, {title} is {mean}; look for NaN in embeddings and head")
+    return mean
 
 
 class _Rounding:

@@ -1,4 +1,4 @@
-"""A sub-adapter, cut out of a super-adapter or exported before; the formats peft and padded.
+"""The verb `export`, and a sub-adapter: cut out of a super-adapter or exported before.
 
 PEFT names the tensors of a linear `base_model.model.<linear>.lora_A.weight` (R I) and
 `...lora_B.weight` (O R).
@@ -7,8 +7,10 @@ Shapes: R rank, O output features, I input features of a linear.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -22,19 +24,51 @@ from shears.adapt.ranks import by_linear, choose_ranks, ranks_file
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import ExportConfig
 from shears.config.export import FORMATS
-from shears.errors import InputError
+from shears.config.resolve import build
+from shears.data.calibration import check_text
+from shears.errors import InputError, reading
 from shears.models.blocks import LoraUpdate
 from shears.models.ref import ModelRef
 from shears.quantization.grid import Grid
 from shears.quantization.training import read_grids
 from shears.records import artifacts
-from shears.records.paths import file_fingerprint
+from shears.records.card import write_card
+from shears.records.folders import working_folder
+from shears.records.paths import expanded, file_fingerprint
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, linear_of, rank_patterns
 from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
+Writer = Callable[[str, Path, str | None, ExportConfig], dict[str, Any]]
+"""Writes what `source` names into the folder `work`, with the base model `model` where it was
+moved, as the settings ask; returns the record, its fingerprint included."""
 Resize = Callable[[Mapping[str, Tensor], Mapping[str, int]], dict[str, Tensor]]
 NEEDED = ("base", "base_fingerprint", "fingerprint", "template")  # keys of every record
+
+
+def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str | None = None, **config: Any) -> Path:
+    """Write the chosen sub-adapter to the folder `output`; return that folder.
+
+    The keywords are the fields of `ExportConfig`. The formats peft and padded write an adapter and
+    read no model. The merged formats write a whole model: the base model (`model` where it was
+    moved) with the sub-adapter in its weights; they also take a sub-adapter that was exported
+    before. A package also takes a model without an adapter, by any name. InputError for ranks
+    outside the search space and for another base model.
+    """
+    started = time.monotonic()
+    settings = build(ExportConfig, "export", config)
+    form = FORMATS[settings.format]
+    output = expanded(output)
+    if model is not None and not form.is_model:
+        raise InputError(f"format {settings.format} reads no model, got model={model}; leave it out")
+    check_text(settings.calibration)
+    write: Writer = resolve_name(form.writer)
+    asked = {"super_adapter": str(super_adapter), **artifacts.as_data(settings)}
+    with working_folder(output, asked, resume=None, kind=ExportConfig) as work:
+        artifacts.write_json(work / form.record, write(str(super_adapter), work, model, settings))
+        write_card(work)
+    logger.info("exported %s, format %s, in %.0f s", output, settings.format, time.monotonic() - started)
+    return output
 
 
 def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> dict[str, Any]:
@@ -46,33 +80,26 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
             f"{folder} was trained with quantize_aware, whose rounding no tool adds to an adapter, got format "
             f"{settings.format}; take package, or merged for the rounded weights in an ordinary model"
         )
+    if record.get("sparse_adapter", False):
+        logger.warning("%s is masked, which other tools ignore; use --format merged-sparse for them", folder)
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
-    if record.get("sparse_adapter", False):
-        logger.warning(
-            "%s was trained with sparse_adapter; other tools ignore the mask; use --format merged-sparse for them",
-            folder,
-        )
-    pads = FORMATS[settings.format].pads
-    config = read_adapter_config(folder) if pads else sliced_config(folder, space, ranks)
-    tensors = _cut(folder, space, ranks, padded if pads else sliced)
+    tensors = _cut(folder, space, ranks, padded if FORMATS[settings.format].pads else sliced)
+    config = read_adapter_config(folder) if FORMATS[settings.format].pads else sliced_config(folder, space, ranks)
     save_file(tensors, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     artifacts.write_json(work / ADAPTER_CONFIG, config)
     logger.info("%.4g M adapter parameters", sum(tensor.numel() for tensor in tensors.values()) / 1e6)
     file = ranks_file(settings.ranks)
     return {
+        **{key: record[key] for key in ("base", "base_fingerprint", "alpha", "max_rank")},
         "shears_version": __version__,
         "config": recorded_settings(settings),
-        "base": record["base"],
-        "base_fingerprint": record["base_fingerprint"],
         "super_adapter_fingerprint": record["fingerprint"],
         "ranks_fingerprint": file_fingerprint(file.path) if file else None,
         "fingerprint": artifacts.weights_fingerprint(work),
         **artifacts.form_keys(record),
         **artifacts.training_source(record),
-        "alpha": record["alpha"],
         "sparse_adapter": record.get("sparse_adapter", False),
-        "max_rank": record["max_rank"],
         "ranks": dict(ranks),
     }
 
@@ -85,18 +112,19 @@ def recorded_settings(settings: ExportConfig) -> dict[str, Any]:
 
 def _cut(folder: Path, space: SearchSpace, ranks: RankConfig, resize: Resize) -> dict[str, Tensor]:
     """Return the sub-adapter's tensors, B multiplied by the factor of its linear's rank."""
-    tensors = resize(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
+    with reading(folder):
+        tensors = resize(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
     factors = {linear: space.factor(group, ranks[group]) for group in space.ranks for linear in space.modules[group]}
     return {name: tensor * factors[linear_of(name)] if name.endswith(B) else tensor for name, tensor in tensors.items()}
 
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the first r rows of every A and columns of every B, r by linear; InputError for one without a rank."""
+    """Return the first r rows of every A and columns of every B, r by linear."""
     return {name: _first(name, tensor, ranks).contiguous() for name, tensor in tensors.items()}
 
 
 def padded(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return unchanged shapes, zero beyond each linear's rank; InputError as in `sliced`."""
+    """Return unchanged shapes, zero beyond each linear's rank."""
     result = {}
     for name, tensor in tensors.items():
         result[name] = torch.zeros_like(tensor)
@@ -105,10 +133,8 @@ def padded(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str,
 
 
 def _first(name: str, tensor: Tensor, ranks: Mapping[str, int]) -> Tensor:
-    linear = linear_of(name)
-    if linear not in ranks:
-        raise InputError(f"a search space must name every linear of its adapter, {linear} is not there; train it again")
-    return tensor[: ranks[linear]] if name.endswith(A) else tensor[:, : ranks[linear]]
+    rank = ranks[linear_of(name)]
+    return tensor[:rank] if name.endswith(A) else tensor[:, :rank]
 
 
 class SubAdapter(NamedTuple):
@@ -178,12 +204,10 @@ def refuse_ranks(settings: ExportConfig) -> None:
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Return PEFT's configuration of a LoRA; InputError without r or alpha."""
-    config: Any = artifacts.read_json(folder / ADAPTER_CONFIG)
-    values: dict[str, Any] = config if isinstance(config, dict) else {}
-    rank = values.get("r")
-    if type(rank) is not int or rank < 1 or not isinstance(values.get("lora_alpha"), int | float):
+    config = artifacts.read_object(folder / ADAPTER_CONFIG)
+    if type(config.get("r")) is not int or config["r"] < 1 or not isinstance(config.get("lora_alpha"), int | float):
         raise InputError(f"{folder / ADAPTER_CONFIG} must be PEFT's of a LoRA with r and lora_alpha; make it again")
-    return values
+    return config
 
 
 def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[str, Any]:

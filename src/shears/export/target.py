@@ -4,14 +4,13 @@ Shapes: O output features, I input features of a linear.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
@@ -118,41 +117,6 @@ def with_rounded(weight: Float[Tensor, "O I"], update: LoraUpdate, grid: Grid) -
     """
     grid = grid.to(weight.device)
     return on_grid(with_masked(weight, update) if update.a.numel() else weight, grid)
-
-
-class Changed(BlockSource):
-    """A merged model whose open block has its adapted linears changed by `change`, then restored."""
-
-    def __init__(self, target: MergedModel, change: Callable[[Tensor, LoraUpdate], Tensor]) -> None:
-        self.model: PreTrainedModel = target.source.model
-        self.prefix = target.source.prefix
-        self.device = target.source.device
-        self.resident = target.source.resident
-        self._target = target
-        self._change = change
-
-    @contextmanager
-    def opened(self, index: int) -> Iterator[nn.Module]:
-        """Yield the block with its adapted linears changed."""
-        target = self._target
-        with target.source.opened(index) as block:
-            before = {}
-            for matrix in target.by_block[index]:
-                view = target.view(matrix)
-                before[matrix] = view.clone()
-                view.copy_(self._change(view, target.updates[matrix.name]))
-            try:
-                yield block
-            finally:
-                for matrix, weight in before.items():
-                    target.view(matrix).copy_(weight)
-
-    def with_head(self) -> AbstractContextManager[None]:
-        """Hold the head in memory."""
-        return self._target.source.with_head()
-
-    def keep(self, index: int, parameters: object) -> None:
-        """Do nothing: the model is not changed."""
 
 
 def merge_into(

@@ -23,7 +23,7 @@ from shears.config.resolve import build, section_class
 from shears.data.calibration import text_template_of
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
-from shears.export.stage import export_adapter
+from shears.export.peft import export_adapter
 from shears.healing.prepare import teacher_of
 from shears.healing.stage import heal
 from shears.models.ref import resolve

@@ -20,7 +20,7 @@ from shears.evaluation.run import evaluate
 from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks.harness import TASKS, run_harness
 from shears.evaluation.tasks.paper_tasks import rows_for_lm_eval, score_for_lm_eval
-from shears.export.stage import export_adapter
+from shears.export.peft import export_adapter
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import SUB_ADAPTER, write_json
 from tests.tiny import save_tiny, tiny_model
