@@ -72,6 +72,28 @@ def test_a_sub_adapter_is_a_stock_peft_adapter(super_adapter: Path, tmp_path: Pa
     written = json.loads((output / "adapter_config.json").read_text())
     assert (written["r"], written["lora_alpha"]) == (6, 9)  # tools that ignore patterns still scale right
     assert written["alpha_pattern"] == {name: rank * 9 / 6 for name, rank in written["rank_pattern"].items()}
+
+
+def test_padding_is_bit_equal_to_the_activated_super_adapter(super_adapter: Path, tmp_path: Path) -> None:
+    config = mixed(super_adapter)
+    ranks = chosen(tmp_path / "ranks.json", config)
+    output = export_adapter(super_adapter, tmp_path / "sub", ranks=ranks, format="padded")
+    assert torch.equal(stock(super_adapter, output), activated(super_adapter, config))
+    written = json.loads((output / "adapter_config.json").read_text())
+    assert written["rank_pattern"] == written["alpha_pattern"] == {}
+    assert {t.shape[0] for n, t in load_file(output / "adapter_model.safetensors").items() if "lora_A" in n} == {6}
+
+
+def test_a_search_result_names_ranks_by_its_folder_or_a_number(super_adapter: Path, tmp_path: Path) -> None:
+    config = mixed(super_adapter)
+    entries = [{"ranks": dict.fromkeys(config, 6)}, {"ranks": dict(config)}]
+    fingerprint = read_record(super_adapter, "search_space.json")["fingerprint"]
+    result = {"super_adapter_fingerprint": fingerprint, "chosen": entries[0], "evaluations": entries}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    records = {
+        ranks: read_record(export_adapter(super_adapter, tmp_path / f"{number}", ranks=ranks), "sub_adapter.json")
+        for number, ranks in enumerate((str(tmp_path), f"{tmp_path / 'result.json'}:2"))
+    }
     assert [record["ranks"] for record in records.values()] == [entry["ranks"] for entry in entries]
     assert [record["config"]["ranks"] for record in records.values()] == ["result.json", "result.json:2"]
 
@@ -85,7 +107,7 @@ def test_ranks_that_make_no_sense_are_refused(super_adapter: Path, tmp_path: Pat
         "five.json": ({**config, next(iter(config)): 5}, r"must be one of \[6, 4, 3, 1\], got 5"),
         "own.json:1": (own, "must be one of the 0 evaluated"),
         "few.json:1": (dict(config), "must be a search's result where a number is given"),
-        "torn.json": (None, "must be a JSON"),
+        "torn.json": (None, "torn.json cannot be read"),
         "heuristik": (None, "ranks must be heuristic, maximal, minimal or a JSON file, got '.*heuristik'"),
     }
     for name, (content, message) in cases.items():
