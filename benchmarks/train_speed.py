@@ -47,13 +47,13 @@ from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.models.devices import resolved_precision
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
-from shears.training.loop import fit
-from shears.training.trainer import LengthBucketSampler
+from shears.training.batches import EpochOrder
+from shears.training.fit import fit
 
-LORA, NLS, SPARSE = "LoRA, packed", "NLS uniform, packed", "SparsePEFT, packed"
+LORA, NLS, SPARSE = "LoRA, ours", "NLS, ours", "SparsePEFT, ours"
 OURS: dict[str, dict[str, Any]] = {
     LORA: {"ranks": 32},
-    "LoRA, packed in fours, nothing recomputed": {"ranks": 32, "recompute": "none", "micro_batch_size": 4},  # as rivals
+    "LoRA, recomputed": {"ranks": 32, "recompute": True},
     NLS: {},
     SPARSE: {"ranks": 32, "sparse_adapter": True},
 }
@@ -89,7 +89,7 @@ class Job:
 
     def order(self) -> list[int]:
         """Return the examples' numbers in the order in which arms without length grouping take them."""
-        sampler = LengthBucketSampler([1] * len(self.rows()), BATCH_SIZE, seed=0)
+        sampler = EpochOrder([1] * len(self.rows()), BATCH_SIZE, seed=0)
         numbers: list[int] = []
         for epoch in range(self.rounds):
             sampler.set_epoch(epoch)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shears.errors import InputError as InputError
     from shears.evaluation.run import evaluate as evaluate
     from shears.export.peft import export_adapter as export_adapter
-    from shears.healing.stage import heal as heal
+    from shears.healing.heal import heal as heal
     from shears.records.publishing import push as push
     from shears.records.version import __version__ as __version__
     from shears.report.compare import compare as compare
@@ -46,7 +46,7 @@ _MODULES = {
     "environment": "runtime.environment",
     "evaluate": "evaluation.run",
     "export_adapter": "export.peft",
-    "heal": "healing.stage",
+    "heal": "healing.heal",
     "inspect": "checkpoints.inspection",
     "load_super_adapter": "adapt.load",
     "make_elastic": "adapt.elastic",

@@ -7,7 +7,7 @@ from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.train import training_of
 from shears.config import TrainConfig
 from shears.models.ref import resolve
-from shears.training.loop import Training
+from shears.training.fit import Training
 
 
 def prepared_on(base: Path, settings: TrainConfig) -> tuple[ElasticAdapter, Training]:

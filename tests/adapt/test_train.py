@@ -16,14 +16,14 @@ from shears.adapt.load import load_super_adapter
 from shears.adapt.train import train
 from shears.config import TrainConfig
 from shears.errors import InputError
-from shears.records.artifacts import read_json, weights_fingerprint, write_json
-from shears.records.folders import MARKER, partial_folder
+from shears.records.artifacts import weights_fingerprint
+from shears.records.folders import partial_folder
 from shears.records.trained_form import TrainedForm, trained_form
-from shears.training.loop import fit
+from shears.training.fit import fit
 from tests.adapt.prepared import prepared_on
 from tests.tiny import save_tiny
 from tests.training.conftest import Undisturbed
-from tests.training.small_training import SETTINGS, assert_close, assert_same, log, stop_after
+from tests.training.small_training import SETTINGS, assert_same, log, stop_after
 
 
 @dataclass(frozen=True)
@@ -96,40 +96,6 @@ def test_a_record_says_in_which_form_the_rows_asked(
     assert trained_form(out) == TrainedForm("chat", "chat", "a", task="exact")
 
 
-def test_accumulation_is_the_same_step(stopped: Stopped, tmp_path: Path) -> None:
-    split = train(stopped.base, tmp_path / "split", data=stopped.data, micro_batch_size=1, **SETTINGS)
-    assert_close(stopped.whole, split)
-
-
-@pytest.mark.parametrize("last_step", [2, 5, 6])
-def test_an_interruption_leaves_no_trace(
-    base: Path, data: str, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: int
-) -> None:
-    """Stopped in the first epoch, at its end and in the second; with dropout, whose draws must go on too."""
-    whole = undisturbed(**SETTINGS, dropout=0.1)
-    settings = {**SETTINGS, "dropout": 0.1, "data": data}
-    stop_after(last_step, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        train(base, tmp_path / "stopped", **settings)
-    assert not (tmp_path / "stopped").exists()
-    monkeypatch.undo()
-    resumed = train(base, tmp_path / "stopped", resume=True, **settings)
-    assert_same(whole, resumed)
-
-
-def test_an_interrupted_run_is_never_overwritten_silently(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop_after(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        train(base, tmp_path / "out", data=data, **SETTINGS)
-    monkeypatch.undo()
-    with pytest.raises(InputError, match="--resume"):
-        train(base, tmp_path / "out", data=data, **SETTINGS)
-    with pytest.raises(InputError, match=r"alpha was 12\.0 and is now 13\.0"):
-        train(base, tmp_path / "out", data=data, resume=True, **{**SETTINGS, "alpha": 13})
-
-
 def test_a_resume_may_move_the_base_and_rename_the_data(
     stopped: Stopped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,30 +105,6 @@ def test_a_resume_may_move_the_base_and_rename_the_data(
     monkeypatch.chdir(tmp_path)
     changes = {"data": "./renamed.jsonl", "save_steps": SETTINGS["save_steps"] + 1}
     assert_same(stopped.whole, train("moved", "./stopped", resume=True, **{**SETTINGS, **changes}))
-
-
-@pytest.mark.parametrize("damaged", [MARKER, "optimizer.pt", "trainer_state.json", "adapter_model.safetensors"])
-def test_a_torn_checkpoint_is_skipped(
-    stopped: Stopped, tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str
-) -> None:
-    """One without a mark, as a kill leaves it, or one with a file that was cut short after it was marked."""
-    output = stopped.copied(tmp_path)
-    torn = partial_folder(output) / "checkpoints" / "checkpoint-4"
-    (torn / damaged).write_bytes((torn / damaged).read_bytes()[:-20])
-    assert_same(stopped.whole, train(stopped.base, output, data=stopped.data, resume=True, **SETTINGS))
-    assert "checkpoint-4 is incomplete or damaged" in caplog.text
-
-
-def test_a_resume_on_another_number_of_processes_is_refused(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop_after(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        train(base, tmp_path / "out", data=data, **SETTINGS)
-    marker = partial_folder(tmp_path / "out") / "checkpoints" / "checkpoint-2" / MARKER
-    write_json(marker, read_json(marker) | {"processes": 2})
-    with pytest.raises(InputError, match=r"resume on as many processes as it began with \(2\), got 1; launch 2"):
-        train(base, tmp_path / "out", resume=True, data=data, **SETTINGS)
 
 
 def test_another_base_is_refused_with_both_fingerprints(base: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -202,18 +144,3 @@ def test_a_learning_rate_that_never_reaches_its_peak_is_warned_of(
     assert (message in caplog.text) == warned
     peak = max(line["learning_rate"] for line in log(out))
     assert (peak < 0.01) == warned
-
-
-def test_a_resume_of_nothing_says_that_it_starts_anew(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    stop_after(3, monkeypatch)
-    with caplog.at_level(logging.INFO, "shears"), pytest.raises(KeyboardInterrupt):
-        train(base, tmp_path / "out", data=data, resume=True, **SETTINGS)
-    monkeypatch.undo()
-    assert "no interrupted run of" in caplog.text
-    caplog.clear()
-    with caplog.at_level(logging.INFO, "shears"):
-        train(base, tmp_path / "out", data=data, resume=True, **SETTINGS)
-    assert "no interrupted run" not in caplog.text
-    assert "7 steps from 2" in caplog.text

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from shears.adapt import train as train_module
 from shears.adapt.prepare import read_training_rows
 from shears.adapt.train import train
 from shears.config import TrainConfig
@@ -17,12 +17,11 @@ from shears.config.resolve import build
 from shears.data.example import IGNORED
 from shears.errors import InputError
 from shears.models.ref import resolve
-from shears.training import cached_teacher as cached
-from shears.training.teacher import find_teacher
+from shears.training.teacher import TeacherSource, TeacherTargets, find_teacher
 from tests.oracles import distillation as oracle
-from tests.tiny import VOCABULARY, save_tiny, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.conftest import write_data
-from tests.training.small_training import SETTINGS, assert_close, assert_same, log, pad_batches, stop_after
+from tests.training.small_training import SETTINGS, assert_same, log, stop_after
 
 FEW = {**SETTINGS, "max_steps": 3}
 
@@ -81,50 +80,9 @@ def test_a_resumed_training_is_the_undisturbed_one_though_the_teacher_moved(
         with pytest.raises(KeyboardInterrupt):
             train(base, tmp_path / "cut", data=data, teacher=str(teacher), **settings)
     moved = teacher.rename(tmp_path / "moved")
-    assert_same(whole, train(base, tmp_path / "cut", data=data, teacher=str(moved), resume=True, **settings))
+    assert_same(whole, train(base, tmp_path / "cut", data=data, teacher=str(moved), **settings))
     record = json.loads((whole / "search_space.json").read_text())
     assert record["teacher_fingerprint"] == resolve(moved).fingerprint
-
-
-def test_packed_and_padded_batches_train_alike(
-    base: Path, teacher: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {"sparse_adapter": True, "micro_batch_size": 6, "batch_size": 18, "max_steps": 3}
-    settings: dict[str, Any] = {**SETTINGS, **options, "data": data, "teacher": str(teacher)}
-    packed = train(base, tmp_path / "packed", **settings)
-    pad_batches(monkeypatch)
-    assert_close(packed, train(base, tmp_path / "padded", **settings))
-
-
-@pytest.mark.parametrize("packing", [True, False])
-def test_a_short_training_asks_the_teacher_about_its_own_examples_alone(
-    base: Path, teacher: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
-) -> None:
-    if not packing:
-        pad_batches(monkeypatch)
-    settings: dict[str, Any] = {**SETTINGS, "data": data, "teacher": str(teacher)}
-    short = {**settings, "max_steps": 2}
-    first = train(base, tmp_path / "short", **short)
-    [record] = Path(f"{data}.teacher").glob("*/teacher.json")
-    asked = json.loads(record.read_text())["num_positions"]
-    shutil.rmtree(record.parent)
-    train(base, tmp_path / "long", **settings)
-    [record] = Path(f"{data}.teacher").glob("*/teacher.json")
-    assert asked < json.loads(record.read_text())["num_positions"]
-    assert_same(first, train(base, tmp_path / "again", **short))  # from the targets of all examples
-    assert len(list(Path(f"{data}.teacher").iterdir())) == 1
-
-
-def test_a_teacher_in_memory_teaches_as_its_cached_words_do(
-    base: Path, teacher: Path, data: str, tmp_path: Path
-) -> None:
-    settings = {**FEW, "data": data, "teacher": str(teacher)}
-    live, cached_words = (
-        train(base, tmp_path / f"top-{count}", teacher_top_k=count, **settings) for count in (0, VOCABULARY)
-    )
-    for one, other in zip(log(live), log(cached_words), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)  # fp16 in the files
-    assert len(list(Path(f"{data}.teacher").iterdir())) == 1
 
 
 def test_an_adapter_on_the_dense_model_teaches(
@@ -138,8 +96,7 @@ def test_an_adapter_on_the_dense_model_teaches(
         difference = source.load()(ids).logits - find_teacher(teacher).load()(ids).logits
     assert float(difference.abs().max()) > 0.01
     folder = train(base, tmp_path / "taught", data=data, teacher=str(adapter), **FEW)
-    train(base, tmp_path / "bf16", data=data, teacher=str(adapter), **{**FEW, "precision": "bf16"})  # of fp32 weights
-    monkeypatch.setattr(cached, "_write_shards", None)  # the validation of another run reads the same targets
+    monkeypatch.setattr(TeacherSource, "load", None)  # the validation of another run reads the same targets
     other = {**FEW, "learning_rate": 1e-3, "kl": 1.0, "cross_entropy": 0.0}
     again = train(base, tmp_path / "again", data=data, teacher=str(adapter), **other)
     assert log(again)[0]["loss"] != log(folder)[0]["loss"]
@@ -163,6 +120,25 @@ def test_the_validation_measures_the_labels_alone(base: Path, teacher: Path, dat
         for name, options in arms.items()
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_short_training_asks_the_teacher_about_its_own_examples_alone(
+    base: Path, teacher: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {**SETTINGS, "data": data, "teacher": str(teacher)}
+    asked: list[int] = []
+    targets_of: Any = train_module.teacher_targets  # type: ignore[attr-defined]
+
+    def noted(*arguments: Any) -> TeacherTargets:
+        targets: TeacherTargets = targets_of(*arguments)
+        asked.append(len(targets.indices))
+        return targets
+
+    monkeypatch.setattr(train_module, "teacher_targets", noted)
+    short, long = (train(base, tmp_path / f"{steps}", **{**settings, "max_steps": steps}) for steps in (2, 5))
+    assert asked[0] < asked[1]
+    losses = [[line["loss"] for line in log(folder)][:2] for folder in (short, long)]
+    assert losses[0][0] == losses[1][0]
 
 
 def test_another_vocabulary_is_refused_before_anything_is_written(base: Path, data: str, tmp_path: Path) -> None:

@@ -160,15 +160,15 @@ def test_the_report_compares_each_of_our_arms_with_each_rival() -> None:
     seconds = {PLAIN: [4.0, 4.0, 5.0], COMPLETIONS: [3.0, 3.0, 3.0], LORA: [2.0, 2.0, 2.0], SPARSE: [3.0, 2.9, 2.9]}
     peaks = {PLAIN: 4 * 10**9, COMPLETIONS: 10**9, LORA: 10**9, SPARSE: 10**9}
     lines = list(speed_report(seconds, 50, peaks))
-    assert "| LoRA, packed | 2.000 (2.000 to 2.000) | 25 | 2.00 (2.00 to 2.50) | 1.00 | 0.25 |" in lines
+    assert "| LoRA, ours | 2.000 (2.000 to 2.000) | 25 | 2.00 (2.00 to 2.50) | 1.00 | 0.25 |" in lines
     assert lines[-4:] == [
-        "| LoRA, packed | plain PEFT | 2.00 (2.00 to 2.50) |",
-        "| LoRA, packed | PEFT, grouped, completions | 1.50 (1.50 to 1.50) |",
-        "| SparsePEFT, packed | plain PEFT | 1.38 (1.33 to 1.72) |",
-        "| SparsePEFT, packed | PEFT, grouped, completions | 1.03 (1.00 to 1.03) |",
+        "| LoRA, ours | plain PEFT | 2.00 (2.00 to 2.50) |",
+        "| LoRA, ours | PEFT, grouped, completions | 1.50 (1.50 to 1.50) |",
+        "| SparsePEFT, ours | plain PEFT | 1.38 (1.33 to 1.72) |",
+        "| SparsePEFT, ours | PEFT, grouped, completions | 1.03 (1.00 to 1.03) |",
     ]
     usages = {PLAIN: Usage(1, int(4e9), int(1e9), ""), NLS: Usage(1, int(1.1e9), int(1e9), "")}
-    assert list(memory_report(usages))[-1] == "| NLS uniform, packed | 2.10 | 0.42 | 1.00 | 1.10 | 0.28 |"
+    assert list(memory_report(usages))[-1] == "| NLS, ours | 2.10 | 0.42 | 1.00 | 1.10 | 0.28 |"
 
 
 def test_longer_examples_are_solved_ones_before_a_question() -> None:

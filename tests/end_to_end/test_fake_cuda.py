@@ -16,8 +16,6 @@ from shears.evaluation.run import evaluate
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.searching.study import search
 from shears.sparsity.prune import sparsify_model
-from shears.training.memory import recompute_between_products
-from tests.adapt.test_elastic import elastic_model
 from tests.fake_cuda import OnCuda, fake_cuda
 from tests.tiny import save_tiny, tiny_model
 from tests.training.small_training import SETTINGS, weights
@@ -78,7 +76,7 @@ def test_a_model_is_pruned_on_the_device(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"sampling": "uniform"}, {"sparse_adapter": True}, {"recompute": "blocks"}],
+    [{}, {"sampling": "uniform"}, {"sparse_adapter": True}, {"recompute": True}],
     ids=str,
 )  # fmt: skip
 def test_training_on_the_device_ends_with_the_weights_of_the_cpu(
@@ -92,13 +90,6 @@ def test_training_on_the_device_ends_with_the_weights_of_the_cpu(
     theirs = weights(tmp_path / "cuda")
     for name, tensor in weights(tmp_path / "cpu").items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=2e-4)  # Adam enlarges rounding
-
-
-def test_the_trial_of_recomputing_succeeds_on_the_device() -> None:
-    """A tensor on the CPU would make it fail in silence, and training would take more memory."""
-    model, _ = elastic_model()
-    with fake_cuda():
-        assert recompute_between_products(model.to("cuda"), 6)
 
 
 def test_search_and_generation_run_on_the_device(data: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shears.training.checkpoints import MarkWhole
+from shears.training.fit import Steps
 from tests.end_to_end.recipe import write_recipe
 from tests.processes import command_line
 
@@ -66,9 +66,9 @@ def test_pruning_onto_a_full_disk(folder: Path) -> None:
 
 def fill_at_the_second_checkpoint(largest_file: int, at_the_mark: bool) -> None:
     """Fill the disk behind the first checkpoint, or between the second one and what marks it as whole."""
-    on_save, saved = MarkWhole.on_save, list[int]()
+    on_save, saved = Steps.on_save, list[int]()
 
-    def mark(self: MarkWhole, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+    def mark(self: Steps, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if saved and at_the_mark:
             fill(largest_file)
         on_save(self, args, state, control, **keywords)
@@ -76,7 +76,7 @@ def fill_at_the_second_checkpoint(largest_file: int, at_the_mark: bool) -> None:
         if not at_the_mark:
             fill(largest_file)
 
-    MarkWhole.on_save = mark  # type: ignore[method-assign]
+    Steps.on_save = mark  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("largest", "at_the_mark"), [(20_000, False), (30_000, False), (0, True)])
@@ -93,6 +93,6 @@ def test_training_onto_a_disk_full_at_the_second_checkpoint(folder: Path, larges
     assert [path.parent.name for path in Path(f"{out}.partial").rglob("whole.json")] == ["checkpoint-2"]
     code, printed = shears(folder, command)
     assert code == 0
-    assert "6 steps from 2" in printed
+    assert "steps 3 to 6" in printed
     weights = "adapter_model.safetensors"
     assert (out / weights).read_bytes() == (folder / "undisturbed" / weights).read_bytes()

@@ -41,11 +41,11 @@ STOPS = {
         "--backend transformers",
         "shears.evaluation.records.TextJournal.put", 2, CONTINUES,
     ),
-    "run": Stop("run recipe.yaml --output OUT", "shears.training.step_log.StepLog.on_step_end", 3, CONTINUES),
+    "run": Stop("run recipe.yaml --output OUT", "shears.training.fit.Steps.on_step_end", 3, CONTINUES),
     "compress": Stop(
         "compress base OUT --target 20bits --calibration words.txt --num-samples 2 --sequence-length 16 --seed 1 "
         "--sparsities 0.5 --values int8 --embeddings keep --attempts 1 --heal 512",
-        "shears.training.step_log.StepLog.on_step_end", 1, CONTINUES,
+        "shears.training.fit.Steps.on_step_end", 1, CONTINUES,
     ),
     "sparsify": Stop(
         "sparsify base OUT --calibration words.txt --num-samples 2 --sequence-length 16 --device cpu",

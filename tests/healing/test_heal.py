@@ -10,34 +10,49 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import shears
 from shears.checkpoints.packed.layout import NumberFormat
+from shears.config import Recipe
 from shears.errors import InputError
-from shears.healing.stage import heal
+from shears.healing.heal import heal
+from shears.healing.kept_weights import RecoveryProduct
+from shears.models.recovery import read_recovery
+from shears.models.ref import resolve
 from shears.quantization.grid import quantize
-from shears.records.artifacts import HEALED
-from shears.records.folders import CONFIG, partial_folder
-from shears.records.trained_form import trained_template
+from shears.records.folders import partial_folder
 from shears.sparsity.stage import sparsify
-from shears.training.distillation import kl_from_logits
+from shears.training.fit import StepTrainer
+from shears.training.teacher import TeacherSource
+from shears.writing import stage
 from tests.healing.conftest import SETTINGS, prune
+from tests.oracles.distillation import kl_from_logits
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.small_training import log, stop_after
 
 WAYS: dict[str, dict[str, Any]] = {
-    "weights": {},
-    "labels": {"cross_entropy": 0.1, "kl": 0.9, "recompute": "none", "micro_batch_size": 2},
+    "weights": {"recompute": True},
+    "labels": {"cross_entropy": 0.1, "kl": 0.9, "micro_batch_size": 2},
     "int4": {"quantize_aware": "int4"},
+    "recovery": {"recovery": True},
 }
 
 
-def healed(models: Path, output: Path, **changes: Any) -> Path:
+@pytest.fixture(scope="module")
+def with_recovery(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sparse model with a recovery of rank 4."""
+    settings: dict[str, Any] = {"method": "magnitude", "num_samples": 8, "sequence_length": 16, "device": "cpu"}
+    output = tmp_path_factory.mktemp("recovery") / "sparse"
+    return sparsify(models / "dense", output, calibration=str(models / "text.txt"), recover_rank=4, **settings)
+
+
+def healed(models: Path, output: Path, sparse: Path | None = None, **changes: Any) -> Path:
     settings = {**SETTINGS, "teacher": str(models / "dense"), "data": str(models / "text.txt"), **changes}
-    return heal(models / "sparse", output, **settings)
+    return heal(sparse or models / "sparse", output, **settings)
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -45,7 +60,12 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def distance(models: Path, folder: Path, values: NumberFormat | None = None) -> float:
+def record_of(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "heal.json").read_text())
+    return record
+
+
+def distance(models: Path, folder: Path, values: NumberFormat | None = None, *, recovery: bool = False) -> float:
     """The mean divergence of a folder's model, or of its package of int4 values, from the dense one on the text."""
     ids = torch.tensor(tiny_tokenizer()((models / "text.txt").read_text()).input_ids).view(40, 16)
     student, teacher = (AutoModelForCausalLM.from_pretrained(each) for each in (folder, models / "dense"))
@@ -53,68 +73,62 @@ def distance(models: Path, folder: Path, values: NumberFormat | None = None) -> 
         for name, parameter in student.named_parameters():
             if values and "_proj" in name:
                 parameter.copy_(quantize(parameter, values).dense())
-        return float(kl_from_logits(*(model(ids).logits[:, :-1].flatten(0, 1) for model in (student, teacher))).mean())
+        if recovery:
+            student = PeftModel.from_pretrained(student, folder / "recovery")
+        logits = [model(input_ids=ids).logits[:, :-1].flatten(0, 1) for model in (student, teacher)]
+        return float(kl_from_logits(*logits).mean())
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_model_comes_nearer_to_its_teacher_and_keeps_every_zero(models: Path, tmp_path: Path, way: str) -> None:
-    output = healed(models, tmp_path / "healed", **WAYS[way])
-    assert distance(models, output) < 0.9 * distance(models, models / "sparse")
-    before, after = tensors(models / "sparse"), tensors(output)
+def test_the_model_comes_nearer_keeps_every_zero_and_resumes_to_the_same_bits(
+    models: Path, with_recovery: Path, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparse = with_recovery if way == "recovery" else models / "sparse"
+    output = healed(models, tmp_path / "healed", sparse, **WAYS[way])
+    recovers = way == "recovery"
+    assert distance(models, output, recovery=recovers) < 0.9 * distance(models, sparse, recovery=recovers)
+    before, after = tensors(sparse), tensors(output)
     assert before.keys() == after.keys()
     for name, weight in before.items():
         assert torch.equal(weight == 0, after[name] == 0)
         assert torch.equal(weight, after[name]) != ("_proj" in name)  # embeddings and norms are frozen
-    record = json.loads((output / "heal.json").read_text())
+    record = record_of(output)
     assert record["num_steps"] == len(log(output)) == 7
     assert record["linears"]["model.layers.0.mlp.up_proj"]["zeros"] == int(
         (before["model.layers.0.mlp.up_proj.weight"] == 0).sum()
     )
-    assert not partial_folder(output).exists()
-    assert not (output / "checkpoints").exists()
-
-
-def test_the_log_has_the_loss_and_the_tokens_of_every_step(models: Path, tmp_path: Path) -> None:
-    lines = log(healed(models, tmp_path / "healed", **WAYS["labels"]))
-    assert all(line["loss"] > 0 for line in lines)
-    assert [line["tokens"] for line in lines] == [64] * 7
-    rates = [0.0, *((1 + math.cos(math.pi * done / 6)) / 2 for done in range(6))]  # half a cosine after warmup
-    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2 * rate for rate in rates])
-
-
-def test_the_first_loss_is_that_of_the_package(models: Path, tmp_path: Path) -> None:
-    output = healed(models, tmp_path / "healed", quantize_aware="int4", tokens=16 * 40, batch_size=40, warmup_steps=0)
-    [line] = log(output)
-    assert line["loss"] == pytest.approx(distance(models, models / "sparse", "int4"), rel=1e-4)
-    assert line["loss"] != pytest.approx(distance(models, models / "sparse"), rel=1e-3)
-    assert distance(models, output, "int4") < line["loss"]
-
-
-def test_one_forward_or_several_make_the_same_steps(models: Path, tmp_path: Path) -> None:
-    whole, split = (
-        healed(models, tmp_path / name, micro_batch_size=size) for name, size in (("whole", None), ("split", 1))
-    )
-    for one, other in zip(log(whole), log(split), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{}, WAYS["int4"], {"recompute": "blocks"}],
-    ids=["weights", "int4", "blocks"],
-)
-def test_an_interrupted_healing_resumes_to_the_same_bits(
-    models: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = healed(models, tmp_path / "whole", **changes)
     with monkeypatch.context() as patched:
         stop_after(4, patched)
         with pytest.raises(KeyboardInterrupt):
-            healed(models, tmp_path / "resumed", **changes)
-    resumed = healed(models, tmp_path / "resumed", resume=True, **changes)
-    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
-    assert (whole / "training_log.jsonl").read_text() == (resumed / "training_log.jsonl").read_text()
-    assert (whole / "heal.json").read_text() == (resumed / "heal.json").read_text()
+            healed(models, tmp_path / "other" / "healed", sparse, **WAYS[way])
+    with pytest.raises(InputError, match=r"kl was .* and is now 2\.0"):
+        healed(models, tmp_path / "other" / "healed", sparse, **{**WAYS[way], "kl": 2.0})
+    resumed = healed(models, tmp_path / "other" / "healed", sparse, **WAYS[way])
+    files = ["model.safetensors", "training_log.jsonl", "heal.json"]
+    for file in [*files, *(["recovery/adapter_model.safetensors"] if recovers else [])]:
+        assert (output / file).read_bytes() == (resumed / file).read_bytes()
+    assert not partial_folder(resumed).exists()
+    assert not (resumed / "checkpoints").exists()
+
+
+def test_the_log_has_the_tokens_and_rates_of_every_step(models: Path, tmp_path: Path) -> None:
+    lines = log(healed(models, tmp_path / "healed"))
+    assert [line["tokens"] for line in lines] == [64] * 7
+    rates = [0.0, *((1 + math.cos(math.pi * done / 6)) / 2 for done in range(6))]  # half a cosine after warmup
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2 * rate for rate in rates])
+    split = log(healed(models, tmp_path / "split", micro_batch_size=1))
+    assert [line["loss"] for line in split] == pytest.approx([line["loss"] for line in lines], rel=1e-4)
+
+
+def test_the_first_loss_is_that_of_the_package_and_of_the_recovery(
+    models: Path, with_recovery: Path, tmp_path: Path
+) -> None:
+    once: dict[str, Any] = {"tokens": 16 * 40, "batch_size": 40, "warmup_steps": 0}  # one step on the whole text
+    [line] = log(healed(models, tmp_path / "healed", quantize_aware="int4", **once))
+    assert line["loss"] == pytest.approx(distance(models, models / "sparse", "int4"), rel=1e-3)
+    assert line["loss"] != pytest.approx(distance(models, models / "sparse"), rel=1e-2)
+    [line] = log(healed(models, tmp_path / "recovered", with_recovery, recovery=True, **once))
+    assert line["loss"] == pytest.approx(distance(models, with_recovery, recovery=True), rel=1e-3)
 
 
 def test_stopped_while_it_writes_no_step_is_repeated(
@@ -122,29 +136,13 @@ def test_stopped_while_it_writes_no_step_is_repeated(
 ) -> None:
     whole = healed(models, tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr("shears.healing.stage.check_saved", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("shears.healing.heal.check_saved", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             healed(models, tmp_path / "resumed")
-    monkeypatch.setattr("shears.training.loop._train_from", lambda *_: pytest.fail("trained again"))
-    resumed = healed(models, tmp_path / "resumed", resume=True)
-    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
-
-
-def test_another_setting_is_not_resumed(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        stop_after(2, patched)
-        with pytest.raises(KeyboardInterrupt):
-            healed(models, tmp_path / "healed")
-    with pytest.raises(InputError, match=r"kl was 1\.0 and is now 2\.0"):
-        healed(models, tmp_path / "healed", resume=True, kl=2.0)
-    asked = partial_folder(tmp_path / "healed") / CONFIG
-    config = json.loads(asked.read_text())
-    asked.write_text(json.dumps(config | {"train": "lora"}))
-    with pytest.raises(InputError, match="made with train 'lora', an option that this version lacks: only 'weights'"):
-        healed(models, tmp_path / "healed", resume=True)
-    earlier = {"train": "weights", "rank": 32, "alpha": 64.0, "optimizer": "adamw", "scheduler": "cosine"}
-    asked.write_text(json.dumps(config | earlier | {"recompute": True}))
-    assert healed(models, tmp_path / "healed", resume=True).is_dir()
+    monkeypatch.setattr(StepTrainer, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert (whole / "model.safetensors").read_bytes() == (
+        healed(models, tmp_path / "resumed") / "model.safetensors"
+    ).read_bytes()
 
 
 def test_files_in_bf16_stay_in_bf16_with_their_zeros(models: Path, tmp_path: Path) -> None:
@@ -161,21 +159,10 @@ def test_files_in_bf16_stay_in_bf16_with_their_zeros(models: Path, tmp_path: Pat
 def test_rows_are_read_by_their_template(models: Path, tmp_path: Path) -> None:
     rows = [{"instruction": f"say {number}", "output": "x" * 30} for number in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fingerprints = {
-        json.loads((healed(models, tmp_path / template, data=str(tmp_path / "rows.jsonl"), template=template, tokens=64)
-                    / "heal.json").read_text())["data_fingerprint"]
-        for template in ("question", "alpaca", "chat")
-    }  # fmt: skip
-    assert len(fingerprints) == 3
-    other = healed(models, tmp_path / "asked", data=str(tmp_path / "rows.jsonl"), tokens=64)
-    chat = json.loads((tmp_path / "chat" / "heal.json").read_text())
-    assert json.loads((other / "heal.json").read_text())["data_fingerprint"] == chat["data_fingerprint"]
-    assert trained_template(other) is None  # so that evaluate asks it in chats too
-
-
-def test_a_teacher_may_have_another_depth(models: Path, tmp_path: Path) -> None:
-    save_tiny(tmp_path / "deeper", num_hidden_layers=3)
-    assert healed(models, tmp_path / "healed", teacher=str(tmp_path / "deeper"), tokens=64).is_dir()
+    options: dict[str, Any] = {"data": str(tmp_path / "rows.jsonl"), "tokens": 64}
+    made = [healed(models, tmp_path / name, template=name, **options) for name in ("question", "chat")]
+    asked, chat = (record_of(folder)["data_fingerprint"] for folder in made)
+    assert asked != chat == record_of(healed(models, tmp_path / "by-default", **options))["data_fingerprint"]
 
 
 def test_an_adapter_on_a_dense_model_teaches_as_the_merged_model_does(models: Path, tmp_path: Path) -> None:
@@ -184,52 +171,35 @@ def test_an_adapter_on_a_dense_model_teaches_as_the_merged_model_does(models: Pa
                            "max_steps": 20}  # fmt: skip
     adapter = shears.train(models / "dense", tmp_path / "adapter", data=tmp_path / "rows.jsonl", **few)
     merged = shears.export_adapter(adapter, tmp_path / "merged", format="merged")
-    outputs = [healed(models, tmp_path / f"by-{each.name}", teacher=str(each)) for each in (adapter, merged)]
-    taught, reference, plain = map(tensors, (*outputs, healed(models, tmp_path / "by-dense")))
+    taught, reference = (healed(models, tmp_path / f"by-{each.name}", teacher=str(each)) for each in (adapter, merged))
+    plain = healed(models, tmp_path / "by-dense")
     name = "model.layers.0.mlp.down_proj.weight"
-    torch.testing.assert_close(taught[name], reference[name], atol=1e-4, rtol=1e-3)
-    assert (taught[name] - plain[name]).abs().max() > 1e-3
-    assert json.loads((outputs[0] / "heal.json").read_text())["teacher"] == str(adapter)
+    torch.testing.assert_close(tensors(taught)[name], tensors(reference)[name], atol=2e-4, rtol=1e-2)
+    assert (tensors(taught)[name] - tensors(plain)[name]).abs().max() > 1e-3
+    assert record_of(taught)["teacher"] == str(adapter)
 
 
-@pytest.mark.parametrize("top_k", [0, 8])
-def test_a_sparse_teacher_is_warned_of(
-    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, top_k: int
+def test_the_dense_model_writes_the_text_once_and_predicts_it_once(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    first = healed(models, tmp_path / "first", data="self", tokens=128)
+    monkeypatch.setattr(stage, "_rows", None)
+    monkeypatch.setattr(TeacherSource, "load", None)
+    again = healed(models, tmp_path / "again", data="self", tokens=128)
+    assert record_of(first)["fingerprint"] == record_of(again)["fingerprint"]
+    assert record_of(first)["config"]["data"] == "self"
+
+
+def test_what_does_harm_is_warned_of(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    near = sparsify(models / "dense", tmp_path / "near", method="magnitude", sparsity=0.05, device="cpu")
     save_tiny(tmp_path / "other", seed=1)
     prune(tmp_path / "other")
-    with caplog.at_level(logging.WARNING, logger="shears"):
-        healed(models, tmp_path / "healed", teacher=str(tmp_path / "other"), tokens=64, teacher_top_k=top_k)
-    assert "the teacher should be dense" in caplog.text
-
-
-def test_a_rate_that_does_harm_is_warned_of(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    near = sparsify(models / "dense", tmp_path / "near", method="magnitude", sparsity=0.05, device="cpu")
-    settings = {**SETTINGS, "data": str(models / "text.txt")}
-    with caplog.at_level(logging.WARNING, logger="shears"):
-        heal(near, tmp_path / "healed", **{**settings, "learning_rate": 1e-3})
-        assert "did not fall" not in caplog.text
-        heal(near, tmp_path / "worse", **{**settings, "learning_rate": 1.0})
-    assert re.search(r"the loss did not fall \(.*\): lower learning_rate, such as to 0.3", caplog.text)
-
-
-@pytest.mark.parametrize(("most", "rate"), [(10**6, 1e-3), (1000, 3e-4)])
-def test_the_size_of_the_model_decides_the_rate_where_none_is_set(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, rate: float
-) -> None:
-    monkeypatch.setattr("shears.config.loop.SMALL", most)
-    folder = healed(models, tmp_path / "healed", tokens=64, warmup_steps=0, learning_rate=None)
-    first = json.loads((folder / "training_log.jsonl").read_text().splitlines()[0])
-    record = json.loads((folder / HEALED).read_text())
-    assert (first["learning_rate"], record["learning_rate"], record["config"]["learning_rate"]) == (rate, rate, None)
-
-
-def test_text_that_is_read_many_times_is_warned_of(
-    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
     (tmp_path / "short.txt").write_text("abcd" * 16)
     with caplog.at_level(logging.WARNING, logger="shears"):
-        healed(models, tmp_path / "healed", data=str(tmp_path / "short.txt"))
+        healed(models, tmp_path / "worse", near, teacher=None, learning_rate=1.0)
+        healed(models, tmp_path / "taught", teacher=str(tmp_path / "other"), data=str(tmp_path / "short.txt"))
+    assert re.search(r"the loss did not fall \(.*\): lower learning_rate, such as to 0.3", caplog.text)
+    assert "the teacher should be dense" in caplog.text
     assert "64 tokens, which are read 7.0 times for 448" in caplog.text
 
 
@@ -248,6 +218,10 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
         r"kl or cross_entropy must be above 0": {"kl": 0.0},
         r"tokens must be a whole number such as 1000, 50k or 1M, got '1MB'": {"tokens": "1MB"},
         r"micro_batch_size must divide batch_size": {"micro_batch_size": 3},
+        r"warmup_steps \(50\) must be below the number of steps \(7\)": {"warmup_steps": 50},
+        r"sequence_length must be at most this model's context of 256": {"sequence_length": 300},
+        r"must have zeros, the linears of .*other have none": {"sparse": save_tiny(tmp_path / "other", seed=2)},
+        r"recovery needs .*recovery": {"recovery": True},
     }
     for message, changes in cases.items():
         with pytest.raises(InputError, match=message):
@@ -256,19 +230,44 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
         assert not (tmp_path / "healed.partial").exists()
 
 
-@pytest.mark.parametrize("data", ["text.txt", "self"])
-def test_a_model_without_zeros_is_refused_before_anything_is_computed(
-    data: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_product_of_a_recovery_is_that_of_its_factors_and_so_are_its_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    b, a, x = (torch.randn(*shape, generator=generator) for shape in ((6, 2), (2, 8), (5, 8)))
+    product = RecoveryProduct(b * 0.01, a * 30)
+    plain_b, plain_a = (b * 0.01).requires_grad_(), (a * 30).requires_grad_()
+    wanted = x @ (plain_b @ plain_a).T
+    torch.testing.assert_close(product(x), wanted)
+    product(x).square().sum().backward()
+    wanted.square().sum().backward()
+    for trained, plain, scale in zip((product.b, product.a), (plain_b, plain_a), product.scales, strict=True):
+        assert trained.grad is not None
+        assert plain.grad is not None
+        torch.testing.assert_close(trained.grad, plain.grad * scale)
+    assert all(torch.equal(one, other) for one, other in zip(product.factors(), (plain_b, plain_a), strict=True))
+
+
+def test_a_healed_recovery_belongs_to_the_healed_weights(models: Path, with_recovery: Path, tmp_path: Path) -> None:
+    output = healed(models, tmp_path / "healed", with_recovery, recovery=True)
+    old, new = (read_recovery(resolve(folder)) for folder in (with_recovery, output))
+    assert old.keys() == new.keys()
+    assert all(old[name].shape == new[name].shape and not torch.equal(old[name], new[name]) for name in old)
+    record = json.loads((output / "recovery" / "recovery.json").read_text())
+    assert record["base_fingerprint"] == record_of(output)["fingerprint"]
+
+
+def test_a_run_heals_what_it_trains_on_and_skips_it_when_it_is_done(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("prepare", "text_source"):
-        monkeypatch.setattr(f"shears.healing.stage.{name}", lambda *_: pytest.fail("work before the check"))
-    source = data if data == "self" else str(models / data)
-    with pytest.raises(InputError, match="must have zeros, the linears of .*dense have none"):
-        heal(models / "dense", tmp_path / "healed", teacher=str(models / "sparse"), data=source, **SETTINGS)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_warmup_that_is_not_below_the_steps_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"warmup_steps \(50\) must be below the number of steps \(2\); lower"):
-        heal("nowhere", tmp_path / "out", data="text.txt", tokens=32, sequence_length=8, batch_size=2, warmup_steps=50)
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4)
+    train = {"data": str(tmp_path / "rows.jsonl"), "max_steps": 1, "warmup_steps": 0, "ranks": [2], "device": "cpu"}
+    heals = {**SETTINGS, "data": str(models / "text.txt")}
+    sections = {"sparsify": {"method": "magnitude"}, "heal": heals, "train": train}
+    recipe = Recipe.model_validate({"model": str(models / "dense"), "output": str(tmp_path / "run"), **sections})
+    shears.run(recipe)
+    space = json.loads((tmp_path / "run" / "super_adapter" / "search_space.json").read_text())
+    record = record_of(tmp_path / "run" / "healed")
+    assert record["teacher"] == record["model"] == str(models / "dense")
+    assert space["base_fingerprint"] == record["fingerprint"] != record["base_fingerprint"]
+    with caplog.at_level(logging.INFO, logger="shears"):
+        shears.run(recipe)
+    assert "[2/4] heal: done before with this configuration, skipped" in caplog.text

@@ -16,7 +16,7 @@ from shears.adapt.train import train
 from shears.checkpoints.tensor_files import first_non_finite
 from shears.errors import InputError
 from shears.evaluation.run import evaluate
-from shears.healing.stage import heal
+from shears.healing.heal import heal
 from shears.models.load import load_with_adapter
 from shears.searching.study import search
 from shears.sparsity.stage import sparsify

@@ -1,4 +1,4 @@
-"""Losses of rows one batch at a time, padded: the oracle of packed and cached losses."""
+"""Losses of rows one at a time, by the whole logits: the oracle of batched and cached losses."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,9 +8,6 @@ from torch import Tensor, nn
 
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
-from shears.models.properties import ignores_padding
-from shears.training.batches import length_buckets, pad
-from shears.training.losses import completion_losses as token_losses
 
 
 class RowLosses(NamedTuple):
@@ -24,11 +21,11 @@ class RowLosses(NamedTuple):
 def completion_losses(model: nn.Module, rows: Sequence[Tokenized], pad_id: int, batch_size: int) -> RowLosses:
     """Return the rows' losses in nats, in their order."""
     total, num_tokens = torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.int64)
-    lengths = [len(row.input_ids) for row in rows]
-    for indices in length_buckets(lengths, batch_size, len(set(lengths)) < 2 or ignores_padding(model)):
-        batch = pad([rows[index] for index in indices], pad_id)
-        total[indices] = token_losses(model, batch).sum(dim=1)
-        num_tokens[indices] = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
+    for number, row in enumerate(rows):
+        labels = torch.tensor(row.labels[1:])
+        logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].float()
+        total[number] = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        num_tokens[number] = (labels != IGNORED).sum()
     return RowLosses(total, num_tokens)
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shears.quantization.training import GRIDS
-from shears.training import step_log
+from shears.training import fit
 
 SETTINGS: dict[str, Any] = {
     "ranks": (6, 4, 2), "alpha": 12, "max_steps": 7, "save_steps": 2, "batch_size": 4, "learning_rate": 1e-2,
@@ -45,18 +45,13 @@ def assert_close(one: Path, other: Path) -> None:
         torch.testing.assert_close(weights(other)[name], tensor, rtol=1e-3, atol=2e-4)
 
 
-def pad_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every model seem to mix the examples of a packed row, so that batches are padded."""
-    monkeypatch.setattr("shears.training.trainer.keeps_apart", lambda model: False)
-
-
 def stop_after(last_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make training end like a Ctrl-C after a step was logged."""
-    on_step_end = step_log.StepLog.on_step_end
+    on_step_end = fit.Steps.on_step_end
 
     def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         on_step_end(self, args, state, control, **kwargs)
         if state.global_step == last_step + 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(step_log.StepLog, "on_step_end", stop)
+    monkeypatch.setattr(fit.Steps, "on_step_end", stop)

@@ -1,46 +1,76 @@
-"""A teacher in memory says what its model says."""
+"""A teacher's targets are its predictions, computed once and kept in one file."""
 
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from shears.config import TrainConfig
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
-from shears.models.blocks import linears
-from shears.training.batches import pack, pad
-from shears.training.distillation import Logits
-from shears.training.losses import labelled_positions
-from shears.training.teacher import LiveTeacher
-from tests.tiny import tiny_model
+from shears.models.fetching import cache_folder
+from shears.training.teacher import FOLDER, TeacherSource, TeacherTargets, find_teacher, teacher_targets
+from tests.tiny import VOCABULARY, save_tiny
 
-ROWS = [Tokenized(list(range(3, 3 + length)), [IGNORED, *range(4, 3 + length)]) for length in (12, 20, 7)]
-
-
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("name", ["llama", "gemma2"])  # gemma2 bounds its logits behind the head
-def test_targets_are_the_models_logits(name: str, packed: bool) -> None:
-    model: Any = tiny_model(name)
-    batch = pack(ROWS, 40, 0) if packed else pad(ROWS, 0)
-    wanted = labelled_positions(batch["labels"])
-    inputs = {key: batch[key] for key in batch if key not in ("labels", "examples")}
-    with torch.no_grad():
-        expected = model(**inputs, use_cache=False)
-    predicted = LiveTeacher(model, "fp32").targets(batch, wanted)
-    assert isinstance(predicted, Logits)
-    torch.testing.assert_close(predicted.at(slice(None)), expected.logits[wanted])
+ROWS = [
+    Tokenized(list(range(start, start + length)), [IGNORED] * 2 + list(range(start + 2, start + length)))
+    for start, length in enumerate((5, 12, 3, 7, 9), start=9)
+]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_teacher_in_bf16_says_the_same_outside_of_autocast(name: str) -> None:
-    model: Any = tiny_model(name)
-    batch = pad(ROWS, 0)
-    wanted = labelled_positions(batch["labels"])
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids")}
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        expected = model(**inputs, use_cache=False).logits[wanted]
-    predicted = LiveTeacher(model, "bf16").targets(batch, wanted)
-    assert isinstance(predicted, Logits)
-    torch.testing.assert_close(predicted.at(slice(None)), expected, rtol=0, atol=0)
-    held = {linear.weight.dtype for each, linear in linears(model).items() if "lm_head" not in each}
-    assert held == {torch.bfloat16}
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherSource:
+    return find_teacher(save_tiny(tmp_path_factory.mktemp("teacher") / "dense", initializer_range=0.2))
+
+
+def targets(teacher: TeacherSource, top_k: int, rows: list[Tokenized] = ROWS) -> TeacherTargets:
+    return teacher_targets(teacher, rows, 0, TrainConfig(data="-", teacher_top_k=top_k, device="cpu", precision="fp32"))
+
+
+def files() -> set[Path]:
+    return {*(cache_folder() / FOLDER).glob("*")}
+
+
+@pytest.mark.parametrize("top_k", [8, 2 * VOCABULARY])
+def test_an_examples_targets_are_those_it_has_alone_in_any_batch(teacher: TeacherSource, top_k: int) -> None:
+    model = AutoModelForCausalLM.from_pretrained(teacher.model.folder)
+    kept = targets(teacher, top_k)
+    for numbers in ([0], [3, 1], [4, 0, 2]):
+        found = kept.of(torch.tensor(numbers))
+        with torch.no_grad():
+            logits = [model(torch.tensor([ROWS[number].input_ids])).logits[0, 1:-1] for number in numbers]
+        expected = torch.cat(logits).log_softmax(-1)
+        assert found.indices.shape[1] == min(top_k, VOCABULARY)
+        likeliest = expected.topk(found.indices.shape[1]).values
+        torch.testing.assert_close(found.log_probs.float(), likeliest, rtol=2e-3, atol=2e-3)  # fp16 in the file
+        torch.testing.assert_close(expected.gather(-1, found.indices), likeliest, rtol=1e-4, atol=1e-4)
+
+
+def test_they_are_computed_once_for_the_same_teacher_examples_and_words(
+    teacher: TeacherSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files()
+    first = targets(teacher, 5)
+    [made] = files() - before
+    with monkeypatch.context() as patched:
+        patched.setattr(TeacherSource, "load", lambda *_: pytest.fail("loaded again"))
+        assert torch.equal(targets(teacher, 5).indices, first.indices)
+    others = [
+        targets(teacher, 6),
+        targets(teacher, 5, ROWS[:2]),
+        targets(find_teacher(save_tiny(tmp_path / "other", seed=3)), 5),
+    ]
+    assert len(files() - before) == 1 + len(others)
+    whole = made.read_bytes()
+    for damaged in (whole[:-1], whole[:9], b""):
+        made.write_bytes(damaged)
+        assert torch.equal(targets(teacher, 5).indices, first.indices)
+        assert made.read_bytes() == whole
+
+
+def test_examples_without_labels_are_not_computed(teacher: TeacherSource) -> None:
+    unread = [Tokenized(row.input_ids, [IGNORED] * len(row.labels)) for row in ROWS]
+    kept = targets(teacher, 4, [ROWS[0], *unread[1:4], ROWS[4]])
+    assert len(kept.indices) == 3 + 7
+    assert torch.equal(kept.of(torch.tensor([4])).indices, targets(teacher, 4).of(torch.tensor([4])).indices)

@@ -11,21 +11,19 @@ from shears.adapt.train import train
 from shears.data.examples import load_examples, tokenize_all
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
-from shears.training.trainer import LengthBucketSampler
-from tests.training.small_training import SETTINGS, log, pad_batches
+from shears.training.batches import EpochOrder
+from tests.training.small_training import SETTINGS, log
 
 
 @pytest.mark.parametrize("way", [{}, {"micro_batch_size": 1}])
 def test_a_step_counts_the_tokens_of_its_own_examples(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any]
+    base: Path, data: str, tmp_path: Path, way: dict[str, Any]
 ) -> None:
     """Two epochs of 18 examples: each has four steps of four examples and one of two, in an order of its own."""
-    if way:
-        pad_batches(monkeypatch)
     lines = log(train(base, tmp_path / "out", data=data, sampling="uniform", **{**SETTINGS, **way, "max_steps": 10}))
     tokenizer = load_tokenizer(resolve(base))
     lengths = [len(row.input_ids) for row in tokenize_all(load_examples(data, "question", tokenizer), tokenizer, 512)]
-    order = LengthBucketSampler(lengths if way else [1] * 18, 4, 0)
+    order = EpochOrder(lengths, 4, 0)
     orders = []
     for epoch in range(2):
         order.set_epoch(epoch)

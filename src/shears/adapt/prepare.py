@@ -86,8 +86,7 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> tuple[Elastic
 
     Return the handle on its ranks, and the grids of quantize_aware at the start, else none.
     """
-    device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
-    base = load_model(model, computing_dtype(settings.precision, pick_device(settings.device)), device)
+    base = load_model(model, computing_dtype(settings.precision, pick_device(settings.device)), settings.device)
     refuse_unknown(max(max(row.input_ids) for row in chain(rows.train, rows.validation)), num_embeddings(base))
     space = build_space(base, settings.groups, settings.ranks)
     grids = {} if settings.quantize_aware == "none" else grids_of(base, model.folder)

@@ -1,14 +1,10 @@
 """Options that every training has, whatever it trains: the base of `TrainConfig` and `HealConfig`."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from pydantic import Field, model_validator
 
-from pydantic import Field, field_validator, model_validator
-
-from shears.config.fields import Columns, Device, DtypeName, Names, Seed, StageConfig, TemplateName
+from shears.config.fields import Columns, Device, DtypeName, Seed, StageConfig, TemplateName
 
 SMALL = 250_000_000  # weights of a model; measured were 135 M and 494 M (docs/explanation/defaults.md)
-TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
 
 
 class LoopConfig(StageConfig):
@@ -26,10 +22,10 @@ class LoopConfig(StageConfig):
     teacher: str | None = None
     """Model whose predictions are learnt: the dense one, or the folder of an adapter that was
     trained on it."""
-    teacher_top_k: int = Field(64, ge=0)
+    teacher_top_k: int = Field(64, gt=0)
     """Likeliest words that are kept of each prediction of the teacher; the others count as one.
-    They are computed once and kept beside the data, so that training does not hold the teacher in
-    memory. 0: training holds it, and all words count. Without effect where there is no teacher."""
+    They are computed once and cached, so that training does not hold the teacher in memory. Without
+    effect where there is no teacher."""
     kl: float = Field(0.5, ge=0)
     """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution."""
     cross_entropy: float = Field(0.5, ge=0)
@@ -42,21 +38,16 @@ class LoopConfig(StageConfig):
     """Examples in an optimizer step."""
     micro_batch_size: int | None = Field(None, gt=0)
     """Examples in one forward pass; must divide batch_size. Fewer examples need less memory
-    (gradients accumulate)."""
-    recompute: Literal["none", "products", "blocks"] = "products"
-    """What the backward pass recomputes to save memory; the result has the same bits. products: all
-    but the matrix products, a seventh to a third more time. blocks: all, slower, least memory.
-    none."""
+    (gradients accumulate). Default: 4, or what batch_size has in common with it."""
+    recompute: bool = False
+    """Let the backward pass recompute the activations of every block: less memory, a third more time,
+    the same bits."""
     precision: DtypeName = "auto"
     """Arithmetic; auto: bf16 autocast, but fp32 on a CPU that multiplies in it 1.25 times as fast as
     in bf16 or more (measured once). With fp32 a CPU loads the base in fp32: twice the memory of
     its weights."""
-    report_to: Names = ()
-    """Trackers that receive loss and learning rate of every step: mlflow, tensorboard, trackio,
-    wandb; default: none."""
     save_steps: int = Field(50, gt=0)
-    """Optimizer steps between two checkpoints; others are written after two minutes and at SIGINT
-    and SIGTERM."""
+    """Optimizer steps between two checkpoints; others are written after two minutes."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
     seed: Seed = 0
@@ -65,27 +56,6 @@ class LoopConfig(StageConfig):
     def rate_for(self, num_weights: int) -> float:
         """Return the learning rate, where none is set that of a model of `num_weights`."""
         return self.learning_rate or (1e-3 if num_weights <= SMALL else 3e-4)
-
-    @classmethod
-    def of_record(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the configuration in a record of any version as plain JSON data with the keys of this version.
-
-        Earlier records have a boolean `recompute`, and say `teacher_weight` for the two weights of
-        the loss.
-        """
-        known = dict(recorded)
-        if isinstance(known.get("recompute"), bool):
-            del known["recompute"]  # it does not change the result
-        if "teacher_weight" in known:
-            known = {"kl": known["teacher_weight"], "cross_entropy": 1 - known["teacher_weight"], **known}
-        return super().of_record(known)
-
-    @field_validator("report_to")
-    @classmethod
-    def _check_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in value if name not in TRACKERS]:
-            raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
-        return value
 
     @model_validator(mode="after")
     def _check_loop(self) -> "LoopConfig":

@@ -62,9 +62,6 @@ class TrainConfig(LoopConfig):
     """Passes over the training examples. Default: as many as read 5,000 examples, from 1 to 10."""
     max_steps: int | None = Field(None, gt=0)
     """Optimizer steps; overrides epochs."""
-    shard: bool = False
-    """Experimental. With several processes, each holds a part of the frozen weights and gathers one
-    block at a time (FSDP2): for models that do not fit on one GPU."""
     max_length: int = Field(512, gt=1)
     """Largest number of tokens in an example; longer examples are skipped and counted."""
     validation: Source | None = None

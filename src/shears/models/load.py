@@ -1,6 +1,5 @@
 """Load a causal language model, its tokenizer and an adapter through transformers and PEFT."""
 
-import importlib.util
 import logging
 import re
 import shutil
@@ -10,20 +9,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.checkpoints import without_code
 from shears.checkpoints.configuration import known_config
 from shears.checkpoints.packed.index import QUANTIZATION, WEIGHTS
-from shears.checkpoints.tensor_files import quantized_by, refuse_missing, refuse_non_finite
-from shears.errors import InputError, install_hint, reading
+from shears.checkpoints.tensor_files import refuse_missing, refuse_non_finite
+from shears.errors import InputError, reading
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
 from shears.models.grid_adapter import make_quantize_aware
 from shears.models.properties import num_embeddings
@@ -42,36 +41,30 @@ SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
 )  # fmt: skip
 """Keys of transformers' generation settings that change which token is the likeliest, or choose another."""
-Quantized = Literal["nf4", "int8"]
-BITS = MappingProxyType({"nf4": 4.5, "int8": 8.0})
-"""Bits of a quantized weight; nf4 has an fp32 scale for every 64 weights."""
 
 
 def load_model(
     model: AnyModel,
     dtype: str = "auto",
     device: str = "auto",
-    quantization: BitsAndBytesConfig | None = None,
     *,
     to_save: bool = False,
 ) -> PreTrainedModel:
     """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
 
-    A package is loaded without its adapter, its packed weights made dense; `quantization` quantizes the linears.
+    A package is loaded without its adapter, its packed weights made dense.
     On a CPU fp16 LayerNorms are widened (`widen_norms`), unless the model is loaded to
     be saved again. InputError, in one line, for any failure to load, and for weights that are missing or not finite.
     """
     ref = resolve(model, dtype)
     torch_device = pick_device(device)
     options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto")}
-    if quantization is not None:
-        options |= _quantizing_options(ref, quantization, torch_device)
     with reading(ref.name), _loading():
         network, info = _from_pretrained(ref, options)
     # transformers only warns of weights that the files lack, and fills them with random numbers
     refuse_missing(ref.name, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
     refuse_non_finite(ref.name, network.named_parameters())
-    loaded: PreTrainedModel = network.eval() if quantization is not None else network.eval().to(torch_device)
+    loaded: PreTrainedModel = network.eval().to(torch_device)
     if not to_save:
         widen_norms(loaded)
     size = loaded.num_parameters() / 1e6
@@ -112,46 +105,6 @@ def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
     if (folder / "generation_config.json").is_file():
         model.generation_config = without_code.load_generation_config(folder)
     return model, info
-
-
-def quantization_config(form: Quantized, compute: torch.dtype) -> BitsAndBytesConfig:
-    """Return the configuration for quantizing a model while loading; nf4 multiplies in `compute`.
-
-    Zeros stay zeros, which both formats hold exactly. InputError without bitsandbytes.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"quantize {form} needs the package bitsandbytes, which is not installed; {install_hint('quantize')}"
-        )
-    if form == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
-
-
-def _quantizing_options(ref: ModelRef, quantization: BitsAndBytesConfig, device: torch.device) -> dict[str, Any]:
-    """Return the options that quantize a model onto a device (of several GPUs: this process's).
-
-    InputError for a package and for a model that is already quantized.
-    """
-    method = quantized_by(ref.folder)
-    kind = "a package" if ref.is_package else f"quantized by {method}" if method else ""
-    if kind:
-        raise InputError(
-            f"a model to quantize must be a folder of plain weights, {ref.name} is {kind}; leave quantize out"
-        )
-    if device.type == "cuda":
-        device = torch.device("cuda", torch.cuda.current_device())
-    return {"quantization_config": quantization, "device_map": {"": device}}
-
-
-def keep_as_quantized(model: nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights at a first use without gradients.
-
-    Repacking, on some CPUs, rounds the scales to bf16 for good, before training begins.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = None) -> None:

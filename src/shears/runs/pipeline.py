@@ -33,7 +33,6 @@ from shears.records.timing import timed
 from shears.runs.baselines import HEALED_FOLDER, baseline_model, dense_model, sparse_folder
 from shears.runs.plan import bytes_of
 from shears.runs.stages import run_folder, stages_of, with_calibration
-from shears.training.step_log import check_trackers
 from shears.training.teacher import find_teacher
 
 logger = logging.getLogger(__name__)
@@ -107,10 +106,9 @@ def _texts(recipe: Recipe, done: Collection[str]) -> list[tuple[str | None, Mapp
 
 
 def _check_trainings(recipe: Recipe) -> None:
-    """Raise InputError, before any work is done, for trackers, devices and teachers that are not there."""
+    """Raise InputError, before any work is done, for devices and teachers that are not there."""
     for stage in (recipe.heal, recipe.train):
         if stage is not None:
-            check_trackers(stage.report_to)
             resolved_precision(stage.precision, pick_device(stage.device))
             if stage.teacher is not None:
                 find_teacher(stage.teacher)

@@ -24,8 +24,7 @@ from shears.data.calibration import text_template_of
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.peft import export_adapter
-from shears.healing.prepare import teacher_of
-from shears.healing.stage import heal
+from shears.healing.heal import heal, teacher_of
 from shears.models.ref import resolve
 from shears.records import artifacts
 from shears.records.artifacts import as_data

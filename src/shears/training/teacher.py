@@ -1,36 +1,48 @@
-"""A teacher, found by its name (a model, or an adapter on one) and run beside a student."""
+"""A teacher, found by its name, and its predictions: computed once, kept in one file.
 
+L labels of a training set, K of a batch, N words that are kept of each prediction.
+"""
+
+import hashlib
+import json
 import logging
-import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shears.checkpoints.configuration import known_config
 from shears.checkpoints.zeros import zeros_share
+from shears.config.loop import LoopConfig
+from shears.data.example import IGNORED
+from shears.data.examples import Tokenized, rows_fingerprint
 from shears.errors import InputError
-from shears.models.devices import DTYPES, autocast, device_of, resolved_precision
+from shears.models.devices import autocast, computing_dtype, device_of, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
 from shears.models.load import load_with_adapter
-from shears.models.properties import keeps_apart, own_model, takes_pieces
 from shears.models.ref import ModelRef, checked_base, resolve
 from shears.models.tokenizers import load_tokenizer
-from shears.records.artifacts import find_record, read_record, weights_fingerprint
+from shears.progress import track
+from shears.records.artifacts import find_record, read_record, sync_path, weights_fingerprint
+from shears.records.folders import refuse_full_disk
 from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG
-from shears.training.distillation import Logits
-from shears.training.losses import before_head, logits_at
-from shears.training.memory import hold_as_computed
+from shears.training.batches import length_buckets, pad_right
+from shears.training.losses import TopK, labelled_positions, logits_at
+from shears.training.processes import first_process_first
 
 logger = logging.getLogger(__name__)
 FOLDER = "teacher_targets"
 SPARSE = 0.05  # share of zeros from which a teacher is not dense
+BATCH = 4  # examples that the teacher reads together
+ROWS = 64  # positions whose probabilities are computed together
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class TeacherSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the model's weights, with that of the adapter's behind it."""
+        """The sha256 of the model's weights, with that of the adapter's after it."""
         return "-".join([self.model.fingerprint, *([weights_fingerprint(self.adapter)] if self.adapter else [])])
 
     @property
@@ -54,11 +66,6 @@ class TeacherSource:
     def recorded_name(self) -> str:
         """The name that a record holds, from which `find_teacher` finds it again."""
         return self.model.recorded_name if self.adapter is None else str(self.adapter.resolve())
-
-    @cached_property
-    def num_words(self) -> int:
-        """The words of its vocabulary; InputError for an unknown architecture."""
-        return int(known_config(self.model.folder).get_text_config().vocab_size)
 
     def load(self, dtype: str = "auto", device: str = "auto") -> nn.Module:
         """Return the model, with its adapter, in evaluation mode; a sparse one is warned of."""
@@ -93,8 +100,9 @@ def find_teacher(name: str | Path) -> TeacherSource:
 
 def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
     """Raise InputError where the teacher's words are not the student's."""
-    sizes = [source.num_words for source in (teacher, TeacherSource(student))]
-    words = [load_tokenizer(model).get_vocab() for model in (teacher.model, student)]
+    models = (teacher.model, student)
+    sizes = [int(known_config(model.folder).get_text_config().vocab_size) for model in models]
+    words = [load_tokenizer(model).get_vocab() for model in models]
     if sizes[0] != sizes[1] or words[0] != words[1]:
         raise InputError(
             f"a teacher must have the vocabulary of the model that it teaches, {teacher.name} has {sizes[0]:,} words "
@@ -103,43 +111,104 @@ def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
         )
 
 
-class LiveTeacher:
-    """Runs a frozen model on every batch; its head runs when the student's does, in pieces.
+class TeacherTargets:
+    """A teacher's likeliest words at the labels of a training set, example after example."""
 
-    `precision` is the arithmetic (see `devices.autocast`). The model is put into evaluation mode
-    and frozen, and its linears are held as they compute.
+    def __init__(self, rows: Sequence[Tokenized], indices: Int[Tensor, "L N"], log_probs: Float[Tensor, "L N"]) -> None:
+        self.firsts = first_labels(rows)
+        self.indices = indices
+        self.log_probs = log_probs
+
+    def of(self, numbers: Int[Tensor, " B"]) -> TopK:
+        """Return the targets of the labels of a batch of examples, by their numbers."""
+        spans = [slice(self.firsts[number], self.firsts[number + 1]) for number in numbers.tolist()]
+        indices, log_probs = (torch.cat([each[span] for span in spans]) for each in (self.indices, self.log_probs))
+        return TopK(indices.to(numbers.device, torch.int64), log_probs.to(numbers.device))
+
+
+def first_labels(rows: Sequence[Tokenized]) -> list[int]:
+    """Return the number of labels before each example, and last that of all; nothing predicts a first token."""
+    counts = (sum(label != IGNORED for label in row.labels[1:]) for row in rows)
+    return [0, *accumulate(counts)]
+
+
+def teacher_targets(
+    source: TeacherSource, rows: Sequence[Tokenized], pad_id: int, settings: LoopConfig
+) -> TeacherTargets:
+    """Return the teacher's targets for a training on these rows, from the cache if they were computed before.
+
+    The teacher is loaded only where they are missing, before the student needs its memory. Under a
+    launcher the first process computes them.
     """
+    precision = resolved_precision(settings.precision, pick_device(settings.device))
+    key = {
+        "teacher": source.fingerprint,
+        "precision": precision,
+        "top_k": settings.teacher_top_k,
+        "rows": rows_fingerprint(rows),
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / FOLDER / f"{name}.safetensors"
 
-    def __init__(self, model: nn.Module, precision: str) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.precision = resolved_precision(precision, device_of(model))
-        self.keeps_apart = keeps_apart(model)  # packed examples
-        hold_as_computed(self.model, self.precision)
-        self.head: tuple[Tensor, Tensor | None] | None = None
-        if takes_pieces(model):
-            head: Any = own_model(model).get_output_embeddings()  # type: ignore[operator]
-            # converted once, where autocast would convert it for every piece
-            dtype = head.weight.dtype if self.precision == "fp32" else DTYPES[self.precision]
-            self.head = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+    def make() -> dict[str, Tensor]:
+        kept = _read(path, first_labels(rows)[-1])
+        if kept is not None:
+            return kept
+        refuse_full_disk(path, 6 * settings.teacher_top_k * first_labels(rows)[-1])
+        network = source.load(computing_dtype(settings.precision, pick_device(settings.device)), settings.device)
+        _write(path, _compute(network, rows, pad_id, settings.teacher_top_k, precision))
+        computed: dict[str, Tensor] = load_file(path)
+        return computed
 
-    @torch.no_grad()
-    def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Logits:
-        """Return the model's targets of the wanted positions."""
-        names = (
-            ("input_ids", "position_ids") if "examples" in batch else ("input_ids", "attention_mask", "position_ids")
-        )
-        device = device_of(self.model)
-        inputs = {name: batch[name].to(device) for name in names}
-        with autocast(self.precision, device):
-            if self.head is not None:  # it may run outside of autocast, which would convert its input
-                hidden = before_head(self.model, inputs, wanted.to(device))
-                return Logits(hidden.to(self.head[0].dtype), *self.head)
-            return Logits(logits_at(self.model, inputs, wanted.to(device)))
+    tensors = first_process_first(make)
+    logger.info("the teacher's targets are in %s", path)
+    return TeacherTargets(rows, tensors["indices"], tensors["log_probs"])
 
 
-def targets_folder(data: str) -> Path:
-    """Return the folder of the targets of a source: beside a local file, else in the cache."""
-    path = expanded(data)
-    if path.is_file() and os.access(path.parent, os.W_OK):
-        return path.with_name(f"{path.name}.teacher")
-    return cache_folder() / FOLDER
+def _read(path: Path, labels: int) -> dict[str, Tensor] | None:
+    """Return the targets in a file; None if it is missing or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+        if {name: len(tensor) for name, tensor in tensors.items()} == {"indices": labels, "log_probs": labels}:
+            return tensors
+        reason = "it has other labels"
+    except Exception as error:  # noqa: BLE001  # safetensors raises its own exceptions for a damaged file
+        reason = str(error)
+    logger.warning("the teacher's targets in %s are damaged and computed anew: %s", path, reason)
+    return None
+
+
+@torch.no_grad()
+def _compute(
+    network: nn.Module, rows: Sequence[Tokenized], pad_id: int, top_k: int, precision: str
+) -> dict[str, Tensor]:
+    firsts = first_labels(rows)
+    tensors: dict[str, Any] = {}
+    labelled = [number for number in range(len(rows)) if firsts[number + 1] > firsts[number]]
+    buckets = length_buckets([len(rows[number].input_ids) for number in labelled], BATCH)
+    for places_in_bucket in track(buckets, "teacher", len(buckets), "batch"):
+        bucket = [labelled[place] for place in places_in_bucket]
+        padded = pad_right([rows[number] for number in bucket], pad_id)
+        batch = {name: tensor.to(device_of(network)) for name, tensor in padded.items()}
+        with autocast(precision, device_of(network)):
+            logits = logits_at(network, batch, labelled_positions(batch["labels"]))
+        parts = [piece.float().log_softmax(-1).topk(min(top_k, piece.shape[-1])) for piece in logits.split(ROWS)]
+        values = torch.cat([part.values for part in parts]).half().cpu()
+        indices = torch.cat([part.indices for part in parts]).int().cpu()
+        if not tensors:
+            shape = (firsts[-1], values.shape[1])
+            tensors = {"indices": indices.new_empty(shape), "log_probs": values.new_empty(shape)}
+        places = torch.cat([torch.arange(firsts[number], firsts[number + 1]) for number in bucket])
+        tensors["indices"][places] = indices
+        tensors["log_probs"][places] = values
+    return tensors
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary)
+    sync_path(temporary)
+    temporary.rename(path)

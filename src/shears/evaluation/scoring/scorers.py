@@ -15,9 +15,8 @@ from shears.data.examples import Example, Tokenized
 from shears.errors import InputError
 from shears.evaluation.scoring.score import Questions, Run, check_lengths
 from shears.models.devices import device_of
-from shears.models.properties import ignores_padding, keeps_apart, num_positions
-from shears.training.batches import PACK_TOKENS, length_buckets, pack, pad
-from shears.training.losses import completion_losses, logits_at, packed_losses
+from shears.training.batches import length_buckets, pad_right
+from shears.training.losses import labelled_positions, logits_at, token_losses
 
 
 @runtime_checkable
@@ -63,29 +62,23 @@ class ScoringBatch:
 class LossScorer:
     """Values: negative log-likelihoods in nats, summed over labelled tokens; weights: their number.
 
-    Examples are packed into rows if the model keeps them apart, else padded if it ignores padding,
-    else in buckets of equal lengths. InputError if no token has a label.
+    InputError if no token has a label.
     """
 
     def __init__(self, model: nn.Module, rows: Sequence[Tokenized], pad_id: int, batch_size: int) -> None:
         self.model = model
         self._pad_id = pad_id
-        # nothing predicts the first token of a row; in a packed row, the example before it would
-        self._rows = [Tokenized(row.input_ids, [IGNORED, *row.labels[1:]]) for row in rows]
-        self.packed = keeps_apart(model)
+        self._rows = [Tokenized(row.input_ids, [IGNORED, *row.labels[1:]]) for row in rows]  # nothing predicts a first
         self.weights = torch.tensor([sum(label != IGNORED for label in row.labels) for row in self._rows]).double()
         if not self.weights.sum():
             raise InputError("the examples must have completion tokens to score, got none")
-        is_padded = self.packed or ignores_padding(model)
-        buckets = length_buckets([len(row.input_ids) for row in self._rows], batch_size, is_padded)
+        buckets = length_buckets([len(row.input_ids) for row in self._rows], batch_size)
         self._batches = [
             ScoringBatch(numbers, self._tensors([self._rows[number] for number in numbers])) for numbers in buckets
         ]
 
     def _tensors(self, rows: Sequence[Tokenized]) -> dict[str, Tensor]:
-        limit = num_positions(self.model)
-        batch = pack(rows, PACK_TOKENS, self._pad_id, limit) if self.packed else pad(rows, self._pad_id)
-        return {name: tensor.to(device_of(self.model)) for name, tensor in batch.items()}
+        return {name: each.to(device_of(self.model)) for name, each in pad_right(rows, self._pad_id).items()}
 
     def measure(self, run: Run) -> Float64[Tensor, " N"]:
         """Return the loss of each example, summed in float64."""
@@ -94,18 +87,11 @@ class LossScorer:
             values[list(batch.numbers)] = self._summed(run, batch)
         return values
 
-    def _token_losses(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the losses of labelled tokens: K for packed rows, B x K for padded ones."""
-        return packed_losses(self.model, tensors)[0] if self.packed else completion_losses(self.model, tensors)
-
     @torch.no_grad()
     def _summed(self, run: Run, batch: ScoringBatch) -> Float64[Tensor, " N"]:
-        losses = run(partial(self._token_losses, batch.tensors)).double().cpu()
-        if not self.packed:
-            return losses.sum(dim=1)
-        owners = batch.tensors["examples"][:, :-1][batch.tensors["labels"][:, 1:] != IGNORED].cpu()
-        total = torch.zeros(len(batch.numbers), dtype=torch.float64)
-        return total.index_add_(0, owners, losses) if len(owners) else total
+        losses = run(partial(token_losses, self.model, batch.tensors)).double().cpu()
+        owners = labelled_positions(batch.tensors["labels"]).nonzero()[:, 0].cpu()
+        return torch.zeros(len(batch.numbers), dtype=torch.float64).index_add_(0, owners, losses)
 
     def num_positions(self) -> int:
         """Return the tokens of all forwards, padding included."""
@@ -114,7 +100,7 @@ class LossScorer:
     def trial(self) -> Trial:
         """Return small forwards like those of `measure`."""
         rows = sorted(self._rows, key=lambda row: len(row.input_ids))[:2]
-        return _trial(self._tensors(rows), self._token_losses)
+        return _trial(self._tensors(rows), partial(token_losses, self.model))
 
 
 class ChoiceScorer:

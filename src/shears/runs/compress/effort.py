@@ -109,7 +109,7 @@ def efforts(settings: CompressConfig, amounts: Amounts) -> dict[str, Effort]:
         trains = settings.data is not None
         heal = settings.heal or (None if trains else scale.heal)
         if settings.heal is None and heal is not None:
-            most = 4 * amounts.text_tokens  # healing/prepare.py: more epochs give little
+            most = 4 * amounts.text_tokens  # healing/heal.py: more epochs give little
             heal = max(min(heal, most), FEWEST_SEQUENCES * length)
         heal = heal if any(settings.sparsities) else None
         reference = settings.target is None  # the dense fine-tuned model, which is measured against

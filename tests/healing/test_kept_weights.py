@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shears.healing.linears import kept_weights, refresh, train_kept, trainable
+from shears.healing.kept_weights import kept_weights, train_kept, trainable
 from shears.models.blocks import weight_oi
 from shears.quantization.grid import quantize
 from tests.tiny import tiny_model
@@ -52,7 +52,7 @@ def test_a_step_is_a_share_of_the_size_of_the_kept_weights(size: float) -> None:
     before = plain.linear.weight.detach().clone()
     kept = before != 0
     train_kept(one, ["linear"], None)
-    refresh(one)
+    one.linear.refresh()
     assert torch.equal(one.linear.weight, before)
     scale = one.linear.scale
     assert 2**-0.5 <= float(before[kept].square().mean().sqrt()) / scale <= 2**0.5
@@ -71,7 +71,7 @@ def test_changed_values_are_computed_with_after_a_refresh_and_zeros_stay(transpo
     train_kept(one, ["linear"], None)
     with torch.no_grad():
         one.linear.values += 1
-    refresh(one)
+    one.linear.refresh()
     change = (before != 0).float()
     torch.testing.assert_close(one.linear(INPUTS), nn.functional.linear(INPUTS, before + change, one.linear.bias))
     assert torch.equal(one.linear.healed(), before + change)
@@ -90,7 +90,7 @@ def test_products_see_the_weights_of_a_package_and_gradients_pass_its_rounding(t
     torch.testing.assert_close(one.linear.values.grad, packed.linear.weight.grad[kept])
     with torch.no_grad():
         one.linear.values *= 3
-    refresh(one)
+    one.linear.refresh()
     torch.testing.assert_close(weight_oi(one.linear), 3 * on_grid, rtol=1e-3, atol=0)  # scales are fp16 numbers
 
 

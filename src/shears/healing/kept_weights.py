@@ -7,7 +7,6 @@ Shapes: O output features, I input features, N weights that are not zero, R rank
 * any leading dimensions.
 """
 
-import logging
 import math
 import shutil
 from collections.abc import Iterable
@@ -15,24 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, sharing_a_weight, weight_oi
 from shears.models.blockwise.matrices import Matrix, block_matrices
-from shears.models.recovery import read_recovery, recovery_record, write_factors
+from shears.models.recovery import read_recovery, write_factors
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import compute_dtype
 from shears.quantization.grid import quantize
 from shears.records.artifacts import RECOVERY_FOLDER
 from shears.records.peft_files import PREFIX, A, B
-
-logger = logging.getLogger(__name__)
 
 
 class _KeptProduct(torch.autograd.Function):
@@ -79,8 +76,8 @@ class KeptWeights(nn.Module):
     places: Tensor
     packed_as: NumberFormat | None
     scale: float
-    recovery: nn.Module | None
-    """The product that is added to the outputs (`RecoveryProduct`)."""
+    recovery: "RecoveryProduct | None"
+    """The product that is added to the outputs."""
 
     def start(self, dtype: torch.dtype | None, packed_as: NumberFormat | None = None) -> None:
         """Begin with the present weights; compute in `dtype`, None for that of the weight."""
@@ -100,29 +97,20 @@ class KeptWeights(nn.Module):
         result: Tensor = _KeptProduct.apply(x, self.values, self)
         return result if self.recovery is None else result + self.recovery(x)
 
-    @property
-    def transposed(self) -> bool:
-        """Tell whether `weight` is inputs x outputs."""
-        return isinstance(self, Conv1D)
-
     @torch.no_grad()
     def refresh(self) -> None:
         """Round the values into the weight."""
         if self.packed_as is None:
-            self.weight.view(-1).index_copy_(0, self.places.long(), self._kept().to(self.weight.dtype))
+            kept = (self.values * self.scale).to(self.weight.dtype)
+            self.weight.view(-1).index_copy_(0, self.places.long(), kept)
         else:
-            weight_oi(self).copy_(quantize(self._placed(self._kept()), self.packed_as).dense())
+            weight_oi(self).copy_(quantize(self.healed(), self.packed_as).dense())
 
+    @torch.no_grad()
     def healed(self) -> Float[Tensor, "O I"]:
         """Return the trained weight in float32: the values at their places, zero elsewhere."""
-        return self._placed(self._kept())
-
-    def _kept(self) -> Float[Tensor, " N"]:
-        """Return the kept weights; the product with a power of two is exact."""
-        return self.values.detach() * self.scale
-
-    def _placed(self, values: Shaped[Tensor, " N"]) -> Shaped[Tensor, "O I"]:
-        flat = values.new_zeros(self.weight.numel()).index_copy_(0, self.places.long(), values)
+        kept = self.values * self.scale  # exact, by a power of two
+        flat = kept.new_zeros(self.weight.numel()).index_copy_(0, self.places.long(), kept)
         weight = flat.view(self.weight.shape)
         return weight.T if isinstance(self, Conv1D) else weight
 
@@ -178,17 +166,15 @@ def kept_weights(model: nn.Module) -> dict[str, KeptWeights]:
     return {name: module for name, module in model.named_modules() if isinstance(module, KeptWeights)}
 
 
-def refresh(model: nn.Module) -> None:
-    """Let every trained linear compute with what was trained so far."""
-    for linear in kept_weights(model).values():
-        linear.refresh()
-
-
 class Refresh(TrainerCallback):
-    """Lets the model compute with its trained weights after every step."""
+    """Lets the model compute with its trained weights, those of a checkpoint too."""
 
     def on_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
-        refresh(kwargs["model"])
+        """Round the values into the weights of every linear."""
+        for linear in kept_weights(kwargs["model"]).values():
+            linear.refresh()
+
+    on_train_begin = on_optimizer_step
 
 
 class RecoveryProduct(nn.Module):
@@ -203,11 +189,6 @@ class RecoveryProduct(nn.Module):
         self.b = nn.Parameter(b.float() / self.scales[0])
         self.a = nn.Parameter(a.float() / self.scales[1])
 
-    @property
-    def rank(self) -> int:
-        """Number of components."""
-        return self.a.shape[0]
-
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         """Return B A x."""
         b, a = (factor.to(x.dtype) for factor in (self.b, self.a))
@@ -218,16 +199,6 @@ class RecoveryProduct(nn.Module):
         """Return B and A as float32 on the CPU; the products with powers of two are exact."""
         b, a = (factor.detach().cpu() * scale for factor, scale in zip((self.b, self.a), self.scales, strict=True))
         return b, a
-
-
-def recovery_fingerprint(sparse: ModelRef) -> str:
-    """Return the fingerprint of the recovery; InputError if there is none for these weights."""
-    if not (sparse.folder / RECOVERY_FOLDER).is_dir():
-        raise InputError(
-            f"recovery needs a recovery adapter, {sparse.name} has none; prune with --recover-rank 32, or leave "
-            "recovery out"
-        )
-    return str(recovery_record(sparse)["fingerprint"])
 
 
 def add_recovery(model: nn.Module, sparse: ModelRef) -> None:
@@ -246,43 +217,13 @@ def add_recovery(model: nn.Module, sparse: ModelRef) -> None:
         linear.recovery = product.to(linear.weight.device)
 
 
-class HealedWeights:
-    """The kept weights of a sparse model as the loop's `trainer.TrainedWeights`."""
-
-    file = "trained.safetensors"
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-
-    @property
-    def narrow(self) -> int:
-        """The largest rank of a recovery in the forward, 0 without one."""
-        return max((module.rank for module in self.model.modules() if isinstance(module, RecoveryProduct)), default=0)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the trained parameters by name."""
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-
-    @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Give the model what was trained until a checkpoint."""
-        for name, parameter in self.tensors().items():
-            parameter.copy_(tensors[name])
-        refresh(self.model)
-
-
-def write_healed_recovery(model: Any, work: Path, output: Path, record: dict[str, Any]) -> None:
+def write_healed_recovery(model: nn.Module, work: Path, output: Path, record: dict[str, Any]) -> None:
     """Write the trained products to `work`/recovery; `work` will be named `output`."""
     linears = kept_weights(model)
     shutil.rmtree(work / RECOVERY_FOLDER, ignore_errors=True)  # of an interruption while writing
-    factors = {
-        name: linear.recovery.factors()
-        for name, linear in linears.items()
-        if isinstance(linear.recovery, RecoveryProduct)
-    }
-    for name, pair in factors.items():
-        if not all(torch.isfinite(factor).all() for factor in pair):
-            raise InputError(f"a healed recovery must be finite, that of {name} is not; lower learning_rate")
-    transposed = any(linear.transposed for linear in linears.values())
-    write_factors(work, output, factors, transposed=transposed, record=record)
-    logger.info("the recovery was healed too: train --init recovery starts from both")
+    factors = {name: each.recovery.factors() for name, each in linears.items() if each.recovery is not None}
+    if not all(torch.isfinite(factor).all() for pair in factors.values() for factor in pair):
+        raise InputError("a healed recovery must be finite, it is not; lower learning_rate")
+    write_factors(
+        work, output, factors, transposed=any(isinstance(each, Conv1D) for each in linears.values()), record=record
+    )

@@ -1,0 +1,283 @@
+"""The verb `heal`: train a sparse model to predict what the dense one predicts."""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from shears.checkpoints.configuration import known_config
+from shears.checkpoints.packed.index import is_block_matrix
+from shears.checkpoints.tensor_files import TensorFiles, num_weights, weights_bytes
+from shears.checkpoints.zeros import count_zeros, zeros_share
+from shears.config import HealConfig
+from shears.config.fields import TemplateName
+from shears.config.resolve import build
+from shears.data.calibration import check_text, text_template, text_tokens
+from shears.data.example import IGNORED, Tokenized
+from shears.data.examples import rows_fingerprint
+from shears.errors import InputError
+from shears.healing.kept_weights import (
+    Refresh,
+    add_recovery,
+    kept_weights,
+    train_kept,
+    trainable,
+    write_healed_recovery,
+)
+from shears.models.blocks import decoder_blocks
+from shears.models.blockwise.matrices import block_matrices
+from shears.models.blockwise.sources import BlockSource
+from shears.models.devices import DTYPES, computing_dtype, pick_device, resolved_precision
+from shears.models.load import copy_configs, load_model, refuse_unknown
+from shears.models.properties import num_embeddings, positions_in, refuse_longer
+from shears.models.recovery import recovery_record
+from shears.models.ref import ModelRef, resolve
+from shears.models.tokenizers import load_tokenizer, save_tokenizer
+from shears.progress import is_first_process
+from shears.records.artifacts import (
+    HEALED,
+    RECOVERY_FOLDER,
+    TRAINING_LOG,
+    as_data,
+    inherited,
+    sync_tree,
+    weights_fingerprint,
+    write_json,
+)
+from shears.records.folders import refuse_full_disk
+from shears.records.journal import read_rows
+from shears.records.paths import expanded
+from shears.records.trained_form import trained_template
+from shears.records.version import __version__
+from shears.sparsity.plan import linear_name
+from shears.sparsity.rewrite import FormatOf, LinearSparsity, check_saved, in_format, overall_sparsity, rewrite_model
+from shears.training.batches import padding
+from shears.training.checkpoints import origin_of, training_folder
+from shears.training.fit import Training, check_warmup, fit
+from shears.training.processes import first_process_first
+from shears.training.teacher import TeacherSource, find_teacher, refuse_other_vocabulary, teacher_targets
+from shears.writing.stage import text_source
+
+logger = logging.getLogger(__name__)
+MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text (arXiv 2305.16264)
+
+
+def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
+    """Train `sparse` to predict what its teacher predicts; write and return the folder `output`.
+
+    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`.
+    `resume` continues an interrupted run of the same configuration from its last whole checkpoint.
+    Under a launcher all processes call this, and the first one writes. InputError if an input is
+    unusable, or if the loss or the weights stop being finite.
+    """
+    settings = build(HealConfig, "heal", config)
+    check_warmup(settings, settings.num_steps)
+    output = expanded(output)
+    base = resolve(sparse)
+    base.refuse_package("heal")
+    check_text(settings.data, settings.columns)
+    refuse_full_disk(output, weights_bytes(base.folder))
+    teacher = teacher_of(base, settings)
+    origin = origin_of(base, settings, teacher)
+    if settings.recovery:
+        origin["recovery_fingerprint"] = recovery_record(base)["fingerprint"]
+    with training_folder(output, settings, origin) as work:
+        if not (work / HEALED).is_file():  # it is there after an interruption between saving and renaming
+            refuse_dense(base)
+            decided = settings.model_copy(update={"learning_rate": settings.rate_for(num_weights(base.folder))})
+            tokenizer = load_tokenizer(base)
+            rows = sequences(base, teacher, tokenizer, decided)
+            targets = teacher_targets(teacher, rows, padding(tokenizer), decided)
+            model = _trainable_model(base, rows, decided)
+            training = Training(
+                "heal", model, rows, padding(tokenizer), decided.num_steps, targets, "cosine", callbacks=[Refresh()]
+            )
+            fit(training, work, decided)
+            if is_first_process():
+                linears = _write_healed(base, model, work)
+                _write_recovery(base, model, work, output, settings)
+                lines = read_rows(work / TRAINING_LOG)
+                _warn_if_worse([line["loss"] for line in lines], decided)
+                record = {
+                    "shears_version": __version__,
+                    "config": as_data(settings),
+                    "model": base.record.get("model", base.recorded_name),
+                    "sparse": base.recorded_name,
+                    **inherited(base.record),
+                    "teacher": teacher.recorded_name,
+                    **origin,
+                    "learning_rate": decided.learning_rate,
+                    "data_fingerprint": rows_fingerprint(rows),
+                    "fingerprint": weights_fingerprint(work),
+                    "num_steps": lines[-1]["step"],
+                    "achieved": overall_sparsity(linears),
+                    "linears": {
+                        name: {"shape": list(each.shape), "zeros": each.zeros, "sparsity": each.sparsity}
+                        for name, each in linears.items()
+                    },
+                }
+                sync_tree(work)
+                write_json(work / HEALED, record)  # last: it marks the folder as whole
+    return output
+
+
+def teacher_of(sparse: ModelRef, settings: HealConfig) -> TeacherSource:
+    """Return the teacher of the settings, by default the model that `sparse` was pruned from.
+
+    InputError where there is none, where it is the sparse model itself or has another vocabulary.
+    """
+    if settings.teacher is not None:
+        teacher = find_teacher(settings.teacher)
+    else:
+        name = sparse.record.get("model")
+        if not isinstance(name, str):
+            raise InputError(f"heal needs the dense model, and {sparse.name} has no record of it; add --teacher")
+        dtype = str(sparse.record.get("config", {}).get("dtype", "auto"))
+        teacher = TeacherSource(resolve(name, dtype))
+        teacher.model.refuse_package("teach")
+    if teacher.fingerprint == sparse.fingerprint:
+        raise InputError(f"the teacher must be another model than the one to heal, both are {teacher.name}")
+    refuse_other_vocabulary(teacher, sparse)
+    return teacher
+
+
+def refuse_dense(sparse: ModelRef) -> None:
+    """Raise InputError if no matrix of the blocks has a zero in its files, before anything is computed."""
+    files = TensorFiles(sparse.folder)
+    matrices = (name for name in files.names if is_block_matrix(name, (files.dtype(name), files.shape(name))))
+    if not any(count_zeros(files.load(name)) for name in matrices):
+        raise _dense(sparse)
+
+
+def _dense(sparse: ModelRef) -> InputError:
+    return InputError(f"the model to heal must have zeros, the linears of {sparse.name} have none; sparsify it first")
+
+
+def sequences(
+    sparse: ModelRef, teacher: TeacherSource, tokenizer: PreTrainedTokenizerBase, settings: HealConfig
+) -> list[Tokenized]:
+    """Return the text in sequences, every token but the first predicted; InputError if too short.
+
+    The teacher writes it if the data is `self`. Of more text than all steps read, evenly spaced
+    sequences, whatever the seed: no other needs a teacher's targets.
+    """
+    length = settings.sequence_length
+    refuse_longer(length, positions_in(known_config(sparse.folder)))
+    tokens = settings.num_sequences * length
+    write = partial(text_source, settings.data, teacher.model, tokens, settings.seed, settings.columns)
+    data, columns = first_process_first(write)
+    template: TemplateName = settings.template or text_template(trained_template(sparse.folder), tokenizer)
+    ids = text_tokens(data, tokenizer, columns, template)
+    pieces = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
+    if len(pieces) < settings.batch_size:
+        raise InputError(
+            f"heal needs at least a batch of {settings.batch_size} sequences of {length} tokens, {settings.data} has "
+            f"{len(ids)} tokens; give more text, or a smaller batch_size or sequence_length"
+        )
+    wanted = settings.num_steps * settings.batch_size
+    if wanted < len(pieces):
+        logger.info("taking %d of the %d sequences of %s, evenly spaced", wanted, len(pieces), settings.data)
+        pieces = [pieces[number * len(pieces) // wanted] for number in range(wanted)]
+    epochs = settings.num_sequences / len(pieces)
+    if epochs > MOST_EPOCHS:
+        logger.warning(
+            "%s has %d tokens, which are read %.1f times for %d; more than %d times gives little: take more text, or "
+            "fewer tokens", settings.data, len(ids), epochs, settings.tokens, MOST_EPOCHS,
+        )  # fmt: skip
+    return [Tokenized(piece, [IGNORED, *piece[1:]]) for piece in pieces]
+
+
+def _trainable_model(sparse: ModelRef, rows: list[Tokenized], settings: HealConfig) -> PreTrainedModel:
+    """Return the model whose kept weights are the only trained parameters, with those of the recovery if asked."""
+    device = pick_device(settings.device)
+    model = load_model(sparse, computing_dtype(settings.precision, device), settings.device)
+    refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
+    linears = trainable(model)
+    zeros = zeros_share(model.get_parameter(f"{name}.weight") for name in linears)
+    if not zeros:
+        raise _dense(sparse)
+    size = sum(matrix.shape[0] * matrix.shape[1] for matrix in linears.values())
+    total = sum(parameter.numel() for parameter in decoder_blocks(model)[1].parameters() if parameter.ndim > 1)
+    if size < total:
+        logger.warning("%.0f %% of the blocks' weights are in no plain linear: they stay", 100 - 100 * size / total)
+    precision = resolved_precision(settings.precision, device)
+    packed_as = None if settings.quantize_aware == "none" else settings.quantize_aware
+    train_kept(model, linears, None if precision == "fp32" else DTYPES[precision], packed_as)
+    if settings.recovery:
+        add_recovery(model, sparse)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info("healing %d linears, %.1f %% zeros: %.4g M trained numbers", len(linears), 100 * zeros, trained / 1e6)
+    return model
+
+
+def _warn_if_worse(losses: list[float], settings: HealConfig) -> None:
+    """Warn of a loss that did not fall, as with steps that are too large."""
+    count = max(len(losses) // 10, 1)
+    first, last = (sum(part) / count for part in (losses[:count], losses[-count:]))
+    if last >= first:
+        logger.warning(
+            "the loss did not fall (first tenth of the steps %.3g, last tenth %.3g): lower learning_rate, such as to "
+            "%.1g", first, last, (settings.learning_rate or 0.0) / 3,
+        )  # fmt: skip
+
+
+def _write_recovery(sparse: ModelRef, model: nn.Module, work: Path, output: Path, settings: HealConfig) -> None:
+    if settings.recovery:
+        record = {"healed": True, "data": settings.data, "teacher": teacher_of(sparse, settings).recorded_name}
+        write_healed_recovery(model, work, output, record)
+    elif (sparse.folder / RECOVERY_FOLDER).is_dir():
+        logger.info(
+            "%s belongs to the weights before healing and is not copied; --recovery heals it too",
+            sparse.folder / RECOVERY_FOLDER,
+        )
+
+
+def _write_healed(sparse: ModelRef, model: nn.Module, work: Path) -> Mapping[str, LinearSparsity]:
+    """Write the sparse model with its trained weights to `work`; return the zeros of its linears.
+
+    InputError where a weight is not finite in the files' number format, and where the files have
+    their zeros in other places than the sparse model.
+    """
+    for file in work.glob("*.safetensors*"):
+        file.unlink()  # of an interruption while writing
+    linears = rewrite_model(sparse, work, "cpu", "auto", lambda source, form: _change(source, form, model))
+    if not (work / "config.json").is_file():
+        copy_configs(sparse.folder, work)
+    save_tokenizer(sparse, work)
+    check_saved(work, linears)
+    before = TensorFiles(sparse.folder)
+    after = TensorFiles(work)
+    for name in sorted({*before.names} & {*after.names}):
+        if len(before.shape(name)) > 1 and not torch.equal(before.load(name) == 0, after.load(name) == 0):
+            raise InputError(f"{name} must have its zeros where {sparse.folder} has them, it has others")
+    return linears
+
+
+@torch.no_grad()
+def _change(source: BlockSource, format_of: FormatOf, model: nn.Module) -> dict[str, LinearSparsity]:
+    trained = kept_weights(model)
+    linears: dict[str, LinearSparsity] = {}
+    for index, _ in enumerate(source.model.get_submodule(source.prefix).children()):
+        with source.opened(index) as block:
+            matrices = block_matrices(f"{source.prefix}.{index}", block)
+            for matrix in matrices:
+                view = matrix.view(source.model)
+                if matrix.name in trained:
+                    weight = trained[matrix.name].healed().to(view.device)
+                    dtype = format_of(matrix.parameter)
+                    if not torch.isfinite(weight.to(dtype)).all():
+                        raise InputError(
+                            f"healed weights must be finite in {dtype}, {matrix.name} is not; lower learning_rate"
+                        )
+                    view.copy_(in_format(weight, view != 0, dtype))
+                name = linear_name(matrix)
+                before = linears.get(name, LinearSparsity((0, matrix.shape[1]), 0))
+                shape = (before.shape[0] + matrix.shape[0], matrix.shape[1])
+                linears[name] = LinearSparsity(shape, before.zeros + count_zeros(view))
+            source.keep(index, [matrix.parameter for matrix in matrices if matrix.name in trained])
+    return linears

@@ -1,0 +1,403 @@
+"""The training loop: transformers' Trainer with our loss, order of examples, checkpoints and log."""
+
+import ctypes
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import ParallelMode
+
+from shears.config.loop import LoopConfig
+from shears.data.examples import Tokenized
+from shears.errors import InputError, first_line, reading
+from shears.models.devices import pick_device, resolved_precision
+from shears.progress import Meter, is_first_process, launched, meter
+from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES, sync_tree, write_json
+from shears.records.folders import CHECKPOINTS, MARKER, refuse_full_disk
+from shears.records.journal import read_rows
+from shears.training.batches import EpochOrder, length_buckets, pad_right
+from shears.training.checkpoints import begin_from, last_whole_checkpoint, step_of
+from shears.training.losses import (
+    has_plain_head,
+    labelled_positions,
+    logits_at,
+    loss_of_labels,
+    summed_in_pieces,
+    token_losses,
+)
+from shears.training.teacher import TeacherTargets
+
+logger = logging.getLogger(__name__)
+TRAINED = "trained.safetensors"  # in a checkpoint: the trained parameters
+CHECKPOINT_BYTES = 12  # of a trained number in a checkpoint: itself and two moments of AdamW, in fp32
+SECONDS = 120.0  # between two checkpoints
+MICRO_BATCH = 4  # examples in a forward, where none are set
+VALIDATION_LOSS = "validation_loss"  # key in the training log
+M_TRIM_THRESHOLD = -1  # mallopt(3): free bytes at the heap's end that are returned; -1 returns none
+M_MMAP_MAX = -4  # mallopt(3): blocks that may be mapped each on their own
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Examples to validate on, every how many steps, and when to stop early, if ever.
+
+    `state` is a context in which the model computes what is validated, such as the largest ranks.
+    """
+
+    rows: Sequence[Tokenized]
+    every: int
+    patience: int | None
+    state: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a verb trains: the parameters of `model` that require gradients, on `rows`, for `steps`.
+
+    The progress bar shows `verb`. `callbacks` act on the steps, such as by drawing ranks; `details`
+    returns what the log says of a step beside its loss. `scheduler` is the course of the learning
+    rate, by transformers' name.
+    """
+
+    verb: str
+    model: nn.Module
+    rows: Sequence[Tokenized]
+    pad_id: int
+    steps: int
+    targets: TeacherTargets | None = None
+    scheduler: str = "linear"
+    callbacks: Sequence[TrainerCallback] = ()
+    details: Callable[[], dict[str, Any]] = dict
+    validation: Validation | None = None
+
+
+def fit(training: Training, work: Path, settings: LoopConfig) -> None:
+    """Train to the last step, from the last whole checkpoint in `work` if there is one.
+
+    With early stopping, the model then has the weights of the lowest validation loss.
+    """
+    trained = sum(each.numel() for each in training.model.parameters() if each.requires_grad)
+    refuse_full_disk(work, CHECKPOINT_BYTES * trained)
+    trainer = StepTrainer(training, work, settings)
+    checkpoint = begin_from(work)
+    done = 0 if checkpoint is None else step_of(checkpoint)
+    patience = training.validation.patience if training.validation else None
+    if checkpoint and (done == training.steps or is_over(validation_losses(work), patience)):
+        trainer._load_from_checkpoint(str(checkpoint))  # Trainer would make one more step before it stops
+    else:
+        tokens = sum(len(row.input_ids) for row in training.rows)
+        logger.info("%d examples, %d tokens, steps %d to %d", len(training.rows), tokens, done + 1, training.steps)
+        with meter(training.verb, training.steps, "step") as progress, kept_heap():
+            progress.skip(done)
+            trainer.add_callback(Steps(trainer, progress))
+            try:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            except UnpicklingError as error:  # transformers lets torch read tensors and plain values only
+                rule = f"{checkpoint} must hold tensors and plain values"
+                raise InputError(f"{rule}, got: {first_line(error)}; delete that folder") from error
+    if patience:
+        best = best_step(validation_losses(work))
+        trainer._load_from_checkpoint(str(work / CHECKPOINTS / f"checkpoint-{best}"))
+
+
+class StepTrainer(Trainer):
+    """A Trainer whose loss is the mean over a step's labels, however they are split into forwards.
+
+    A checkpoint holds the trained parameters alone.
+    """
+
+    def __init__(self, training: Training, work: Path, settings: LoopConfig) -> None:
+        self.training = training
+        self.work = work
+        self.settings = settings
+        super().__init__(
+            model=training.model,
+            args=training_arguments(settings, work / CHECKPOINTS, training.steps, training.scheduler),
+            train_dataset=list(enumerate(training.rows)),
+            data_collator=partial(_collated, pad_id=training.pad_id),
+            callbacks=list(training.callbacks),
+        )
+        self.remove_callback(PrinterCallback)  # only the command line prints
+        self.model_accepts_loss_kwargs = True  # makes Trainer count the step's labels and not divide again
+        self.in_pieces = has_plain_head(training.model)
+        self.figures = [0.0, 0.0]  # loss and tokens of the step in this process
+        self.gradient_norm = 0.0
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return the summed loss of this forward over the number of labels in the whole step."""
+        wanted = labelled_positions(inputs["labels"])
+        words = inputs["labels"].roll(-1, dims=1)[wanted]
+        targets = self.training.targets
+        taught = None if targets is None else targets.of(inputs["numbers"])
+        loss = loss_of_labels(words, taught, self.settings.kl, self.settings.cross_entropy)
+        with self.accelerator.autocast():  # prepared models switch it on in their own forward alone
+            if self.in_pieces:
+                summed = summed_in_pieces(model, inputs, wanted, loss)
+            else:
+                summed = loss(logits_at(model, inputs, wanted), slice(None)).sum()
+        assert num_items_in_batch is not None
+        mean = summed / max(int(num_items_in_batch), 1)
+        self.figures[0] += mean.item()
+        self.figures[1] += sum(len(self.training.rows[number].input_ids) for number in inputs["numbers"].tolist())
+        # DDP averages the processes' gradients, and the step's loss is their sum
+        scaled: Tensor = mean * self.accelerator.num_processes
+        return scaled
+
+    @torch.no_grad()
+    def validation_loss(self, validation: Validation) -> float:
+        """Return the mean loss of a label, without dropout; InputError if it is not finite."""
+        total = 0.0
+        labels = 0
+        self.training.model.eval()
+        with validation.state(), self.accelerator.autocast():
+            for bucket in length_buckets([len(row.input_ids) for row in validation.rows], self.args.train_batch_size):
+                batch = pad_right([validation.rows[number] for number in bucket], self.training.pad_id)
+                losses = token_losses(self.training.model, self._prepare_inputs(batch))
+                total += losses.double().sum().item()
+                labels += len(losses)
+        self.training.model.train()
+        self.refuse_non_finite("validation loss", total)
+        return total / labels
+
+    def refuse_non_finite(self, name: str, value: float) -> None:
+        """Raise InputError for a figure that is not finite, which ends a training."""
+        if not math.isfinite(value):
+            last = last_whole_checkpoint(self.work)
+            kept = "no earlier step was saved" if last is None else f"{last} keeps the state after step {step_of(last)}"
+            raise InputError(
+                f"the {name} must be finite, got {value} at step {self.state.global_step + 1}; train to another output "
+                f"with a lower learning rate ({kept})"
+            )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        lengths = [len(row.input_ids) for row in self.training.rows]
+        self.order = EpochOrder(lengths, self.settings.batch_size, self.settings.seed)
+        return self.order
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)  # of all processes, before the clipping
+        self.gradient_norm = float(norm)
+        return norm
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(str(output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: each.detach().contiguous() for name, each in self._trained()}, folder / TRAINED)
+
+    @torch.no_grad()
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        path = Path(resume_from_checkpoint) / TRAINED
+        with reading(path):
+            tensors = load_file(path)
+            for name, parameter in self._trained():
+                parameter.copy_(tensors[name])
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [pair for pair in self.training.model.named_parameters() if pair[1].requires_grad]
+
+
+class Steps(TrainerCallback):
+    """Watches, logs, validates and saves the steps of a training."""
+
+    def __init__(self, trainer: StepTrainer, progress: Meter) -> None:
+        self.trainer = trainer
+        self.progress = progress
+        self.log = trainer.work / TRAINING_LOG
+        self.learning_rate = 0.0
+        self.figures = (0.0, 0)  # loss and tokens of the step in all processes
+        self.step_start = self.saved = time.monotonic()
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Choose the order of the epoch; accelerate does not reach it through every wrapper."""
+        self.trainer.order.set_epoch(int(state.epoch or 0))
+
+    def on_step_begin(self, *_: Any, **kwargs: Any) -> None:
+        """Note the learning rate of this step."""
+        self.learning_rate = kwargs["lr_scheduler"].get_last_lr()[0]
+        self.trainer.figures = [0.0, 0.0]
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        """Refuse an update, in all processes, if loss or gradients are not finite.
+
+        In fp16, gradients may overflow: torch's scaler skips such a step and lowers its scale.
+        """
+        own = torch.tensor(self.trainer.figures, dtype=torch.float64, device=args.device)
+        loss, tokens = self.trainer.accelerator.reduce(own).tolist()
+        self.figures = (loss, int(tokens))
+        self.trainer.refuse_non_finite("loss", loss)
+        if not args.fp16:
+            self.trainer.refuse_non_finite("norm of the gradients", self.trainer.gradient_norm)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *_: Any, **__: Any
+    ) -> None:
+        """Log the step, with its validation if one is due, which may end the training; save in time."""
+        loss, tokens = self.figures
+        step = state.global_step
+        line = {"step": step, "loss": loss, "tokens": tokens, "learning_rate": self.learning_rate}
+        line |= self.trainer.training.details()
+        seconds = round(time.monotonic() - self.step_start, 4)  # with the making of the batch
+        validation = self.trainer.training.validation
+        if validation and (step % validation.every == 0 or step == state.max_steps):
+            line[VALIDATION_LOSS] = self.trainer.validation_loss(validation)
+        if is_first_process():
+            _append(self.log, line)
+            _append(self.log.with_name(TRAINING_TIMES), {"step": step, "seconds": seconds})
+        if validation and validation.patience and VALIDATION_LOSS in line:
+            self._stop_early(state, control, validation.patience, {step: line[VALIDATION_LOSS]})
+        if args.world_size == 1 and time.monotonic() - self.saved > SECONDS:
+            control.should_save = True
+        self.step_start = time.monotonic()
+        self.progress.advance(work=tokens, note=f"tokens/s, loss {loss:.3f}")
+
+    def _stop_early(
+        self, state: TrainerState, control: TrainerControl, patience: int, newest: dict[int, float]
+    ) -> None:
+        """Save the weights of the lowest loss, which Trainer then keeps; stop where it no longer falls."""
+        losses = validation_losses(self.trainer.work) | newest
+        if best_step(losses) == state.global_step:
+            state.best_global_step = state.global_step
+            control.should_save = True
+        if is_over(losses, patience):
+            logger.info("the validation loss has not fallen since step %s; stopped", best_step(losses))
+            control.should_training_stop = True
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Mark a checkpoint as whole once all of it is on the disk."""
+        self.saved = time.monotonic()
+        self.trainer.accelerator.wait_for_everyone()
+        if is_first_process():
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            sync_tree(folder)
+            write_json(folder / MARKER, {"step": state.global_step})
+
+
+def validation_losses(work: Path) -> dict[int, float]:
+    """Return the validation losses in a training log, by step."""
+    log = work / TRAINING_LOG
+    with reading(log):
+        rows = read_rows(log) if log.is_file() else []
+        return {int(row["step"]): float(row[VALIDATION_LOSS]) for row in rows if VALIDATION_LOSS in row}
+
+
+def best_step(losses: Mapping[int, float]) -> int:
+    """Return the first step of the lowest loss; 0 before the first validation."""
+    return min(losses, key=lambda step: (losses[step], step), default=0)
+
+
+def is_over(losses: Mapping[int, float], patience: int | None) -> bool:
+    """Tell whether so many validations in a row had no lower loss."""
+    return patience is not None and sum(step > best_step(losses) for step in losses) >= patience
+
+
+def check_warmup(settings: LoopConfig, steps: int) -> None:
+    """Raise InputError for a warmup that never ends; only warn of one that is at most the default.
+
+    A few steps to try a command are fine, with the default warmup or less.
+    """
+    if steps > settings.warmup_steps:
+        return
+    message = f"warmup_steps ({settings.warmup_steps}) must be below the number of steps ({steps}); lower warmup_steps"
+    if settings.warmup_steps > type(settings).model_fields["warmup_steps"].default:
+        raise InputError(message)
+    logger.warning("%s", message)
+
+
+def training_arguments(settings: LoopConfig, folder: Path, steps: int, scheduler: str) -> TrainingArguments:
+    """Return Trainer's arguments; `folder` gets the checkpoints. InputError for an uneven split."""
+    device = pick_device(settings.device)
+    precision = resolved_precision(settings.precision, device)
+    processes = launched()[1]
+    own = settings.batch_size // processes
+    size = settings.micro_batch_size or math.gcd(own, MICRO_BATCH)
+    if settings.batch_size % processes or own % max(size, 1):
+        raise InputError(
+            f"batch_size must be a multiple of micro_batch_size x processes, got {settings.batch_size} for "
+            f"{size} x {processes}; change one of them"
+        )
+    assert settings.learning_rate is not None, "the verb decides it"
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=own // size,
+        activation_checkpointing=settings.recompute,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        max_steps=steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=scheduler,
+        warmup_steps=settings.warmup_steps,
+        save_steps=settings.save_steps,
+        save_total_limit=2,  # the previous checkpoint must exist until the new one is whole
+        logging_strategy="no",
+        report_to="none",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=device.type == "cpu",
+        seed=settings.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # every process has the same: ranks are drawn from seed and step
+    )
+    arguments.mixed_precision = {"fp32": "no"}.get(precision, precision)  # else a launcher's settings decide
+    if device.type == "cuda" and arguments.parallel_mode != ParallelMode.DISTRIBUTED:  # Trainer would take all GPUs
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+        arguments.__dict__["_setup_devices"] = device  # where `arguments.device` is cached
+        arguments._n_gpu = 1
+    return arguments
+
+
+@contextmanager
+def kept_heap() -> Iterator[None]:
+    """Keep freed memory in the process inside the context.
+
+    glibc maps every tensor above 32 MB anew and unmaps it once it is freed; the system then clears
+    its pages at the first write. In a training step on a CPU that took a fifth of the time. Other C
+    libraries stay as they are.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
+        yield
+        return
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_MAX, 65536)  # both are glibc's defaults
+        libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
+        libc.malloc_trim(0)
+
+
+def _collated(numbered: Sequence[tuple[int, Tokenized]], pad_id: int) -> dict[str, Tensor]:
+    """Return a batch, with `numbers`, the examples' numbers in the training set."""
+    numbers = torch.tensor([number for number, _ in numbered])
+    return {**pad_right([row for _, row in numbered], pad_id), "numbers": numbers}
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,138 @@
+"""Losses against oracles: of the text, of a teacher's kept words, and behind the head in pieces."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shears.data.example import IGNORED
+from shears.data.examples import Tokenized
+from shears.training import losses
+from shears.training.batches import pad_right
+from shears.training.losses import (
+    TopK,
+    has_plain_head,
+    kl_from_top_k,
+    labelled_positions,
+    logits_at,
+    loss_of_labels,
+    summed_in_pieces,
+    token_losses,
+)
+from tests.oracles.distillation import divergence, in_buckets, probabilities
+from tests.oracles.losses import completion_losses
+from tests.tiny import tiny_model
+
+ROWS = [
+    Tokenized(list(range(3, 3 + length)), [IGNORED] * (length - labelled) + list(range(3, 3 + labelled)))
+    for length, labelled in ((12, 2), (20, 3), (7, 1), (15, 3))
+]
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def likeliest(logits: Tensor, count: int) -> TopK:
+    values, indices = logits.log_softmax(-1).topk(count)
+    return TopK(indices, values)
+
+
+@pytest.mark.parametrize("count", [1, 4, 10, 11])
+def test_the_divergence_is_that_of_its_definition_and_words_that_are_not_kept_count_as_one(count: int) -> None:
+    student, teacher = drawn(5, 11), drawn(5, 11, seed=1)
+    kept = likeliest(teacher, count)
+    expected = [
+        divergence(in_buckets(probabilities(s), words), in_buckets(probabilities(t), words))
+        if count < 11
+        else divergence(probabilities(s), probabilities(t))
+        for s, t, words in zip(student.tolist(), teacher.tolist(), kept.indices.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(kl_from_top_k(student, kept), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("count", [1, 4, 10, 11])
+def test_the_gradient_is_that_of_the_definition_in_float64(count: int) -> None:
+    student, weights = drawn(5, 11).requires_grad_(True), drawn(5, seed=2)
+    teacher = likeliest(drawn(5, 11, seed=1), count)
+    (found,) = torch.autograd.grad((kl_from_top_k(student, teacher) * weights).sum(), student)
+    wide = student.detach().double().requires_grad_(True)
+    probs, kept = teacher.log_probs.double().exp(), torch.softmax(wide, -1).gather(-1, teacher.indices)
+    buckets = [(probs, kept), (1 - probs.sum(-1, keepdim=True), 1 - kept.sum(-1, keepdim=True))][: 1 + (count < 11)]
+    defined = sum(((p * (p.log() - q.log())).sum(-1) for p, q in buckets), torch.zeros(5, dtype=torch.float64))
+    (expected,) = torch.autograd.grad((defined * weights).sum(), wide)
+    torch.testing.assert_close(found, expected.float())
+
+
+@pytest.mark.parametrize("sure", [30.0, 1e4])
+def test_sure_distributions_have_finite_losses_and_gradients(sure: float) -> None:
+    student = (sure * torch.eye(3, 11)).requires_grad_(True)
+    loss = kl_from_top_k(student, likeliest(sure * torch.eye(3, 11).roll(1, 0), 4)).sum()
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, student)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt", "mamba", "bloom"])
+def test_the_losses_of_a_batch_are_those_of_each_row_alone(name: str) -> None:
+    model = tiny_model(name)
+    batch = pad_right(ROWS, 0)
+    found = token_losses(model, batch)
+    sums = torch.zeros(4).index_add(0, labelled_positions(batch["labels"]).nonzero()[:, 0], found)
+    torch.testing.assert_close(sums, completion_losses(model, ROWS, 0, 1).total, rtol=1e-4, atol=1e-4)
+
+
+def of_text(words: Tensor) -> losses.LossOfLogits:
+    return loss_of_labels(words)
+
+
+def of_teacher(words: Tensor) -> losses.LossOfLogits:
+    return loss_of_labels(words, likeliest(drawn(len(words), 257), 8), 0.7, 0.2)
+
+
+def bf16() -> Any:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("context", [nullcontext, bf16])
+@pytest.mark.parametrize("positions", [1, 4, 100])
+@pytest.mark.parametrize("loss_of", [of_text, of_teacher])
+def test_a_sum_in_pieces_and_its_gradient_are_those_of_whole_logits(
+    context: Any, positions: int, loss_of: Callable[[Tensor], losses.LossOfLogits], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_model().requires_grad_(False)
+    weight = model.model.layers[0].input_layernorm.weight.requires_grad_(True)
+    monkeypatch.setattr(losses, "PIECE", positions * len(model.lm_head.weight))
+    batch = pad_right(ROWS, 0)
+    wanted = labelled_positions(batch["labels"])
+    loss = loss_of(batch["labels"].roll(-1, dims=1)[wanted])
+    with context():
+        whole = loss(logits_at(model, batch, wanted), slice(None)).sum()
+        found = summed_in_pieces(model, batch, wanted, loss)
+    rounding = 2e-2 if context is bf16 else 1e-4
+    torch.testing.assert_close(found, whole, rtol=rounding, atol=0)
+    gradients = [torch.autograd.grad(each / 9, weight)[0] for each in (found, whole)]
+    torch.testing.assert_close(*gradients, rtol=rounding, atol=rounding / 100)
+
+
+def test_a_batch_without_a_label_has_a_loss_and_a_gradient_of_zero() -> None:
+    model: Any = tiny_model().requires_grad_(False)
+    weight = model.model.layers[0].input_layernorm.weight.requires_grad_(True)
+    batch = pad_right([Tokenized([1, 1], [IGNORED, IGNORED])], 0)
+    wanted = labelled_positions(batch["labels"])
+    found = summed_in_pieces(model, batch, wanted, loss_of_labels(batch["labels"][wanted]))
+    assert found == 0
+    assert not torch.autograd.grad(found, weight)[0].any()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("llama", True), ("gemma2", False), ("granite", True)])
+def test_only_a_head_that_gives_the_logits_is_plain(name: str, expected: bool) -> None:
+    model: Any = tiny_model(name).requires_grad_(False)
+    assert has_plain_head(model) == expected
+    if name == "granite":
+        model.config.logits_scaling = 2.0
+        assert not has_plain_head(model)
+    model.get_output_embeddings().requires_grad_(True)
+    assert not has_plain_head(model)
