@@ -10,7 +10,6 @@ Shapes: O output features, I input features, R rank.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,37 +52,20 @@ NUMERICAL_RANK_TOLERANCE = 1e-12
 Leading = tuple[Float[Tensor, " R"], Float[Tensor, "_ R"]]  # falling values, and their vectors
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """B and A (float32, CPU), components in falling order: the first r are the best of rank r.
-
-    The two vectors of a component have equal norms, 0 for a component without energy. `energy`
-    holds the squared singular values of the components, `total` the sum of all squared ones.
-    """
-
-    b: Float[Tensor, "O R"]
-    a: Float[Tensor, "R I"]
-    energy: Float[Tensor, " R"]
-    total: float
-
-    @property
-    def kept(self) -> float:
-        """Share of the energy in the components; 1 if nothing was removed."""
-        return float(self.energy.sum()) / self.total if self.total else 1.0
-
-
 @torch.no_grad()
 def recover(
     removed: Float[Tensor, "O I"],
     rank: int,
     norms: Float[Tensor, " I"] | None = None,
     moments: Float[Tensor, "I I"] | None = None,
-) -> Recovery:
-    """Return the B A of this rank (min(O, I) at most) with the least ||(removed - B A) H^(1/2)||_F.
+) -> tuple[Float[Tensor, "O R"], Float[Tensor, "R I"]]:
+    """Return B and A of this rank (min(O, I) at most) with the least ||(removed - B A) H^(1/2)||_F.
 
     H are the inputs' `moments` (X^T X), else diag(norms^2), else the identity; statistics that are
-    all zero do not count. The result is exact in float64 if the smaller side is at most EXACT, else
-    from seeded subspace iteration in float32.
+    all zero do not count. Both are float32 on the CPU. Their components are in falling order, so that
+    the first r are the best of rank r; the two vectors of a component have equal norms, 0 for one
+    without energy. The result is exact in float64 if the smaller side is at most EXACT, else from
+    seeded subspace iteration in float32.
     """
     exact = min(removed.shape) <= EXACT
     matrix = removed.double() if exact else removed.float()
@@ -94,16 +76,12 @@ def recover(
         metric = norms.double().square().to(matrix)
     leading = _leading if exact else _leading_by_iteration
     energy, outputs = leading(matrix, metric, min(rank, *removed.shape))
-    alive = energy > NUMERICAL_RANK_TOLERANCE * energy.max()
-    outputs = outputs.masked_fill(~alive, 0.0)
+    outputs = outputs.masked_fill(energy <= NUMERICAL_RANK_TOLERANCE * energy.max(), 0.0)
     inputs = outputs.T @ matrix
     root = inputs.norm(dim=1, keepdim=True).sqrt()
-    return Recovery(
-        (outputs * root.T).float().cpu().contiguous(),
-        torch.where(root > 0, inputs / root, 0.0).float().cpu().contiguous(),
-        energy.masked_fill(~alive, 0.0).double().cpu(),
-        float((_weighted(matrix, metric) * matrix).sum(dtype=torch.float64)),
-    )
+    b = outputs * root.T
+    a = torch.where(root > 0, inputs / root, 0.0)
+    return b.float().cpu().contiguous(), a.float().cpu().contiguous()
 
 
 def _weighted(matrix: Float[Tensor, "_ I"], metric: Tensor) -> Float[Tensor, "_ I"]:
@@ -162,7 +140,7 @@ class Recovered:
         linears = [matrix for matrix in pruned if matrix.index is None] if self._rank else []
         self._carriers = frozenset(matrix for matrix in linears if _takes_lora(model, matrix.name))
         self.transposed = any(matrix.transposed for matrix in self._carriers)
-        self.linears: dict[str, Recovery] = {}
+        self.linears: dict[str, tuple[Tensor, Tensor]] = {}  # B and A
         others = [matrix for matrix in pruned if matrix not in self._carriers]
         if self._rank and not self._carriers:
             raise InputError("recover_rank needs a pruned linear that PEFT puts LoRA on, there is none; set it to 0")
@@ -187,25 +165,13 @@ class Recovered:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all recoveries as tensors, from which `restore` makes them again."""
-        found: dict[str, Tensor] = {}
-        for name, recovery in self.linears.items():
-            total = torch.tensor(recovery.total, dtype=torch.float64)
-            parts = {"b": recovery.b, "a": recovery.a, "energy": recovery.energy, "total": total}
-            found |= {f"{name}:{part}": tensor for part, tensor in parts.items()}
-        return found
+        b = {f"{name}:b": pair[0] for name, pair in self.linears.items()}
+        return b | {f"{name}:a": pair[1] for name, pair in self.linears.items()}
 
     def restore(self, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
         """Take over the recoveries of these linears, in this order."""
         for name in names:
-            b, a, energy, total = (tensors[f"{name}:{part}"] for part in ("b", "a", "energy", "total"))
-            self.linears[name] = Recovery(b, a, energy, float(total))
-
-    @property
-    def kept(self) -> float:
-        """Share of the removed energy that is given back, over all linears together."""
-        total = sum(recovery.total for recovery in self.linears.values())
-        given = sum(float(recovery.energy.sum()) for recovery in self.linears.values())
-        return given / total if total else 1.0
+            self.linears[name] = (tensors[f"{name}:b"], tensors[f"{name}:a"])
 
 
 def _takes_lora(model: PreTrainedModel, name: str) -> bool:
@@ -221,15 +187,6 @@ def _takes_lora(model: PreTrainedModel, name: str) -> bool:
     except ValueError:
         return False
     return name in config.target_modules
-
-
-def write_recovery(work: Path, base: Path, recovered: Recovered, by: str) -> None:
-    """Write `work`/recovery, a PEFT adapter with a record, for the model that becomes `base`."""
-    factors = {name: (recovery.b, recovery.a) for name, recovery in recovered.linears.items()}
-    linears = {name: {"rank": len(each.a), "kept": each.kept} for name, each in recovered.linears.items()}
-    record = {"by": by, "kept": recovered.kept, "linears": linears}
-    write_factors(work, base, factors, transposed=recovered.transposed, record=record)
-    logger.info("the recovery gives back %.1f %% of what pruning took away (by %s)", 100 * recovered.kept, by)
 
 
 def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool, record: Mapping[str, Any]) -> None:
@@ -267,6 +224,7 @@ def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool,
         "base_fingerprint": weights_fingerprint(work),
         "fingerprint": weights_fingerprint(folder),
         "rank": largest,
+        "linears": {name: {"rank": rank} for name, rank in ranks.items()},
         **record,
     }
     write_json(folder / RECOVERY, whole)

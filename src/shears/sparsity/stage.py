@@ -20,7 +20,7 @@ from shears.models.blockwise.sources import BlockSource
 from shears.models.blockwise.walk import Batches
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import copy_configs
-from shears.models.recovery import write_recovery
+from shears.models.recovery import write_factors
 from shears.models.ref import ModelRef, resolve
 from shears.models.tokenizers import load_tokenizer, save_tokenizer
 from shears.records.artifacts import (
@@ -119,7 +119,9 @@ def _make(work: Path, output: Path, ref: ModelRef, settings: SparsifyConfig, tra
             save_tokenizer(ref, work)
         check_saved(work, report.linears)
         if report.recovered is not None:
-            write_recovery(work, output, report.recovered, settings.recover_by)
+            found = report.recovered
+            by = {"by": settings.recover_by}
+            write_factors(work, output, found.linears, transposed=found.transposed, record=by)
         sync_tree(work)
         write_json(work / SPARSITY, _record(work, settings, report, origin))
 
