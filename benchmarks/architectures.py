@@ -23,8 +23,7 @@ from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
 from shears.models.blockwise.matrices import Matrix, block_matrices, kept_dense
 from shears.records.artifacts import SPARSITY
-from shears.sparsity.plan import linear_name
-from shears.sparsity.stage import sparsify
+from shears.sparsity.sparsify import sparsify
 
 NUM_SEQUENCES = 8
 LENGTH = 32
@@ -87,7 +86,7 @@ def measure(name: str, folder: Path, **settings: Any) -> Row:
     total = sum(weight.numel() for name, weight in blocks.named_parameters() if _is_weight(name, weight))
     covered = sum(linear["shape"][0] * linear["shape"][1] for linear in record["linears"].values())
     routers = sum(sum(kept_dense(block).values()) for block in blocks)
-    pruned = [matrix for matrix in _matrices(after) if linear_name(matrix) in record["linears"]]
+    pruned = [matrix for matrix in _matrices(after) if matrix.linear in record["linears"]]
     return Row(
         name=name,
         pruned=covered / total,
@@ -121,7 +120,7 @@ def _matrices(model: PreTrainedModel) -> Iterator[Matrix]:
 def _zeros(model: PreTrainedModel, matrices: list[Matrix]) -> dict[str, int]:
     zeros: dict[str, int] = {}
     for matrix in matrices:
-        name = linear_name(matrix)
+        name = matrix.linear
         zeros[name] = zeros.get(name, 0) + count_zeros(matrix.view(model))
     return zeros
 

@@ -193,7 +193,7 @@ def memory(arguments: argparse.Namespace) -> None:
 
 def _pruned(model: str, output: Path, keywords: Mapping[str, Any]) -> Usage:
     """Prune in a process of its own, with as many threads as this one has; return its seconds and peak memory."""
-    setup = f"import torch, shears, shears.sparsity.stage; torch.set_num_threads({torch.get_num_threads()})"
+    setup = f"import torch, shears, shears.sparsity.sparsify; torch.set_num_threads({torch.get_num_threads()})"
     return peak_memory(setup, f"shears.sparsify({model!r}, {str(output)!r}, **{dict(keywords)!r})")
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shears.searching.study import search as search
     from shears.serving.server import serve as serve
     from shears.sparsity.prune import sparsify_model as sparsify_model
-    from shears.sparsity.stage import sparsify as sparsify
+    from shears.sparsity.sparsify import sparsify as sparsify
     from shears.writing.stage import write as write
 
 _MODULES = {
@@ -55,7 +55,7 @@ _MODULES = {
     "run": "runs.pipeline",
     "search": "searching.study",
     "serve": "serving.server",
-    "sparsify": "sparsity.stage",
+    "sparsify": "sparsity.sparsify",
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",
     "write": "writing.stage",

@@ -12,7 +12,7 @@ from shears.config.evaluate import ANSWER_FORMS, ExampleTask, PaperTask, TaskNam
 from shears.config.export import FORMATS
 from shears.config.fields import CHAT, DtypeName
 from shears.config.resolve import section_class
-from shears.config.sparsify import ALLOCATIONS, METHODS
+from shears.config.sparsify import METHODS
 from shears.data.prompts import TEMPLATES
 from shears.evaluation.tasks.paper_tasks import HUB_FORMS, LABELS
 from shears.evaluation.tasks.registry import ACCURACY_TASKS, GENERATED
@@ -49,7 +49,6 @@ def test_every_task_with_labels_names_them() -> None:
 
 FUNCTIONS = [
     *(method.prune for method in METHODS.values()),
-    *(function for function in ALLOCATIONS.values() if function),
     *(form.writer for form in FORMATS.values()),
 ]
 

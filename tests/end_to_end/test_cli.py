@@ -50,14 +50,12 @@ def test_every_verb_works_on_the_result_of_the_one_before(
 def test_the_options_of_sparsify_reach_it(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     save_tiny(tmp_path / "base", "mixtral")
     monkeypatch.chdir(tmp_path)
-    options = ["--method", "sparsegpt", "--sparsity-of", "experts.down_proj=0.25,q_proj=0.75", "--skip", "o_proj"]
-    options += ["--allocation", "sensitivity", "--reconstruct", "linear", "--activation-budget", "1kB"]
+    options = ["--method", "sparsegpt", "--skip", "o_proj"]
+    options += ["--allocation", "sensitivity", "--reconstruct", "block"]
     code, _, errors = call("sparsify", "base", "out", *options, *SHORT)
     assert code == 0, errors
     linears = json.loads((tmp_path / "out" / "sparsity.json").read_text())["linears"]
     shares = {name: linear["sparsity"] for name, linear in linears.items()}
-    assert {share for name, share in shares.items() if name.endswith("experts.down_proj")} == {0.25}
-    assert {share for name, share in shares.items() if name.endswith("q_proj")} == {0.75}
     assert not any(name.endswith("o_proj") for name in shares)
 
 

@@ -49,7 +49,7 @@ STOPS = {
     ),
     "sparsify": Stop(
         "sparsify base OUT --calibration words.txt --num-samples 2 --sequence-length 16 --device cpu",
-        "shears.sparsity.prune.prune_weight", 3, CONTINUES,
+        "shears.sparsity.prune._Pruner._prune", 3, CONTINUES,
     ),
     "export": Stop(
         "export adapter OUT --format package --values int8", "shears.export.package.save_tokenizer", 1,

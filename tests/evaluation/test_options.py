@@ -182,7 +182,7 @@ def _fits(given: Mapping[str, Any], option: Mapping[str, Any]) -> bool:
         (SearchConfig, "max_evaluations seed max_new_tokens task"),
         (ExportConfig, "calibration device"),
         (CompressConfig, "max_steps"),
-        (SparsifyConfig, "calibration recover_by"),
+        (SparsifyConfig, "calibration"),
         (TrainConfig, "kl teacher_top_k"),
     ],
 )

@@ -177,8 +177,6 @@ def test_packages_and_adapters_of_other_tools_are_refused(tmp_path: Path) -> Non
     (tmp_path / "foreign" / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="format gguf takes a model or an adapter that shears trained"):
         exported(tmp_path, tmp_path / "foreign")
-    with pytest.raises(InputError, match="embeddings auto measures losses of a package, got format gguf"):
-        exported(tmp_path, source, embeddings="auto")
 
 
 @pytest.mark.parametrize(

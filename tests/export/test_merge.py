@@ -158,7 +158,7 @@ def test_an_interruption_leaves_nothing_that_looks_finished(tmp_path: Path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(merge, "check_saved", interrupt)
+        patched.setattr(merge, "save_tokenizer", interrupt)
         with pytest.raises(KeyboardInterrupt):
             export_adapter(adapter, tmp_path / "out", format="merged")
     assert not (tmp_path / "out").exists()

@@ -28,7 +28,7 @@ from shears.records.artifacts import (
 )
 from shears.records.publishing import push
 from shears.records.trained_form import TrainedForm, trained_form
-from shears.sparsity.stage import sparsify
+from shears.sparsity.sparsify import sparsify
 from tests.export.made import half_sparse, super_adapter
 from tests.export.packages import package, unpack
 

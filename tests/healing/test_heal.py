@@ -25,7 +25,7 @@ from shears.models.recovery import read_recovery
 from shears.models.ref import resolve
 from shears.quantization.grid import quantize
 from shears.records.folders import partial_folder
-from shears.sparsity.stage import sparsify
+from shears.sparsity.sparsify import sparsify
 from shears.training.fit import StepTrainer
 from shears.training.teacher import TeacherSource
 from shears.writing import stage
@@ -136,7 +136,7 @@ def test_stopped_while_it_writes_no_step_is_repeated(
 ) -> None:
     whole = healed(models, tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr("shears.healing.heal.check_saved", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("shears.healing.heal.save_tokenizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             healed(models, tmp_path / "resumed")
     monkeypatch.setattr(StepTrainer, "train", lambda *_, **__: pytest.fail("trained again"))

@@ -13,7 +13,7 @@ from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import read_json
 from shears.runtime import load
-from shears.sparsity.stage import sparsify
+from shears.sparsity.sparsify import sparsify
 from tests.models.gguf_files import write_gguf
 from tests.tiny import save_tiny
 

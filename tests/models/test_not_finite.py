@@ -19,7 +19,7 @@ from shears.evaluation.run import evaluate
 from shears.healing.heal import heal
 from shears.models.load import load_with_adapter
 from shears.searching.study import search
-from shears.sparsity.stage import sparsify
+from shears.sparsity.sparsify import sparsify
 from shears.writing.stage import write
 from tests.healing.conftest import SETTINGS as HEALING
 from tests.healing.conftest import prune

@@ -24,7 +24,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "search_space.json": {**COMMON, "alpha": 64.0, "config": {"data": "/home/someone/train.jsonl"},
                           "groups": {"layers.0.up_proj": {"ranks": [32, 24]}}},
     "sub_adapter.json": {**COMMON, "data": "train.jsonl", "ranks": RANKS},
-    "recovery.json": {"shears_version": "0.1.0", "base_fingerprint": "f" * 64, "rank": 8, "by": "norms", "kept": 0.404,
+    "recovery.json": {"shears_version": "0.1.0", "base_fingerprint": "f" * 64, "rank": 8, "kept": 0.404,
                       "linears": {"model.layers.0.self_attn.q_proj": {"rank": 8, "kept": 0.4}}},
     "merged.json": {**COMMON, "sparsity": {"before": 0.5, "after": 0.0}, "ranks": RANKS},
     "package.json": {**COMMON, "ranks": RANKS, "bytes": {"model": 156_000_000, "model_dense": 269_000_000}},
@@ -102,7 +102,7 @@ def test_an_adapter_says_its_ranks_and_how_to_serve_it() -> None:
 def test_a_recovery_says_what_it_gives_back_and_loads_in_peft() -> None:
     text = card("recovery.json", RECORDS["recovery.json"])
     assert "of rank 8 for `sparse` (weights sha256 ffffffffffffffff...)" in text
-    assert "gives back what pruning took away (by norms)" in text
+    assert "gives back what pruning took away" in text
     assert 'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("sparse"), "sparse/recovery")' in text
     assert "--max-lora-rank 8 --lora-modules recovery=sparse/recovery" in text
     assert "--init recovery" in text

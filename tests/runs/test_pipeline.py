@@ -12,13 +12,11 @@ from shears.config.fields import TemplateName
 from shears.config.resolve import load_recipe
 from shears.data.calibration import calibration_batches, text_template
 from shears.errors import InputError
-from shears.models.blockwise.walk import IrregularBlocks
-from shears.records.artifacts import weights_fingerprint
 from shears.runs.plan import plan
 from shears.runs.stages import run_folder, stages_of
 from tests.end_to_end.recipe import write_recipe
 from tests.export.made import half_sparse_with_merge
-from tests.tiny import save_tiny, tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -143,23 +141,3 @@ def test_instructions_are_calibrated_and_healed_on_as_the_run_trains(
     drawn = calibration_batches(str(data), tokenizer, 4, 64, 4, 0, trained=read_as)
     assert record["calibration_fingerprint"] == drawn.fingerprint
     assert stages[1].config["template"] == (None if read_as is None else text_template(read_as, tokenizer))
-
-
-def test_a_run_prunes_a_model_without_a_walk_as_sparsify_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run passes on every option, also those that are at their defaults."""
-
-    def refuse(*_: object) -> None:
-        raise IrregularBlocks("no walk")
-
-    monkeypatch.setattr("shears.sparsity.plan.Walk", refuse)
-    base = save_tiny(tmp_path / "base")
-    (tmp_path / "text.txt").write_text("abcdefgh " * 20)
-    options: dict[str, Any] = {"calibration": str(tmp_path / "text.txt"), "num_samples": 2, "sequence_length": 16}
-    recipe = Recipe.model_validate({"model": str(base), "output": str(tmp_path / "run"), "sparsify": options})
-    shears.run(recipe)
-    alone = shears.sparsify(base, tmp_path / "alone", **options)
-    uniform = shears.sparsify(base, tmp_path / "uniform", allocation="uniform", **options)
-    weights = [weights_fingerprint(folder) for folder in (tmp_path / "run" / "sparse", alone, uniform)]
-    assert len(set(weights)) == 1
-    with pytest.raises(InputError, match="no walk"):
-        shears.sparsify(base, tmp_path / "asked", method="wanda", allocation="sensitivity", **options)

@@ -31,7 +31,6 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 NO_SEARCH = ["search=null", "evaluate=null", "train.max_steps=null", "train.epochs=0.5"]
 EVALUATED = ["search=null", "export.ranks=heuristic", "train.max_steps=null", "train.epochs=0.5"]
 MAGNITUDE = {"method": "magnitude"}  # needs no calibration text
-MOVED = ["sparsify.recover_by=moments", "sparsify.recover_rank=2"]
 SIZES = {"smollm2-135m": 134_515_008, "huggyllama/llama-7b": 6_738_415_616, "huggyllama/llama-13b": 13_015_864_320,
          "mosaicml/mpt-7b": 6_649_286_656, "Qwen/Qwen2.5-Coder-0.5B-Instruct": 494_032_768,
          "Qwen/Qwen2.5-Coder-1.5B-Instruct": 1_543_714_304}  # fmt: skip
@@ -182,15 +181,6 @@ def test_models_are_evaluated_in_the_number_format_asked_for(tmp_path: Path) -> 
     assert memory("evaluate.precision=bf16") == own
     assert memory("evaluate.dtype=fp32") == wide
     assert memory("evaluate.precision=fp32", "evaluate.dtype=bf16") == pytest.approx(own, rel=0.05)
-
-
-def test_moments_are_counted_only_with_a_recovery(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path)
-    plain, without, moved = (
-        plan(load_recipe(path, settings), tmp_path / "run").stages[0].memory or 0
-        for settings in ([], ["sparsify.recover_by=moments"], MOVED)
-    )
-    assert plain == without < moved
 
 
 def test_an_embedded_model_is_planned_alike_before_and_after_it_is_fetched(

@@ -12,15 +12,11 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shears.config import SparsifyConfig
-from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
 from shears.models.blockwise.matrices import Matrix, block_matrices
 from shears.models.devices import DTYPES
 from shears.records.artifacts import SPARSITY
-from shears.sparsity.plan import linear_name
-from shears.sparsity.prune import sparsify_model
-from shears.sparsity.stage import sparsify
+from shears.sparsity.sparsify import sparsify
 from tests.oracles import wanda
 from tests.tiny import CONFIGS, MORE_CONFIGS, VOCABULARY, tiny_model
 
@@ -28,7 +24,7 @@ ALL = [*CONFIGS, *MORE_CONFIGS]
 SOME = ["llama", "gemma2", "gpt2", "mixtral", "gpt_oss", "mamba", "falcon_h1"]
 SETTINGS: dict[str, dict[str, Any]] = {
     "sparsegpt": {"method": "sparsegpt"},
-    "admm": {"method": "admm", "reconstruct": "linear"},
+    "admm": {"method": "admm"},
     "2:4": {"pattern": "2:4"},
     "sensitivity": {"allocation": "sensitivity"},
 }
@@ -50,7 +46,7 @@ class Run:
     @property
     def matrices(self) -> list[Matrix]:
         """Weights that the record names."""
-        return [matrix for matrix in all_matrices(self.after) if linear_name(matrix) in self.record["linears"]]
+        return [matrix for matrix in all_matrices(self.after) if matrix.linear in self.record["linears"]]
 
 
 def all_matrices(model: PreTrainedModel) -> list[Matrix]:
@@ -74,7 +70,7 @@ def prune(folder: Path, base: PreTrainedModel, **settings: Any) -> Run:
 def check_counts(run: Run) -> None:
     found: dict[str, int] = {}
     for matrix in run.matrices:
-        name = linear_name(matrix)
+        name = matrix.linear
         found[name] = found.get(name, 0) + int((matrix.view(run.after) == 0).sum())
     stated = run.record["linears"]
     assert found == {name: linear["zeros"] for name, linear in stated.items()}
@@ -103,17 +99,9 @@ def headers(folder: Path) -> dict[str, tuple[str, list[int]]]:
         return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
 
 
-def check_use(model: PreTrainedModel) -> None:
-    with torch.no_grad():
-        tokens = model.generate(SEQUENCES[:1, :5], max_new_tokens=3, min_new_tokens=3, do_sample=False)  # type: ignore[operator]
-        assert tokens.shape == (1, 8)
-        assert torch.isfinite(model(tokens).logits).all()
-
-
 def check(run: Run, settings: str = "") -> None:
     check_counts(run)
     check_the_rest(run, settings in MOVES_WEIGHTS)
-    check_use(run.after)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -139,12 +127,6 @@ def test_every_method_pattern_and_allocation_comes_back(name: str, settings: str
         assert len({round(linear["sparsity"], 3) for linear in run.record["linears"].values()}) > 1
 
 
-def test_linears_that_the_pattern_does_not_fit_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"needs a multiple of 4 inputs, backbone\.layers\.0\.mixer\.dt_proj has 2"):
-        prune(tmp_path, tiny_model("mamba"), pattern="2:4")
-    assert not (tmp_path / "sparse").exists()
-
-
 @pytest.mark.parametrize("settings", ["wanda", "admm", "sensitivity"])
 def test_rwkv_is_pruned_without_its_halving(settings: str, tmp_path: Path) -> None:
     base = tiny_model("rwkv", rescale_every=1)
@@ -152,45 +134,6 @@ def test_rwkv_is_pruned_without_its_halving(settings: str, tmp_path: Path) -> No
     check_counts(run)
     check_the_rest(run, settings in MOVES_WEIGHTS)
     assert run.after.config.rescale_every == 1
-    check_use(run.after)
-
-
-def halved_between_blocks() -> PreTrainedModel:
-    """Return a model that changes hidden states between its blocks, which a walk cannot repeat."""
-    model = tiny_model("llama")
-    block = decoder_blocks(model)[1][1]
-    block.register_forward_pre_hook(lambda _, args, kwargs: ((args[0] / 2, *args[1:]), kwargs), with_kwargs=True)
-    return model
-
-
-def test_with_work_between_blocks_linears_are_measured_on_the_dense_model(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    dense, model = halved_between_blocks(), halved_between_blocks()
-    report = sparsify_model(model, SEQUENCES.split(3), SparsifyConfig(method="wanda", precision="fp32"))
-    assert "all linears are measured on the dense model instead" in caplog.text
-    assert report.achieved == 0.5
-    prefix, blocks = decoder_blocks(dense)
-    for index, block in enumerate(blocks):
-        with torch.no_grad():
-            norms = wanda.input_norms(dense, f"{prefix}.{index}", block, list(SEQUENCES))
-        for name, weight in wanda.weights(f"{prefix}.{index}", block).items():
-            expected = wanda.lowest(weight.double().abs() * norms[name], 0.5)
-            assert torch.equal(model.get_submodule(name).get_parameter("weight") == 0, expected), name
-
-
-@pytest.mark.parametrize("settings", ["sparsegpt", "admm", "2:4"])
-def test_with_work_between_blocks_methods_and_patterns_work(settings: str) -> None:
-    model = halved_between_blocks()
-    report = sparsify_model(model, SEQUENCES.split(3), SparsifyConfig(**{"method": "wanda", **SETTINGS[settings]}))
-    assert report.achieved == 0.5
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_with_work_between_blocks_an_allocation_that_was_asked_for_is_refused() -> None:
-    config = SparsifyConfig(method="wanda", allocation="sensitivity")
-    with pytest.raises(InputError, match="nothing may be computed between two decoder blocks"):
-        sparsify_model(halved_between_blocks(), SEQUENCES.split(3), config)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

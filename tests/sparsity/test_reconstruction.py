@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from shears.config import SparsifyConfig
-from shears.errors import InputError
 from shears.sparsity import reconstruction
 from shears.sparsity.prune import sparsify_model
 from tests.tiny import VOCABULARY, tiny_model
@@ -115,32 +114,6 @@ def test_the_first_block_tries_every_reach_and_the_others_take_its_best(monkeypa
     assert torch.equal(weights, alone[best][0])
 
 
-def test_a_later_block_takes_a_smaller_reach_where_the_first_ones_does_not_help(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The second block's steps are a million times as long; a later reach makes up for it."""
-    descend = reconstruction._descend
-
-    def longer(run: Any, fitted: Any, targets: Any, stream: str, rate: float) -> None:
-        descend(run, fitted, targets, stream, rate * (1e6 if run.index else 1))
-
-    monkeypatch.setattr(reconstruction, "REACHES", (0.1, 1e-7))
-    monkeypatch.setattr(reconstruction, "_descend", longer)
-    report = sparsify_model(tiny_model("llama"), BATCHES, settings(method="magnitude"))
-    assert all(errors.fitted < errors.pruned for errors in report.blocks.values())
-
-
-def test_one_seed_gives_one_model_and_another_seed_another() -> None:
-    def weights(seed: int) -> Tensor:
-        model = tiny_model("llama")
-        sparsify_model(model, BATCHES, settings(seed=seed))
-        return model.get_parameter("model.layers.1.mlp.down_proj.weight")
-
-    first = weights(0)
-    assert torch.equal(first, weights(0))
-    assert not torch.equal(first, weights(1))
-
-
 def test_a_fit_that_raises_the_error_is_undone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,18 +134,3 @@ def test_weights_of_16_bits_are_fitted_in_32() -> None:
     weight = model.model.layers[0].mlp.up_proj.weight
     assert weight.dtype == torch.bfloat16
     assert int((weight == 0).sum()) == report.linears["model.layers.0.mlp.up_proj"].zeros
-
-
-def test_a_model_without_a_walk_is_refused() -> None:
-    model = tiny_model("llama")
-    block = model.model.layers[1]
-    block.register_forward_pre_hook(lambda _, args, kwargs: ((args[0] / 2, *args[1:]), kwargs), with_kwargs=True)
-    with pytest.raises(InputError, match="reconstruct must be none or linear"):
-        sparsify_model(model, BATCHES, settings())
-
-
-@pytest.mark.parametrize(("flag", "name"), [(True, "linear"), (False, "none")])
-def test_a_flag_of_earlier_versions_is_read(flag: bool, name: str) -> None:
-    assert SparsifyConfig(reconstruct=flag).reconstruct == name
-    assert SparsifyConfig.of_record({"method": "wanda", "reconstruct": flag})["reconstruct"] == name
-    assert SparsifyConfig.of_record({"method": "wanda"})["reconstruct"] == "none"

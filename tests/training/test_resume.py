@@ -15,7 +15,7 @@ from shears.adapt.train import train
 from shears.errors import InputError
 from shears.models import devices
 from shears.records.folders import partial_folder
-from shears.sparsity.stage import sparsify
+from shears.sparsity.sparsify import sparsify
 from shears.training import checkpoints
 from shears.training.checkpoints import last_whole_checkpoint
 from shears.training.fit import StepTrainer

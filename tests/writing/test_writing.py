@@ -21,7 +21,7 @@ from shears.models.tokenizers import load_tokenizer
 from shears.records.folders import partial_folder
 from shears.records.journal import append_row
 from shears.runtime.generation.transformers_backend import TransformersBackend
-from shears.sparsity.stage import sparsify
+from shears.sparsity.sparsify import sparsify
 from shears.writing import stage, writer
 from shears.writing.author import TextAuthor, first_words, user_turn_of_template
 from shears.writing.stage import write, written_text

@@ -25,7 +25,7 @@ VERBS = ("verbs", "chat", "sharing", "data")  # modules that register them
 CONTINUED = ("compress", "evaluate", "heal", "run", "search", "sparsify", "train", "write")  # by the same command
 LESS_MEMORY = {
     "write": "--max-new-tokens 128",
-    "sparsify": "--activation-budget 500MB, --sequence-length 256 or --num-samples 16",
+    "sparsify": "--sequence-length 256 or --num-samples 16",
     "train": "--micro-batch-size 1, --recompute or --precision bf16",
     "heal": "--micro-batch-size 1, --sequence-length 256 or --precision bf16",
     "search": "--batch-size 4 or --precision bf16",

@@ -48,10 +48,6 @@ def _split_pairs(value: object, last: bool = False) -> object:
     return pairs
 
 
-def _split_shares(value: object) -> object:
-    return _split_pairs(value, last=True)
-
-
 def _counted(value: object) -> object:
     return whole_number(value) if isinstance(value, str) else value
 
@@ -114,7 +110,6 @@ Ranks = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_spli
 Split = BeforeValidator(_split_commas)
 """For fields that hold several values: text is split at its commas."""
 Names = Annotated[tuple[str, ...], Split]
-Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
 Columns = Annotated[dict[str, str], BeforeValidator(_split_pairs), AfterValidator(_check_columns)]
 """The data's column for each column of a form, such as {prompt: question, completion: answer}."""
 Size = Annotated[str, BeforeValidator(_check_size)]

@@ -1,27 +1,23 @@
 """Options of `shears sparsify`: how to prune."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from shears.config.embedded import EMBEDDED
-from shears.config.fields import Columns, Device, DtypeName, Names, Pattern, Seed, Shares, Size, StageConfig
+from shears.config.fields import Columns, Device, DtypeName, Names, Pattern, Seed, StageConfig
 from shears.config.notation import kept_of_every
 from shears.errors import InputError
 
 EMBEDDED_CALIBRATION = "arithmetic:train"
 
-Needs = Literal["nothing", "norms", "moments"]
-"""Statistics of a linear's inputs: none, the L2 norm of every input feature, or the second moments X^T X."""
 
-
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A pruning method: one entry of METHODS."""
 
-    needs: Needs
+    needs: Literal["nothing", "norms", "moments"]
+    """Statistics of a linear's inputs: none, the L2 norm of every input feature, or the second moments X^T X."""
     prune: str
     """Function from `Task` to `Pruned` (sparsity/methods/scores.py), as `module:name`. It is
     imported when it is used, because reading a recipe must not import torch."""
@@ -33,26 +29,11 @@ METHODS: Mapping[str, Method] = {
     "sparsegpt": Method("moments", "shears.sparsity.methods.sparsegpt:prune"),
     "admm": Method("moments", "shears.sparsity.methods.admm:prune"),
 }
-ALLOCATIONS: Mapping[str, str | None] = {
-    "uniform": None,
-    "sensitivity": "shears.sparsity.allocation.sensitivity:sensitivity_sparsities",
-}
-"""Functions from (CalibrationRun, Chosen, overall sparsity) to a sparsity by weight, as `module:name`; None: equal."""
-
-
-def _named_fit(value: object) -> object:
-    """Return the name of what a flag of earlier versions turned on or off."""
-    return ("linear" if value else "none") if isinstance(value, bool) else value
-
-
-Reconstruct = Annotated[Literal["none", "linear", "block"], BeforeValidator(_named_fit)]
 
 if TYPE_CHECKING:
     MethodName = str
-    AllocationName = str
 else:
     MethodName = Literal[tuple(METHODS)]
-    AllocationName = Literal[tuple(ALLOCATIONS)]
 
 
 class SparsifyConfig(StageConfig):
@@ -67,13 +48,12 @@ class SparsifyConfig(StageConfig):
     pattern: Pattern = "row"
     """Where weights compete for the zeros: within a row of a linear (row), or within M consecutive
     weights of a row, of which N are kept (N:M)."""
-    allocation: AllocationName = "sensitivity"
+    allocation: Literal["uniform", "sensitivity"] = "sensitivity"
     """Sparsity of each linear: uniform (the default of wanda and magnitude, and of N:M) or
     sensitivity (by the loss's gradient)."""
-    reconstruct: Reconstruct = "none"
-    """Fit the kept weights to what the dense model computes on the calibration text: linear (each
-    linear's outputs, by least squares) or block (each block's outputs, by gradient steps: better,
-    slower); zeros stay."""
+    reconstruct: Literal["none", "block"] = "none"
+    """block: fit the kept weights of each pruned block, by gradient steps, to what the dense model
+    computes on the calibration text; zeros stay."""
     calibration: str | None = None
     """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, the embedded
     arithmetic:train, self (text that the model writes itself, see write), or self:FILE (its answers
@@ -90,21 +70,12 @@ class SparsifyConfig(StageConfig):
     skip: Names = ()
     """Linears that stay dense and do not count towards the sparsity, by suffix or regex, such as
     o_proj or .*layers\\.0\\..*"""
-    sparsity_of: Shares = Field({})
-    """Sparsity of single linears, by suffix or regex, such as down_proj=0.4; the other linears make
-    up for it, so that the overall sparsity stays."""
     recover_rank: int = Field(0, ge=0)
     """Also write OUT/recovery, a LoRA adapter of this rank that restores most of what pruning
     removed; 0: write none."""
-    recover_by: Literal["norms", "moments"] = "norms"
-    """Statistics of the inputs that the recovery adapter is fitted to: their norms, or their second
-    moments (slower, better). Without effect at recover_rank 0."""
-    activation_budget: Size = "2GB"
-    """Memory for the hidden states between blocks, and for a block's products that its next pass
-    reads again; hidden states beyond it are kept in files."""
     precision: DtypeName = "auto"
-    """Arithmetic of the forward passes; auto: bf16, but fp32 on a CPU that multiplies in it clearly
-    faster (measured once). Statistics are always in fp32."""
+    """Arithmetic of the forward passes; auto: bf16 if the processor multiplies faster in it, else
+    fp32. Statistics are always in fp32."""
     dtype: DtypeName = "auto"
     """Number format of the saved model; auto: the model's own, and fp32 for a .gguf file, which
     bf16 also converts in bf16: half the disk."""
@@ -124,20 +95,10 @@ class SparsifyConfig(StageConfig):
         has_pattern = ":" in str(values.get("pattern", ""))
         return values if moves and not has_pattern else {**values, "allocation": "uniform"}
 
-    @classmethod
-    def of_record(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the configuration in a record of any version; earlier ones have a boolean `reconstruct`."""
-        return super().of_record({**recorded, "reconstruct": _named_fit(recorded.get("reconstruct", "none"))})
-
     @property
     def measures_inputs(self) -> bool:
         """Whether pruning measures inputs once the sparsities are known."""
-        return self.needs != "nothing" or self.reconstruct == "block" or self.recover_rank > 0
-
-    @property
-    def needs(self) -> Needs:
-        """Statistics of the inputs that pruning needs, without those of the recovery."""
-        return "moments" if self.reconstruct == "linear" else METHODS[self.method].needs
+        return METHODS[self.method].needs != "nothing" or self.reconstruct == "block" or self.recover_rank > 0
 
     @property
     def needs_calibration(self) -> bool:
@@ -161,12 +122,11 @@ class SparsifyConfig(StageConfig):
 
     @model_validator(mode="after")
     def _check_pattern(self) -> "SparsifyConfig":
-        varies = self.allocation != "uniform" or bool(self.sparsity_of)
         groups = kept_of_every(self.pattern)
         if groups is None:
             return self
         share = 1 - groups[0] / groups[1]
-        if f"{self.sparsity:g}" != f"{share:g}" or varies:
+        if f"{self.sparsity:g}" != f"{share:g}" or self.allocation != "uniform":
             raise ValueError(
                 f"pattern {self.pattern} is a sparsity of {share:g} everywhere; set sparsity={share:g} only"
             )

@@ -31,18 +31,19 @@ from shears.config.write import is_written
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
-from shears.export.merge import BATCH, BUDGET
+from shears.export.merge import BATCH
 from shears.export.packing import Packing
 from shears.models.blocks import LoraUpdate
-from shears.models.blockwise.activations import Activations
+from shears.models.blockwise.activations import BUDGET, Activations
 from shears.models.blockwise.capture import InputMoments, capturing
 from shears.models.blockwise.matrices import Matrix, affordable, block_matrices
 from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
-from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk, walk_blocks
+from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk
 from shears.models.devices import autocast, pick_device
 from shears.models.properties import check_calibration, check_sequence_length
 from shears.models.ref import ModelRef
 from shears.models.tokenizers import load_tokenizer
+from shears.progress import track
 from shears.quantization.grid import BLOCK, Quantized, by_input, quantize
 from shears.quantization.with_inputs import output_error, round_with_inputs
 from shears.writing.stage import text_source
@@ -249,7 +250,9 @@ class _Rounding:
             walk = Walk(self._source, batches, hidden, lambda: autocast("auto", device))
             for states in hidden:
                 exact.append(states)
-            walk_blocks(walk, lambda block: self._round_block(block, exact, folder), "round")
+            for index in track(range(len(walk)), "round", len(walk), "block"):
+                with walk.advancing(index) as block:
+                    self._round_block(block, exact, folder)
         for name in self.to_nearest:
             logger.warning("%s is rounded to nearest: no calibration token reached it, or it has no matrix", name)
 

@@ -18,29 +18,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shears.checkpoints.tensor_files import quantized_by
-from shears.config import ExportConfig, SparsifyConfig
-from shears.config.notation import num_bytes
+from shears.config import ExportConfig
 from shears.data.calibration import calibration_batches
 from shears.data.example import OWN_NAMES
 from shears.data.rows import located, source_fingerprint
 from shears.errors import InputError, reading
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
 from shears.export.target import MergedModel, merge_into, with_masked, with_rounded, with_whole
-from shears.models.blockwise.activations import Activations
+from shears.models.blockwise.activations import BUDGET, Activations
 from shears.models.blockwise.capture import InputMoments
 from shears.models.blockwise.matrices import Matrix
-from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
+from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk
 from shears.models.devices import autocast
 from shears.models.load import answer_greedily
 from shears.models.properties import check_calibration, check_sequence_length
 from shears.models.ref import checked_base
 from shears.models.tokenizers import load_tokenizer, save_tokenizer
+from shears.progress import track
 from shears.records.artifacts import FORM, HEALED, SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.methods.refit import refit
-from shears.sparsity.rewrite import LinearSparsity, check_saved, overall_sparsity
+from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
 
 logger = logging.getLogger(__name__)
-BUDGET = num_bytes(SparsifyConfig.model_fields["activation_budget"].default)  # hidden states in memory
 BATCH = 2  # sequences in a forward; more would need much memory for logits
 Linears = Mapping[str, LinearSparsity]
 
@@ -80,7 +79,6 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
         target, calibration = merge_into(base, work, updates, settings.device, merge)
     except IrregularBlocks as error:
         raise InputError(f"{error}; train with --sparse-adapter to merge such a model without loss") from error
-    check_saved(work, target.after)
     save_tokenizer(base, work)
     record = origin(base, chosen, settings)
     if FORM in record:
@@ -153,7 +151,9 @@ def project(target: MergedModel, batches: Sequence[Int[Tensor, "_ _"]], folder: 
     """
     with Activations(BUDGET, folder) as hidden:
         walk = Walk(target.source, batches, hidden, lambda: autocast("auto", target.source.device))
-        walk_blocks(walk, lambda run: _project_block(target, run), "project")
+        for index in track(range(len(walk)), "project", len(walk), "block"):
+            with walk.advancing(index) as run:
+                _project_block(target, run)
 
 
 def _project_block(target: MergedModel, run: BlockRun) -> None:

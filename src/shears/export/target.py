@@ -17,12 +17,11 @@ from shears.errors import InputError
 from shears.models.blocks import LoraUpdate, sharing_a_weight
 from shears.models.blockwise.matrices import Matrix, linear_matrix
 from shears.models.blockwise.sources import BlockSource
-from shears.models.load import copy_configs
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import masked_sum
 from shears.quantization.grid import Grid
 from shears.quantization.training import on_grid
-from shears.sparsity.rewrite import FormatOf, LinearSparsity, in_format, rewrite_model
+from shears.sparsity.rewrite import LinearSparsity, in_format, rewriting
 
 Result = TypeVar("Result")
 
@@ -34,10 +33,9 @@ class MergedModel:
     weight, because the update of one would change the other.
     """
 
-    def __init__(self, source: BlockSource, updates: Mapping[str, LoraUpdate], format_of: FormatOf) -> None:
+    def __init__(self, source: BlockSource, updates: Mapping[str, LoraUpdate]) -> None:
         self.source = source
         self.updates = updates
-        self._format_of = format_of
         self.by_block = _by_block(source, updates)
         if (pair := sharing_a_weight(source.model, updates)) is not None:
             raise InputError(
@@ -76,7 +74,7 @@ class MergedModel:
         if matrix.name not in self.before:
             zeros = count_zeros(view if kept is None else kept)
             self.before[matrix.name] = LinearSparsity(matrix.shape, zeros)
-        dtype = self._format_of(matrix.parameter)
+        dtype = self.source.dtype_of(matrix.parameter)
         rounded = values.to(dtype) if kept is None else in_format(values, kept, dtype)
         if not torch.isfinite(rounded).all():
             problem = f"exceeds {dtype}; take a base of another dtype"
@@ -124,11 +122,7 @@ def merge_into(
 ) -> tuple[MergedModel, Result]:
     """Let `merge` change the model and write it to `work`; return the model and `merge`'s result."""
 
-    def change(source: BlockSource, format_of: FormatOf) -> tuple[MergedModel, Result]:
-        target = MergedModel(source, updates, format_of)
-        return target, merge(target)
-
-    merged = rewrite_model(model, work, device, "auto", change)
-    if not (work / "config.json").is_file():
-        copy_configs(model.folder, work)
-    return merged
+    with rewriting(model, work, device, "auto") as source:
+        target = MergedModel(source, updates)
+        result = merge(target)
+    return target, result

@@ -33,7 +33,7 @@ from shears.models.blocks import decoder_blocks
 from shears.models.blockwise.matrices import block_matrices
 from shears.models.blockwise.sources import BlockSource
 from shears.models.devices import DTYPES, computing_dtype, pick_device, resolved_precision
-from shears.models.load import copy_configs, load_model, refuse_unknown
+from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import num_embeddings, positions_in, refuse_longer
 from shears.models.recovery import recovery_record
 from shears.models.ref import ModelRef, resolve
@@ -54,8 +54,7 @@ from shears.records.journal import read_rows
 from shears.records.paths import expanded
 from shears.records.trained_form import trained_template
 from shears.records.version import __version__
-from shears.sparsity.plan import linear_name
-from shears.sparsity.rewrite import FormatOf, LinearSparsity, check_saved, in_format, overall_sparsity, rewrite_model
+from shears.sparsity.rewrite import LinearSparsity, in_format, overall_sparsity, rewriting
 from shears.training.batches import padding
 from shears.training.checkpoints import origin_of, training_folder
 from shears.training.fit import Training, check_warmup, fit
@@ -245,11 +244,9 @@ def _write_healed(sparse: ModelRef, model: nn.Module, work: Path) -> Mapping[str
     """
     for file in work.glob("*.safetensors*"):
         file.unlink()  # of an interruption while writing
-    linears = rewrite_model(sparse, work, "cpu", "auto", lambda source, form: _change(source, form, model))
-    if not (work / "config.json").is_file():
-        copy_configs(sparse.folder, work)
+    with rewriting(sparse, work, "cpu", "auto") as source:
+        linears = _change(source, model)
     save_tokenizer(sparse, work)
-    check_saved(work, linears)
     before = TensorFiles(sparse.folder)
     after = TensorFiles(work)
     for name in sorted({*before.names} & {*after.names}):
@@ -259,7 +256,7 @@ def _write_healed(sparse: ModelRef, model: nn.Module, work: Path) -> Mapping[str
 
 
 @torch.no_grad()
-def _change(source: BlockSource, format_of: FormatOf, model: nn.Module) -> dict[str, LinearSparsity]:
+def _change(source: BlockSource, model: nn.Module) -> dict[str, LinearSparsity]:
     trained = kept_weights(model)
     linears: dict[str, LinearSparsity] = {}
     for index, _ in enumerate(source.model.get_submodule(source.prefix).children()):
@@ -269,15 +266,14 @@ def _change(source: BlockSource, format_of: FormatOf, model: nn.Module) -> dict[
                 view = matrix.view(source.model)
                 if matrix.name in trained:
                     weight = trained[matrix.name].healed().to(view.device)
-                    dtype = format_of(matrix.parameter)
+                    dtype = source.dtype_of(matrix.parameter)
                     if not torch.isfinite(weight.to(dtype)).all():
                         raise InputError(
                             f"healed weights must be finite in {dtype}, {matrix.name} is not; lower learning_rate"
                         )
                     view.copy_(in_format(weight, view != 0, dtype))
-                name = linear_name(matrix)
-                before = linears.get(name, LinearSparsity((0, matrix.shape[1]), 0))
+                before = linears.get(matrix.linear, LinearSparsity((0, matrix.shape[1]), 0))
                 shape = (before.shape[0] + matrix.shape[0], matrix.shape[1])
-                linears[name] = LinearSparsity(shape, before.zeros + count_zeros(view))
+                linears[matrix.linear] = LinearSparsity(shape, before.zeros + count_zeros(view))
             source.keep(index, [matrix.parameter for matrix in matrices if matrix.name in trained])
     return linears

@@ -1,6 +1,6 @@
 """The recovery: a LoRA adapter that gives back what pruning removed, beside the sparse weights.
 
-With D the removed weights and H the inputs' second moments, ||(D - B A) H^(1/2)||_F is least for
+With D the removed weights and H the diagonal of the inputs' squared norms, ||(D - B A) H^(1/2)||_F is least for
 B A = U U^T D, where U are the first left singular vectors of D H^(1/2) (Eckart and Young). Nothing
 is divided by H, so input features without tokens need no special case. Pruning computes and writes
 it, healing trains it further, and the training of an adapter starts from it.
@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shears.checkpoints.tensor_files import refuse_non_finite
-from shears.config.sparsify import Needs, SparsifyConfig
+from shears.config.sparsify import SparsifyConfig
 from shears.errors import InputError
 from shears.models.blockwise.matrices import Matrix
 from shears.models.ref import ModelRef
@@ -54,25 +54,19 @@ Leading = tuple[Float[Tensor, " R"], Float[Tensor, "_ R"]]  # falling values, an
 
 @torch.no_grad()
 def recover(
-    removed: Float[Tensor, "O I"],
-    rank: int,
-    norms: Float[Tensor, " I"] | None = None,
-    moments: Float[Tensor, "I I"] | None = None,
+    removed: Float[Tensor, "O I"], rank: int, norms: Float[Tensor, " I"] | None = None
 ) -> tuple[Float[Tensor, "O R"], Float[Tensor, "R I"]]:
     """Return B and A of this rank (min(O, I) at most) with the least ||(removed - B A) H^(1/2)||_F.
 
-    H are the inputs' `moments` (X^T X), else diag(norms^2), else the identity; statistics that are
-    all zero do not count. Both are float32 on the CPU. Their components are in falling order, so that
-    the first r are the best of rank r; the two vectors of a component have equal norms, 0 for one
-    without energy. The result is exact in float64 if the smaller side is at most EXACT, else from
-    seeded subspace iteration in float32.
+    H is diag(norms^2), or the identity without norms that are not all zero. Both are float32 on the
+    CPU. Their components are in falling order, so that the first r are the best of rank r; the two
+    vectors of a component have equal norms, 0 for one without energy. The result is exact in float64
+    if the smaller side is at most EXACT, else from seeded subspace iteration in float32.
     """
     exact = min(removed.shape) <= EXACT
     matrix = removed.double() if exact else removed.float()
-    metric = matrix.new_ones(matrix.shape[1])  # a diagonal is a vector
-    if moments is not None and moments.any():
-        metric = moments.to(matrix)
-    elif norms is not None and norms.any():
+    metric = matrix.new_ones(matrix.shape[1])
+    if norms is not None and norms.any():
         metric = norms.double().square().to(matrix)
     leading = _leading if exact else _leading_by_iteration
     energy, outputs = leading(matrix, metric, min(rank, *removed.shape))
@@ -84,24 +78,15 @@ def recover(
     return b.float().cpu().contiguous(), a.float().cpu().contiguous()
 
 
-def _weighted(matrix: Float[Tensor, "_ I"], metric: Tensor) -> Float[Tensor, "_ I"]:
-    """Return matrix @ metric; a vector is a diagonal metric."""
-    return matrix * metric if metric.ndim == 1 else matrix @ metric
-
-
-def _leading(matrix: Float[Tensor, "O I"], metric: Tensor, rank: int) -> Leading:
+def _leading(matrix: Float[Tensor, "O I"], metric: Float[Tensor, " I"], rank: int) -> Leading:
     """Return the largest squared singular values of matrix metric^(1/2), with left vectors.
 
     The smaller Gram matrix gives them. Vectors of values that are rounding errors have any length.
     """
     outputs, inputs = matrix.shape
     if outputs <= inputs:
-        return _largest(_weighted(matrix, metric) @ matrix.T, rank)
-    if metric.ndim == 1:
-        scaled = matrix * metric.sqrt()
-    else:
-        values, vectors = torch.linalg.eigh(metric)
-        scaled = matrix @ (vectors * values.clamp_min(0).sqrt())
+        return _largest(matrix * metric @ matrix.T, rank)
+    scaled = matrix * metric.sqrt()
     energy, vectors = _largest(scaled.T @ scaled, rank)
     return energy, scaled @ vectors / energy.sqrt().clamp_min(torch.finfo(energy.dtype).tiny)
 
@@ -113,11 +98,11 @@ def _largest(gram: Float[Tensor, "N N"], rank: int) -> Leading:
     return values[start:].flip(0).clamp_min(0), vectors[:, start:].flip(1)
 
 
-def _leading_by_iteration(matrix: Float[Tensor, "O I"], metric: Tensor, rank: int) -> Leading:
+def _leading_by_iteration(matrix: Float[Tensor, "O I"], metric: Float[Tensor, " I"], rank: int) -> Leading:
     """Approximate `_leading` by subspace iteration, without forming matrix metric matrix^T."""
 
     def image(basis: Float[Tensor, "O R"]) -> Float[Tensor, "O R"]:
-        return matrix @ _weighted(basis.T @ matrix, metric).T
+        return matrix @ (basis.T @ matrix * metric).T
 
     size = min(rank + SPARE, matrix.shape[0])
     generator = torch.Generator().manual_seed(0)
@@ -136,7 +121,6 @@ class Recovered:
 
     def __init__(self, model: PreTrainedModel, pruned: Sequence[Matrix], config: SparsifyConfig) -> None:
         self._rank = config.recover_rank
-        self._by = config.recover_by
         linears = [matrix for matrix in pruned if matrix.index is None] if self._rank else []
         self._carriers = frozenset(matrix for matrix in linears if _takes_lora(model, matrix.name))
         self.transposed = any(matrix.transposed for matrix in self._carriers)
@@ -147,21 +131,14 @@ class Recovered:
         if self._rank and others:
             logger.warning("%d pruned weights get no recovery: PEFT puts no LoRA on %s", len(others), others[0].name)
 
-    def needs(self, matrix: Matrix) -> Needs:
-        """Return the statistics of the weight's inputs that its recovery needs."""
-        return self._by if matrix in self._carriers else "nothing"
+    def takes(self, matrix: Matrix) -> bool:
+        """Return whether the weight gets a recovery, which needs the norms of its inputs."""
+        return matrix in self._carriers
 
-    def add(
-        self,
-        matrix: Matrix,
-        removed: Float[Tensor, "O I"],
-        norms: Float[Tensor, " I"] | None,
-        moments: Float[Tensor, "I I"] | None,
-    ) -> None:
+    def add(self, matrix: Matrix, removed: Float[Tensor, "O I"], norms: Float[Tensor, " I"] | None) -> None:
         """Compute the recovery of a weight; `removed` is the dense weight minus the pruned one."""
         removed = removed.cpu() if removed.device.type == "mps" else removed  # mps has no float64
-        moments = moments if self._by == "moments" else None
-        self.linears[matrix.name] = recover(removed, self._rank, norms, moments)
+        self.linears[matrix.name] = recover(removed, self._rank, norms)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all recoveries as tensors, from which `restore` makes them again."""

@@ -152,7 +152,7 @@ def _describe_recovery(record: Record) -> str:
             f"{_data(record, 'data')} together with the weights that pruning kept, to predict what "
             f"{_data(record, 'teacher')} predicts."
         )
-    return f"{adapter}, not trained but computed: it gives back what pruning took away (by {record['by']})."
+    return f"{adapter}, not trained but computed: it gives back what pruning took away."
 
 
 def _describe_merged(record: Record) -> str:

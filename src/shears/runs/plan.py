@@ -13,12 +13,13 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
 from shears.config.loop import LoopConfig
-from shears.config.notation import num_bytes
+from shears.config.sparsify import METHODS
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, is_saved, read_rows, source_fingerprint
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.run import answered_as_asked, settings_and_data
+from shears.models.blockwise.activations import BUDGET
 from shears.models.devices import DTYPES, computing_dtype, pick_device
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
@@ -181,9 +182,8 @@ def _sparsify(basis: _Basis) -> Estimate:
         work += f", {source}"
     if shape is None or basis.sparse_bytes is None:
         return work, None
-    hidden = min(num_bytes(config.activation_budget), FP32_BYTES * num_tokens * shape.width)
-    recovers_by_moments = config.recover_rank > 0 and config.recover_by == "moments"
-    needs_moments = config.needs == "moments" or recovers_by_moments
+    hidden = min(BUDGET, FP32_BYTES * num_tokens * shape.width)
+    needs_moments = METHODS[config.method].needs == "moments"
     moments = max(inputs for _, inputs in shape.sides.values()) ** 2 if needs_moments else 0
     # fp32: weights outside the blocks, two blocks (a fit needs gradients, Adam's two moments and a
     # copy too), twice the second moments of the widest linear

@@ -32,7 +32,7 @@ from shears.records.folders import named_folder, partial_folder
 from shears.records.paths import expanded, file_fingerprint
 from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
 from shears.searching.study import search
-from shears.sparsity.stage import sparsify_for
+from shears.sparsity.sparsify import sparsify_for
 from shears.training.teacher import find_teacher
 
 

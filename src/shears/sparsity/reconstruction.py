@@ -10,13 +10,12 @@ Shapes: B sequences, T tokens, H hidden features.
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.matrices import Matrix
@@ -38,14 +37,13 @@ class BlockErrors(NamedTuple):
 
 
 class Reconstruction:
-    """Fits the blocks of a walk in order; `errors` has those of the fitted ones, by name.
+    """Fits the blocks of a walk in order.
 
     `dense` takes the dense model's hidden states. The seed orders the batches. The first block tries every reach of a
     step; the others take its best, which differs by model and number of steps, or the next one that lowers the error.
     """
 
     def __init__(self, walk: Walk, dense: Activations, seed: int) -> None:
-        self.errors: dict[str, BlockErrors] = {}
         self._dense = dense
         self._seed = seed
         self.reach = 0.0  # of the blocks before; 0 until one was fitted
@@ -57,27 +55,20 @@ class Reconstruction:
         for batch, states in enumerate(self._dense):
             self._dense[batch] = run.forward(batch, states)
 
-    def fit(self, run: BlockRun, matrices: Sequence[Matrix]) -> None:
-        """Fit the kept weights of the block's matrices in place."""
+    def fit(self, run: BlockRun, matrices: Sequence[Matrix]) -> BlockErrors:
+        """Fit the kept weights of the block's matrices in place; return the errors of its outputs."""
         errors, reach = fit_block(run, matrices, self._dense, self._seed, self.reach)
-        self.errors[run.name] = errors
         self.reach = self.reach or reach
         logger.info("%s: error of its outputs %.3g, fitted %.3g with a reach of %g", run.name, *errors, reach)
+        return errors
 
 
-@dataclass(frozen=True)
-class _Fitted:
+class _Fitted(NamedTuple):
     """A parameter of the model, its values in float32 (the same memory if it is), and which are kept."""
 
     parameter: Tensor
     values: Float[Tensor, "..."]
     kept: Bool[Tensor, "..."]
-
-    @property
-    def size(self) -> float:
-        """Root mean square of the kept weights; 0 without any."""
-        kept = self.values[self.kept]
-        return float(kept.square().mean().sqrt()) if kept.numel() else 0.0
 
     def store(self) -> None:
         """Round the values into the parameter, unless they are its own memory."""
@@ -96,7 +87,8 @@ def fit_block(
     error, else the next smaller one that does; without one, the best of REACHES. If none lowers the
     error, the fit is undone, and 0 is returned.
     """
-    fitted = _fitted(run.model, matrices)
+    parameters = [run.model.get_parameter(name) for name in dict.fromkeys(matrix.parameter for matrix in matrices)]
+    fitted = [_Fitted(each, each.detach().float(), each.detach() != 0) for each in parameters]
     pruned = error = block_error(run, targets)
     if pruned == 0:
         return BlockErrors(0.0, 0.0), 0.0
@@ -124,13 +116,19 @@ def _set(fitted: Sequence[_Fitted], values: Sequence[Tensor]) -> None:
 
 def _descend(run: BlockRun, fitted: Sequence[_Fitted], targets: Activations, stream: str, rate: float) -> None:
     """Take EPOCHS steps for each batch, in an order that is drawn from the stream."""
-    groups = [{"params": [each.values], "lr": rate * each.size} for each in fitted]
+    groups = []
+    for each in fitted:
+        kept = each.values[each.kept]
+        size = float(kept.square().mean().sqrt()) if kept.numel() else 0.0
+        groups.append({"params": [each.values], "lr": rate * size})
     adam = torch.optim.Adam(groups, betas=BETAS, fused=True)
     steps = EPOCHS * len(targets)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
     parameters = [each.parameter for each in fitted]
+    generator = random.Random(stream)
+    order = [batch for _ in range(EPOCHS) for batch in generator.sample(range(len(targets)), len(targets))]
     with differentiable(parameters):
-        for batch in _order(len(targets), stream):
+        for batch in order:
             with torch.enable_grad():
                 loss = output_error(run.forward(batch), targets[batch])
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -157,15 +155,3 @@ def block_error(run: BlockRun, targets: Activations) -> float:
     """Return the mean `output_error` of the block's outputs over the batches."""
     errors = [float(output_error(outputs, target)) for outputs, target in zip(run.outputs(), targets, strict=True)]
     return sum(errors) / len(errors)
-
-
-def _order(count: int, stream: str) -> Iterator[int]:
-    generator = random.Random(stream)
-    for _ in range(EPOCHS):
-        yield from generator.sample(range(count), count)
-
-
-def _fitted(model: nn.Module, matrices: Sequence[Matrix]) -> list[_Fitted]:
-    """Return the parameters of the matrices, each once."""
-    parameters = [model.get_parameter(name) for name in dict.fromkeys(matrix.parameter for matrix in matrices)]
-    return [_Fitted(each, each.detach().float(), each.detach() != 0) for each in parameters]

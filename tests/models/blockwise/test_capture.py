@@ -1,6 +1,5 @@
 """Every form of multiplication is captured, the model computes the same, and nothing stays watched."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -36,15 +35,6 @@ def test_the_model_computes_the_same_while_it_is_watched(name: str) -> None:
         expected = model(IDS, use_cache=False).logits
         with captured(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0])):
             assert torch.equal(model(IDS, use_cache=False).logits, expected)
-
-
-def test_only_the_given_matrices_are_received() -> None:
-    model = tiny_model()
-    prefix, blocks = decoder_blocks(model)
-    chosen = [matrix for matrix in block_matrices(f"{prefix}.0", blocks[0]) if matrix.name.endswith("up_proj")]
-    with torch.no_grad(), captured(model, blocks[0], chosen) as found:
-        model(IDS, use_cache=False)
-    assert found.keys() == {"model.layers.0.mlp.up_proj"}
 
 
 def test_linears_fed_the_same_tensor_get_the_same_object() -> None:
@@ -111,17 +101,6 @@ def test_every_way_to_multiply_is_seen(way: str, lead: list[int], outputs: int, 
     assert torch.equal(seen, tokens.reshape(-1, inputs))
 
 
-def test_a_part_of_the_outputs_used_on_its_own_is_seen_and_other_tensors_are_not() -> None:
-    linear, tokens = nn.Linear(4, 6), torch.randn(3, 4)
-    model, weight = nn.ModuleDict({"it": linear}), linear.weight.detach()
-    with torch.no_grad(), captured(model, model, block_matrices("", model)) as found:
-        tokens @ weight.clone().T
-        tokens @ torch.randn(4, 4)
-        assert not found
-        F.linear(tokens, weight[:2])
-    assert torch.equal(found["it"][0], tokens)
-
-
 def test_groups_of_outputs_with_inputs_of_their_own_are_no_linear() -> None:
     linear, tokens = nn.Linear(4, 6), torch.randn(3, 5, 4)  # three groups, as DeepSeek V4's grouped linears
     model = nn.ModuleDict({"it": linear})
@@ -144,17 +123,6 @@ def test_autocast_and_gradients_do_not_reach_the_receiver() -> None:
     ):
         model(IDS, use_cache=False)
     assert seen == [(False, False, torch.float32)] * 7
-
-
-def test_weights_changed_in_place_while_open_are_still_recognised() -> None:
-    model = tiny_model("mixtral")
-    prefix, blocks = decoder_blocks(model)
-    matrices = block_matrices(f"{prefix}.0", blocks[0])
-    with torch.no_grad(), captured(model, blocks[0], matrices) as found:
-        for matrix in matrices:
-            matrix.view(model).mul_(0.5)
-        model(IDS, use_cache=False)
-    assert len(found) == len(matrices)
 
 
 def test_the_watch_ends_after_an_error() -> None:
@@ -182,36 +150,7 @@ def test_a_weight_multiplied_along_its_outputs_is_refused_also_if_it_is_square()
         with (
             torch.no_grad(),
             captured(model, model, block_matrices("", model)) as found,
-            pytest.raises(InputError, match=r"it must be multiplied along its 4 inputs"),
+            pytest.raises(InputError, match="it is multiplied along its outputs"),
         ):
             torch.ones(2, side) @ linear.weight
         assert not found
-
-
-def test_experts_taken_for_transposed_are_refused() -> None:
-    model = tiny_model("mixtral", moe_intermediate_size=32, intermediate_size=32)
-    prefix, blocks = decoder_blocks(model)
-    experts = blocks[0].mlp.experts  # type: ignore[union-attr]
-    experts.is_transposed = True  # type: ignore[union-attr]
-    matrices = [matrix for matrix in block_matrices(f"{prefix}.0", blocks[0]) if matrix.index is not None]
-    experts.is_transposed = False  # type: ignore[union-attr]
-    with torch.no_grad(), captured(model, blocks[0], matrices), pytest.raises(InputError, match="it cannot be pruned"):
-        model(IDS, use_cache=False)
-
-
-def test_matrices_on_the_meta_device_or_given_twice_fail_an_assertion() -> None:
-    model = nn.ModuleDict({"it": nn.Linear(4, 2)})
-    matrices = block_matrices("", model)
-    with pytest.raises(AssertionError, match="memory of its own"), captured(model, model, matrices * 2):
-        pass
-    with pytest.raises(AssertionError, match="meta"), captured(model.to("meta"), model, matrices):
-        pass
-
-
-def test_a_copy_of_the_model_is_not_taken_for_it() -> None:
-    model = tiny_model()
-    prefix, blocks = decoder_blocks(model)
-    other = copy.deepcopy(model)
-    with torch.no_grad(), captured(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0])) as found:
-        other(IDS, use_cache=False)
-    assert not found

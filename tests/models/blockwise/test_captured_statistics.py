@@ -38,26 +38,6 @@ def test_weights_fed_the_same_tensors_share_what_is_computed() -> None:
     assert torch.equal(norms.of(matrix("q")), norms.of(matrix("k")))  # type: ignore[arg-type]
 
 
-def test_the_order_of_the_sharing_may_change() -> None:
-    moments, first, second = InputMoments(), torch.randn(5, 4), torch.randn(3, 4)
-    for name in ("q", "k"):
-        moments.receive(matrix(name), first)
-    for name in ("k", "q"):
-        moments.receive(matrix(name), second)
-    both = torch.cat([first, second])
-    torch.testing.assert_close(moments.of(matrix("k")), both.T @ both)
-    torch.testing.assert_close(moments.of(matrix("q")), both.T @ both)
-
-
-def test_different_tensors_are_not_shared() -> None:
-    norms, moments, tokens = InputNorms(), InputMoments(), torch.ones(2, 4)
-    for name, inputs in (("one", tokens), ("other", 2 * tokens)):
-        norms.receive(matrix(name), inputs)
-        moments.receive(matrix(name), inputs)
-    assert torch.equal(norms.of(matrix("other")), 2 * norms.of(matrix("one")))  # type: ignore[arg-type, operator]
-    assert torch.equal(moments.of(matrix("other")), 4 * moments.of(matrix("one")))  # type: ignore[arg-type, operator]
-
-
 def test_half_precision_inputs_are_summed_in_float32() -> None:
     inputs = torch.full((10, 2), 300.0).half()  # 300 ** 2 is beyond float16
     norms, moments = InputNorms(), InputMoments()

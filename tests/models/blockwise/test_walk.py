@@ -1,37 +1,43 @@
 """The walk feeds every block what an ordinary forward feeds it, and leaves no trace."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks, linears
+from shears.models.blocks import decoder_blocks
 from shears.models.blockwise.activations import Activations
-from shears.models.blockwise.capture import InputNorms
+from shears.models.blockwise.capture import capturing
 from shears.models.blockwise.matrices import Matrix, block_matrices
 from shears.models.blockwise.sources import WholeModel
-from shears.models.blockwise.walk import BlockRun, Visit, Walk, walk_blocks
+from shears.models.blockwise.walk import BlockRun, Results, Walk
 from tests.tiny import CONFIGS, VOCABULARY, tiny_model
 
 BATCHES = [torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(batch)) for batch in (0, 1)]
 
 
-def nothing(run: BlockRun) -> None:
-    pass
+def walk(
+    model: PreTrainedModel,
+    visit: Callable[[BlockRun], object] = id,
+    batches: list[Tensor] = BATCHES,
+    budget: int | None = None,
+) -> None:
+    with torch.no_grad(), Activations(budget) as hidden:
+        walked = Walk(WholeModel(model), batches, hidden)
+        for index in range(len(walked)):
+            with walked.advancing(index) as run:
+                visit(run)
 
 
-def run_once(run: BlockRun) -> None:
-    list(run.outputs())
-
-
-def walk(model: PreTrainedModel, visit: Visit = nothing, batches: list[Tensor] = BATCHES) -> None:
-    walk_blocks(Walk(WholeModel(model), batches), visit)
-
-
-def block_inputs(model: nn.Module, run: object) -> list[list[Tensor]]:
+def block_inputs(model: nn.Module, run: Callable[[], object]) -> list[list[Tensor]]:
     """Return the hidden states every block is really computed on while `run` runs, a list per block."""
     seen: list[list[Tensor]] = []
     handles = []
@@ -43,7 +49,7 @@ def block_inputs(model: nn.Module, run: object) -> list[list[Tensor]]:
                 with_kwargs=True,
             )
         )
-    run()  # type: ignore[operator]
+    run()
     for handle in handles:
         handle.remove()
     return seen
@@ -54,32 +60,10 @@ def test_blocks_get_what_an_ordinary_forward_gives_them(name: str) -> None:
     model = tiny_model(name)
     with torch.no_grad():
         ordinary = block_inputs(model, lambda: [model(batch, use_cache=False) for batch in BATCHES])
-    walked = block_inputs(model, lambda: walk(model, run_once))
+    walked = block_inputs(model, lambda: walk(model, lambda run: list(run.outputs())))
     for index, expected in enumerate(ordinary[1:], start=1):
         replayed = walked[index][-len(BATCHES) :]
         assert all(torch.equal(*pair) for pair in zip(replayed, expected, strict=True)), f"block {index}"
-
-
-def test_a_block_is_measured_behind_the_changed_blocks_before_it() -> None:
-    def norms_when(change: bool) -> dict[str, Tensor | None]:
-        model, found = tiny_model(), dict[str, Tensor | None]()
-
-        def visit(run: BlockRun) -> None:
-            norms, matrices = InputNorms(), block_matrices(run.name, run.block)
-            run.measure(matrices, norms.receive)
-            found.update({matrix.name: norms.of(matrix) for matrix in matrices})
-            if change:
-                for linear in linears(run.block).values():
-                    linear.get_parameter("weight").zero_()
-
-        walk(model, visit)
-        return found
-
-    before, after = norms_when(False), norms_when(True)
-    first, second = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"
-    assert torch.equal(before[first], after[first])  # type: ignore[arg-type]
-    assert not torch.allclose(before[second], after[second])  # type: ignore[arg-type]
-    assert not any("lm_head" in name for name in before)
 
 
 def test_the_head_is_not_computed() -> None:
@@ -90,31 +74,12 @@ def test_the_head_is_not_computed() -> None:
     assert not calls
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
-def test_forwards_stop_after_the_last_measured_weight(name: str) -> None:
-    model, seen = tiny_model(name), list[str]()
-
-    def visit(run: BlockRun) -> None:
-        ended = list[int]()
-        handle = run.block.register_forward_hook(lambda *_: ended.append(1))
-        first = block_matrices(run.name, run.block)[:1]
-        run.measure(first, lambda matrix, inputs: seen.append(matrix.name))
-        handle.remove()
-        assert len(ended) == 1  # the first batch, which shows the order
-
-    walk(model, visit)
-    assert len(seen) == len(BATCHES) * len(set(seen)) == 2 * len(BATCHES)
-
-
 def test_groups_come_in_the_order_of_the_calls() -> None:
     found: list[list[str]] = []
 
     def visit(run: BlockRun) -> None:
-        matrices = block_matrices(run.name, run.block)
-        found.append([".".join(sorted(map(short, group))) for group in run.groups(list(reversed(matrices)))])
-
-    def short(matrix: Matrix) -> str:
-        return matrix.name.rpartition(".")[2]
+        groups = run.groups(block_matrices(run.name, run.block)[::-1])
+        found.append([".".join(sorted(matrix.name.rpartition(".")[2] for matrix in group)) for group in groups])
 
     walk(tiny_model("llama"), visit)
     assert found == [["k_proj.q_proj.v_proj", "o_proj", "gate_proj.up_proj", "down_proj"]] * 2
@@ -128,26 +93,115 @@ def test_experts_of_a_stack_are_one_group() -> None:
     assert [len({matrix.parameter for matrix in group}) for group in stacks] == [1] * 4
 
 
+def halve(run: BlockRun, group: Sequence[Matrix]) -> None:
+    for matrix in group:
+        matrix.view(run.model).mul_(0.5)
+
+
+Seen = list[tuple[str, Tensor]]
+
+
+def plain_inputs(run: BlockRun, group: Sequence[Matrix]) -> Seen:
+    """Return what the matrices get in forwards that read no results."""
+    found: Seen = []
+    for batch in range(len(run.hidden)):
+        with capturing(run.model, run.block, group, lambda matrix, inputs: found.append((matrix.name, inputs))):
+            run.forward(batch)
+    return found
+
+
+@pytest.mark.parametrize("budget", [None, 20_000])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_groups_get_the_inputs_of_whole_forwards_after_changed_weights(name: str, budget: int | None) -> None:
+    def visit(run: BlockRun) -> None:
+        for group in run.groups(block_matrices(run.name, run.block)):
+            found: Seen = []
+            run.measure(group, lambda matrix, inputs, to=found: to.append((matrix.name, inputs)))  # type: ignore[misc]
+            expected = plain_inputs(run, group)
+            assert Counter(name for name, _ in found) == Counter(name for name, _ in expected)
+            for matrix in group:
+                pairs = ([inputs for each, inputs in side if each == matrix.name] for side in (found, expected))
+                assert all(torch.equal(*pair) for pair in zip(*pairs, strict=True)), matrix.name
+            halve(run, group)
+        outputs = list(run.outputs())
+        assert all(torch.equal(states, run.forward(batch)) for batch, states in enumerate(outputs))
+
+    walk(tiny_model(name), visit, budget=budget)
+
+
+class Count(TorchFunctionMode):
+    """Counts the products that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter[Any]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("budget", "linears", "attentions"), [(None, 7, 1), (0, 3 + 4 + 6 + 7, 4)])
+def test_every_product_is_computed_once_where_memory_allows(budget: int | None, linears: int, attentions: int) -> None:
+    def visit(run: BlockRun) -> None:
+        groups = run.groups(block_matrices(run.name, run.block))
+        with Count() as computed:
+            for group in groups:
+                run.measure(group, lambda matrix, inputs: None)
+                halve(run, group)
+            list(run.outputs())
+        assert computed.counts["linear"] == linears * len(BATCHES)
+        assert computed.counts["scaled_dot_product_attention"] == attentions * len(BATCHES)
+
+    walk(tiny_model("llama"), visit, budget=budget)
+
+
+@pytest.mark.parametrize("changed", ["self_attn.q_proj", "input_layernorm"])
+def test_results_are_forgotten_when_a_weight_before_them_changes(changed: str) -> None:
+    def visit(run: BlockRun) -> None:
+        for group in run.groups(block_matrices(run.name, run.block)):
+            run.measure(group, lambda matrix, inputs: None)
+        run.block.get_parameter(f"{changed}.weight").mul_(3)
+        assert all(torch.equal(states, run.forward(batch)) for batch, states in enumerate(run.outputs()))
+
+    walk(tiny_model("llama"), visit)
+
+
+class InPlace(nn.Module):
+    """Changes the result of its first product in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.first(inputs).add_(inputs)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_a_result_that_was_changed_in_place_is_computed_again() -> None:
+    block, inputs = InPlace(), torch.randn(3, 4)
+    results, expected = Results(block), block(inputs)
+    for _ in range(3):
+        with suppress(KeyError), results.reading(0):
+            assert torch.equal(block(inputs), expected)
+            raise KeyError  # ends the forward
+    with results.spending(0):
+        assert torch.equal(block(inputs), expected)
+
+
 @pytest.mark.parametrize("budget", [0, 40_000, None])
 def test_hidden_states_on_the_disk_change_nothing(budget: int | None, tmp_path: Path) -> None:
-    model, found = tiny_model("gemma2"), list[Tensor]()
-    with torch.no_grad():
+    model = tiny_model("gemma2")
+    with torch.no_grad(), Activations(budget, tmp_path) as hidden:
         expected = [model.model(batch, use_cache=False).last_hidden_state for batch in BATCHES]
-    with Activations(budget, tmp_path) as hidden:
         walked = Walk(WholeModel(model), BATCHES, hidden)
-        walk_blocks(walked, lambda run: found.extend(run.outputs()) if run.name.endswith(".2") else None)
+        for index in range(len(walked)):
+            with walked.advancing(index) as run:
+                found = list(run.outputs())
         assert bool(hidden.num_spilled) == (budget == 0) or budget == 40_000
-    with torch.no_grad():
         assert all(torch.equal(model.model.norm(states), known) for states, known in zip(found, expected, strict=True))
     assert not list(tmp_path.iterdir())
-
-
-def test_equal_arguments_of_batches_are_kept_once() -> None:
-    model = tiny_model("gemma2")
-    walked = Walk(WholeModel(model), BATCHES)
-    with walked.opened(0) as run:
-        first, second = (run.calls.kwargs[batch]["position_embeddings"] for batch in (0, 1))
-    assert all(one is other for one, other in zip(first, second, strict=True))
 
 
 def test_the_model_is_restored_after_an_error() -> None:
@@ -165,14 +219,9 @@ def test_the_model_is_restored_after_an_error() -> None:
     assert [block.__dict__.get("forward") for block in blocks] == [wrapper, None]
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-def test_an_error_while_recording_leaves_no_shadow() -> None:
-    model = tiny_model()
-    bad = torch.full((1, 4), VOCABULARY + 5)
     with pytest.raises(IndexError):
-        walk(model, nothing, [BATCHES[0], bad])
-    assert not any("forward" in block.__dict__ for block in decoder_blocks(model)[1])
+        walk(model, batches=[BATCHES[0], torch.full((1, 4), VOCABULARY + 5)])
+    assert [block.__dict__.get("forward") for block in blocks] == [wrapper, None]
 
 
 def test_hidden_states_that_are_not_finite_name_the_block() -> None:

@@ -6,13 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.errors import InputError
-from shears.quantization.inverse import inverse_factor
 from shears.sparsity.masks import Pattern, pruned_mask
 from shears.sparsity.methods.admm import DAMPING, ITERATIONS, PENALTY, prune_admm
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.methods.scores import wanda_scores
-from shears.sparsity.methods.sparsegpt import prune_obs
 from tests.oracles import admm, obs
 from tests.sparsity.methods.hessians import problem
 
@@ -35,12 +32,6 @@ def test_weights_and_masks_are_those_of_the_paper(kind: str, zeros: int, iterati
         torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-3)  # five steps in float32
 
 
-def test_the_number_of_zeros_rises_to_all_in_the_last_iteration() -> None:
-    counts = [admm.now(iteration, "row", 1000, 10) for iteration in range(10)]
-    assert counts == sorted(counts)
-    assert (counts[0], counts[4], counts[-1]) == (271, 875, 1000)  # 1 - (9/10)^3, 1 - (5/10)^3, all
-
-
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), outputs=st.integers(1, 6), groups=st.integers(1, 4), data=st.data())
 def test_counts_are_exact(seed: int, outputs: int, groups: int, data: st.DataObject) -> None:
@@ -58,13 +49,6 @@ def test_counts_are_exact(seed: int, outputs: int, groups: int, data: st.DataObj
         assert set(pruned.sum(1).tolist()) <= {zeros // outputs, -(-zeros // outputs)}
     if ":" in kind:
         assert (pruned.reshape(-1, 4).sum(1) == 4 - pattern.kept).all()
-
-
-def test_no_zeros_give_the_dense_weight() -> None:
-    weight, hessian = small(1)
-    found, pruned = prune_admm(weight, hessian, Pattern.parse("row"), 0)
-    assert not pruned.any()
-    torch.testing.assert_close(found, weight, rtol=1e-3, atol=1e-3)  # through an inverse and back
 
 
 def relative(weight: Tensor, found: Tensor, hessian: Tensor) -> float:
@@ -87,26 +71,15 @@ def test_it_beats_a_wanda_mask_with_refitted_weights_on_average(kind: str, share
     assert sum(mine < other for mine, other in zip(ours, theirs, strict=True)) >= 7  # of 8
 
 
-@pytest.mark.parametrize("kind", ["row", "2:4"])
-def test_it_beats_the_sweep_of_sparsegpt_on_average(kind: str) -> None:
-    pattern, ours, theirs = Pattern.parse(kind), 0.0, 0.0
-    for seed in range(8):
-        weight, hessian = small(seed, 32, 64)
-        zeros = weight.numel() // 2
-        ours += relative(weight, prune_admm(weight, hessian, pattern, zeros)[0], hessian)
-        theirs += relative(weight, prune_obs(weight, inverse_factor(hessian, 0.01)[0], pattern, zeros)[0], hessian)
-    assert ours < theirs
-
-
 def test_weights_of_inputs_that_are_always_zero_go_first() -> None:
     weight, hessian = small(2, 6, 16)
     dead = [1, 5, 11]
     hessian[dead], hessian[:, dead] = 0.0, 0.0
     weight[:, dead] *= 100  # whatever their size
-    found, pruned = prune_admm(weight, hessian, Pattern("row"), 6 * 8)
+    found, pruned = prune_admm(weight, hessian, Pattern(), 6 * 8)
     assert pruned[:, dead].all()
     assert torch.isfinite(found).all()
-    few = prune_admm(weight, hessian, Pattern("row"), 6 * 2)[1]
+    few = prune_admm(weight, hessian, Pattern(), 6 * 2)[1]
     assert few[:, dead].sum() == few.sum() == 12
 
 
@@ -115,26 +88,3 @@ def test_moments_that_are_all_zero_give_a_mask_by_magnitude() -> None:
     found, pruned = prune_admm(weight, torch.zeros_like(hessian), Pattern.parse("row"), 24)
     assert torch.equal(pruned, pruned_mask(weight.abs(), Pattern.parse("row"), 24))
     torch.testing.assert_close(found, weight.masked_fill(pruned, 0.0))
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_moments_that_are_not_finite_are_refused(value: float) -> None:
-    weight, hessian = small(4)
-    hessian[2, 3] = value
-    with pytest.raises(InputError, match="second moments of the inputs must be finite"):
-        prune_admm(weight, hessian, Pattern.parse("row"), 24)
-
-
-def test_a_weight_that_is_nan_is_refused() -> None:
-    weight, hessian = small(4)
-    weight[2, 3] = torch.nan
-    with pytest.raises(InputError, match="must be numbers, got NaN"):
-        prune_admm(weight, hessian, Pattern.parse("row"), 24)
-
-
-def test_the_arguments_stay_as_they_are() -> None:
-    weight, hessian = small(5)
-    before = weight.clone(), hessian.clone()
-    prune_admm(weight, hessian, Pattern("row"), 24)
-    assert torch.equal(weight, before[0])
-    assert torch.equal(hessian, before[1])

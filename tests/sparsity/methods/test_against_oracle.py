@@ -6,7 +6,6 @@ import torch
 from shears.config import SparsifyConfig
 from shears.models.blocks import decoder_blocks
 from shears.models.blockwise.matrices import block_matrices
-from shears.sparsity.plan import linear_name
 from shears.sparsity.prune import sparsify_model
 from tests.oracles import wanda
 from tests.tiny import CONFIGS, MORE_CONFIGS, VOCABULARY, tiny_model
@@ -31,7 +30,7 @@ def test_masks_are_those_of_the_paper(name: str, sparsity: float) -> None:
     named = [(f"{prefix}.{index}", block) for index, block in enumerate(blocks)]
     matrices = [matrix for block_name, block in named for matrix in block_matrices(block_name, block)]
     assert {matrix.name for matrix in matrices} == expected.keys()
-    assert {linear_name(matrix) for matrix in matrices} == report.linears.keys()
+    assert {matrix.linear for matrix in matrices} == report.linears.keys()
     for matrix in matrices:
         scores, pruned = expected[matrix.name]
         found = matrix.view(model) == 0

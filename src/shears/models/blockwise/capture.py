@@ -42,13 +42,10 @@ def capturing(model: nn.Module, block: nn.Module, matrices: Sequence[Matrix], re
     `inputs` are T x I in their own dtype and must not be changed; consecutive calls with one tensor
     (q, k and v) get one object. `receive` runs without gradients and autocast, and not for a matrix
     without tokens, such as an unused expert. The parameters must not be on the meta device, and
-    must not move. InputError if a weight is multiplied along the side that was taken for its
-    outputs.
+    must not move. InputError if a weight is multiplied along its outputs.
     """
     views = [(matrix, matrix.view(model)) for matrix in matrices]
     by_address = {view.data_ptr(): (matrix, view) for matrix, view in views}
-    assert 0 not in by_address, "matrices must not be on the meta device"
-    assert len(by_address) == len(views), "every matrix must have memory of its own"
     stacks = {matrix.parameter for matrix in matrices if matrix.index is not None}
     starts = frozenset(model.get_parameter(name).data_ptr() for name in stacks)
     with seen_experts(block), _Watch(by_address, starts, receive):
@@ -74,8 +71,7 @@ def seen_experts(block: nn.Module) -> Iterator[None]:
 class _Watch(TorchFunctionMode):
     """A mode that inspects every call of torch, except those inside of `receive`.
 
-    `views` has the matrices by the address of their first number, `stacks` the addresses of whole
-    stacks of experts.
+    `views` has the matrices by address, `stacks` the addresses of whole stacks of experts.
     """
 
     def __init__(self, views: dict[int, tuple[Matrix, Tensor]], stacks: Collection[int], receive: Receive) -> None:
@@ -101,7 +97,8 @@ class _Watch(TorchFunctionMode):
 
     def _inspect(self, product: tuple[int, bool], args: Sequence[Any], keywords: dict[str, Any]) -> None:
         at, outputs_first = product
-        left, right = _factors(args, keywords, at)
+        given = (*args, *(keywords[name] for name in FACTORS if name in keywords))
+        left, right = given[at : at + 2] if len(given) >= at + 2 else (None, None)
         if not isinstance(left, Tensor) or not isinstance(right, Tensor):
             return
         address = right.data_ptr()
@@ -115,7 +112,8 @@ class _Watch(TorchFunctionMode):
         matrix, view = self._views.get(weight.data_ptr(), (None, None))
         if matrix is None or view is None or not inputs.numel():
             return
-        _check_side(matrix, view, weight)
+        if weight.shape[0] != matrix.shape[1] or (min(matrix.shape) > 1 and weight.stride(0) != view.stride(1)):
+            raise InputError(f"{matrix.name} is multiplied along its outputs, so it cannot be pruned; skip it")
         with torch.autocast(inputs.device.type, enabled=False):
             self._receive(matrix, self._tokens(inputs))
 
@@ -126,12 +124,6 @@ class _Watch(TorchFunctionMode):
         tokens = inputs.detach().reshape(-1, inputs.shape[-1])
         self._last = (inputs, inputs._version, tokens)
         return tokens
-
-
-def _factors(args: Sequence[Any], keywords: dict[str, Any], at: int) -> tuple[Any, Any]:
-    """Return the two factors of a multiplication, given by position or by name."""
-    given = (*args, *(keywords[name] for name in FACTORS if name in keywords))
-    return given[at : at + 2] if len(given) >= at + 2 else (None, None)
 
 
 def _pairs(inputs: Tensor, weight: Tensor, offsets: Any) -> Iterator[tuple[Float[Tensor, "I O"], Tensor]]:
@@ -151,15 +143,6 @@ def _pairs(inputs: Tensor, weight: Tensor, offsets: Any) -> Iterator[tuple[Float
     elif weight.ndim == 3 and inputs.ndim == 3 and len(inputs) == len(weight):
         for index in range(len(weight)):
             yield weight[index], inputs[index][inputs[index].any(-1)]
-
-
-def _check_side(matrix: Matrix, view: Float[Tensor, "O I"], weight: Float[Tensor, "_ _"]) -> None:
-    """Raise InputError unless the first side of `weight` is the matrix's inputs."""
-    if weight.shape[0] != matrix.shape[1] or (min(matrix.shape) > 1 and weight.stride(0) != view.stride(1)):
-        raise InputError(
-            f"{matrix.name} must be multiplied along its {matrix.shape[1]} inputs, this architecture multiplies along "
-            "what was taken for its outputs; it cannot be pruned, skip it"
-        )
 
 
 class InputNorms:

@@ -31,6 +31,11 @@ class Matrix:
     transposed: bool
     shape: tuple[int, int]
 
+    @property
+    def linear(self) -> str:
+        """The name that people use for a weight: all experts of a stack share one."""
+        return self.name if self.index is None else self.name.rpartition(".")[0]
+
     def view(self, model: nn.Module) -> Float[Tensor, "O I"]:
         """Return a view of the weight: writing to it changes the parameter of the model."""
         return self.cut(model.get_parameter(self.parameter).detach())

@@ -94,20 +94,9 @@ class Skeleton:
                 if name not in module._non_persistent_buffers_set:
                     setattr(module, name, torch.empty_like(buffer, device=conversion.META))
 
-    def store(self, prefix: str, writer: TensorWriter, names: Collection[str] | None = None) -> None:
-        """Put loaded parameters below `prefix` (by full name; None: all) into the writer.
-
-        Parameters that are tied to them, or made from the same tensors, are written too. ValueError
-        for a name that is not below the prefix.
-        """
-        ties = self.model.all_tied_weights_keys
-        known = {name for group in self._conversion.groups for name in group.parameters}.union(ties)
-        below = {name for name in known if _below(name, prefix)}
-        wanted = below if names is None else set(names)
-        if unknown := sorted(wanted - below):
-            raise ValueError(f"names must be parameters below {prefix}, got {unknown[0]}")
-        wanted |= {name for tie in ties.items() if wanted & set(tie) for name in tie}
-        for name, tensor in self.stored(wanted):
+    def store(self, names: Collection[str], writer: TensorWriter) -> None:
+        """Put loaded parameters, and those made from the same tensors, into the writer."""
+        for name, tensor in self.stored(names):
             writer.put(name, in_dtype_with_zeros(name, tensor, writer.dtype(name)))
 
     def stored(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
@@ -139,17 +128,20 @@ class BlockSource(ABC):
     def opened(self, index: int) -> AbstractContextManager[nn.Module]:
         """Return a context in which a block is in memory."""
 
-    @abstractmethod
     def with_head(self) -> AbstractContextManager[None]:
         """Return a context in which the output embeddings (the head) are in memory."""
+        return nullcontext()
 
-    @abstractmethod
-    def keep(self, index: int, parameters: Collection[str]) -> None:
+    def keep(self, index: int, parameters: Collection[str]) -> None:  # noqa: B027  # in memory it holds itself
         """Save the named parameters of the open block, as they are now."""
 
     def kept(self) -> list[str]:
         """Return the names of all tensors that `keep` wrote to files, and flush these; none in memory."""
         return []
+
+    def dtype_of(self, parameter: str) -> torch.dtype:
+        """Return the number format in which a parameter is written."""
+        return self.model.get_parameter(parameter).dtype
 
 
 class WholeModel(BlockSource):
@@ -166,13 +158,6 @@ class WholeModel(BlockSource):
     def opened(self, index: int) -> Iterator[nn.Module]:
         """Yield the block."""
         yield self._blocks[index]
-
-    def with_head(self) -> AbstractContextManager[None]:
-        """Return an empty context: the head is in memory."""
-        return nullcontext()
-
-    def keep(self, index: int, parameters: Collection[str]) -> None:
-        """Do nothing: the model itself holds the changes."""
 
 
 class StreamedModel(BlockSource):
@@ -197,36 +182,37 @@ class StreamedModel(BlockSource):
         if self._head is not None:
             skeleton.evict(self._head)
 
+    def opened(self, index: int) -> AbstractContextManager[nn.Module]:
+        """Return a context that yields the block with its parameters as the files have them."""
+        return self._loaded(f"{self.prefix}.{index}")
+
     @contextmanager
-    def opened(self, index: int) -> Iterator[nn.Module]:
-        """Yield the block with its parameters as the files have them."""
-        name = f"{self.prefix}.{index}"
+    def with_head(self) -> Iterator[None]:
+        """Load the head from the files and evict it afterwards, unless it is tied."""
+        with nullcontext() if self._head is None else self._loaded(self._head):
+            yield
+
+    @contextmanager
+    def _loaded(self, name: str) -> Iterator[nn.Module]:
         self._skeleton.load(name)
         try:
             yield self.model.get_submodule(name)
         finally:
             self._skeleton.evict(name)
 
-    @contextmanager
-    def with_head(self) -> Iterator[None]:
-        """Load the head from the files and evict it afterwards, unless it is tied."""
-        if self._head is None:
-            yield
-            return
-        self._skeleton.load(self._head)
-        try:
-            yield
-        finally:
-            self._skeleton.evict(self._head)
-
     def keep(self, index: int, parameters: Collection[str]) -> None:
         """Write the named parameters to the output files."""
         if parameters:
             assert self._writer is not None
-            self._skeleton.store(f"{self.prefix}.{index}", self._writer, parameters)
+            self._skeleton.store(parameters, self._writer)
 
     def kept(self) -> list[str]:
         """Flush the output files; return the names of the tensors in them."""
         assert self._writer is not None
         self._writer.flush()
         return self._writer.written
+
+    def dtype_of(self, parameter: str) -> torch.dtype:
+        """Return the number format of a parameter's tensor in the output files."""
+        assert self._writer is not None
+        return self._writer.dtype(self._skeleton.disk_names(parameter)[0])

@@ -1,11 +1,11 @@
 """Walk the hidden states of calibration batches from one decoder block to the next.
 
-A block is measured on the outputs of the blocks before it, which are already changed. Keyword
-arguments are recorded for every block and batch, because blocks of one model may get different
-ones (sliding windows).
+A block is measured on the outputs of the blocks before it, which are already changed. Arguments are
+recorded for every block and batch, because blocks of one model may get different ones (sliding
+windows).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
@@ -20,14 +21,14 @@ from shears.models.blocks import decoder_blocks, replaced_forwards
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.capture import Receive, capturing
 from shears.models.blockwise.matrices import Matrix
-from shears.models.blockwise.results import Results
 from shears.models.blockwise.sources import BlockSource
 from shears.models.devices import widen_norms
-from shears.progress import track
 
 PROBE_TOKENS = 2
+KEPT = frozenset({"linear", "addmm", "scaled_dot_product_attention"})  # products that repeated forwards share
 Batches = Sequence[Int[Tensor, "_ _"]]
 Context = Callable[[], AbstractContextManager[Any]]
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a block beside the hidden states
 
 
 class IrregularBlocks(InputError):  # noqa: N818  # InputError says that it is an error
@@ -38,53 +39,90 @@ class Stop(Exception):  # noqa: N818  # no error
     """Raised inside a forward to end it early."""
 
 
-@dataclass
-class Calls:
-    """The recorded calls of one block: for every batch, the arguments beside the hidden states."""
+class Results:
+    """The results of a block's first products, by batch, that repeated forwards read; at most `room` bytes.
 
-    args: list[tuple[Any, ...]] = field(default_factory=list)
-    kwargs: list[dict[str, Any]] = field(default_factory=list)
+    A block is pruned group by group, each measured after the groups before it. So every forward
+    begins as the one before it, and goes on with weights that have changed since.
+    """
 
-    def add(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        """Record a call and return its hidden states."""
-        rest = dict(kwargs)
-        hidden: Tensor = args[0] if args else rest.pop("hidden_states")
-        if self.kwargs:  # equal masks and positions of consecutive batches are kept once
-            rest = {key: _shared(value, self.kwargs[-1].get(key)) for key, value in rest.items()}
-        self.args.append(tuple(args[1:]))
-        self.kwargs.append(rest)
-        return hidden
+    def __init__(self, block: nn.Module, room: int | None = None) -> None:
+        self._block = block
+        self._room = room
+        self._kept: dict[int, list[tuple[Tensor, int] | None]] = {}  # tensors and their versions
+        self._needed: dict[str, tuple[int, int]] = {}  # parameters that the results may depend on, as they were
 
-    def replay(self, block: nn.Module, batch: int, hidden: Tensor) -> Tensor:
-        """Call the block with the recorded arguments of a batch and the given hidden states."""
-        output = block(hidden, *self.args[batch], **self.kwargs[batch])
-        return output[0] if isinstance(output, tuple | list) else output  # type: ignore[no-any-return]
+    def refresh(self) -> None:
+        """Forget all results if a parameter that they may depend on has changed."""
+        if self._needed.items() - self._states().items():
+            self._kept.clear()
+            self._needed.clear()
+
+    def depend_on(self, unused: Collection[str]) -> None:
+        """Note that the results depend on the parameters as they are, except `unused` ones."""
+        self._needed = {name: state for name, state in self._states().items() if name not in unused}
+
+    @contextmanager
+    def reading(self, batch: int) -> Iterator[None]:
+        """Read a batch's known results inside the context, and keep further ones.
+
+        An exception must end the forward before it uses what will change: results of a whole
+        forward are forgotten.
+        """
+        with _Reading(self._kept.setdefault(batch, []), self._fits):
+            yield
+        del self._kept[batch]
+
+    def spending(self, batch: int) -> TorchFunctionMode:
+        """Return a context that reads a batch's known results for the last time."""
+        return _Reading(self._kept.pop(batch, []), lambda _: False)
+
+    def _states(self) -> dict[str, tuple[int, int]]:
+        """Return every parameter's address and version, which each change in place raises."""
+        return {name: (each.data_ptr(), each._version) for name, each in self._block.named_parameters()}
+
+    def _fits(self, tensor: Tensor) -> bool:
+        kept = sum(result[0].nbytes for results in self._kept.values() for result in results if result is not None)
+        return self._room is None or kept + tensor.nbytes <= self._room
 
 
-def _shared(value: Any, earlier: Any) -> Any:
-    """Return `earlier` if it is a tensor, or a tuple of tensors, equal to `value`; else `value`."""
-    if isinstance(value, Tensor) and isinstance(earlier, Tensor):
-        form, earlier_form = ((each.shape, each.dtype, each.device) for each in (value, earlier))
-        return earlier if form == earlier_form and torch.equal(value, earlier) else value
-    if isinstance(value, tuple) and isinstance(earlier, tuple) and len(value) == len(earlier):
-        return tuple(map(_shared, value, earlier))
-    return value
+class _Reading(TorchFunctionMode):
+    """A mode that counts the products of one forward and reads the known ones."""
+
+    def __init__(self, results: list[tuple[Tensor, int] | None], fits: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self._results = results
+        self._fits = fits
+        self._place = 0
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") not in KEPT:
+            return func(*args, **(kwargs or {}))
+        known = self._results[self._place] if self._place < len(self._results) else None
+        self._place += 1
+        if known is not None and known[0]._version == known[1]:  # else it was changed in place
+            return known[0]
+        result = func(*args, **(kwargs or {}))
+        if self._place > len(self._results):
+            self._results.append((result, result._version) if self._fits(result) else None)
+        return result
 
 
 @dataclass(frozen=True)
 class BlockRun:
     """A decoder block in memory, its recorded calls, and its input hidden states by batch.
 
-    `name` is the block's name in `model`; forwards run in `context` (autocast). `results` are
-    products that repeated forwards share, `uses` the first batch's uses of matrices, each with the
-    number of its input tensor, once `groups` was called.
+    `name` is the block's name in `model`; forwards run in `context` (autocast). `uses` are the first
+    batch's uses of matrices, each with the number of its input tensor, once `groups` was called.
     """
 
     name: str
     model: PreTrainedModel
     block: nn.Module
     hidden: Activations
-    calls: Calls
+    calls: Sequence[Call]
     context: Context
     results: Results
     uses: list[tuple[Matrix, int]] = field(default_factory=list)
@@ -96,8 +134,11 @@ class BlockRun:
 
     def forward(self, batch: int, states: Tensor | None = None) -> Tensor:
         """Return the block's output for a batch; `states` replace the recorded hidden states."""
+        args, kwargs = self.calls[batch]
         with self.context():
-            return self.calls.replay(self.block, batch, self.hidden[batch] if states is None else states)
+            output = self.block(self.hidden[batch] if states is None else states, *args, **kwargs)
+        first: Tensor = output[0] if isinstance(output, tuple | list) else output
+        return first
 
     def outputs(self) -> Iterator[Tensor]:
         """Yield the block's output for every batch."""
@@ -110,30 +151,14 @@ class BlockRun:
     def measure(self, matrices: Sequence[Matrix], receive: Receive) -> None:
         """Call `receive(matrix, inputs)` for every multiplication with a matrix, over all batches.
 
-        If the first batch uses every matrix exactly once, later forwards stop after the last one.
-        If `groups` found that they share one input, all forwards stop there, and begin with the
+        If `groups` found that the matrices share one input, forwards stop there, and begin with the
         results of the forwards before them.
         """
         if self._share_an_input(matrices):
             self._measure_shared(matrices, receive)
             return
-        order: list[Matrix] = []
-
-        def receive_first(matrix: Matrix, inputs: Tensor) -> None:
-            order.append(matrix)
-            receive(matrix, inputs)
-
-        self._measure_batch(0, matrices, receive_first)
-        is_once_each = len(order) == len(set(order)) == len(matrices)
-
-        def receive_until_last(matrix: Matrix, inputs: Tensor) -> None:
-            receive(matrix, inputs)
-            if matrix == order[-1]:
-                raise Stop
-
-        for batch in range(1, len(self.hidden)):
-            with suppress(Stop):
-                self._measure_batch(batch, matrices, receive_until_last if is_once_each else receive)
+        for batch in range(len(self.hidden)):
+            self._measure_batch(batch, matrices, receive)
 
     def groups(self, matrices: Sequence[Matrix]) -> list[list[Matrix]]:
         """Return the matrices in the order of use, grouped by input tensor.
@@ -185,9 +210,6 @@ class BlockRun:
             self.forward(batch)
 
 
-Visit = Callable[[BlockRun], None]
-
-
 class Walk:
     """A model's blocks, the hidden states that go into the next one, and all recorded calls.
 
@@ -208,7 +230,7 @@ class Walk:
         self.hidden = Activations() if activations is None else activations
         self._context = context
         self._blocks = decoder_blocks(source.model)[1]
-        self._calls = [Calls() for _ in self._blocks]
+        self._calls: list[list[Call]] = [[] for _ in self._blocks]
         with torch.no_grad(), evaluating(source.model):
             self._extras = self._further_outputs()
             self._record()
@@ -226,11 +248,19 @@ class Walk:
             results = Results(block, self.hidden.room)
             yield BlockRun(name, model, block, self.hidden, self._calls[index], self._context, results)
 
-    def advance(self, run: BlockRun) -> None:
-        """Replace the hidden states by the block's outputs; InputError if any is not finite."""
-        for batch, states in enumerate(run.outputs()):
-            self.hidden[batch] = states
-        _check_finite(self.hidden, run.name)
+    @contextmanager
+    def advancing(self, index: int) -> Iterator[BlockRun]:
+        """Yield a block to change; its outputs then become the hidden states that go into the next one.
+
+        InputError if one of them is not finite.
+        """
+        with self.opened(index) as run:
+            yield run
+            if index + 1 < len(self):
+                with torch.no_grad():
+                    for batch, states in enumerate(run.outputs()):
+                        self.hidden[batch] = states
+                _check_finite(self.hidden, run.name)
 
     def logits(self, batch: int, states: Tensor) -> Tensor:
         """Return the logits (B x T x V) of a batch from the last block's outputs `states`."""
@@ -275,7 +305,8 @@ class Walk:
 
         def shadow(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                states = self._calls[index].add(args, kwargs)
+                states: Tensor = args[0] if args else kwargs.pop("hidden_states")
+                self._calls[index].append((args[1:], kwargs))
                 if index == 0:
                     self.hidden.append(states)
                 else:
@@ -291,7 +322,7 @@ class Walk:
             for batch in self.batches:
                 with suppress(Stop):
                     self._forward(batch)
-        if any(len(recorded.args) != len(self.batches) for recorded in self._calls):
+        if any(len(calls) != len(self.batches) for calls in self._calls):
             raise self._irregular()
 
     def _check_chain(self, states: Tensor, before: Tensor, others: Sequence[Any]) -> None:
@@ -306,25 +337,6 @@ class Walk:
     def _irregular(self) -> IrregularBlocks:
         name = type(self.source.model).__name__
         return IrregularBlocks(f"every decoder block must run once in a forward; those of {name} do not")
-
-
-@torch.no_grad()
-def walk_blocks(
-    walk: Walk, visit: Visit, title: str = "sparsify", begin: int = 0, reached: Callable[[int], None] | None = None
-) -> None:
-    """Visit the blocks in order: `visit` changes a block, whose outputs go into the next one.
-
-    It begins at the block `begin`, whose inputs the walk must hold then, and calls `reached` with
-    every further block whose inputs it holds. No hook stays on the model, also after an error.
-    InputError if hidden states are not finite.
-    """
-    for index in track(range(begin, len(walk)), title, len(walk) - begin, "block"):
-        with walk.opened(index) as run:
-            visit(run)
-            if index + 1 < len(walk):
-                walk.advance(run)
-        if reached is not None and index + 1 < len(walk):
-            reached(index + 1)
 
 
 @contextmanager

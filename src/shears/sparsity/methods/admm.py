@@ -70,7 +70,7 @@ def prune_admm(
 
 def _zeros_at(iteration: int, pattern: Pattern, zeros: int, iterations: int) -> int:
     """Return the number of zeros in an iteration; an N:M mask has all from the first one."""
-    if pattern.kind == "groups":
+    if pattern.size:
         return zeros
     left = 1 - (iteration + 1) / iterations
     return round(zeros * (1 - left**3))

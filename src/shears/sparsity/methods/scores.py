@@ -28,28 +28,20 @@ class Task:
     norms: Float[Tensor, " I"] | None = None
     moments: Float[Tensor, "I I"] | None = None
 
-    def drop_lowest(self, scores: Float[Tensor, "O I"]) -> Pruned:
-        """Return the weight with zeros in place of the lowest scores, and the mask."""
-        pruned = pruned_mask(scores, self.pattern, self.zeros)
-        return self.weight.masked_fill(pruned, 0.0), pruned
-
 
 def wanda_scores(weight: Float[Tensor, "O I"], input_norm: Float[Tensor, " I"]) -> Float[Tensor, "O I"]:
     """Return |W_oi| * ||X_i||_2 in float32 (Wanda, arXiv 2306.11695, eq. 1)."""
     return weight.detach().float().abs() * input_norm.to(weight.device).float()
 
 
-def magnitude_scores(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-    """Return |W_oi| in float32."""
-    return weight.detach().float().abs()
-
-
 def prune_by_wanda(task: Task) -> Pruned:
     """Drop the lowest Wanda scores."""
     assert task.norms is not None
-    return task.drop_lowest(wanda_scores(task.weight, task.norms))
+    pruned = pruned_mask(wanda_scores(task.weight, task.norms), task.pattern, task.zeros)
+    return task.weight.masked_fill(pruned, 0.0), pruned
 
 
 def prune_by_magnitude(task: Task) -> Pruned:
-    """Drop the lowest magnitudes."""
-    return task.drop_lowest(magnitude_scores(task.weight))
+    """Drop the lowest magnitudes |W_oi|."""
+    pruned = pruned_mask(task.weight.detach().float().abs(), task.pattern, task.zeros)
+    return task.weight.masked_fill(pruned, 0.0), pruned

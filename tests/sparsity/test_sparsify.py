@@ -13,10 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shears.errors import InputError
 from shears.models.blocks import linears, weight_oi
 from shears.models.load import load_model
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import SPARSITY, read_record, weights_fingerprint
-from shears.sparsity.stage import sparsify
+from shears.sparsity.sparsify import sparsify
 from tests.oracles import wanda
 from tests.tiny import VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
@@ -36,16 +34,6 @@ def test_the_folder_opens_in_stock_tools_with_the_zeros_it_states(tmp_path: Path
     assert (
         AutoTokenizer.from_pretrained(folder)("a b").input_ids == AutoTokenizer.from_pretrained(base)("a b").input_ids
     )
-
-
-def test_tied_weights_survive(tmp_path: Path, text: str) -> None:
-    base = save_tiny(tmp_path / "base", "llama")
-    folder = sparsify(str(base), tmp_path / "sparse", calibration=text, **SMALL)
-    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
-    model = load_model(folder)
-    embeddings = model.get_parameter("model.embed_tokens.weight")
-    assert model.get_output_embeddings().weight is embeddings
-    assert torch.equal(embeddings, load_model(base).get_parameter("model.embed_tokens.weight"))
 
 
 def test_the_record_names_its_inputs_and_fits_its_weights(tmp_path: Path, text: str) -> None:
@@ -85,33 +73,12 @@ def test_ready_token_ids_reproduce_a_pruning_done_elsewhere(tmp_path: Path) -> N
         assert torch.equal(weight_oi(linears(model)[name]) == 0, pruned)
 
 
-def test_columns_of_the_calibration_rows_can_be_named(tmp_path: Path) -> None:
-    """The weights are those of the same rows under their own names; a column that is not there is told."""
-    base = str(save_tiny(tmp_path / "base"))
-    for name, question, answer in (("own", "instruction", "output"), ("other", "question", "answer")):
-        rows = [{question: f"How much is {n} plus 1?", answer: f"{n} + 1 = {n + 1}"} for n in range(40)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    columns = {"instruction": "question", "output": "answer"}
-    own = sparsify(base, tmp_path / "a", calibration=str(tmp_path / "own.jsonl"), **SMALL)
-    other = sparsify(base, tmp_path / "b", calibration=str(tmp_path / "other.jsonl"), columns=columns, **SMALL)
-    assert weights_fingerprint(own) == weights_fingerprint(other)
-    assert read_record(other, SPARSITY)["config"]["columns"] == columns
-    with pytest.raises(InputError, match=r"must name columns of .*other.jsonl \(question, answer\), got output=reply"):
-        sparsify(base, tmp_path / "c", calibration=str(tmp_path / "other.jsonl"), columns={"output": "reply"}, **SMALL)
-    assert not (tmp_path / "c").exists()
-
-
 def test_magnitude_reads_no_calibration(tmp_path: Path, text: str) -> None:
     base = save_tiny(tmp_path / "base")
     folder = sparsify(str(base), tmp_path / "sparse", method="magnitude", calibration=text)
     record = read_record(folder, SPARSITY)
     assert record["calibration_fingerprint"] is record["calibration_sha256"] is None
     sparsify(str(base), tmp_path / "other", method="magnitude", calibration="missing.txt")
-
-
-def test_the_dtype_on_disk_can_be_chosen(tmp_path: Path, text: str) -> None:
-    folder = sparsify(str(save_tiny(tmp_path / "base")), tmp_path / "sparse", calibration=text, dtype="bf16", **SMALL)
-    assert load_model(folder).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -121,10 +88,6 @@ def test_the_dtype_on_disk_can_be_chosen(tmp_path: Path, text: str) -> None:
         ({"sparsty": 0.5}, "did you mean 'sparsify.sparsity'"),
         ({"skip": "nothing"}, "no linear matches target 'nothing'"),
         ({"sequence_length": 300, "num_samples": 1}, "context of 256"),
-        ({"pattern": "2:4", "sparsity": 0.6}, "set sparsity=0.5 only"),
-        ({"pattern": "1:5", "sparsity": 0.8}, "q_proj has 32; skip it"),
-        ({"sparsity_of": "nothing=0.4"}, "no linear matches target 'nothing'"),
-        ({"sparsity_of": ".*=0.4"}, "they reach 0.4000 to 0.4000"),
     ],
 )
 def test_unusable_inputs_are_refused_and_leave_no_folder(
@@ -150,27 +113,6 @@ def test_files_are_laid_out_as_the_base_has_them(tmp_path: Path, text: str) -> N
             name: tensor.shape for name, tensor in after.items()
         }
     assert (folder / "generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()
-
-
-def test_the_record_says_what_pruning_could_not_reach(tmp_path: Path, text: str) -> None:
-    base = save_tiny(tmp_path / "base", "mamba")
-    record = read_record(sparsify(base, tmp_path / "sparse", calibration=text, **SMALL), SPARSITY)
-    assert 0.05 < record["uncovered"] < 0.15
-    assert record["by_magnitude"] == []
-    assert not any("conv1d" in name for name in record["linears"])
-
-
-def test_a_failed_run_does_not_block_the_next_one(tmp_path: Path, text: str) -> None:
-    base = str(save_tiny(tmp_path / "base"))
-    with pytest.raises(InputError):
-        sparsify(base, tmp_path / "sparse", calibration="missing.txt")
-    assert sparsify(base, tmp_path / "sparse", calibration=text, **SMALL).is_dir()
-
-
-def test_an_existing_output_is_kept(tmp_path: Path, text: str) -> None:
-    base = save_tiny(tmp_path / "base")
-    with pytest.raises(InputError, match="must not exist yet"):
-        sparsify(str(base), base, calibration=text, **SMALL)
 
 
 def test_a_model_without_a_tokenizer_is_pruned_on_ready_ids_and_refused_on_text(tmp_path: Path, text: str) -> None:
@@ -212,14 +154,3 @@ def test_weights_too_large_for_fp16_are_refused(tmp_path: Path, text: str, name:
     with pytest.raises(InputError, match=f"dtype fp16 holds numbers up to 65,504, {name} has 70,000"):
         sparsify(base, tmp_path / "sparse", calibration=text, dtype="fp16", **SMALL)
     assert not any(tmp_path.glob("sparse*"))
-
-
-def test_a_tokenizer_without_padding_stays_without(tmp_path: Path, text: str) -> None:
-    """A model trained with the end of sequence as masked padding would not learn to end."""
-    base = save_tiny(tmp_path / "base")
-    tokenizer = tiny_tokenizer()
-    tokenizer.pad_token = None
-    tokenizer.save_pretrained(base)
-    folder = sparsify(str(base), tmp_path / "sparse", calibration=text, **SMALL)
-    assert AutoTokenizer.from_pretrained(folder).pad_token is None
-    assert load_tokenizer(resolve(folder)).pad_token == load_tokenizer(resolve(folder)).eos_token

@@ -1,12 +1,18 @@
-"""The sensitivity allocation sees the gradients of an ordinary backward, and changes nothing."""
+"""The sensitivity allocation sees the gradients of an ordinary backward and spends zeros where they cost least."""
 
 import copy
+import itertools
 import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,14 +20,18 @@ from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
-from shears.sparsity.allocation import sensitivity
-from shears.sparsity.allocation.overall import HIGHEST_SPARSITY
-from shears.sparsity.allocation.sensitivity import REACH, SAMPLE, SEQUENCES, STRENGTH, sensitivity_sparsities
-from shears.sparsity.plan import CalibrationRun, choose
-from shears.sparsity.prune import sparsify_model
+from shears.sparsity import allocation
+from shears.sparsity.allocation import (
+    HIGHEST_SPARSITY,
+    REACH,
+    SAMPLE,
+    STRENGTH,
+    by_marginal_cost,
+    sensitivity_sparsities,
+)
+from shears.sparsity.prune import choose
 from tests.oracles import fisher
 from tests.parts import copied
-from tests.sparsity.test_plan import all_but
 from tests.tiny import VOCABULARY, tiny_model
 
 NAMES = ["llama", "gpt2", "mixtral"]
@@ -39,32 +49,34 @@ def sharp(name: str, **changes: Any) -> PreTrainedModel:
     return model
 
 
-def allocated(
-    source: BlockSource, sparsity: float = 0.5, batches: list[Tensor] = BATCHES, budget: str = "2GB"
-) -> dict[str, float]:
-    config = SparsifyConfig(method="wanda", precision="fp32", activation_budget=budget)
-    return sensitivity_sparsities(
-        CalibrationRun(source, batches, config), choose(source.model, SparsifyConfig(method="wanda")), sparsity
-    )
+def allocated(source: BlockSource, sparsity: float = 0.5) -> dict[str, float]:
+    by_block = choose(source.model, SparsifyConfig(method="wanda"))
+    return sensitivity_sparsities(source, BATCHES, by_block, sparsity, nullcontext, None)
 
 
-def mean(allocation: dict[str, float], model: PreTrainedModel) -> float:
-    sizes = choose(model, SparsifyConfig(method="wanda")).sizes
-    assert allocation.keys() == sizes.keys()
-    return math.fsum(sizes[name] * value for name, value in allocation.items()) / sum(sizes.values())
+def mean(found: dict[str, float], model: PreTrainedModel) -> float:
+    by_block = choose(model, SparsifyConfig(method="wanda"))
+    sizes = {matrix.name: math.prod(matrix.shape) for matrices in by_block.values() for matrix in matrices}
+    assert found.keys() == sizes.keys()
+    return share_of(found, sizes)
+
+
+def share_of(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> float:
+    """Return the overall sparsity."""
+    return math.fsum(sizes[name] * sparsities[name] for name in sizes) / sum(sizes.values())
 
 
 def recorded(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return the sums by weight."""
     sums: dict[str, Any] = {}
-    backward = sensitivity._backward
+    backward = allocation._backward
 
     def record(run: Any, inputs: Any, carried: list[Tensor], matrices: Any) -> Any:
         found = backward(run, inputs, carried, matrices)
         sums.update({matrix.name: pair for matrix, pair in found.items()})
         return found
 
-    monkeypatch.setattr(sensitivity, "_backward", record)
+    monkeypatch.setattr(allocation, "_backward", record)
     allocated(WholeModel(model))
     return sums
 
@@ -96,15 +108,6 @@ def test_sums_are_those_of_one_backward_of_the_whole_model_a_sequence(
         assert_near(found[weight][1], columns, weight)
 
 
-def test_sums_are_taken_per_sequence_not_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = sharp("llama")
-    alone = allocated(WholeModel(model), batches=list(TOKENS.split(1)))
-    assert allocated(WholeModel(model), batches=[TOKENS]) == alone
-    monkeypatch.setattr(sensitivity, "SEQUENCES", 2)
-    assert allocated(WholeModel(model)) == allocated(WholeModel(model), batches=[TOKENS[:2]]) != alone
-    assert SEQUENCES >= 3
-
-
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_mean_is_the_sparsity_asked_for_and_nothing_strays(name: str, sparsity: float) -> None:
@@ -114,17 +117,6 @@ def test_the_mean_is_the_sparsity_asked_for_and_nothing_strays(name: str, sparsi
     assert all(0 <= value <= HIGHEST_SPARSITY for value in found.values())
     assert all(abs(value - sparsity) <= STRENGTH * REACH + 1e-12 for value in found.values())
     assert sparsity == 0 or len(set(found.values())) > 3
-
-
-def test_linears_that_are_skipped_do_not_count() -> None:
-    model = sharp("llama")
-    config = SparsifyConfig(method="wanda", skip=(all_but("up_proj", r"layers\.1.*q_proj"),), precision="fp32")
-    chosen = choose(model, config)
-    found = sensitivity_sparsities(CalibrationRun(WholeModel(model), BATCHES, config), chosen, 0.5)
-    assert found.keys() == chosen.sizes.keys()
-    assert len(set(found.values())) == 3
-    zeros = math.fsum(size * found[name] for name, size in chosen.sizes.items())
-    assert zeros / sum(chosen.sizes.values()) == pytest.approx(0.5, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,39 +135,18 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     assert not any(module._forward_hooks or "forward" in module.__dict__ for module in model.modules())
 
 
-def test_requires_grad_is_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = sharp("llama").requires_grad_(False)
-
-    def fail(*args: Any) -> None:
-        raise RuntimeError("in between")
-
-    monkeypatch.setattr(sensitivity, "_add", fail)
-    with pytest.raises(RuntimeError, match="in between"):
-        allocated(WholeModel(model))
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-
-
 @pytest.mark.parametrize("name", [*NAMES, "llama_untied"])
-def test_blocks_read_from_files_one_by_one_give_the_same(name: str, tmp_path: Path) -> None:
+def test_blocks_read_from_files_one_by_one_give_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = sharp(name)
     model.save_pretrained(tmp_path / "m")
     skeleton = Skeleton.open(tmp_path / "m", torch.float32)
     writer = TensorWriter(skeleton.files, copied(tmp_path / "m", tmp_path / "out"))
-    assert allocated(StreamedModel(skeleton, writer), budget="0") == allocated(WholeModel(model))
+    expected = allocated(WholeModel(model))
+    monkeypatch.setattr(allocation, "BUDGET", 0)
+    assert allocated(StreamedModel(skeleton, writer)) == expected
     assert all(tensor.is_meta for tensor in skeleton.model.get_submodule(skeleton.blocks).parameters())
-
-
-def test_weights_with_larger_gradients_stay_denser() -> None:
-    found = []
-    for factor in (1 / 3, 1.0, 3.0):
-        model = tiny_model("llama")
-        with torch.no_grad():  # all that goes through the gated product counts by the factor
-            model.get_parameter("model.layers.1.mlp.up_proj.weight").mul_(factor)
-        found.append(allocated(WholeModel(model)))
-    for weight in ("gate_proj", "up_proj", "down_proj"):
-        quiet, plain, loud = (shares[f"model.layers.1.mlp.{weight}"] for shares in found)
-        assert quiet > plain > loud, weight
-        assert quiet > 0.5 > loud, weight
 
 
 def test_experts_that_no_sequence_reaches_are_neither_spared_nor_emptied() -> None:
@@ -197,9 +168,9 @@ def test_costs_are_the_cheapest_weights_first() -> None:
     weight = torch.randn(20, 30, generator=generator)
     rows, columns = torch.rand(20, generator=generator) * 9, torch.rand(30, generator=generator)
     columns *= rows.sum() / columns.sum()  # sums of one matrix
-    grid, found = sensitivity._curve(weight, (rows, columns))
+    curve = allocation._curve(weight, (rows, columns))
     costs = sorted((weight.double() ** 2 * rows[:, None] * columns / rows.sum()).flatten().tolist())
-    for share, cost in zip(grid.tolist(), found.tolist(), strict=True):
+    for share, cost in curve:
         assert cost == pytest.approx(sum(costs[: round(share * 600)]), rel=1e-4)
 
 
@@ -210,11 +181,10 @@ def test_a_sample_of_the_costs_stands_for_all(shape: tuple[int, int], monkeypatc
     weight, rows, columns = torch.randn(shape, generator=generator), torch.ones(shape[0]), torch.ones(shape[1])
     columns[1::8] *= 50
     assert weight.numel() > 2 * SAMPLE
-    sampled = sensitivity._curve(weight, (rows, columns))[1]
-    monkeypatch.setattr(sensitivity, "SAMPLE", weight.numel())
-    torch.testing.assert_close(
-        sampled, sensitivity._curve(weight, (rows, columns))[1], rtol=0.05, atol=1e-3
-    )  # a sample
+    sampled = allocation._curve(weight, (rows, columns))
+    monkeypatch.setattr(allocation, "SAMPLE", weight.numel())
+    whole = allocation._curve(weight, (rows, columns))
+    torch.testing.assert_close(torch.tensor(sampled), torch.tensor(whole), rtol=0.05, atol=1e-3)  # a sample
 
 
 def test_gradients_that_are_not_finite_are_refused() -> None:
@@ -225,10 +195,66 @@ def test_gradients_that_are_not_finite_are_refused() -> None:
         allocated(WholeModel(model))
 
 
-def test_pruning_follows_the_allocation() -> None:
-    model = sharp("llama")
-    expected = allocated(WholeModel(model))
-    report = sparsify_model(model, BATCHES, SparsifyConfig(method="wanda", allocation="sensitivity", precision="fp32"))
-    sizes = choose(model, SparsifyConfig(method="wanda")).sizes
-    assert sum(linear.zeros for linear in report.linears.values()) == sum(sizes.values()) // 2
-    assert all(abs(report.linears[name].zeros - sizes[name] * share) < 1 for name, share in expected.items())
+def convex(data: st.DataObject, steps: int) -> list[float]:
+    """Draw costs on a grid of equal steps whose slopes rise."""
+    slopes = sorted(data.draw(st.lists(st.integers(-3, 20), min_size=steps, max_size=steps)))
+    return [float(value) for value in itertools.accumulate(slopes, initial=0)]
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_marginal_costs_find_the_least_total_of_all_on_the_grid(data: st.DataObject) -> None:
+    """With equal sizes and a target on the grid, the optimum is on the grid: all combinations are tried."""
+    count, steps = data.draw(st.integers(1, 4)), 5
+    costs = {name: convex(data, steps) for name in "abcd"[:count]}
+    target = data.draw(st.integers(0, count * steps))
+    curves = {name: [(level / steps, cost) for level, cost in enumerate(values)] for name, values in costs.items()}
+    sizes = dict.fromkeys(costs, 64)
+    found = by_marginal_cost(curves, sizes, target / steps / count, 0.0, 1.0)
+    best = min(
+        sum(costs[name][level] for name, level in zip(costs, levels, strict=True))
+        for levels in itertools.product(range(steps + 1), repeat=count)
+        if sum(levels) == target
+    )
+    assert total(curves, found) == pytest.approx(best, abs=1e-6)
+    assert share_of(found, sizes) == pytest.approx(target / steps / count, abs=1e-9)
+
+
+def total(curves: Mapping[str, Sequence[tuple[float, float]]], sparsities: Mapping[str, float]) -> float:
+    """Return the sum of the costs, linear between the points of the curves."""
+    found = 0.0
+    for name, curve in curves.items():
+        places, costs = np.array(curve).T
+        found += float(np.interp(sparsities[name], places, costs))
+    return found
+
+
+@settings(max_examples=60)
+@given(data=st.data(), sparsity=st.floats(0.1, 0.7))
+def test_nothing_can_be_moved_from_one_weight_to_another_for_less(data: st.DataObject, sparsity: float) -> None:
+    grid = (0.0, 0.2, 0.3, 0.6, 0.8, 1.0)
+    sizes = {name: data.draw(st.integers(1, 1000)) for name in "abcd"[:4]}
+    curves = {}
+    for name, size in sizes.items():
+        factor, power = data.draw(st.floats(0.1, 10)), data.draw(st.floats(1, 4))
+        curves[name] = [(place, factor * size * place**power) for place in grid]
+    found = by_marginal_cost(curves, sizes, sparsity, 0.05, 0.75)
+    assert share_of(found, sizes) == pytest.approx(sparsity, abs=1e-9)
+    assert all(0.05 <= value <= 0.75 for value in found.values())
+    least = total(curves, found)
+    for giver, taker in itertools.permutations(sizes, 2):
+        zeros = min((found[giver] - 0.05) * sizes[giver], (0.75 - found[taker]) * sizes[taker])
+        for part in (0.01, 0.3, 1.0):
+            moved = found | {
+                giver: found[giver] - part * zeros / sizes[giver],
+                taker: found[taker] + part * zeros / sizes[taker],
+            }
+            assert total(curves, moved) >= least * (1 - 1e-9)
+
+
+def test_a_bump_in_a_curve_is_bridged() -> None:
+    """The hull of (0, 0), (0.25, 9), (0.5, 2), (1, 12) is cheaper than b's 4 per zero up to 0.5."""
+    curves = {"a": [(0.0, 0.0), (0.25, 9.0), (0.5, 2.0), (1.0, 12.0)], "b": [(0.0, 0.0), (1.0, 5.0)]}
+    sizes = {"a": 10, "b": 10}
+    assert by_marginal_cost(curves, sizes, 0.25, 0.0, 1.0) == pytest.approx({"a": 0.5, "b": 0.0})
+    assert by_marginal_cost(curves, sizes, 0.5, 0.0, 1.0) == pytest.approx({"a": 0.5, "b": 0.5})

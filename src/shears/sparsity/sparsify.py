@@ -1,0 +1,136 @@
+"""The verb `sparsify`: a model in, a sparse model folder out."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from shears.config import SparsifyConfig
+from shears.config.fields import TemplateName
+from shears.config.resolve import build
+from shears.data.calibration import Calibration, calibration_batches
+from shears.data.rows import source_fingerprint
+from shears.errors import InputError
+from shears.models.devices import pick_device, resolved_precision
+from shears.models.recovery import write_factors
+from shears.models.ref import ModelRef, resolve
+from shears.models.tokenizers import load_tokenizer, save_tokenizer
+from shears.records.artifacts import (
+    SPARSITY,
+    as_data,
+    inherited,
+    read_object,
+    sync_tree,
+    weights_fingerprint,
+    write_json,
+)
+from shears.records.card import write_card
+from shears.records.folders import CHECKPOINTS, working_folder
+from shears.records.paths import expanded
+from shears.records.trained_form import trained_template
+from shears.records.version import __version__
+from shears.sparsity.checkpoint import Checkpoint
+from shears.sparsity.prune import prune_blocks
+from shears.sparsity.rewrite import rewriting
+from shears.writing.stage import text_source
+
+logger = logging.getLogger(__name__)
+SEQUENCES_AT_ONCE = 4  # calibration sequences in one forward pass
+
+
+def sparsify(model: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
+    """Prune `model` and write it to the folder `output`; return that folder.
+
+    The keywords are the fields of `SparsifyConfig`. The model is read and written block by block:
+    memory holds the embeddings, one block and the hidden states. Only `calibration="self"`, text
+    that the model writes, loads it whole. `resume` continues an interrupted run of the same
+    configuration after its last saved block. InputError for a model, a text or settings that
+    cannot be used.
+    """
+    return sparsify_for(model, output, build(SparsifyConfig, "sparsify", config), resume=resume)
+
+
+def sparsify_for(
+    model: str | Path,
+    output: str | Path,
+    settings: SparsifyConfig,
+    trained: TemplateName | None = None,
+    *,
+    resume: bool,
+) -> Path:
+    """Prune as `sparsify` does, for a training or a measurement in the template `trained`.
+
+    None: that of the model's own training, if it had one.
+    """
+    started = time.monotonic()
+    settings = settings.for_model(str(model))
+    output = expanded(output)
+    with working_folder(output, {"model": str(model), **as_data(settings)}, resume=resume) as work:
+        if not (work / SPARSITY).is_file():  # else interrupted between saving and renaming the folder
+            _write_sparse(work, output, resolve(model, settings.dtype), settings, trained)
+        write_card(work)
+        shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs it until all is saved
+        achieved = 100 * read_object(work / SPARSITY)["achieved"]
+    logger.info("sparsified %s to %.1f %% in %.0f s", output, achieved, time.monotonic() - started)
+    return output
+
+
+def _write_sparse(
+    work: Path, output: Path, ref: ModelRef, settings: SparsifyConfig, trained: TemplateName | None
+) -> None:
+    """Write the model for `output`, and last the record that marks it as whole."""
+    ref.refuse_package("prune")
+    tokenizer: PreTrainedTokenizerBase | None = None
+    try:
+        tokenizer = load_tokenizer(ref)
+    except InputError as error:  # token ids need none
+        logger.warning("%s", error)
+    text = str(settings.calibration)
+    calibration = Calibration([], "", 0)
+    if settings.needs_calibration:
+        tokens = settings.num_samples * settings.sequence_length
+        text, columns = text_source(text, ref, tokens, settings.seed, settings.columns)
+        calibration = calibration_batches(
+            text,
+            tokenizer,
+            settings.num_samples,
+            settings.sequence_length,
+            SEQUENCES_AT_ONCE,
+            settings.seed,
+            columns=columns,
+            trained=trained or trained_template(ref.folder),
+        )
+    device = pick_device(settings.device)
+    origin = {
+        "base_fingerprint": ref.fingerprint,
+        "calibration_fingerprint": calibration.fingerprint or None,
+        "shears_version": __version__,
+    }
+    computed = {"device": device.type, "precision": resolved_precision(settings.precision, device)}
+    checkpoint = Checkpoint(work, {**origin, **computed})
+    with rewriting(ref, work, settings.device, settings.dtype, checkpoint.written) as source:
+        report = prune_blocks(source, calibration.batches, settings, work, checkpoint)
+    if tokenizer is not None:
+        save_tokenizer(ref, work)
+    if settings.recover_rank:
+        recovered = report.recovered
+        write_factors(work, output, recovered.linears, transposed=recovered.transposed, record={})
+    sync_tree(work)
+    record = {
+        **origin,
+        "config": as_data(settings),
+        "model": ref.recorded_name,
+        **inherited(ref.record),
+        "calibration_sha256": source_fingerprint(text) if settings.needs_calibration else None,
+        "fingerprint": weights_fingerprint(work),
+        "target": report.target,
+        "achieved": report.achieved,
+        "uncovered": report.uncovered,
+        "by_magnitude": report.by_magnitude,
+        "linears": {name: linear.as_record() for name, linear in report.linears.items()},
+        **({"blocks": {name: errors._asdict() for name, errors in report.blocks.items()}} if report.blocks else {}),
+    }
+    write_json(work / SPARSITY, record)
