@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from shears.checkpoints.inspection import inspect
 from shears.checkpoints.packed.file import read_package
-from shears.config.export import EMBEDDINGS_BOUND
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.export import calibrated as calibrated_module
@@ -21,7 +19,6 @@ from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
 from shears.quantization.grid import quantize
 from shears.records.artifacts import PACKAGE, README, read_record
-from tests import parts
 from tests.export.made import half_sparse, stock, super_adapter
 from tests.export.packages import all_tensors, package, unpack
 
@@ -168,43 +165,10 @@ def test_a_linear_is_fitted_to_its_outputs_in_the_model_not_rounded(
         getattr(module, "base_layer", module).weight.data.copy_(out.weight(name))
 
 
-def test_auto_takes_the_smallest_embeddings_within_the_bound(text: str, tmp_path: Path) -> None:
-    """The losses are those of the packages with each format, measured through transformers alone."""
-    base = half_sparse(tmp_path / "base", "llama_untied")
-
-    def larger(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        head = tensors["lm_head.weight"]
-        head.copy_(40 * head)  # so that int4 is felt in the loss
-        return tensors
-
-    parts.rewrite(base, larger)
-    out = calibrated(base, tmp_path / "auto", text, values="auto", embeddings="auto")
-    record = read_record(out, PACKAGE)["embeddings"]
-    tokens = sequences(base, text)
-
-    def loss(folder: Path) -> float:
-        with torch.no_grad():
-            predicted = stock(folder)(tokens).logits[:, :-1].flatten(0, 1)
-        return float(cross_entropy(predicted, tokens[:, 1:].flatten()))
-
-    assert record["kept_loss"] == pytest.approx(loss(base), abs=0.02)
-    changed = half_sparse(tmp_path / "changed", "llama_untied")
-    tables = all_tensors(base)
-    tables["lm_head.weight"] = quantize(tables["lm_head.weight"], "int4").dense()
-    parts.rewrite(changed, lambda _: tables)
-    assert record["losses"]["lm_head.weight"]["int4"] == pytest.approx(loss(changed), abs=0.02)
-    assert record["chosen"]["lm_head.weight"] != "int4"
-    for table, by_form in record["losses"].items():
-        allowed = [form for form, value in by_form.items() if value <= record["kept_loss"] + EMBEDDINGS_BOUND]
-        assert record["chosen"][table] == (allowed[0] if allowed else "keep")
-        assert read_package(out).index.dense[table].quantized == record["chosen"][table]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"values": "bf16"}, "needs values int8 or int4"),
-        ({"calibration": None, "embeddings": "auto"}, "add --calibration"),
+        ({"values": "bf16"}, "needs values int4"),
         ({"calibration": "nowhere.txt", "sequence_length": 9}, "the text must be a readable file, got nowhere.txt"),
     ],
 )

@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from shears.config.fields import Device, DtypeMark, Seed, StageConfig
 
 PACKED_ONLY = ("values", "embeddings")  # options of the formats package and gguf
-EMBEDDINGS_BOUND = 0.01
-"""Nats a token by which `embeddings auto` may raise the loss: 1 % of perplexity."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +120,14 @@ class ExportConfig(StageConfig):
     """For a package: number format of the nonzero weights; auto: bf16, but int4 for an adapter
     trained with quantize_aware. bf16 rounds the weights of an fp32 model, fp32 keeps them. For gguf:
     int8 is Q8_0, int4 Q4_0, auto F16."""
-    embeddings: Literal["keep", "int8", "int4", "auto"] = "keep"
+    embeddings: Literal["keep", "int8", "int4"] = "keep"
     """For a package: keep embeddings and output head as they are, or quantize them to 8 bits with
-    one scale per row, or to 4 bits with a scale and a zero point per row and 128 inputs; auto: the
-    smallest of these formats that raises the loss on the calibration text by less than 0.01 nats a
-    token. For gguf: 16 bits, Q8_0 or Q4_0."""
+    one scale per row, or to 4 bits with a scale and a zero point per row and 128 inputs. For gguf: 16
+    bits, Q8_0 or Q4_0."""
     calibration: str | None = None
     """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its
-    training data), and on which a package of int8 or int4 values is rounded (default: none, round
-    to nearest), or self:FILE (the model's own answers to the prompts of FILE; for a package). Without
+    training data), and on which a package of int4 values is rounded (default: none, round to
+    nearest), or self:FILE (the model's own answers to the prompts of FILE; for a package). Without
     effect, as the options of its sequences, on the formats peft, padded, merged and gguf."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
@@ -150,14 +147,6 @@ class ExportConfig(StageConfig):
                 raise ValueError(
                     f"{name} needs format package or gguf, got {value} with format {self.format}; add --format package"
                 )
-        if self.embeddings == "auto" and self.format == "gguf":
-            raise ValueError("embeddings auto measures losses of a package, got format gguf; take int8 or int4")
-        if self.embeddings == "auto" and self.calibration is None:
-            raise ValueError("embeddings auto measures losses on a text, got none; add --calibration")
-        rounds = self.values in ("int8", "int4") or self.embeddings == "auto"
-        if self.format == "package" and self.calibration is not None and not rounds:
-            raise ValueError(
-                f"calibration of a package needs values int8 or int4, got {self.values}; add --values int4, or leave "
-                "calibration out"
-            )
+        if self.format == "package" and self.calibration is not None and self.values != "int4":
+            raise ValueError(f"calibration of a package needs values int4, got {self.values}; leave calibration out")
         return self

@@ -9,7 +9,6 @@ Shapes: T tokens of a batch, O output features, I input features of a linear.
 """
 
 import logging
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -19,13 +18,10 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from shears.checkpoints.configuration import UnsupportedCheckpoint
-from shears.checkpoints.packed.index import TableFormat
 from shears.checkpoints.packed.layout import QUANTIZED
 from shears.config import ExportConfig
-from shears.config.export import EMBEDDINGS_BOUND
 from shears.config.fields import TemplateName
 from shears.config.write import is_written
 from shears.data.calibration import calibration_batches
@@ -52,7 +48,6 @@ logger = logging.getLogger(__name__)
 METHOD = "masked GPTQ and coordinate descent"
 POSITIONS_AT_ONCE = 128  # positions whose logits are float32 at the same time
 MEASURED = 16  # calibration sequences on which the losses of embeddings are measured
-SMALLEST_FIRST: tuple[TableFormat, ...] = ("int4", "int8", False)
 
 
 class Inputs(NamedTuple):
@@ -94,8 +89,6 @@ def _write(inputs: Inputs, packing: Packing, path: Path, adapter: Mapping[str, T
         "calibration_sha256": source_fingerprint(text),
     }
     with _updated(source.model, inputs.updates):
-        if settings.embeddings == "auto":
-            figures["embeddings"] = _choose_tables(source, drawn.batches, path.parent)
         source.put()
         packing.begin(path, adapter)
         if packing.form.values in QUANTIZED:
@@ -169,65 +162,6 @@ class _PackedTables(BlockSource):
 
     def keep(self, index: int, parameters: Collection[str]) -> None:
         """Do nothing: the package is written elsewhere."""
-
-
-def _choose_tables(source: _PackedTables, batches: Batches, folder: Path) -> dict[str, Any]:
-    """Give each table the smallest format whose loss stays below the bound; return the figures.
-
-    Tables are chosen in the order of the files; the bound holds for all of them together.
-    """
-    packing = source.packing
-    sequences = [row[None] for batch in batches for row in batch][:MEASURED]
-
-    def loss(title: str) -> float:
-        source.put()
-        return _mean_loss(source, sequences, folder, title)
-
-    before = loss("loss, embeddings kept")
-    by_form: dict[str, dict[str, float]] = {}
-    for table in packing.tables:
-        by_form[table] = {}
-        for form in SMALLEST_FIRST:
-            packing.quantize_table(table, form)
-            if not form:
-                break
-            measured = loss(f"loss, {table} {form}")
-            by_form[table][form] = measured
-            if measured <= before + EMBEDDINGS_BOUND:
-                break
-        chosen = packing.dense[table].quantized or "kept"
-        added = ", ".join(f"{loss - before:+.4f} in {form}" for form, loss in by_form[table].items())
-        logger.info("%s: %s; nats a token %s", table, chosen, added)
-    return {
-        "chosen": {table: packing.dense[table].quantized or "keep" for table in packing.tables},
-        "bound": EMBEDDINGS_BOUND,
-        "kept_loss": before,
-        "losses": by_form,
-    }
-
-
-@torch.no_grad()
-def _mean_loss(source: BlockSource, sequences: Sequence[Tensor], folder: Path, title: str) -> float:
-    """Return the mean negative log-likelihood of a token, in nats; InputError where it is not finite."""
-    losses: list[Tensor] = []
-    with Activations(BUDGET, folder) as hidden:
-        walk = Walk(source, sequences, hidden, lambda: autocast("auto", source.device))
-
-        def visit(run: BlockRun) -> None:
-            if run.index < len(walk) - 1:
-                return
-            with source.with_head():
-                for index, states in enumerate(run.outputs()):
-                    logits = walk.logits(index, states)[0, :-1]
-                    following = sequences[index][0, 1:].to(logits.device)
-                    pieces = zip(logits.split(POSITIONS_AT_ONCE), following.split(POSITIONS_AT_ONCE), strict=True)
-                    losses.extend(cross_entropy(piece.float(), tokens, reduction="none") for piece, tokens in pieces)
-
-        walk_blocks(walk, visit, title)
-    mean = float(torch.cat([each.cpu() for each in losses]).double().mean())
-    if not math.isfinite(mean):
-        raise InputError(f"losses must be finite, {title} is {mean}; look for NaN in embeddings and head")
-    return mean
 
 
 class _Rounding:

@@ -241,10 +241,6 @@ class Packing:
         digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
         return f"{digest} {tensor.dtype} {tuple(tensor.shape)}"
 
-    def quantize_table(self, name: str, form: TableFormat) -> None:
-        """Hold an embedding or a head in this format."""
-        self.dense[name] = self.dense[name].model_copy(update={"quantized": form})
-
     def begin(self, path: Path, adapter: Mapping[str, Tensor]) -> None:
         """Create the package file with an adapter's tensors under PEFT's names."""
         entries = _adapter_entries({name: spec_of(tensor) for name, tensor in adapter.items()})

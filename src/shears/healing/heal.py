@@ -115,10 +115,7 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
                     "fingerprint": weights_fingerprint(work),
                     "num_steps": lines[-1]["step"],
                     "achieved": overall_sparsity(linears),
-                    "linears": {
-                        name: {"shape": list(each.shape), "zeros": each.zeros, "sparsity": each.sparsity}
-                        for name, each in linears.items()
-                    },
+                    "linears": {name: each.as_record() for name, each in linears.items()},
                 }
                 sync_tree(work)
                 write_json(work / HEALED, record)  # last: it marks the folder as whole
