@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shears.records.version import __version__ as __version__
     from shears.report.compare import compare as compare
     from shears.report.page import write_report as write_report
-    from shears.runs.compress.stage import compress as compress
+    from shears.runs.compress.compress import compress as compress
     from shears.runs.pipeline import run as run
     from shears.runs.plan import plan as plan
     from shears.runtime.environment import environment as environment
@@ -42,7 +42,7 @@ _MODULES = {
     "bench": "runtime.speed",
     "build_space": "adapt.groups",
     "compare": "report.compare",
-    "compress": "runs.compress.stage",
+    "compress": "runs.compress.compress",
     "environment": "runtime.environment",
     "evaluate": "evaluation.run",
     "export_adapter": "export.peft",

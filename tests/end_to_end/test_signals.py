@@ -138,8 +138,8 @@ def test_a_verb_stopped_by_a_signal_says_how_to_go_on_and_ends_with_the_same_bit
     verb: str, number: signal.Signals, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHEARS_CACHE", str(folder / "cache"))
-    monkeypatch.setattr("shears.runs.compress.measuring.NEW_TOKENS", 2)
-    monkeypatch.setattr("shears.runs.compress.measuring.ROUNDS", 1)
+    monkeypatch.setattr("shears.runs.compress.exam.NEW_TOKENS", 2)
+    monkeypatch.setattr("shears.runs.compress.exam.ROUNDS", 1)
     stop = STOPS[verb]
     out = folder / f"out-{verb}"
     words = stop.words.replace("OUT", out.name)

@@ -11,9 +11,8 @@ from shears.config.compress import Bound
 from shears.config.resolve import build
 from shears.errors import InputError
 from shears.models.ref import ModelRef
-from shears.runs.compress.candidates import Candidate, meeting, ordered
+from shears.runs.compress.candidates import Candidate, following, meeting, ordered
 from shears.runs.compress.losses import AddedLosses, rising
-from shears.runs.compress.making import following
 from shears.runs.compress.recipes import recipe_of, teacher_training
 
 WEIGHTS = 1000

@@ -10,9 +10,8 @@ from shears.config import CompressConfig
 from shears.models.ref import resolve
 from shears.quantization.grid import quantize
 from shears.quantization.with_inputs import round_with_inputs
-from shears.runs.compress.losses import measured_losses
-from shears.runs.compress.rounding import share_of_nearest
-from shears.runs.compress.texts import Texts
+from shears.runs.compress.exam import Texts
+from shears.runs.compress.losses import measured_losses, share_of_nearest
 from tests.tiny import save_tiny, tiny_model
 
 

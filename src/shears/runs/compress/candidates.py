@@ -7,6 +7,7 @@ from typing import Any
 
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.config import CompressConfig, ExportConfig
+from shears.config.compress import Bound
 from shears.errors import InputError
 from shears.runs.compress.losses import BITS, AddedLosses
 from shears.runs.shapes import Shape
@@ -115,3 +116,51 @@ def smallest_enough(candidates: Sequence[Candidate], measured: Sequence[Mapping[
         else:
             low = max(low, places[each["name"]] + 1)
     return line[(low + high) // 2] if low <= high else None
+
+
+def best(figures: Sequence[Mapping[str, Any]], bound: Bound) -> Mapping[str, Any] | None:
+    """Return the package to choose of those that hold the bound; None if none does.
+
+    It has the most right answers, and is the first or, at equal answers, the smaller one. With a
+    bound on answers it is the smallest.
+    """
+    holding = [each for each in figures if each["holds"]]
+    if bound.kind == "points":
+        return min(holding, key=lambda each: each["bytes"], default=None)
+    return max(
+        holding, key=lambda each: ((each.get("answers") or {}).get("accuracy", 0.0), -each["bytes"]), default=None
+    )
+
+
+def following(
+    promising: Sequence[Candidate], measured: Sequence[Mapping[str, Any]], bound: Bound, weights: int
+) -> Candidate | None:
+    """Return the next candidate to make, None at the end.
+
+    With a bound on answers, the bisection of `smallest_enough`. Else the first candidate, until one
+    holds: the first that meets the target if predictions err as they did last time. If none does
+    then, the smallest or the fastest that is left, unless that is no better than what was tried.
+    """
+    if bound.kind == "points":
+        return smallest_enough(promising, measured)
+    if any(each["holds"] for each in measured):
+        return None
+    if not measured:
+        return promising[0]
+    last = measured[-1]
+    names = {each["name"] for each in measured}
+    left = [each for each in promising if each.name not in names]
+    before = next(each for each in promising if each.name == last["name"])
+    larger = last["bytes"] / before.bytes
+    is_speed = bound.kind == "tokens/s"
+    faster = (last["tokens_per_second"] or 0.0) / before.tokens_per_second if before.tokens_per_second else 1.0
+    for each in left:
+        speed = each.tokens_per_second * faster if each.tokens_per_second is not None else None
+        if bound.holds(each.bytes * larger, weights, speed):
+            return each
+    rest = [each for each in left if (_speed(each) > _speed(before) if is_speed else each.bytes < before.bytes)]
+    return min(rest, key=lambda each: -_speed(each) if is_speed else each.bytes, default=None)
+
+
+def _speed(candidate: Candidate) -> float:
+    return candidate.tokens_per_second or 0.0

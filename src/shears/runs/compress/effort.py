@@ -6,16 +6,15 @@ a point; healing before a training on the same rows adds nothing.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from shears.checkpoints.packed.layout import QUANTIZED
 from shears.config import CompressConfig, TrainConfig
 from shears.config.compress import EFFORTS, EffortName
-from shears.errors import InputError
 from shears.runs.compress.candidates import Candidate
-from shears.runs.compress.measuring import num_windows
+from shears.runs.compress.exam import num_windows
 from shears.runs.compress.recipes import BEST_METHOD, WITH_SENSITIVITY
 from shears.runs.compress.speeds import Speeds
 
@@ -47,7 +46,8 @@ class Amounts(NamedTuple):
 class Effort:
     """What the stages do. `heal` is in tokens, `steps` those of every training; None: left out.
 
-    With `teaches` the dense model is trained on the rows first, and teaches.
+    With `teaches` the dense model is trained on the rows first, and teaches. `attempts` are the
+    candidates that are made at most; with `rival` dense int4 is trained alike.
     """
 
     name: str
@@ -57,26 +57,19 @@ class Effort:
     heal: int | None
     steps: int | None
     teaches: bool
+    attempts: int
+    rival: bool
 
     def applied(self, settings: CompressConfig, folder: Path) -> CompressConfig:
         """Return the settings with the amounts of this effort."""
         teacher = str(folder / TEACHER) if self.teaches else settings.teacher
         return settings.model_copy(update={
             "method": self.method, "num_samples": self.num_samples, "sequence_length": self.sequence_length,
-            "heal": self.heal, "max_steps": self.steps, "teacher": teacher,
+            "heal": self.heal, "max_steps": self.steps, "teacher": teacher, "attempts": self.attempts,
         })  # fmt: skip
 
-    def as_data(self) -> dict[str, Any]:
-        """Return the effort as plain data."""
-        return asdict(self)
 
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> "Effort":
-        """Return the effort that `as_data` wrote."""
-        return cls(**{field.name: data[field.name] for field in fields(cls)})
-
-
-class Scale(NamedTuple):
+class EffortScale(NamedTuple):
     """Amounts of an effort: sequences, epochs, the fewest and most steps and epochs, tokens to heal on."""
 
     samples: int
@@ -87,14 +80,14 @@ class Scale(NamedTuple):
     heal: int | None
 
 
-SCALES: Mapping[EffortName, Scale] = {
-    "quick": Scale(16, 1, 40, 120, 5, None),
-    "usual": Scale(64, 3, 120, 600, 10, 100_000),
-    "thorough": Scale(128, 3, 200, 2000, 15, 500_000),
+SCALES: Mapping[EffortName, EffortScale] = {
+    "quick": EffortScale(16, 1, 40, 120, 5, None),
+    "usual": EffortScale(64, 3, 120, 600, 10, 100_000),
+    "thorough": EffortScale(128, 3, 200, 2000, 15, 500_000),
 }
 
 
-def steps_of(scale: Scale, rows: int) -> int:
+def steps_of(scale: EffortScale, rows: int) -> int:
     """Return the optimizer steps for so many rows: those of the epochs, or more where rows are few."""
     epoch = -(-rows // BATCH)
     wanted = min(max(round(scale.epochs * epoch), scale.fewest), scale.most_epochs * epoch, scale.most)
@@ -104,50 +97,50 @@ def steps_of(scale: Scale, rows: int) -> int:
 def efforts(settings: CompressConfig, amounts: Amounts) -> dict[str, Effort]:
     """Return quick, usual and thorough for these rows and texts; what the settings name stays as it is."""
     length = min(settings.sequence_length, max(amounts.text_tokens // FEWEST_SEQUENCES, 2))
+    trains = settings.data is not None
     found = dict[str, Effort]()
     for name, scale in SCALES.items():
-        trains = settings.data is not None
         heal = settings.heal or (None if trains else scale.heal)
-        if settings.heal is None and heal is not None:
-            most = 4 * amounts.text_tokens  # healing/heal.py: more epochs give little
-            heal = max(min(heal, most), FEWEST_SEQUENCES * length)
-        heal = heal if any(settings.sparsities) else None
+        if settings.heal is None and heal is not None:  # more than four epochs of healing give little
+            heal = max(min(heal, 4 * amounts.text_tokens), FEWEST_SEQUENCES * length)
         reference = settings.target is None  # the dense fine-tuned model, which is measured against
-        teaches = trains and settings.teacher is None and (name == "thorough" or reference)
         found[name] = Effort(
             name=name, method=settings.method or BEST_METHOD, num_samples=settings.num_samples or scale.samples,
-            sequence_length=length, heal=heal, teaches=teaches,
+            sequence_length=length, heal=heal if any(settings.sparsities) else None,
             steps=(settings.max_steps or steps_of(scale, amounts.rows)) if trains else None,
+            teaches=trains and settings.teacher is None and (name == "thorough" or reference),
+            attempts=settings.attempts, rival=amounts.questions > 0,
         )  # fmt: skip
     return found
 
 
 class Costs(NamedTuple):
-    """What the seconds of an effort follow from."""
+    """What the seconds of an effort follow from. `tries` are the packages that will likely be made."""
 
     speeds: Speeds
     amounts: Amounts
     settings: CompressConfig
     first: Candidate
-    attempts: int = 1
+    tries: int = 1
 
     def seconds(self, effort: Effort) -> dict[str, float]:
         """Return the seconds of every stage of an effort, by name in the order of the stages."""
         once = self._stages(effort)
         stages = {"dense": self._measured(self.speeds.question, self.asked_as_it_came)}
         if effort.teaches:
-            stages[TEACHER] = self._trained(effort) + self._measured(self.speeds.trained_question) * (
-                self.settings.target is None
-            )
-        stages |= {name: seconds * self.attempts for name, seconds in once.items()}
-        if self.amounts.questions and self.first.sparsity:
+            stages[TEACHER] = self._trained(effort)
+            if self.settings.target is None:
+                stages[TEACHER] += self._measured(self.speeds.trained_question, self.amounts.questions)
+        stages |= {name: seconds * min(self.tries, effort.attempts) for name, seconds in once.items()}
+        if effort.rival and self.first.sparsity:
             stages["rival"] = sum(once[name] for name in ("train", "export", "measure") if name in once)
         return stages
 
     @property
     def asked_as_it_came(self) -> int:
         """The questions that the model as it came answers: all, or fewer where a time is short."""
-        most, limit = self.amounts.questions, self.settings.seconds
+        most = self.amounts.questions
+        limit = self.settings.seconds
         if limit is None or not self.speeds.question:
             return most
         return min(max(int(DENSE_SHARE * limit / self.speeds.question), FEWEST_QUESTIONS), most)
@@ -157,12 +150,11 @@ class Costs(NamedTuple):
         speeds = self.speeds
         has_zeros = self.first.sparsity > 0
         tokens = min(effort.num_samples * effort.sequence_length, self.amounts.text_tokens)
-        prune = 2 * speeds.load
+        stages = {"sparsify": 2 * speeds.load}
         if has_zeros and effort.method != "magnitude":
-            prune += PRUNING_PASSES * tokens * speeds.forward + speeds.pruning * (effort.method != "wanda")
+            stages["sparsify"] += PRUNING_PASSES * tokens * speeds.forward + speeds.pruning * (effort.method != "wanda")
         if has_zeros and effort.method in WITH_SENSITIVITY:
-            prune += GRADIENT_TOKENS * effort.sequence_length * speeds.forward
-        stages = {"sparsify": prune}
+            stages["sparsify"] += GRADIENT_TOKENS * effort.sequence_length * speeds.forward
         if effort.heal and has_zeros:
             stages["heal"] = HEAL_PASSES * effort.heal * speeds.forward + 3 * speeds.load
         if effort.steps is not None:
@@ -170,65 +162,56 @@ class Costs(NamedTuple):
         stages["export"] = 2 * speeds.load
         if effort.steps is None and "heal" not in stages and self.first.values in QUANTIZED:
             stages["export"] += ROUNDING_PASSES * tokens * speeds.forward + speeds.pruning
-        stages["measure"] = self._measured(speeds.trained_question)
+        stages["measure"] = self._measured(speeds.trained_question, self.amounts.questions)
         return stages
 
     def _trained(self, effort: Effort) -> float:
         speeds = self.speeds
-        steps = effort.steps or 0
         learns = effort.teaches or self.settings.teacher is not None
         teacher = self.amounts.rows * self.amounts.row_tokens * speeds.forward if learns else 0.0
-        step = speeds.step + speeds.trained * BATCH * self.amounts.row_tokens
-        return 2 * speeds.load + steps * step + teacher
+        return 2 * speeds.load + (effort.steps or 0) * BATCH * self.amounts.row_tokens * speeds.trained + teacher
 
-    def _measured(self, question: float, questions: int | None = None) -> float:
-        """Return the seconds of measuring a model: its loss, its answers (to all questions), its speed."""
-        asked = self.amounts.questions
-        windows = num_windows(asked > 0, self.settings.num_samples) * self.settings.sequence_length
+    def _measured(self, question: float, questions: int) -> float:
+        """Return the seconds of measuring a model: its loss, its answers, its speed."""
+        windows = num_windows(self.amounts.questions > 0, self.settings.num_samples) * self.settings.sequence_length
         tokens = min(windows, self.amounts.held_out_tokens)
-        return (
-            self.speeds.load + tokens * self.speeds.forward + (asked if questions is None else questions) * question
-            + DECODED / (self.first.tokens_per_second or SLOW)
-        )  # fmt: skip
+        decoded = DECODED / (self.first.tokens_per_second or SLOW)
+        return self.speeds.load + tokens * self.speeds.forward + questions * question + decoded
 
 
 def fitted(found: Mapping[str, Effort], costs: Costs, spent: float) -> Effort:
-    """Return the effort of `found` that fits the settings' time, of which `spent` seconds are gone.
+    """Return the effort that fits the settings' time, of which `spent` seconds are gone.
 
     It is the most thorough one that has the steps of the next lower one, with as many of its own
-    steps as fit; wanda takes the place of admm where nothing else fits. InputError where even the
-    fewest steps of that take longer.
+    steps as fit. Where nothing else fits, wanda takes the place of admm, then the rival and further
+    attempts are left out; the last is returned even if it takes longer.
     """
-    limit = costs.settings.seconds
-    assert limit is not None
-    for effort, most in _ladder(found, costs.settings):
-        if _total(costs, effort) + spent <= limit:
-            return _longest(effort, most, limit - spent, costs)
-    needed = (least_seconds(found, costs) + spent) / 60
-    raise InputError(
-        f"time must allow at least {needed:.0f} min for this model and these rows on this machine, got "
-        f"{limit / 60:.3g} min; allow more, or take --method wanda, fewer --max-steps or a smaller --test"
-    )
+    assert costs.settings.seconds is not None
+    left = costs.settings.seconds - spent
+    ladder = _ladder(found, costs.settings)
+    for effort, most in ladder:
+        if total_seconds(costs, effort) <= left:
+            return _longest(effort, most, left, costs)
+    return ladder[-1][0]
 
 
-def least_seconds(found: Mapping[str, Effort], costs: Costs) -> float:
-    """Return the seconds of the shortest effort that a time may take."""
-    return min(_total(costs, effort) for effort, _ in _ladder(found, costs.settings))
+def total_seconds(costs: Costs, effort: Effort) -> float:
+    """Return the seconds of all stages of an effort."""
+    return sum(costs.seconds(effort).values())
 
 
 def _ladder(found: Mapping[str, Effort], settings: CompressConfig) -> list[tuple[Effort, int]]:
     """Return the efforts from the most thorough, each with its fewest steps, and its most."""
     steps = [found[name].steps or 0 for name in EFFORTS]
-    rungs = [(found["thorough"], steps[1]), (found["usual"], steps[0]), (found["quick"], FEWEST_STEPS)]
+    quick = found["quick"]
+    rungs = [(found["thorough"], steps[1]), (found["usual"], steps[0]), (quick, FEWEST_STEPS)]
     if settings.method is None and any(settings.sparsities):
-        rungs.append((replace(found["quick"], method="wanda"), FEWEST_STEPS))
+        quick = replace(quick, method="wanda")
+        rungs.append((quick, FEWEST_STEPS))
+    rungs.append((replace(quick, rival=False, attempts=1), FEWEST_STEPS))
     if settings.data is None or settings.max_steps is not None:
         return [(effort, effort.steps or 0) for effort, _ in rungs]
     return [(replace(effort, steps=min(fewest, effort.steps or 0)), effort.steps or 0) for effort, fewest in rungs]
-
-
-def _total(costs: Costs, effort: Effort) -> float:
-    return sum(costs.seconds(effort).values())
 
 
 def _longest(effort: Effort, most: int, seconds: float, costs: Costs) -> Effort:
@@ -238,8 +221,25 @@ def _longest(effort: Effort, most: int, seconds: float, costs: Costs) -> Effort:
     low, high = effort.steps, most
     while low < high:
         middle = (low + high + 1) // 2
-        if _total(costs, replace(effort, steps=middle)) <= seconds:
+        if total_seconds(costs, replace(effort, steps=middle)) <= seconds:
             low = middle
         else:
             high = middle - 1
     return replace(effort, steps=low)
+
+
+def left_out(effort: Effort, whole: Effort, over: float) -> list[str]:
+    """Return in words what an effort leaves out of the most thorough one; `over` are seconds beyond the time."""
+    steps = (effort.steps or 0, whole.steps or 0)
+    parts = {
+        f"{steps[1] - steps[0]} of {steps[1]} training steps": steps[0] < steps[1],
+        f"calibration on {whole.num_samples} sequences ({effort.num_samples} are read)":
+            effort.num_samples < whole.num_samples,
+        f"healing on {whole.heal or 0:,} tokens ({effort.heal or 0:,} are read)":
+            (effort.heal or 0) < (whole.heal or 0),
+        "a teacher": whole.teaches and not effort.teaches,
+        f"{whole.method} ({effort.method} prunes)": effort.method != whole.method,
+        "dense int4 to compare with": whole.rival and not effort.rival,
+        f"nothing more: it takes about {over / 60:.0f} min longer than the time": over > 0,
+    }  # fmt: skip
+    return [what for what, is_so in parts.items() if is_so]

@@ -12,6 +12,7 @@ from itertools import accumulate, islice
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,6 +21,8 @@ from shears.config.fields import TemplateName
 from shears.data.calibration import calibration_batches, text_tokens
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.models.blocks import decoder_blocks, linears, weight_oi
+from shears.models.blockwise.capture import InputMoments, capturing
+from shears.models.blockwise.matrices import Matrix, block_matrices
 from shears.models.devices import autocast, computing_dtype
 from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import check_calibration, num_embeddings, within_context
@@ -27,8 +30,8 @@ from shears.models.ref import ModelRef
 from shears.models.tokenizers import load_tokenizer
 from shears.progress import meter
 from shears.quantization.grid import quantize
-from shears.runs.compress.rounding import READS, share_of_nearest
-from shears.runs.compress.texts import Texts
+from shears.quantization.with_inputs import output_error, round_with_inputs
+from shears.runs.compress.exam import Texts
 from shears.sparsity.prune import sparsify_model
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,8 @@ BITS = {"bf16": 16, "keep": 16, "int8": 8, "int4": 4}
 SEQUENCES = 4  # of each text: enough to order candidates, few enough to take minutes
 LENGTH = 256  # tokens of each
 INT4 = ("values", "int4")
+SAMPLE = (0.25, 0.75)  # places of the blocks, as shares of the depth
+READS = 6  # passes over a text of 1,024 tokens that the sample takes as long as
 Method = Literal["magnitude", "wanda"]
 
 
@@ -148,3 +153,42 @@ def _tables(network: PreTrainedModel) -> list[Tensor]:
     """Return the embeddings and the output head; tied ones once."""
     tables: list[Any] = [network.get_input_embeddings(), network.get_output_embeddings()]
     return list({id(table.weight): table.weight for table in tables if table is not None}.values())
+
+
+@torch.no_grad()
+def share_of_nearest(
+    network: PreTrainedModel, text: Sequence[Int[Tensor, "_ _"]], held_out: Int[Tensor, "_ _"]
+) -> float:
+    """Return the squared output error of int4 that `text` rounds, as a share of that of rounding to nearest.
+
+    Both errors are of the tokens of `held_out`. 1 where nothing errs, at most 1.
+    """
+    prefix, blocks = decoder_blocks(network)
+    places = sorted({int(share * len(blocks)) for share in SAMPLE})
+    matrices = [
+        matrix
+        for place in places
+        for matrix in block_matrices(f"{prefix}.{place}", blocks[place])
+        if matrix.index is None
+    ]
+    known, unseen = (_moments(network, matrices, batches) for batches in (text, [held_out]))
+    error = nearest = 0.0
+    for matrix in matrices:
+        inputs, test = known.of(matrix), unseen.of(matrix)
+        if inputs is None or test is None or not inputs.any():
+            continue
+        weight = matrix.view(network).float()
+        rounded = round_with_inputs(weight, weight != 0, inputs, "int4")
+        error += float(output_error(weight, rounded, test).double().sum())
+        nearest += float(output_error(weight, quantize(weight, "int4"), test).double().sum())
+    return min(error / nearest, 1.0) if nearest > 0 else 1.0
+
+
+def _moments(
+    network: PreTrainedModel, matrices: Sequence[Matrix], batches: Sequence[Int[Tensor, "_ _"]]
+) -> InputMoments:
+    moments = InputMoments()
+    with capturing(network, network, matrices, moments.receive):
+        for ids in batches:
+            network(ids, use_cache=False, logits_to_keep=1)
+    return moments
