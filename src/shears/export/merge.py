@@ -74,9 +74,8 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
         project(target, drawn.batches, work)
         return {"calibration_fingerprint": drawn.fingerprint, "calibration_sha256": source_fingerprint(text)}
 
-    updates = chosen.padded_updates if chosen.grids else chosen.updates
     try:
-        target, calibration = merge_into(base, work, updates, settings.device, merge)
+        target, calibration = merge_into(base, work, chosen.updates, settings.device, merge)
     except IrregularBlocks as error:
         raise InputError(f"{error}; train with --sparse-adapter to merge such a model without loss") from error
     save_tokenizer(base, work)

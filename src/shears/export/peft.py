@@ -21,7 +21,6 @@ from torch.nn.functional import pad
 
 from shears.adapt.load import space_of_record
 from shears.adapt.ranks import by_linear, choose_ranks, ranks_file
-from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import ExportConfig
 from shears.config.export import FORMATS
 from shears.config.resolve import build
@@ -42,7 +41,6 @@ logger = logging.getLogger(__name__)
 Writer = Callable[[str, Path, str | None, ExportConfig], dict[str, Any]]
 """Writes what `source` names into the folder `work`, with the base model `model` where it was
 moved, as the settings ask; returns the record, its fingerprint included."""
-Resize = Callable[[Mapping[str, Tensor], Mapping[str, int]], dict[str, Tensor]]
 NEEDED = ("base", "base_fingerprint", "fingerprint", "template")  # keys of every record
 
 
@@ -73,34 +71,25 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
 
 def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> dict[str, Any]:
     """Write the adapter, each tensor at its own or (padded) the largest rank; return its record."""
-    folder = Path(source)
-    record = artifacts.read_record(folder, artifacts.SEARCH_SPACE, *NEEDED, "groups", "config", "alpha", "max_rank")
-    if "quantize_aware" in record:
+    chosen = read_sub_adapter(Path(source), settings)
+    if chosen.grids:
         raise InputError(
-            f"{folder} was trained with quantize_aware, whose rounding no tool adds to an adapter, got format "
+            f"{source} was trained with quantize_aware, whose rounding no tool adds to an adapter, got format "
             f"{settings.format}; take package, or merged for the rounded weights in an ordinary model"
         )
-    if record.get("sparse_adapter", False):
-        logger.warning("%s is masked, which other tools ignore; use --format merged-sparse for them", folder)
-    space = space_of_record(record)
-    ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
-    tensors = _cut(folder, space, ranks, padded if FORMATS[settings.format].pads else sliced)
-    config = read_adapter_config(folder) if FORMATS[settings.format].pads else sliced_config(folder, space, ranks)
-    save_file(tensors, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    if chosen.masked:
+        logger.warning("%s is masked, which other tools ignore; use --format merged-sparse for them", source)
+    tensors, config = chosen.tensors, chosen.config
+    if FORMATS[settings.format].pads:
+        tensors = padded(tensors, config["r"])
+        config = {**config, "rank_pattern": {}, "alpha_pattern": {}}
+    save_file(dict(tensors), work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     artifacts.write_json(work / ADAPTER_CONFIG, config)
     logger.info("%.4g M adapter parameters", sum(tensor.numel() for tensor in tensors.values()) / 1e6)
-    file = ranks_file(settings.ranks)
     return {
-        **{key: record[key] for key in ("base", "base_fingerprint", "alpha", "max_rank")},
-        "shears_version": __version__,
-        "config": recorded_settings(settings),
-        "super_adapter_fingerprint": record["fingerprint"],
-        "ranks_fingerprint": file_fingerprint(file.path) if file else None,
+        **origin(None, chosen, settings),
+        **{key: chosen.record[key] for key in ("alpha", "max_rank") if key in chosen.record},
         "fingerprint": artifacts.weights_fingerprint(work),
-        **artifacts.form_keys(record),
-        **artifacts.training_source(record),
-        "sparse_adapter": record.get("sparse_adapter", False),
-        "ranks": dict(ranks),
     }
 
 
@@ -110,31 +99,21 @@ def recorded_settings(settings: ExportConfig) -> dict[str, Any]:
     return artifacts.as_data(settings) | ({"ranks": file.name} if file else {})
 
 
-def _cut(folder: Path, space: SearchSpace, ranks: RankConfig, resize: Resize) -> dict[str, Tensor]:
-    """Return the sub-adapter's tensors, B multiplied by the factor of its linear's rank."""
-    with reading(folder):
-        tensors = resize(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
-    factors = {linear: space.factor(group, ranks[group]) for group in space.ranks for linear in space.modules[group]}
-    return {name: tensor * factors[linear_of(name)] if name.endswith(B) else tensor for name, tensor in tensors.items()}
-
-
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
     """Return the first r rows of every A and columns of every B, r by linear."""
-    return {name: _first(name, tensor, ranks).contiguous() for name, tensor in tensors.items()}
-
-
-def padded(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return unchanged shapes, zero beyond each linear's rank."""
-    result = {}
+    parts = {}
     for name, tensor in tensors.items():
-        result[name] = torch.zeros_like(tensor)
-        _first(name, result[name], ranks).copy_(_first(name, tensor, ranks))
-    return result
+        rank = ranks[linear_of(name)]
+        parts[name] = (tensor[:rank] if name.endswith(A) else tensor[:, :rank]).contiguous()
+    return parts
 
 
-def _first(name: str, tensor: Tensor, ranks: Mapping[str, int]) -> Tensor:
-    rank = ranks[linear_of(name)]
-    return tensor[:rank] if name.endswith(A) else tensor[:, :rank]
+def padded(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """Return tensors of one rank, zero beyond each linear's own."""
+    return {
+        name: pad(tensor, (0, 0, 0, rank - len(tensor)) if name.endswith(A) else (0, rank - tensor.shape[1]))
+        for name, tensor in tensors.items()
+    }
 
 
 class SubAdapter(NamedTuple):
@@ -154,26 +133,13 @@ class SubAdapter(NamedTuple):
 
     @property
     def updates(self) -> dict[str, LoraUpdate]:
-        """The update of every adapted linear."""
+        """The update of every adapted linear; of all linears on a grid, at the largest rank, as in training."""
         scaling = self.config["lora_alpha"] / self.config["r"]  # patterns keep this scaling
-        linears = sorted(linear_of(name) for name in self.tensors if name.endswith(A))
-        return {
-            linear: LoraUpdate(self.tensors[f"{PREFIX}{linear}{A}"], self.tensors[f"{PREFIX}{linear}{B}"], scaling)
-            for linear in linears
-        }
-
-    @property
-    def padded_updates(self) -> dict[str, LoraUpdate]:
-        """The updates of all linears on a grid, at the largest rank: the sums of training, bit for bit."""
-        rank = self.config["r"]
-        updates = {
-            linear: LoraUpdate(
-                pad(update.a, (0, 0, 0, rank - len(update.a))), pad(update.b, (0, rank - len(update.a))), update.scaling
-            )
-            for linear, update in self.updates.items()
-        }
-        none = LoraUpdate(torch.empty(0, 0), torch.empty(0, 0), 0.0)
-        return {linear: updates.get(linear, none) for linear in self.grids}
+        tensors = padded(self.tensors, self.config["r"]) if self.grids else self.tensors
+        updates = dict.fromkeys(self.grids, LoraUpdate(torch.empty(0, 0), torch.empty(0, 0), 0.0))
+        for linear in sorted(linear_of(name) for name in tensors if name.endswith(A)):
+            updates[linear] = LoraUpdate(tensors[f"{PREFIX}{linear}{A}"], tensors[f"{PREFIX}{linear}{B}"], scaling)
+        return updates
 
 
 def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
@@ -190,9 +156,18 @@ def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
     record = artifacts.read_record(folder, artifacts.SEARCH_SPACE, *NEEDED, "groups")
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
-    config = sliced_config(folder, space, ranks)
-    tensors = _cut(folder, space, ranks, sliced)
-    grids = read_grids(folder) if "quantize_aware" in record else {}
+    by_name = by_linear(space, ranks)
+    with reading(folder):
+        tensors = sliced(load_file(folder / ADAPTER_WEIGHTS), by_name)
+        grids = read_grids(folder) if "quantize_aware" in record else {}
+    factors = {linear: space.factor(group, ranks[group]) for group in space.ranks for linear in space.modules[group]}
+    tensors = {name: each * factors[linear_of(name)] if name.endswith(B) else each for name, each in tensors.items()}
+    # PEFT scales a linear by alpha_pattern / rank_pattern, here alpha / max_rank as in training; tools that
+    # ignore patterns scale by lora_alpha / r, which is the same number
+    config = read_adapter_config(folder)
+    patterns = rank_patterns(by_name, config["r"])
+    alphas = {pattern: config["lora_alpha"] * rank / config["r"] for pattern, rank in patterns.items()}
+    config |= {"rank_pattern": patterns, "alpha_pattern": alphas}
     return SubAdapter(record, dict(ranks), tensors, config, grids)
 
 
@@ -210,29 +185,15 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[str, Any]:
-    """Return the super-adapter's PEFT configuration, with patterns for smaller ranks.
-
-    PEFT scales a linear by alpha_pattern / rank_pattern. An alpha_pattern of alpha * rank /
-    max_rank makes that alpha / max_rank, as in training. Tools that ignore patterns scale by
-    lora_alpha / r, which is the same constant.
-    """
-    config = read_adapter_config(folder)
-    patterns = rank_patterns(by_linear(space, ranks), config["r"])
-    config["rank_pattern"] = patterns
-    config["alpha_pattern"] = {pattern: config["lora_alpha"] * rank / config["r"] for pattern, rank in patterns.items()}
-    return config
-
-
-def origin(base: ModelRef, chosen: SubAdapter, settings: ExportConfig) -> dict[str, Any]:
-    """Return an export's record keys of the base, the adapter and the training data."""
+def origin(base: ModelRef | None, chosen: SubAdapter, settings: ExportConfig) -> dict[str, Any]:
+    """Return an export's record keys of the adapter, the training data and, where it was read, the base."""
     record = chosen.record
     ranks = ranks_file(settings.ranks)
     return {
-        **artifacts.inherited(base.record),
+        **(artifacts.inherited(base.record) if base else {}),
         "shears_version": __version__,
         "config": recorded_settings(settings),
-        "base": base.recorded_name,
+        "base": base.recorded_name if base else record["base"],
         "base_fingerprint": record["base_fingerprint"],
         "super_adapter_fingerprint": record.get("super_adapter_fingerprint", record["fingerprint"]),
         "sub_adapter_fingerprint": record["fingerprint"] if "super_adapter_fingerprint" in record else None,
