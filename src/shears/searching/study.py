@@ -154,6 +154,7 @@ def open_study(settings: SearchConfig, storage: BaseStorage, identity: dict[str,
     study of a database, and others do not.
     """
     asked = {key: value for key, value in as_data(settings).items() if key not in OF_A_WORKER}
+    asked["data"] = identity.get("data_sha256") or settings.data  # the name of a file may differ between workers
     name = hashlib.sha256(json.dumps([identity, asked, space.as_data()], sort_keys=True).encode()).hexdigest()[:16]
     directions = ["minimize"] * len(settings.objectives)  # of costs
     study = optuna.create_study(
