@@ -32,7 +32,7 @@ TURNS = [{"role": "user", "content": "Invent a person: name, age, a long story, 
 
 def seconds(engine: Engine, prompts: list[list[int]], options: Mapping[str, Any]) -> float:
     """Return CPU seconds per generated token, the reading of the prompts not counted."""
-    answers = [engine.new_answer(tokens, **{**options, "seed": seed}) for seed, tokens in enumerate(prompts)]
+    answers = [engine.continuation(tokens, **{**options, "seed": seed}) for seed, tokens in enumerate(prompts)]
     for answer in answers:
         engine.batch.add(answer)
     while not all(answer.tokens for answer in answers):
@@ -53,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     loaded = load(arguments.model, threads=1)
     engine = Engine(loaded.backend, loaded.tokenizer, frozenset())  # no answer ends early
-    engine.batch = Batch(loaded.backend, shares_beginnings=True)
+    engine.batch = Batch(loaded.backend)
     tokens = engine.encode_chat(TURNS)
     start = time.process_time()
     engine.grammars.of_schema({})

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from benchmarks.rival_process import LONGEST
 from shears.errors import InputError
-from shears.runtime.generation.backend import check_prefill, check_step
+from shears.runtime.generation.backend import Backend
 
 Engine = Literal["llama.cpp", "ik_llama.cpp", "OpenVINO", "ONNX", "shears"]
 MODULES: Mapping[Engine, str] = {
@@ -93,7 +93,7 @@ def opened(program: Program, file: Path, threads: int = 1, core: int | None = No
         process.close()
 
 
-class RivalBackend:
+class RivalBackend(Backend):
     """A `Backend` of one sequence whose logits are 1 for the rival's likeliest token and 0 for the others.
 
     Greedy answers are the rival's own, by its own kernels; where they end is decided as for every other model.
@@ -109,12 +109,12 @@ class RivalBackend:
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         """Append tokens; return the logits after the last one."""
-        check_prefill(self, sequence, tokens, lambda _: self._length)
+        self.check([sequence], [tokens])
         return self._after(tokens)
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "1 V"]:
         """Append a token; return the logits, one row."""
-        check_step(self, sequences, tokens, lambda _: self._length)
+        self.check(sequences, [[token] for token in tokens])
         return self._after(tokens)[None]
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
@@ -124,6 +124,10 @@ class RivalBackend:
     def drop(self, sequence: int) -> None:
         """Empty the sequence."""
         self._length = 0
+
+    def length(self, sequence: int) -> int:
+        """Return how many tokens the sequence holds."""
+        return self._length
 
     def describe(self) -> Mapping[str, object]:
         """Return the name, and what the rival says of the processor."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from shears.serving.server import serve as serve
     from shears.sparsity.prune import sparsify_model as sparsify_model
     from shears.sparsity.sparsify import sparsify as sparsify
-    from shears.writing.stage import write as write
+    from shears.writing.written import write as write
 
 _MODULES = {
     "ElasticAdapter": "adapt.elastic",
@@ -58,7 +58,7 @@ _MODULES = {
     "sparsify": "sparsity.sparsify",
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",
-    "write": "writing.stage",
+    "write": "writing.written",
     "write_report": "report.page",
 }
 __all__ = list(_MODULES)

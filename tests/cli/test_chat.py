@@ -1,4 +1,4 @@
-"""generate and chat, in a pipe and in a real (pseudo) terminal; words are wrapped as they come."""
+"""generate and chat, in a pipe and in a real (pseudo) terminal."""
 
 import io
 import os
@@ -6,56 +6,91 @@ import pty
 import signal
 import sys
 import termios
-import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from shears.cli import application, chat, main
-from shears.cli.chat import Wrapper, _turns
+from shears.cli import application, main
+from shears.cli.chat import Conversation
+from shears.config import ChatConfig
 from shears.errors import InputError
 from shears.records.artifacts import MERGED, write_json
 from shears.runtime import load, loading
 from tests.conftest import Call
 from tests.processes import DEADLINE, Process, until
 from tests.runtime.generation.backends import TOKENIZER, always, engine_of, lively
-from tests.tiny import tiny_tokenizer
+from tests.tiny import LONGEST, tiny_tokenizer
 
-SHORT = ["--max-new-tokens", "5", "--temperature", "0"]
 LETTER = TOKENIZER("z")["input_ids"][0]
-WORDS = st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=20)
 
 
-@pytest.mark.parametrize("each", [True, False])
+def _conversation(model: Any = None, **settings: Any) -> Conversation:
+    options = {"max_new_tokens": 6, "temperature": 0.0, **settings}
+    return Conversation(engine_of(model or lively()), ChatConfig(**options), is_alone=False)
+
+
+def _said(conversation: Conversation, text: str) -> str:
+    return "".join(conversation.say(text))
+
+
+def test_an_answer_is_the_models_own_after_all_turns() -> None:
+    conversation = _conversation(system="Be short.")
+    turns = [{"role": "system", "content": "Be short."}]
+    alone = engine_of(lively())
+    for text in ("hi", "and?", "so"):
+        turns.append({"role": "user", "content": text})
+        turns.append({"role": "assistant", "content": alone.answer(turns, max_new_tokens=6).text})
+        assert _said(conversation, text) == turns[-1]["content"]
+    assert conversation.turns == turns[1:]
+
+
+def test_each_answer_is_drawn_anew_and_the_same_conversation_again() -> None:
+    def answers() -> list[str]:
+        conversation = _conversation(temperature=1.0)
+        conversation._is_alone = True
+        return [_said(conversation, "hi") for _ in range(3)]
+
+    assert answers() == answers()
+    assert len(set(answers())) == 3
+
+
+def test_an_answer_that_is_left_is_kept_as_far_as_it_came() -> None:
+    conversation = _conversation(always(LETTER), max_new_tokens=100)
+    with closing(conversation.say("a")) as pieces:
+        assert [next(pieces), next(pieces)] == ["z", "z"]
+    assert conversation.turns[-1] == {"role": "assistant", "content": "zz"}
+    assert len(_said(conversation, "b")) == 100
+
+
+def test_the_oldest_turns_are_forgotten_when_the_model_is_full() -> None:
+    conversation = _conversation(always(LETTER), max_new_tokens=30, system="s")
+    assert [len(_said(conversation, f"{number}" * 20)) for number in range(9)] == [30] * 9
+    assert conversation.num_forgotten > 0
+    assert [turn["role"] for turn in conversation.turns[:2]] == ["user", "assistant"]
+    before = list(conversation.turns)
+    with pytest.raises(InputError, match="must be shorter than the model's"):
+        _said(conversation, "a" * LONGEST)
+    assert conversation.turns == before  # a paste that does not fit wipes nothing
+
+
 def test_every_line_of_a_pipe_is_asked_and_only_answers_are_written(
-    each: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lively().save_pretrained(folder := tmp_path / "model")
     tiny_tokenizer().save_pretrained(folder)
-    engine, turns, expected = load(folder), [{"role": "system", "content": "Be short."}], ""
-    for text in ("hi", "a\nb"):
-        del turns[1 if each else len(turns) :]
-        turns.append({"role": "user", "content": text})
-        turns.append(
-            {"role": "assistant", "content": engine.generate(engine.encode_chat(turns), max_new_tokens=5).text}
-        )
-        expected += turns[-1]["content"] + "\n"
-    lines = io.TextIOWrapper(io.BytesIO(b"hi\n\na\\\nb\n/reset\n/quit\nnever\n"))
-    monkeypatch.setattr(sys, "stdin", lines)
-    monkeypatch.setattr(sys, "argv", ["shears", "chat", str(folder), "--system", "Be short.", *SHORT])
-    sys.argv += [] if each else ["--no-each"]
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    assert capfd.readouterr().out == expected
+    engine = load(folder)
+    system = {"role": "system", "content": "Be short."}
+    asked = [[system, {"role": "user", "content": text}] for text in ("hi", "a")]
+    expected = "".join(f"{engine.answer(turns, max_new_tokens=5).text}\n" for turns in asked)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi\n\na\n")))
+    words = ["chat", folder, "--system", "Be short.", "--max-new-tokens", "5", "--temperature", "0"]
+    assert call(*words)[:2] == (0, expected)
 
 
 def test_a_model_of_plain_rows_sees_each_line_in_their_form(
@@ -75,20 +110,7 @@ def test_a_model_of_plain_rows_sees_each_line_in_their_form(
     assert (code, output) == (0, load(folder).generate("hi", max_new_tokens=5).text + "\n")
     code, _, errors = call("chat", folder, "--system", "Be short.")
     assert code == 2
-    assert "leave --system out" in errors
-
-
-@pytest.mark.parametrize(("text", "turns"), [("hi\na\\\nb", ["hi", "a\nb"]), ("hi\\", ["hi"]), ("hi\n/quit\\", ["hi"])])
-def test_an_unfinished_last_line_is_a_turn(text: str, turns: list[str]) -> None:
-    lines = iter(text.splitlines())
-
-    def read(_: str) -> str:
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    assert list(_turns(read)) == turns
+    assert "system needs a model of chats" in errors
 
 
 class Terminal:
@@ -182,8 +204,7 @@ def test_a_terminal_shows_the_answer_as_it_comes_and_ctrl_c_stops_it_alone(endle
     endless.type("/reset\n")
     endless.wait_for("[new conversation]")
     endless.wait_for("> ")
-    endless.type("a" * 3000 + "\\\n" + "again\n")
-    endless.wait_for(". ")
+    endless.type("again\n")
     endless.wait_for("zzz")
     endless.type("\x03")
     endless.wait_for("> ")
@@ -191,73 +212,24 @@ def test_a_terminal_shows_the_answer_as_it_comes_and_ctrl_c_stops_it_alone(endle
     assert endless.process.wait() == 0
 
 
-class Speaker:
-    """An engine that says what few encodings know."""
-
-    form = None
-
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        """Yield two pieces."""
-        yield from (f"{prompt}é", "…")
-
-
-def test_characters_that_the_output_lacks_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "load", lambda *_, **__: Speaker())
-    for charset, text in (("ascii", "a??\n"), ("utf-8", "aé…\n")):
-        result = CliRunner(charset=charset).invoke(application(), ["generate", "package", "--prompt", "a"])
-        assert (result.exit_code, result.stdout) == (0, text)
-
-
-def _wrapped(pieces: list[str], width: int) -> str:
-    wrapper = Wrapper(width)
-    return "".join([*map(wrapper.add, pieces), wrapper.rest()])
-
-
-@given(WORDS, st.integers(10, 30), st.integers(1, 7))
-def test_lines_are_those_of_the_whole_text_however_it_was_cut(words: list[str], width: int, size: int) -> None:
-    text = " ".join(words)
-    pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    lines = [line.rstrip(" ") for line in _wrapped(pieces, width).split("\n")]
-    assert lines == textwrap.wrap(text, width)
-
-
-@given(st.text("ab \n\tあ", max_size=60), st.integers(2, 9))
-def test_no_line_is_too_long_and_nothing_is_lost(text: str, width: int) -> None:
-    shown = _wrapped(list(text), width)
-    assert all(cell_len(line) <= max(width, 2) for line in shown.split("\n"))
-    assert [c for c in shown if not c.isspace()] == [c for c in text if not c.isspace()]
-
-
-def test_a_word_is_shown_once_it_is_whole() -> None:
-    wrapper = Wrapper(20)
-    assert [wrapper.add(piece) for piece in ("Hel", "lo", " wor", "ld.", "\n")] == ["", "", "Hello ", "", "world.\n"]
-    assert _wrapped(["    x = 1\n"], 20) == "    x = 1\n"
-
-
 @pytest.mark.parametrize("is_terminal", [True, False])
-@pytest.mark.parametrize("verb", ["generate", "chat"])
 def test_generated_control_characters_reach_a_file_but_no_terminal(
-    verb: str, is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stream(io.TextIOWrapper):
         def isatty(self) -> bool:
             return is_terminal
 
-    escapes = "a\x1b]0;title\x07b\x9b2Jc"
-    monkeypatch.setattr(
-        loading, "load", lambda *_, **__: SimpleNamespace(stream=lambda *_, **__: iter([escapes]), form=None)
-    )
-    output = Stream(io.BytesIO(), encoding="utf-8")
+    escapes = "a\x1b]0;title\x07b\x9b2Jc…"
+    engine = SimpleNamespace(stream=lambda *_, **__: iter([escapes]), form=None)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: engine)
+    output = Stream(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr(sys, "stdout", output)
-    if verb == "generate":
-        monkeypatch.setattr(sys, "argv", ["shears", "generate", "model", "--prompt", "x"])
-        with pytest.raises(SystemExit):
-            main()
-    else:  # lines of a file as turns, answers to a terminal
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi\n")))
-        chat._in_pipe(SimpleNamespace(say=lambda _: (None, iter([escapes]))), False)  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "argv", ["shears", "generate", "model", "--prompt", "x"])
+    with pytest.raises(SystemExit):
+        main()
     output.seek(0)
-    assert output.read() == ("a]0;titleb2Jc\n" if is_terminal else f"{escapes}\n")
+    assert output.read() == ("a]0;titleb2Jc?\n" if is_terminal else f"{escapes[:-1]}?\n")
 
 
 def test_generate_holds_its_text_to_the_schema_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,12 +242,6 @@ def test_generate_holds_its_text_to_the_schema_of_a_file(tmp_path: Path, monkeyp
     result = CliRunner().invoke(application(), arguments)
     assert (result.exit_code, result.stdout) in [(0, '"one"\n'), (0, '"two"\n')]
     monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the model was loaded"))
-    for content, message in (
-        (b"{", "must be JSON"),
-        (b"[]", "must be a JSON object, got []"),
-        (b"\xff", "readable file"),
-    ):
+    for content in (b"{", b"[]", b"\xff"):
         schema.write_bytes(content)
-        error = CliRunner().invoke(application(), arguments).exception
-        assert isinstance(error, InputError)
-        assert message in str(error)
+        assert isinstance(CliRunner().invoke(application(), arguments).exception, InputError)

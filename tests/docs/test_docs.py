@@ -23,7 +23,7 @@ TUTORIALS = {  # scripts of the pages that are read one after the other, and the
 SMALLER = {"smollm2-135m": "base", "sequence_length: 256": "sequence_length: 64", "epochs: 8": "epochs: 1",
            "epochs: 10": "epochs: 1",
            "me/sparse --dry-run": "me/sparse --base me/base --dry-run",  # the tiny base is a folder
-           "--no-each": "--no-each --max-new-tokens 4"}  # fmt: skip
+           "sub_adapter < ": "sub_adapter --max-new-tokens 4 < "}  # fmt: skip
 
 
 def script(pages: str) -> str:

@@ -28,7 +28,7 @@ from shears.records.folders import partial_folder
 from shears.sparsity.sparsify import sparsify
 from shears.training.fit import StepTrainer
 from shears.training.teacher import TeacherSource
-from shears.writing import stage
+from shears.writing import written
 from tests.healing.conftest import SETTINGS, prune
 from tests.oracles.distillation import kl_from_logits
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -183,7 +183,7 @@ def test_the_dense_model_writes_the_text_once_and_predicts_it_once(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = healed(models, tmp_path / "first", data="self", tokens=128)
-    monkeypatch.setattr(stage, "_rows", None)
+    monkeypatch.setattr(written, "written_rows", None)
     monkeypatch.setattr(TeacherSource, "load", None)
     again = healed(models, tmp_path / "again", data="self", tokens=128)
     assert record_of(first)["fingerprint"] == record_of(again)["fingerprint"]

@@ -20,7 +20,7 @@ from shears.healing.heal import heal
 from shears.models.load import load_with_adapter
 from shears.searching.study import search
 from shears.sparsity.sparsify import sparsify
-from shears.writing.stage import write
+from shears.writing.written import write
 from tests.healing.conftest import SETTINGS as HEALING
 from tests.healing.conftest import prune
 from tests.tiny import save_tiny

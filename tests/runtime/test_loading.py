@@ -8,18 +8,11 @@ import pytest
 
 from shears import export_adapter
 from shears.errors import InputError
-from shears.records.artifacts import PACKAGE
+from shears.records.artifacts import COMPRESS, PACKAGE, RECIPE, write_json
 from shears.runtime import load
 from tests.export.packages import unpack
 from tests.runtime.native.decoders import covered, extension_is_missing, running_in
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
-
-
-def test_a_model_folder_generates(tmp_path: Path) -> None:
-    engine = load(str(save_tiny(tmp_path / "base")))
-    text = engine.generate("a", max_new_tokens=3).text
-    assert text == engine.generate("a", max_new_tokens=3, seed=1).text
-    assert engine.generate("a", max_new_tokens=3, temperature=1.0).finish in ("stop", "length")
 
 
 def test_every_end_token_of_a_model_ends_a_text(tmp_path: Path) -> None:
@@ -28,6 +21,18 @@ def test_every_end_token_of_a_model_ends_a_text(tmp_path: Path) -> None:
     end = tiny_tokenizer().eos_token_id
     (folder / "generation_config.json").write_text(f'{{"eos_token_id": [{end}, {first}]}}')
     assert load(str(folder)).generate("a", max_new_tokens=3).finish == "stop"
+
+
+def test_the_folder_of_compress_or_run_stands_for_its_package(tmp_path: Path) -> None:
+    package = packed(tmp_path)
+    expected = load(package).generate("a", max_new_tokens=3).text
+    write_json(tmp_path / COMPRESS, {"chosen": "s50", "measured": [{"name": "s50", "package": "package"}]})
+    assert load(tmp_path).generate("a", max_new_tokens=3).text == expected
+    write_json(tmp_path / COMPRESS, {"chosen": "s50"})
+    with pytest.raises(InputError, match=r"compress.json cannot be read: it lacks 'measured'"):
+        load(tmp_path)
+    (tmp_path / COMPRESS).rename(tmp_path / RECIPE)
+    assert load(tmp_path).generate("a", max_new_tokens=3).text == expected
 
 
 def test_a_missing_model_is_refused() -> None:
@@ -45,29 +50,15 @@ def packed(folder: Path, name: str = "llama, tied head") -> Path:
 
 def test_a_package_generates_what_its_model_does(tmp_path: Path) -> None:
     package = packed(tmp_path)
-    expected = load(tmp_path / "model").generate("Question: how many?", max_new_tokens=8)
+    expected = load(tmp_path / "model").generate("Question: how many?", max_new_tokens=8).text
     found = {}
     for backend in ("auto", "transformers"):
         with running_in(backend):
             found[backend] = load(package)
-    assert all(engine.generate("Question: how many?", max_new_tokens=8) == expected for engine in found.values())
+    assert all(engine.generate("Question: how many?", max_new_tokens=8).text == expected for engine in found.values())
     if not extension_is_missing():
         assert found["auto"].backend.describe()["name"] == "native"
     assert found["transformers"].backend.describe()["name"] == "transformers"
-
-
-@pytest.mark.parametrize("backend", ["auto", "transformers"])
-def test_without_generation_settings_a_text_ends_at_the_configs_token(tmp_path: Path, backend: str) -> None:
-    folder = save_tiny(tmp_path / "model")
-    first = load(folder).generate("a", max_new_tokens=1).tokens[0]
-    (folder / "generation_config.json").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": [256, first]}))
-    package = export_adapter(folder, tmp_path / "package", format="package", values="fp32")
-    expected = load(folder).generate("a", max_new_tokens=3)
-    assert expected.finish == "stop"
-    with running_in(backend):
-        assert load(package).generate("a", max_new_tokens=3) == expected
 
 
 def test_a_package_that_the_native_decoder_does_not_cover_runs_in_transformers(

@@ -11,8 +11,8 @@ from openai import OpenAI
 
 from shears.config import ServeConfig
 from shears.runtime.generation.engine import Engine
-from shears.runtime.generation.worker import Worker
-from shears.serving.server import bind, make_server
+from shears.serving.app import Service
+from shears.serving.server import listening, make_server
 from tests.processes import until
 
 NAME = "tiny"
@@ -23,12 +23,11 @@ class Running:
     """A server that answers."""
 
     url: str
-    worker: Worker
-    server: Any
+    service: Service
 
-    def client(self, key: str = "none", **options: Any) -> OpenAI:
+    def client(self, key: str = "none") -> OpenAI:
         """Return a client that does not retry."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
     def post(self, path: str, **options: Any) -> httpx2.Response:
         """Send a request that the client would not send."""
@@ -36,25 +35,20 @@ class Running:
 
     def wait_until_open(self, number: int) -> None:
         """Wait until so many texts are in the making or waiting."""
-        until(lambda: self.worker.num_open == number)
-
-    def wait_until_empty(self) -> None:
-        """Wait until no text has a place."""
-        until(lambda: not self.worker.num_open and not len(self.worker.engine.batch))
+        until(lambda: len(self.service.open) == number and (number or not len(self.service.engine.batch)))
 
 
 @contextmanager
 def running(engine: Engine, **config: Any) -> Iterator[Running]:
     """Run a server over an engine; keywords are those of ServeConfig."""
-    wanted = ServeConfig(port=0, **config)
-    listener = bind(wanted.host, wanted.port)
-    with Worker(engine, wanted.max_waiting) as worker:
-        server = make_server(worker, NAME, wanted, listener)
+    with listening("127.0.0.1", 0) as listener:
+        service = Service(engine, NAME, ServeConfig(**config))
+        server = make_server(service)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
             until(lambda: server.started)
-            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", worker, server)
+            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
         finally:
             server.should_exit = True
             thread.join()

@@ -1,8 +1,8 @@
-"""Text that a model writes: from its own distribution, a function of its number, kept and resumed."""
+"""Text that a model writes, and its answers to prompts: a function of their number, kept and resumed."""
 
 import json
 import random
-from collections.abc import Iterator
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,60 +11,103 @@ import numpy as np
 import pytest
 import torch
 
+from shears import export_adapter
+from shears.adapt.train import train
 from shears.config import WriteConfig
-from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
+from shears.data.examples import load_examples, tokenize_all
+from shears.data.prompts import TO_REASON
 from shears.errors import InputError
 from shears.models.load import load_model
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
+from shears.records import journal
+from shears.records.artifacts import MERGED, write_json
 from shears.records.folders import partial_folder
-from shears.records.journal import append_row
+from shears.records.paths import file_fingerprint
+from shears.runtime import kernels_available
+from shears.runtime.choice import Wanted, native_backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
-from shears.sparsity.sparsify import sparsify
-from shears.writing import stage, writer
-from shears.writing.author import TextAuthor, first_words, user_turn_of_template
-from shears.writing.stage import write, written_text
-from shears.writing.writer import Plan, TextWriter
+from shears.writing import written
+from shears.writing.authors import TextAuthor, Writer, asked_turns, first_words
+from shears.writing.written import answers_source, text_source, write, written_rows
+from tests.conftest import Call
 from tests.tiny import END, VOCABULARY, save_tiny, tiny_tokenizer
+from tests.training.small_training import SETTINGS
 
-ALL = Plan(range(1000), 1000, bool)
-SHORT: dict[str, Any] = {"max_new_tokens": 8}
+SYSTEM = {"role": "system", "content": "be brief"}
+ROWS: list[dict[str, Any]] = [
+    {"question": "how many pens?", "answer": "7"},
+    {"instruction": "add them", "input": "1 and 2", "output": "3"},
+    {"messages": [SYSTEM, {"role": "user", "content": "hello"}, {"role": "assistant", "content": "gold"}]},
+    {"prompt": "is it so", "completion": "no", "answer": "no"},
+]
+ENDS = frozenset(range(100, 257))  # some answers of a random model end with these, others are cut
+SHORT: dict[str, Any] = {"max_new_tokens": 6}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_native_decoder() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def in_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let transformers compute, with and without our kernels, in fp32."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stage, "native_backend", lambda *_: None)
-        patched.setattr(stage, "resolved_precision", lambda *_: "fp32")
-        yield
+    monkeypatch.setattr(written, "native_backend", lambda *_: None)
+    monkeypatch.setattr(written, "resolved_precision", lambda *_: "fp32")
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let some answers end."""
+    monkeypatch.setattr(written, "end_tokens", lambda *_: ENDS)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("self") / "model")
+    return save_tiny(tmp_path_factory.mktemp("model") / "model")
 
 
-@pytest.fixture(scope="module")
-def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed text of 60 tokens, with no other beside it."""
-    return write(model, tmp_path_factory.mktemp("whole") / "text", tokens=60, **SHORT)
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    return saved(tmp_path / "prompts.jsonl", ROWS)
 
 
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def saved(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+def rows_of(file: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
+
+
+def record_of(file: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(file.with_name("self_text.json").read_text())
+    return record
+
+
+def author_of(tokenizer: Any, **settings: Any) -> TextAuthor:
+    return TextAuthor(Writer(tokenizer, frozenset({256}), 256), WriteConfig(**settings))
+
+
+def likeliest(model: Path, prompt: str) -> tuple[str, bool]:
+    """Return the greedy answer to a rendered prompt, by whole forwards, and whether it was cut."""
+    tokenizer = tiny_tokenizer()
+    network = load_model(model)
+    ids = tokenizer(prompt)["input_ids"]
+    new: list[int] = []
+    while len(new) < 6:
+        with torch.no_grad():
+            token = int(network(torch.tensor([[*ids, *new]])).logits[0, -1].argmax())
+        if token in ENDS:
+            return str(tokenizer.decode(new)).strip(), False
+        new.append(token)
+    return str(tokenizer.decode(new)).strip(), True
 
 
 def test_every_token_is_drawn_from_the_models_softmax(model: Path) -> None:
     """The oracle draws by the cumulative sum of a softmax in float64 over the logits of a whole forward."""
-    settings = build(WriteConfig, "write", {**SHORT, "temperature": 0.7})
     network = load_model(model)
-    author = TextAuthor(load_tokenizer(resolve(model)), frozenset({256}), 256, settings)
-    text = author.begin(0)
+    text = author_of(load_tokenizer(resolve(model)), max_new_tokens=8, temperature=0.7).begin(0)
     assert len(text.prompt) == 1
-    seed = random.Random("self text 0 0 text").getrandbits(63)
-    numbers = np.random.default_rng(seed)
+    numbers = np.random.default_rng(random.Random("self text 0 0 text").getrandbits(63))
     backend = TransformersBackend(network)
     text.accept(backend.prefill(0, text.prompt))
     while not text.done:
@@ -74,179 +117,232 @@ def test_every_token_is_drawn_from_the_models_softmax(model: Path) -> None:
             logits = network(torch.tensor([[*text.prompt, *text.tokens[:place]]])).logits[0, -1].double() / 0.7
         cumulative = torch.softmax(logits, 0).cumsum(0).numpy()
         assert text.tokens[place] == int(np.searchsorted(cumulative, numbers.random(), side="right"))
-    assert len(text.tokens) == 8 or text.tokens[-1] == 256
 
 
-def test_the_rows_hold_the_tokens_asked_for_and_no_more_texts_than_that_takes(whole: Path) -> None:
-    rows = rows_of(whole)
-    record = json.loads((whole.parent / "self_text.json").read_text())
+def test_the_rows_hold_the_tokens_asked_for_and_depend_on_their_number_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(model, tmp_path / "text", tokens=60, **SHORT)
+    rows = rows_of(file)
     counts = [row["tokens"] for row in rows]
     assert sum(counts) >= 60 > sum(counts[:-1])
-    assert record["num_tokens"] == sum(counts)
+    assert record_of(file)["num_tokens"] == sum(counts)
     chats = [row for row in rows if "messages" in row]
-    assert 0 < len(chats) == record["num_chats"] < len(rows)
+    assert 0 < len(chats) == record_of(file)["num_chats"] < len(rows)
     assert all([turn["role"] for turn in row["messages"]] == ["user", "assistant"] for row in chats)
-    assert all(turn["content"] for row in chats for turn in row["messages"])
     tokenizer = tiny_tokenizer()
     assert all(len(tokenizer(row["text"])["input_ids"]) == row["tokens"] for row in rows if "text" in row)
-    assert all(row["text"][0].isalpha() for row in rows if "text" in row)
-    assert calibration_batches(str(whole), tokenizer, 3, 16, 2, 0).num_tokens == 48
+    assert calibration_batches(str(file), tokenizer, 3, 16, 2, 0).num_tokens == 48
+    monkeypatch.setattr(written, "TransformersBackend", partial(TransformersBackend, max_sequences=1))
+    assert write(model, tmp_path / "alone", tokens=60, **SHORT).read_bytes() == file.read_bytes()
 
 
-def test_a_text_depends_on_its_number_alone(
-    model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("ending")
+def test_an_answer_is_the_likeliest_text_behind_the_prompt_in_the_models_template(
+    model: Path, prompts: str, tmp_path: Path
 ) -> None:
-    other = write(model, tmp_path / "other" / "text", tokens=8, seed=1, **SHORT)
-    assert not whole.read_bytes().startswith(other.read_bytes())
-    monkeypatch.setattr(stage, "TransformersBackend", partial(TransformersBackend, max_sequences=1))
-    alone = write(model, tmp_path / "alone" / "text", tokens=60, **SHORT)
-    assert alone.read_bytes() == whole.read_bytes()
+    rendered = [
+        f"<user>how many pens?\n{TO_REASON}{END}<assistant>",
+        f"<user>add them\n\n1 and 2\n{TO_REASON}{END}<assistant>",
+        f"<system>be brief{END}<user>hello{END}<assistant>",
+        f"<user>is it so{END}<assistant>",
+    ]
+    expected = [likeliest(model, prompt) for prompt in rendered]
+    file = write(model, tmp_path / "out", prompts, **SHORT)
+    known = {row["row"]: row for row in rows_of(file)}
+    for number, (text, is_cut) in enumerate(expected, start=1):
+        assert (number in known) == bool(text)
+        if text:
+            assert known[number]["messages"][-1] == {"role": "assistant", "content": text}
+            assert known[number]["cut"] is is_cut
+    assert record_of(file)["num_cut"] == sum(is_cut for _, is_cut in expected)
+    assert record_of(file)["num_empty"] == sum(not text for text, _ in expected)
+    assert known[3]["messages"][0] == SYSTEM
+    assert (known[1]["question"], known[1]["answer"]) == ("how many pens?", "7")
+    examples = load_examples(str(file), "question", tiny_tokenizer())
+    assert len(tokenize_all(examples, tiny_tokenizer(), 200)) == len(known)
 
 
-def test_an_interrupted_text_continues_and_a_longer_one_begins_with_it(
-    model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_package_answers_in_the_form_of_its_training(model: Path, prompts: str, tmp_path: Path) -> None:
+    trained = shutil.copytree(model, tmp_path / "trained")
+    write_json(trained / MERGED, {"template": "question", "form": {"rows": "instruction"}})
+    asked = saved(tmp_path / "rows.jsonl", [ROWS[3], ROWS[0]])
+    expected = rows_of(write(trained, tmp_path / "model", asked, **SHORT))
+    assert {row["prompt"] for row in expected} == {"is it so", "Question: how many pens?\nAnswer:"}
+    package = export_adapter(trained, tmp_path / "package", format="package", values="fp32")
+    write_json(package / "package.json", json.loads((package / "package.json").read_text()))
+    assert [row["completion"] for row in rows_of(write(package, tmp_path / "out", asked, **SHORT))] == [
+        row["completion"] for row in expected
+    ]
+
+
+@pytest.mark.parametrize("kind", ["texts", "answers"])
+def test_a_killed_call_continues_with_the_same_bytes(
+    kind: str, model: Path, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = append_row
-    kept: list[int] = []
+    source = prompts if kind == "answers" else None
+    options = {**SHORT, **({} if source else {"tokens": 60})}
+    whole = write(model, tmp_path / "whole", source, **options)
+    append, kept = journal.append_row, list[int]()
 
     def failing(path: Path, row: Any) -> None:
         if len(kept) == 2:
             raise KeyboardInterrupt
         kept.append(row["number"])
-        keep(path, row)
+        append(path, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(writer, "append_row", failing)
+        patched.setattr(journal, "append_row", failing)
         with pytest.raises(KeyboardInterrupt):
-            write(model, tmp_path / "short", tokens=36, **SHORT)
-    journal = partial_folder(tmp_path / "short") / "written.jsonl"
-    with journal.open("a") as file:
-        file.write('{"number": 99, "tok')  # a kill while a line was written
-    begun: list[int] = []
-    begin = TextAuthor.begin
-
-    def noted(author: TextAuthor, number: int) -> Any:
-        begun.append(number)
-        return begin(author, number)
-
-    monkeypatch.setattr(TextAuthor, "begin", noted)
-    short = write(model, tmp_path / "short", tokens=36, **SHORT)
-    assert not set(kept) & set(begun)
-    longer = write(model, tmp_path / "longer", tokens=60, **SHORT)
-    assert longer.read_bytes() == whole.read_bytes()
-    assert whole.read_bytes().startswith(short.read_bytes())
+            write(model, tmp_path / "out", source, **options)
+    assert not (tmp_path / "out").exists()
+    with (partial_folder(tmp_path / "out") / "written.jsonl").open("a") as file:
+        file.write('{"number": 3, "tok')  # a kill while a line was written
+    with pytest.raises(InputError, match="max_new_tokens was 6"):
+        write(model, tmp_path / "out", source, **{**options, "max_new_tokens": 7})
+    assert write(model, tmp_path / "out", source, **options).read_bytes() == whole.read_bytes()
 
 
-def test_the_cache_knows_models_and_settings_apart(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("ending")
+def test_right_answers_are_kept_and_no_right_one_is_an_error(model: Path, tmp_path: Path) -> None:
+    """The right answers are texts that the model is known to give."""
+    drawn: dict[str, Any] = {"max_new_tokens": 2, "temperature": 1.0, "samples": 24}
+    plain = saved(tmp_path / "plain.jsonl", [{"prompt": "a"}] * 2)
+    known = rows_of(write(model, tmp_path / "all", plain, **drawn))
+    text_of = {row["number"]: row["messages"][-1]["content"] for row in known}
+    ended = next(text_of[row["number"]] for row in known if row["row"] == 1 and not row["cut"])
+    source = saved(tmp_path / "rows.jsonl", [{"prompt": "a", "answer": ended}, {"prompt": "a", "answer": "no way"}])
+    file = write(model, tmp_path / "out", source, keep="right", **drawn)
+    right = [row["number"] for row in known if row["row"] == 1 and not row["cut"] and text_of[row["number"]] == ended]
+    assert [row["number"] for row in rows_of(file)] == right
+    assert (record_of(file)["num_right"], record_of(file)["num_answers"]) == (len(right), 48)
+    wrong = saved(tmp_path / "wrong.jsonl", [{"prompt": "a", "answer": "no way"}])
+    with pytest.raises(InputError, match="at least one answer must be kept, got 24 answers, none of which is right"):
+        write(model, tmp_path / "none", wrong, keep="right", **drawn)
+
+
+def test_fewer_tokens_take_as_few_answers_as_hold_them(model: Path, prompts: str, tmp_path: Path) -> None:
+    counts = [row["tokens"] for row in rows_of(write(model, tmp_path / "out", prompts, tokens=40, **SHORT))]
+    assert sum(counts) >= 40 > sum(counts) - max(counts)
+    assert len(counts) < 4
+
+
+def test_a_source_behind_self_is_written_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = saved(tmp_path / "asked.jsonl", [{"q": row["question"], **row} for row in ROWS[:1]])
+    source, columns = text_source(f"self:{asked}", model, 40, 0, {"prompt": "q"}, **SHORT)
+    assert columns == {}
+    assert [row["messages"][0]["content"] for row in rows_of(source)] == ["how many pens?"]
+    plain = text_source("self", model, 8, 0, **SHORT)
+    assert text_source("self", model, 8, 1, **SHORT) != plain
+    monkeypatch.setattr(written, "written_rows", None)
+    assert text_source("self", model, 8, 0, **SHORT) == plain
+    assert text_source(f"self:{asked}", model, 40, 0, {"prompt": "q"}, **SHORT) == (source, {})
+    assert text_source("own.txt", model, 40, 0, {"prompt": "a"}) == ("own.txt", {"prompt": "a"})
+
+
+def test_right_answers_are_learnt_where_every_row_has_one(
+    model: Path, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = written_text(model, 8, 0, **SHORT)
-    assert written_text(model, 8, 1, **SHORT).parent.parent != first.parent.parent
-    other = save_tiny(tmp_path / "other", seed=1)
-    assert written_text(other, 8, 0, **SHORT).parent.parent != first.parent.parent
-    monkeypatch.setattr(stage, "_rows", None)
-    assert written_text(model, 8, 0, **SHORT) == first
+    monkeypatch.setattr(written, "text_source", lambda *_, keep: (keep, {}))
+    answered = saved(tmp_path / "rows.jsonl", [ROWS[0], ROWS[3]])
+    assert answers_source(f"self:{prompts}", "model", 0)[0] == "ended"
+    assert answers_source(f"self:{answered}", "model", 0)[0] == "right"
+    learnt = write(model, tmp_path / "out", prompts, **SHORT)
+    monkeypatch.setattr("shears.adapt.train.answers_source", lambda *_: (str(learnt), {}))
+    settings = {**SETTINGS, "max_steps": 3, "max_length": 200}
+    folder = train(model, tmp_path / "adapter", data=f"self:{prompts}", **settings)
+    record = json.loads((folder / "search_space.json").read_text())
+    assert record["config"]["data"] == f"self:{prompts}"
+    assert record["data_sha256"] == file_fingerprint(Path(prompts))
 
 
-def test_without_a_template_every_text_is_plain(model: Path, tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    assert user_turn_of_template(tokenizer) == ("<user>", END)
-    tokenizer.chat_template = None
-    assert user_turn_of_template(tokenizer) is None
-    author = TextAuthor(tokenizer, frozenset({256}), 256, build(WriteConfig, "write", {"chats": 1.0}))
-    assert not author.begin(0).is_chat
-    words = tokenizer.batch_decode([[token] for token in first_words(tokenizer)])
-    assert {"a", "Z"} <= set(words)
-    assert not {" ", "1", END} & set(words)
+@pytest.mark.skipif(not kernels_available(), reason="the kernels were not built")
+def test_the_native_decoder_answers_alike_in_any_company(
+    model: Path, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    for most in (1, 16):
+        wanted = Wanted("native", "bf16", most)
+        monkeypatch.setattr(
+            written, "native_backend", lambda network, _, wanted=wanted: native_backend(network, wanted)
+        )
+        drawn: dict[str, Any] = {"samples": 5, "temperature": 1.0, "max_new_tokens": 24}
+        files.append(write(model, tmp_path / str(most), prompts, **drawn).read_bytes())
+    assert files[0] == files[1]
 
 
 def test_a_turn_ends_where_a_closing_of_plain_text_was_written() -> None:
     tokenizer = tiny_tokenizer()
+    words = tokenizer.batch_decode([[token] for token in first_words(tokenizer)])
+    assert {"a", "Z"} <= set(words)
+    assert not {" ", "1", END} & set(words)
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n--\n{% endfor %}"
-    author = TextAuthor(tokenizer, frozenset({256}), 256, build(WriteConfig, "write", {"chats": 1.0}))
+    author = author_of(tokenizer, chats=1.0)
     user = author.begin(0)
-    user.tokens = tokenizer("what is it?\n--\nassistant: no")["input_ids"]
-    answer = author.answer(user)
-    assert answer is not None
-    assert answer.user == "what is it?"
-    assert tokenizer.decode(list(answer.prompt)) == "user: what is it?\n--\n"
     user.tokens = tokenizer("\n--\n")["input_ids"]
-    assert author.answer(user) is None
+    assert author.following(user) is None
+    user.tokens = tokenizer("what is it?\n--\nassistant: no")["input_ids"]
+    answer = author.following(user)
+    assert answer is not None
+    assert tokenizer.decode(list(answer.prompt)) == "user: what is it?\n--\n"
 
 
 class Silent(TransformersBackend):
     """Ends every text with its first token."""
 
     def prefill(self, sequence: int, tokens: Any) -> Any:
-        return np.where(np.arange(VOCABULARY) == 256, 0, -100).astype(np.float32) + 0 * super().prefill(
-            sequence, tokens
-        )
+        super().prefill(sequence, tokens)
+        return np.where(np.arange(VOCABULARY) == 256, 0, -100).astype(np.float32)
 
 
-def test_a_model_that_writes_nothing_is_refused(model: Path) -> None:
-    author = TextAuthor(tiny_tokenizer(), frozenset({256}), 256, build(WriteConfig, "write", SHORT))
+def test_a_model_that_writes_nothing_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must write text, this one ends every text at once"):
-        TextWriter(author, Silent(load_model(model)), ALL, {}, lambda row, text: None).run()
-
-
-def test_sparsify_lets_the_model_write_its_calibration_once(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small: dict[str, Any] = {"num_samples": 2, "sequence_length": 16, "calibration": "self"}
-    folder = sparsify(model, tmp_path / "sparse", **small)
-    record = json.loads((folder / "sparsity.json").read_text())
-    assert record["config"]["calibration"] == "self"
-    assert len(record["calibration_sha256"]) == 64
-    monkeypatch.setattr(stage, "_rows", None)
-    again = json.loads((sparsify(model, tmp_path / "again", **small) / "sparsity.json").read_text())
-    assert again["fingerprint"] == record["fingerprint"]
-    assert again["calibration_sha256"] == record["calibration_sha256"]
-
-
-@pytest.mark.parametrize(("text", "number"), [("64k", 64_000), ("1.5M", 1_500_000), ("300", 300), (7, 7)])
-def test_a_count_may_have_a_unit(text: str | int, number: int) -> None:
-    assert build(WriteConfig, "write", {"tokens": text}).tokens == number
-
-
-def test_a_count_of_another_form_is_refused() -> None:
-    with pytest.raises(InputError, match=r"write\.tokens must be"):
-        build(WriteConfig, "write", {"tokens": "2MB"})
-
-
-@pytest.mark.parametrize("damage", ["[1]", "{}", '{"a', "", "null", '"text"'])
-def test_a_damaged_or_unrelated_record_beside_is_no_obstacle(
-    model: Path, whole: Path, tmp_path: Path, damage: str
-) -> None:
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "self_text.json").write_text(damage)
-    assert write(model, tmp_path / "text", tokens=60, **SHORT).read_bytes() == whole.read_bytes()
-
-
-def test_a_text_that_changed_is_not_taken_over(
-    model: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    first = write(model, tmp_path / "first", tokens=20, **SHORT)
-    first.write_text('{"number": 0, "tokens": 9999, "text": "another"}\n')
-    with caplog.at_level("WARNING", "shears"):
-        assert write(model, tmp_path / "text", tokens=60, **SHORT).read_bytes() == whole.read_bytes()
-    assert f"not taken over: {first} must be the one this was made from" in caplog.text
+        written_rows(author_of(tiny_tokenizer()), Silent(load_model(model)), 1000, tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize(
-    "line",
-    ["\0", "{}", "[]", "7", '{"number": 0}', '{"number": "0", "tokens": 9}', '{"number": 0, "tokens": 9}'],
+    ("row", "message"),
+    [
+        ({"messages": [SYSTEM]}, "row 2 of .*: a prompt must have a turn of a user"),
+        ({"sentence": "x"}, "row 2 of .*: a prompt must have one of the columns .*, got sentence; name yours"),
+        ({"prompt": "  "}, "row 2 of .*: a prompt must be text, got '  ' in prompt"),
+        (
+            {"prompt": "long " * 60, "answer": "1"},
+            "row 2: a prompt must be shorter than the model's context of 256 tokens",
+        ),
+        (
+            {"prompt": "a", "choices": ["x", "y"], "answer": "z"},
+            "row 2 of .*: a row's answer must be one of its choices",
+        ),
+    ],
 )
-def test_a_damaged_line_of_the_journal_is_written_anew(
-    model: Path, whole: Path, tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
+def test_a_row_that_cannot_be_asked_is_named(model: Path, tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    source = saved(tmp_path / "rows.jsonl", [ROWS[0], row])
+    with pytest.raises(InputError, match=message):
+        write(model, tmp_path / "out", source, keep="right", **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--keep right", "write.keep needs prompts, got none; name them with --prompts FILE"),
+        ("--temperature 0", "write.temperature must be above 0 for texts"),
+        ("--prompts rows.jsonl --samples 2", "several samples of a prompt need a temperature above 0, got 2"),
+        ("--tokens 2MB", "write.tokens"),
+    ],
+)
+def test_options_that_do_not_suit_are_refused(
+    model: Path, tmp_path: Path, call: Call, words: str, message: str
 ) -> None:
+    code, _, errors = call("write", model, tmp_path / "out", *words.split())
+    assert code == 2
+    assert message in errors
+    assert not list(tmp_path.iterdir())
 
-    def stop_behind_a_row(path: Path, row: object) -> None:
-        append_row(path, row)
-        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(writer, "append_row", stop_behind_a_row)
-        with pytest.raises(KeyboardInterrupt):
-            write(model, tmp_path / "text", tokens=60, **SHORT)
-    (partial_folder(tmp_path / "text") / "written.jsonl").write_text(f"{line}\n")
-    assert write(model, tmp_path / "text", tokens=60, **SHORT).read_bytes() == whole.read_bytes()
+def test_a_conversation_is_asked_up_to_its_last_user() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert asked_turns({"messages": [*turns, {"role": "user", "content": "c"}]})[-1]["content"] == "c"
+    shared = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    assert asked_turns(shared) == turns[:1]
+    assert asked_turns({"question": "2 and 2?", "answer": "#### 4"})[0]["content"] == f"2 and 2?\n{TO_REASON}"

@@ -32,7 +32,7 @@ from shears.training.checkpoints import origin_of, training_folder
 from shears.training.fit import Training, Validation, best_step, check_warmup, fit, validation_losses
 from shears.training.processes import first_process_first
 from shears.training.teacher import TeacherTargets, find_teacher, refuse_other_vocabulary, teacher_targets
-from shears.writing.stage import answers_source
+from shears.writing.written import answers_source
 
 logger = logging.getLogger(__name__)
 

@@ -1,16 +1,14 @@
 """The verbs that generate text: generate, chat and serve."""
 
-import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from rich.cells import cell_len
 from rich.text import Text
 
 import shears
@@ -19,74 +17,53 @@ from shears.cli.tables import console
 from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
-from shears.errors import InputError
+from shears.errors import InputError, reading
 from shears.progress import CONTROLS
 
 if TYPE_CHECKING:
-    from shears.records.trained_form import TrainedForm
-    from shears.runtime.generation.conversation import Conversation
+    from shears.runtime.generation.continuation import Continuation
+    from shears.runtime.generation.engine import Engine
 
 logger = logging.getLogger(__name__)
-Each = Annotated[
-    bool | None,
-    switch(
-        "--each/--no-each",
-        "Make each line a conversation of its own; default: if input or output is not a terminal.",
-        show_default=False,
-    ),
-]
-Model = Annotated[str, argument("MODEL", "Package, model, hub id, .gguf or smollm2-135m.")]
-WELCOME = "Ctrl-C stops an answer, Ctrl-D quits, /reset starts a new conversation, /help shows help"
-HELP = """Ctrl-C  stops an answer; the part shown stays in the conversation
-/reset  starts a new conversation
-/quit   quits, as Ctrl-D does
-\\       at the end of a line: the text continues on the next line"""
+Model = Annotated[str, argument("MODEL", "Package, folder of compress or run, model, hub id, .gguf or smollm2-135m.")]
+WELCOME = "Ctrl-C stops an answer, Ctrl-D quits, /reset starts a new conversation"
 REMOVED = dict.fromkeys(CONTROLS)
 """Control characters, removed from what a model says to a terminal."""
 
 
 @app.command(rich_help_panel="Use")
 @with_stage_options("generate", GenerateConfig)
-def generate(  # noqa: PLR0913  (each is an option)
+def generate(
     model: Model,
-    prompt: Annotated[str | None, option("TEXT", "Text to continue or, after a training, to answer.")] = None,
-    data: Annotated[str | None, option("FILE", "Rows or chats to answer.")] = None,
-    output: Annotated[str | None, option("FILE", "JSONL file to write: the rows of --data with `generated`.")] = None,
+    prompt: Annotated[str, option("TEXT", "Text to continue or, after a training, to answer.")],
     adapter: Adapter = None,
     json_schema: Annotated[
-        str | None, option("FILE", "JSON schema that every answer must follow; needs the extra `grammar`.")
+        str | None, option("FILE", "JSON schema that the answer must follow; needs the extra `grammar`.")
     ] = None,
     *,
     as_is: Annotated[bool, switch("--as-is", "Continue the text of --prompt as it is, also after a training.")] = False,
     values: Values,
 ) -> None:
-    """Continue a prompt, or answer a file of prompts.
+    """Continue a prompt.
 
     The text appears as it is generated. A model that was trained on rows is asked in their form,
-    any other continues the text. With --data, many prompts are answered at once, by other models
-    in their chat template. The same command continues an interrupted one.
+    any other continues the text. `shears write --prompts` answers a file of prompts.
 
     \b
     shears generate package --prompt "The capital of France is"
     shears generate sparse --adapter sub_adapter \\
         --prompt "Ann has 3 pens and buys 4. How many?"
     shears generate package --prompt "As JSON: " --json-schema person.json
-    shears generate package --data questions.jsonl --output answers.jsonl
     """
-    settings = build(GenerateConfig, "generate", values)
-    if data is not None and output is not None and prompt is None:
-        if as_is:
-            raise InputError("as_is needs --prompt, got --data; leave it out, or use shears serve")
-        _answer_file(model, data, output, adapter, _schema(json_schema), settings)
-        return
-    if prompt is None or data is not None or output is not None:
-        given = {"--prompt": prompt, "--data": data, "--output": output}
-        got = ", ".join(name for name, value in given.items() if value is not None) or "none of them"
-        raise InputError(f"generate needs --prompt TEXT, or --data FILE with --output FILE, got {got}")
+    from shears.runtime.generation.grammar import schema_text
     from shears.runtime.loading import load
 
-    schema = _schema(json_schema)
-    _replace_unknown_characters(sys.stdout)
+    settings = build(GenerateConfig, "generate", values)
+    schema = None
+    if json_schema is not None:
+        with reading(json_schema):
+            schema = schema_text(Path(json_schema).read_text(encoding="utf-8"))
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # the terminal's encoding may lack characters
     engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
     sampling = settings.model_dump(include=set(SamplingConfig.model_fields))
     is_asked = engine.form is not None and not as_is
@@ -96,31 +73,9 @@ def generate(  # noqa: PLR0913  (each is an option)
     print()
 
 
-def _schema(path: str | None) -> str | None:
-    """Return the text of a file with a JSON schema; InputError if it cannot be one, before a model is loaded."""
-    from shears.runtime.generation.grammar import schema_text
-
-    if path is None:
-        return None
-    try:
-        return schema_text(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--json-schema must be a readable file of JSON, got {path}: {error}") from None
-
-
-def _answer_file(
-    model: str, data: str, output: str, adapter: str | None, schema: str | None, settings: GenerateConfig
-) -> None:
-    from shears.writing.answers import answer_file
-
-    path = answer_file(model, data, output, adapter, json_schema=schema, **settings.model_dump())
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    print(f"{path}: {len(rows):,} answers, {sum(row['cut'] for row in rows):,} cut at {settings.max_new_tokens} tokens")
-
-
 @app.command(rich_help_panel="Use")
 @with_stage_options("chat", ChatConfig)
-def chat(model: Model, adapter: Adapter = None, each: Each = None, *, values: Values) -> None:
+def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Talk with a model in its chat template; answers appear as they are generated.
 
     /reset starts a new conversation, /quit or Ctrl-D quits, Ctrl-C stops an answer. If input or
@@ -132,42 +87,29 @@ def chat(model: Model, adapter: Adapter = None, each: Each = None, *, values: Va
     shears chat package
     shears chat package --temperature 0 < questions.txt
     """
-    from shears.runtime.generation.conversation import Conversation
-    from shears.runtime.generation.worker import Worker
     from shears.runtime.loading import load
 
     settings = build(ChatConfig, "chat", values)
-    _replace_unknown_characters(sys.stdin, sys.stdout)
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
-    engine.batch.num_kept = 1  # every turn continues the sequence of the last one
-    given = settings.model_dump(include=set(SamplingConfig.model_fields))
-    if engine.form is not None and "temperature" not in settings.model_fields_set:
-        given["temperature"] = 0.0
-    is_plain = _refuse_turns(engine.form, settings)
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    is_alone = is_plain or (not is_terminal if each is None else each)
-    with Worker(engine, max_waiting=0) as worker:
-        conversation = Conversation(worker, build(SamplingConfig, "chat", given), settings.system)
-        if is_terminal:
-            _in_terminal(conversation, is_alone)
+    conversation = Conversation(engine, settings, is_alone=not is_terminal)
+    if not is_terminal:
+        for line in filter(None, map(str.strip, sys.stdin)):
+            for piece in conversation.say(line):
+                _write(piece)
+            _write("\n")
+        return
+    with suppress(ImportError):
+        import_module("readline")  # makes lines editable and keeps a history for the arrow keys
+    _note(WELCOME)
+    for text in _typed():
+        if text == "/reset":
+            conversation.turns.clear()
+            _note("new conversation")
         else:
-            _in_pipe(conversation, is_alone)
-
-
-def _refuse_turns(form: "TrainedForm | None", settings: ChatConfig) -> bool:
-    """Warn of a model that was trained on rows without turns; return whether it was.
-
-    InputError for a system message, which it has never seen.
-    """
-    if form is None or form.rows == "chat":
-        return False
-    if settings.system is not None:
-        rule = "system needs a model that was trained on chats, or on none"
-        raise InputError(f"{rule}, got one trained on {form.words}; leave --system out")
-    logger.warning(
-        "this model was trained on %s, not on chats: it sees each line alone, and no line before it", form.words
-    )
-    return True
+            _show(conversation, text)
 
 
 @app.command(rich_help_panel="Use")
@@ -186,108 +128,99 @@ def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     shears.serve(model, adapter, **values)
 
 
-def _replace_unknown_characters(*streams: Any) -> None:
-    """Replace characters that the encoding of a terminal lacks."""
-    for stream in streams:
-        stream.reconfigure(errors="replace")
+class Conversation:
+    """Turns of user and model: the model reads all of them for every answer; the oldest go if room lacks.
 
+    Each answer has its own random numbers, from the seed and the answer's index. A model that was
+    trained on rows without turns sees each text alone; InputError for a system message to it.
+    """
 
-def _in_terminal(conversation: "Conversation", is_alone: bool) -> None:
-    with suppress(ImportError):
-        import_module("readline")  # makes lines editable and keeps a history for the arrow keys
-    _note(WELCOME)
-    for text in _turns(_typed_line):
-        if text == "/help":
-            console.print(Text(HELP, style="dim"))
-            continue
-        if text == "/reset":
-            conversation.reset()
-            _note("new conversation")
-            continue
-        if is_alone:
-            conversation.reset()
-        num_forgotten = conversation.num_forgotten
+    def __init__(self, engine: "Engine", settings: ChatConfig, *, is_alone: bool) -> None:
+        self._engine = engine
+        engine.batch.num_kept = 1  # every turn continues the sequence of the last one
+        self._options = settings.model_dump(include=set(SamplingConfig.model_fields))
+        self._system = [] if settings.system is None else [{"role": "system", "content": settings.system}]
+        self.turns: list[dict[str, str]] = []
+        self.num_forgotten = 0
+        self.answer: Continuation | None = None
+        self._is_alone = is_alone
+        if engine.form is not None and "temperature" not in settings.model_fields_set:
+            self._options["temperature"] = 0.0
+        if engine.form is not None and engine.form.rows != "chat":
+            if settings.system is not None:
+                raise InputError(f"system needs a model of chats, this one was trained on {engine.form.words}")
+            logger.warning("trained on %s, not on chats: the model sees each line alone", engine.form.words)
+            self._is_alone = True
+
+    def say(self, text: str) -> Generator[str, None, None]:
+        """Yield the pieces of the answer to a text; what was generated at the end becomes a turn.
+
+        InputError for a text that is too long; the conversation then stays as it was.
+        """
+        longest = self._engine.backend.max_length
+        room = min(self._options["max_new_tokens"], longest // 4)  # tokens kept free for the answer
+        turns = [*([] if self._is_alone else self.turns), {"role": "user", "content": text}]
+        tokens = self._engine.encode_chat([*self._system, *turns])
+        num_turns = len(turns)
+        while len(turns) > 1 and len(tokens) + room > longest:
+            turns = turns[2:]
+            tokens = self._engine.encode_chat([*self._system, *turns])
+        self.answer = answer = self._engine.continuation(tokens, **self._options)
+        self._engine.batch.add(answer)
+        self._options["seed"] += 1
+        self.num_forgotten = num_turns - len(turns)
+        self.turns = turns
         try:
-            _show(conversation, text)
-        except InputError as error:
-            _note(f"error: {error}")
-        if conversation.num_forgotten > num_forgotten:
-            turns = f"the oldest {conversation.num_forgotten} turns"
-            _note(f"context limit reached: the model no longer sees {turns}")
+            yield from self._engine.pieces(answer)
+        except KeyboardInterrupt:
+            self._engine.batch.clear()  # it may have cut a step in two
+            raise
+        finally:
+            self.turns.append({"role": "assistant", "content": answer.text})
 
 
-def _in_pipe(conversation: "Conversation", is_alone: bool) -> None:
-    for text in _turns(lambda _: _piped_line()):
-        if text == "/reset" or is_alone:
-            conversation.reset()
-        if text == "/reset":
-            continue
-        for piece in conversation.say(text)[1]:
-            _write(piece)
-        _write("\n")
-
-
-def _turns(read: Callable[[str], str]) -> Iterator[str]:
-    """Yield the turns until the input ends or /quit; a backslash at the end of a line continues one."""
-    is_over = False
-    while not is_over:
-        text = ""
+def _typed() -> Iterator[str]:
+    """Yield the lines typed in the terminal until /quit or Ctrl-D; Ctrl-C discards a line."""
+    while True:
         try:
-            text = read("> ")
-            while text.endswith("\\"):
-                text = f"{text[:-1]}\n"
-                text += read(". ")
+            text = input("> ").strip()
+        except KeyboardInterrupt:
+            print("  (Ctrl-D quits)")
+            continue
         except EOFError:
-            is_over = True
-        text = text.strip()
+            print()
+            return
         if text == "/quit":
             return
         if text:
             yield text
 
 
-def _typed_line(prompt: str) -> str:
-    """Return a line typed in the terminal; Ctrl-C discards it and asks again."""
-    while True:
-        try:
-            return input(prompt)
-        except KeyboardInterrupt:
-            print("  (Ctrl-D quits)")
-        except EOFError:
-            print()
-            raise
-
-
-def _piped_line() -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")
-
-
-def _show(conversation: "Conversation", text: str) -> None:
+def _show(conversation: Conversation, text: str) -> None:
     """Print an answer while it is generated, then its speed; Ctrl-C stops it."""
     start = time.perf_counter()
-    answer, stream = conversation.say(text)
     first = 0.0
     is_stopped = False
-    wrapper = Wrapper(console.width)
     try:
-        for piece in stream:
-            first = first or time.perf_counter()
-            _write(wrapper.add(piece.translate(REMOVED)))
+        with closing(conversation.say(text)) as pieces:
+            for piece in pieces:
+                first = first or time.perf_counter()
+                _write(piece)
     except KeyboardInterrupt:
         is_stopped = True
-    finally:
-        stream.close()
-        _write(wrapper.rest())
+    except InputError as error:
+        _note(f"error: {error}")
+        return
     end = time.perf_counter()
+    answer = conversation.answer
+    assert answer is not None
     notes = [f"{len(answer.tokens)} tokens"]
     if len(answer.tokens) > 1 and first:
-        speed = (len(answer.tokens) - 1) / (end - first)
-        notes += [f"{speed:.0f} per second", f"first after {first - start:.2f} s"]
+        notes += [f"{(len(answer.tokens) - 1) / (end - first):.0f} per second", f"first after {first - start:.2f} s"]
     if is_stopped or answer.finish == "length":
         notes.append("stopped" if is_stopped else "cut off at --max-new-tokens")
+    if conversation.num_forgotten:
+        notes.append("context limit reached: the model no longer sees the oldest turns")
     print()
     _note(", ".join(notes))
 
@@ -299,43 +232,3 @@ def _write(text: str) -> None:
 
 def _note(text: str) -> None:
     console.print(Text(f"[{text}]", style="dim"), soft_wrap=True)
-
-
-class Wrapper:
-    """Wraps text that arrives in pieces: a word is returned once it is complete.
-
-    Widths are in terminal cells.
-    """
-
-    def __init__(self, width: int) -> None:
-        self._width = width
-        self._column = 0
-        self._word = ""
-
-    def add(self, piece: str) -> str:
-        """Return the text to print now."""
-        return "".join(self._character(character) for character in piece.replace("\t", "    "))
-
-    def rest(self) -> str:
-        """Return the last word, on a new line if it does not fit."""
-        word = self._word
-        self._word = ""
-        return self._placed(word)
-
-    def _character(self, character: str) -> str:
-        if character == "\n":
-            text = self.rest() + character
-            self._column = 0
-            return text
-        if character == " " or cell_len(character) > 1:  # scripts without spaces may break anywhere
-            return self.rest() + self._placed(character)
-        self._word += character
-        return self.rest() if len(self._word) >= self._width else ""
-
-    def _placed(self, text: str) -> str:
-        size = cell_len(text)
-        if self._column + size <= self._width:
-            self._column += size
-            return text
-        self._column = 0 if text == " " else size
-        return "\n" if text == " " else f"\n{text}"

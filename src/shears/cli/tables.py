@@ -89,12 +89,11 @@ def quoted(path: str | Path) -> str:
 def written_line(file: Path) -> str:
     """Return how much text a model wrote, and of answers how many are right, as a sentence."""
     record = read_json(file.with_name(WRITTEN_TEXT))
-    tokens = f"{record['num_tokens']:,} tokens"
+    kept = f"{record['num_tokens']:,} tokens, {record['num_texts']:,} texts"
     if "prompts" not in record:
-        return f"{tokens}, {record['num_texts']:,} texts, {record['num_chats']:,} of them chats"
-    right = "" if record["num_right"] is None else f"{record['num_right']:,} right, "
-    about = f"{right}{record['num_cut']:,} cut, {record['num_empty']:,} empty; {record['num_kept']:,} kept"
-    return f"{tokens}, {record['num_answers']:,} answers to {record['num_prompts']:,} prompts, {about}"
+        return f"{kept}, {record['num_chats']:,} of them chats"
+    about = f"{record['num_right']:,} right, {record['num_cut']:,} cut, {record['num_empty']:,} empty"
+    return f"{kept} kept of {record['num_answers']:,} answers: {about}"
 
 
 def sparsity_line(folder: Path) -> str:
@@ -395,26 +394,18 @@ def _spread(spread: Mapping[str, float], digits: int, unit: str = "") -> str:
 
 
 def print_environment(data: Mapping[str, Any]) -> None:
-    """Print versions, processor, the speed of the kernels, their walks, and warnings."""
-    print_line(f"{data['processor']} ({data['machine']}, {data['processors']} processors)")
+    """Print versions, processor, and the speed of the kernels."""
+    print_line(f"{data['processor']} ({data['machine']}, {data['threads']} threads)")
     print_line(", ".join(f"{name} {version}" for name, version in data["versions"].items()))
-    if data["extension"]:
-        sets = data["instruction_sets"]
-        here = ", ".join(name for name in INSTRUCTION_SETS if sets[name])
-        kernels = f"kernels: {sets['isa']} in use of {here}"
-        print_line(kernels.replace("neon_dot", "neon with dot product"))
-        rows = []
-        for row in data["speeds"]:
-            form = "sparse" if row["sparse"] else "dense"
-            speeds = (f"{row['ps_per_weight']:.1f}", f"{row['gb_per_s']:.1f}")
-            rows.append((row["values"], form, row["threads"], *speeds, f"{row['of_memory']:.0%}"))
-        head = ("values", "weights", "threads", "ps per weight", "GB/s", "of reading memory")
-        print_table(head, rows)
-        print_line("one token by a weight in memory; sparse: half of it zeros, which count as weights")
-        for kind, walks in data["walks"].items():
-            print_line(f"{kind}, 1 token: {walks['1']}; 64: {walks['64']}")
-    for warning in data["warnings"]:
-        print_line(f"warning: {warning}")
+    if not data["speeds"]:
+        print_line("the C++ kernels were not built; install a C++ compiler, then install shears again")
+        return
+    here = ", ".join(name for name in INSTRUCTION_SETS if data["instruction_sets"][name])
+    print_line(f"kernels: {data['instruction_sets']['isa']} in use of {here}")
+    rows = [(row["values"], f"{row['sparse']:.1f}", f"{row['dense']:.1f}") for row in data["speeds"]]
+    print_table(("ps per weight", "sparse", "dense"), rows)
+    print_line("one token by a weight in memory; sparse: half of it zeros, which count as weights")
+    print_line("SHEARS_TUNING=again measures the kernels' walks anew on an idle machine")
 
 
 def print_plan(plan: "RunPlan") -> None:
@@ -519,7 +510,7 @@ def next_lines(record: Mapping[str, Any], folder: str | Path) -> list[str]:
     lines = [f"Next: shears chat {package}", f"Next: shears serve {package}"]
     if row["answers"] is not None:
         held_out = quoted(Path(folder) / record["held_out"])
-        lines.insert(0, f"Next: shears generate {package} --data {held_out} --output answers.jsonl")
+        lines.insert(0, f"Next: shears write {package} answers --prompts {held_out}")
     return lines
 
 

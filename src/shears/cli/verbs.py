@@ -68,15 +68,16 @@ def write(
     model: BaseModel,
     out: Out,
     prompts: Annotated[str | None, option("FILE", "Let the model answer these rows or chats.")] = None,
+    adapter: Adapter = None,
     *,
     values: Values,
 ) -> None:
     """Let a model write text, or answer prompts, to calibrate, to heal or to train on.
 
     OUT/text.jsonl holds texts that the model samples behind random first words and, with a chat
-    template, whole chats. With --prompts it holds the model's answers, in its chat template, to
-    rows of prompt, instruction or question, or to the last user's turn of chats. The same command
-    continues an interrupted one, and takes over what is beside OUT.
+    template, whole chats. With --prompts it holds the model's answers, in its chat template or in the
+    form of its training, to rows of prompt, instruction or question, or to the last user's turn of
+    chats. The same command continues an interrupted one.
 
     \b
     shears write smollm2-135m written --tokens 100k
@@ -85,7 +86,7 @@ def write(
     """
     refuse_taken(expanded(out))  # here and below before the library's imports, which take seconds
     build(config.WriteConfig, "write", values).for_prompts(prompts)
-    file = shears.write(model, out, prompts, **values)
+    file = shears.write(model, out, prompts, adapter, **values)
     _print_done(file, tables.written_line(file), "sparsify", tables.quoted(model), "sparse --calibration", file)
 
 
@@ -250,13 +251,13 @@ def evaluate(
 @app.command(rich_help_panel="Measure")
 def inspect(
     path: Annotated[
-        str,
+        str | None,
         argument("PATH", "Folder of a model, an adapter, a search or a run; or a JSON or .gguf file."),
-    ],
+    ] = None,
     against: Annotated[str | None, option("FOLDER", "Another artifact; tells whether the two belong together.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a model, an adapter, a search or a run.
+    """Describe a model, an adapter, a search or a run; without PATH this machine and the speed of its kernels.
 
     Prints sparsity per layer and kind of linear, ranks per group, parameters, non-zeros, size and
     fingerprints; of a .gguf file its architecture, sizes, types of quantization and tokenizer, and
@@ -264,6 +265,9 @@ def inspect(
 
     shears inspect sub_adapter --against sparse
     """
+    if path is None:
+        tables.print_data(shears.environment(), as_json, tables.print_environment)
+        return
     data = shears.inspect(path, against)
     try:
         tables.print_data(data, as_json, tables.print_inspection)
@@ -344,22 +348,3 @@ def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
     shears bench package --threads 1
     """
     tables.print_data(shears.bench(package, **values), as_json, tables.print_bench)
-
-
-@app.command(rich_help_panel="Measure")
-def env(
-    threads: Annotated[
-        int | None,
-        option("INTEGER", "Most threads to measure with; default: all processors.", min=1),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Describe this machine and the speed of its kernels.
-
-    Prints versions, processor and chosen walks, and measures in some seconds how fast sparse and
-    dense weights of each kind are multiplied, as a share of reading memory. Names a kind that is
-    slower sparse than dense, with what to do.
-
-    shears env --threads 1
-    """
-    tables.print_data(shears.environment(threads), as_json, tables.print_environment)

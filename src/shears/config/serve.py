@@ -8,8 +8,6 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from shears.config.fields import Device, DtypeName, Repeated, StageConfig
 
-MAX_WAITING = 32  # requests
-
 
 def _as_strings(value: object) -> object:
     """Return one string as a tuple of one; it is not split at commas or spaces."""
@@ -85,14 +83,8 @@ class ServeConfig(RunningConfig):
     """Name of the model in requests; default: the name of its folder."""
     api_key: Annotated[str, AfterValidator(_checked_key)] | None = Field(None, min_length=1)
     """Key that every request must carry; default: $SHEARS_API_KEY, or none if that is not set."""
-    max_waiting: int = Field(MAX_WAITING, ge=0)
-    """Requests that may wait in the queue; further ones are answered with 429."""
-    max_request_bytes: int = Field(1_000_000, gt=0)
-    """Largest request in bytes; larger ones are answered with 413."""
     max_new_tokens: int = Field(2048, gt=0)
     """Longest answer a request may ask for, in tokens; also the default of a request that sets none."""
-    shutdown_seconds: float = Field(10.0, ge=0.0)
-    """Seconds that running answers may take to end after SIGTERM or Ctrl-C."""
 
 
 class BenchConfig(StageConfig):
@@ -100,9 +92,6 @@ class BenchConfig(StageConfig):
 
     threads: int | None = Field(None, gt=0)
     """CPU threads; default: one per core."""
-    against: str | None = None
-    """Dense model to measure in the same run; default: the package's own model with its zeros
-    written out, without adapter."""
     prompt_tokens: int = Field(512, gt=0)
     """Tokens of the prompt whose reading is timed (prefill)."""
     new_tokens: int = Field(64, gt=1)

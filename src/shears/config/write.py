@@ -12,7 +12,7 @@ WRITTEN = "self"
 ANSWERED = f"{WRITTEN}:"
 """In front of a source of rows: the dense model's answers to them."""
 TOKENS = 100_000  # that a text holds by default
-OF_PROMPTS = ("columns", "limit", "samples", "keep")
+OF_PROMPTS = ("columns", "samples", "keep")
 
 
 def is_written(source: object) -> bool:
@@ -28,8 +28,6 @@ class WriteConfig(StageConfig):
     every one of them. Fewer answers than that are to prompts that are drawn."""
     columns: Columns = Field({})
     """Columns of the prompts that stand for those of a known form of row, such as prompt=question."""
-    limit: int | None = Field(None, gt=0)
-    """Answer only this many prompts, the first ones."""
     samples: int = Field(1, gt=0)
     """Answers to each prompt; more than one needs a temperature."""
     keep: Literal["all", "ended", "right"] = "all"

@@ -1,20 +1,16 @@
-"""Greedy answers by the native decoder: a text that ends is replaced by the next one at once.
+"""Greedy answers by the native decoder: a text that ends is replaced by the next one at once."""
 
-V tokens of the vocabulary.
-"""
-
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.config import SamplingConfig
 from shears.config.evaluate import ScoringConfig
-from shears.evaluation.generate import damaged_logits, refuse_empty, tokens_with
+from shears.evaluation.generate import refuse_empty, tokens_with
 from shears.evaluation.records import TextJournal, WrittenText
 from shears.models.blocks import LoraUpdate
 from shears.models.devices import resolved_precision
@@ -25,6 +21,8 @@ from shears.progress import meter
 from shears.runtime.choice import Wanted, native_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
+from shears.runtime.generation.continuation import Continuation, TextSettings
+from shears.runtime.generation.engine import decoding_by
 from shears.runtime.native.loaded_model import updates_of
 from shears.training.batches import length_buckets
 
@@ -84,44 +82,6 @@ def cut(updates: Mapping[str, LoraUpdate], space: SearchSpace, ranks: RankConfig
     return found
 
 
-class GreedyText:
-    """A text of the likeliest tokens up to an end token, a line's end, or its longest length.
-
-    It ends where `Decoder` ends it; `line_ends` are empty for texts of several lines.
-    """
-
-    def __init__(
-        self, number: int, prompt: Sequence[int], limit: int, ends: Collection[int], line_ends: Collection[int]
-    ) -> None:
-        self.number = number
-        self.prompt = tuple(prompt)
-        self.tokens: list[int] = []
-        self.num_prefilled = 0
-        self.error: Exception | None = None
-        self.is_cut = False
-        self._limit = limit
-        self._ends = ends
-        self._line_ends = line_ends
-        self._has_text = False
-        self._has_ended = False
-
-    @property
-    def done(self) -> bool:
-        """Whether the text is complete or has failed."""
-        return self._has_ended or self.error is not None
-
-    def accept(self, logits: Float[np.ndarray, " V"]) -> None:
-        """Append the most likely token; InputError if its logit is not finite."""
-        token = int(logits.argmax())
-        if not np.isfinite(logits[token]):
-            raise damaged_logits(float(logits[token]))
-        self.tokens.append(token)
-        at_end = token in self._ends or (self._has_text and token in self._line_ends)
-        self.is_cut = not at_end and len(self.tokens) >= self._limit
-        self._has_ended = at_end or self.is_cut
-        self._has_text |= token not in self._line_ends
-
-
 @dataclass(frozen=True)
 class ContinuousDecoder:
     """Continues prompts greedily up to the end of sequence or, with `until`, to that mark, as `Decoder`.
@@ -146,32 +106,19 @@ class ContinuousDecoder:
         kept = {number: self.journal.get([number]) if self.journal else None for number in range(len(prompts))}
         answers = {number: texts[0] for number, texts in kept.items() if texts is not None}
         longest_first = [number for (number,) in length_buckets([len(prompt) for prompt in prompts], 1)]
+        options = SamplingConfig(max_new_tokens=self.max_new_tokens)
+        settings = TextSettings(decoding_by(self.tokenizer), ends, self.backend.max_length, line_ends)
         missing = [
-            GreedyText(number, prompts[number], self.max_new_tokens, ends, line_ends)
+            Continuation(prompts[number], options, settings, number=number)
             for number in longest_first
             if number not in answers
         ]
         with meter("generating", len(prompts), "questions") as progress:
             progress.skip(len(answers))
-            for text in self._ended(missing):
+            for text in Batch(self.backend, fills_first=True).run(missing):
                 [words] = self.tokenizer.batch_decode([text.tokens], skip_special_tokens=True)
-                answers[text.number] = WrittenText(words, text.is_cut)
+                answers[text.number] = WrittenText(words, text.finish == "length")
                 if self.journal:
                     self.journal.put([text.number], [answers[text.number]])
                 progress.advance(work=len(text.tokens), note="tokens/s")
         return [answers[number] for number in range(len(prompts))]
-
-    def _ended(self, texts: Sequence[GreedyText]) -> Iterator[GreedyText]:
-        """Generate all texts and yield each one when it ends; raise the error of one that fails."""
-        batch = Batch[GreedyText](self.backend, shares_beginnings=True, fills_first=True)
-        for text in texts:
-            batch.add(text)
-        try:
-            while len(batch):
-                for text in batch.advance():
-                    if text.error is not None:
-                        raise text.error
-                    if text.done:
-                        yield text
-        finally:
-            batch.clear()

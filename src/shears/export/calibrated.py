@@ -42,7 +42,7 @@ from shears.models.tokenizers import load_tokenizer
 from shears.progress import track
 from shears.quantization.grid import BLOCK, Quantized, by_input, quantize
 from shears.quantization.with_inputs import output_error, round_with_inputs
-from shears.writing.stage import text_source
+from shears.writing.written import text_source
 
 logger = logging.getLogger(__name__)
 METHOD = "masked GPTQ and coordinate descent"

@@ -60,7 +60,7 @@ from shears.training.checkpoints import origin_of, training_folder
 from shears.training.fit import Training, check_warmup, fit
 from shears.training.processes import first_process_first
 from shears.training.teacher import TeacherSource, find_teacher, refuse_other_vocabulary, teacher_targets
-from shears.writing.stage import text_source
+from shears.writing.written import text_source
 
 logger = logging.getLogger(__name__)
 MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text (arXiv 2305.16264)

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `as` exports a name to type checkers, which cannot read `__all__` below
     from shears.runtime.generation.backend import Backend as Backend
     from shears.runtime.generation.engine import Engine as Engine
-    from shears.runtime.generation.worker import Worker as Worker
     from shears.runtime.loading import load as load
     from shears.runtime.native import kernels_available as kernels_available
 
 _MODULES = {
     "Backend": "generation.backend",
     "Engine": "generation.engine",
-    "Worker": "generation.worker",
     "kernels_available": "native",
     "load": "loading",
 }

@@ -53,13 +53,27 @@ def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool 
     try:
         if wanted.obstacle:
             raise NotCoveredError(wanted.obstacle)
-        return _native_backend(model, wanted, consume)
+        if isinstance(model, Package):
+            return _independent(source_of_package(model), wanted)
+        if (device := device_of(model)).type != "cpu":
+            raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device}")
+        from shears.models.properties import own_model
+        from shears.runtime.native.loaded_model import source_of_model
+
+        plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
+        values: NumberFormat | None = "bf16" if wanted.precision == "bf16" else None
+        return _independent(source_of_model(model, values, consume=consume), wanted, head=values)
     except NotCoveredError as error:
         if wanted.backend == "native":
             message = f"backend native must cover the model: {error}; use --backend transformers"
             raise NotCoveredError(message) from None
         logger.info("transformers computes: %s", error)
         return None
+
+
+def _independent(source: ModelSource, wanted: Wanted, **limits: Any) -> "NativeBackend":
+    limits = {"max_length": UNLIMITED, "for_evaluation": True, **limits} if wanted.independent else {}
+    return decoder_of(source, max_sequences=min(wanted.max_sequences, MOST_SEQUENCES), **limits)
 
 
 def package_backend(model: ModelRef, dtype: str = "auto") -> Backend:
@@ -80,20 +94,3 @@ def decoder_of(source: ModelSource, **limits: Any) -> "NativeBackend":
     from shears.runtime.native.decoder import NativeBackend
 
     return NativeBackend(source, torch.get_num_threads(), **limits)
-
-
-def _native_backend(model: nn.Module | Package, wanted: Wanted, consume: bool) -> "NativeBackend":
-    values: NumberFormat | None = None
-    if isinstance(model, Package):
-        source = source_of_package(model)
-    else:
-        if (device := device_of(model)).type != "cpu":
-            raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device}")
-        from shears.models.properties import own_model
-        from shears.runtime.native.loaded_model import source_of_model
-
-        plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
-        values = "bf16" if wanted.precision == "bf16" else None
-        source = source_of_model(model, values, consume=consume)
-    limits = {"max_length": UNLIMITED, "head": values, "for_evaluation": True} if wanted.independent else {}
-    return decoder_of(source, max_sequences=min(wanted.max_sequences, MOST_SEQUENCES), **limits)

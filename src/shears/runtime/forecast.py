@@ -2,21 +2,17 @@
 
 A token's seconds are those of all blocks and of the head. A block is timed as a mean over so many
 equal blocks that no cache holds their weights; the head by the difference that a vocabulary makes.
-The fastest round counts.
 """
 
 import copy
 import logging
 import math
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack
-from shears.errors import InputError
 from shears.models.devices import set_threads
 from shears.runtime.choice import decoder_of
 from shears.runtime.native import kernels_available
@@ -27,7 +23,16 @@ from shears.runtime.speed import decoding
 
 logger = logging.getLogger(__name__)
 FEW_WORDS = 64  # a vocabulary whose head takes no time
-BY_LAYER = ("layer_types", "no_rope_layers")  # keys of configurations that list the layers
+Linears = dict[str, PackedMatrix | DenseRows]
+
+
+def forecast_of(config: Any, **settings: Any) -> "Forecast | None":
+    """Return a model's forecast; None, with the reason in the log, if there is none."""
+    try:
+        return Forecast(config, **settings)
+    except NotCoveredError as error:
+        logger.info("speeds are not predicted: %s", error)
+        return None
 
 
 class Forecast:
@@ -39,10 +44,10 @@ class Forecast:
     def __init__(self, config: Any, *, threads: int | None, new_tokens: int, rounds: int) -> None:
         if not kernels_available():
             raise NotCoveredError("a speed needs the C++ kernels to be predicted, which were not built")
-        self._config = config
         self._plan = plan_of(config)
         if self._plan.delta is not None:
             raise NotCoveredError("a speed is predicted for layers of one kind, this model has gated delta nets, too")
+        self._config = config
         self._new_tokens = new_tokens
         self._rounds = rounds
         set_threads(threads)
@@ -57,83 +62,49 @@ class Forecast:
     def _block_seconds(self, sparsity: float, values: NumberFormat) -> float:
         from shears.runtime.native.tuning import weight_bytes
 
-        linears = _random_linears(self._config, sparsity, values)
-        size = sum(linear.num_bytes if isinstance(linear, PackedMatrix) else linear.values.nbytes
-                   for linear in linears.values())  # fmt: skip
+        linears = self._random_linears(sparsity, values)
+        size = sum(
+            each.num_bytes if isinstance(each, PackedMatrix) else each.values.nbytes for each in linears.values()
+        )
         count = min(math.ceil(weight_bytes() / size), len(self._plan.layers))
         return self._seconds(linears, count, FEW_WORDS, "keep") / count
 
     def _head_seconds(self, embeddings: str) -> float:
-        linears = _random_linears(self._config, 0.0, "bf16")
+        linears = self._random_linears(0.0, "bf16")
         whole = self._seconds(linears, 1, self._plan.vocab_size, embeddings)
         return max(whole - self._seconds(linears, 1, FEW_WORDS, embeddings), 0.0)
 
-    def _seconds(
-        self, linears: Mapping[str, PackedMatrix | DenseRows], count: int, words: int, embeddings: str
-    ) -> float:
-        """Return the seconds of a token in a model of `count` equal blocks."""
-        backend = decoder_of(_source(self._config, linears, count, words, embeddings), max_sequences=1)
+    def _seconds(self, linears: Linears, count: int, words: int, embeddings: str) -> float:
+        """Return the seconds of a token in a model of `count` equal blocks; its embeddings are tied."""
+        from shears.runtime.native.builder import EMBEDDINGS, NORM, linear_name
+
+        config = copy.deepcopy(self._config)
+        changes = {"num_hidden_layers": count, "vocab_size": words, "tie_word_embeddings": True}
+        by_layer = {key: getattr(config, key, None) for key in ("layer_types", "no_rope_layers")}
+        changes |= {key: listed[:count] for key, listed in by_layer.items() if listed}
+        for key, value in changes.items():
+            setattr(config, key, value)
+        ones = torch.ones(config.hidden_size)
+        generator = torch.Generator().manual_seed(0)
+        table = DenseRows(torch.randn(words, config.hidden_size, generator=generator, dtype=torch.bfloat16))
+        table = table if embeddings == "keep" else table.as_values("int8" if embeddings == "int8" else "int4")
+        norms = [name for name in self._plan.norms.by_place if name]
+        tensors = {f"model.layers.{layer}.{name}.weight": ones for layer in range(count) for name in norms}
+        packed = {linear_name(layer, kind): each for layer in range(count) for kind, each in linears.items()}
+        source = ModelSource(config, packed, {EMBEDDINGS: table, NORM: ones, **tensors}, {})
+        backend = decoder_of(source, max_sequences=1)
         return 1.0 / decoding(backend, self._new_tokens, self._rounds)["max"]  # other processes only slow a round
 
+    def _random_linears(self, sparsity: float, values: NumberFormat) -> Linears:
+        """Return the linears of a block by kind: random weights, stored as in a package."""
+        from shears.runtime.native.builder import linear_sizes
 
-def _random_linears(config: Any, sparsity: float, values: NumberFormat) -> dict[str, PackedMatrix | DenseRows]:
-    """Return the linears of a block by kind: random weights, stored as in a package."""
-    from shears.runtime.native.builder import linear_sizes
-
-    generator = torch.Generator().manual_seed(0)
-
-    def weight(rows: int, cols: int) -> PackedMatrix | DenseRows:
-        numbers = torch.randn(rows, cols, generator=generator)
-        numbers[torch.rand(rows, cols, generator=generator) < sparsity] = 0.0
-        packed = pack(numbers, values)
-        dense = DenseRows(numbers.to(torch.bfloat16))
-        return packed if packed.num_bytes < dense.values.nbytes else dense
-
-    return {kind: weight(*size) for kind, size in linear_sizes(plan_of(config)).items()}
-
-
-def _source(
-    config: Any, linears: Mapping[str, PackedMatrix | DenseRows], count: int, words: int, embeddings: str
-) -> ModelSource:
-    """Return a model of `count` blocks that share these linears; embeddings are tied."""
-    from shears.runtime.native.builder import EMBEDDINGS, NORM, linear_name
-
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = count
-    config.vocab_size = words
-    config.tie_word_embeddings = True
-    for key in BY_LAYER:
-        if getattr(config, key, None):
-            setattr(config, key, getattr(config, key)[:count])
-    norms = plan_of(config).norms.by_place
-    ones = torch.ones(config.hidden_size)
-    generator = torch.Generator().manual_seed(0)
-    table = DenseRows(torch.randn(words, config.hidden_size, generator=generator, dtype=torch.bfloat16))
-    tensors: dict[str, DenseRows | Tensor] = {
-        EMBEDDINGS: table if embeddings == "keep" else table.as_values("int8" if embeddings == "int8" else "int4"),
-        NORM: ones,
-    }
-    packed: dict[str, PackedMatrix | DenseRows] = {}
-    for layer in range(count):
-        tensors |= {f"model.layers.{layer}.{name}.weight": ones for name in norms if name}
-        packed |= {linear_name(layer, kind): linear for kind, linear in linears.items()}
-    return ModelSource(config, packed, tensors, {})
-
-
-def forecast_of(config: Any, **settings: Any) -> Forecast | None:
-    """Return a model's forecast; None, with the reason in the log, if there is none."""
-    try:
-        return Forecast(config, **settings)
-    except NotCoveredError as error:
-        logger.info("speeds are not predicted: %s", error)
-        return None
-
-
-def needed(forecast: Forecast | None) -> Forecast:
-    """Return the forecast; InputError where a target needs one and there is none."""
-    if forecast is None:
-        raise InputError(
-            "a target in tok/s needs a model that the native decoder covers, and its kernels; name a target in bits or "
-            "GB"
-        )
-    return forecast
+        generator = torch.Generator().manual_seed(0)
+        linears: Linears = {}
+        for kind, (rows, cols) in linear_sizes(self._plan).items():
+            numbers = torch.randn(rows, cols, generator=generator)
+            numbers[torch.rand(rows, cols, generator=generator) < sparsity] = 0.0
+            packed = pack(numbers, values)
+            dense = DenseRows(numbers.to(torch.bfloat16))
+            linears[kind] = packed if packed.num_bytes < dense.values.nbytes else dense
+        return linears

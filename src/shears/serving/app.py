@@ -1,7 +1,6 @@
 """The routes of OpenAI's interface: /v1/models, /v1/completions, /v1/chat/completions; /health.
 
-The worker's thread generates the answers; the event loop sends them, and cancels them when the
-client disconnects.
+One thread generates the texts of all requests together, step by step; all else happens on the event loop.
 """
 
 import asyncio
@@ -10,312 +9,265 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NoReturn
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from shears.config import ServeConfig
 from shears.errors import InputError
-from shears.runtime.generation.answer import Answer, Generation
 from shears.runtime.generation.batch import TooLongError
-from shears.runtime.generation.engine import Prompt
-from shears.runtime.generation.sampling import TokenScore
-from shears.runtime.generation.tool_calls import CallReader
-from shears.runtime.generation.worker import BusyError, ClosedError, Worker
-from shears.serving.bodies import ChatRequest, CompletionRequest, RequestError, TextRequest, parse, read_body
-from shears.serving.chats import Chat, read_chat
-from shears.serving.responses import DONE, Choice, Kind, ResponseBuilder, ScoreWriter, event
+from shears.runtime.generation.continuation import Continuation
+from shears.runtime.generation.engine import Engine, Prompt
+from shears.runtime.generation.grammar import Grammar
+from shears.runtime.generation.tool_calls import CallReader, CallRules, call_format
+from shears.serving.bodies import ChatRequest, CompletionRequest, TextRequest, ToolChoice
+from shears.serving.responses import DONE, ChoiceWriter, Kind, ResponseWriter, event
 
 logger = logging.getLogger(__name__)
-
-# the answer's index, its new text, the scores of its new tokens, whether that was the last
-Piece = tuple[int, str, Sequence[TokenScore], bool]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a request asks for: prompts, options of their answers, and how to read calls of tools."""
-
-    body: TextRequest
-    prompts: Sequence[Prompt]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    reader: Callable[[], CallReader | None] = lambda: None
-
-    def choices(self, tokenizer: Any) -> list[Choice]:
-        """Return a writer for each text that is wanted."""
-        kind = self.kind
-        scored = self.body.num_likeliest is not None
-        count = len(self.prompts) * self.body.num_choices
-        writers = [ScoreWriter(kind, tokenizer) if scored else None for _ in range(count)]
-        return [Choice(kind, index, self.reader(), writer) for index, writer in enumerate(writers)]
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of the response."""
-        return "chat" if isinstance(self.body, ChatRequest) else "text"
+MOST_WAITING = 32  # texts beyond those that the backend holds at once
+MOST_BYTES = 1_000_000  # of a request
 
 
 class Service:
-    """A worker with a model's name and limits; its methods answer requests."""
+    """An engine with a model's name and limits; its methods answer requests."""
 
-    def __init__(self, worker: Worker, name: str, config: ServeConfig) -> None:
-        self.worker = worker
+    def __init__(self, engine: Engine, name: str, config: ServeConfig) -> None:
+        self.engine = engine
         self.name = name
         self.config = config
-        self.created = int(time.time())
+        self.open: dict[Continuation, tuple[int, asyncio.Queue[Any]]] = {}
+        """The texts that run or wait: their index in their request, and where their pieces go."""
+        self._most_open = engine.backend.max_sequences + MOST_WAITING
+        self._created = int(time.time())
+        self._thread = ThreadPoolExecutor(1)
+        self._task: asyncio.Task[None] | None = None
 
     async def completions(self, request: Request) -> Response:
         """Continue one prompt or several."""
-        body = parse(CompletionRequest, await read_body(request, self.config.max_request_bytes))
-        self.check_name(body.model)
-        limit = self._max_new_tokens("max_tokens", body.max_tokens)
-        return await self._respond(request, Wanted(body, body.prompts(), {"max_new_tokens": limit}))
+        body = CompletionRequest.model_validate_json(await read_body(request))
+        prompts = [await asyncio.to_thread(self.engine.encode, prompt) for prompt in body.prompts()]
+        return await self._respond(request, body, prompts)
 
     async def chat(self, request: Request) -> Response:
-        """Answer a conversation."""
-        body = parse(ChatRequest, await read_body(request, self.config.max_request_bytes))
-        self.check_name(body.model)
-        key = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        limit = self._max_new_tokens(key, getattr(body, key))
-        chat: Chat = await asyncio.to_thread(read_chat, self.worker.engine, body)
-        options = {"max_new_tokens": limit, "grammar": chat.grammar}
-        return await self._respond(request, Wanted(body, [chat.tokens], options, chat.reader))
+        """Answer a conversation.
 
-    async def embeddings(self) -> NoReturn:
-        """Refuse to compute embeddings."""
-        message = "this server generates text and computes no embeddings; use a server of an embedding model"
-        raise RequestError(404, message, code="unsupported_endpoint")
+        The grammar is compiled here, so that an unsupported schema is refused before anything is generated.
+        """
+        body = ChatRequest.model_validate_json(await read_body(request))
+        functions = body.functions()
+        turns = [message.turn() for message in body.messages]
+        shown = [tool.model_dump(exclude_none=True) for tool in body.tools if functions]
+        tokens = await asyncio.to_thread(self.engine.encode_chat, turns, shown)
+        grammar = await asyncio.to_thread(self._grammar, body)
+        form = call_format(self.engine.tokenizer) if functions else None
+        readers = [CallReader(form, list(functions)) if form else None for _ in range(body.n)]
+        return await self._respond(request, body, [tokens], grammar, readers)
 
-    async def _respond(self, request: Request, wanted: Wanted) -> Response:
-        body = wanted.body
-        start = time.perf_counter()
-        answers = PendingAnswers(self.worker, await _new_answers(self.worker, wanted))
-        request_id = ("chatcmpl-" if wanted.kind == "chat" else "cmpl-") + uuid.uuid4().hex
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        created = int(time.time())
-        builder = ResponseBuilder(wanted.kind, request_id, created, self.name, with_usage, body.num_choices)
-        choices = wanted.choices(self.worker.engine.tokenizer)
+    def _grammar(self, body: ChatRequest) -> Grammar | None:
+        engine = self.engine
+        schema = body.response_format.schema_of_text()
+        if not (functions := body.functions()):
+            return None if schema is None else engine.grammars.of_schema(schema)
+        is_named = isinstance(body.tool_choice, ToolChoice)
+        several = body.parallel_tool_calls and not is_named
+        rules = CallRules(functions, is_named or body.tool_choice == "required", several, schema)
+        return engine.grammars.of_rules(rules.write(call_format(engine.tokenizer), engine.tokenizer, engine.grammars))
+
+    async def _respond(
+        self,
+        request: Request,
+        body: TextRequest,
+        prompts: Sequence[Prompt],
+        grammar: Grammar | None = None,
+        readers: Sequence[CallReader | None] = (),
+    ) -> Response:
+        start = time.time()
+        texts = self._texts(body, prompts, grammar)
+        queue = self._submit(texts)
+        kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
+        name = ("chatcmpl-" if kind == "chat" else "cmpl-") + uuid.uuid4().hex
+        with_usage = body.stream_options.include_usage
+        writer = ResponseWriter(kind, name, int(start), self.name, body.n, with_usage)
+        choices = [ChoiceWriter(kind, index, readers[index] if readers else None) for index in range(len(texts))]
         if body.stream:
-            return EventStream(answers, _events(answers, builder, choices, start))
+            events = self._events(texts, queue, writer, choices)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        async with aclosing(self._pieces(texts, queue)) as pieces:
+            async for _ in pieces:
+                if await request.is_disconnected():
+                    return Response(status_code=499)  # which is never read
+        counts = writer.usage(texts)
+        logger.info("%s: %s tokens in %.2f s", kind, counts["total_tokens"], time.time() - start)
+        return JSONResponse(writer.whole(choices, [text.result() for text in texts]))
+
+    def _texts(self, body: TextRequest, prompts: Sequence[Prompt], grammar: Grammar | None) -> list[Continuation]:
+        """Return the wanted texts; each has its own seed: equal prompts give several samples."""
+        if body.model != self.name:
+            raise HTTPException(404, f"the model must be {self.name!r}, got {body.model!r:.100}; see /v1/models")
+        if (count := len(prompts) * body.n) > self._most_open:
+            raise HTTPException(400, f"at most {self._most_open} texts can be open at once, got {count}; ask for fewer")
+        wanted = getattr(body, "max_completion_tokens", None) or body.max_tokens or self.config.max_new_tokens
+        if wanted > (most := self.config.max_new_tokens):
+            raise HTTPException(400, f"at most {most} tokens can be asked for, got {wanted}; ask for fewer")
+        options = {
+            "temperature": 1.0 if self.engine.form is None else 0.0,
+            "seed": random.SystemRandom().getrandbits(63),
+            **body.sampling(),
+            "max_new_tokens": wanted,
+        }
+        each = [prompt for prompt in prompts for _ in range(body.n)]
+        seeds = [(options["seed"] + index) % 2**63 if index else options["seed"] for index in range(len(each))]
+        return [
+            self.engine.continuation(prompt, grammar=grammar, **{**options, "seed": seed})
+            for prompt, seed in zip(each, seeds, strict=True)
+        ]
+
+    def _submit(self, texts: Sequence[Continuation]) -> asyncio.Queue[Any]:
+        """Let texts be generated, all or none; return the queue of their pieces."""
+        if len(self.open) + len(texts) > self._most_open:
+            open_now = f"at most {self._most_open} texts can be open at once, {len(self.open)} are"
+            raise HTTPException(429, f"{open_now}; try later", {"Retry-After": "1"})
+        queue: asyncio.Queue[Any] = asyncio.Queue()
         try:
-            results = await unless_disconnected(request, answers.finished())
+            for index, text in enumerate(texts):
+                self.engine.batch.add(text)
+                self.open[text] = (index, queue)
+        except InputError:
+            self._leave(texts)
+            raise
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._generate())
+        return queue
+
+    def _leave(self, texts: Sequence[Continuation]) -> None:
+        for text in texts:
+            text.is_left = True
+            self.open.pop(text, None)
+
+    async def _generate(self) -> None:
+        """Generate the texts of all requests until there is none."""
+        batch = self.engine.batch
+        while len(batch):
+            try:
+                changed = await asyncio.get_running_loop().run_in_executor(self._thread, batch.advance)
+            except Exception as error:
+                logger.exception("a step failed")
+                changed = batch.clear()
+                for text in changed:
+                    text.error = error
+            for text in changed:
+                if text in self.open:
+                    index, queue = self.open.pop(text) if text.done else self.open[text]
+                    queue.put_nowait((index, text.take(), text.done))
+
+    async def _pieces(
+        self, texts: Sequence[Continuation], queue: asyncio.Queue[Any]
+    ) -> AsyncGenerator[tuple[int, str, bool], None]:
+        """Yield index, new text and end of a request's texts until all have ended; raise an error of one."""
+        num_open = len(texts)
+        try:
+            while num_open:
+                index, text, is_last = await queue.get()
+                if is_last:
+                    texts[index].result()
+                    num_open -= 1
+                yield index, text, is_last
         finally:
-            answers.close()
-        if results is None:
-            return Response(status_code=499)  # which is never read
-        _log(builder, results, start)
-        return JSONResponse(builder.whole(choices, results))
+            self._leave(texts)
 
-    def check_name(self, name: str) -> None:
-        """Raise RequestError for any model but the served one."""
-        if name != self.name:
-            message = f"the model must be {self.name!r}, got {name!r:.100}; see /v1/models"
-            raise RequestError(404, message, param="model", code="model_not_found")
-
-    def _max_new_tokens(self, key: str, wanted: int | None) -> int:
-        most = self.config.max_new_tokens
-        if wanted is not None and wanted > most:
-            message = f"{key} must be at most {most}, got {wanted}; the server was started with --max-new-tokens {most}"
-            raise RequestError(400, message, param=key, code="too_many_tokens")
-        return most if wanted is None else wanted
+    async def _events(
+        self,
+        texts: Sequence[Continuation],
+        queue: asyncio.Queue[Any],
+        writer: ResponseWriter,
+        choices: Sequence[ChoiceWriter],
+    ) -> AsyncIterator[bytes]:
+        async with aclosing(self._pieces(texts, queue)) as pieces:
+            try:
+                for choice in choices if writer.kind == "chat" else ():
+                    yield event(writer.chunk(choice.opening()))
+                async for index, text, is_last in pieces:
+                    finish = texts[index].finish if is_last else None
+                    for part in choices[index].pieces(text, finish):
+                        yield event(writer.chunk(part))
+                if writer.with_usage:
+                    yield event(writer.totals(texts))
+            except Exception as error:  # noqa: BLE001  (the status is sent: clients look for errors among the events)
+                yield event(error_body(error))
+        yield DONE
 
     async def check_key(self, request: Request) -> None:
-        """Raise RequestError if the server has a key and the request carries another, or none."""
-        if self.config.api_key is None:
-            return
+        """Refuse a request without the server's key, if it has one."""
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(key.encode(), self.config.api_key.encode()):
-            raise RequestError(401, "the request must carry Authorization: Bearer KEY", code="invalid_api_key")
+        if self.config.api_key and not hmac.compare_digest(key.encode(), self.config.api_key.encode()):
+            raise HTTPException(401, "the request must carry Authorization: Bearer KEY")
 
     def health(self) -> dict[str, Any]:
-        """Return how many requests are open; RequestError if the worker has ended."""
-        if not self.worker.alive:
-            raise RequestError(503, "the worker has ended; start the server again")
-        return {"status": "ok", "requests": self.worker.num_open}
+        """Return how many texts are open."""
+        return {"status": "ok", "requests": len(self.open)}
 
     def card(self, name: str) -> dict[str, Any]:
-        """Return the served model as /v1/models does; RequestError for another name."""
-        self.check_name(name)
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "shears"}
+        """Return the served model as /v1/models does."""
+        if name != self.name:
+            raise HTTPException(404, f"the model must be {self.name!r}, got {name!r:.100}; see /v1/models")
+        return {"id": self.name, "object": "model", "created": self._created, "owned_by": "shears"}
 
 
-class PendingAnswers:
-    """Answers that a worker generates for one request; the owner must call `close`."""
-
-    def __init__(self, worker: Worker, answers: Sequence[Answer]) -> None:
-        """Submit all answers together; RequestError if the worker refuses them."""
-        self._worker = worker
-        self._answers = answers
-        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
-        self._num_scored = [0] * len(answers)  # changed on the worker's thread alone
-        loop = asyncio.get_running_loop()
-
-        def put(index: int, text: str, last: bool) -> None:
-            scores = answers[index].scores[self._num_scored[index] :]
-            self._num_scored[index] += len(scores)
-            with suppress(RuntimeError):  # the event loop has ended
-                loop.call_soon_threadsafe(self._pieces.put_nowait, (index, text, scores, last))
-
-        try:
-            worker.submit(answers, [partial(put, index) for index in range(len(answers))])
-        except (InputError, BusyError, ClosedError) as error:
-            raise _as_request_error(error) from None
-
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yield the pieces of all answers until all have ended; RequestError if one fails."""
-        num_open = len(self._answers)
-        while num_open:
-            index, text, scores, last = await self._pieces.get()
-            if last:
-                if (error := self._answers[index].error) is not None:
-                    raise _as_request_error(error) from error
-                num_open -= 1
-            yield index, text, scores, last
-
-    async def finished(self) -> list[Generation]:
-        """Return all answers once they have ended; RequestError if one fails."""
-        async for _ in self.pieces():
-            pass
-        return [answer.result() for answer in self._answers]
-
-    def result(self, index: int) -> Generation:
-        """Return an answer that has ended."""
-        return self._answers[index].result()
-
-    def close(self) -> None:
-        """Cancel the unfinished answers."""
-        self._worker.cancel(self._answers)
+async def read_body(request: Request) -> bytes:
+    """Return the bytes of a request that is not too large."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_BYTES:
+            raise HTTPException(413, f"a request must have at most {MOST_BYTES:,} bytes; shorten it")
+    return bytes(body)
 
 
-async def _new_answers(worker: Worker, wanted: Wanted) -> list[Answer]:
-    """Return the wanted answers, not yet submitted, tokenized outside of the event loop.
-
-    Each has its own seed, from the request's and its index: equal prompts give several samples.
-    RequestError for a prompt that cannot be read, and for more texts than the worker holds.
-    """
-    engine = worker.engine
-    temperature = 1.0 if engine.form is None else 0.0
-    options = {**wanted.body.sampling(temperature), **wanted.options, "num_likeliest": wanted.body.num_likeliest}
-    seed = options.get("seed", random.SystemRandom().getrandbits(63))
-    answers: list[Answer] = []
-    try:
-        worker.check_number(len(wanted.prompts) * wanted.body.num_choices)
-        for prompt in wanted.prompts:
-            _check_tokens(prompt, engine.backend.vocab_size)
-            tokens = await asyncio.to_thread(engine.encode, prompt)
-            for _ in range(wanted.body.num_choices):
-                own = {**options, "seed": (seed + len(answers)) % 2**63 if answers else seed}
-                answers.append(engine.new_answer(tokens, **own))
-    except InputError as error:
-        raise RequestError(400, str(error)) from None
-    return answers
-
-
-def _check_tokens(prompt: Prompt, size: int) -> None:
-    if not isinstance(prompt, str) and not 0 <= min(prompt) <= max(prompt) < size:
-        message = f"tokens must be in 0 to {size - 1}, got {min(prompt)} to {max(prompt)}"
-        raise RequestError(400, message, param="prompt")
-
-
-def _as_request_error(error: Exception) -> RequestError:
-    if isinstance(error, TooLongError):
-        return RequestError(400, str(error), code="context_length_exceeded")
-    if isinstance(error, InputError):
-        return RequestError(400, str(error))
-    if isinstance(error, BusyError):
-        return RequestError(429, str(error), code="queue_full")
-    if isinstance(error, ClosedError):
-        return RequestError(503, "the server is shutting down", code="shutting_down")
-    return RequestError(500, "the model failed; see the server's log")
-
-
-class EventStream(StreamingResponse):  # type: ignore[misc]  # fastapi is an extra, mypy does not follow it
-    """A stream of events that cancels its answers however it ends, even before it began."""
-
-    def __init__(self, answers: PendingAnswers, events: AsyncIterator[bytes]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._answers = answers
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Send the events."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._answers.close()
-
-
-async def _events(
-    answers: PendingAnswers, builder: ResponseBuilder, choices: Sequence[Choice], start: float
-) -> AsyncIterator[bytes]:
-    for choice in choices if builder.kind == "chat" else ():
-        yield event(builder.chunk(choice.opening()))
-    try:
-        async with aclosing(answers.pieces()) as pieces:
-            async for index, text, scores, last in pieces:
-                finish = answers.result(index).finish if last else None
-                for part in choices[index].pieces(text, scores, finish):
-                    yield event(builder.chunk(part))
-        results = [answers.result(index) for index in range(len(choices))]
-        if builder.with_usage:
-            yield event(builder.totals(results))
-        _log(builder, results, start)
-    except RequestError as error:  # the status is sent already: clients look for errors among the events
-        yield event(error.body())
-    yield DONE
-
-
-async def unless_disconnected(request: Request, work: Any) -> Any:
-    """Return the result of the work, or None as soon as the client has closed the connection."""
-
-    async def disconnected() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(disconnected())
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        task.cancel()
-        watch.cancel()
-
-
-def _log(builder: ResponseBuilder, results: Sequence[Generation], start: float) -> None:
-    counts = builder.usage(results)
-    seconds = time.perf_counter() - start
-    read, generated = counts["prompt_tokens"], counts["completion_tokens"]
-    logger.info("%s: %d tokens read, %d generated in %.2f s", builder.kind, read, generated, seconds)
-
-
-def make_app(worker: Worker, name: str, config: ServeConfig) -> FastAPI:
-    """Return the application over a worker, which the caller closes.
+def make_app(service: Service) -> FastAPI:
+    """Return the application of a service.
 
     It has no page of documentation, because that page loads scripts from elsewhere.
     """
-    service = Service(worker, name, config)
     app = FastAPI(title="shears", docs_url=None, redoc_url=None, openapi_url=None)
-    for kind in (RequestError, HTTPException, Exception):
+    for kind in (HTTPException, ValidationError, InputError, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _as_json)
     key = [Depends(service.check_key)]
     app.add_api_route("/health", service.health, methods=["GET"])
-    app.add_api_route("/v1/models", lambda: {"object": "list", "data": [service.card(name)]}, dependencies=key)
+    app.add_api_route("/v1/models", lambda: {"object": "list", "data": [service.card(service.name)]}, dependencies=key)
     app.add_api_route("/v1/models/{name:path}", service.card, dependencies=key)
     app.add_api_route("/v1/completions", service.completions, methods=["POST"], dependencies=key)
     app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], dependencies=key)
-    app.add_api_route("/v1/embeddings", service.embeddings, methods=["POST"], dependencies=key, response_model=None)
     return app
 
 
-async def _as_json(request: Request, error: Exception) -> JSONResponse:
+async def _as_json(_: Request, error: Exception) -> JSONResponse:
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return JSONResponse(error_body(error), status_of(error), headers)
+
+
+def status_of(error: Exception) -> int:
+    """Return the status of the response to a request that failed."""
     if isinstance(error, HTTPException):
-        error = RequestError(error.status_code, f"{error.detail}: {request.method} {request.url.path}")
-    elif not isinstance(error, RequestError):
-        error = RequestError(500, "the server failed; see its log")
-    return JSONResponse(error.body(), error.status, dict(error.headers()))
+        return int(error.status_code)
+    return 400 if isinstance(error, ValidationError | InputError | ClientDisconnect) else 500
+
+
+def error_body(error: Exception) -> dict[str, Any]:
+    """Return an error in OpenAI's form; `param` names the key of a body that cannot be used."""
+    status = status_of(error)
+    kind = {429: "rate_limit_error", 500: "server_error"}.get(status, "invalid_request_error")
+    message = "the model failed; see the server's log" if status == 500 else str(getattr(error, "detail", error))
+    param = None
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        param = ".".join(map(str, first["loc"])) or None
+        message = f"{param or 'the body'}: {first['msg']}"
+    code = "context_length_exceeded" if isinstance(error, TooLongError) else None
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -35,7 +35,7 @@ from shears.records.version import __version__
 from shears.sparsity.checkpoint import Checkpoint
 from shears.sparsity.prune import prune_blocks
 from shears.sparsity.rewrite import rewriting
-from shears.writing.stage import text_source
+from shears.writing.written import text_source
 
 logger = logging.getLogger(__name__)
 SEQUENCES_AT_ONCE = 4  # calibration sequences in one forward pass

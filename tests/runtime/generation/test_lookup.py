@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shears.runtime import kernels_available
 from shears.runtime.generation import batch
-from shears.runtime.generation.answer import Generation
+from shears.runtime.generation.continuation import Continuation
 from shears.runtime.generation.engine import Engine
 from shears.runtime.generation.lookup import LONGEST, SHORTEST, Lookup
 from tests.runtime.generation.backends import END, TOKENIZER, lively
@@ -50,7 +50,7 @@ def test_guesses_grow_where_they_hold_and_pause_where_they_fail() -> None:
     assert [len(lookup.guess([5] * count, 99)) for count in range(4)] == [0, 0, SHORTEST[3], SHORTEST[3]]
 
 
-def both(monkeypatch: pytest.MonkeyPatch, prompts: Sequence[str], **options: Any) -> tuple[list[Generation], int]:
+def both(monkeypatch: pytest.MonkeyPatch, prompts: Sequence[str], **options: Any) -> tuple[list[Continuation], int]:
     """Return the answers that must be the same with and without guesses, and the tokens that guesses saved."""
     from shears.runtime.native.decoder import NativeBackend
     from shears.runtime.native.loaded_model import source_of_model
@@ -72,9 +72,6 @@ def both(monkeypatch: pytest.MonkeyPatch, prompts: Sequence[str], **options: Any
         calls.append(backend.calls)
     without, with_guesses = ([(each.text, each.tokens, each.finish) for each in some] for some in answers)
     assert with_guesses == without
-    for one, other in zip(*answers, strict=True):
-        scores, others = ([each.logprob for each in some.scores] for some in (one, other))
-        assert scores == pytest.approx(others, rel=1e-3, abs=1e-4)
     return answers[0], calls[0] - calls[1]
 
 
@@ -82,9 +79,7 @@ needs_kernels = pytest.mark.skipif(not kernels_available(), reason="the C++ exte
 
 
 @needs_kernels
-@pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.2, "seed": 1}, {"stop": ["b"]}, {"num_likeliest": 2}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.2, "seed": 1}, {"stop": ["b"]}], ids=str)
 def test_answers_are_the_same_in_fewer_steps(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     prompts = ["abcabcabcabc" * 3, "Question: how many?\nAnswer:", "the same, the same, the same"]
     answers, saved = both(monkeypatch, prompts, max_new_tokens=60, **options)
@@ -107,4 +102,4 @@ def test_a_guess_at_the_end_of_the_context_is_cut(monkeypatch: pytest.MonkeyPatc
     prompt = "ab" * longest
     tokens = TOKENIZER(prompt)["input_ids"][: longest - 9]
     answers, _ = both(monkeypatch, [str(TOKENIZER.decode(tokens))], max_new_tokens=80)
-    assert answers[0].num_prompt_tokens + len(answers[0].tokens) == longest
+    assert len(answers[0].prompt) + len(answers[0].tokens) == longest

@@ -15,19 +15,23 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from shears.config import SamplingConfig
 from shears.errors import InputError
 from shears.runtime.generation.sampling import (
     Sampler,
-    TokenSampling,
     draw,
     in_nucleus,
     penalised,
     pick,
-    score,
     top_k_floor,
 )
 
-GREEDY = TokenSampling(0.0, 0, 1.0, 1.0)
+
+def sampled(temperature: float, top_k: int, top_p: float, penalty: float, seed: int = 0) -> SamplingConfig:
+    return SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty, seed=seed)
+
+
+GREEDY = sampled(0.0, 0, 1.0, 1.0)
 
 
 def _logits(size: int, seed: int = 0, spread: float = 3.0) -> np.ndarray:
@@ -35,7 +39,7 @@ def _logits(size: int, seed: int = 0, spread: float = 3.0) -> np.ndarray:
     return numbers
 
 
-def _oracle(logits: np.ndarray, sampling: TokenSampling, seen: list[int]) -> np.ndarray:
+def _oracle(logits: np.ndarray, sampling: SamplingConfig, seen: list[int]) -> np.ndarray:
     """The probabilities that transformers draws from."""
     ids, scores = torch.tensor([seen]), torch.from_numpy(logits.copy())[None]
     scores = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(ids, scores)
@@ -49,18 +53,18 @@ def _oracle(logits: np.ndarray, sampling: TokenSampling, seen: list[int]) -> np.
 
 
 CASES = [
-    TokenSampling(1.0, 0, 1.0, 1.0),
-    TokenSampling(0.7, 0, 1.0, 1.0),
-    TokenSampling(1.0, 5, 1.0, 1.0),
-    TokenSampling(1.0, 0, 0.8, 1.0),
-    TokenSampling(1.5, 0, 0.3, 1.0),
-    TokenSampling(0.8, 12, 0.9, 1.3),
-    TokenSampling(2.0, 300, 0.5, 0.7),
+    sampled(1.0, 0, 1.0, 1.0),
+    sampled(0.7, 0, 1.0, 1.0),
+    sampled(1.0, 5, 1.0, 1.0),
+    sampled(1.0, 0, 0.8, 1.0),
+    sampled(1.5, 0, 0.3, 1.0),
+    sampled(0.8, 12, 0.9, 1.3),
+    sampled(2.0, 300, 0.5, 0.7),
 ]
 
 
 @pytest.mark.parametrize("sampling", CASES)
-def test_tokens_are_drawn_as_often_as_transformers_would(sampling: TokenSampling) -> None:
+def test_tokens_are_drawn_as_often_as_transformers_would(sampling: SamplingConfig) -> None:
     logits, seen, draws = _logits(600), [3, 5, 5, 8], 4000
     expected = _oracle(logits, sampling, seen)
     random = np.random.default_rng(0)
@@ -76,7 +80,7 @@ def test_the_nucleus_is_that_of_transformers(p: float) -> None:
     logits = _logits(400)
     weights = np.exp(logits - logits.max())
     ours = [in_nucleus(weights, logits > logit, p * float(weights.sum())) for logit in logits]
-    assert ours == (_oracle(logits, TokenSampling(1.0, 0, p, 1.0), [0]) > 0).tolist()
+    assert ours == (_oracle(logits, sampled(1.0, 0, p, 1.0), [0]) > 0).tolist()
 
 
 @pytest.mark.parametrize("size", [10, 256, 5000])
@@ -88,7 +92,7 @@ def test_the_k_th_largest_is_found_without_sorting_all(size: int, k: int) -> Non
 
 def test_tokens_that_tie_with_the_k_th_are_all_kept() -> None:
     logits = np.array([2.0, 1.0, 1.0, 0.0], dtype=np.float32)
-    drawn = {draw(logits, TokenSampling(1.0, 2, 1.0, 1.0), np.random.default_rng(seed)) for seed in range(100)}
+    drawn = {draw(logits, sampled(1.0, 2, 1.0, 1.0), np.random.default_rng(seed)) for seed in range(100)}
     assert drawn == {0, 1, 2}
 
 
@@ -101,21 +105,21 @@ def test_a_token_is_picked_by_its_place_in_the_running_sum(size: int, uniform: f
 
 
 def test_greedy_takes_the_first_of_the_largest() -> None:
-    assert Sampler(GREEDY, 0, []).next(np.array([1.0, 3.0, 3.0], dtype=np.float32)) == 1
+    assert Sampler(GREEDY, []).next(np.array([1.0, 3.0, 3.0], dtype=np.float32)) == 1
 
 
 def test_the_penalty_counts_prompt_and_answer() -> None:
-    sampler = Sampler(TokenSampling(0.0, 0, 1.0, 10.0), 0, [0])
+    sampler = Sampler(sampled(0.0, 0, 1.0, 10.0), [0])
     logits = np.array([5.0, 4.0, 3.0, -1.0], dtype=np.float32)
     assert [sampler.next(logits) for _ in range(4)] == [1, 2, 0, 0]
     assert logits.tolist() == [5.0, 4.0, 3.0, -1.0]
 
 
 def test_a_seed_gives_the_same_tokens() -> None:
-    logits, sampling = _logits(1000), TokenSampling(1.0, 0, 0.9, 1.0)
+    logits = _logits(1000)
 
     def draws(seed: int) -> list[int]:
-        sampler = Sampler(sampling, seed, [])
+        sampler = Sampler(sampled(1.0, 0, 0.9, 1.0, seed), [])
         return [sampler.next(logits) for _ in range(20)]
 
     assert draws(1) == draws(1) != draws(2)
@@ -123,30 +127,30 @@ def test_a_seed_gives_the_same_tokens() -> None:
 
 
 def test_a_tiny_temperature_is_greedy() -> None:
-    assert Sampler(TokenSampling(1e-8, 0, 1.0, 1.0), 0, []).next(_logits(1000)) == _logits(1000).argmax()
+    assert Sampler(sampled(1e-8, 0, 1.0, 1.0), []).next(_logits(1000)) == _logits(1000).argmax()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
     logits = _logits(300)
     logits[7] = value
-    for sampling in (GREEDY, TokenSampling(1.0, 5, 0.9, 1.0)):
+    for sampling in (GREEDY, sampled(1.0, 5, 0.9, 1.0)):
         with pytest.raises(InputError, match="must be numbers"):
-            Sampler(sampling, 0, []).next(logits)
+            Sampler(sampling, []).next(logits)
 
 
 def test_tokens_of_no_probability_are_never_drawn() -> None:
     logits = np.full(1000, -np.inf, dtype=np.float32)
     logits[[5, 700]] = 0.0
-    sampler = Sampler(TokenSampling(1.0, 0, 1.0, 1.0), 0, [])
+    sampler = Sampler(sampled(1.0, 0, 1.0, 1.0), [])
     assert {sampler.next(logits) for _ in range(50)} == {5, 700}
 
 
 @pytest.mark.parametrize(
-    "sampling", [TokenSampling(0.7, 0, 0.95, 1.1), TokenSampling(1.0, 50, 1.0, 1.0), TokenSampling(5.0, 0, 0.9, 1.0)]
+    "sampling", [sampled(0.7, 0, 0.95, 1.1), sampled(1.0, 50, 1.0, 1.0), sampled(5.0, 0, 0.9, 1.0)]
 )
-def test_a_vocabulary_of_49_thousand_costs_under_a_millisecond(sampling: TokenSampling) -> None:
-    sampler, logits, times = Sampler(sampling, 0, range(300)), _logits(49152), []
+def test_a_vocabulary_of_49_thousand_costs_under_a_millisecond(sampling: SamplingConfig) -> None:
+    sampler, logits, times = Sampler(sampling, range(300)), _logits(49152), []
     for _ in range(50):
         start = time.perf_counter()
         sampler.next(logits)
@@ -163,20 +167,8 @@ def test_a_grammar_leaves_the_distribution_of_the_allowed_tokens(num_allowed: in
         logits = draws.normal(size=300).astype(np.float32) * 3
         allowed = np.zeros(300, dtype=np.bool_)
         allowed[draws.permutation(300)[:num_allowed]] = True
-        sampling = TokenSampling(**{"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, **options})
-        token = Sampler(sampling, seed, []).next(logits, allowed)
+        sampling = SamplingConfig(**options, seed=seed)
+        token = Sampler(sampling, []).next(logits, allowed)
         assert allowed[token]
-        alone = Sampler(sampling, seed, []).next(logits[allowed])
+        alone = Sampler(sampling, []).next(logits[allowed])
         assert np.flatnonzero(allowed)[alone] == token
-
-
-@pytest.mark.parametrize("count", [0, 1, 5, 50])
-def test_scores_are_log_softmax(count: int) -> None:
-    logits = torch.randn(50, generator=torch.Generator().manual_seed(1)) * 30
-    expected = torch.log_softmax(logits.double(), dim=0)
-    scored = score(logits.numpy(), 7, count)
-    assert scored.token == 7
-    assert scored.logprob == pytest.approx(expected[7].item(), abs=1e-4)
-    best = expected.topk(count)
-    assert [token for token, _ in scored.likeliest] == best.indices.tolist()
-    assert [value for _, value in scored.likeliest] == pytest.approx(best.values.tolist(), abs=1e-4)

@@ -21,7 +21,7 @@ from shears.evaluation.run import evaluate
 from shears.models.ref import AnyModel, ModelRef
 from shears.records.paths import expanded
 from shears.runtime.speed import package_decoding
-from shears.writing.stage import text_source
+from shears.writing.written import text_source
 
 HELD_OUT = 10  # the last of so many parts of the calibration text is held out
 WRITTEN_SAMPLES = 32  # sequences, twice as many are written

@@ -61,7 +61,7 @@ from shears.runs.compress.speeds import Speeds, measured_speeds
 from shears.runs.plan import PlannedStage, bytes_of, plan, quietly
 from shears.runs.shapes import BF16_BYTES, Shape, shape_of
 from shears.runs.stages import stages_of, template_of_run
-from shears.runtime.forecast import forecast_of, needed
+from shears.runtime.forecast import forecast_of
 
 logger = logging.getLogger(__name__)
 MOST_OUTSIDE = 0.1  # share of a block's weights outside its linears, such as stacked experts
@@ -89,8 +89,9 @@ def planned(inputs: Inputs, began: float) -> dict[str, Any]:
     task = None if rows is None else task_of_rows(str(rows))  # refuses a row without an answer, before minutes pass
     shape = _shape(ref, settings)
     forecast = forecast_of(known_config(ref.folder), threads=settings.threads, new_tokens=NEW_TOKENS, rounds=ROUNDS)
-    if settings.bound.kind == "tokens/s":
-        needed(forecast)
+    if settings.bound.kind == "tokens/s" and forecast is None:
+        needs = "a target in tok/s needs a model that the native decoder covers, and its kernels"
+        raise InputError(f"{needs}; name a target in bits or GB")
     dense = _dense(ref, settings, shape, forecast.tokens_per_second(0.0, "bf16", "keep") if forecast else None)
     candidates = all_candidates(settings, shape, forecast)
     kept = meeting(settings, candidates, shape.parameters)

@@ -56,7 +56,7 @@ class Grammar:
 
 
 class Place:
-    """A Constraint: the place that one answer has reached in a grammar."""
+    """The place that one answer has reached in a grammar."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher

@@ -6,12 +6,15 @@ processors. The vocabulary is never sorted: a draw among 49 k tokens takes well 
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from shears.errors import InputError
+
+if TYPE_CHECKING:
+    from shears.config import SamplingConfig
 
 BLOCK = 256  # tokens whose largest logit, or sum of weights, is looked at first
 FEW = 8  # tokens are gathered if at most one in so many is allowed
@@ -20,31 +23,12 @@ Logits = Float[np.ndarray, " V"]
 Allowed = Bool[np.ndarray, " V"]
 
 
-@dataclass(frozen=True)
-class TokenSampling:
-    """Temperature 0 takes the likeliest token; top_k 0 and top_p 1 keep all tokens."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-
-
-@dataclass(frozen=True)
-class TokenScore:
-    """A chosen token's log-probability, and the likeliest tokens with theirs, best first."""
-
-    token: int
-    logprob: float
-    likeliest: tuple[tuple[int, float], ...] = ()
-
-
 class Sampler:
     """Chooses the tokens of one sequence; its random numbers depend on its seed alone."""
 
-    def __init__(self, sampling: TokenSampling, seed: int, prompt: Iterable[int]) -> None:
+    def __init__(self, sampling: "SamplingConfig", prompt: Iterable[int]) -> None:
         self._sampling = sampling
-        self._random = np.random.default_rng(seed % 2**64)
+        self._random = np.random.default_rng(sampling.seed % 2**64)
         self._seen = set(prompt) if sampling.repetition_penalty != 1.0 else set[int]()
 
     def next(self, logits: Logits, allowed: Allowed | None = None) -> int:
@@ -79,19 +63,6 @@ def likeliest(logits: Logits) -> int:
     return token
 
 
-def score(logits: Logits, token: int, count: int) -> TokenScore:
-    """Return log softmax of a token, and of the `count` likeliest ones.
-
-    This is the model's own distribution, before penalty, grammar, temperature, top-k and top-p.
-    """
-    total = float(logits.max()) + math.log(float(np.exp(logits - logits.max()).sum(dtype=np.float64)))
-    best = np.argpartition(logits, -count)[-count:] if count else np.empty(0, dtype=np.int64)
-    ordered = sorted(best.tolist(), key=lambda each: (-float(logits[each]), each))
-    return TokenScore(
-        token, float(logits[token]) - total, tuple((each, float(logits[each]) - total) for each in ordered)
-    )
-
-
 def penalised(logits: Logits, seen: Iterable[int], penalty: float) -> Logits:
     """Return a copy with logits of seen tokens divided (positive) or multiplied (negative)."""
     ids = np.fromiter(seen, dtype=np.int64)
@@ -101,7 +72,7 @@ def penalised(logits: Logits, seen: Iterable[int], penalty: float) -> Logits:
     return result
 
 
-def draw(logits: Logits, sampling: TokenSampling, random: np.random.Generator) -> int:
+def draw(logits: Logits, sampling: "SamplingConfig", random: np.random.Generator) -> int:
     """Return a token drawn from softmax(logits / temperature) of the top_k's nucleus.
 
     The nucleus is the smallest set of likeliest tokens whose probability reaches top_p. If a token

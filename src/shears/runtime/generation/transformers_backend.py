@@ -16,16 +16,19 @@ from torch import nn
 from shears.errors import InputError
 from shears.models.devices import device_of
 from shears.models.properties import forward_parameters, num_positions, own_model
-from shears.runtime.generation.backend import MOST_SEQUENCES, check_prefill, check_step, check_tokens
+from shears.runtime.generation.backend import MOST_SEQUENCES, Backend
 
 CACHES = ("cache", "past_key_values", "state")  # names of the cache, which a forward takes and returns
 
 
-class TransformersBackend:
+class TransformersBackend(Backend):
     """A Backend that runs one forward per sequence, so that sequences change no bit of others.
 
-    `name` is the backend's name in `describe`; the model keeps its device, dtype and modules.
+    `name` is the backend's name in `describe`; the model keeps its device, dtype and modules. `copy`
+    takes all tokens of a sequence, since caches differ by model.
     """
+
+    copies = True
 
     def __init__(self, model: nn.Module, name: str = "transformers", max_sequences: int = MOST_SEQUENCES) -> None:
         self.max_length = num_positions(model) or (1 << 30)  # a model without a longest sequence
@@ -42,15 +45,17 @@ class TransformersBackend:
         self._lengths = Counter[int]()  # 0 for an empty sequence
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
-        check_prefill(self, sequence, tokens, self._lengths.__getitem__)
-        return self._append(sequence, tokens)
+        self.check([sequence], [tokens])
+        if self._recurrent and sequence in self._caches:  # such models continue a state by one token only
+            return [self._forward(sequence, [token]) for token in tokens][-1]
+        return self._forward(sequence, tokens)
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
-        check_step(self, sequences, tokens, self._lengths.__getitem__)
-        return np.stack([self._append(s, [token]) for s, token in zip(sequences, tokens, strict=True)])
+        self.check(sequences, [[token] for token in tokens])
+        return np.stack([self._forward(s, [token]) for s, token in zip(sequences, tokens, strict=True)])
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
-        check_tokens(self, tokens)
+        self.check_tokens(tokens)
         with torch.no_grad():
             ids = torch.tensor([list(tokens)], device=device_of(self._model))
             return self._as_numpy(self._model(input_ids=ids, use_cache=False).logits[0])
@@ -59,18 +64,13 @@ class TransformersBackend:
         self._caches.pop(sequence, None)
         self._lengths.pop(sequence, None)
 
-    @property
-    def keeps_positions(self) -> bool:
-        """Whether `copy` takes any number of tokens: never, since caches differ by model."""
-        return False
+    def length(self, sequence: int) -> int:
+        return self._lengths[sequence]
 
     def copy(self, source: int, sequence: int, count: int) -> None:
         length = self._lengths[source]
         if sequence in self._caches or count != length or not count:
-            raise InputError(
-                f"an empty sequence must begin with all {length} tokens of sequence {source}, got {count} for one of "
-                f"{self._lengths[sequence]} tokens"
-            )
+            raise InputError(f"an empty sequence must begin with all {length} tokens of sequence {source}, got {count}")
         self._caches[sequence] = copy.deepcopy(self._caches[source])
         self._lengths[sequence] = length
 
@@ -85,11 +85,6 @@ class TransformersBackend:
             "values": str(dtype).removeprefix("torch."),
             "memory_bytes": sum(sizes.values()),
         }
-
-    def _append(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
-        if self._recurrent and sequence in self._caches:  # such models continue a state by one token only
-            return [self._forward(sequence, [token]) for token in tokens][-1]
-        return self._forward(sequence, tokens)
 
     @torch.no_grad()
     def _forward(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:

@@ -11,14 +11,7 @@ from jaxtyping import Float
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
-from shears.runtime.generation.backend import (
-    MOST_SEQUENCES,
-    STEADY,
-    check_extend,
-    check_prefill,
-    check_sequence,
-    check_tokens,
-)
+from shears.runtime.generation.backend import MOST_SEQUENCES, MOST_TOGETHER, STEADY, Backend
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, plan_of
 from shears.runtime.native.builder import Arena, Builder
@@ -28,7 +21,7 @@ from shears.runtime.native.tuning import sets_in_use
 CHUNK = 256  # tokens computed together in a prefill; more need more memory and gain little
 
 
-class NativeBackend:
+class NativeBackend(Backend):
     """A Backend whose model runs in C++ on `threads` threads, the calling one included.
 
     Activations are float32; weights, embeddings and updates keep the source's formats. By default,
@@ -37,6 +30,8 @@ class NativeBackend:
     a multiple of STEADY rows, so that no bit of a sequence depends on the others, and sequences may
     exceed the model's context, except with longrope. InputError for a model that the decoder does not cover.
     """
+
+    copies = True
 
     def __init__(
         self,
@@ -48,7 +43,8 @@ class NativeBackend:
         head: NumberFormat | None = None,
         for_evaluation: bool = False,
     ) -> None:
-        self._plan = plan = plan_of(source.config)
+        plan = plan_of(source.config)
+        self.keeps_positions = plan.delta is None  # a gated delta net keeps one state of all tokens
         self.vocab_size = plan.vocab_size
         self.max_length = plan.max_positions if max_length is None else max_length
         if plan.longest is not None and for_evaluation:
@@ -91,7 +87,7 @@ class NativeBackend:
         self._adapter = arena
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
-        check_prefill(self, sequence, tokens, self._decoder.length)
+        self.check([sequence], [tokens])
         ids = np.array(tokens, np.int64)
         logits = np.empty(self.vocab_size, np.float32)
         self._decoder.prefill(sequence, ids.ctypes.data, len(ids), logits.ctypes.data)
@@ -101,7 +97,9 @@ class NativeBackend:
         return self.extend(sequences, [[token] for token in tokens])
 
     def extend(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Float[np.ndarray, "T V"]:
-        check_extend(self, sequences, tokens, self._decoder.length)
+        self.check(sequences, tokens)
+        if (together := sum(map(len, tokens))) > MOST_TOGETHER:
+            raise InputError(f"a step must have at most {MOST_TOGETHER} tokens in all, got {together}")
         flat = [token for several in tokens for token in several]
         extra = range(self.max_sequences, self.max_sequences + -len(flat) % self._rows)
         ids = np.array([*flat, *[0] * len(extra)], np.int64)
@@ -114,7 +112,7 @@ class NativeBackend:
         return logits[: len(flat)]
 
     def shorten(self, sequence: int, length: int) -> None:
-        check_sequence(self, sequence)
+        self.check_sequence(sequence)
         held = self._decoder.length(sequence)
         least = 0 if self.keeps_positions else held
         if not least <= length <= held:
@@ -122,24 +120,22 @@ class NativeBackend:
         self._decoder.shorten(sequence, length)
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
-        check_tokens(self, tokens)
+        self.check_tokens(tokens)
         ids = np.array(tokens, np.int64)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
         self._decoder.score(ids.ctypes.data, len(ids), logits.ctypes.data)
         return logits
 
     def drop(self, sequence: int) -> None:
-        check_sequence(self, sequence)
+        self.check_sequence(sequence)
         self._decoder.drop(sequence)
 
-    @property
-    def keeps_positions(self) -> bool:
-        """Whether `copy` and `shorten` take any number of tokens: not with a state of all tokens."""
-        return self._plan.delta is None
+    def length(self, sequence: int) -> int:
+        return self._decoder.length(sequence)
 
     def copy(self, source: int, sequence: int, count: int) -> None:
         for number in (source, sequence):
-            check_sequence(self, number)
+            self.check_sequence(number)
         length = self._decoder.length(source)
         least = 1 if self.keeps_positions else max(length, 1)
         if not least <= count <= length or self._decoder.length(sequence):

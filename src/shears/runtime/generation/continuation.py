@@ -1,0 +1,205 @@
+"""A text that is generated: its prompt, the tokens chosen so far, and their text while they come.
+
+Text is passed on in whole characters, and without any part of a stop string.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from shears.runtime.generation.lookup import Lookup
+from shears.runtime.generation.sampling import Sampler
+
+if TYPE_CHECKING:
+    from shears.config import SamplingConfig
+    from shears.runtime.generation.grammar import Place
+
+Decode = Callable[[Sequence[int]], str]
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for a character with missing bytes
+CONTEXT_TOKENS = 8  # last tokens of the prompt that are decoded too: some tokenizers drop the space before a first word
+LONGEST_CHARACTER = 8  # tokens; if more are still no character, they never become one
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What all texts of a model share."""
+
+    decode: Decode
+    end_tokens: frozenset[int]
+    max_length: int
+    """The most tokens of a prompt and its continuation together."""
+    line_ends: frozenset[int] = frozenset()
+    """Tokens that end a text too, once it holds another token."""
+
+
+class Continuation:
+    """A prompt and what a model continues it with; every way to generate holds its texts in such objects.
+
+    It ends with "stop" at an end token, a stop string, a line's end or the end of its grammar, and with
+    "length" where it may hold no more tokens. `place` is a new place in a grammar that it must follow.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        options: "SamplingConfig",
+        settings: TextSettings,
+        place: "Place | None" = None,
+        number: int = 0,
+    ) -> None:
+        self.prompt = tuple(prompt)
+        self.options = options
+        self.number = number
+        self.tokens: list[int] = []  # without an end token
+        self.num_prefilled = 0  # tokens of the prompt that the backend has read
+        self.finish: FinishReason | None = None
+        self.error: Exception | None = None
+        self.is_left = False  # set by a caller that needs no more of it; its sequence is freed before the next step
+        self._settings = settings
+        self._place = place
+        self._sampler = Sampler(options, prompt)
+        self._detokenizer = Detokenizer(settings.decode, prompt)
+        self._stops = StopFilter(options.stop)
+        self._text = ""
+        self._num_read = 0  # tokens whose text was read
+        self._num_taken = 0  # characters of the text that `take` has returned
+        self._has_words = False  # a token that ends no line
+        self._looked_up = False  # the last guess
+
+    @property
+    def done(self) -> bool:
+        """Whether the text is complete, has failed, or is not needed any more."""
+        return self.finish is not None or self.error is not None or self.is_left
+
+    def accept(self, logits: Float[np.ndarray, " V"]) -> None:
+        """Choose the next token; InputError if the logits are no numbers."""
+        token = self._sampler.next(logits, None if self._place is None else self._place.allowed())
+        if token in self._settings.end_tokens:
+            self.finish = "stop"
+        else:
+            self.tokens.append(token)
+            if self._place is not None:
+                self._place.accept(token)
+            self.finish = self._finish_behind(token)
+        if self.options.stop and self._read():
+            self.finish = "stop"
+
+    def _finish_behind(self, token: int) -> FinishReason | None:
+        is_line_end = token in self._settings.line_ends
+        if is_line_end and self._has_words:
+            return "stop"
+        self._has_words |= not is_line_end
+        if self._place is not None and self._place.complete:
+            return "stop"
+        is_full = len(self.prompt) + len(self.tokens) >= self._settings.max_length
+        return "length" if is_full or len(self.tokens) >= self.options.max_new_tokens else None
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        """Made once a backend takes guesses, for it reads the prompt."""
+        return Lookup(self.prompt)
+
+    def guess(self, most: int) -> list[int]:
+        """Return up to `most` tokens that may come next: what the grammar forces, else what came before."""
+        forced = [] if self._place is None else self._place.forced()[:most]
+        self._looked_up = not forced
+        return forced or self._lookup.guess(self.tokens, most)
+
+    def learn(self, guessed: int, right: int) -> None:
+        """Take note of how many tokens of the last guess came."""
+        if self._looked_up:
+            self._lookup.learn(guessed, right)
+
+    @property
+    def text(self) -> str:
+        """The text so far, without what may still become a character or a stop string."""
+        self._read()
+        return self._text
+
+    def _read(self) -> bool:
+        """Add the text of new tokens; return whether a stop string came."""
+        for token in self.tokens[self._num_read :]:
+            self._text += self._stops.add(self._detokenizer.add(token))
+        self._num_read = len(self.tokens)
+        if self.finish is not None:
+            self._text += self._stops.add(self._detokenizer.rest()) + self._stops.rest()
+        return self._stops.stopped
+
+    def take(self) -> str:
+        """Return the text added since the last call."""
+        text = self.text[self._num_taken :]
+        self._num_taken += len(text)
+        return text
+
+    def result(self) -> "Continuation":
+        """Return the finished text itself; raise the error that ended it, if one did."""
+        if self.error is not None:
+            raise self.error
+        assert self.finish is not None, "the text is not finished"
+        return self
+
+
+class Detokenizer:
+    """Turns tokens into text one by one; the pieces joined are the text behind the prompt."""
+
+    def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
+        self._decode = decode
+        self._tokens = list(prompt[-CONTEXT_TOKENS:])  # starts at a token that begins a piece
+        self._shown = len(self._tokens)  # tokens whose text was returned, or belongs to the prompt
+
+    def add(self, token: int) -> str:
+        """Return the text that this token adds; an empty string while a character is incomplete."""
+        self._tokens.append(token)
+        text = self._new_text()
+        is_open = text.endswith(UNFINISHED) and len(self._tokens) - self._shown < LONGEST_CHARACTER
+        return "" if is_open else self._show(text)
+
+    def rest(self) -> str:
+        """Return the remaining text if the tokens end inside a character."""
+        return self._show(self._new_text())
+
+    def _new_text(self) -> str:
+        before = self._decode(self._tokens[: self._shown])
+        return self._decode(self._tokens)[len(before) :]
+
+    def _show(self, text: str) -> str:
+        if text:  # else keep the earlier tokens: a window of special tokens alone would hide a space
+            self._tokens = self._tokens[self._shown :]
+            self._shown = len(self._tokens)
+        return text
+
+
+class StopFilter:
+    """Passes text on up to the first stop string; holds back text that may still become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.stopped = False
+
+    def add(self, piece: str) -> str:
+        """Return the text that is certain to come before any stop string."""
+        if self.stopped:
+            return ""
+        text = self._held + piece
+        self._held = ""
+        ends = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            return text[: min(ends)[1]]
+        starts = (stop[:size] for stop in self._stops for size in range(1, len(stop)))
+        num_held = max((len(start) for start in starts if text.endswith(start)), default=0)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held]
+
+    def rest(self) -> str:
+        """Return the text that was held back and has not become a stop string."""
+        held = self._held
+        self._held = ""
+        return held

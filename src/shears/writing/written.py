@@ -1,0 +1,229 @@
+"""The verb `write`: text that a model writes, kept as an artifact of rows and a record."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shears.checkpoints.configuration import known_config
+from shears.config import WriteConfig
+from shears.config.resolve import build
+from shears.config.write import ANSWERED, WRITTEN, is_written
+from shears.data.example import OWN_NAMES, Row
+from shears.data.prompts import TO_REASON
+from shears.data.rows import as_json_lines, read_rows
+from shears.errors import InputError
+from shears.models.devices import DTYPES, pick_device, resolved_precision
+from shears.models.fetching import cache_folder
+from shears.models.load import load_with_adapter
+from shears.models.properties import positions_in
+from shears.models.ref import AnyModel, ModelRef, resolve_with
+from shears.models.tokenizers import end_tokens, load_tokenizer
+from shears.progress import meter
+from shears.records import journal
+from shears.records.artifacts import WRITTEN_TEXT, as_data, write_json
+from shears.records.folders import working_folder
+from shears.records.paths import expanded, file_fingerprint
+from shears.records.trained_form import trained_form
+from shears.records.version import __version__
+from shears.runtime.choice import Wanted, native_backend, package_backend
+from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.batch import Batch
+from shears.runtime.generation.continuation import Continuation
+from shears.runtime.generation.transformers_backend import TransformersBackend
+from shears.runtime.loading import generation_settings
+from shears.writing.authors import AnswerAuthor, Author, TextAuthor, Writer, checked_rows
+
+logger = logging.getLogger(__name__)
+
+CACHED_TEXTS = "self_text"  # in the cache of converted models
+TEXT = "text.jsonl"
+UNFINISHED = "written.jsonl"  # in the working folder: texts in the order in which they ended
+MOST_EMPTY = 64  # consecutive empty texts after which the model counts as unable to write
+
+
+def write(
+    model: AnyModel,
+    output: str | Path,
+    prompts: str | None = None,
+    adapter: str | Path | None = None,
+    **config: Any,
+) -> Path:
+    """Let a model write text into the folder `output`; return the file of rows in it.
+
+    With `prompts`, a source of rows or chats, the model answers them, in the form of its training's
+    rows, if there was one. Other keywords are the fields of `WriteConfig`. An interrupted call
+    continues. InputError for a model that cannot be used, or that ends its texts at once, for a row
+    that asks nothing, and if no answer is kept.
+    """
+    settings = build(WriteConfig, "write", config).for_prompts(prompts)
+    rows = None if prompts is None else checked_rows(read_rows(prompts, settings.columns), prompts, settings.keep)
+    ref = resolve_with(model, adapter, "auto")
+    output = expanded(output)
+    asked = _asked(ref, adapter, settings, rows)
+    decided = {key: value for key, value in asked.items() if key != "keep"}
+    with working_folder(output, decided, resume=True, kind=WriteConfig) as work:
+        writer, backend = _open(ref, adapter)
+        author: Author = TextAuthor(writer, settings)
+        if rows is not None:
+            author = AnswerAuthor(writer, settings, rows, trained_form(adapter, ref.folder))
+        written = written_rows(author, backend, settings.tokens, work / UNFINISHED)
+        kept = sorted(filter(author.is_kept, written), key=lambda row: (row.get("row", row["number"]), row["number"]))
+        if not kept:
+            rule = f"at least one answer must be kept, got {len(written)} answers, none of which is {settings.keep}"
+            raise InputError(f"{rule}; --keep all keeps every answer")
+        (work / TEXT).write_text(as_json_lines(kept), encoding="utf-8")
+        record = {
+            "shears_version": __version__,
+            "model": ref.recorded_name,
+            **asked,
+            **({} if rows is None else {"prompts": prompts, **_about(written, settings.max_new_tokens)}),
+            "num_texts": len(kept),
+            "num_chats": sum("messages" in row for row in kept),
+            "num_tokens": sum(row["tokens"] for row in kept),
+            "text_sha256": file_fingerprint(work / TEXT),
+        }
+        write_json(work / WRITTEN_TEXT, record)
+        (work / UNFINISHED).unlink()
+    return output / TEXT
+
+
+def _asked(ref: ModelRef, adapter: str | Path | None, settings: WriteConfig, rows: Any) -> dict[str, Any]:
+    """Return what decides every text, and how many there are."""
+    parts = [] if adapter is None else sorted(Path(adapter).glob("*.safetensors"))
+    asked = {"base_fingerprint": ref.fingerprint, **as_data(settings)}
+    if parts:
+        asked["adapter_fingerprint"] = file_fingerprint(*parts)
+    if rows is not None:
+        content = json.dumps([TO_REASON, *rows], sort_keys=True, default=str)
+        asked["prompts_sha256"] = hashlib.sha256(content.encode()).hexdigest()
+    return asked
+
+
+def _about(rows: list[Row], limit: int) -> dict[str, int]:
+    """Return how many answers are right, cut and empty."""
+    num_cut = sum(row["cut"] for row in rows)
+    if num_cut:
+        todo = "raise max_new_tokens, or leave them out with keep ended"
+        logger.warning("%d of %d answers were cut at %d tokens; %s", num_cut, len(rows), limit, todo)
+    num_right = sum(row["right"] is True for row in rows)
+    num_empty = sum(not row["tokens"] for row in rows)
+    return {"num_answers": len(rows), "num_right": num_right, "num_cut": num_cut, "num_empty": num_empty}
+
+
+def _open(ref: ModelRef, adapter: str | Path | None) -> tuple[Writer, Backend]:
+    """Return what writes: the native decoder where it covers the model."""
+    precision = resolved_precision("auto", device := pick_device("auto"))
+    backend: Backend | None
+    if ref.is_package:
+        tokenizer = load_tokenizer(ref)
+        backend = native_backend(ref.package, Wanted()) or package_backend(ref)
+        ends = end_tokens(tokenizer, generation_settings(ref.folder))
+    else:
+        network, tokenizer = load_with_adapter(ref, adapter, "auto" if device.type == "cpu" else precision)
+        ends = end_tokens(tokenizer, getattr(network, "generation_config", None))
+        backend = native_backend(network, Wanted(precision=precision))
+        if backend is None:
+            backend = TransformersBackend(nn.Module.to(network, DTYPES[precision]))
+    context = positions_in(known_config(ref.folder)) or backend.max_length
+    return Writer(tokenizer, ends, min(backend.max_length, context)), backend
+
+
+def written_rows(author: Author, backend: Backend, tokens: int | None, path: Path) -> list[Row]:
+    """Return the rows of the wanted texts: the first whose kept rows hold `tokens`; None: all.
+
+    Those that the journal at `path` lacks are written and appended to it. InputError for a model that
+    writes nothing or gives no numbers.
+    """
+    known: dict[int, Row] = {row["number"]: row for row in journal.read_rows(path)}
+    open_texts: dict[int, Continuation] = {}
+    batch = Batch(backend)
+    total = tokens or len(author.numbers)
+    with meter("writing", total, "tokens" if tokens else "answers") as progress:
+        progress.skip(min(_num_tokens(author, known.values()) if tokens else len(known), total))
+        while (rows := _first(author, known, tokens)) is None:
+            for text in batch.run(_beginnings(author, known, open_texts, tokens)):
+                if (following := author.following(text)) is not None:
+                    open_texts[text.number] = following
+                    batch.add(following)
+                    continue
+                del open_texts[text.number]
+                row = known[text.number] = author.row(text)
+                journal.append_row(path, row)
+                progress.advance(_num_tokens(author, [row]) if tokens else 1, "tokens/s", len(text.tokens))
+                latest = list(known.values())[-MOST_EMPTY:]
+                if len(latest) == MOST_EMPTY and not any(row["tokens"] for row in latest):
+                    raise InputError("a model must write text, this one ends every text at once; give a text")
+    return rows
+
+
+def _num_tokens(author: Author, rows: Iterable[Row]) -> int:
+    """Return the tokens of the rows that are kept."""
+    return sum(int(row["tokens"]) for row in rows if author.is_kept(row))
+
+
+def _beginnings(
+    author: Author, known: Mapping[int, Row], open_texts: dict[int, Continuation], tokens: int | None
+) -> Iterator[Continuation]:
+    """Yield unknown texts while those that are open do not hold enough tokens yet."""
+    for number in author.numbers:
+        total = _num_tokens(author, known.values()) + sum(len(text.tokens) for text in open_texts.values())
+        if tokens is not None and total >= tokens and (open_texts or _first(author, known, tokens) is not None):
+            return
+        if number not in known:
+            open_texts[number] = author.begin(number)
+            yield open_texts[number]
+
+
+def _first(author: Author, known: Mapping[int, Row], tokens: int | None) -> list[Row] | None:
+    """Return the rows of the wanted texts, kept or not; None if one is unknown."""
+    rows: list[Row] = []
+    for number in author.numbers:
+        if tokens is not None and _num_tokens(author, rows) >= tokens:
+            break
+        if number not in known:
+            return None
+        rows.append(known[number])
+    return rows
+
+
+def text_source(
+    source: str, model: AnyModel, tokens: int | None, seed: int, columns: Mapping[str, str] = OWN_NAMES, **config: Any
+) -> tuple[str, Mapping[str, str]]:
+    """Return a source and its columns; for `self` and `self:FILE` a file that the model writes, or wrote before.
+
+    The file has at least `tokens` tokens, unless the answers to all rows of FILE, which has the
+    `columns`, have fewer. Other keywords are those of `write`. InputError as in `write`.
+    """
+    if not is_written(source):
+        return source, columns
+    prompts = source.removeprefix(ANSWERED) if source != WRITTEN else None
+    given = {**config, **({"columns": columns} if prompts else {}), "tokens": tokens, "seed": seed}
+    settings = build(WriteConfig, "write", given).for_prompts(prompts)
+    ref = resolve_with(model, None, "auto")
+    asked = _asked(ref, None, settings, prompts and read_rows(prompts, settings.columns))
+    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    output = cache_folder() / CACHED_TEXTS / name
+    if (output / WRITTEN_TEXT).is_file():
+        logger.info("taking the text that %s wrote before: %s", ref.name, output)
+        return str(output / TEXT), OWN_NAMES
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return str(write(ref, output, prompts, **given)), OWN_NAMES
+
+
+def answers_source(
+    source: str, model: AnyModel, seed: int, columns: Mapping[str, str] = OWN_NAMES
+) -> tuple[str, Mapping[str, str]]:
+    """Return a source of rows and its columns; for `self:FILE` a file with the model's answers to all rows.
+
+    Kept are right answers if every row has an `answer`, else those that ended. InputError as in `write`.
+    """
+    if not source.startswith(ANSWERED):
+        return source, columns
+    rows = read_rows(source.removeprefix(ANSWERED), columns)
+    keep = "right" if all(row.get("answer") is not None for row in rows) else "ended"
+    return text_source(source, model, None, seed, columns, keep=keep)
