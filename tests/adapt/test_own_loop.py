@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import shears
@@ -113,16 +113,6 @@ def test_a_nested_adapter_is_saved_folded_and_trains_on_as_it_was(base: Path, tm
         torch.testing.assert_close(logits(loaded.model), logits(elastic.model))
 
 
-def test_an_output_that_holds_files_is_refused(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    elastic = own(base)
-    elastic.save(tmp_path / "empty")
-    before = (tmp_path / "empty" / "search_space.json").read_bytes()
-    with pytest.raises(InputError, match="the output must not exist yet"):
-        elastic.save(tmp_path / "empty")
-    assert (tmp_path / "empty" / "search_space.json").read_bytes() == before
-
-
 def test_only_the_first_process_writes(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elastic = own(base)
     launcher = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -164,13 +154,3 @@ def test_what_no_sub_adapter_can_be_cut_from_is_refused_before_anything_is_writt
         elastic.save(tmp_path / "super", **{"base": str(base), **about})
     assert not (tmp_path / "super").exists()
     assert not partial_folder(tmp_path / "super").exists()
-
-
-def test_a_16_bit_copy_of_the_base_is_the_base(base: Path, tmp_path: Path) -> None:
-    elastic = own(base)
-    elastic.model.to(torch.bfloat16)
-    record = json.loads((elastic.save(tmp_path / "super") / "search_space.json").read_text())
-    assert record["base_fingerprint"] == shears.inspect(base)["fingerprint"]
-    assert isinstance(
-        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "super"), PeftModel
-    )

@@ -1,7 +1,6 @@
 """Training: the base never changes, a step is a step however it is split, and an interruption leaves no trace."""
 
 import json
-import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,11 @@ from shears.adapt.load import load_super_adapter
 from shears.adapt.train import train
 from shears.config import TrainConfig
 from shears.errors import InputError
-from shears.records.artifacts import weights_fingerprint
 from shears.records.folders import partial_folder
-from shears.records.trained_form import TrainedForm, trained_form
 from shears.training.fit import fit
 from tests.adapt.prepared import prepared_on
-from tests.tiny import save_tiny
 from tests.training.conftest import Undisturbed
-from tests.training.small_training import SETTINGS, assert_same, log, stop_after
+from tests.training.small_training import SETTINGS, assert_same, stop_after
 
 
 @dataclass(frozen=True)
@@ -85,17 +81,6 @@ def test_the_log_holds_every_step_with_the_ranks_of_seed_and_step(base: Path, da
     assert all(line["tokens"] > 0 and line["learning_rate"] >= 0 for line in lines)
 
 
-def test_a_record_says_in_which_form_the_rows_asked(
-    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows = [{"messages": [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]}] * 4
-    (tmp_path / "chats.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    with caplog.at_level(logging.INFO, "shears"):
-        out = train(base, tmp_path / "out", data=str(tmp_path / "chats.jsonl"), **{**SETTINGS, "max_steps": 1})
-    assert caplog.text.count("read 4 rows from") == 1
-    assert trained_form(out) == TrainedForm("chat", "chat", "a", task="exact")
-
-
 def test_a_resume_may_move_the_base_and_rename_the_data(
     stopped: Stopped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,15 +90,6 @@ def test_a_resume_may_move_the_base_and_rename_the_data(
     monkeypatch.chdir(tmp_path)
     changes = {"data": "./renamed.jsonl", "save_steps": SETTINGS["save_steps"] + 1}
     assert_same(stopped.whole, train("moved", "./stopped", resume=True, **{**SETTINGS, **changes}))
-
-
-def test_another_base_is_refused_with_both_fingerprints(base: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    output = undisturbed(**SETTINGS)
-    other = save_tiny(tmp_path / "other", seed=9)
-    with pytest.raises(InputError) as caught:
-        load_super_adapter(output, model=str(other))
-    assert weights_fingerprint(base)[:12] in str(caught.value)
-    assert weights_fingerprint(other)[:12] in str(caught.value)
 
 
 def test_a_moved_run_still_finds_its_base(base: Path, data: str, tmp_path: Path) -> None:
@@ -132,15 +108,3 @@ def test_a_warmup_that_is_not_below_the_steps_is_refused_before_the_model_is_loa
     with pytest.raises(InputError, match=r"warmup_steps \(50\) must be below the number of steps \(7\); lower"):
         train(base, tmp_path / "out", data=data, **{**SETTINGS, "warmup_steps": 50})
     assert not list(tmp_path.glob("out*"))
-
-
-@pytest.mark.parametrize(("warmup_steps", "warned"), [(7, True), (6, False)])
-def test_a_learning_rate_that_never_reaches_its_peak_is_warned_of(
-    base: Path, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, warmup_steps: int, warned: bool
-) -> None:
-    with caplog.at_level(logging.WARNING, "shears"):
-        out = train(base, tmp_path / "out", data=data, **{**SETTINGS, "warmup_steps": warmup_steps})
-    message = "warmup_steps (7) must be below the number of steps (7); lower warmup_steps"
-    assert (message in caplog.text) == warned
-    peak = max(line["learning_rate"] for line in log(out))
-    assert (peak < 0.01) == warned

@@ -1,7 +1,6 @@
 """Training beside a teacher: the loss is the one that is told, and all that held without a teacher holds with one."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -102,26 +101,6 @@ def test_an_adapter_on_the_dense_model_teaches(
     assert log(again)[0]["loss"] != log(folder)[0]["loss"]
 
 
-def test_the_validation_measures_the_labels_alone(base: Path, teacher: Path, data: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        **SETTINGS,
-        "data": data,
-        "validation": "0.2",
-        "max_steps": 3,
-        "validation_every": 3,
-        "learning_rate": 1e-12,
-    }
-    arms: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "taught": {"teacher": str(teacher), "kl": 1.0, "cross_entropy": 0.0},
-    }
-    losses = [
-        log(train(base, tmp_path / name, **settings, **options))[-1]["validation_loss"]
-        for name, options in arms.items()
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-
-
 def test_a_short_training_asks_the_teacher_about_its_own_examples_alone(
     base: Path, teacher: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,16 +133,3 @@ def test_another_vocabulary_is_refused_before_anything_is_written(base: Path, da
     with pytest.raises(InputError, match=r"other has 257 words and .*base 257 others; take"):
         train(base, tmp_path / "out", data=data, teacher=str(other), **SETTINGS)
     assert {path.name for path in tmp_path.iterdir()} == {"larger", "other", "train.jsonl"}
-
-
-def test_a_sparse_teacher_is_warned_of(teacher: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        find_teacher(teacher).load()
-    assert "the teacher should be dense" not in caplog.text
-    model = AutoModelForCausalLM.from_pretrained(teacher)
-    for weight in model.model.layers.parameters():
-        weight.data[: len(weight) // 2] = 0
-    model.save_pretrained(teacher)
-    with caplog.at_level(logging.WARNING):
-        find_teacher(teacher).load()
-    assert "the teacher should be dense" in caplog.text

@@ -1,6 +1,5 @@
 """A merged export is one ordinary model folder that computes what base and adapter do, zeros and all if asked."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from shears.checkpoints.inspection import inspect
@@ -71,29 +70,6 @@ def test_everything_but_the_adapted_weights_is_bitwise_the_bases(tmp_path: Path)
     assert {path.name for path in out.iterdir()} == {path.name for path in base.iterdir()} | {MERGED, README}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_kept_weight_that_cancels_does_not_become_zero(tmp_path: Path, dtype: torch.dtype) -> None:
-    base = half_sparse(tmp_path / "base", dtype=dtype)
-    adapter = super_adapter(tmp_path / "super", base, sparse_adapter=True)
-    place, prefix = "model.layers.1.mlp.up_proj", "base_model.model.model.layers.1.mlp.up_proj"
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    weight = load_file(base / "model.safetensors")[f"{place}.weight"].float()
-    row = int((weight != 0).sum(1).argmax())
-    a, b = tensors[f"{prefix}.lora_A.weight"], tensors[f"{prefix}.lora_B.weight"]
-    a.zero_(), b.zero_()
-    a[0], b[row, 0] = -weight[row], 6 / 9  # scaling 9 / 6: the sum with the weight is 0 all along the row
-    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-    record = json.loads((adapter / "search_space.json").read_text())
-    write_json(adapter / "search_space.json", record | {"fingerprint": weights_fingerprint(adapter)})
-    out = export_adapter(adapter, tmp_path / "out", format="merged-sparse")
-    before, after = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
-    assert all(tensor.dtype == dtype for tensor in after.values())
-    merged = after[f"{place}.weight"]
-    assert torch.equal(merged == 0, weight == 0)
-    assert (merged[row].abs().float() <= torch.finfo(dtype).eps * weight[row].abs() + torch.finfo(dtype).tiny).all()
-    assert all(torch.equal(before[name] == 0, after[name] == 0) for name in before if "proj" in name)
-
-
 @given(st.integers(0, 999), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
 def test_values_are_rounded_but_never_to_zero(seed: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -108,26 +84,6 @@ def test_values_are_rounded_but_never_to_zero(seed: int, dtype: torch.dtype) -> 
     assert (found[kept & ~rounds].abs() == tiny).all()
     nonzero = kept & (values != 0)
     assert torch.equal(found[nonzero] > 0, values[nonzero] > 0)
-
-
-@pytest.mark.parametrize(
-    ("weight", "odd", "form", "message"),
-    [
-        ("layers.1.mlp.up_proj", float("inf"), "merged", r"finite, model\.layers\.1\.mlp\.up_proj\.weight of .*base"),
-        ("embed_tokens", float("nan"), "merged-sparse", r"finite, model\.embed_tokens\.weight of .*base"),
-    ],
-)
-def test_a_damaged_base_is_named_in_the_error(weight: str, odd: float, form: str, message: str, tmp_path: Path) -> None:
-    base = half_sparse(tmp_path / "base")
-    adapter, text = super_adapter(tmp_path / "super", base), {"calibration": str(tmp_path / "text.txt")}
-    tensors = load_file(base / "model.safetensors")
-    tensors[f"model.{weight}.weight"][3, 5] = odd
-    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    record = read_record(adapter, "search_space.json")
-    write_json(adapter / "search_space.json", record | {"base_fingerprint": weights_fingerprint(base)})
-    (tmp_path / "text.txt").write_text("Words without the odd one. " * 30)
-    with pytest.raises(InputError, match=message):
-        export_adapter(adapter, tmp_path / "out", format=form, num_samples=4, sequence_length=32, **text)
 
 
 def test_an_exported_sub_adapter_merges_to_the_same_bytes(tmp_path: Path) -> None:
