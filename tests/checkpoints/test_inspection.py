@@ -1,6 +1,5 @@
 """What a model folder is, is counted in its files: by layer, by kind of linear, by both; experts of a layer are one."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shears.checkpoints.inspection import inspect
-from shears.cli import main
 from shears.errors import InputError
 from shears.records.artifacts import write_json
 from tests.tiny import save_tiny, tiny_model
@@ -53,14 +51,6 @@ def test_shares_are_weighed_by_size_whatever_the_names(tmp_path: Path, name: str
     assert data["sparsity"] == 0.0
     assert len(data["sparsity_by_linear"]) == 2
     assert all(len(row) == len(data["sparsity_by_kind"]) == 4 for row in data["sparsity_by_linear"].values())
-
-
-def test_layers_come_in_the_order_of_their_numbers_whatever_the_files(tmp_path: Path) -> None:
-    tensors = {f"model.layers.{layer}.up_proj.weight": _with_zeros(layer, 4, 4) for layer in range(12)}
-    names = sorted(tensors)
-    data = inspect(_folder(tmp_path / "model", *({name: tensors[name]} for name in names[::-1])))
-    assert data["sparsity_by_linear"] == {str(layer): {"up_proj": layer / 16} for layer in range(12)}
-    assert list(data["sparsity_by_linear"]) == list(data["sparsity_by_layer"]) == [str(layer) for layer in range(12)]
 
 
 def test_experts_in_files_of_their_own_are_one_figure_a_layer(tmp_path: Path) -> None:
@@ -108,18 +98,6 @@ def test_blocks_of_an_image_encoder_are_no_layers_of_the_decoder(tmp_path: Path)
     assert list(data["sparsity_by_layer"]) == ["0", "1"]
 
 
-def test_weights_of_8_bit_floats_are_counted(tmp_path: Path) -> None:
-    tensors = {"layers.0.up_proj.weight": _with_zeros(3, 2, 4).to(torch.float8_e4m3fn)}
-    assert inspect(_folder(tmp_path / "model", tensors))["sparsity"] == 3 / 8
-
-
-def test_a_folder_without_blocks_has_no_map(tmp_path: Path) -> None:
-    data = inspect(_folder(tmp_path / "model", {"head.weight": _with_zeros(1, 2, 2)}))
-    assert data["sparsity_by_linear"] == {}
-    assert data["sparsity"] == 0.0
-    assert data["nonzeros"] == 3
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -137,29 +115,6 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path: Path, name: str, content: 
     (folder / name).write_text(content)
     with pytest.raises(InputError, match=message):
         inspect(folder)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"groups": []}',
-        '{"groups": {"a": 1}}',
-        '{"chosen": 5}',
-        '{"ranks": {"a": 8}}',
-        '{"chosen": {"ranks": 1}, "evaluations": []}',
-        '{"chosen": {}, "evaluations": [1]}',
-        '{"models": [{"name": "gpt"}]}',
-    ],
-)
-def test_a_foreign_value_in_a_record_is_one_line(
-    tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "other.json"
-    path.write_text(content)
-    monkeypatch.setattr(sys, "argv", ["shears", "inspect", str(path)])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "error: " + str(path) + " must be as shears wrote it, got " in capfd.readouterr()[1]
 
 
 def test_an_adapter_of_another_tool_is_refused_by_name(tmp_path: Path) -> None:
@@ -180,11 +135,3 @@ def test_a_folder_that_is_no_artifact_is_an_error_from_any_working_folder(
     monkeypatch.chdir(tmp_path / "run.partial")
     with pytest.raises(InputError, match="its stage was interrupted"):
         inspect(".")
-
-
-def test_a_file_of_another_kind_is_named_as_what_it_is(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("a")
-    with pytest.raises(InputError, match=r"must be a folder, a JSON file or a .gguf file, got the file .*text.txt"):
-        inspect(tmp_path / "text.txt")
-    with pytest.raises(InputError, match=r"a .gguf file, there is no .*gone.txt"):
-        inspect(tmp_path / "gone.txt")

@@ -1,8 +1,7 @@
 """Describe a folder or file; counts come from the tensors themselves, not from records."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +30,26 @@ ADAPTERS = {
     artifacts.RECOVERY: "recovery",
 }
 """What to call the adapters with these records."""
+FILES = {artifacts.RESULT: "search", artifacts.EVALUATION: "run"}
+"""What to call the folders of which only this file is shown."""
+MARKERS = (
+    artifacts.PACKAGE, artifacts.GGUF, artifacts.RESULT, *ADAPTERS, "config.json", artifacts.EVALUATION
+)  # fmt: skip
+"""The first of these files in a folder says what the folder is."""
 ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # keys of what has an adapter
+OF_MODEL = ("base_fingerprint", "calibration_fingerprint", *ADAPTED, "config")
+OF_PACKAGE = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks")
+INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # of its sources
 GGUF_FACTS = {
     "name": "general.name",
     "blocks": "{}.block_count",
     "width": "{}.embedding_length",
-    "inner_width": "{}.feed_forward_length",
     "heads": "{}.attention.head_count",
-    "key_value_heads": "{}.attention.head_count_kv",
     "context": "{}.context_length",
     "tokenizer": "tokenizer.ggml.model",
     "pre_tokenizer": "tokenizer.ggml.pre",
 }
 """What `inspect` tells of a GGUF file, by the key of its metadata; {} is the architecture."""
-INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # of its sources
 
 
 def inspect(path: str | Path, against: str | Path | None = None) -> dict[str, Any]:
@@ -53,8 +58,7 @@ def inspect(path: str | Path, against: str | Path | None = None) -> dict[str, An
     With `against`, `fits` tells whether the two belong together and `why` gives the reason.
     InputError for a path that is not an artifact.
     """
-    path = Path(path)
-    data = _describe(path)
+    data = _describe(Path(path))
     if against is not None:
         data |= _fit(data, _describe(Path(against)))
     return data
@@ -65,27 +69,58 @@ def _describe(path: Path) -> dict[str, Any]:
         return _gguf(path)
     if path.is_file() and path.suffix == ".json":
         return {"kind": "file", "path": str(path), **artifacts.read_object(path)}
-    if not path.is_dir():
-        rule = "the path must be a folder, a JSON file or a .gguf file"
-        raise InputError(f"{rule}, {'got the file' if path.exists() else 'there is no'} {path}; check the path")
-    for marker, describe in KINDS.items():
-        if (path / marker).is_file():
-            num_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            return {"path": str(path), **describe(path), "size_bytes": num_bytes}
-    resolved = path.resolve()  # because `.` has no name
-    if resolved.name.endswith(".partial") or (resolved.name and partial_folder(resolved).exists()):
-        todo = "start it again with --resume"
-        raise InputError(f"{path} must be finished, but its stage was interrupted; {todo}")
-    rule = "a model, or an adapter, a search or a run of shears"
-    raise InputError(f"{path} must be {rule}; it has none of {', '.join(KINDS)}")
+    marker = next((name for name in MARKERS if (path / name).is_file()), None)
+    if marker is None:
+        resolved = path.resolve()  # because `.` has no name
+        if resolved.name.endswith(".partial") or (resolved.name and partial_folder(resolved).exists()):
+            raise InputError(f"{path} must be finished, but its stage was interrupted; start it again with --resume")
+        rule = "a model, or an adapter, a search or a run of shears, a JSON file or a .gguf file"
+        raise InputError(f"{path} must be {rule}; it has none of {', '.join(MARKERS)}")
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    with reading(path):
+        return {"path": str(path), **_folder(path, marker), "size_bytes": size}
+
+
+def _folder(folder: Path, marker: str) -> dict[str, Any]:
+    """Return what the folder is whose first marker that is."""
+    if marker in FILES:
+        return {"kind": FILES[marker], **artifacts.read_object(folder / marker)}
+    if marker == artifacts.GGUF:
+        record = artifacts.read_object(folder / marker)
+        return {**_gguf(folder / artifacts.GGUF_FILE), "kind": FORMAT_OF_RECORD[marker].called, **_kept(record)}
+    if marker in ADAPTERS:
+        counts = [(tensor.numel(), count_zeros(tensor)) for _, tensor in tensors_of(folder)]
+        parameters = sum(size for size, _ in counts)
+        return {
+            "kind": ADAPTERS[marker],
+            "parameters": parameters,
+            "nonzeros": parameters - sum(zeros for _, zeros in counts),
+            **artifacts.read_object(folder / marker),
+            "fingerprint": artifacts.weights_fingerprint(folder),
+        }
+    if marker == artifacts.PACKAGE:
+        record = artifacts.read_record(folder, marker, "bytes", "ratio", "base_fingerprint", "config")
+        return {
+            **_model(folder, record),
+            "kind": "package",
+            "adapter_parameters": sum(tensor.numel() for tensor in read_package(folder).adapter().values()),
+            **{key: record[key] for key in OF_PACKAGE if record.get(key) is not None},
+            **{f"bytes_{name}": size for name, size in record["bytes"].items()},
+            **{f"size_of_dense_{name}": ratio for name, ratio in record["ratio"].items()},
+        }
+    name = next((name for name in MODELS if (folder / name).is_file()), "")
+    return {"kind": MODELS.get(name, "model"), **_model(folder, artifacts.read_object(folder / name) if name else {})}
+
+
+def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: record[key] for key in OF_MODEL if record.get(key) is not None}
 
 
 def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of a folder's safetensors files, or of a package's model, one at a time."""
     if is_package(folder):
         package = read_package(folder)
-        tied = package.index.tied
-        yield from ((name, tensor) for name, tensor in package.model_tensors() if name not in tied)
+        yield from ((name, tensor) for name, tensor in package.model_tensors() if name not in package.index.tied)
         return
     for file in sorted(path for path in folder.glob("*.safetensors") if path.name != GRIDS):
         with reading(file), safe_open(file, framework="pt") as opened:
@@ -93,7 +128,8 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, opened.get_tensor(name)
 
 
-def _model(folder: Path) -> dict[str, Any]:
+def _model(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the counts of a model, its shares of zeros by layer and kind of linear, and its origin."""
     parameters = 0
     nonzeros = 0
     lists = defaultdict[str, dict[tuple[int, str], tuple[int, int]]](dict)  # decoder or image blocks
@@ -101,51 +137,26 @@ def _model(folder: Path) -> dict[str, Any]:
         zeros_here = count_zeros(tensor)
         parameters += tensor.numel()
         nonzeros += tensor.numel() - zeros_here
-        place = _place(name, tensor)
-        if place is not None:
+        place = place_in_block(name)
+        if place is not None and _is_matrix(name, tensor):
             counts = lists[f".{name}".partition(f".{place[0]}.")[0]]
             weights, zeros = counts.get(place, (0, 0))
             counts[place] = (weights + tensor.numel(), zeros + zeros_here)
-    name = next((name for name in MODELS if (folder / name).is_file()), "")
-    record = artifacts.read_object(folder / name) if name else {}
     largest = max(lists.values(), key=lambda counts: sum(size for size, _ in counts.values()), default={})
     return {
-        "kind": MODELS.get(name, "model"),
         "parameters": parameters,
         "nonzeros": nonzeros,
         **sparsities(largest),
         **({"quantized": quantized} if (quantized := quantized_by(folder)) else {}),
         "fingerprint": artifacts.weights_fingerprint(folder),
-        "base_fingerprint": record.get("base_fingerprint"),
-        "calibration_fingerprint": record.get("calibration_fingerprint"),
-        **{key: record[key] for key in ADAPTED if record.get(key)},
-        "config": record.get("config"),
+        **_kept(record),
     }
 
 
-def _place(name: str, tensor: torch.Tensor) -> tuple[int, str] | None:
-    """Return the layer and the path of a weight matrix in a block; None for any other tensor.
-
-    Matrices are named `weight`; stacks of experts are floating-point 3-D tensors below `experts`.
-    """
-    place = place_in_block(name)
-    if place is None:
-        return None
-    stacked = EXPERTS in place[1].split(".") and tensor.ndim == 3 and tensor.is_floating_point()
-    return place if stacked or (name.endswith(".weight") and tensor.ndim >= 2) else None
-
-
-def _adapter(folder: Path) -> dict[str, Any]:
-    name, kind = next((name, kind) for name, kind in ADAPTERS.items() if (folder / name).is_file())
-    counts = [(tensor.numel(), count_zeros(tensor)) for _, tensor in tensors_of(folder)]
-    parameters = sum(size for size, _ in counts)
-    return {
-        "kind": kind,
-        "parameters": parameters,
-        "nonzeros": parameters - sum(zeros for _, zeros in counts),
-        **artifacts.read_object(folder / name),
-        "fingerprint": artifacts.weights_fingerprint(folder),
-    }
+def _is_matrix(name: str, tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor of a block is a matrix, named `weight`, or a stack of experts."""
+    stacked = EXPERTS in name.split(".") and tensor.ndim == 3 and tensor.is_floating_point()
+    return stacked or (name.endswith(".weight") and tensor.ndim >= 2)
 
 
 def _gguf(path: Path) -> dict[str, Any]:
@@ -153,74 +164,24 @@ def _gguf(path: Path) -> dict[str, Any]:
     with reading(path):
         reader = GGUFReader(path)
         architecture = str(reader.fields["general.architecture"].contents())
-        facts = {}
-        for name, key in GGUF_FACTS.items():
-            field = reader.fields.get(key.format(architecture))
-            if field is not None and field.types[0] != GGUFValueType.ARRAY:
-                facts[name] = field.contents()
+        fields = {name: reader.fields.get(key.format(architecture)) for name, key in GGUF_FACTS.items()}
         types = defaultdict[str, Counter[str]](Counter)
         for tensor in reader.tensors:
             counts = {"tensors": 1, "parameters": int(tensor.n_elements), "bytes": int(tensor.n_bytes)}
             types[tensor.tensor_type.name].update(counts)
     parameters = sum(counts["parameters"] for counts in types.values())
-    tokens = reader.fields.get("tokenizer.ggml.tokens")
     return {
         "path": str(path),
         "kind": "GGUF file",
         "architecture": architecture,
-        **facts,
-        **({} if tokens is None else {"vocabulary": len(tokens.data)}),
+        **{name: each.contents() for name, each in fields.items() if each and each.types[0] != GGUFValueType.ARRAY},
         "chat_template": "tokenizer.chat_template" in reader.fields,
         "parameters": parameters,
         "tensors": len(reader.tensors),
         "types": {name: dict(counts) for name, counts in sorted(types.items(), key=lambda item: -item[1]["bytes"])},
         "bits_per_parameter": 8 * sum(counts["bytes"] for counts in types.values()) / max(parameters, 1),
-        "bytes_as_fp32": 4 * parameters,
-        "bytes_as_bf16": 2 * parameters,
         "size_bytes": path.stat().st_size,
     }
-
-
-def _gguf_folder(folder: Path) -> dict[str, Any]:
-    """Return what the file of format gguf says, and what its record says of its sources."""
-    record = artifacts.read_record(folder, artifacts.GGUF, "file_bytes", "config")
-    kept = {key: record[key] for key in ("base_fingerprint", *ADAPTED, "config") if record.get(key) is not None}
-    return {**_gguf(folder / artifacts.GGUF_FILE), "kind": FORMAT_OF_RECORD[artifacts.GGUF].called, **kept}
-
-
-OF_PACKAGE = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks", "calibration_fingerprint")
-
-
-def _package(folder: Path) -> dict[str, Any]:
-    needed = ("bytes", "ratio", "base_fingerprint", "config")
-    record = artifacts.read_record(folder, artifacts.PACKAGE, *needed)
-    tensors = read_package(folder).adapter().values()
-    sizes = {f"bytes_{name}": size for name, size in record["bytes"].items()}
-    ratios = {f"size_of_dense_{name}": ratio for name, ratio in record["ratio"].items()}
-    return {
-        **_model(folder),
-        "kind": "package",
-        "adapter_parameters": sum(tensor.numel() for tensor in tensors),
-        "base_fingerprint": record["base_fingerprint"],
-        **{key: record[key] for key in (*ADAPTED, *OF_PACKAGE) if record.get(key) is not None},
-        **sizes,
-        **ratios,
-        "config": record["config"],
-    }
-
-
-def _record(kind: str, name: str, folder: Path) -> dict[str, Any]:
-    return {"kind": kind, **artifacts.read_object(folder / name)}
-
-
-KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    artifacts.PACKAGE: _package,
-    artifacts.GGUF: _gguf_folder,
-    artifacts.RESULT: partial(_record, "search", artifacts.RESULT),
-    **dict.fromkeys(ADAPTERS, _adapter),
-    "config.json": _model,
-    artifacts.EVALUATION: partial(_record, "run", artifacts.EVALUATION),
-}
 
 
 def _fit(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +190,5 @@ def _fit(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         for key in INPUTS:
             if made.get(key) is not None and made[key] == source.get("fingerprint"):
                 return {"fits": True, "why": f"the {made['kind']} was made from this {source['kind']}"}
-    base = str(one.get("base_fingerprint"))[:12]
-    origin = f"{one['kind']} {one.get('fingerprint', '')[:12]} was made from {base}"
-    present = f"{other['kind']} is {str(other.get('fingerprint'))[:12]}"
-    return {"fits": False, "why": f"neither has the other's fingerprint: {origin}, {present}"}
+    made = f"the {one['kind']} was made from {str(one.get('base_fingerprint'))[:12]}"
+    return {"fits": False, "why": f"{made}, the {other['kind']} is {str(other.get('fingerprint'))[:12]}"}
