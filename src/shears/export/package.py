@@ -160,44 +160,24 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     if artifacts.FORM in source.origin:
         answer_greedily(work)
     save_tokenizer(source.model, work)
-    adapter_bytes = sum(tensor.nbytes for tensor in source.adapter.values())
-    figures = _figures(packing, (work / PACKAGE_FILE).stat().st_size, adapter_bytes)
-    return {"values": form.values, "package_fingerprint": fingerprint, **calibrated, **figures}
-
-
-def _figures(packing: Packing, model: int, adapter: int) -> dict[str, Any]:
-    """Return sparsity, rounding error, and the sizes in bytes, packed and dense; log them.
-
-    `model` is the whole file, adapter included; dense are the model alone, with weights of the
-    dtype of the package's own dense tensors: fp32 beside fp32 values, else bf16.
-    """
-    sums = packing.sums
-    dense = sums.dense_bytes + sums.rest_bytes
-    sizes = {"linears": sums.bytes, "linears_dense": sums.dense_bytes, "model": model, "model_dense": dense}
-    sparsity = sums.zeros / max(sums.weights, 1)
-    negative = sums.negative_zeros / max(sums.weights, 1)
-    ratios = {"linears": sums.bytes / max(sums.dense_bytes, 1), "model": model / max(dense, 1)}
+    sizes = {
+        **packing.sizes(),
+        "model": (work / PACKAGE_FILE).stat().st_size,
+        "adapter": sum(tensor.nbytes for tensor in source.adapter.values()),
+    }
     logger.info(
-        "packed %d linears, %.1f %% zeros, %s values, %.1f MB, %.3f of dense; the file %.1f MB, %.3f of dense",
-        len(packing.packed), 100 * sparsity, packing.form.values, sums.bytes / 1e6, ratios["linears"], model / 1e6,
-        ratios["model"],
+        "packed %d linears, %.1f %% zeros, %s values, relative error of rounding %s; the file has %.1f MB",
+        len(packing.packed), 100 * packing.sparsity, form.values, packing.rounding, sizes["model"] / 1e6,
     )  # fmt: skip
-    if negative > 0.01:
-        logger.warning(
-            "%.1f %% of the weights are -0.0 and take room; add 0.0 to the weights to make them zeros", 100 * negative
-        )
-    if sums.rounding != 0.0:
-        error = "is not finite" if sums.rounding is None else f"{100 * sums.rounding:.3f} %"
-        logger.warning(
-            "%s values differ from the model's: relative error %s (root mean square)", packing.form.values, error
-        )
     return {
+        "values": form.values,
+        "package_fingerprint": fingerprint,
+        **calibrated,
         "num_linears": len(packing.packed),
-        "sparsity": sparsity,
-        "negative_zeros": negative,
-        "rounding": sums.rounding,
-        "bytes": {**sizes, "adapter": adapter},
-        "ratio": ratios,
+        "sparsity": packing.sparsity,
+        "rounding": packing.rounding,
+        "bytes": sizes,
+        "ratio": {part: sizes[part] / max(sizes[f"{part}_dense"], 1) for part in ("linears", "model")},
     }
 
 

@@ -150,29 +150,6 @@ def _adapter_entries(adapter: Mapping[str, Spec]) -> dict[str, DenseEntry]:
     }
 
 
-@dataclass
-class Sums:
-    """Sums over the packed weights, and `rest_bytes` of all other tensors.
-
-    `square` is the sum of squares of the rounded weights, `error` that of their rounding errors.
-    """
-
-    weights: int = 0
-    zeros: int = 0
-    negative_zeros: int = 0  # of those, stored like a kept value where +0.0 would be left out
-    bytes: int = 0
-    dense_bytes: int = 0
-    rest_bytes: int = 0
-    square: float = 0.0
-    error: float = 0.0
-
-    @property
-    def rounding(self) -> float | None:
-        """Relative error of the rounded weights (root mean square); None where it is not finite."""
-        ratio = math.sqrt(self.error / self.square) if self.square > 0 else 0.0
-        return ratio if math.isfinite(ratio) else None
-
-
 class Packing:
     """The tensors of a model's files: packed, dense, or tied to another.
 
@@ -192,54 +169,64 @@ class Packing:
         self.dense: dict[str, DenseEntry] = {}
         self.tied: dict[str, str] = {}
         self.tables: list[str] = []  # embeddings and heads, those that are tied to others left out
-        self.sums = Sums()
-        seen: dict[str, str] = {}
+        self.zeros = 0  # of the packed weights
+        self._square = 0.0  # sum of squares of the rounded weights
+        self._error = 0.0  # and of their rounding errors
+        first_of: dict[str, str] = {}
         for name in files.names:
             tensor = files.load(name)
+            spec = spec_of(tensor)
             linear = name.removesuffix(".weight")
-            entry = self._packed_entry(name, tensor, any(same_name(linear, other) for other in transposed))
+            is_transposed = any(same_name(linear, other) for other in transposed)
+            entry = self._packed_entry(linear, tensor, is_transposed) if is_block_matrix(name, spec) else None
             if entry is not None:
                 self.packed[linear] = entry
-                self._count(entry, tensor)
-            elif (first := seen.setdefault(self._identity(name, tensor), name)) != name:
-                self.tied[name] = first
-            else:
-                self.dense[name] = form.dense_entry(name, spec_of(tensor))
-                self.sums.rest_bytes += tensor.numel() * PLAIN[self.dense[name].dtype].itemsize
-                self.tables += [name] if form.is_table(name, spec_of(tensor)) else []
+                self.zeros += count_zeros(tensor)
+                continue
+            if form.is_table(name, spec):  # those of equal bits are stored once
+                digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
+                first = first_of.setdefault(f"{digest} {spec}", name)
+                if first != name:
+                    self.tied[name] = first
+                    continue
+                self.tables.append(name)
+            self.dense[name] = form.dense_entry(name, spec)
 
-    def _packed_entry(self, name: str, tensor: Tensor, transposed: bool) -> PackedEntry | None:
-        if not is_block_matrix(name, spec_of(tensor)):
-            return None
+    def _packed_entry(self, linear: str, tensor: Tensor, transposed: bool) -> PackedEntry | None:
         mask = kept(tensor)
         num_values = num_stored(mask.T if transposed else mask, self.form.packed_values(tensor.dtype))
-        grid = self._grid(name.removesuffix(".weight"))
-        if self._grids and grid is None:
+        on_grid = self._grid(linear) is not None
+        if self._grids and not on_grid:
             return None
         return self.form.packed_entry(
-            spec_of(tensor), int(mask.sum()), num_values, transposed=transposed, on_grid=grid is not None
+            spec_of(tensor), int(mask.sum()), num_values, transposed=transposed, on_grid=on_grid
         )
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros in the packed weights."""
+        return self.zeros / max(sum(entry.rows * entry.cols for entry in self.packed.values()), 1)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of the packed weights, of the same weights dense, and of the whole model dense."""
+        entries = self.packed.items()
+        linears = sum(packed_bytes(each.rows, each.cols, each.num_values, each.values) for _, each in entries)
+        dense = sum(
+            each.rows * each.cols * self.form.dense_dtype(self.files.dtype(f"{linear}.weight")).itemsize
+            for linear, each in entries
+        )
+        rest = sum(math.prod(each.shape) * PLAIN[each.dtype].itemsize for each in self.dense.values())
+        return {"linears": linears, "linears_dense": dense, "model_dense": dense + rest}
+
+    @property
+    def rounding(self) -> float | None:
+        """Relative error of the rounded weights (root mean square); None where it is not finite."""
+        ratio = math.sqrt(self._error / self._square) if self._square > 0 else 0.0
+        return ratio if math.isfinite(ratio) else None
 
     def _grid(self, linear: str) -> Grid | None:
         """Return the grid of a linear of the files."""
         return next((grid for module, grid in self._grids.items() if same_name(linear, module)), None)
-
-    def _count(self, entry: PackedEntry, tensor: Tensor) -> None:
-        zeros = count_zeros(tensor)
-        self.sums.weights += tensor.numel()
-        self.sums.zeros += zeros
-        num_stored = expected_stored(entry.rows, entry.cols, tensor.numel() - zeros, entry.values)
-        if is_masked(entry.rows, entry.cols, num_stored, entry.values):  # else no zero would spare any room
-            self.sums.negative_zeros += zeros - int((~kept(tensor)).sum())
-        self.sums.bytes += packed_bytes(entry.rows, entry.cols, entry.num_values, entry.values)
-        self.sums.dense_bytes += tensor.numel() * self.form.dense_dtype(tensor.dtype).itemsize
-
-    def _identity(self, name: str, tensor: Tensor) -> str:
-        """Return a key of a tensor; embeddings and heads of equal bits share it and are stored once."""
-        if not self.form.is_table(name, spec_of(tensor)):
-            return name
-        digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
-        return f"{digest} {tensor.dtype} {tuple(tensor.shape)}"
 
     def begin(self, path: Path, adapter: Mapping[str, Tensor]) -> None:
         """Create the package file with an adapter's tensors under PEFT's names."""
@@ -261,8 +248,8 @@ class Packing:
         self._writer.put_packed(linear, matrix)
         self._missing.discard(linear)
         if matrix.values.dtype != weight.dtype and grid is None:  # else it is exact
-            self.sums.square += float(weight.double().square().sum())
-            self.sums.error += float((dense(matrix).double() - weight.double()).square().sum())
+            self._square += float(weight.double().square().sum())
+            self._error += float((dense(matrix).double() - weight.double()).square().sum())
 
     def finish(self) -> str:
         """Write the other tensors; return the file's fingerprint. InputError for weights beyond int8 or int4."""

@@ -43,24 +43,17 @@ SAMPLING = (
 """Keys of transformers' generation settings that change which token is the likeliest, or choose another."""
 
 
-def load_model(
-    model: AnyModel,
-    dtype: str = "auto",
-    device: str = "auto",
-    *,
-    to_save: bool = False,
-) -> PreTrainedModel:
+def load_model(model: AnyModel, dtype: str = "auto", device: str = "auto", *, to_save: bool = False) -> PreTrainedModel:
     """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
 
-    A package is loaded without its adapter, its packed weights made dense.
-    On a CPU fp16 LayerNorms are widened (`widen_norms`), unless the model is loaded to
-    be saved again. InputError, in one line, for any failure to load, and for weights that are missing or not finite.
+    A package is loaded without its adapter, its packed weights made dense. On a CPU fp16 LayerNorms are
+    widened (`widen_norms`), unless the model is loaded to be saved again. InputError, in one line, for any
+    failure to load, and for weights that are missing or not finite.
     """
     ref = resolve(model, dtype)
     torch_device = pick_device(device)
-    options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto")}
     with reading(ref.name), _loading():
-        network, info = _from_pretrained(ref, options)
+        network, info = _from_pretrained(ref, {"dtype": DTYPES.get(dtype, "auto"), "output_loading_info": True})
     # transformers only warns of weights that the files lack, and fills them with random numbers
     refuse_missing(ref.name, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
     refuse_non_finite(ref.name, network.named_parameters())
@@ -83,7 +76,6 @@ def _loading() -> Iterator[None]:
 
 def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
     """Return the model and transformers' loading info, of a package too."""
-    options |= {"output_loading_info": True}
     if not ref.is_package:
         return without_code.load_causal_model(ref.folder, **options)
     folder = ref.folder
