@@ -50,12 +50,12 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         (
             ExportConfig,
             {"values": "int8"},
-            "values needs format package or gguf, got int8 with format peft; add --format package",
+            "values and embeddings need format package or gguf, got peft; add --format package",
         ),
         (
             ExportConfig,
             {"format": "merged", "embeddings": "int8"},
-            "embeddings needs format package or gguf, got int8 with format merged",
+            "values and embeddings need format package or gguf, got merged",
         ),
         (
             EvaluateConfig,

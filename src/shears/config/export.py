@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from shears.config.fields import Device, DtypeMark, Seed, StageConfig
 
-PACKED_ONLY = ("values", "embeddings")  # options of the formats package and gguf
 
 
 @dataclass(frozen=True)
@@ -44,54 +43,25 @@ class ExportFormat:
 
 
 _PEFT = ExportFormat(
-    holds="adapter",
-    called="sub-adapter",
-    folder="sub_adapter",
-    record="sub_adapter.json",
-    title="LoRA adapter for {}",
-    writer="shears.export.peft:write_peft",
+    "adapter", "sub-adapter", "sub_adapter", "sub_adapter.json", "LoRA adapter for {}", "shears.export.peft:write_peft"
 )
 _MERGED = ExportFormat(
-    holds="model",
-    called="merged model",
-    folder="merged",
-    record="merged.json",
-    title="{}, merged",
-    writer="shears.export.merge:write_merged",
-)
-_PACKAGE = ExportFormat(
-    holds="package",
-    called="package",
-    folder="package",
-    record="package.json",
-    title="{}, packed",
-    writer="shears.export.package:write_package",
-)
-_GGUF = ExportFormat(
-    holds="gguf",
-    called="GGUF model",
-    folder="gguf",
-    record="gguf.json",
-    title="{}, as GGUF",
-    writer="shears.export.gguf:write_gguf",
-)
-_UNPACKED = ExportFormat(
-    holds="unpacked",
-    called="unpacked model",
-    folder="unpacked",
-    record="unpacked.json",
-    title="{}, unpacked",
-    writer="shears.export.package:write_unpacked",
+    "model", "merged model", "merged", "merged.json", "{}, merged", "shears.export.merge:write_merged"
 )
 FORMATS: Mapping[str, ExportFormat] = {
     "peft": _PEFT,
     "padded": replace(_PEFT, pads=True),
     "merged": _MERGED,
     "merged-sparse": _MERGED,
-    "package": _PACKAGE,
-    "gguf": _GGUF,
-    "unpacked": _UNPACKED,
-}
+    "package": ExportFormat(
+        "package", "package", "package", "package.json", "{}, packed", "shears.export.package:write_package"
+    ),
+    "gguf": ExportFormat("gguf", "GGUF model", "gguf", "gguf.json", "{}, as GGUF", "shears.export.gguf:write_gguf"),
+    "unpacked": ExportFormat(
+        "unpacked", "unpacked model", "unpacked", "unpacked.json", "{}, unpacked",
+        "shears.export.package:write_unpacked",
+    ),
+}  # fmt: skip
 """Every export format by name; `writer` takes (source, work, model, settings)."""
 FORMAT_OF_RECORD: Mapping[str, ExportFormat] = {form.record: form for form in FORMATS.values()}
 """A format by the file name of its record; formats with one record write one kind of folder."""
@@ -141,12 +111,11 @@ class ExportConfig(StageConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "ExportConfig":
-        for name in PACKED_ONLY:
-            value = getattr(self, name)
-            if not FORMATS[self.format].is_packed and value != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name} needs format package or gguf, got {value} with format {self.format}; add --format package"
-                )
+        is_set = self.values != "auto" or self.embeddings != "keep"
+        if is_set and not FORMATS[self.format].is_packed:
+            raise ValueError(
+                f"values and embeddings need format package or gguf, got {self.format}; add --format package"
+            )
         if self.format == "package" and self.calibration is not None and self.values != "int4":
             raise ValueError(f"calibration of a package needs values int4, got {self.values}; leave calibration out")
         return self
