@@ -14,7 +14,7 @@ Shapes: O rows (outputs), I columns (inputs), P = ceil(O / 16) panels, G = ceil(
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ FORMAT_DTYPES: dict[NumberFormat, torch.dtype] = {
 """The dtype of `values`; an element of int4 is a byte of two nibbles."""
 GROUPS: dict[NumberFormat, int] = {"fp32": 1, "bf16": 2, "int8": 4, "int4": 4}
 QUANTIZED: frozenset[NumberFormat] = frozenset(("int8", "int4"))  # whole numbers and scales
-Counts: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -77,7 +76,8 @@ def num_whole(rows: int, cols: int, values: NumberFormat) -> int:
 
 def is_masked(rows: int, cols: int, num_values: int, values: NumberFormat) -> bool:
     """Return whether masks make a weight smaller; `num_values` is what `num_stored` returns."""
-    return _masked_bytes(rows, cols, num_values, values) < _whole_bytes(rows, cols, values)
+    whole = num_whole(rows, cols, values) * FORMAT_DTYPES[values].itemsize
+    return _masked_bytes(rows, cols, num_values, values) < whole
 
 
 def _masked_bytes(rows: int, cols: int, num_values: int, values: NumberFormat) -> int:
@@ -85,15 +85,12 @@ def _masked_bytes(rows: int, cols: int, num_values: int, values: NumberFormat) -
     return math.prod(shape) + num_values * FORMAT_DTYPES[values].itemsize + 8 * (shape[0] + 1)
 
 
-def _whole_bytes(rows: int, cols: int, values: NumberFormat) -> int:
-    return num_whole(rows, cols, values) * FORMAT_DTYPES[values].itemsize
-
-
 def packed_bytes(rows: int, cols: int, num_values: int, values: NumberFormat) -> int:
     """Return the bytes of a packed weight, with masks or without, whichever are fewer."""
-    panels, blocks = math.ceil(rows / PANEL), math.ceil(cols / BLOCK)
-    scales = {"int8": 4 * rows, "int4": panels * blocks * (2 * PANEL + PANEL // 2)}.get(values, 0)
-    return min(_masked_bytes(rows, cols, num_values, values), _whole_bytes(rows, cols, values)) + scales
+    panels = math.ceil(rows / PANEL)
+    scales = {"int8": 4 * rows, "int4": panels * math.ceil(cols / BLOCK) * (2 * PANEL + PANEL // 2)}.get(values, 0)
+    whole = num_whole(rows, cols, values) * FORMAT_DTYPES[values].itemsize
+    return min(_masked_bytes(rows, cols, num_values, values), whole) + scales
 
 
 def is_smaller(rows: int, cols: int, num_values: int, values: NumberFormat, weight_bytes: int | float) -> bool:
@@ -314,24 +311,13 @@ def check_matrix(name: str, matrix: PackedMatrix) -> None:
     if matrix.masks is None or matrix.offsets is None:
         return
     masks = matrix.masks
-    if matrix.values_dtype == "int4":
-        by_group = np.bitwise_count(masks.numpy()).sum(2, dtype=np.int64)
-        counts: Counts = ((by_group + 1) // 2).sum(1)  # bytes of a panel
-    else:
-        counts = _popcounts(masks.flatten(1))
+    by_group = np.bitwise_count(masks.numpy().view(f"u{masks.shape[2]}")[..., 0]).astype(np.int64)
+    counts = ((by_group + 1) // 2 if matrix.values_dtype == "int4" else by_group).sum(1)
     starts = np.concatenate([[0], counts.cumsum()])
     if not np.array_equal(matrix.offsets.numpy(), starts) or starts[-1] != matrix.values.numel():
         raise ValueError(f"the offsets of {name} must count the bits of its masks and the values")
     if _beyond(matrix.rows, matrix.cols, masks):
         raise ValueError(f"the masks of {name} must be 0 beyond the weight")
-
-
-def _popcounts(by_panel: UInt8[Tensor, "P M"]) -> Counts:
-    """Return the number of bits by panel, counting eight bytes at once where that is possible."""
-    masks = by_panel.numpy()
-    wide = masks.view(np.uint64) if masks.shape[1] % 8 == 0 and masks.ctypes.data % 8 == 0 else masks
-    counts: Counts = np.bitwise_count(wide).sum(1, dtype=np.int64)
-    return counts
 
 
 def _beyond(num_rows: int, num_cols: int, masks: UInt8[Tensor, "P G M"]) -> bool:
