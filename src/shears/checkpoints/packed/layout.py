@@ -311,7 +311,8 @@ def check_matrix(name: str, matrix: PackedMatrix) -> None:
     if matrix.masks is None or matrix.offsets is None:
         return
     masks = matrix.masks
-    by_group = np.bitwise_count(masks.numpy().view(f"u{masks.shape[2]}")[..., 0]).astype(np.int64)
+    words = masks.reshape(-1).numpy().view(f"u{masks.shape[2]}").reshape(masks.shape[:2])
+    by_group = np.bitwise_count(words).astype(np.int64)
     counts = ((by_group + 1) // 2 if matrix.values_dtype == "int4" else by_group).sum(1)
     starts = np.concatenate([[0], counts.cumsum()])
     if not np.array_equal(matrix.offsets.numpy(), starts) or starts[-1] != matrix.values.numel():
