@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from shears.export.stage import export_adapter
 from transformers import AutoModelForCausalLM
 
 from shears import sparsify_model, train
 from shears.config import SparsifyConfig
+from shears.export.peft import export_adapter
 from tests.searching.adapters import rows
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

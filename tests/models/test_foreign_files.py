@@ -45,11 +45,6 @@ def test_a_damaged_gguf_file_is_an_error_of_one_line(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} <= {".gguf", ""}
 
 
-def test_a_gguf_file_whose_tokenizer_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
-        resolve(write_gguf(tmp_path / "tiny.gguf", merge="a b"))
-
-
 @pytest.mark.parametrize("template", REACHES_OUT)
 @pytest.mark.parametrize("kind", ["folder", "gguf"])
 def test_a_chat_template_is_rendered_in_a_sandbox(kind: str, template: str, tmp_path: Path) -> None:

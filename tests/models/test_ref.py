@@ -61,13 +61,6 @@ def test_what_is_read_of_a_model_is_read_once(tmp_path: Path, monkeypatch: pytes
     assert sorted(reads) == ["read_package", "record_in", "weights_fingerprint", "weights_fingerprint"]
 
 
-def test_a_package_is_refused_where_its_adapter_would_be_left_out(tmp_path: Path) -> None:
-    resolve(save_tiny(tmp_path / "m")).refuse_package("prune")
-    package = export_adapter(tmp_path / "m", tmp_path / "package", format="package")
-    with pytest.raises(InputError, match=r"a model to prune must be a model folder, got the package "):
-        resolve(package).refuse_package("prune")
-
-
 @pytest.mark.parametrize("name", ["./nothing", "/no/such/model", "a/b/c", "absent.gguf", "runs/absent"])
 def test_a_missing_path_is_no_hub_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from shears.config.fields import Device, DtypeMark, Seed, StageConfig
 
 
-
 @dataclass(frozen=True)
 class ExportFormat:
     """An export format: an entry of FORMATS is all that stages, records, cards and reports know."""

@@ -137,11 +137,6 @@ def test_stock_safetensors_reads_the_file_and_its_data_are_aligned(tmp_path: Pat
     assert path.read_bytes()[-64:] == bytes(64)
 
 
-def test_the_same_package_has_the_same_bytes(tmp_path: Path) -> None:
-    first, second = (write(tmp_path / name) / PACKAGE_FILE for name in ("one", "two"))
-    assert first.read_bytes() == second.read_bytes()
-
-
 def test_writing_into_a_tensor_never_reaches_the_file(tmp_path: Path) -> None:
     before = (write(tmp_path) / PACKAGE_FILE).read_bytes()
     read_package(tmp_path).tensors["dense.norm.weight"].fill_(3.0)
@@ -253,28 +248,6 @@ def test_parts_that_a_kernel_would_trust_are_checked(name: str, element: int, ne
     _damaged(tmp_path, name, element, new)
     with pytest.raises(InputError, match="layers.0.up must"):
         read_package(tmp_path, verify=False)
-
-
-def test_a_nibble_that_no_weight_has_is_not_read(tmp_path: Path) -> None:
-    matrix = pack(WEIGHT, "int4")
-    assert matrix.masks is not None
-    counts = [sum(map(int.bit_count, word)) for word in matrix.masks.view(-1, 8).tolist()]
-    odd = next(group for group, count in enumerate(counts) if count % 2)
-    place = sum((count + 1) // 2 for count in counts[: odd + 1]) - 1
-    _damaged(tmp_path, PART + "values", place, bytes([int(matrix.values[place]) | 0xF0]))
-    assert torch.equal(read_package(tmp_path, verify=False).weight("layers.0.up"), dense(matrix))
-
-
-def test_a_rewritten_header_is_read_only_without_verification(tmp_path: Path) -> None:
-    rewrite(write(tmp_path), lambda header, index: None)
-    assert same(read_package(tmp_path, verify=False).packed["layers.0.up"], pack(WEIGHT, "bf16"))
-    with pytest.raises(InputError, match="fingerprint"):
-        read_package(tmp_path)
-
-
-def test_a_folder_without_the_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must hold package.safetensors"):
-        read_package(tmp_path)
 
 
 def test_the_writer_takes_exactly_the_tensors_of_its_index(tmp_path: Path) -> None:

@@ -29,8 +29,7 @@ from shears.checkpoints.packed.layout import (
     unpack_nibbles,
 )
 from shears.errors import InputError
-from shears.quantization.grid import BLOCK, LARGEST_CODE, dequantize_blocks, quantize_blocks, quantize_rows
-from tests.checkpoints.packed.masked import masked_floats, masked_int4
+from shears.quantization.grid import BLOCK, LARGEST_CODE, dequantize_blocks, quantize_blocks
 from tests.oracles import packed as oracle
 
 VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
@@ -153,24 +152,6 @@ def test_int4_has_the_documented_bytes(shape: tuple[int, int], sparsity: float, 
     assert_sizes(matrix, shape, int(kept(weight).sum()))
 
 
-@settings(max_examples=30)
-@given(WIDE, st.sampled_from([0.0, 0.02, 0.5, 1.0]), st.sampled_from(["int8", "int4"]), st.integers(0, 99))
-def test_a_weight_is_the_same_with_masks_and_without(
-    shape: tuple[int, int], sparsity: float, values: NumberFormat, seed: int
-) -> None:
-    """Packages up to version 2 hold masks without zeros, too."""
-    weight = sparse_weight(*shape, sparsity, seed)
-    before = masked_int4(weight) if values == "int4" else masked_floats(*in_int8(weight))
-    check_matrix("w", before)
-    now = pack(weight, values)
-    assert torch.equal(bits(dense(before)), bits(dense(now)))
-
-
-def in_int8(weight: Tensor) -> tuple[Tensor, NumberFormat, Tensor]:
-    codes, scales = quantize_rows(weight)
-    return codes, "int8", scales
-
-
 @pytest.mark.parametrize(("values", "percent"), [("int4", 25), ("int8", 12.5), ("bf16", 6.25), ("fp32", 3.125)])
 def test_masks_are_left_out_below_one_zero_for_the_bit_of_each_weight(values: NumberFormat, percent: float) -> None:
     """A mask bit a weight pays where the zeros spare as many bits: a quarter of 4, an eighth of 8."""
@@ -215,23 +196,6 @@ def test_int4_is_off_by_half_a_step_at_most(
         scale = exact.half().double()
         bound = scale / 2 + LARGEST_CODE * (scale - exact).abs() + 1e-5 * exact
         assert bool((off[:, start : start + BLOCK].double() <= bound[:, None]).all())
-
-
-@pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
-def test_a_weight_without_rows_or_inputs_is_packed(shape: tuple[int, int], values: NumberFormat) -> None:
-    matrix = pack(torch.zeros(shape), values)
-    assert (matrix.num_kept, dense(matrix).shape) == (0, shape)
-    assert matrix.num_bytes == packed_bytes(*shape, 0, values)
-
-
-def test_a_weight_that_rounds_to_its_zero_point_stays_kept() -> None:
-    matrix = pack(torch.tensor([[15.0, 1e-3, 0.0, -0.0]]), "int4")
-    assert (matrix.values.tolist(), matrix.num_kept) == ([15, 0], 3)
-    assert dense(matrix).tolist() == [[15.0, 0.0, 0.0, 0.0]]
-    tiny = pack(torch.full((1, 3), 1e-9), "int4")
-    assert tiny.scales is not None
-    assert (tiny.num_kept, tiny.scales.count_nonzero().item(), dense(tiny).tolist()) == (3, 0, [[0.0] * 3])
 
 
 def test_the_examples_of_the_docs_are_packed_as_they_say() -> None:
