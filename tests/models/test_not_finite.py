@@ -71,7 +71,7 @@ VERBS: dict[str, tuple[str, Callable[[Path], object]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("verb", "place"), zip(VERBS, ["a linear", "a norm"] * len(VERBS), strict=False))
+@pytest.mark.parametrize(("verb", "place"), list(zip(VERBS, ["a linear", "a norm"] * len(VERBS), strict=False)))
 def test_every_verb_names_model_and_tensor_and_leaves_nothing(verb: str, place: str, tmp_path: Path) -> None:
     spoilt, call = VERBS[verb]
     models(tmp_path, spoilt, PLACES[place], ODD[len(verb) % 3])

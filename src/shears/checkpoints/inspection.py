@@ -190,5 +190,5 @@ def _fit(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         for key in INPUTS:
             if made.get(key) is not None and made[key] == source.get("fingerprint"):
                 return {"fits": True, "why": f"the {made['kind']} was made from this {source['kind']}"}
-    made = f"the {one['kind']} was made from {str(one.get('base_fingerprint'))[:12]}"
-    return {"fits": False, "why": f"{made}, the {other['kind']} is {str(other.get('fingerprint'))[:12]}"}
+    origin = f"the {one['kind']} was made from {str(one.get('base_fingerprint'))[:12]}"
+    return {"fits": False, "why": f"{origin}, the {other['kind']} is {str(other.get('fingerprint'))[:12]}"}
