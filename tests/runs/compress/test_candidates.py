@@ -128,7 +128,7 @@ def test_a_teacher_without_anything_to_teach_is_refused() -> None:
 
 @pytest.mark.parametrize(("candidate", "heal", "kind", "text"), [
     (BOTH, 4096, "int4", None), (BOTH, None, None, "text.txt"),
-    (replace(BOTH, values="int8"), 4096, "none", "text.txt"),
+    (replace(BOTH, values="int8"), 4096, "none", None),
 ])  # fmt: skip
 def test_a_model_healed_on_the_grid_is_packed_without_a_text(
     candidate: Candidate, heal: int | None, kind: str | None, text: str | None

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from shears.checkpoints.packed.layout import QUANTIZED
 from shears.config import CompressConfig, TrainConfig
 from shears.config.compress import EFFORTS, EffortName
 from shears.runs.compress.candidates import Candidate
@@ -160,7 +159,7 @@ class Costs(NamedTuple):
         if effort.steps is not None:
             stages["train"] = self._trained(effort)
         stages["export"] = 2 * speeds.load
-        if effort.steps is None and "heal" not in stages and self.first.values in QUANTIZED:
+        if effort.steps is None and "heal" not in stages and self.first.values == "int4":
             stages["export"] += ROUNDING_PASSES * tokens * speeds.forward + speeds.pruning
         stages["measure"] = self._measured(speeds.trained_question, self.amounts.questions)
         return stages

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from shears.checkpoints.packed.layout import QUANTIZED
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import CompressConfig, ExportConfig, HealConfig, Recipe, SparsifyConfig, TrainConfig
 from shears.config.fields import DtypeName
@@ -33,7 +32,7 @@ def recipe_of(candidate: Candidate, config: CompressConfig, model: ModelRef, tex
     dense: dict[str, Any] = {"method": "magnitude"}  # needs no text
     heal = _heal(config, text, candidate.values) if candidate.sparsity and config.heal else None
     on_grid = config.data is not None or (heal is not None and heal.quantize_aware != "none")
-    rounds = candidate.values in QUANTIZED and not on_grid
+    rounds = candidate.values == "int4" and not on_grid
     return Recipe(
         model=model.name,
         threads=config.threads,
