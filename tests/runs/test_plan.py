@@ -90,14 +90,14 @@ def test_a_gguf_file_has_the_size_of_the_folder_that_it_becomes(without: tuple[s
     assert before.file_bytes == 4 * before.parameters == 2 * (halved.file_bytes or 0)
 
 
-@pytest.mark.parametrize(("kept", "words"), [(200, "its header is cut off"), (0, "it does not begin with GGUF")])
-def test_a_damaged_gguf_file_is_refused_as_the_run_refuses_it(kept: int, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [200, 0])
+def test_a_damaged_gguf_file_is_refused_as_the_run_refuses_it(kept: int, tmp_path: Path) -> None:
     whole = write_gguf(tmp_path / "whole.gguf").read_bytes()
     file = tmp_path / "model.gguf"
     file.write_bytes(whole[:kept] or b"no model")
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match="model.gguf cannot be read"):
         shape_of(str(file))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match="model.gguf cannot be read"):
         convert_gguf(file)
 
 
@@ -215,17 +215,9 @@ def with_config(folder: Path, **changes: object) -> Recipe:
 @pytest.mark.parametrize("changes", [{"model_type": "nosuch"}, {"hidden_size": "x"}, {"num_attention_heads": 0}])
 def test_a_folder_that_transformers_does_not_know_is_one_line(changes: dict[str, object], tmp_path: Path) -> None:
     recipe = with_config(tmp_path, **changes)
-    with pytest.raises(InputError, match="base must .*(language model|transformers knows)") as caught:
+    with pytest.raises(InputError, match="config.json cannot be read") as caught:
         plan(recipe, tmp_path / "run")
     assert "\n" not in str(caught.value)
-
-
-def test_a_torn_config_is_one_line(tmp_path: Path) -> None:
-    recipe = with_config(tmp_path)
-    path = tmp_path / "base" / "config.json"
-    path.write_text(path.read_text()[:40])
-    with pytest.raises(InputError, match="base must hold the config.json of a model .*knows: .*not a valid JSON"):
-        plan(recipe, tmp_path / "run")
 
 
 def test_a_quantised_folder_is_planned(tmp_path: Path) -> None:
