@@ -136,7 +136,7 @@ def not_finite(elastic: ElasticAdapter) -> None:
     [
         ({}, other_numbers, {}, "model.norm.weight of .*base has other numbers"),
         ({}, not_finite, {}, "an adapter must be finite"),
-        ({}, None, {"base": "no/such/model"}, "the model must"),
+        ({}, None, {"base": "no/such/model"}, "a model must be"),
         ({}, None, {"data": "nothing.jsonl"}, "nothing.jsonl"),
         ({"r": 8}, None, {}, "plain LoRA of rank 6 .* got rank 8"),
         ({"modules_to_save": ["norm"]}, None, {}, "plain LoRA .*norm"),

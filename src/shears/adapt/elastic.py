@@ -44,7 +44,7 @@ def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
 def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer]]:
     """Yield the layers with the adapter and the names of their linears in the base model."""
     for name, layer in model.get_base_model().named_modules():
-        if LoraLayer in type(layer).__mro__ and adapter in layer.lora_A:  # isinstance accepts FusedLinear too
+        if isinstance(layer, LoraLayer) and adapter in layer.lora_A:
             yield name, layer
 
 
@@ -85,10 +85,11 @@ class ElasticAdapter:
         """Use these ranks in every following forward; InputError if they are not in the space."""
         config = self.space.check(config)
         for group, layers in self._layers.items():
+            rank = config[group]
             for layer in layers:
-                # written in place, because compiled code keeps its buffer
-                mask = layer.lora_A[self.adapter].get_buffer(MASK)
-                mask.copy_(self._mask(group, len(mask), config[group]))
+                mask = layer.lora_A[self.adapter].get_buffer(MASK)  # written in place, because compiled code keeps it
+                first = (torch.arange(len(mask)) < rank).float() * self.space.factor(group, rank)
+                mask.copy_(first * self._diagonal(group, len(mask)))
         self.active = config
         return config
 
@@ -102,20 +103,12 @@ class ElasticAdapter:
         finally:
             self.activate(before)
 
-    def _mask(self, group: str, size: int, rank: int) -> Float[Tensor, " R"]:
-        """Return the mask of `size` components at a rank, times the rank's factor."""
-        mask = (torch.arange(size) < rank).float() * self.space.factor(group, rank)
-        return mask * self._diagonal(group, size) if self.nested else mask
-
     def _diagonal(self, group: str, size: int) -> Float[Tensor, " R"]:
-        """Return D of a group in float32; components beyond the group's largest rank have 0."""
+        """Return D of a group in float32, ones for an adapter that is not nested."""
+        if not self.nested:
+            return torch.ones(size)
         weights = torch.tensor(self.space.nested_weights(group))
-        return nn.functional.pad(weights, (0, size - len(weights)))
-
-    def _roots(self, group: str, size: int) -> Float[Tensor, " R"]:
-        """Return the roots of D, 1 for components in no allowed rank and for an adapter that is not nested."""
-        diagonal = self._diagonal(group, size)
-        return torch.where(diagonal > 0, diagonal.sqrt(), 1.0) if self.nested else torch.ones(size)
+        return nn.functional.pad(weights, (0, size - len(weights)), value=1.0)  # in no allowed rank
 
     @torch.no_grad()
     def _divide_by_diagonal(self) -> None:
@@ -123,7 +116,7 @@ class ElasticAdapter:
         for group, layers in self._layers.items():
             for layer in layers:
                 a = layer.lora_A[self.adapter].weight
-                factor = 1 / self._roots(group, len(a))
+                factor = 1 / self._diagonal(group, len(a)).sqrt()
                 a.mul_(factor.to(a)[:, None])
                 layer.lora_B[self.adapter].weight.mul_(factor.to(a))
         self.space = replace(self.space, factors={})
@@ -132,13 +125,13 @@ class ElasticAdapter:
         """Return the adapter by PEFT's names as plain LoRA with the same outputs: A and B times the roots of D."""
         state = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)
         groups = {name: group for group, names in self.space.modules.items() for name in names}
-        plain: dict[str, Tensor] = {name: tensor.detach().cpu() for name, tensor in state.items()}
+        plain: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         for name, tensor in plain.items():
             if self.nested and (group := groups.get(linear_of(name))):
                 is_a = name.endswith(A)
-                roots = self._roots(group, tensor.shape[0 if is_a else 1]).to(tensor)
+                roots = self._diagonal(group, tensor.shape[0 if is_a else 1]).sqrt().to(tensor)
                 plain[name] = tensor * (roots[:, None] if is_a else roots)
-        return {name: tensor.contiguous() for name, tensor in plain.items()}
+        return plain
 
     def num_parameters(self, config: RankConfig) -> int:
         """Return the parameters of the sub-adapter: rank * (inputs + outputs), summed over its linears."""
@@ -181,7 +174,6 @@ class ElasticAdapter:
 
 
 def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapter: str) -> LoraLayer:
-    """Return the layer of a linear; InputError unless it is plain LoRA of the largest rank or more."""
     layer = layers.get(name)
     if layer is None:
         raise InputError(f"every linear of the search space must carry the adapter {adapter!r}; {name} does not")

@@ -93,8 +93,7 @@ class SearchSpace:
     def nested_weights(self, group: str) -> tuple[float, ...]:
         """Return the share of a group's allowed ranks that contain each of its components.
 
-        This is the mean over the allowed ranks of the masks that keep the first components, the
-        diagonal of MatryoshkaLoRA (arXiv 2605.07850, Algorithm 1) for ranks that have one scaling.
+        The mean of their masks, the diagonal of MatryoshkaLoRA (arXiv 2605.07850, Algorithm 1).
         """
         ranks = self.ranks[group]
         return tuple(sum(rank > index for rank in ranks) / len(ranks) for index in range(ranks[0]))
@@ -102,8 +101,7 @@ class SearchSpace:
     def nested(self) -> "SearchSpace":
         """Return the space with the factors of nested training: weights of a cut sum to those of all.
 
-        Early in a training, every component is an estimate of the same update of the weight, so
-        that a cut needs the sum of the weights that the whole was trained with.
+        Every component is an early estimate of the same update, so a cut needs the sum of all weights.
         """
         factors = {}
         for group, ranks in self.ranks.items():

@@ -32,13 +32,12 @@ def masked_product(
     weight: Float[Tensor, "O I"], a: Float[Tensor, "R I"], b: Float[Tensor, "O R"], scaling: float = 1.0
 ) -> Float[Tensor, "O I"]:
     """Return (scaling * B A) * (weight != 0), in float32 or the wider dtype of its arguments."""
-    wide = wide_dtype(weight, a)
-    product = (b.to(wide) * scaling) @ a.to(wide)
-    return mask_(product, weight)
+    wide = _wide_dtype(weight, a)
+    return _mask((b.to(wide) * scaling) @ a.to(wide), weight)
 
 
-def mask_(product: Float[Tensor, "O I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-    """Multiply by 1 where the weight has a value, else by 0, in place, ten times as fast as masked_fill_ on a CPU."""
+def _mask(product: Float[Tensor, "O I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+    """Multiply by weight != 0 in place, ten times as fast as masked_fill_ on a CPU."""
     return product.mul_(torch.ne(weight.detach(), 0, out=torch.empty_like(product)))
 
 
@@ -49,8 +48,7 @@ def masked_sum(
     return masked_product(weight, a, b, scaling).add_(weight)
 
 
-def wide_dtype(weight: Tensor, a: Tensor) -> torch.dtype:
-    """Return the dtype that products with a weight are computed in: float32 or the wider one of its arguments."""
+def _wide_dtype(weight: Tensor, a: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(weight.dtype, a.dtype), torch.float32)
 
 
@@ -89,11 +87,11 @@ class _MaskedLinear(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             rows = gradient.reshape(-1, gradient.shape[-1])
             if grid:
-                scales = grid[0].to(wide_dtype(weight, a))
+                scales = grid[0].to(_wide_dtype(weight, a))
                 whole = in_steps_(masked_sum(weight, a, b), scales)
             if any(wants_factors):
-                dp = (rows.T @ x.reshape(-1, x.shape[-1]).to(ctx.dtype)).to(wide_dtype(weight, a))
-                mask_(dp, weight)
+                dp = (rows.T @ x.reshape(-1, x.shape[-1]).to(ctx.dtype)).to(_wide_dtype(weight, a))
+                _mask(dp, weight)
                 if whole is not None:
                     dscales = pass_through_(dp, whole, scales, grid[1]).to(grid[0].dtype)
                 da = (b.T.to(dp.dtype) @ dp).to(a.dtype)
