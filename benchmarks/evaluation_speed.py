@@ -9,6 +9,7 @@ says what the machine could do if it did nothing else; with several threads it c
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ import torch
 from benchmarks.report import parser_of
 from shears.config import EvaluateConfig
 from shears.data.examples import load_examples, prompts_of
-from shears.evaluation.continuous import ContinuousDecoder
-from shears.evaluation.run import open_subject
-from shears.evaluation.tasks.registry import _converted
+from shears.evaluation.decode import ContinuousDecoder
+from shears.evaluation.paper_tasks import paper_row
+from shears.evaluation.run import open_model
 from shears.models.ref import resolve_with
 
 
@@ -71,10 +72,11 @@ def main() -> None:
     )  # fmt: skip
     clock = Clock()
     ref = resolve_with(arguments.model, arguments.adapter, config.weights)
-    open_model = clock.timed("load, pack", open_subject, lambda *_: 0)
-    subject = open_model(ref, arguments.adapter, config)
+    opened = clock.timed("load, pack", open_model, lambda *_: 0)
+    subject = opened(ref, arguments.adapter, config)
     backend: Any = subject.backend
-    rows = load_examples(config.data, "alpaca", subject.tokenizer, config.limit, _converted(config), config.columns)
+    convert = partial(paper_row, config.task)
+    rows = load_examples(config.data, "alpaca", subject.tokenizer, config.limit, convert, config.columns)
     prompts = prompts_of(rows, subject.tokenizer)
     backend.prefill = clock.timed("read", backend.prefill, lambda _, tokens: len(tokens))
     backend.step = clock.timed("decode", backend.step, lambda sequences, _: len(sequences))

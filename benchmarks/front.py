@@ -64,12 +64,12 @@ from shears.checkpoints.configuration import known_config
 from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
 from shears.data.examples import load_examples, prompts_of
-from shears.data.prompts import DEFAULT_TEMPLATE
+from shears.data.templates import DEFAULT_TEMPLATE
 from shears.errors import InputError, Interrupted
-from shears.evaluation.records import Evaluation, TextJournal, journal_path
+from shears.evaluation.evaluated import Evaluation, TextJournal, journal_path
 from shears.evaluation.run import settings_and_data
 from shears.evaluation.statistics import Bits, paired_difference, pooled_accuracy
-from shears.evaluation.tasks.registry import evaluate_task
+from shears.evaluation.tasks import Subject, evaluate_task
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
 from shears.records.figures import CUT
@@ -167,7 +167,7 @@ def _by_rival(maker: Maker, engine: Engine, file: Path, output: Path, config: Ev
     journal = TextJournal(journal_path(output), {**settings_and_data(config), "file_sha256": file_fingerprint(weights)})
     with opened(maker.program(engine), file) as process:
         backend = RivalBackend(process, model.config.vocab_size)
-        return evaluate_task(model, load_tokenizer(ref), config, journal, backend=backend)
+        return evaluate_task(Subject(model, load_tokenizer(ref), backend, journal), config)
 
 
 def _speed(arguments: argparse.Namespace) -> None:

@@ -22,8 +22,7 @@ from benchmarks.tasks import TASKS, Task, unseen
 from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.data.examples import load_examples, tokenize_all
-from shears.evaluation.scoring.score import plainly
-from shears.evaluation.scoring.scorers import LossScorer
+from shears.evaluation.likelihood import completion_nats
 from shears.evaluation.statistics import pooled_accuracy
 from shears.models.devices import autocast
 from shears.training.batches import padding
@@ -191,12 +190,12 @@ def validation_losses(
     loaded = load_super_adapter(adapter)
     examples = load_examples(str(validation), loaded.record["template"], loaded.tokenizer)
     rows = tokenize_all(examples, loaded.tokenizer, 4096)
-    scorer = LossScorer(loaded.model, rows, padding(loaded.tokenizer), batch_size=32)
     losses = {}
     for name, ranks in configs(loaded.elastic.space).items():
         loaded.elastic.activate(ranks)
         with autocast("auto", "cpu"):
-            losses[name] = float(scorer.measure(plainly).sum() / scorer.weights.sum())
+            nats, counts = completion_nats(loaded.model, rows, padding(loaded.tokenizer), batch_size=32)
+        losses[name] = float(nats.sum() / counts.sum())
     return losses
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import shears
 from benchmarks.report import MODEL, begin, parser_of
-from shears.evaluation.records import Evaluation
+from shears.evaluation.evaluated import Evaluation
 
 
 def main() -> None:

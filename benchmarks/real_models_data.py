@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.report import parser_of
 from benchmarks.tasks import write_mawps
-from shears.data.prompts import question_id, without_template
+from shears.data.templates import question_id, without_template
 from shears.errors import InputError
 
 Row = dict[str, Any]

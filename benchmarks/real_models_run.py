@@ -19,7 +19,7 @@ from benchmarks.real_models_cells import ALPACA, ARMS, BEST, DENSE, Arm, Cell
 from benchmarks.real_models_data import test_file, write_training
 from benchmarks.report import environment, rows_of
 from shears.errors import InputError
-from shears.evaluation.records import Evaluation
+from shears.evaluation.evaluated import Evaluation
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer

@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.report import parser_of
-from shears.data.answers import evaluate_equation, numbers_equal
-from shears.data.prompts import render_completion, render_prompt
+from shears.data.answer_reading import evaluate_equation, numbers_equal
+from shears.data.templates import render_completion, render_prompt
 
 SEEN = Path(__file__).parent / "results" / "mawps-seen.json"
 NEW_TESTS = 600

@@ -50,9 +50,10 @@ def heard_signals() -> list[signal.Signals]:
     return [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
 
 
-LIBRARIES = frozenset(
-    {"safetensors", "safetensors_rust", "yaml", "pydantic_core", "huggingface_hub", "pyarrow", "struct", "sqlalchemy"}
-)
+LIBRARIES = frozenset({
+    "safetensors", "safetensors_rust", "yaml", "pydantic_core", "huggingface_hub", "pyarrow", "datasets", "jinja2",
+    "_csv", "struct", "sqlalchemy",
+})  # fmt: skip
 """Libraries that raise exceptions of their own for a file or a value that they cannot read."""
 OF_A_DISK = re.compile(r"os error|PytorchStreamWriter|inline_container|iostream|No space left")
 """In the messages of safetensors' and torch's errors when a file cannot be written."""

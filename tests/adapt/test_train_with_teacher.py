@@ -13,7 +13,7 @@ from shears.adapt.prepare import read_training_rows
 from shears.adapt.train import train
 from shears.config import TrainConfig
 from shears.config.resolve import build
-from shears.data.example import IGNORED
+from shears.data.examples import IGNORED
 from shears.errors import InputError
 from shears.models.ref import resolve
 from shears.training.teacher import TeacherSource, TeacherTargets, find_teacher

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from shears.cli.data import FIRST, LAST, as_text, escaped
+from shears.cli.data import escaped
 from shears.config import TrainConfig
 from shears.data.examples import load_examples, tokenize_all
-from shears.data.preview import Piece, preview
+from shears.data.preview import preview
 from tests.conftest import Call
 from tests.tiny import save_tiny, tiny_tokenizer
 
@@ -36,12 +36,12 @@ def test_tokens_and_loss_are_those_of_the_training(file: Path) -> None:
     usable = file.with_name("usable.jsonl")
     usable.write_text("".join(json.dumps(ROWS[index]) + "\n" for index in (0, 1)))
     trained = tokenize_all(load_examples(str(usable), "question", tokenizer), tokenizer, 512)
-    shown = preview(TrainConfig(data=str(file)), tokenizer, show=2).shown
-    for (_, pieces), row in zip(shown, trained, strict=True):
-        assert [each for piece in pieces for each in piece.ids] == row.input_ids
-        marks = [piece.trained for piece in pieces for _ in piece.ids]
-        assert marks == [label != -100 for label in row.labels]
-        assert "".join(piece.text for piece in pieces) == tokenizer.decode(row.input_ids)
+    shown = preview(TrainConfig(data=str(file)), tokenizer, show=2)["shown"]
+    for each, row in zip(shown, trained, strict=True):
+        assert "".join(part["text"] for part in each["parts"]) == tokenizer.decode(row.input_ids)
+        with_loss = [label for label in row.labels if label != -100]
+        assert "".join(part["text"] for part in each["parts"] if part["loss"]) == tokenizer.decode(with_loss)
+        assert sum(part["tokens"] for part in each["parts"] if part["loss"]) == len(with_loss)
 
 
 def test_counts_and_quantiles(file: Path, call: Call) -> None:
@@ -61,8 +61,8 @@ def test_counts_and_quantiles(file: Path, call: Call) -> None:
 def test_a_pipe_gets_brackets_and_no_escape(file: Path, call: Call) -> None:
     code, output, _ = call("data", file, "--model", "base", "--max-length", "60")
     assert code == 0
-    assert "A|:|[ ][4][<|end|>]" in output
-    assert r"\x1b|[|3|1|m|r|e|d|\u202e|?|\n|" in output
+    assert "A:[ 4<|end|>]" in output
+    assert r"\x1b[31mred\u202e?" in output
     assert "\x1b" not in output
     assert "\u202e" not in output
     assert "rows.jsonl: 5 rows, train uses 2\n" in output
@@ -73,7 +73,7 @@ def test_a_pipe_gets_brackets_and_no_escape(file: Path, call: Call) -> None:
 
 def test_limit_reads_the_first_rows(file: Path, call: Call) -> None:
     _, output, _ = call("data", file, "--model", "base", "--limit", "1", "--show", "0")
-    assert "1 row, train uses 1" in output
+    assert "1 rows, train uses 1" in output
     assert "Tokens with loss" not in output
 
 
@@ -81,15 +81,6 @@ def test_options_come_from_the_train_section(file: Path, call: Call) -> None:
     file.with_name("recipe.yaml").write_text("train: {max_length: 20, template: alpaca, lr: 0.1}")
     assert json.loads(call("data", file, "--model", "base", "--config", "recipe.yaml", "--json")[1])["used"] == 0
     assert call("data", file, "--train-on", "nothing")[0] == 2
-
-
-def test_colours_mark_the_loss_and_the_middle_of_a_long_row_is_left_out() -> None:
-    pieces = [Piece("ab", (1,), trained=index > 400) for index in range(600)]
-    text = as_text(pieces, has_colour=True)
-    assert text.plain.count("ab") == FIRST + LAST
-    assert f"... {600 - FIRST - LAST:,} tokens ..." in text.plain
-    underlined = [span for span in text.spans if not isinstance(span.style, str) and span.style.underline]
-    assert len(underlined) == LAST
 
 
 def test_every_control_and_format_character_is_escaped() -> None:
@@ -103,7 +94,7 @@ def test_columns_are_renamed_as_training_renames_them(file: Path, call: Call) ->
     )
     shown = json.loads(output)
     assert (status, shown["used"], shown["refused"]) == (0, 1, [])
-    assert "".join(t["text"] for t in shown["shown"][0]["tokens"] if t["loss"]).startswith(" two")
+    assert "".join(part["text"] for part in shown["shown"][0]["parts"] if part["loss"]).startswith(" two")
 
 
 def test_data_of_which_train_would_use_no_row_exit_with_2(file: Path, call: Call) -> None:

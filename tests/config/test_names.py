@@ -13,18 +13,18 @@ from shears.config.export import FORMATS
 from shears.config.fields import CHAT, DtypeName
 from shears.config.resolve import section_class
 from shears.config.sparsify import METHODS
-from shears.data.prompts import TEMPLATES
-from shears.evaluation.tasks.paper_tasks import HUB_FORMS, LABELS
-from shears.evaluation.tasks.registry import ACCURACY_TASKS, GENERATED
+from shears.data.templates import TEMPLATES
+from shears.evaluation.paper_tasks import PAPER_TASKS
+from shears.evaluation.tasks import FORMS
 from shears.models.devices import DTYPES
 
 
 @pytest.mark.parametrize(
     ("names", "registry"),
     [
-        (TaskName, [*ACCURACY_TASKS, "perplexity", "harness"]),
-        (ExampleTask, ["choices", *GENERATED]),
-        (PaperTask, HUB_FORMS),
+        (TaskName, [*PAPER_TASKS, *FORMS, "choices", "perplexity", "harness"]),
+        (ExampleTask, ["choices", *FORMS]),
+        (PaperTask, PAPER_TASKS),
         (get_args(EvaluateConfig.model_fields["template"].annotation)[0], [*TEMPLATES, CHAT]),
         (TrainConfig.model_fields["template"].annotation, [*TEMPLATES, CHAT]),
         (get_args(DtypeName)[0], ["auto", *DTYPES]),
@@ -44,7 +44,8 @@ def test_a_recipe_has_at_most_187_keys() -> None:
 
 
 def test_every_task_with_labels_names_them() -> None:
-    assert {task for task, form in ANSWER_FORMS.items() if form == "label"} == LABELS.keys()
+    labelled = {name for name, task in PAPER_TASKS.items() if "labels" in task}
+    assert {task for task, form in ANSWER_FORMS.items() if form in ("label", "letter")} == labelled
 
 
 FUNCTIONS = [

@@ -62,12 +62,12 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
             {"task": "choices", "data": "x", "num_beams": 4},
             "num_beams needs generated answers, got 4 with",
         ),
-        (EvaluateConfig, {"harness": "arc_easy", "num_beams": 2}, "got 2 with task harness; drop num_beams"),
+        (EvaluateConfig, {"harness": "arc_easy", "num_beams": 2}, "got 2 with task harness"),
         (TrainConfig, {"data": "x", "epochs": 1e308}, "x.epochs must be less than or equal to 1000000, got 1e+308"),
         (
             EvaluateConfig,
             {"task": "boolq", "data": "x", "protocol": "choices", "num_beams": 4},
-            "with protocol choices",
+            "got 4 with task boolq",
         ),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.data.answers import evaluate_equation, extract_number, numbers_equal, right_number
+from shears.data.answer_reading import evaluate_equation, extract_number, numbers_equal, right_number
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from fractions import Fraction
 
 import pytest
 
-from shears.data.answers import evaluate_equation
-from shears.data.arithmetic import DRAWS, SPLITS, STORIES, arithmetic_rows
+from shears.data.answer_reading import evaluate_equation
+from shears.data.word_problems import DRAWS, SPLITS, STORIES, arithmetic_rows
 from shears.errors import InputError
 
 ALL = {split: arithmetic_rows(split) for split in SPLITS}

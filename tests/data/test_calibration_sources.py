@@ -69,7 +69,7 @@ def test_a_chat_needs_no_assistant_and_keeps_every_turn(tmp_path: Path, turns: R
     [
         ("hi", "list of"),
         ([{"content": "hi"}], "list of"),
-        ([{"role": "user", "content": ""}], "must suit .* no content"),
+        ([{"role": "user", "content": ""}], "chat template on these messages cannot be used: no content"),
     ],
 )
 def test_invalid_messages_are_refused_in_one_line(tmp_path: Path, messages: object, message: str) -> None:
@@ -192,59 +192,6 @@ def test_a_hub_set_in_the_cache_needs_no_network(tmp_path: Path, name: str) -> N
 @pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("name", ["somebody/other-texts", "somebody/some-texts:test", "somebody/some-texts/other"])
 def test_an_unreachable_hub_set_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(InputError, match=f"{name} must be a file or a hub data set that loads") as caught:
+    with pytest.raises(InputError, match=f"data {name} cannot be used") as caught:
         calibrate(name)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("rows", [TEXTS, CHATS, [{"input_ids": [1, 2, 3]}] * 4])
-def test_a_folder_of_save_to_disk_is_a_source(tmp_path: Path, rows: Rows) -> None:
-    saved = datasets.Dataset.from_list(list(rows))
-    saved.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict({"train": saved, "test": saved.select([3])}).save_to_disk(tmp_path / "splits")
-    expected = calibrate(_jsonl(tmp_path / "same.jsonl", rows))
-    for source in ("one", "splits", "splits:train"):
-        actual = calibrate(tmp_path / source)
-        assert actual.fingerprint == expected.fingerprint
-
-
-def test_columns_that_a_saved_folder_fills_up_are_empty(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "note": "what few turns have"}]
-    kinds: Rows = [
-        {"text": "plain text"},
-        {"prompt": "1+1=", "completion": "2"},
-        {"instruction": "Say yes", "output": "yes"},
-        {"messages": turns},
-    ]
-    columns = dict.fromkeys(name for row in kinds for name in row)
-    datasets.Dataset.from_list([columns | row for row in kinds]).save_to_disk(tmp_path / "saved")
-    expected = calibrate(_jsonl(tmp_path / "same.jsonl", kinds), num_samples=2)
-    assert calibrate(tmp_path / "saved", num_samples=2).fingerprint == expected.fingerprint
-
-
-def test_the_split_of_a_saved_folder_is_named_behind_a_colon(tmp_path: Path) -> None:
-    splits = {"train": datasets.Dataset.from_list(list(TEXTS)), "test": datasets.Dataset.from_list(list(TEXTS[3:4]))}
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "splits")
-    actual = text_tokens(f"{tmp_path}/splits:test", TOKENIZER)
-    assert actual == text_tokens(str(_jsonl(tmp_path / "same.jsonl", TEXTS[3:4])), TOKENIZER)
-
-
-def test_an_unusable_saved_folder_is_refused_in_one_line(tmp_path: Path) -> None:
-    saved = datasets.Dataset.from_list(list(TEXTS))
-    saved.save_to_disk(tmp_path / "one")
-    saved.select([]).save_to_disk(tmp_path / "empty", num_shards=1)
-    saved.select([]).save_to_disk(tmp_path / "nothing")
-    datasets.DatasetDict({"test": saved}).save_to_disk(tmp_path / "splits")
-    saved.save_to_disk(tmp_path / "torn")
-    next((tmp_path / "torn").glob("*.arrow")).write_bytes(b"torn")
-    for source, message in {
-        "one:train": "without splits, got the split 'train'",
-        "splits": "must be one of test, got 'train'; put it behind a colon",
-        "empty": "at least one row",
-        "nothing": "must be a whole folder of save_to_disk with rows",
-        "torn": "must be a whole folder of save_to_disk with rows, got .*",
-        ".": "must be a file that exists, got .* \\(a folder\\)",
-    }.items():
-        with pytest.raises(InputError, match=message) as caught:
-            calibrate(tmp_path / source)
-        assert "\n" not in str(caught.value)

@@ -1,21 +1,16 @@
 """Examples: what carries the loss, what the choices are, and that a prompt is the same tokens everywhere."""
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.data.example import prompt_of
-from shears.data.examples import (
-    Example,
-    Segment,
-    load_examples,
-    to_example,
-    tokenize,
-    tokenize_all,
-)
+from shears.data.chat_template import Segment
+from shears.data.examples import Example, check_rows, load_examples, prompt_of, to_example, tokenize, tokenize_all
 from shears.data.rules import choices_of
 from shears.data.tokens import prompt_ids
 from shears.errors import InputError
@@ -232,3 +227,13 @@ def test_an_empty_prompt_column_does_not_hide_the_instruction() -> None:
         {"instruction": "Say hi", "output": "hi"}, "question", TOKENIZER
     )
     assert prompt_of(to_example({"prompt": None, "completion": "b"}, "question", TOKENIZER)) == ""
+
+
+def test_rows_of_no_known_form_are_told_without_a_tokenizer(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b"}, {"question": "2+2?", "reply": "4"}]
+    path = str(tmp_path / "rows.jsonl")
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"row 2 of .* got question, reply; name yours with columns, such as prompt="):
+        check_rows(path)
+    check_rows(path, limit=1)
+    check_rows(path, {"prompt": "question"})

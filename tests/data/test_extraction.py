@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.data.answers import Reading, is_right, read_answers, response_of
+from shears.data.answer_reading import Reading, is_right, read_answers, response_of
 
 ANSWERS = ("answer1", "answer2", "answer3", "answer4", "answer5")
 

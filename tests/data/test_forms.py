@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from shears.config.fields import TemplateName
-from shears.data.chat import render_turns
-from shears.data.example import prompt_of, without_marks
-from shears.data.examples import to_example
+from shears.data.chat_template import render_turns
+from shears.data.examples import prompt_of, to_example
 from shears.data.forms import form_of_rows, prompt_in, turns_in
+from shears.data.tokens import without_marks
 from shears.records.artifacts import SEARCH_SPACE, SUB_ADAPTER, write_json
 from shears.records.trained_form import TrainedForm, trained_form
 from tests.tiny import tiny_tokenizer
@@ -91,7 +91,3 @@ def test_the_first_record_that_names_a_form_counts(tmp_path: Path) -> None:
     assert trained_form(adapter, model) == forms[0]
     assert trained_form(None, model) == forms[1]
     assert trained_form(other) is None
-    other.mkdir()
-    for record in ({"template": "alpaca"}, {"form": {"rows": "chat"}}, {"form": {"rows": "?"}, "template": "chat"}):
-        write_json(other / SUB_ADAPTER, record)
-        assert trained_form(other) is None

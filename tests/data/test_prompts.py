@@ -2,7 +2,7 @@
 
 import pytest
 
-from shears.data.prompts import TEMPLATES, render_completion, render_prompt, without_template
+from shears.data.templates import TEMPLATES, render_completion, render_prompt, without_template
 from shears.errors import InputError
 
 

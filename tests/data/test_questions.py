@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.data.prompts import TEMPLATES, question_id, question_of, render_prompt
+from shears.data.templates import TEMPLATES, question_id, question_of, render_prompt
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Any
 import datasets
 import pytest
 
-from shears.data.arithmetic import arithmetic_rows
-from shears.data.rows import read_rows, refuse_same, source_fingerprint
+from shears.data.rows import read_rows, refuse_same, renamed, source_fingerprint
+from shears.data.word_problems import arithmetic_rows
 from shears.errors import InputError
 
 ROWS = [{"prompt": 'a, "b"', "completion": "é\u2028x"}, {"prompt": "c\nd", "completion": "true"}]
@@ -39,24 +39,15 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     assert read_rows(str(_write(tmp_path / f"rows{suffix}", ROWS))) == ROWS
 
 
-def test_nothing_is_left_beside_the_file(tmp_path: Path) -> None:
-    read_rows(str(_write(tmp_path / "rows.parquet", ROWS)))
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]
-
-
 def test_answers_of_mixed_types_stay_what_they_are(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": "a", "answer": 2.0},
         {"prompt": "b", "answer": "48"},
         {"prompt": "c", "extra": [1]},
+        {"prompt": "d", "answer": float("nan")},  # Python's writer uses it for a table's empty cell
     ]
-    assert read_rows(str(_write(tmp_path / "rows.json", rows))) == rows
-
-
-@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
-def test_a_nan_of_an_empty_cell_is_none(tmp_path: Path, suffix: str) -> None:
-    rows = [{"instruction": "a", "input": float("nan"), "output": "b"}]
-    assert read_rows(str(_write(tmp_path / f"rows{suffix}", rows))) == [{**rows[0], "input": None}]
+    expected = [*rows[:3], {"prompt": "d", "answer": None}]
+    assert read_rows(str(_write(tmp_path / "rows.json", rows))) == expected
 
 
 def test_csv_words_are_not_turned_into_other_types(tmp_path: Path) -> None:
@@ -74,57 +65,34 @@ def test_json_lines_are_read_under_the_name_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("torn.json", '[{"prompt": "a"}, {"pro', "whole JSON list"),
-        ("torn.jsonl", '{"prompt": "a"}\n{"pro', "line 2"),
-        ("values.json", "[1, 2]", "row 1 .* JSON object"),
-        ("values.jsonl", "3\n", "line 1 .* JSON object"),
-        ("digits.jsonl", '{"prompt": ' + "9" * 5000 + "}", "line 1: .*5000 digits"),
-        ("digits.json", '[{"prompt": ' + "9" * 5000 + "}]", "5000 digits"),
-        ("deep.json", "[" * 100_000, "whole JSON list, got .*recursion"),
-        ("deep.jsonl", '{"a": ' * 100_000, "line 1: .*recursion"),
-        ("half.jsonl", '{"a": "b"}\n{"a": ["\\uD800"]}', r"line 2 of .* whole characters, got the half '\\ud800'"),
-        ("half.json", r'[{"a": "b"}, {"\udc00": 1}]', r"row 2 of .* got the half '\\udc00'"),
-        ("empty.json", "[]", "at least one row"),
-        ("empty.jsonl", "", "at least one row"),
-        ("empty.csv", "", "at least one row"),
-        ("ragged.csv", "a,b\n1\n", "row 1 has not"),
-        ("twice.csv", "a,b,,,a\n1,2,,,3\n", "must have its own name, 'a' is there twice"),
-        ("open.csv", 'a,b\n"1,2\n', "CSV file"),
-        ("noise.parquet", "not parquet", "Parquet file"),
-        ("text.txt", "words", "must be rows, got the plain text"),
-        (
-            "table.tsv",
-            "a\tb\n",
-            r"must end in .json, .jsonl, .csv, .parquet \(or .txt where a command takes plain text\), got 'table.tsv'",
-        ),
+        ("torn.json", b'[{"prompt": "a"}, {"pro', "torn.json cannot be read"),
+        ("torn.jsonl", b'{"prompt": "a"}\n{"pro', "line 2 of .*torn.jsonl cannot be read"),
+        ("values.json", b"[1, 2]", "rows of named columns alone"),
+        ("digits.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "line 1 .*5000 digits"),
+        ("deep.json", b"[" * 100_000, "cannot be read: .*recursion"),
+        ("empty.json", b"[]", "at least one row"),
+        ("empty.csv", b"", "at least one row"),
+        ("ragged.csv", b"a,b\n1\n", "row 1 must have as many cells as the header"),
+        ("open.csv", b'a,b\n"1,2\n', "open.csv cannot be read: unexpected end of data"),
+        ("noise.parquet", b"not parquet", "noise.parquet cannot be read"),
+        ("bytes.jsonl", b"\xff\xfe\x00", "bytes.jsonl cannot be read: .*utf-8"),
+        ("text.txt", b"words", "a file of rows must end in .json, .jsonl, .csv or .parquet"),
     ],
 )
-def test_a_broken_file_says_what_is_wrong(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content)
+def test_a_broken_file_says_what_is_wrong(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_rows(str(tmp_path / name))
-
-
-def test_a_surrogate_pair_is_a_character(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(r'{"a": "\ud83d\ude00"}')
-    assert read_rows(str(tmp_path / "rows.jsonl")) == [{"a": "\N{GRINNING FACE}"}]
-
-
-def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="UTF-8"):
-        read_rows(str(tmp_path / "rows.jsonl"))
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere/rows.jsonl", "nothing there"),
-        ("/nowhere/rows", "nothing there"),
-        (".", "a folder"),
-        ("word", "hub id org/name or arithmetic:train, got 'word'"),
+        ("nowhere/rows.jsonl", "nowhere/rows.jsonl cannot be read: it does not exist"),
+        ("~nobody-has-this-name/rows.jsonl", "it does not exist"),
+        ("word", "data word cannot be used: .* a hub id org/name or arithmetic:train"),
         ("arithmetic:trian", "train, validation, test, got 'trian'"),
-        ("nobody/nothing-here:test", "hub data set that loads"),
+        ("nobody/nothing-here:test", "data nobody/nothing-here:test cannot be used"),
     ],
 )
 def test_an_unknown_source_lists_the_known_kinds(source: str, message: str) -> None:
@@ -143,57 +111,12 @@ def test_a_cell_of_a_csv_file_may_be_long(tmp_path: Path) -> None:
     assert len(read_rows(str(path))[0]["prompt"]) == 200_000
 
 
-def test_the_home_of_an_unknown_user_is_a_missing_path() -> None:
-    with pytest.raises(InputError, match="data must be a file that exists"):
-        read_rows("~nobody-has-this-name/rows.jsonl")
-
-
-def _rows(*texts: str) -> datasets.Dataset:
-    return datasets.Dataset.from_list([{"text": text} for text in texts])
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    """A folder of save_to_disk: two splits, one of them in two files."""
-    splits = datasets.DatasetDict({"train": _rows("a", "b"), "test": _rows("c")})
-    splits.save_to_disk(tmp_path / "saved", num_shards={"train": 2, "test": 1})
-    return tmp_path / "saved"
-
-
-def test_a_file_has_the_hash_of_its_bytes(tmp_path: Path) -> None:
+def test_a_file_has_the_hash_of_its_bytes_and_other_sources_have_none(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"{}\n")
     assert source_fingerprint(str(tmp_path / "rows.jsonl")) == hashlib.sha256(b"{}\n").hexdigest()
-
-
-def test_a_saved_folder_has_the_hash_of_the_files_of_its_split(saved: Path) -> None:
-    files = sorted((saved / "train").glob("data-*.arrow"))
-    train = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    assert len(files) == 2
-    assert source_fingerprint(str(saved)) == source_fingerprint(f"{saved}:train") == train
-    assert source_fingerprint(f"{saved}:test") not in {None, train}
-    assert source_fingerprint(str(saved / "train")) == train
-
-
-def test_a_moved_saved_folder_keeps_its_hash_beside_a_cache(saved: Path, tmp_path: Path) -> None:
-    before = source_fingerprint(str(saved))
-    moved = Path(shutil.move(saved, tmp_path / "elsewhere"))
-    (moved / "train" / "cache-0123.arrow").write_bytes(b"what map() left")
-    assert source_fingerprint(str(moved)) == before
-
-
-def test_other_rows_under_the_same_path_have_another_hash(tmp_path: Path) -> None:
-    _rows("a").save_to_disk(tmp_path / "one")
-    before = source_fingerprint(str(tmp_path / "one"))
-    shutil.rmtree(tmp_path / "one")
-    _rows("b").save_to_disk(tmp_path / "one")
-    assert source_fingerprint(str(tmp_path / "one")) not in {None, before}
-
-
-@pytest.mark.parametrize("source", ["name/of-the-hub", "name/of-the-hub:train", "arithmetic", ":train", "."])
-def test_sources_that_are_not_local_have_no_hash(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "stray.arrow").write_bytes(b"not of a saved folder")
-    monkeypatch.chdir(tmp_path)
-    assert source_fingerprint(source) is None
+    assert [source_fingerprint(source) for source in ("name/of-the-hub:train", "arithmetic", str(tmp_path))] == [
+        None
+    ] * 3
 
 
 def test_the_script_of_a_data_set_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,27 +128,9 @@ def test_the_script_of_a_data_set_is_not_run(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(InputError):
         read_rows("org/rows:train")
     monkeypatch.setattr("shears.data.rows.is_path", lambda _: False)  # as for a set of the hub
-    with pytest.raises(InputError, match="must be a file or a hub data set that loads, got"):
+    with pytest.raises(InputError, match="data org/rows:train cannot be used"):
         read_rows("org/rows:train")
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "came"),
-    [
-        (
-            "rows.jsonl",
-            '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "prompt": "b"}',
-            "line 2: the key 'prompt'",
-        ),
-        ("rows.json", '[{"text": "a", "text": "b"}]', "the key 'text'"),
-        ("rows.json", '{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "line 1: the key 'content'"),
-    ],
-)
-def test_a_key_that_a_row_has_twice_is_refused_as_in_a_recipe(tmp_path: Path, name: str, text: str, came: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match=f"got {came} twice"):
-        read_rows(str(tmp_path / name))
 
 
 def test_the_same_rows_under_another_name_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,3 +147,38 @@ def test_the_same_rows_under_another_name_are_the_same(tmp_path: Path, monkeypat
     (tmp_path / "two.jsonl").write_text('{"text": "b"}')
     for pair in [("one.jsonl", "two.jsonl"), ("arithmetic", "arithmetic:test"), ("gone.jsonl", "nowhere.jsonl")]:
         refuse_same(*pair, "x must be others")
+
+
+def _source(folder: Path, *rows: dict[str, Any]) -> str:
+    return str(_write(folder / "rows.jsonl", list(rows)))
+
+
+def test_named_columns_stand_for_those_of_a_form(tmp_path: Path) -> None:
+    path = _source(tmp_path, {"question": "2+2?", "reply": "4", "messages": [], "prompt": "unused", "answer": "four"})
+    (row,) = read_rows(path, {"instruction": "question", "output": "reply"})
+    assert row == {"question": "2+2?", "reply": "4", "answer": "four", "instruction": "2+2?", "output": "4"}
+
+
+def test_other_columns_of_the_named_form_stay() -> None:
+    assert renamed([{"prompt": "a", "reply": "b", "text": "c"}], {"completion": "reply"}, "-") == [
+        {"prompt": "a", "reply": "b", "completion": "b"}
+    ]
+    assert renamed([{"prompt": "a", "solution": 1}], {"answer": "solution"}, "-")[0]["prompt"] == "a"
+    assert renamed([{"q": "a"}, {"r": "b"}], {"prompt": "q"}, "-")[1] == {"r": "b", "prompt": None}
+
+
+def test_a_column_that_no_row_has_is_told_with_those_there_are(tmp_path: Path) -> None:
+    path = _source(tmp_path, {"question": "2+2?", "reply": "4"})
+    with pytest.raises(InputError, match=r"must name columns of .* \(question, reply\), got prompt=qestion"):
+        read_rows(path, {"prompt": "qestion"})
+
+
+def test_columns_of_turns_make_a_chat(tmp_path: Path) -> None:
+    path = _source(tmp_path, {"ticket": "It burns", "fields": {"ünit": 1}, "prompt": "unused", "answer": "x"})
+    (row,) = read_rows(path, {"user": "ticket", "assistant": "fields"})
+    turns = [{"role": "user", "content": "It burns"}, {"role": "assistant", "content": '{"ünit": 1}'}]
+    assert row == {"ticket": "It burns", "fields": {"ünit": 1}, "answer": "x", "messages": turns}
+    assert renamed([{"q": "a", "s": "b"}], {"system": "s", "user": "q"}, "-")[0]["messages"] == [
+        {"role": "system", "content": "b"},
+        {"role": "user", "content": "a"},
+    ]

@@ -58,13 +58,6 @@ def test_a_rule_refuses_other_answers(name: str) -> None:
     assert not rule_of(row).is_right(text)
 
 
-def test_fields_are_counted_by_their_path() -> None:
-    rule = rule_of(TICKET)
-    assert rule.fields('{"amount": 12, "kind": {"name": "bills", "tags": ["a"]}, "more": 1}') == (2, 3)
-    assert rule.fields("no idea") == (0, 3)
-    assert rule_of({"prompt": "x", "answer": [1, 2]}).fields("[1, 3]") == (0, 1)
-
-
 @pytest.mark.parametrize(
     ("row", "form", "message"),
     [
@@ -85,11 +78,10 @@ VALUES = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3)
 
 
 @given(st.dictionaries(st.text(max_size=2), VALUES, min_size=1, max_size=3), st.text("abc :,.", max_size=9))
-def test_an_object_is_found_wherever_it_stands_and_has_all_its_fields(value: dict[str, Any], around: str) -> None:
+def test_an_object_is_found_wherever_it_stands(value: dict[str, Any], around: str) -> None:
     rule = AnswerRule("json", value)
     text = f"{around}{json.dumps(value)}{around}"
     assert rule.is_right(text)
-    assert rule.fields(text) == (len(value), len(value))
 
 
 @given(st.text(max_size=300))

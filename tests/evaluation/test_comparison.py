@@ -8,10 +8,31 @@ import pytest
 
 from shears import compare
 from shears.errors import InputError
-from shears.evaluation.arms import Measurement, read_arms
-from shears.evaluation.comparison import compare_arms, lead, paired
+from shears.evaluation.comparison import Measurement, compare_arms, lead, paired, read_arms
 from shears.evaluation.statistics import bootstrap_difference, mcnemar, paired_difference, wilson_interval
-from tests.evaluation.measured import ONE, OTHER, THIRD, figures_file, records, run_folder
+
+ONE = [True, True, False, True, True, False, True, True]
+OTHER = [True, False, False, False, True, False, False, True]
+THIRD = [False, False, False, True, False, False, False, True]
+
+
+def records(bits: list[bool], task: str | None = None) -> list[dict[str, Any]]:
+    more = {} if task is None else {"task": task}
+    return [{"index": n, "id": f"q{n}", "correct": bit, **more} for n, bit in enumerate(bits)]
+
+
+def figures_file(folder: Path, name: str, records: list[dict[str, Any]], task: str = "number") -> str:
+    content = {"task": task, "metric": "accuracy", "config": {"protocol": None}, "records": records}
+    (folder / name).write_text(json.dumps(content))
+    return str(folder / name)
+
+
+def run_folder(folder: Path, **models: list[bool]) -> Path:
+    (folder / "evaluation").mkdir(parents=True)
+    for name, bits in models.items():
+        figures_file(folder / "evaluation", f"{name}.json", records(bits))
+    (folder / "evaluation.json").write_text(json.dumps({"models": [{"name": name} for name in models]}))
+    return folder
 
 
 def test_two_runs_are_compared_pair_by_pair_whatever_their_order() -> None:
@@ -51,85 +72,46 @@ def test_seeds_are_pooled_and_tested_by_resampling_examples(tmp_path: Path) -> N
 def test_a_run_folder_gives_an_arm_per_model_and_runs_are_pooled_by_model(tmp_path: Path) -> None:
     one, two = run_folder(tmp_path / "a", dense=ONE, sparse=OTHER), run_folder(tmp_path / "b", dense=ONE, sparse=THIRD)
     assert list(read_arms([str(one)])) == ["dense", "sparse"]
-    assert list(read_arms([str(one), str(two / "evaluation.json")])) == [
-        "a: dense", "a: sparse", "evaluation: dense", "evaluation: sparse",
-    ]  # fmt: skip
+    assert list(read_arms([str(one), str(two)])) == [f"{run}: {name}" for run in (one, two) for name in models()]
     arms = read_arms([f"runs={one},{two}"])
     assert {name: len(each) for name, each in arms.items()} == {"runs: dense": 2, "runs: sparse": 2}
 
 
-def test_sources_without_a_name_are_not_pooled(tmp_path: Path) -> None:
-    for folder in ("a", "b", "c"):
-        (tmp_path / folder).mkdir()
-    one, two = (figures_file(tmp_path / name, "out.json", records(bits)) for name, bits in (("a", ONE), ("b", OTHER)))
-    other = figures_file(tmp_path / "c", "other.json", records(THIRD))
-    assert {name: len(each) for name, each in read_arms([one, two, other]).items()} == {
-        "a/out": 1,
-        "b/out": 1,
-        "other": 1,
-    }
-    assert list(read_arms([f"out={one}", two])) == ["out", "b/out"]
-    runs = [run_folder(tmp_path / name, sparse=ONE) / "evaluation.json" for name in ("x", "y")]
-    assert list(read_arms(list(map(str, runs)))) == ["x/evaluation: sparse", "y/evaluation: sparse"]
+def models() -> tuple[str, str]:
+    return "dense", "sparse"
 
 
-def test_a_source_given_twice_in_other_spellings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = figures_file(tmp_path, "x.json", records(ONE))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "link.json").symlink_to(file)
-    for runs in (["x=x.json", f"x={file}"], [f"x=x.json,{file}"], ["x=link.json,x.json"], ["x.json", file]):
-        with pytest.raises(InputError, match="given once, x has one twice"):
-            read_arms(runs)
-    with pytest.raises(InputError, match="must have a file or folder behind its name, got 'x='"):
-        read_arms(["x=", "x.json"])
-
-
-def test_tasks_of_one_file_are_arms_of_their_own(tmp_path: Path) -> None:
-    file = figures_file(tmp_path, "h.json", [*records(ONE, "a"), *records(OTHER, "b")])
-    assert list(read_arms([file])) == ["a", "b"]
-    assert list(read_arms([f"x={file}"])) == ["x: a", "x: b"]
-    alone = figures_file(tmp_path, "i.json", records(ONE, "a"))
-    assert {name: [each.task for each in of] for name, of in read_arms([file, alone]).items()} == {
-        "h": ["a", "b"],
-        "i": ["a"],
-    }
+def test_files_of_several_tasks_are_compared_task_by_task(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Documents of different tasks may have the same ids; Holm's correction is over all tables."""
+    files = [
+        figures_file(tmp_path, "m1.json", [*records(ONE[:5], "a"), *records(OTHER[:4], "b")]),
+        figures_file(tmp_path, "m2.json", [*records(OTHER[:5], "a"), *records(THIRD[:4], "b")]),
+    ]
+    data = compare(files)
+    assert [(each["task"], each["n"]) for each in data["tasks"]] == [("a", 5), ("b", 4)]
+    found = [difference for each in data["tasks"] for difference in each["differences"]]
+    for difference, (one, other) in zip(found, ((OTHER[:5], ONE[:5]), (THIRD[:4], OTHER[:4])), strict=True):
+        test = mcnemar(one, other)
+        assert (difference["won"], difference["lost"], difference["p"]) == (test.won, test.lost, test.p_mid)
+    assert min(each["p_holm"] for each in found) == min(1.0, 2 * min(each["p"] for each in found))
+    alone = compare([files[0], figures_file(tmp_path, "m3.json", records(OTHER[:4], "b"))])
+    assert (alone["task"], alone["n"]) == ("b", 4)
+    assert "tasks that some arms lack are left out: a" in caplog.text
 
 
 def test_repeated_examples_are_matched_by_their_order() -> None:
     records = [{"id": "q", "correct": bit} for bit in (True, False, True)]
-    assert list(Measurement("a", records).by_example().values()) == [True, False, True]
-
-
-def test_older_records_are_matched_by_their_prompt() -> None:
-    old = [{"prompt": f"Question: {n} pens?\nAnswer:", "correct": bit} for n, bit in enumerate(ONE)]
-    new = [{"prompt": f"### Instruction:\n{n} pens", "id": each, "correct": True} for n, each in enumerate("abcdefgh")]
-    assert compare_arms({"a": [Measurement("a", old)], "b": [Measurement("b", old[::-1])]})["n"] == 8
-    with pytest.raises(InputError, match="0 are in both"):
-        compare_arms({"a": [Measurement("a", old)], "b": [Measurement("b", new)]})
-
-
-def test_other_examples_are_refused_with_counts(tmp_path: Path) -> None:
-    files = [figures_file(tmp_path, "a.json", records(ONE)), figures_file(tmp_path, "b.json", records(ONE[:5]))]
-    with pytest.raises(InputError, match=r"a.json has 8, .*b.json has 5, 5 are in both"):
-        compare(files)
+    assert list(Measurement("a", records).column("correct").values()) == [True, False, True]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            '{"records": [{"window": 0, "nll": 2.0}]}',
-            "right and wrong answers; those of a perplexity cannot",
-        ),
-        ('{"records": []}', "must hold records of examples"),
-        ('{"a": 1}', "must be the evaluation.json of a run or a file that evaluate"),
-        ("[1]", "must be the evaluation.json of a run or a file that evaluate"),
-        ("{", "cannot be read"),
-        ('{"records": 5}', "the records of .* must be a list of objects, got 5"),
-        ('{"records": [5]}', "the records of .* must be a list of objects"),
-        ('{"records": null}', "the records of .* must be a list of objects, got None"),
-        ('{"models": 5}', "the models of .* must be a list of objects with a name, got 5"),
-        ('{"models": [{"x": 1}]}', "the models of .* must be a list of objects with a name"),
+        ('{"task": "t", "config": {}, "records": [{"window": 0, "nll": 2.0}]}', "right and wrong answers"),
+        ('{"a": 1}', "bad.json cannot be read: it lacks 'records'"),
+        ("{", "bad.json"),
+        ('{"task": "t", "config": {}, "records": 5}', "bad.json cannot be read"),
+        ('{"models": [{"x": 1}]}', "bad.json cannot be read: it lacks 'name'"),
     ],
 )
 def test_files_without_measurements_are_refused(content: str, message: str, tmp_path: Path) -> None:
@@ -138,12 +120,15 @@ def test_files_without_measurements_are_refused(content: str, message: str, tmp_
         compare([f"x={tmp_path / 'bad.json'}", f"y={tmp_path / 'bad.json'}"])
 
 
-def test_a_single_arm_a_missing_one_and_a_repeated_one_are_errors(tmp_path: Path) -> None:
-    file = figures_file(tmp_path, "a.json", records(ONE))
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    file, short = (figures_file(tmp_path, f"{name}.json", records(ONE[:n])) for name, n in (("a", 8), ("b", 5)))
+    other = figures_file(tmp_path, "c.json", records(ONE, "piqa"))
     for runs, message in (
-        ([file], "needs at least two arms, got a"),
-        ([file, str(tmp_path / "nowhere")], "must be a folder with evaluation.json or a figures file, got .*nowhere"),
+        ([file], "needs at least two arms, got .*a.json"),
+        ([file, str(tmp_path / "nowhere")], "nowhere"),
         ([f"x={file},{file}"], "given once, x has one twice"),
+        ([file, short], "a.json has 8, .*b.json has 5, 5 are in both"),
+        ([file, other], "must have a task in common"),
     ):
         with pytest.raises(InputError, match=message):
             compare(runs)
@@ -187,53 +172,24 @@ def test_a_seed_out_of_bounds_is_an_error(seed: int, tmp_path: Path) -> None:
         compare(files, seed=seed)
 
 
-def test_notes_name_other_rules_and_other_right_answers(tmp_path: Path) -> None:
-    """Examples are known by their questions alone."""
-    answered = [{**record, "answer": 1.0} for record in records(ONE)]
-    others = [{**record, "answer": 2.0} for record in answered[:3]] + answered[3:]
-    files = [figures_file(tmp_path, f"{name}.json", each) for name, each in (("a", answered), ("b", others))]
-    assert _notes([files[0], files[0].replace("a.json", "b.json")]) == [
-        "3 of the 8 questions have another right answer in b than in a."
+def test_notes_tell_what_else_differs(tmp_path: Path) -> None:
+    one, other = records(ONE), records(OTHER)
+    for number, (record, trained) in enumerate(zip(one, other, strict=True)):
+        record |= {"prompt": f"Question: {number}", "answer": 1, "correct_strict": False, "cut": number < 3}
+        trained |= {"prompt": f"### {number}", "answer": number, "correct_strict": number < 2, "cut": False}
+        trained["seen_in_training"] = number < 4
+    files = [f"a={figures_file(tmp_path, 'a.json', one)}", f"b={figures_file(tmp_path, 'b.json', other[::-1])}"]
+    assert compare(files)["notes"] == [
+        "Asked in other prompts than a: b. This changes the figures too.",
+        "Compared with other right answers than a: b. This changes the figures too.",
+        "Accuracy by the strict reading: a 0.0%, b 25.0%.",
+        "Answers cut at the longest length: a 3 of 8, b 0 of 8.",
+        "4 of the 8 questions are in training data of an arm. Accuracy on the others: a 75.0%, b 50.0%.",
     ]
-    content = json.loads(Path(files[1]).read_text()) | {"task": "boolq", "config": {"protocol": "choices"}}
-    Path(files[1]).write_text(json.dumps(content))
-    words = "Judged by another rule than a (number): b (boolq by choices). This changes the figures too."
-    assert _notes(files) == [words]
-    assert _notes([files[0], f"pooled={files[0]},{files[1]}"]) == [words.replace(": b", ": pooled")]
-
-
-def test_a_note_counts_the_answers_that_were_cut_over_all_runs_of_an_arm(tmp_path: Path) -> None:
-    cut = [{**record, "cut": number < 3} for number, record in enumerate(records(ONE))]
-    whole = [{**record, "cut": False} for record in records(OTHER)]
-    a, b, unknown = (
-        figures_file(tmp_path, f"{name}.json", each) for name, each in (("a", cut), ("b", whole), ("c", records(ONE)))
-    )
-    assert _notes([f"two={a},{b}", b, unknown]) == ["Answers cut at the longest length: two 3 of 16, b 0 of 8."]
-
-
-def _notes(runs: list[str]) -> list[str]:
-    found: list[str] = compare(runs)["notes"]
-    return found
-
-
-def test_a_path_of_a_named_arm_may_hold_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "lr=0.1").mkdir()
-    for name in ("one.json", "two.json", "lr=0.1/one.json", "lr=0.1/two.json"):
-        figures_file(tmp_path, name, records(ONE))
-    words = ["nls=lr=0.1/one.json,lr=0.1/two.json", "lr=0.1=one.json", "plain=two.json", "lr=0.1/one.json"]
-    assert {name: [each.source for each in of] for name, of in read_arms(words).items()} == {
-        "nls": ["lr=0.1/one.json", "lr=0.1/two.json"], "lr=0.1": ["one.json"], "plain": ["two.json"],
-        "one": ["lr=0.1/one.json"],
-    }  # fmt: skip
-    with pytest.raises(InputError, match=r"got lr=0\.1/none\.json|got 0\.1/none\.json"):
-        read_arms(["nls=lr=0.1/none.json"])
-
-
-def test_an_output_that_is_a_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "page.html").mkdir()
-    with pytest.raises(InputError, match=r"must be a \.json or \.html file"):
-        compare(["a.json", "b.json"], output=tmp_path / "page.html")
+    ruled = figures_file(tmp_path, "b.json", records(OTHER), task="boolq")
+    assert compare([f"a={figures_file(tmp_path, 'c.json', records(ONE))}", f"b={ruled}"])["notes"] == [
+        "Judged by another rule than a (number): b (boolq). This changes the figures too."
+    ]
 
 
 def test_a_run_leads_with_plain_lora_on_the_dense_model_else_with_another_baseline_else_with_the_dense_model() -> None:

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shears.data.example import IGNORED
-from shears.data.examples import Tokenized
+from shears.data.examples import IGNORED, Tokenized
 
 
 class RowLosses(NamedTuple):

@@ -7,8 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from shears.data.example import IGNORED
-from shears.data.examples import Tokenized
+from shears.data.examples import IGNORED, Tokenized
 from tests.tiny import CONFIGS, MORE_CONFIGS, tiny_model
 
 DEPTHS = ("n_layer", "n_layers", "num_hidden_layers")

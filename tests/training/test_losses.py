@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shears.data.example import IGNORED
-from shears.data.examples import Tokenized
+from shears.data.examples import IGNORED, Tokenized
 from shears.training import losses
 from shears.training.batches import pad_right
 from shears.training.losses import (

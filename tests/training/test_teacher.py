@@ -7,8 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shears.config import TrainConfig
-from shears.data.example import IGNORED
-from shears.data.examples import Tokenized
+from shears.data.examples import IGNORED, Tokenized
 from shears.models.fetching import cache_folder
 from shears.training.teacher import FOLDER, TeacherSource, TeacherTargets, find_teacher, teacher_targets
 from tests.tiny import VOCABULARY, save_tiny

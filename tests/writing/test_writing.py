@@ -16,7 +16,7 @@ from shears.adapt.train import train
 from shears.config import WriteConfig
 from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
-from shears.data.prompts import TO_REASON
+from shears.data.templates import TO_REASON
 from shears.errors import InputError
 from shears.models.load import load_model
 from shears.models.ref import resolve

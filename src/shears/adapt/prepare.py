@@ -12,7 +12,7 @@ from shears.adapt.groups import add_lora, build_space
 from shears.checkpoints.configuration import known_config
 from shears.checkpoints.tensor_files import num_weights
 from shears.config import TrainConfig
-from shears.data.examples import Tokenized, check_completions, examples_of, tokenize_all
+from shears.data.examples import Tokenized, examples_of, tokenize_all
 from shears.data.forms import form_of_rows
 from shears.data.rows import read_rows
 from shears.errors import InputError
@@ -59,7 +59,6 @@ def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
     parts: list[list[Tokenized]] = []
     for source, rows in zip(sources, read, strict=True):
         examples = examples_of(rows, source, settings.template, tokenizer)
-        check_completions(examples, source)
         parts.append(tokenize_all(examples, tokenizer, longest))
     trained, *held_out = parts
     if settings.validation_share is not None:

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config.fields import TemplateName
-from shears.data.example import messages_of
 from shears.data.forms import form_of_rows
 from shears.data.rows import read_rows, source_fingerprint
 from shears.errors import InputError
@@ -109,7 +108,8 @@ def _known_form(data: str, template: TemplateName) -> dict[str, Any]:
     except InputError as error:
         logger.warning("the form of the rows is not recorded: %s", error)
         return {}
-    is_known = all(messages_of(row) or isinstance(row.get("prompt", row.get("instruction")), str) for row in rows)
+    asked = (row.get("messages") or row.get("prompt", row.get("instruction")) for row in rows)
+    is_known = all(isinstance(each, list | str) for each in asked)
     return form_of_rows(rows, template).as_record() if is_known else {}
 
 

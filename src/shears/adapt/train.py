@@ -17,8 +17,7 @@ from shears.checkpoints.configuration import known_config
 from shears.checkpoints.conversion import empty_model
 from shears.config import TrainConfig
 from shears.config.resolve import build
-from shears.data.example import IGNORED
-from shears.data.examples import Tokenized, rows_fingerprint
+from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
 from shears.data.rows import refuse_same, source_fingerprint
 from shears.models.grid_adapter import current_grids
 from shears.models.ref import resolve

@@ -1,9 +1,9 @@
 """The verb data: rows as the model will see them, and what a training would leave out."""
 
-import sys
 import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from rich.style import Style
 from rich.text import Text
@@ -15,19 +15,11 @@ from shears.config.embedded import EMBEDDED
 from shears.config.resolve import build
 from shears.errors import InputError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from shears.data.preview import Piece, Preview
-
 SPLIT = "Write the rows in per cent for training, validation and test, such as 80/10/10 (80/20: no validation)."
 FIELDS = ("columns", "template", "max_length")  # of train: they decide what it sees of the data
-FIRST = 300  # pieces of a long row that are shown
-LAST = 100
+LONGEST = 2_000  # characters of a part of a row that are shown
 REFUSED = 3  # reasons that are shown
 HIDDEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}  # Unicode categories that change a terminal or hide
-PROMPT = (Style(dim=True), Style())  # neighbouring tokens differ
-TRAINED = (Style(color="green", underline=True), Style(color="bright_green", underline=True, bold=True))
 
 
 @app.command("data", rich_help_panel="Measure")
@@ -45,7 +37,7 @@ def data(  # noqa: PLR0913, PLR0917  # one option each
 ) -> None:
     """Show training data as the model will see it.
 
-    Prints some rows token by token, those with loss underlined in a terminal and in brackets
+    Prints some rows as their tokens decode, those with loss underlined in a terminal and in brackets
     elsewhere. Then counts the rows that train would use, leave out or refuse, and their lengths in
     tokens. Exits with 2 where train would use no row.
 
@@ -64,93 +56,79 @@ def data(  # noqa: PLR0913, PLR0917  # one option each
         counts = write_parts(settings, split, output, limit)
         tables.print_data(counts, as_json, _print_parts)
         return
-    rows = preview(settings, load_tokenizer(resolve(model)), limit, show)
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    content = {"data": file, "model": model, **rows.as_data()}
-    tables.print_data(content, as_json, lambda _: print_preview(file, rows))
+    content = {"data": file, "model": model, **preview(settings, load_tokenizer(resolve(model)), limit, show)}
+    tables.print_data(content, as_json, print_preview)
     if not content["used"]:
-        rule = f"data must have at least one row that train uses, {file} has none of {rows.rows:,}"
+        rule = f"data must have at least one row that train uses, {file} has none of {content['rows']:,}"
         raise InputError(f"{rule}; raise --max-length or correct the rows")
 
 
 def write_parts(settings: TrainConfig, split: str | None, output: Path | None, limit: int | None) -> dict[str, int]:
     """Write the rows in parts and return their numbers by file; InputError where one option lacks."""
     from shears.data.examples import check_rows
-    from shears.data.rows import read_rows
-    from shears.data.split import parse_shares, split_rows, write_split
-    from shears.records.folders import refuse_taken
+    from shears.data.rows import as_json_lines, read_rows
+    from shears.data.split import parse_shares, split_rows
+    from shears.records.artifacts import write_text
+    from shears.records.folders import refuse_taken, working_folder
 
     if split is None or output is None:
-        there, lacking = ("--output", "--split") if split is None else ("--split", "--output")
-        raise InputError(f"--split and --output go together, got {there} alone; add {lacking}")
+        raise InputError("--split and --output go together, got one alone; add the other")
     shares = parse_shares(split)
     refuse_taken(output)
     check_rows(settings.data, settings.columns, limit)
     parts = split_rows(read_rows(settings.data, settings.columns)[:limit], shares)
-    write_split(parts, output)
+    with working_folder(output, {"split": {name: len(rows) for name, rows in parts.items()}}, resume=None) as work:
+        for name, rows in parts.items():
+            write_text(work / f"{name}.jsonl", as_json_lines(rows))
     return {str(output / f"{name}.jsonl"): len(rows) for name, rows in parts.items()}
 
 
-def print_preview(source: str, rows: "Preview") -> None:
-    """Print the rows and the counts."""
-    has_colour = tables.console.color_system is not None and not tables.console.no_color
-    for number, pieces in rows.shown:
-        tables.print_line(f"row {number}, {sum(len(piece.ids) for piece in pieces):,} tokens:")
-        tables.console.print(as_text(pieces, has_colour=has_colour), soft_wrap=True)
-        tables.print_line("")
-    if rows.shown:
-        mark = "green and underlined" if has_colour else "in [brackets], others between |"
-        tables.print_line(f"Tokens with loss are {mark}; control characters are escaped.")
-    _print_counts(source, rows)
-
-
-def _print_parts(counts: "Mapping[str, int]") -> None:
+def _print_parts(counts: Mapping[str, int]) -> None:
     for path, count in counts.items():
         tables.print_line(f"{path}: {count:,} rows")
 
 
-def _print_counts(source: str, rows: "Preview") -> None:
-    used = len(rows.lengths) - rows.num_long
-    counted = f"{rows.rows:,} row{'s' * (rows.rows != 1)}"
-    tables.print_line(f"{escaped(source)}: {counted}, train uses {used:,}")
-    if rows.num_long:
-        longer = f"{rows.num_long:,} longer than {rows.max_length} tokens"
+def print_preview(content: Mapping[str, Any]) -> None:
+    """Print the rows and the counts."""
+    has_colour = tables.console.color_system is not None and not tables.console.no_color
+    for row in content["shown"]:
+        tables.print_line(f"row {row['row']}, {sum(part['tokens'] for part in row['parts']):,} tokens:")
+        tables.console.print(_as_text(row["parts"], has_colour), soft_wrap=True)
+        tables.print_line("")
+    if content["shown"]:
+        mark = "underlined" if has_colour else "in [brackets]"
+        tables.print_line(f"Tokens with loss are {mark}; control characters are escaped.")
+    tables.print_line(f"{escaped(content['data'])}: {content['rows']:,} rows, train uses {content['used']:,}")
+    if long := content["longer_than_max_length"]:
+        longer = f"{long:,} longer than {content['max_length']} tokens"
         tables.print_line(f"  left out: {longer}; --max-length raises that")
-    if empty := rows.without_completion:
+    if empty := content["without_completion"]:
         tables.print_line(f"  left out: {len(empty):,} without a completion, the first is row {empty[0]}")
-    if rows.refused:
-        tables.print_line(f"  refused: {len(rows.refused):,}; train stops at the first")
-        for number, reason in rows.refused[:REFUSED]:
-            tables.print_line(f"    row {number}: {escaped(reason)}")
-    if rows.lengths:
-        low, middle, high, most = rows.quantiles.values()
-        spread = f"min {low:,}, median {middle:,}, 95 % {high:,}, max {most:,}"
-        with_loss = f"with loss, in the rows used: {rows.num_trained:,}"
-        tables.print_line(f"tokens of a row: {spread}")
-        tables.print_line(f"tokens in all: {sum(rows.lengths):,}; {with_loss}")
+    if content["refused"]:
+        tables.print_line(f"  refused: {len(content['refused']):,}; train stops at the first")
+        for each in content["refused"][:REFUSED]:
+            tables.print_line(f"    row {each['row']}: {escaped(each['reason'])}")
+    if content["tokens"]["total"]:
+        tokens = content["tokens"]
+        spread = ", ".join(f"{name} {tokens[name]:,}" for name in ("min", "median", "p95", "max"))
+        with_loss = f"with loss, in the rows used: {tokens['with_loss']:,}"
+        tables.print_line(f"tokens of a row: {spread}; in all {tokens['total']:,}; {with_loss}")
 
 
-def as_text(pieces: "Sequence[Piece]", *, has_colour: bool) -> Text:
-    """Return the tokens of a row, marked so that neighbours differ; a long row lacks its middle."""
+def _as_text(parts: Sequence[Mapping[str, Any]], has_colour: bool) -> Text:
     text = Text()
-    hidden = len(pieces) - FIRST - LAST
-    for index, piece in enumerate(pieces):
-        if hidden > 0 and FIRST <= index < FIRST + hidden:
-            if index == FIRST:
-                text.append(f"\n... {hidden:,} tokens ...\n", Style(italic=True))
-            continue
-        shown = escaped(piece.text)
-        if has_colour:
-            text.append(shown, (TRAINED if piece.trained else PROMPT)[index % 2])
-        else:
-            text.append(f"[{shown}]" if piece.trained else f"{shown}|")
-        text.append("\n" * piece.text.count("\n"))
+    for part in parts:
+        shown = escaped(part["text"][:LONGEST])
+        brackets = part["loss"] and not has_colour
+        text.append(f"[{shown}]" if brackets else shown, Style(underline=part["loss"], dim=not part["loss"]))
     return text
 
 
 def escaped(text: str) -> str:
-    """Return a text with control, line break and format characters escaped, such as \\x1b."""
+    """Return a text with control and format characters escaped, such as \\x1b; line breaks stay."""
     return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in HIDDEN else character
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in HIDDEN and character != "\n"
+        else character
         for character in text
     )

@@ -20,17 +20,14 @@ ANSWER_FORMS: Mapping[str, AnswerForm] = {
     **dict.fromkeys(("gsm8k", "mawps", "svamp"), "number"),
     "aqua": "letter",
 }
-TEMPLATE = "alpaca"  # how the Shears paper evaluates
+"""The form of a right answer in each task of the paper."""
+TEMPLATE: TemplateName = "alpaca"  # how the Shears paper evaluates
+PAPER_BEAMS = 4
 WRITTEN_TASKS = ("number", "equation", "json", "exact")  # each answers with a text
-ALL_RANKS = "all"
+NEVER_CHAT = ("equation", "harness")  # an equation is all that its prompt asks for; lm-eval has templates of its own
+LONG_ANSWER = 512  # tokens in a task that reasons, or whose answer is a whole text
 BASELINES = ("dense-lora", "sparse-lora")
 """What a run can train to compare with: plain LoRA on the dense model or on the pruned one."""
-
-
-PAPER_BEAMS = 4
-SHOTS = 4
-NEVER_CHAT = ("equation", "harness")  # an equation is all that its prompt asks for; lm-eval has templates of its own
-LONG_ANSWER = 512  # of a task that reasons, or whose answer is a whole text
 
 
 def longest_answer(task: str | None, template: str | None) -> int:
@@ -67,27 +64,17 @@ class ScoringConfig(StageConfig):
     rounding."""
 
 
-def _rank_as_text(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 class EvaluateConfig(ScoringConfig):
     """What to measure, on which examples."""
 
     task: TaskName
     """perplexity of a text; accuracy of choices (by log-likelihood), or of a generated number,
-    equation, json (whole objects, and the share of fields) or exact text; harness: tasks of lm-eval;
-    the other names are tasks of the Shears paper, which set prompt, protocol, answer length and
-    answer parsing."""
+    equation, json (whole objects) or exact text; harness: tasks of lm-eval; the other names are
+    tasks of the Shears paper, which set prompt, protocol, answer length and answer parsing."""
     data: str
-    """Test examples or text: a file, a hub id or the embedded arithmetic:test; for harness: the
-    folder with the data files of shears' own tasks."""
+    """Test examples or text: a file, a hub id or the embedded arithmetic:test; not for harness."""
     columns: Columns = Field({})
     """Columns of the data that stand for those of a known form of row, such as prompt=question,completion=answer."""
-    ranks: Annotated[str | None, BeforeValidator(_rank_as_text)] = None
-    """Ranks of a super-adapter: all (every allowed rank in turn, the same for all groups: the curve
-    of accuracy over rank), one of these ranks such as 16, or as in export: heuristic, maximal,
-    minimal, RESULT.json, RESULT.json:N or RANKS.json; default: the adapter as it is."""
     protocol: Literal["generate", "choices"] | None = None
     """How a task of the paper is answered: generate (as in the paper: 4 beams, 256 or 32 new
     tokens; default) or choices (the most likely choice)."""
@@ -101,18 +88,11 @@ class EvaluateConfig(ScoringConfig):
     one the adapter was trained with, else chat if the model has a chat template, else alpaca for the
     paper's tasks and question for others. The paper's tasks of labels keep alpaca. Without effect on
     rows of another form."""
-    shots: str | None = None
-    """Training rows as FILE or FILE:N, of which the first 4 or N stand solved before every question,
-    for base models (template question or alpaca); test questions among them are skipped. Default:
-    none."""
     dtype: DtypeName = "auto"
     """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own. bf16
     also converts a .gguf file in bf16, if there is no adapter."""
     harness: Names = ()
     """Tasks of lm-eval for task harness, such as hellaswag,arc_easy (extra `harness`)."""
-    include_path: str | None = None
-    """Folder with more YAML tasks for lm-eval; those of shears (shears_boolq, ...) are found
-    without it. Tasks that name code need SHEARS_TASK_CODE=1 in the environment."""
 
     @property
     def weights(self) -> DtypeName:
@@ -125,12 +105,6 @@ class EvaluateConfig(ScoringConfig):
         return self.task in WRITTEN_TASKS or self.protocol == "generate"
 
     @property
-    def shots_source(self) -> tuple[str, int]:
-        """The source of the solved examples, and how many are taken."""
-        source, _, count = str(self.shots).rpartition(":")
-        return (source, int(count)) if source and count.isdecimal() else (str(self.shots), SHOTS)
-
-    @property
     def beams(self) -> int:
         """Beams of the beam search: those of the paper in its prompt, unless others are given."""
         is_paper = self.protocol == "generate" and self.template != CHAT
@@ -141,12 +115,12 @@ class EvaluateConfig(ScoringConfig):
         """Longest generated answer in tokens, in the template of these settings."""
         return self.max_new_tokens or longest_answer(self.task, self.template)
 
-    def asked_in(self, template: str | None) -> "EvaluateConfig":
-        """Return these settings with a template, and the beams and the answer length of it."""
-        asked = self.model_copy(update={"template": template})
+    def in_template(self, template: str | None) -> "EvaluateConfig":
+        """Return these settings with a template, and the beams and the answer length that follow from it."""
+        settings = self.model_copy(update={"template": template})
         if not self.generates:
-            return asked
-        return asked.model_copy(update={"num_beams": asked.beams, "max_new_tokens": asked.longest_answer})
+            return settings
+        return settings.model_copy(update={"num_beams": settings.beams, "max_new_tokens": settings.longest_answer})
 
     @model_validator(mode="before")
     @classmethod
@@ -154,15 +128,9 @@ class EvaluateConfig(ScoringConfig):
         """Fill in the keys that the task determines; naming tasks of lm-eval selects task harness."""
         if not isinstance(values, Mapping):
             return values
-        if "baselines" in values and "baselines" not in cls.model_fields:
-            raise ValueError(
-                "baselines is for recipes of shears run, which trains them; this measures one model: leave it out and "
-                "name the adapter of a baseline that is trained"
-            )
         if values.get("harness"):
             values = {"task": "harness", "data": ".", **values}
-        form = ANSWER_FORMS.get(str(values.get("task")))
-        if form is None:
+        if str(values.get("task")) not in ANSWER_FORMS:
             return values
         return {**values, "protocol": values.get("protocol") or "generate"}
 
@@ -170,35 +138,14 @@ class EvaluateConfig(ScoringConfig):
     def _check(self) -> "EvaluateConfig":
         if self.protocol is not None and self.task not in ANSWER_FORMS:
             raise ValueError(f"protocol needs a task of the paper ({', '.join(ANSWER_FORMS)}), got task {self.task}")
-        if self.task != "harness" and (self.harness or self.include_path):
-            raise ValueError(f"harness and include_path need task harness, got task {self.task}; drop them or the task")
+        if (self.task == "harness") != bool(self.harness):
+            raise ValueError(f"task harness and harness=hellaswag, for example, go together, got task {self.task}")
         if (self.num_beams or 1) > 1 and not self.generates:
-            cause = f"task {self.task}" if self.protocol is None else f"protocol {self.protocol}"
-            raise ValueError(f"num_beams needs generated answers, got {self.num_beams} with {cause}; drop num_beams")
+            raise ValueError(f"num_beams needs generated answers, got {self.num_beams} with task {self.task}")
         if self.backend == "native" and (self.beams > 1 or not self.generates):
-            got = f"{self.beams} beams" if self.generates else f"task {self.task}, which generates none"
-            raise ValueError(f"backend native needs greedy answers, got {got}; use num_beams 1 or drop backend")
-        if self.task == "harness" and self.columns:
-            raise ValueError("columns needs a task with data of its own, got task harness; drop columns")
-        if self.ranks == ALL_RANKS and self.task in ("perplexity", "harness"):
-            raise ValueError(
-                f"ranks all needs a task with right and wrong answers, got task {self.task}; name one rank"
-            )
-        if self.task == "harness" and not self.harness:
-            raise ValueError("task harness needs tasks of lm-eval, got none; add --harness hellaswag, for example")
-        return self
-
-    @model_validator(mode="after")
-    def _check_template(self) -> "EvaluateConfig":
+            raise ValueError("backend native needs generated answers and num_beams 1; name num_beams=1 or drop backend")
         if self.template == CHAT and self.task in NEVER_CHAT:
             raise ValueError(f"template of task {self.task} must be question or alpaca, got chat; name one of them")
-        if self.shots is None:
-            return self
-        if self.template == CHAT or self.task in ("perplexity", "harness"):
-            got = f"template {self.template}" if self.template == CHAT else f"task {self.task}"
-            raise ValueError(f"shots need examples in template question or alpaca, got {got}; drop shots")
-        if self.shots_source[1] == 0:
-            raise ValueError(f"shots must be FILE or FILE:N with N above 0, got {self.shots}; drop shots for none")
         return self
 
 
@@ -211,20 +158,12 @@ class BaselineConfig(StageConfig):
 
 def _by_name(value: object) -> object:
     """Return a mapping from names to settings for a list of names, and for a text of names with commas."""
-    if value is None:
-        return {}
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",") if name.strip()]
-    if isinstance(value, list | tuple):
-        value = dict.fromkeys(map(str, value))
-    if not isinstance(value, Mapping):
-        value = {str(value): None}  # of another type, and so no name
-    if unknown := [name for name in value if name not in BASELINES]:
-        raise ValueError(f"must be of {', '.join(BASELINES)}, got {unknown[0]!r}")
-    return {name: {} if settings is None else settings for name, settings in value.items()}
+    return {name: {} for name in value} if isinstance(value, list | tuple) else value or {}
 
 
-Baselines = Annotated[dict[str, BaselineConfig], BeforeValidator(_by_name)]
+Baselines = Annotated[dict[Literal["dense-lora", "sparse-lora"], BaselineConfig], BeforeValidator(_by_name)]
 
 
 class RunEvaluateConfig(EvaluateConfig):
@@ -235,15 +174,7 @@ class RunEvaluateConfig(EvaluateConfig):
     largest: dense-lora (plain LoRA on the dense model), sparse-lora (on the pruned model). A list,
     or a mapping such as {dense-lora: {learning_rate: 1e-4}}; default: none."""
 
-    @model_validator(mode="after")
-    def _check_ranks(self) -> "RunEvaluateConfig":
-        if self.ranks not in (None, ALL_RANKS):
-            raise ValueError(
-                f"ranks must be all in a recipe, where export.ranks names the sub-adapter's, got {self.ranks}; set that"
-            )
-        return self
-
     @property
     def measurement(self) -> EvaluateConfig:
         """What is measured of each model; records hold this part, so that another baseline changes no figures."""
-        return EvaluateConfig.model_validate(self.model_dump(exclude={"baselines", "ranks"}))
+        return EvaluateConfig.model_validate(self.model_dump(exclude={"baselines"}))

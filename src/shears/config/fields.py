@@ -17,7 +17,6 @@ FORMS = (
     ("prompt", "completion"),
     ("instruction", "input", "output"),
     ("messages",),
-    ("conversations",),
     ("text",),
     CHAT_TURNS,
 )

@@ -18,19 +18,18 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config.fields import CHAT, TemplateName
 from shears.config.write import is_written
-from shears.data.chat import render_turns, turns_of
-from shears.data.example import OWN_NAMES, Row, messages_of, renamed
+from shears.data.chat_template import render_turns, turns_of
 from shears.data.examples import to_example, tokenize
-from shears.data.prompts import DEFAULT_TEMPLATE
-from shears.data.rows import is_saved, read_rows, saved_rows
+from shears.data.rows import OWN_NAMES, Row, read_rows, renamed
+from shears.data.templates import DEFAULT_TEMPLATE
 from shears.data.tokens import encode, encode_rendered, prompt_ids
 from shears.errors import InputError
 from shears.records.paths import expanded
 
 logger = logging.getLogger(__name__)
 
-BEFORE_INSTRUCTION = ("text", "messages", "conversations", "prompt")  # columns that count before an instruction
-EXAMPLE_COLUMNS = frozenset({"messages", "conversations", "prompt", "instruction"})  # one in every form
+BEFORE_INSTRUCTION = ("text", "messages", "prompt")  # columns that count before an instruction
+EXAMPLE_COLUMNS = frozenset({"messages", "prompt", "instruction"})  # one in every form
 FEW_TOKENS = 8 * 256  # up to this, input norms of a 135 M model change visibly between draws
 LARGEST_ID = 2**63 - 1  # that a tensor holds
 
@@ -62,7 +61,7 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     rendered as `text_template` decides by the template of the model's training, `trained`.
 
     - A .txt file gives windows that do not overlap.
-    - Rows (`text`, or any form of example, from anything that `read_rows` or `saved_rows` reads) are shuffled and
+    - Rows (`text`, or any form of example, from anything that `read_rows` reads) are shuffled and
       packed with the end of sequence between them. Each row gives a random piece of at most one sequence, or more if
       that is not enough. Chats need no assistant turn; rows without text are left out.
     - Rows of `input_ids` are all used as they are, in order, without the padding that an `attention_mask` marks. They
@@ -177,7 +176,7 @@ def _needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBas
 
 
 def _rows(source: str) -> list[Row]:
-    return saved_rows(source) if is_saved(source) else read_rows(source)
+    return read_rows(source)
 
 
 def _is_text(source: str, columns: Mapping[str, str] = OWN_NAMES) -> bool:
@@ -291,7 +290,7 @@ def _row_tokens(
                 yield ids + _end(tokenizer) if ids else []  # a third of the lines of WikiText are empty
             elif row.get("text", "") is None and not EXAMPLE_COLUMNS & filled.keys():
                 yield []
-            elif messages := messages_of(filled):
+            elif messages := filled.get("messages"):
                 yield _chat_tokens(messages, tokenizer)
             else:
                 yield tokenize(to_example(filled, template, tokenizer), tokenizer).input_ids

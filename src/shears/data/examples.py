@@ -1,115 +1,123 @@
 """Rows of any known form as examples (text segments, some of which carry the loss) and as tokens.
 
-Each segment is tokenized by itself, so that a prompt has the same tokens in training and evaluation.
-A chat begins with the start of sequence of its template only, as in transformers and in servers.
+`to_example` says why a row is refused. Each segment is tokenized by itself, so that a prompt has the
+same tokens in training and evaluation. A chat begins with the start of sequence of its template only,
+as in transformers and in servers.
 """
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from shears.config.fields import CHAT
 from shears.config.write import is_written
-from shears.data.chat import chat_segments, render_turns
-from shears.data.example import (
-    IGNORED,
-    OWN_NAMES,
-    Example,
-    Row,
-    Segment,
-    Tokenized,
-    completion_of,
-    messages_of,
-    segments_before,
-)
-from shears.data.prompts import chat_turns, question_of, render_completion, render_prompt
-from shears.data.rows import read_rows
-from shears.data.rules import choices_of, optional_text, reference_of, written
-from shears.data.tokens import encode, encode_rendered, start_of, with_start
+from shears.data.chat_template import Segment, chat_segments, render_turns
+from shears.data.rows import OWN_NAMES, Row, read_rows
+from shears.data.rules import as_text, choices_of, reference_of, written
+from shears.data.templates import chat_turns, question_of, render_completion, render_prompt
+from shears.data.tokens import encode, encode_rendered, start_of, with_start, without_marks
 from shears.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
-__all__ = ["Example", "Segment", "Tokenized", "completion_of"]  # those of example.py
+IGNORED = -100  # label of a token that does not count
+RowForm = Literal["chat", "instruction", "prompt"]
 
-KNOWN_COLUMNS = "prompt and completion, instruction (input) and output, messages or conversations"
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Token ids and, for each, its label: the id itself, or IGNORED if it carries no loss."""
+
+    input_ids: list[int]
+    labels: list[int]
 
 
-def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """Return a row as an example; InputError for unknown columns, or values that are not text.
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its completion; for a choice, also every completion to choose from."""
 
-    Known are prompt/completion, instruction/input/output, messages and conversations (ShareGPT),
-    each with or without `answer`. The first two may have `choices`; `answer` is then a choice's
-    text, letter or index.
+    segments: tuple[Segment, ...]
+    answer: str | None = None
+    choices: tuple[str, ...] = ()
+    question: str = field(default="", compare=False)
+    """The question without a template, which identifies the example in any file."""
+    is_chat: bool = field(default=False, repr=False)
+    """The text comes from a chat template, which writes the start of sequence itself."""
+    reference: str = field(default="", compare=False, repr=False)
+    """The right answer as the row writes it: `answer`, else the completion or the assistant's last turn."""
+
+
+def to_example(row: Mapping[str, Any], template: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
+    """Return a row as an example; ValueError with the reason for a row that is none.
+
+    Known are prompt/completion, instruction/input/output and messages, each with or without `answer`.
+    The first two may have `choices`; `answer` is then a choice's text, letter or index.
     """
-    if messages := messages_of(row):
-        segments = chat_segments(messages, tokenizer)
-        return Example(
-            segments,
-            optional_text(row.get("answer")),
-            question=question_of(row),
-            is_chat=True,
-            reference=reference_of(row),
-        )
-    if row.get("prompt") is not None or ("prompt" in row and row.get("instruction") is None):
-        return _complete(row, _text(row, "prompt"), "completion", str)
-    if "instruction" in row and template == CHAT:
-        return _asked(row, tokenizer)
-    if "instruction" in row:
-        prompt = render_prompt(template, _text(row, "instruction"), _text(row, "input"))
-        return _complete(row, prompt, "output", lambda text: render_completion(template, text))
-    raise _no_form(row)
-
-
-def _asked(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Example:
-    """Return an instruction row as a chat of one question and, if the row has one, its answer."""
-    if tokenizer.chat_template is None:
-        raise InputError(
-            "template chat needs a tokenizer with a chat template, got one without; use question or alpaca"
-        )
-    turns = chat_turns(row)
+    form = form_of_row(row, template)
+    conversation = chat_segments(row["messages"], tokenizer) if row.get("messages") else None
+    example = partial(Example, question=question_of(row), reference=reference_of(row))
+    if conversation is not None:
+        answer = None if row.get("answer") is None else as_text(row["answer"])
+        return example(conversation, answer, is_chat=True)
     texts, answer = choices_of(row)
-    output = _text(row, "output").strip() or ((answer or "") if texts else "")
-    segments: tuple[Segment, ...] = (Segment(render_turns(turns, tokenizer, answering=True), False), Segment("", True))
-    if output:
-        segments = chat_segments([*turns, {"role": "assistant", "content": output}], tokenizer)
-    return Example(segments, answer, tuple(texts), question_of(row), is_chat=True, reference=reference_of(row))
-
-
-def _no_form(row: Mapping[str, Any]) -> InputError:
-    got = ", ".join(map(str, row)) or "none"
-    todo = "name yours with columns, such as prompt=question"
-    return InputError(f"a row must have the columns {KNOWN_COLUMNS}, got {got}; {todo}")
-
-
-def _complete(row: Mapping[str, Any], prompt: str, column: str, render: Callable[[str], str]) -> Example:
-    texts, answer = choices_of(row)
+    column = "completion" if form == "prompt" else "output"
+    completion = "" if row.get(column) is None else written(column, row[column])
+    if form == "chat":
+        turns = chat_turns(row)
+        completion = completion.strip() or ((answer or "") if texts else "")
+        if completion:
+            segments = chat_segments([*turns, {"role": "assistant", "content": completion}], tokenizer)
+        else:
+            segments = (Segment(render_turns(turns, tokenizer, answering=True), False), Segment("", True))
+        return example(segments, answer, tuple(texts), is_chat=True)
+    render: Callable[[str], str] = str if form == "prompt" else partial(render_completion, template)
+    prompt = str(written("prompt", row["prompt"] or "")) if form == "prompt" else _instruction(row, template)
     choices = tuple(map(render, texts))
-    answer = answer if answer is None or not choices else render(answer)
-    completion = _text(row, column)
+    answer = render(answer) if answer is not None and choices else answer
     completion = render(completion) if completion else (answer or "") if choices else ""
-    return Example(
-        (Segment(prompt, False), Segment(completion, True)),
-        answer,
-        choices,
-        question_of(row),
-        reference=reference_of(row),
-    )
+    return example((Segment(prompt, False), Segment(completion, True)), answer, choices)
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    return "" if value is None else written(column, value)
+def form_of_row(row: Mapping[str, Any], template: str) -> RowForm:
+    """Return how a row is asked; ValueError for a row with columns of no known form."""
+    if row.get("messages"):
+        return "chat"
+    if row.get("prompt") is not None or ("prompt" in row and row.get("instruction") is None):
+        return "prompt"
+    if "instruction" not in row:
+        raise InputError(
+            "a row must have the columns prompt and completion, instruction (input) and output, or messages, got "
+            f"{', '.join(map(str, row)) or 'none'}; name yours with columns, such as prompt=question"
+        )
+    return "chat" if template == CHAT else "instruction"
+
+
+def _instruction(row: Mapping[str, Any], template: str) -> str:
+    instruction, given = (written(name, row.get(name) or "") for name in ("instruction", "input"))
+    return render_prompt(template, instruction, given)
+
+
+@contextmanager
+def row_named(number: int, source: str) -> Iterator[None]:
+    """Turn the reason why a row is refused into an InputError that names the row."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"row {number} of {source}: {error}") from None
 
 
 def load_examples(
     source: str,
     template: str,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     limit: int | None = None,
-    convert: Callable[[Row], Row] = lambda row: row,
+    convert: Callable[[Row], Row] = dict,
     columns: Mapping[str, str] = OWN_NAMES,
 ) -> list[Example]:
     """Return the first `limit` examples of a source after `convert`; InputError names a wrong row."""
@@ -121,16 +129,14 @@ def examples_of(
     rows: Sequence[Row],
     source: str,
     template: str,
-    tokenizer: PreTrainedTokenizerBase,
-    convert: Callable[[Row], Row] = lambda row: row,
+    tokenizer: "PreTrainedTokenizerBase",
+    convert: Callable[[Row], Row] = dict,
 ) -> list[Example]:
     """Return rows of a source as examples after `convert`; InputError names a wrong row."""
     examples = []
     for number, row in enumerate(rows, start=1):
-        try:
+        with row_named(number, source):
             examples.append(to_example(convert(row), template, tokenizer))
-        except InputError as error:
-            raise InputError(f"row {number} of {source}: {error}") from None
     return examples
 
 
@@ -138,42 +144,35 @@ def check_rows(
     source: str,
     columns: Mapping[str, str] = OWN_NAMES,
     limit: int | None = None,
-    convert: Callable[[Row], Row] = lambda row: row,
+    convert: Callable[[Row], Row] = dict,
 ) -> None:
     """Raise InputError unless the first `limit` rows of a source have a known form.
 
     `load_examples` finds these faults and others, but needs a tokenizer. Answers that a model has
     to write have a known form.
     """
-    if is_written(source):
-        return
-    for number, row in enumerate(read_rows(source, columns)[:limit], start=1):
-        try:
-            converted = convert(row)
-            if not messages_of(converted) and converted.keys().isdisjoint(("prompt", "instruction")):
-                raise _no_form(converted)
-        except InputError as error:
-            raise InputError(f"row {number} of {source}: {error}") from None
+    for number, row in enumerate([] if is_written(source) else read_rows(source, columns)[:limit], start=1):
+        with row_named(number, source):
+            form_of_row(convert(row), CHAT)
 
 
-def check_completions(examples: Sequence[Example], source: str) -> None:
-    """Raise InputError if no example has a completion: the column is missing or empty."""
-    if not any(completion_of(example).strip() for example in examples):
-        raise InputError(
-            f"at least one row of {source} must have a completion (column completion or output), got "
-            f"{len(examples)} rows without; name yours with columns, such as completion=response"
-        )
+def segments_before(example: Example) -> tuple[Segment, ...]:
+    """Return the segments before the last trained one."""
+    last = max(index for index, segment in enumerate(example.segments) if segment.trained)
+    return example.segments[:last]
 
 
-def tokenize(example: Example, tokenizer: PreTrainedTokenizerBase) -> Tokenized:
-    """Return the tokens of an example, with the end of sequence behind the last trained segment.
-
-    Labels come from the segments, not from the padding id, which is often the end of sequence.
-    """
-    return _tokenize_batch([example], tokenizer)[0]
+def prompt_of(example: Example) -> str:
+    """Return all text before the last trained segment."""
+    return without_marks("".join(segment.text for segment in segments_before(example)))
 
 
-def prompts_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def completion_of(example: Example) -> str:
+    """Return the text of the last trained segment."""
+    return without_marks(next(segment.text for segment in reversed(example.segments) if segment.trained))
+
+
+def prompts_of(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     """Return the tokens of the examples' prompts: those that `tokenize` gives before the last trained segment."""
     pieces = _pieces([(segments_before(example), example.is_chat) for example in examples], tokenizer)
     rows = [[token for piece in each for token in piece] for each in pieces]
@@ -181,7 +180,15 @@ def prompts_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
     return [row if example.is_chat else with_start(row, start) for example, row in zip(examples, rows, strict=True)]
 
 
-def _tokenize_batch(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokenized]:
+def tokenize(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Tokenized:
+    """Return the tokens of an example, with the end of sequence behind the last trained segment.
+
+    Labels come from the segments, not from the padding id, which is often the end of sequence.
+    """
+    return _tokenized([example], tokenizer)[0]
+
+
+def _tokenized(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> list[Tokenized]:
     pieces = _pieces([(example.segments, example.is_chat) for example in examples], tokenizer)
     start = start_of(tokenizer)
     end = tokenizer.eos_token_id
@@ -189,12 +196,12 @@ def _tokenize_batch(examples: Sequence[Example], tokenizer: PreTrainedTokenizerB
 
 
 def _pieces(
-    rows: Sequence[tuple[tuple[Segment, ...], bool]], tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[tuple[tuple[Segment, ...], bool]], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[list[list[int]]]:
     """Return the tokens of each segment of rows of (segments, whether a chat template rendered them)."""
     rendered = iter(encode_rendered([part.text for parts, is_chat in rows if is_chat for part in parts], tokenizer))
-    written = iter(encode([part.text for parts, is_chat in rows if not is_chat for part in parts], tokenizer))
-    return [[next(rendered if is_chat else written) for _ in parts] for parts, is_chat in rows]
+    plain = iter(encode([part.text for parts, is_chat in rows if not is_chat for part in parts], tokenizer))
+    return [[next(rendered if is_chat else plain) for _ in parts] for parts, is_chat in rows]
 
 
 def _joined(example: Example, pieces: list[list[int]], start: int | None, end: int | None) -> Tokenized:
@@ -211,17 +218,13 @@ def _joined(example: Example, pieces: list[list[int]], start: int | None, end: i
     return Tokenized(ids, labels)
 
 
-def tokenize_all(
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-) -> list[Tokenized]:
+def tokenize_all(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Tokenized]:
     """Return the tokens of the examples, without those that are too long or have no completion, whose number is logged.
 
     InputError if none remains.
     """
     with_text = [example for example in examples if completion_of(example).strip()]
-    rows = _tokenize_batch(with_text, tokenizer)
+    rows = _tokenized(with_text, tokenizer)
     fitting = [row for row in rows if len(row.input_ids) <= max_length]
     empty = len(examples) - len(with_text)
     long = len(rows) - len(fitting)

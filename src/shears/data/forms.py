@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from shears.config.fields import CHAT, TemplateName
-from shears.data.chat import turns_of
-from shears.data.example import Row, messages_of
-from shears.data.prompts import TEMPLATES, chat_turns, render_prompt
+from shears.config.fields import TemplateName
+from shears.data.chat_template import turns_of
+from shears.data.examples import RowForm, form_of_row
+from shears.data.rows import Row
 from shears.data.rules import rule_of, task_of_rules
-from shears.errors import InputError
-from shears.records.trained_form import RowForm, TrainedForm
+from shears.data.templates import TEMPLATES, chat_turns, render_prompt
+from shears.records.trained_form import TrainedForm
 
 Turns = Sequence[Mapping[str, Any]]
 
@@ -21,47 +21,28 @@ def form_of_rows(rows: Sequence[Row], template: TemplateName) -> TrainedForm:
     """
     by_form: dict[RowForm, list[Row]] = {"chat": [], "instruction": [], "prompt": []}
     for row in rows:
-        by_form[_row_form(row, template)].append(row)
+        by_form[form_of_row(row, template)].append(row)
     form: RowForm = max(by_form, key=lambda name: len(by_form[name]))
     own = by_form[form]
-    task = _task(rows)
-    if form == "chat" and task == "equation":  # which is asked for by its prompt, never in a chat
-        task = "number"
+    try:
+        task = task_of_rules((row, rule_of(row)) for row in rows)
+    except ValueError:  # a row without an answer
+        task = ""
     instruction = _only(row.get("instruction") if row.get("input") else None for row in own)
     if form != "chat":
-        asked = [_text(row, "prompt" if form == "prompt" else "input" if instruction else "instruction") for row in own]
-        return TrainedForm(form, template, None, instruction, _common_ending(asked), task)
-    chats = [_turns(row, instruction) for row in own]
+        column = "prompt" if form == "prompt" else "input" if instruction else "instruction"
+        texts = [str(row.get(column) or "").strip() for row in own]
+        return TrainedForm(form, template, None, instruction, _common_ending(texts), task)
+    chats = [
+        turns_of(row["messages"])
+        if row.get("messages")
+        else chat_turns({**row, "instruction": None} if instruction else row)
+        for row in own
+    ]
     system = _only(next((turn["content"] for turn in turns[:1] if turn["role"] == "system"), None) for turns in chats)
-    asked = [str(turn["content"]) for turns in chats for turn in turns if turn["role"] == "user"]
-    return TrainedForm("chat", "chat", system, instruction, _common_ending(asked), task)
-
-
-def _row_form(row: Row, template: TemplateName) -> RowForm:
-    if messages_of(row) is not None:
-        return "chat"
-    if row.get("prompt") is not None or row.get("instruction") is None:
-        return "prompt"
-    return "chat" if template == CHAT else "instruction"
-
-
-def _turns(row: Row, instruction: str | None) -> Turns:
-    """Return the turns of a row; those of an instruction row without the instruction that all rows have."""
-    if messages := messages_of(row):
-        return turns_of(messages)
-    return chat_turns({**row, "instruction": None} if instruction else row)
-
-
-def _task(rows: Sequence[Row]) -> str:
-    """Return the task that reads the answers of all rows; empty if rows differ or have no answer."""
-    try:
-        return task_of_rules((row, rule_of(row)) for row in rows)
-    except InputError:
-        return ""
-
-
-def _text(row: Row, column: str) -> str:
-    return str(row.get(column) or "").strip()
+    texts = [str(turn["content"]) for turns in chats for turn in turns if turn["role"] == "user"]
+    task = "number" if task == "equation" else task  # an equation is asked for by its prompt, never in a chat
+    return TrainedForm("chat", "chat", system, instruction, _common_ending(texts), task)
 
 
 def _only(values: Iterable[object]) -> str | None:
@@ -92,18 +73,15 @@ def prompt_in(form: TrainedForm, text: str) -> str:
 
 def turns_in(form: TrainedForm, turns: Turns) -> list[dict[str, Any]]:
     """Return a conversation as the chats of a training were: with their system message, and all users' turns alike."""
+    found = [dict(turn) for turn in turns]
+    for turn in found:
+        content = turn.get("content")
+        if turn["role"] == "user" and isinstance(content, str):
+            if form.instruction is not None and not content.startswith(form.instruction):
+                content = f"{form.instruction}\n\n{content}"
+            turn["content"] = _ended(form, content)
     has_system = any(turn["role"] == "system" for turn in turns)
-    start = [] if form.system is None or has_system else [{"role": "system", "content": form.system}]
-    return [*start, *({**turn, **_asked(form, turn)} for turn in turns)]
-
-
-def _asked(form: TrainedForm, turn: Mapping[str, Any]) -> dict[str, Any]:
-    content = turn.get("content")
-    if turn["role"] != "user" or not isinstance(content, str):
-        return {}
-    if form.instruction is not None and not content.startswith(form.instruction):
-        content = f"{form.instruction}\n\n{content}"
-    return {"content": _ended(form, content)}
+    return found if form.system is None or has_system else [{"role": "system", "content": form.system}, *found]
 
 
 def _ended(form: TrainedForm, text: str) -> str:

@@ -4,15 +4,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from shears.data import answers
-from shears.data.example import messages_of
+from shears.data import answer_reading as reading
 from shears.errors import InputError
 
-RuleForm = Literal["number", "choice", "json", "exact"]
-TASK_OF_FORM: Mapping[RuleForm, str] = {"number": "number", "choice": "choices", "json": "json", "exact": "exact"}
-"""The task of `evaluate` that reads answers by a rule."""
+RuleForm = Literal["number", "equation", "choice", "json", "exact"]
 LETTERS = tuple("ABCDE")
 # The forms of LLM-Adapters' sets: the choices stand at the end of the instruction.
 ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
@@ -21,20 +18,13 @@ CHOICE_COMPLETION = "the correct answer is {}"
 COMPLETIONS = ("completion", "output")  # the columns of answers, where no column `answer` is
 
 
-class FieldCount(NamedTuple):
-    """How many fields of a JSON answer are right, of how many that the row has."""
-
-    right: int
-    total: int
-
-
 @dataclass(frozen=True)
 class AnswerRule:
     """A row's right answer, and how the answer of a text is read and compared with it.
 
-    number: the last number of the text, within 0.001. choice: the only choice that the text is or
-    names, or its letter. json: the object or list in the text, equal by value. exact: the whole
-    text without the spaces around it.
+    number: the last number of the text, within 0.001. equation: the value of its first line. choice: the
+    only choice that the text is or names, or its letter. json: the object or list in the text, equal by
+    value. exact: the whole text without the spaces around it.
     """
 
     form: RuleForm
@@ -43,61 +33,38 @@ class AnswerRule:
 
     def read(self, text: str) -> Any:
         """Return the answer that a text gives; None if it gives none of the rule's form."""
-        if self.form == "number":
-            return answers.extract_number(text)
         if self.form == "choice":
-            return answers.named_choice(text, self.choices)
-        return answers.json_in(text) if self.form == "json" else text.strip()
+            return reading.named_choice(text, self.choices)
+        if self.form == "number":
+            return reading.extract_number(text)
+        if self.form == "equation":
+            return reading.evaluate_equation(text)
+        return reading.json_in(text) if self.form == "json" else text.strip()
 
     def is_right(self, text: str) -> bool:
         """Return whether a text's answer is the right one."""
         given = self.read(text)
-        if self.form == "number":
-            return answers.numbers_equal(given, self.answer)
-        return answers.same_json(given, self.answer) if self.form == "json" else bool(given == self.answer)
-
-    def fields(self, text: str) -> FieldCount:
-        """Return how many fields of the right answer (a json rule's) a text has right.
-
-        A field is a value under its path of keys. A list, and an answer that is one, is one field.
-        """
-        given, wanted = (answers.json_fields(value) for value in (self.read(text), self.answer))
-        right = sum(path in given and answers.same_json(given[path], value) for path, value in wanted.items())
-        return FieldCount(right, len(wanted))
+        if self.form in ("number", "equation"):
+            return reading.numbers_equal(given, self.answer)
+        return reading.same_json(given, self.answer) if self.form == "json" else bool(given == self.answer)
 
 
 def rule_of(row: Mapping[str, Any], form: RuleForm | None = None) -> AnswerRule:
-    """Return the rule of a row, by `form` if given; InputError for a row whose answer it cannot read.
+    """Return the rule of a row, by `form` if given; ValueError for a row whose answer it cannot read.
 
     Without a form, it follows from the answer: a choice if the row has choices, a number if the
     answer is one (or ends in "#### 72", as in GSM8K), JSON if it is an object or a list, else exact
     text. The answer is the column `answer`, else the completion or the assistant's last turn.
     """
-    if form is None or form == "choice":
-        names, chosen = _names_and_chosen(row)
+    if form in (None, "choice"):
+        names, chosen = _choices(row)
+        if not names and LETTERED.search(str(row.get("instruction", ""))):
+            names, chosen = list(LETTERS), _chosen(LETTERS, row.get("answer"))
         if names or form == "choice":
-            if not names or chosen is None:
+            if chosen not in names:
                 raise InputError(f"a row's answer must be one of its choices, got {row.get('answer')!r}")
             return AnswerRule("choice", chosen, tuple(names))
     return rule_of_text(reference_of(row), form)
-
-
-def writes_equation(row: Mapping[str, Any], rule: AnswerRule) -> bool:
-    """Return whether a row's completion or output is an equation, such as "7*2 = 14", whose value is its answer."""
-    text = next((as_text(row[column]) for column in COMPLETIONS if row.get(column) is not None), "")
-    return rule.form == "number" and "=" in text and answers.numbers_equal(answers.evaluate_equation(text), rule.answer)
-
-
-def task_of_rules(pairs: Iterable[tuple[Mapping[str, Any], AnswerRule]]) -> str:
-    """Return the task of `evaluate` that reads the answers of all rows; empty if they differ.
-
-    It is equation where all rows teach to write one: its value counts, not the result behind it.
-    """
-    seen = [(rule.form, writes_equation(row, rule)) for row, rule in pairs]
-    forms = {form for form, _ in seen}
-    if len(forms) != 1:
-        return ""
-    return "equation" if all(is_equation for _, is_equation in seen) else TASK_OF_FORM[forms.pop()]
 
 
 def rule_of_text(reference: str, form: RuleForm | None = None) -> AnswerRule:
@@ -105,17 +72,40 @@ def rule_of_text(reference: str, form: RuleForm | None = None) -> AnswerRule:
     text = reference.strip()
     if not text:
         raise InputError("a row must have an answer (column answer, completion or output, or a last turn), got none")
-    number = answers.stated_number(text) if form is None else answers.right_number(text)
-    if form == "number" or (form is None and number is not None):
-        if number is None:
-            raise InputError(f"a row's answer must be a number, in decimals, got {text[:60]!r}")
-        return AnswerRule("number", number)
-    parsed = answers.parsed_json(text)
-    if form == "json" or (form is None and parsed is not None):
-        if parsed is None:
-            raise InputError(f"a row's answer must be a JSON object or list, got {text[:60]!r}; use task exact")
-        return AnswerRule("json", parsed)
-    return AnswerRule("exact", text)
+    if form is None:
+        form = "number" if reading.stated_number(text) is not None else "exact"
+        form = "json" if reading.parsed_json(text) is not None else form
+    answer: Any = text
+    if form == "number":
+        answer = reading.right_number(text) if reading.stated_number(text) is None else reading.stated_number(text)
+    elif form == "equation":
+        value = reading.evaluate_equation(text)
+        answer = reading.right_number(text) if value is None else value
+    elif form == "json":
+        answer = reading.parsed_json(text)
+    if answer is None:
+        wanted = "a JSON object or list" if form == "json" else "a number, in decimals"
+        raise InputError(f"a row's answer must be {wanted}, got {text[:60]!r}")
+    return AnswerRule(form, answer)
+
+
+def task_of_rules(pairs: Iterable[tuple[Mapping[str, Any], AnswerRule]]) -> str:
+    """Return the task of `evaluate` that reads the answers of all rows; empty if they differ.
+
+    It is equation where all rows teach to write one: its value counts, not the result behind it.
+    """
+    seen = [(rule.form, _writes_equation(row, rule)) for row, rule in pairs]
+    forms: set[str] = {form for form, _ in seen}
+    if len(forms) != 1:
+        return ""
+    [form] = forms
+    return "equation" if all(is_equation for _, is_equation in seen) else "choices" if form == "choice" else form
+
+
+def _writes_equation(row: Mapping[str, Any], rule: AnswerRule) -> bool:
+    """Return whether a row's completion or output is an equation, such as "7*2 = 14", whose value is its answer."""
+    text = next((as_text(row[column]) for column in COMPLETIONS if row.get(column) is not None), "")
+    return rule.form == "number" and "=" in text and reading.numbers_equal(reading.evaluate_equation(text), rule.answer)
 
 
 def reference_of(row: Mapping[str, Any]) -> str:
@@ -125,10 +115,10 @@ def reference_of(row: Mapping[str, Any]) -> str:
     """
     if row.get("answer") is not None:
         return as_text(row["answer"])
-    messages = messages_of(row)
-    if isinstance(messages, list | tuple):
-        turns = (turn.get("content") for turn in messages if turn.get("role") == "assistant")
-        return as_text(next(reversed([*turns]), None) or "")
+    messages = row.get("messages")
+    if messages:
+        turns = [turn.get("content") for turn in messages if turn.get("role") == "assistant"]
+        return as_text(turns[-1] or "") if turns else ""
     return next((as_text(row[column]) for column in COMPLETIONS if row.get(column) is not None), "")
 
 
@@ -137,14 +127,6 @@ def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
     names, chosen = _choices(row)
     if row.get("choices") in (None, "", []) and names:
         return list(map(CHOICE_COMPLETION.format, names)), None if chosen is None else CHOICE_COMPLETION.format(chosen)
-    return names, chosen
-
-
-def _names_and_chosen(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
-    """Return the choices of a row, lettered ones included, and the right one."""
-    names, chosen = _choices(row)
-    if not names and LETTERED.search(str(row.get("instruction", ""))):
-        return list(LETTERS), _chosen(LETTERS, row.get("answer"))
     return names, chosen
 
 
@@ -158,7 +140,7 @@ def _choices(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
         return choices, _chosen(choices, answer)
     match = ANSWER_FORMAT.search(str(row.get("instruction", "")))
     if match is None:
-        return [], optional_text(answer)
+        return [], None if answer is None else as_text(answer)
     names = match[1].split("/")
     return names, _chosen(names, answer)
 
@@ -175,28 +157,21 @@ def _chosen(choices: Sequence[str], answer: object) -> str | None:
         same = [choice for choice in choices if choice.strip() == text]
         if same:
             return as_text(answer) if as_text(answer) in same else same[0]
+    index = len(choices)
     if isinstance(answer, str) and len(text) == 1 and text.isascii() and text.isalpha():
         index = ord(text.upper()) - ord("A")
     elif text.isdecimal() and len(text) < 10:  # Python refuses to read thousands of digits
         index = int(text)
-    else:
-        return None
     return choices[index] if 0 <= index < len(choices) else None
 
 
 def written(what: str, value: object) -> str:
     """Return a text as it is, a number as Python writes it, and true and false as JSON does."""
     if not isinstance(value, str | int | float):
-        todo = "put chats into the column messages"
-        raise InputError(f"{what} must be text, got {type(value).__name__}; {todo}")
+        raise InputError(f"{what} must be text, got {type(value).__name__}; put chats into the column messages")
     return as_text(value)
 
 
 def as_text(value: object) -> str:
     """Return a text as it is, a number as Python writes it, and true, false, objects and lists as JSON does."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | dict | list) else str(value)
-
-
-def optional_text(value: object) -> str | None:
-    """Return `as_text` of a value; None of None."""
-    return None if value is None else as_text(value)

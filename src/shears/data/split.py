@@ -3,14 +3,10 @@
 import json
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from shears.data.example import Row
-from shears.data.prompts import question_id, question_of
-from shears.data.rows import as_json_lines
+from shears.data.rows import Row
+from shears.data.templates import question_id, question_of
 from shears.errors import InputError
-from shears.records.artifacts import write_text
-from shears.records.folders import working_folder
 
 NAMES: Mapping[int, tuple[str, ...]] = {2: ("train", "test"), 3: ("train", "validation", "test")}
 
@@ -35,9 +31,8 @@ def split_rows(rows: Sequence[Row], shares: Sequence[int], seed: int = 0) -> dic
     """
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(question_id(question_of(row) or json.dumps(row, sort_keys=True, default=str)), []).append(
-            index
-        )
+        question = question_of(row) or json.dumps(row, sort_keys=True, default=str)
+        groups.setdefault(question_id(question), []).append(index)
     keys = list(groups)
     random.Random(f"split {seed}").shuffle(keys)
     names = NAMES[len(shares)]
@@ -53,10 +48,3 @@ def split_rows(rows: Sequence[Row], shares: Sequence[int], seed: int = 0) -> dic
         came = f"{len(keys)} different questions leave none for {empty[0]}"
         raise InputError(f"every part of a split must have a row, {came}; give more rows or a larger share")
     return {name: [rows[index] for index in sorted(indices)] for name, indices in parts.items()}
-
-
-def write_split(parts: Mapping[str, Sequence[Row]], output: Path) -> None:
-    """Write each part as `output`/NAME.jsonl; InputError where the folder exists and is not empty."""
-    with working_folder(output, {"split": {name: len(rows) for name, rows in parts.items()}}, resume=None) as work:
-        for name, rows in parts.items():
-            write_text(work / f"{name}.jsonl", as_json_lines(rows))

@@ -8,18 +8,20 @@ what is marked as text. A text without such a name has the tokens that the token
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
-from shears.data.example import LITERAL_END, LITERAL_START, without_marks
 from shears.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LITERAL_START = "\ufdd0"  # noncharacters of Unicode, which no text holds that is interchanged
+LITERAL_END = "\ufdd1"  # both stand around what a chat's turn says that is no control token
 MARKED = re.compile(f"{LITERAL_START}(.*?){LITERAL_END}", re.DOTALL)
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     """Return the tokens of texts that people wrote: no special token is added, and none is recognised.
 
     InputError for half of a surrogate pair.
@@ -27,14 +29,38 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     return _encode(texts, tokenizer, as_text=True)
 
 
-def encode_rendered(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def encode_rendered(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     """Return the tokens of texts that a chat template rendered: its control tokens count, marked ones do not."""
     if not any(LITERAL_START in text for text in texts):
         return _encode(texts, tokenizer, as_text=False)
-    return [_encode_marked(text, tokenizer) for text in texts]
+    ids = []
+    for text in texts:
+        parts = MARKED.split(text)  # what is marked stands at the odd places
+        written = iter(_encode(parts[1::2], tokenizer, as_text=True))
+        rendered = iter(_encode(parts[::2], tokenizer, as_text=False))
+        pieces = (next(written) if number % 2 else next(rendered) for number in range(len(parts)))
+        ids.append([token for piece in pieces for token in piece])
+    return ids
 
 
-def literal(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+def _encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, as_text: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    if any(map(SURROGATE.search, texts)):
+        raise InputError("a text must be Unicode, got half of a surrogate pair; check how it was encoded")
+    # verbose=False: no warning of long texts, which are cut into windows later
+    ids: list[list[int]] = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=as_text, verbose=False
+    )["input_ids"]
+    return ids
+
+
+def without_marks(text: str) -> str:
+    """Return a text as people read it, without the marks of `literal`."""
+    return text.replace(LITERAL_START, "").replace(LITERAL_END, "")
+
+
+def literal(value: Any, tokenizer: "PreTrainedTokenizerBase") -> Any:
     """Return a text, or all texts in lists and mappings, with the names of control tokens marked."""
     pattern = _control_pattern(tokenizer, len(tokenizer), tuple(tokenizer.all_special_tokens))
 
@@ -51,26 +77,26 @@ def literal(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 @lru_cache(maxsize=1)  # of the tokenizer whose chats are being rendered, one by one
 def _control_pattern(
-    tokenizer: PreTrainedTokenizerBase, size: int, special_tokens: tuple[str, ...]
+    tokenizer: "PreTrainedTokenizerBase", size: int, special_tokens: tuple[str, ...]
 ) -> re.Pattern[str] | None:
     """Return a pattern of the control tokens' names; `size` and `special_tokens` tell of changed tokenizers."""
     names = control_names(tokenizer)
     return re.compile("|".join(map(re.escape, names))) if names else None
 
 
-def control_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def control_names(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Return the texts that the tokenizer reads as control tokens, longest first."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     return sorted({*added, *tokenizer.all_special_tokens} - {""}, key=lambda name: (-len(name), name))
 
 
-def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def prompt_ids(prompts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     """Return the tokens of prompts that people wrote, behind the start of sequence where the tokenizer adds one."""
     start = start_of(tokenizer)
     return [with_start(ids, start) for ids in encode(prompts, tokenizer)]
 
 
-def start_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def start_of(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Return the start of sequence; None for a tokenizer that does not put one before a text."""
     start = tokenizer.bos_token_id
     return start if start is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [start] else None
@@ -79,23 +105,3 @@ def start_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def with_start(ids: list[int], start: int | None) -> list[int]:
     """Return the tokens of a text behind the start of sequence, if there is one and the text lacks it."""
     return ids if start is None or ids[:1] == [start] else [start, *ids]
-
-
-def _encode_marked(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    parts = MARKED.split(text)  # what is marked stands at the odd places
-    written = iter(_encode(parts[1::2], tokenizer, as_text=True))
-    rendered = iter(_encode(parts[::2], tokenizer, as_text=False))
-    pieces = (next(written) if number % 2 else next(rendered) for number in range(len(parts)))
-    return [token for piece in pieces for token in piece]
-
-
-def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, as_text: bool) -> list[list[int]]:
-    if not texts:
-        return []
-    if any(map(SURROGATE.search, texts)):
-        raise InputError("a text must be Unicode, got half of a surrogate pair; check how it was encoded")
-    # verbose=False: no warning of long texts, which are cut into windows later
-    ids: list[list[int]] = tokenizer(
-        list(texts), add_special_tokens=False, split_special_tokens=as_text, verbose=False
-    )["input_ids"]
-    return ids

@@ -1,19 +1,115 @@
-"""Comparison of arms on the same examples: accuracies, paired differences, notes."""
+"""Comparison of arms on the same examples: accuracies, paired differences, notes.
+
+An arm has a name and measurements: what one evaluation gave on one task, a measurement for each seed.
+"""
 
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shears.config.evaluate import BASELINES
-from shears.errors import InputError
+from shears.data.templates import question_id
+from shears.errors import InputError, reading
 from shears.evaluation import statistics
-from shears.evaluation.arms import Arms, Key, Measurement, example_of, numbered
 from shears.evaluation.statistics import Bits
+from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.figures import CONTAMINATION, CUT
 
 logger = logging.getLogger(__name__)
+Record = Mapping[str, Any]
+Key = tuple[str, int]
+"""An example: the id of its question, and how many examples with the same id come before it."""
+
+
+def example_of(record: Record) -> str:
+    """Return the id of a record's question; made from the prompt for records that have none."""
+    return str(record.get("id") or question_id(str(record.get("prompt", ""))))
+
+
+def numbered(names: Iterable[str]) -> list[Key]:
+    """Return each name with the number of equal names before it."""
+    counts: Counter[str] = Counter()
+    keys = []
+    for name in names:
+        keys.append((name, counts[name]))
+        counts[name] += 1
+    return keys
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The records of one evaluation on one task, and the file they were read from.
+
+    `task` is empty except for lm-eval's; `rule` names the task and how answers were judged.
+    """
+
+    source: str
+    records: Sequence[Record]
+    task: str = ""
+    rule: str = ""
+
+    def column(self, name: str) -> dict[Key, Any]:
+        """Return one field of each example's record; None where a record lacks it."""
+        keys = numbered(map(example_of, self.records))
+        return {key: record.get(name) for key, record in zip(keys, self.records, strict=True)}
+
+
+Arms = dict[str, list[Measurement]]
+
+
+def read_arms(runs: Sequence[str]) -> Arms:
+    """Return the arms that arguments such as `runs/a` and `NLS=seed0.json,seed1.json` name.
+
+    Sources behind one name are seeds of one arm; a source without a name is called by its path. A run
+    folder gives an arm for each of its models, named by them if it is the only source.
+    """
+    arms: Arms = defaultdict(list)
+    for text in runs:
+        name, paths = _split_name(text)
+        for path in paths:
+            for model, measurement in _measurements(_figures_file(path)):
+                label = name or path
+                arm = label if not model else model if len(runs) == 1 and not name else f"{label}: {model}"
+                if any((each.source, each.task) == (measurement.source, measurement.task) for each in arms[arm]):
+                    raise InputError(f"every source of an arm must be given once, {arm} has one twice: {path}")
+                arms[arm].append(measurement)
+    return dict(arms)
+
+
+def files_of(runs: Sequence[str], arms: Arms) -> set[Path]:
+    """Return every file that the arguments name or the arms were read from, links resolved."""
+    named = [_figures_file(path) for text in runs for path in _split_name(text)[1]]
+    read = [Path(measurement.source) for measurements in arms.values() for measurement in measurements]
+    return {path.resolve() for path in [*named, *read]}
+
+
+def _split_name(text: str) -> tuple[str, list[str]]:
+    name, _, paths = text.partition("=")
+    return ("", [text]) if not paths or Path(text).exists() else (name, paths.split(","))
+
+
+def _figures_file(path: str) -> Path:
+    return Path(path) / EVALUATION if Path(path).is_dir() else Path(path)
+
+
+def _measurements(file: Path) -> Iterator[tuple[str, Measurement]]:
+    """Yield a source's measurements by task, each with its model's name, if it has one."""
+    content = read_object(file)
+    with reading(file):
+        names = [row["name"] for row in content["models"]] if "models" in content else [""]
+    for name in names:
+        own = evaluation_file(file.parent, name) if name else file
+        figures = read_object(own)
+        with reading(own):
+            records = figures["records"]
+            rule = " by ".join(filter(None, (figures["task"], figures["config"].get("protocol"))))
+            tasks = dict.fromkeys(str(record.get("task", "")) for record in records)
+        for task in tasks:
+            yield name, Measurement(str(own), [each for each in records if each.get("task", "") == task], task, rule)
 
 
 def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[str, Any]:
@@ -28,35 +124,20 @@ def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[
     base = against or next(iter(arms))
     if base not in arms:
         raise InputError(f"against must be one of the arms ({', '.join(arms)}), got {base!r}")
-    comparisons = [
-        {**({"task": task} if task else {}), **_comparison(part, base, seed)} for task, part in _by_task(arms).items()
-    ]
+    tasks = {name: dict.fromkeys(each.task for each in measurements) for name, measurements in arms.items()}
+    shared = [task for task in tasks[base] if all(task in names for names in tasks.values())]
+    if not shared:
+        raise InputError(f"arms must have a task in common, got {tasks}; evaluate them on the same tasks")
+    if left_out := sorted({task for names in tasks.values() for task in names} - set(shared)):
+        logger.warning("tasks that some arms lack are left out: %s", ", ".join(left_out))
+    comparisons = []
+    for task in shared:
+        part = {name: [each for each in measurements if each.task == task] for name, measurements in arms.items()}
+        comparisons.append({**({"task": task} if task else {}), **_comparison(part, base, seed)})
     differences = [difference for comparison in comparisons for difference in comparison["differences"]]
     for difference, p in zip(differences, statistics.holm([each["p"] for each in differences]), strict=True):
         difference["p_holm"] = p
     return comparisons[0] if len(comparisons) == 1 else {"against": base, "tasks": comparisons}
-
-
-def _by_task(arms: Arms) -> dict[str, Arms]:
-    """Return the arms for each common task; arms of one task each are all under ""."""
-    tasks = {name: dict.fromkeys(each.task for each in measurements) for name, measurements in arms.items()}
-    if all(len(names) == 1 for names in tasks.values()):
-        return {"": arms}
-    first, *others = tasks.values()
-    shared = [task for task in first if all(task in names for names in others)]
-    if not shared:
-        listing = "; ".join(f"{name} has {_listed(names)}" for name, names in tasks.items())
-        raise InputError(f"arms must have a task in common: {listing}; evaluate them on the same tasks")
-    if left_out := sorted({task for names in tasks.values() for task in names} - set(shared)):
-        logger.warning("tasks that some arms lack are left out: %s", _listed(left_out))
-    return {
-        task: {name: [each for each in measurements if each.task == task] for name, measurements in arms.items()}
-        for task in shared
-    }
-
-
-def _listed(tasks: Iterable[str]) -> str:
-    return ", ".join(task or "a task without a name" for task in tasks)
 
 
 def _comparison(arms: Arms, base: str, seed: int) -> dict[str, Any]:
@@ -74,16 +155,16 @@ def _comparison(arms: Arms, base: str, seed: int) -> dict[str, Any]:
 def _aligned(arms: Arms) -> dict[str, list[Bits]]:
     """Return every run's bits in the first run's order; InputError if examples differ."""
     first, *_ = (measurement for measurements in arms.values() for measurement in measurements)
-    keys = list(first.by_example())
-    if not keys:
-        raise InputError(f"{first.where} must hold records of examples, got none")
+    keys = list(first.column("correct"))
     aligned: dict[str, list[Bits]] = defaultdict(list)
     for name, measurements in arms.items():
         for measurement in measurements:
-            right = measurement.by_example()
+            right = measurement.column("correct")
+            if not right or not all(isinstance(bit, bool) for bit in right.values()):
+                raise InputError(f"{measurement.source} must hold records of right and wrong answers, not a perplexity")
             if right.keys() != set(keys):
                 raise InputError(
-                    f"arms must be on the same examples: {first.where} has {len(keys)}, {measurement.where} has "
+                    f"arms must be on the same examples: {first.source} has {len(keys)}, {measurement.source} has "
                     f"{len(right)}, {len(right.keys() & set(keys))} are in both; evaluate them on the same data"
                 )
             aligned[name].append([right[key] for key in keys])
@@ -146,7 +227,7 @@ def lead(
     }
 
 
-def paired(ones: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def paired(ones: Sequence[Record], others: Sequence[Record]) -> dict[str, Any] | None:
     """Return the difference of two accuracies over all examples, with its counts.
 
     `won` and `lost` count the examples that only the first and only the second answers rightly.
@@ -161,7 +242,7 @@ def paired(ones: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]
     return {"n": len(left), "value": value, "ci95": [low, high], "won": test.won, "lost": test.lost, "p": test.p_mid}
 
 
-def _bits(records: Sequence[Mapping[str, Any]]) -> dict[Key, bool]:
+def _bits(records: Sequence[Record]) -> dict[Key, bool]:
     """Return whether each example is right, by task and question; empty without answers."""
     if not all(isinstance(record.get("correct"), bool) for record in records):
         return {}
@@ -171,73 +252,38 @@ def _bits(records: Sequence[Mapping[str, Any]]) -> dict[Key, bool]:
 
 def _notes(arms: Arms, base: str) -> list[str]:
     """Return sentences on what else differs between the arms, as far as the records tell."""
-    notes = [*_rule_notes(arms, base), *_answer_notes(arms, base)]
-    readings = dict.fromkeys(
-        name for runs in arms.values() for name in runs[0].records[0] if name.startswith("correct_")
-    )
-    for name in readings:
-        notes.append(f"Accuracy {name.removeprefix('correct_').replace('_', ' ')}: {_accuracies(arms, name)}.")
-    notes += _cut_notes(arms) + _contamination_notes(arms)
-    prompts = arms[base][0].column("prompt")
-    others = [arm for arm, runs in arms.items() if any(each.column("prompt") != prompts for each in runs)]
-    if others:
-        notes.append(f"Asked in other prompts than {base}: {', '.join(others)}. This changes the figures too.")
-    return notes
-
-
-def _rule_notes(arms: Arms, base: str) -> list[str]:
-    rule = arms[base][0].rule
-    others = {arm: {each.rule for each in runs if each.rule != rule} for arm, runs in arms.items()}
-    listing = ", ".join(f"{arm} ({', '.join(sorted(rules))})" for arm, rules in others.items() if any(rules))
-    if not rule or not listing:
-        return []
-    return [f"Judged by another rule than {base} ({rule}): {listing}. This changes the figures too."]
-
-
-def _answer_notes(arms: Arms, base: str) -> list[str]:
     first = arms[base][0]
-    answers = first.column("answer")
-    columns = [(arm, each.column("answer")) for arm, runs in arms.items() for each in runs if each.rule == first.rule]
-    counts = {arm: sum(column[key] != answers[key] for key in answers) for arm, column in columns}
-    return [
-        f"{count:,} of the {len(answers):,} questions have another right answer in {arm} than in {base}."
-        for arm, count in counts.items()
-        if count
-    ]
-
-
-def _cut_notes(arms: Arms) -> list[str]:
-    """Return how many answers of each arm the longest length cut, over all of its runs."""
-    flags = {arm: [flag for each in runs for flag in each.column(CUT).values()] for arm, runs in arms.items()}
-    known = {arm: values for arm, values in flags.items() if all(isinstance(flag, bool) for flag in values)}
-    counts = ", ".join(f"{arm} {sum(values):,} of {len(values):,}" for arm, values in known.items())
-    return [f"Answers cut at the longest length: {counts}."] if counts else []
-
-
-def _contamination_notes(arms: Arms) -> list[str]:
-    seen = {
-        arm: {key for each in runs for key, flag in each.column(CONTAMINATION).items() if flag}
-        for arm, runs in arms.items()
-    }
-    keys = list(next(iter(arms.values()))[0].column("id"))
-    others = [key for key in keys if not any(key in own for own in seen.values())]
-    if len(others) == len(keys):
-        return []
-    counts = ", ".join(f"{len(own):,} in that of {arm}" for arm, own in seen.items() if own)
-    note = f"Of the {len(keys):,} questions, some are in training data: {counts}"
-    if not others:
-        return [f"{note}; no question is unseen."]
-    return [f"{note}. Accuracy on the other {len(others):,}: {_accuracies(arms, 'correct', others)}."]
+    rules = {arm: runs[0].rule for arm, runs in arms.items() if runs[0].rule != first.rule}
+    notes = []
+    if rules:
+        listing = ", ".join(f"{arm} ({rule})" for arm, rule in rules.items())
+        notes.append(f"Judged by another rule than {base} ({first.rule}): {listing}. This changes the figures too.")
+    for name in ("prompt", "answer"):
+        column = first.column(name)
+        others = [arm for arm, runs in arms.items() if arm not in rules and runs[0].column(name) != column]
+        if others:
+            what = "Asked in other prompts" if name == "prompt" else "Compared with other right answers"
+            notes.append(f"{what} than {base}: {', '.join(others)}. This changes the figures too.")
+    if strict := _accuracies(arms, "correct_strict"):
+        notes.append(f"Accuracy by the strict reading: {strict}.")
+    columns = {arm: [flag for each in runs for flag in each.column(CUT).values()] for arm, runs in arms.items()}
+    cut = [f"{arm} {sum(flags):,} of {len(flags):,}" for arm, flags in columns.items() if None not in flags]
+    if cut:
+        notes.append(f"Answers cut at the longest length: {', '.join(cut)}.")
+    seen = {key for runs in arms.values() for each in runs for key, flag in each.column(CONTAMINATION).items() if flag}
+    if seen:
+        unseen = [key for key in first.column("id") if key not in seen]
+        accuracy = f" Accuracy on the others: {_accuracies(arms, 'correct', unseen)}." if unseen else ""
+        notes.append(f"{len(seen):,} of the {len(first.records):,} questions are in training data of an arm.{accuracy}")
+    return notes
 
 
 def _accuracies(arms: Arms, name: str, keys: Sequence[Key] | None = None) -> str:
     """Return each arm's share of True in a field of its records; arms without it are left out."""
-    accuracies: Mapping[str, float | None] = {arm: _accuracy(runs, name, keys) for arm, runs in arms.items()}
-    return ", ".join(f"{arm} {value:.1%}" for arm, value in accuracies.items() if value is not None)
-
-
-def _accuracy(runs: Sequence[Measurement], name: str, keys: Sequence[Key] | None) -> float | None:
-    columns = [each.column(name) for each in runs]
-    rows = [[column[key] for key in keys or columns[0]] for column in columns]
-    complete = all(isinstance(value, bool) for row in rows for value in row)
-    return statistics.pooled_accuracy(rows).value if complete else None
+    shares = []
+    for arm, runs in arms.items():
+        columns = [each.column(name) for each in runs]
+        rows = [[column[key] for key in keys or columns[0]] for column in columns]
+        if all(isinstance(value, bool) for row in rows for value in row):
+            shares.append(f"{arm} {statistics.pooled_accuracy(rows).value:.1%}")
+    return ", ".join(shares)

@@ -57,48 +57,25 @@ def wilson_interval(successes: float | int, n: float | int) -> tuple[float, floa
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def share_of_parts(right: Sequence[int], total: Sequence[int]) -> Interval:
-    """Return the share of right parts of N examples with its 95 % interval, clustered by example.
-
-    A ratio of sums, R = sum r / sum t (Cochran, Sampling Techniques, section 6.3): its variance is
-    N / (N - 1) sum (r_i - R t_i)^2 / (sum t)^2. One example has the interval (0, 1).
-    """
-    share = sum(right) / sum(total)
-    if len(total) < 2:
-        return Interval(share, 0.0, 1.0)
-    squares = sum((r - share * t) ** 2 for r, t in zip(right, total, strict=True))
-    half = Z95 * math.sqrt(len(total) / (len(total) - 1) * squares) / sum(total)
-    return Interval(share, max(0.0, share - half), min(1.0, share + half))
-
-
 def example_means(runs: Sequence[Bits]) -> list[float]:
     """Return the share of runs that answer each example; ValueError for unequal lengths."""
     return [sum(column) / len(runs) for column in zip(*runs, strict=True)]
 
 
 def pooled_accuracy(runs: Sequence[Bits]) -> Interval:
-    """Return the share of right answers over all seeds, with an interval clustered by example.
+    """Return the share of right answers over all seeds, with a 95 % interval clustered by example.
 
-    It holds for these seeds (`weighted_accuracy`, equal weights); see also `seed_spread`.
+    It holds for these seeds; see also `seed_spread`. The interval is Wilson's for the effective number
+    of examples, p (1 - p) over the variance of the mean, at most all answers.
     """
-    return weighted_accuracy(runs, [1 / len(runs)] * len(runs))
-
-
-def weighted_accuracy(runs: Sequence[Bits], weights: Sequence[float]) -> Interval:
-    """Return the weighted mean accuracy of runs, clustered by example; the weights sum to 1.
-
-    The interval is Wilson's for the effective number of examples, p (1 - p) over the variance of
-    the mean, at most n over the sum of squared weights.
-    """
-    columns = zip(*runs, strict=True)
-    means = [sum(weight * right for weight, right in zip(weights, column, strict=True)) for column in columns]
+    means = example_means(runs)
     n = len(means)
     if n == 0:
         return Interval(math.nan, 0.0, 1.0)
     share = min(1.0, sum(means) / n)
     variance = sum((mean - share) ** 2 for mean in means) / n**2
     effective = share * (1 - share) / variance if variance > 0 else n if share in (0, 1) else math.inf
-    effective = min(effective, n / sum(weight * weight for weight in weights))
+    effective = min(effective, n * len(runs))
     return Interval(share, *wilson_interval(share * effective, effective))
 
 

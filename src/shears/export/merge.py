@@ -20,8 +20,7 @@ from torch import Tensor
 from shears.checkpoints.tensor_files import quantized_by
 from shears.config import ExportConfig
 from shears.data.calibration import calibration_batches
-from shears.data.example import OWN_NAMES
-from shears.data.rows import located, source_fingerprint
+from shears.data.rows import OWN_NAMES, located, source_fingerprint
 from shears.errors import InputError, reading
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
 from shears.export.target import MergedModel, merge_into, with_masked, with_rounded, with_whole

@@ -18,8 +18,7 @@ from shears.config import HealConfig
 from shears.config.fields import TemplateName
 from shears.config.resolve import build
 from shears.data.calibration import check_text, text_template, text_tokens
-from shears.data.example import IGNORED, Tokenized
-from shears.data.examples import rows_fingerprint
+from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
 from shears.errors import InputError
 from shears.healing.kept_weights import (
     Refresh,

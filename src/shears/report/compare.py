@@ -9,8 +9,7 @@ from markupsafe import Markup
 
 from shears.config.fields import SEEDS
 from shears.errors import InputError
-from shears.evaluation.arms import files_of, read_arms
-from shears.evaluation.comparison import compare_arms
+from shears.evaluation.comparison import compare_arms, files_of, read_arms
 from shears.records.artifacts import write_json, write_text
 from shears.records.paths import expanded
 from shears.report.charts import interval_dots

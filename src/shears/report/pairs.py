@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shears.evaluation.arms import Key, example_of, numbered
+from shears.evaluation.comparison import Key, example_of, numbered
 from shears.evaluation.statistics import mcnemar, paired_difference
 from shears.report.charts import measurement_bars
 from shears.report.html import element, table

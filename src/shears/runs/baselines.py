@@ -21,7 +21,7 @@ def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
     if recipe.train is None or recipe.evaluate is None:
         return {}
     own = as_data(recipe.train)
-    configs = {}
+    configs: dict[str, TrainConfig] = {}
     for name, baseline in recipe.evaluate.baselines.items():
         given = {key: value for key, value in as_data(baseline).items() if value is not None}
         configs[name] = TrainConfig.model_validate({**own, **_plain(recipe, recipe.train, name), **given})

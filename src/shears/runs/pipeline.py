@@ -14,14 +14,14 @@ from shears.config import (
 )
 from shears.config.export import FORMATS
 from shears.data.calibration import check_text
-from shears.data.example import OWN_NAMES
 from shears.data.examples import check_rows
+from shears.data.rows import OWN_NAMES
 from shears.errors import memory_of
 from shears.evaluation.comparison import lead
-from shears.evaluation.contamination import check_apart
-from shears.evaluation.records import journal_path
-from shears.evaluation.run import answered_as_asked, asked, evaluate, measured
-from shears.evaluation.tasks.registry import check_data
+from shears.evaluation.evaluated import journal_path
+from shears.evaluation.run import evaluate, identity_of, same_backend, with_template
+from shears.evaluation.seen_in_training import check_apart
+from shears.evaluation.tasks import check_data
 from shears.models.devices import pick_device, resolved_precision, set_threads
 from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts
@@ -145,15 +145,13 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     (folder / "evaluation").mkdir(exist_ok=True)
     config = recipe.evaluate.measurement
     # the same template for all models: the recipe's, or the training's, or the dense model's
-    config = asked(config, models["dense"][0], folder / "super_adapter" if recipe.train else None)
+    config = with_template(config, models["dense"][0], folder / "super_adapter" if recipe.train else None)
     number = len(stages_of(recipe, folder)) + 1
     rows = []
     for done, (name, parts) in enumerate(models.items(), start=1):
         logger.info("[%d/%d] evaluate (%d of %d): %s", number, number, done, len(models), name)
         with memory_of("evaluate"):
             rows.append(_row(name, *parts, config, folder))
-    if (ranks := recipe.evaluate.ranks) is not None:
-        _measure_ranks(models["sparse"][0], config.model_copy(update={"ranks": ranks}), folder)
     task = {"task": config.task, "data": config.data}
     records = {name: artifacts.read_object(artifacts.evaluation_file(folder, name)) for name in models}
     was_trained = artifacts.read_object(folder / "sparse" / artifacts.SPARSITY).get(artifacts.TRAINED_BEFORE)
@@ -167,16 +165,6 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if recipe.exports:
         write_card(folder / FORMATS[recipe.export.format].folder, figures)
     return summary
-
-
-def _measure_ranks(sparse: ModelRef, config: EvaluateConfig, folder: Path) -> None:
-    """Measure the super-adapter at all of its ranks for the report, unless an earlier run did."""
-    file = artifacts.evaluation_file(folder, artifacts.ALL_RANKS)
-    adapter = folder / "super_adapter"
-    if _earlier_figures(file, sparse, adapter, config) is None:
-        logger.info("evaluate: the super-adapter at all ranks")
-        with timed(folder, "evaluate ranks"), memory_of("evaluate"):
-            evaluate(sparse, file, adapter=str(adapter), **as_data(config))
 
 
 def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
@@ -205,12 +193,12 @@ def _earlier_figures(
     if not file.is_file():
         return None
     record = artifacts.read_object(file)
-    expected = measured(model, adapter, config)
+    expected = identity_of(model, adapter, config)
     settings = record.get("config")
     before = {**record, "config": EvaluateConfig.of_record(settings if isinstance(settings, dict) else {})}
     expected["config"] = EvaluateConfig.of_record(expected["config"])
     is_same = all(before.get(key) == value for key, value in expected.items())
-    if not (is_same and answered_as_asked(record, config)):
+    if not (is_same and same_backend(record, config)):
         logger.info("%s is of another model, prompt, data or setting: measuring again", file)
         return None
     journal_path(file).unlink(missing_ok=True)  # of a run that was killed before it deleted it

@@ -16,9 +16,9 @@ from shears.config.loop import LoopConfig
 from shears.config.sparsify import METHODS
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
-from shears.data.rows import ARITHMETIC, is_saved, read_rows, source_fingerprint
-from shears.evaluation.contamination import check_apart
-from shears.evaluation.run import answered_as_asked, settings_and_data
+from shears.data.rows import ARITHMETIC, read_rows, source_fingerprint
+from shears.evaluation.run import same_backend, settings_and_data
+from shears.evaluation.seen_in_training import check_apart
 from shears.models.blockwise.activations import BUDGET
 from shears.models.devices import DTYPES, computing_dtype, pick_device
 from shears.models.ref import resolve
@@ -160,9 +160,9 @@ def _is_evaluated(config: RunEvaluateConfig, folder: Path) -> bool:
     def fits(record: Mapping[str, Any]) -> bool:
         recorded = EvaluateConfig.of_record(record.get("config") or {})
         template = config.template or recorded["template"]  # that of the training
-        settings = settings_and_data(config.measurement.asked_in(template))
+        settings = settings_and_data(config.measurement.in_template(template))
         same = (recorded, record.get("data_sha256")) == (EvaluateConfig.of_record(settings["config"]), data_sha256)
-        return same and answered_as_asked(record, config)
+        return same and same_backend(record, config)
 
     return config.baselines.keys() <= set(names) and all(file.is_file() and fits(read_object(file)) for file in files)
 
@@ -317,7 +317,7 @@ ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = {
 
 def _is_local(source: str) -> bool:
     """Tell whether a source can be read without a download."""
-    return source.partition(":")[0] == ARITHMETIC or expanded(source).is_file() or is_saved(source)
+    return source.partition(":")[0] == ARITHMETIC or expanded(source).is_file()
 
 
 def _shown(source: str) -> str:

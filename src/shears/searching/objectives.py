@@ -1,20 +1,25 @@
 """From a super-adapter and examples to the figures of a rank configuration."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
+from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
 from shears.config import EvaluateConfig, SearchConfig
 from shears.data.examples import load_examples, tokenize_all
-from shears.evaluation.continuous import open_native_ranks, wanted_for
-from shears.evaluation.scoring.score import plainly
-from shears.evaluation.scoring.scorers import LossScorer
-from shears.evaluation.tasks.registry import evaluate_examples
+from shears.evaluation.decode import wanted_for
+from shears.evaluation.likelihood import completion_nats
+from shears.evaluation.tasks import Subject, evaluate_examples
 from shears.models.devices import autocast, device_of
 from shears.models.properties import within_context
+from shears.models.sparse_adapter import is_sparse
 from shears.records.figures import CUT
+from shears.runtime.choice import Wanted, native_backend
+from shears.runtime.generation.backend import Backend
+from shears.runtime.native.loaded_model import updates_of
 from shears.searching.outcome import Figures, Goal, Measured
 from shears.training.batches import padding
 
@@ -37,13 +42,14 @@ def _open_loss(adapter: SuperAdapter, settings: SearchConfig, data: str, limit: 
     examples = load_examples(data, adapter.record["template"], adapter.tokenizer, limit, columns=settings.columns)
     longest = within_context(adapter.model.get_base_model(), adapter.record["config"]["max_length"])
     rows = tokenize_all(examples, adapter.tokenizer, longest)
-    scorer = LossScorer(adapter.model, rows, padding(adapter.tokenizer), settings.batch_size)
+    pad_id = padding(adapter.tokenizer)
     precision = "fp32" if settings.precision == "auto" else settings.precision
 
     def measure(ranks: RankConfig) -> Measured:
         adapter.elastic.activate(ranks)
         with autocast(precision, device_of(adapter.model)):
-            return Measured(scorer.measure(plainly).numpy(), scorer.weights.double().cpu().numpy())
+            losses, counts = completion_nats(adapter.model, rows, pad_id, settings.batch_size)
+        return Measured(losses.numpy(), counts.numpy())
 
     return measure
 
@@ -55,18 +61,46 @@ def _open_accuracy(adapter: SuperAdapter, settings: SearchConfig, data: str, lim
     shared = {name: getattr(settings, name) for name in ("batch_size", "max_new_tokens", "precision", "backend")}
     task = EvaluateConfig.model_validate({"task": settings.task, "data": data, **shared})
     task = task.model_copy(update={"template": template})
-    native = open_native_ranks(adapter.elastic, wanted_for(task)) if task.generates else None
+    native = _native_at(adapter.elastic, wanted_for(task)) if task.generates else None
 
     def measure(ranks: RankConfig) -> Measured:
         adapter.elastic.activate(ranks)
-        backend = None if native is None else native.at(ranks)
+        backend = None if native is None else native(ranks)
         with autocast(settings.precision, device_of(adapter.model)):
-            evaluation = evaluate_examples(adapter.model, adapter.tokenizer, examples, task, backend=backend)
+            evaluation = evaluate_examples(Subject(adapter.model, adapter.tokenizer, backend), examples, task)
         right = np.array([record["correct"] for record in evaluation.records], dtype=np.float64)
         num_cut = evaluation.details.get(CUT)
         return Measured(right, np.ones_like(right), None if num_cut is None else int(num_cut))
 
     return measure
+
+
+def _native_at(elastic: ElasticAdapter, wanted: Wanted) -> Callable[[RankConfig], Backend] | None:
+    """Return a function from ranks to the native decoder of an adapter; None where it does not cover the model.
+
+    Weights are packed once, except with a masked adapter, which is a part of them. A decoder returned before is of
+    no further use.
+    """
+    opened = [native_backend(elastic.model, wanted)]
+    updates = updates_of(elastic.model)
+    groups = {name: group for group, names in elastic.space.modules.items() for name in names}
+
+    def at(ranks: RankConfig) -> Backend:
+        if is_sparse(elastic.model):
+            opened.clear()  # frees its memory first
+            opened.append(native_backend(elastic.model, replace(wanted, backend="native")))
+        [backend] = opened
+        assert backend is not None, "the model is covered"
+        cut = {}
+        for name, update in updates.items():
+            rank = ranks[groups[name]]
+            scaling = update.scaling * elastic.space.factor(groups[name], rank)
+            cut[name] = replace(update, a=update.a[:rank], b=update.b[:, :rank], scaling=scaling)
+        if not is_sparse(elastic.model):
+            backend.adapt(cut)
+        return backend
+
+    return None if opened == [None] else at
 
 
 def open_objective(adapter: SuperAdapter, settings: SearchConfig, goal: Goal) -> Callable[[RankConfig], Figures]:

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.example import IGNORED
-from shears.data.examples import Tokenized
+from shears.data.examples import IGNORED, Tokenized
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:

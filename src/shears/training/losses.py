@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from shears.data.example import IGNORED
+from shears.data.examples import IGNORED
 from shears.models.blocks import replaced_forwards
 from shears.models.properties import forward_parameters, own_model
 

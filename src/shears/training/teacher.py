@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from shears.checkpoints.configuration import known_config
 from shears.checkpoints.zeros import zeros_share
 from shears.config.loop import LoopConfig
-from shears.data.example import IGNORED
-from shears.data.examples import Tokenized, rows_fingerprint
+from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
 from shears.errors import InputError
 from shears.models.devices import autocast, computing_dtype, device_of, pick_device, resolved_precision
 from shears.models.fetching import cache_folder

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from shears.config import SamplingConfig, WriteConfig
-from shears.data.chat import render_turns, turns_of
-from shears.data.example import Row, messages_of
+from shears.data.chat_template import render_turns, turns_of
 from shears.data.forms import turns_in
-from shears.data.prompts import DEFAULT_TEMPLATE, chat_turns, render_prompt
+from shears.data.rows import Row
 from shears.data.rules import rule_of
+from shears.data.templates import DEFAULT_TEMPLATE, chat_turns, render_prompt
 from shears.data.tokens import encode, encode_rendered, prompt_ids
 from shears.errors import InputError
 from shears.records.trained_form import TrainedForm
@@ -213,7 +213,7 @@ class AnswerAuthor(Author):
 
     def _is_chat(self, row: Row) -> bool:
         chats = self._form is None or self._form.rows == "chat"
-        return self._tokenizer.chat_template is not None and (chats or bool(messages_of(row)))
+        return self._tokenizer.chat_template is not None and (chats or bool(row.get("messages")))
 
     def _prompt(self, number: int, row: Row, longest: int) -> list[int]:
         if self._is_chat(row):
@@ -233,7 +233,7 @@ def asked_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     A prompt is a turn as it is; an instruction or question is asked as `chat_turns` does. InputError
     for a row without a question, and for a conversation without a turn of a user.
     """
-    if messages := messages_of(row):
+    if messages := row.get("messages"):
         turns = turns_of(messages)
         users = [index for index, turn in enumerate(turns) if turn["role"] == "user"]
         if not users:
@@ -247,7 +247,7 @@ def asked_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def plain_prompt(row: Mapping[str, Any], form: TrainedForm | None) -> str:
     """Return a prompt as plain text, an instruction in a form's template; InputError for a conversation."""
-    if messages_of(row):
+    if row.get("messages"):
         raise InputError("messages need a tokenizer with a chat template, got one without; give prompt, or instruction")
     column, text, given = _asked_text(row)
     if column == "prompt":
@@ -259,7 +259,7 @@ def _asked_text(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the column and text that a row without a conversation asks, and the input of an instruction."""
     column = next((name for name in QUESTIONS if row.get(name) is not None), None)
     if column is None:
-        known = ", ".join((*QUESTIONS, "messages", "conversations"))
+        known = ", ".join((*QUESTIONS, "messages"))
         todo = "name yours with columns, such as prompt=sentence"
         raise InputError(f"a prompt must have one of the columns {known}, got {', '.join(map(str, row))}; {todo}")
     given = row.get("input") if column == "instruction" else None

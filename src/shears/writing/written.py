@@ -13,9 +13,8 @@ from shears.checkpoints.configuration import known_config
 from shears.config import WriteConfig
 from shears.config.resolve import build
 from shears.config.write import ANSWERED, WRITTEN, is_written
-from shears.data.example import OWN_NAMES, Row
-from shears.data.prompts import TO_REASON
-from shears.data.rows import as_json_lines, read_rows
+from shears.data.rows import OWN_NAMES, Row, as_json_lines, read_rows
+from shears.data.templates import TO_REASON
 from shears.errors import InputError
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.fetching import cache_folder

@@ -19,7 +19,7 @@ from shears.cli.tables import next_lines, verdict_line
 from shears.config import CompressConfig, TrainConfig
 from shears.config.resolve import build
 from shears.data.calibration import text_tokens
-from shears.data.example import IGNORED, Tokenized
+from shears.data.examples import IGNORED, Tokenized
 from shears.errors import InputError
 from shears.models.fetching import convert_gguf
 from shears.models.ref import resolve

@@ -15,8 +15,8 @@ from shears.adapt.train import train
 from shears.config import CompressConfig, Recipe
 from shears.config.embedded import EMBEDDED
 from shears.config.resolve import build, load_recipe
-from shears.data.example import OWN_NAMES
 from shears.data.examples import check_rows
+from shears.data.rows import OWN_NAMES
 from shears.errors import InputError, memory_of, reading
 from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve

@@ -12,11 +12,11 @@ from shears.config.evaluate import LONG_ANSWER
 from shears.config.fields import TemplateName
 from shears.config.sparsify import EMBEDDED_CALIBRATION
 from shears.config.write import is_written
-from shears.data.example import IGNORED, OWN_NAMES, Row, Tokenized, renamed
-from shears.data.rows import as_json_lines, is_saved, read_rows, saved_rows
+from shears.data.examples import IGNORED, Tokenized
+from shears.data.rows import OWN_NAMES, Row, as_json_lines, read_rows, renamed
 from shears.data.rules import rule_of, task_of_rules
 from shears.errors import InputError, reading
-from shears.evaluation.records import Evaluation
+from shears.evaluation.evaluated import Evaluation
 from shears.evaluation.run import evaluate
 from shears.models.ref import AnyModel, ModelRef
 from shears.records.paths import expanded
@@ -82,7 +82,7 @@ def split_text(source: str, folder: Path, columns: Mapping[str, str] = OWN_NAMES
 
 
 def _rows_of(source: str, columns: Mapping[str, str]) -> list[Row]:
-    rows = saved_rows(source) if is_saved(source) else read_rows(source)
+    rows = read_rows(source)
     return renamed(rows, columns, source)
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from shears.config import CompressConfig, SparsifyConfig
 from shears.config.fields import TemplateName
 from shears.data.calibration import calibration_batches, text_tokens
-from shears.evaluation.scoring.perplexity import perplexity
+from shears.evaluation.perplexity import perplexity
 from shears.models.blocks import decoder_blocks, linears, weight_oi
 from shears.models.blockwise.capture import InputMoments, capturing
 from shears.models.blockwise.matrices import Matrix, block_matrices

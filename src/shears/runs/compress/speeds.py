@@ -15,7 +15,7 @@ from shears.adapt.prepare import Rows
 from shears.adapt.train import train
 from shears.config import CompressConfig, SparsifyConfig, TrainConfig
 from shears.data.calibration import calibration_batches
-from shears.data.example import IGNORED, Tokenized
+from shears.data.examples import IGNORED, Tokenized
 from shears.data.rows import as_json_lines, read_rows
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import autocast, computing_dtype

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config import SamplingConfig
 from shears.config.resolve import build
-from shears.data.chat import render_turns
+from shears.data.chat_template import render_turns
 from shears.data.forms import prompt_in, turns_in
 from shears.data.tokens import encode_rendered, prompt_ids
 from shears.errors import InputError

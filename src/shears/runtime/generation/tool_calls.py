@@ -14,9 +14,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.chat import render_turns
-from shears.data.example import without_marks
-from shears.data.tokens import control_names
+from shears.data.chat_template import render_turns
+from shears.data.tokens import control_names, without_marks
 from shears.errors import InputError
 from shears.runtime.generation.grammar import Grammars, Schema, json_rule
 

@@ -1,0 +1,283 @@
+"""Answers read from generated texts: numbers, equations, choices, JSON, the paper's tasks. Pure.
+
+The official rules of LLM-Adapters and the paper are kept as published, faults included, so that
+figures compare. The strict rules read the answer that a text states; none if it states none or
+several, or denies it.
+"""
+
+import ast
+import json
+import math
+import operator
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+DECIMAL = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
+FRACTION = re.compile(r"(?:\d\s*[/\u2044]\s*\d+(?:\.\d+)?|[\u00bc-\u00be\u2150-\u215e])\D*$")  # at the end of a text
+TOLERANCE = 1e-3  # |difference| that still counts as equal, as in LLM-Adapters and the Shears paper
+MOST_STARTS = 100  # brackets in a text that JSON may begin at; trying them all could take quadratic time
+LONGEST_EQUATION = 200  # characters; the parser's recursion would fail on thousands of brackets
+OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = MappingProxyType(
+    {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+)
+SIGNS: Mapping[type[ast.unaryop], Callable[[float], float]] = MappingProxyType(
+    {ast.UAdd: operator.pos, ast.USub: operator.neg}
+)
+OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")  # the last one without commas: - is a sign, 2/3 is 3, 1,2 is 12
+# 1,234 is one number and 1,2 are two; the - of 10-15 is no sign; a full stop before digits is a decimal point.
+NUMBER = re.compile(
+    r"(?P<sign>(?<![\w.)])-|(?<!\d )\b(?:minus|negative) )?(?:\\?[$€£])?"
+    r"(?:(?<!\d)(?<!\d[./,])(?:(?P<whole>\d{1,15}) +(?:and +)?)?(?P<top>\d{1,15})/(?P<bottom>\d{1,15})(?!\d|[./]\d)"
+    r"|(?P<plain>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d.])\.\d+))",
+    re.IGNORECASE,
+)
+MINUS = str.maketrans("\u2212\u2013", "--")
+SINGLE_CHARACTER_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+SENTENCE_END = re.compile(r"\n|\.(?=\s|$)")
+IS = r"\s+is\b(?!\s*not\b)"
+STATED_NUMBER = re.compile(rf"(?:answer{IS}|answer\s*:|####)", re.IGNORECASE)
+# A word of denial counts within the answer's clause: from the last stop before it to the next stop or reason behind it.
+DENIAL = re.compile(r"\b(?:not|cannot|never|neither|nor|wrong|incorrect|impossible)\b|n['\u2019]t\b", re.IGNORECASE)
+CLAUSE_START = re.compile(r"[.,](?!\d)|[;!?\n]|\b(?:but|hence|thus|therefore)\b", re.IGNORECASE)
+CLAUSE_END = re.compile(CLAUSE_START.pattern + r"|\b(?:because|since|as|that|which|who|if|when|while)\b", re.IGNORECASE)
+OPENED = r"[(\[*\"']*"
+NEXT = rf"[)\]*\"']*(?:\s*[,/&]\s*|\s*,?\s+(?:and|or)\s+)(?:(?:option|choice)\s+)?{OPENED}"
+LETTER = r"(?<![A-Za-z])(?<![A-Za-z]['\u2019])[A-E](?!['\u2019]?[A-Za-z])"
+LETTER_LIST = rf"{LETTER}(?:(?i:{NEXT}){LETTER})*"
+NO_ARTICLE = r"(?!A[ \t]+(?!(?:because|since|as|is|for|with|which|and|or)\b)[A-Za-z])"
+STATED_LETTERS = re.compile(
+    rf"(?i:(?:answer|option|choice)(?:\s*:|{IS}\s*:?)\s*(?:(?:option|choice)\s*)?{OPENED})"
+    rf"{NO_ARTICLE}({LETTER_LIST})"
+)
+NAMED_LETTERS = re.compile(
+    rf"(?:\A{OPENED}(?=[A-E](?:[)\].:,*\"]|\s*$))|(?:\(|(?<!\S))(?=[A-E]\))"
+    rf"|(?i:\b(?:options?|choices?)\s+{OPENED})|(?i:\banswer\s+{OPENED}){NO_ARTICLE}){LETTER_LIST}"
+)
+WHOLE_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.)?(?:[eE][-+]?\d+)?")
+MARKED_NUMBER = re.compile(r"####\s*(\S+)\s*$")  # as GSM8K's answers end
+HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE)
+
+
+def extract_number(text: str, pattern: re.Pattern[str] = DECIMAL) -> float | None:
+    """Return a text's last number without commas; None if there is none, or it overflows."""
+    numbers = pattern.findall(text.replace(",", ""))
+    return finite(numbers[-1]) if numbers else None
+
+
+def right_number(answer: str) -> float | None:
+    """Return the number that a row's answer is or, as in GSM8K, the last one in it, if any.
+
+    None for a fraction too: "1/2" would be read as 2.
+    """
+    text = answer.strip().replace(",", "").replace("\u2212", "-")
+    try:
+        return finite(text)
+    except ValueError:
+        return None if FRACTION.search(text) else extract_number(text)
+
+
+def stated_number(answer: str) -> float | None:
+    """Return the number that a row's answer is, or that stands behind "####" at its end; else None."""
+    marked = MARKED_NUMBER.search(answer)
+    digits = marked[1] if marked else answer.strip()
+    is_number = WHOLE_NUMBER.fullmatch(digits) is not None and any(map(str.isdecimal, digits))
+    return right_number(digits) if is_number else None
+
+
+def finite(digits: str) -> float | None:
+    """Return the number that digits spell; None if it exceeds a float's range."""
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+def numbers_equal(a: float | None, b: float | None) -> bool:
+    """Return whether |a - b| <= 0.001 (the papers' tolerance); nothing equals None."""
+    return a is not None and b is not None and abs(a - b) <= TOLERANCE
+
+
+def evaluate_equation(text: str) -> float | None:
+    """Return the value of the expression in the first line, left of its first `=` if it has one.
+
+    It may hold numbers (commas are removed), + - * / and brackets. None for anything else, a
+    division by zero, and more than 200 characters.
+    """
+    expression = text.strip().split("\n", 1)[0].split("=", 1)[0].replace(",", "").strip()
+    if not expression or len(expression) > LONGEST_EQUATION or not re.fullmatch(r"[\d.+\-*/() ]+", expression):
+        return None
+    try:
+        value = _value(ast.parse(expression, mode="eval").body)
+    except (SyntaxError, ZeroDivisionError, OverflowError, ValueError, MemoryError, RecursionError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _value(node: ast.expr) -> float:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return float(node.value)
+    if isinstance(node, ast.UnaryOp) and type(node.op) in SIGNS:
+        return SIGNS[type(node.op)](_value(node.operand))
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        return OPERATORS[type(node.op)](_value(node.left), _value(node.right))
+    raise ValueError(f"not arithmetic: {type(node).__name__}")
+
+
+class Reading(NamedTuple):
+    """The answers by the official rule and by the strict one; None if there is none."""
+
+    official: float | str | None
+    strict: float | str | None
+
+
+def response_of(text: str) -> str:
+    """Return the text up to a heading `### Response:` in it, stripped, as the papers do."""
+    return text.split("### Response:", maxsplit=1)[0].strip()
+
+
+def _first_answer(text: str) -> str:
+    """Return a response without the further instructions that a model may invent behind it."""
+    return HEADING.split(text, maxsplit=1)[0].strip()
+
+
+def strict_number(text: str) -> float | None:
+    """Return the number behind the last "answer is", "answer:" or "####", or else the last one.
+
+    Only the part behind the sentence's last = counts. a/b is a quotient, 3 1/2 is 3.5. None for
+    several different numbers, a number that is denied ("not 5"), and one beyond a float's range.
+    """
+    first = SINGLE_CHARACTER_FRACTION.sub(
+        lambda fraction: " " + unicodedata.normalize("NFKC", fraction[0]).replace("\u2044", "/"),
+        _first_answer(text),
+    ).translate(MINUS)
+    stated = list(STATED_NUMBER.finditer(first))
+    if not stated:
+        matches = list(NUMBER.finditer(first))
+        return _number(matches[-1]) if matches and not _denied(first, matches[-1]) else None
+    sentence = SENTENCE_END.split(first[stated[-1].end() :].lstrip(), maxsplit=1)[0]
+    result = sentence.rsplit("=", 1)[-1]
+    numbers = [_number(match) for match in NUMBER.finditer(result) if not _denied_before(result, match)]
+    return numbers[0] if numbers and all(numbers_equal(number, numbers[0]) for number in numbers) else None
+
+
+def _number(match: re.Match[str]) -> float | None:
+    sign = -1 if match["sign"] else 1
+    if match["plain"]:
+        size = finite(match["plain"].replace(",", ""))
+        return None if size is None else sign * size
+    bottom = int(match["bottom"])
+    return sign * (int(match["whole"] or 0) + int(match["top"]) / bottom) if bottom else None
+
+
+def _denied(text: str, match: re.Match[str]) -> bool:
+    """Return whether the clause around a match denies it: "not 5", "option A is wrong"."""
+    behind = CLAUSE_END.split(text[match.end() :], maxsplit=1)[0]
+    return DENIAL.search(behind) is not None or _denied_before(text, match)
+
+
+def _denied_before(text: str, match: re.Match[str]) -> bool:
+    return DENIAL.search(CLAUSE_START.split(text[: match.start()])[-1]) is not None
+
+
+def strict_letter(text: str) -> str | None:
+    """Return the letter behind the last "answer is", else the only letter named and not denied.
+
+    A text names a letter that it begins with ("C)", "(C)", "C."), has in brackets or calls an
+    option. None for "A or B" and for the article of "the answer is A man".
+    """
+    first = _first_answer(text)
+    stated = STATED_LETTERS.findall(first)[-1:]
+    named = [match[0] for match in NAMED_LETTERS.finditer(first) if not _denied(first, match)]
+    letters = {letter for group in stated or named for letter in re.findall(LETTER, group)}
+    return letters.pop() if len(letters) == 1 else None
+
+
+def official_label(text: str, labels: Sequence[str]) -> str | None:
+    """Return the first label or letter in the same case, even in a word ("untrue" is true)."""
+    match = re.search("|".join(map(re.escape, labels)), text.strip())
+    return match[0] if match else None
+
+
+def strict_label(text: str, labels: Sequence[str]) -> str | None:
+    """Return the label behind the last "answer is", else the only label named and not denied.
+
+    None for "answer1 or answer2" and for "not true".
+    """
+    first = _first_answer(text)
+    label = rf"\b(?:{'|'.join(map(re.escape, labels))})\b"
+    group = f"{label}(?:{NEXT}{label})*"
+    stated = re.findall(rf"(?i)answer{IS}\s*:?\s*{OPENED}({group})", first)[-1:]
+    named = [match[0] for match in re.finditer(f"(?i){group}", first) if not _denied(first, match)]
+    names = {name.lower() for each in stated or named for name in re.findall(f"(?i){label}", each)}
+    return next((label for label in labels if {label.lower()} == names), None)
+
+
+def named_choice(text: str, choices: Sequence[str]) -> str | None:
+    """Return the choice that a text is, else the only one that it names, else that of its letter."""
+    said = _plain(text)
+    longest_first = sorted(choices, key=len, reverse=True)  # "red wine" before "red"
+    named = next((choice for choice in choices if _plain(choice) == said), None) or strict_label(text, longest_first)
+    letter = strict_letter(text)
+    if named is not None or letter is None:
+        return named
+    index = ord(letter) - ord("A")
+    return choices[index] if index < len(choices) else None
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".").casefold()
+
+
+def parsed_json(text: str) -> Any:
+    """Return the object or list that a text is; None for any other text, and for NaN and Infinity."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict | list) else None
+
+
+def json_in(text: str) -> Any:
+    """Return the object or list that a text is, else the first one in it that is whole; None without one."""
+    if (whole := parsed_json(text)) is not None:
+        return whole
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    starts = [match.start() for match in re.finditer(r"[{\[]", text)]
+    for start in starts[:MOST_STARTS]:
+        try:
+            return decoder.raw_decode(text, start)[0]
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Return whether two JSON values are equal: 1 is 1.0 and not true; texts without spaces around them."""
+    if isinstance(one, str) and isinstance(other, str):
+        return one.strip() == other.strip()
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_json(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_json, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> Reading:
+    """Return the answer in a response by both rules; `form` is number, letter or label."""
+    if form == "number":
+        return Reading(extract_number(text, OFFICIAL_NUMBER), strict_number(text))
+    if form == "letter":
+        return Reading(official_label(text, "ABCDE"), strict_letter(text))
+    return Reading(official_label(text, labels), strict_label(text, labels))
+
+
+def is_right(prediction: float | str | None, answer: float | str) -> bool:
+    """Return whether a number is within 0.001 of the answer, a letter or label equal to it."""
+    if isinstance(answer, str):
+        return prediction == answer
+    return not isinstance(prediction, str) and numbers_equal(prediction, answer)

@@ -1,0 +1,153 @@
+"""How a prompt is written, and how its question is recognised in other files and templates.
+
+Instruction rows have the same templates in training and evaluation; in the template `chat` they are
+turns (`chat_turns`). Rows of prompt and completion are used as they are; chats are rendered by the
+tokenizer's template (chat_template.py).
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from shears.config.fields import CHAT, TemplateName
+from shears.data.rules import rule_of, written
+from shears.errors import InputError
+
+# Decimal points, operators and signs distinguish questions (1.5 and 1 5, 3 + 4 and 3 - 4, 5! and 5).
+# Punctuation does not, since word-tokenized files put spaces around it. Brackets do if an operator is
+# before an opening or behind a closing one.
+NUMBER_OR_WORD = r"(?<![\w.])\.\d+|[^\W_]+(?:(?<=\d)\.(?=\d)[^\W_]+)*"
+OPERATOR = r"!=|[+\-*/=<>%^|±·\u2200-\u22ff]|(?:(?<=[\d)])|(?<=\b[a-z]))\s*!"
+PIECES = re.compile(rf"{NUMBER_OR_WORD}|[()]|{OPERATOR}")
+SAME_SIGNS = str.maketrans("\u2212\u00d7\u2217\u00f7\u2044\u2215", "-**///")
+MARKS = {"Mn", "Mc"}  # categories of vowel signs and accents, which `re` takes for punctuation
+QUESTION_COLUMNS = ("instruction", "prompt", "question", "original_text")
+
+
+def _question(instruction: str, given: str) -> str:
+    return f"Question: {instruction}\n{given}\nAnswer:" if given else f"Question: {instruction}\nAnswer:"
+
+
+def _alpaca(instruction: str, given: str) -> str:
+    """Return the prompt of Stanford Alpaca, which LLM-Adapters and the Shears paper use."""
+    context = ", paired with an input that provides further context" if given else ""
+    middle = f"### Input:\n{given}\n\n" if given else ""
+    return (
+        f"Below is an instruction that describes a task{context}. "
+        "Write a response that appropriately completes the request.\n\n"
+        f"### Instruction:\n{instruction}\n\n{middle}### Response:\n"
+    )
+
+
+TEMPLATES: Mapping[str, Callable[[str, str], str]] = MappingProxyType({"question": _question, "alpaca": _alpaca})
+DEFAULT_TEMPLATE: TemplateName = "question"
+# A prompt that ends in a word needs a space before the completion.
+_BEFORE_COMPLETION = MappingProxyType({"question": " ", "alpaca": "", CHAT: ""})
+TO_REASON = "Please reason step by step, and end with the answer as a number."
+"""Ends the user's turn of a row whose right answer is a number."""
+
+
+def chat_turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the turns that ask an instruction row: the system's if the row has one, and the user's.
+
+    InputError for values that are not text.
+    """
+    parts = (str(written(name, row.get(name) or "")).strip() for name in ("instruction", "input"))
+    asked = "\n\n".join(filter(None, parts)) + (f"\n{TO_REASON}" if _asks_for_number(row) else "")
+    system = written("system", row.get("system") or "").strip()
+    turns = [{"role": "system", "content": system}] if system else []
+    return [*turns, {"role": "user", "content": asked}]
+
+
+def _asks_for_number(row: Mapping[str, Any]) -> bool:
+    try:
+        return rule_of(row).form == "number"
+    except InputError:  # a row without an answer
+        return False
+
+
+def render_prompt(template: str, instruction: str, input: str = "") -> str:
+    """Return the prompt of an instruction and its input; InputError for an unknown template."""
+    if template not in TEMPLATES:
+        raise InputError(f"template must be one of {', '.join(TEMPLATES)}, got {template!r}")
+    return TEMPLATES[template](instruction.strip(), input.strip())
+
+
+def render_completion(template: str, output: str) -> str:
+    """Return the completion of a prompt of `render_prompt`: trimmed, after a space if needed."""
+    return _BEFORE_COMPLETION[template] + output.strip()
+
+
+def without_template(text: str) -> str:
+    """Return a text without the words that a template puts around an instruction and its input.
+
+    Case and spacing of these words do not matter. A text may have a part of a template or none.
+    """
+    return _END.sub("", _START.sub("", _MIDDLE.sub(" ", text))).strip()
+
+
+def _around() -> tuple[set[str], set[str], set[str]]:
+    """Return the templates' texts before an instruction, between it and its input, and after."""
+    alone = [render("\0", "").split("\0") for render in TEMPLATES.values()]
+    with_input = [re.split("[\0\1]", render("\0", "\1")) for render in TEMPLATES.values()]
+    both = [*alone, *with_input]
+    ends = {parts[-1] for parts in both} | {TO_REASON}
+    return {parts[0] for parts in both}, {parts[1] for parts in with_input}, ends
+
+
+def _any_of(texts: set[str]) -> str:
+    """Return a regular expression of any of the texts, longest first, with any spaces in it."""
+    words = sorted((re.findall(r"\w+|[^\w\s]+", text) for text in texts), key=len, reverse=True)
+    return "|".join(r"(?<!\w)" + r"\s*".join(map(re.escape, each)) for each in words if each)
+
+
+_START, _MIDDLE, _END = (
+    re.compile(pattern.format(_any_of(texts)), re.IGNORECASE)
+    for pattern, texts in zip((r"\A(?:\s*(?:{}))+", "(?:{})", r"(?:(?:{})\s*)+\Z"), _around(), strict=True)
+)
+
+
+def question_of(row: Mapping[str, Any]) -> str:
+    """Return the question of a row (instruction, prompt or last user message) and its choices."""
+    messages = row.get("messages")
+    if isinstance(messages, list):
+        turns = (turn for turn in messages if isinstance(turn, dict))
+        contents = [turn.get("content") for turn in turns if turn.get("role") == "user"]
+        return str(contents[-1]) if contents else ""
+    column = next((name for name in QUESTION_COLUMNS if row.get(name)), None)
+    parts = [] if column is None else [without_template(str(row[column])), row.get("input") or ""]
+    choices = row.get("choices")
+    parts += choices if isinstance(choices, list) else []
+    return " ".join(str(part) for part in parts if part != "").strip()
+
+
+def question_id(question: str) -> str:
+    """Return 16 hex digits of the sha256 of a question in lower case, without template and punctuation.
+
+    Decimal points, operators and signs are kept; U+2212 counts as -, times and division signs as *
+    and /. Composed and decomposed letters are the same. A text of neither words nor operators is
+    hashed by its characters.
+    """
+    text = unicodedata.normalize("NFC", without_template(question)).lower().translate(SAME_SIGNS)
+    pieces = [piece.strip() for piece in PIECES.findall(_with_marks_as_letters(text))] or text.split()
+    return hashlib.sha256(" ".join(_without_plain_brackets(pieces)).encode()).hexdigest()[:16]
+
+
+def _with_marks_as_letters(text: str) -> str:
+    if text.isascii():
+        return text
+    return "".join(f"m{ord(char):x}m" if unicodedata.category(char) in MARKS else char for char in text)
+
+
+def _without_plain_brackets(pieces: list[str]) -> list[str]:
+    """Drop opening brackets without an operator before them, and closing ones without one behind."""
+    kept = []
+    for before, piece, behind in zip(["", *pieces], pieces, [*pieces[1:], ""], strict=False):
+        beside = before if piece == "(" else behind
+        has_operator = beside != "" and beside[-1] not in "()" and not beside[-1].isalnum()
+        if piece not in {"(", ")"} or has_operator:
+            kept.append(piece)
+    return kept

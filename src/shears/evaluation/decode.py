@@ -1,0 +1,216 @@
+"""Answers to prompts of tokens: by the native decoder, greedily, or by transformers, greedily or by beam search.
+
+B prompts, T tokens, V words of the vocabulary (or logits).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from shears.config import SamplingConfig
+from shears.config.evaluate import ScoringConfig
+from shears.data.examples import Tokenized
+from shears.errors import InputError, option
+from shears.evaluation.evaluated import TextJournal, WrittenText
+from shears.models.devices import device_of, resolved_precision
+from shears.models.load import refuse_unknown
+from shears.models.properties import ignores_padding
+from shears.models.tokenizers import end_tokens
+from shears.progress import meter, track
+from shears.runtime.choice import Wanted
+from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.batch import Batch
+from shears.runtime.generation.continuation import Continuation, TextSettings
+from shears.runtime.generation.engine import decoding_by
+from shears.training.batches import length_buckets, pad, padding
+
+
+def wanted_for(config: ScoringConfig, num_beams: int = 1) -> Wanted:
+    """Return what generating answers needs of the native decoder."""
+    obstacle = f"the native decoder answers greedily (num_beams 1), got {num_beams} beams" if num_beams > 1 else ""
+    precision = resolved_precision(config.precision, "cpu")
+    return Wanted(config.backend, precision, config.batch_size, obstacle=obstacle)
+
+
+@dataclass(frozen=True)
+class ContinuousDecoder:
+    """Continues prompts greedily by the native decoder; a text that ends is replaced by the next one at once.
+
+    It ends texts as `Decoder` does. A text depends neither on the texts beside it nor on when it begins, so
+    `journal` keeps single texts. The generation settings in `settings` name end tokens.
+    """
+
+    backend: Backend
+    tokenizer: PreTrainedTokenizerBase
+    settings: object
+    max_new_tokens: int
+    until: str = ""
+    journal: TextJournal | None = None
+
+    def answers(self, prompts: Sequence[list[int]]) -> list[WrittenText]:
+        """Return the continuation of every prompt of tokens; InputError for an empty one."""
+        refuse_empty(prompts)
+        refuse_unknown(max(map(max, prompts)), self.backend.vocab_size)
+        kept = {number: self.journal.get([number]) if self.journal else None for number in range(len(prompts))}
+        answers = {number: texts[0] for number, texts in kept.items() if texts is not None}
+        ends = end_tokens(self.tokenizer, self.settings)
+        line_ends = tokens_with(self.until, self.tokenizer)
+        options = SamplingConfig(max_new_tokens=self.max_new_tokens)
+        settings = TextSettings(decoding_by(self.tokenizer), ends, self.backend.max_length, line_ends)
+        longest_first = [number for (number,) in length_buckets([len(prompt) for prompt in prompts], 1)]
+        missing = [
+            Continuation(prompts[number], options, settings, number=number)
+            for number in longest_first
+            if number not in answers
+        ]
+        with meter("generating", len(prompts), "questions") as progress:
+            progress.skip(len(answers))
+            for text in Batch(self.backend, fills_first=True).run(missing):
+                [words] = self.tokenizer.batch_decode([text.tokens], skip_special_tokens=True)
+                answers[text.number] = WrittenText(words, text.finish == "length")
+                if self.journal:
+                    self.journal.put([text.number], [answers[text.number]])
+                progress.advance(work=len(text.tokens), note="tokens/s")
+        return [answers[number] for number in range(len(prompts))]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Continues prompts by transformers up to the end of sequence or, with `until`, to that mark behind some text.
+
+    One beam decodes greedily. `journal` keeps the texts of complete batches.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int
+    until: str = ""
+    num_beams: int = 1
+    journal: TextJournal | None = None
+
+    def answers(self, prompts: Sequence[list[int]], batch_size: int) -> list[WrittenText]:
+        """Return the continuation of every prompt; InputError for an empty one.
+
+        A model that reads padding answers alone: its cache may also mix the rows of a batch.
+        """
+        refuse_empty(prompts)
+        answers = [WrittenText("", False)] * len(prompts)
+        line_ends = tokens_with(self.until, self.tokenizer)
+        can_pad = min(batch_size, len(prompts)) == 1 or ignores_padding(self.model)
+        buckets = length_buckets([len(prompt) for prompt in prompts], batch_size if can_pad else 1)
+        for indices in track(buckets, "generating", len(buckets), "batches"):
+            texts = self.journal.get(indices) if self.journal else None
+            if texts is None:
+                texts = self._texts([prompts[index] for index in indices], line_ends)
+                if self.journal:
+                    self.journal.put(indices, texts)
+            for index, answer in zip(indices, texts, strict=True):
+                answers[index] = answer
+        return answers
+
+    def _texts(self, prompts: Sequence[list[int]], line_ends: frozenset[int]) -> list[WrittenText]:
+        batch = pad([Tokenized(ids, ids) for ids in prompts], padding(self.tokenizer))  # on the left
+        ends = end_tokens(self.tokenizer, getattr(self.model, "generation_config", None))
+        tokens = self.continued(batch, line_ends).tolist()
+        found = [_until_end(row, ends, line_ends) for row in tokens]
+        texts = self.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
+        return [WrittenText(text, not ended) for text, (_, ended) in zip(texts, found, strict=True)]
+
+    @torch.no_grad()
+    def continued(self, batch: Mapping[str, Tensor], line_ends: Collection[int] = ()) -> Int[Tensor, "B T"]:
+        """Return the tokens behind the prompts; InputError if the model's logits are not finite.
+
+        Sampling and penalties are switched off: unset ones would be the model's own.
+        """
+        model: Any = self.model
+        length = batch["input_ids"].shape[1]
+        settings = GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=self.num_beams,
+            num_return_sequences=1,
+            length_penalty=1.0,
+            early_stopping=False,
+            use_cache=True,
+            temperature=1.0,
+            top_k=50,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            eos_token_id=sorted(end_tokens(self.tokenizer, model.generation_config)) or None,
+            pad_token_id=padding(self.tokenizer),
+        )
+        with option("generation by transformers"):  # beams of a state that cannot be reordered, too many positions
+            tokens: Tensor = model.generate(
+                input_ids=batch["input_ids"].to(device_of(model)),
+                attention_mask=batch["attention_mask"].to(device_of(model)),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([RequireFiniteLogits()]),
+                stopping_criteria=StoppingCriteriaList([EndOfLine(line_ends, length)] if line_ends else []),
+            )
+        return tokens[:, length:]
+
+
+def refuse_empty(prompts: Sequence[list[int]]) -> None:
+    """Raise InputError for the first prompt without tokens."""
+    if not all(prompts):
+        raise InputError(f"a prompt must not be empty, number {[*prompts].index([]) + 1} is")
+
+
+def _until_end(tokens: list[int], ends: Collection[int], line_ends: Collection[int]) -> tuple[list[int], bool]:
+    """Return a text's tokens up to its end, and whether it ends; in a batch, padding or text may follow the end."""
+    has_text = False
+    for place, token in enumerate(tokens, start=1):
+        if token in ends or (has_text and token in line_ends):
+            return tokens[:place], True
+        has_text |= token not in line_ends
+    return tokens, False
+
+
+class EndOfLine(StoppingCriteria):
+    """Stops a row at the first line break behind a line that is not empty."""
+
+    def __init__(self, line_ends: Collection[int], prompt_length: int) -> None:
+        self._breaks = torch.tensor(sorted(line_ends))
+        self._start = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Bool[Tensor, " B"]:
+        """Return which rows have ended."""
+        breaks = torch.isin(input_ids[:, self._start :], self._breaks.to(input_ids.device))
+        return breaks[:, -1] & (~breaks).any(dim=1)
+
+
+class RequireFiniteLogits(LogitsProcessor):
+    """Refuses logits without a finite maximum, where generation would take any token."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the logits unchanged; InputError if a row has nan, or no finite maximum."""
+        largest = scores.amax(dim=-1)
+        if not bool(largest.isfinite().all()):
+            raise damaged_logits(largest[~largest.isfinite()][0].item())
+        return scores
+
+
+def damaged_logits(logit: float) -> InputError:
+    """Return the error for logits whose maximum is not finite."""
+    return InputError(
+        f"the model must give finite logits, got {logit} for a token; it may be damaged, or need --precision fp32"
+    )
+
+
+def tokens_with(mark: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return every token whose text holds a mark, such as a line break; none without a mark."""
+    vocabulary = tokenizer.get_vocab().items() if mark else ()
+    return frozenset(number for token, number in vocabulary if mark in tokenizer.convert_tokens_to_string([token]))

@@ -1,0 +1,127 @@
+"""Log-likelihoods of choices behind a prompt and of completions; logits are computed only for the tokens that count.
+
+N pairs of a prompt and a continuation, V words.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from shears.data.examples import IGNORED, Example, Tokenized, prompts_of
+from shears.data.tokens import encode
+from shears.errors import InputError, option
+from shears.models.devices import device_of
+from shears.models.properties import num_positions
+from shears.progress import track
+from shears.training.batches import length_buckets, pad_right, padding
+from shears.training.losses import logits_at, token_losses
+
+logger = logging.getLogger(__name__)
+Pair = tuple[list[int], list[int]]
+"""The tokens of a prompt and the tokens that follow it."""
+
+
+@dataclass(frozen=True)
+class ScoredChoices:
+    """The likeliest choice by the sum and by the mean over tokens, and every choice's sum."""
+
+    likeliest: int
+    likeliest_per_token: int
+    log_likelihoods: tuple[float, ...]
+
+
+def likeliest_choices(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
+) -> list[ScoredChoices]:
+    """Return each example's likeliest choice; the end of sequence is not scored.
+
+    InputError for an example without choices or an answer among them, for one without a prompt, and
+    for a choice without tokens, which would always be the likeliest.
+    """
+    prompts = prompts_of(examples, tokenizer)
+    texts = iter(encode([choice for example in examples for choice in example.choices], tokenizer))
+    choices = [[next(texts) for _ in example.choices] for example in examples]
+    for number, (example, prompt) in enumerate(zip(examples, prompts, strict=True), start=1):
+        if example.answer not in example.choices or not prompt or not all(text.strip() for text in example.choices):
+            raise InputError(
+                f"choices need rows with a prompt, choices that have text, and an answer among them, row {number} has "
+                f"{example.choices}; add the column choices (a list), or end the instruction in 'Answer format: a/b/c'"
+            )
+    pairs = [(prompt, ids) for prompt, each in zip(prompts, choices, strict=True) for ids in each]
+    warn_beyond(model, [len(prompt) + len(ids) - 1 for prompt, ids in pairs])
+    sums = iter(log_likelihoods(model, pairs, padding(tokenizer), batch_size).tolist())
+    scored = [[next(sums) for _ in each] for each in choices]
+    return [_chosen(number, *each) for number, each in enumerate(zip(scored, choices, strict=True), start=1)]
+
+
+def _chosen(number: int, sums: Sequence[float], choices: Sequence[list[int]]) -> ScoredChoices:
+    if any(map(math.isnan, sums)):
+        raise InputError(
+            f"the model must give every choice a log-likelihood, got nan in row {number}; it may be damaged, "
+            "or need --precision fp32"
+        )
+    means = [total / len(ids) for total, ids in zip(sums, choices, strict=True)]
+    return ScoredChoices(sums.index(max(sums)), means.index(max(means)), tuple(sums))
+
+
+@torch.no_grad()
+def log_likelihoods(model: nn.Module, pairs: Sequence[Pair], pad_id: int, batch_size: int) -> Float[Tensor, " N"]:
+    """Return log p(continuation | prompt) of each pair in nats.
+
+    Pairs that differ in their last token alone share a row. Padding stands behind the rows, where no
+    token of theirs sees it.
+    """
+    rows: dict[tuple[int, ...], list[int]] = {}  # the pairs that a row of inputs predicts
+    for number, (prompt, continuation) in enumerate(pairs):
+        rows.setdefault((*prompt, *continuation[:-1]), []).append(number)
+    inputs = list(rows)
+    total = torch.zeros(len(pairs), dtype=torch.float64)
+    buckets = length_buckets(list(map(len, inputs)), batch_size)
+    for bucket in track(buckets, "scoring", len(buckets), "batches"):
+        batch = pad_right([Tokenized(list(inputs[row]), list(inputs[row])) for row in bucket], pad_id)
+        counts = [max(len(pairs[number][1]) for number in rows[inputs[row]]) for row in bucket]
+        wanted = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+        for line, (row, count) in enumerate(zip(bucket, counts, strict=True)):
+            wanted[line, len(inputs[row]) - count : len(inputs[row])] = True
+        on_device = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+        with option("data"):  # a model with a table of positions fails beyond it
+            logits = logits_at(model, on_device, wanted.to(device_of(model)))
+        log_probs = torch.log_softmax(logits.float(), dim=-1).split(counts)
+        for row, predicted in zip(bucket, log_probs, strict=True):
+            for number in rows[inputs[row]]:
+                ids = pairs[number][1]
+                own = predicted[len(predicted) - len(ids) :]
+                total[number] = own[range(len(ids)), ids].double().sum().cpu()
+    return total.float()
+
+
+def warn_beyond(model: nn.Module, lengths: Sequence[int]) -> None:
+    """Log how many examples exceed the context that the model was made for."""
+    context = num_positions(model)
+    if context is not None and (beyond := [length for length in lengths if length > context]):
+        message = (
+            "%d of %d examples have more tokens (up to %d) than the %d positions that the model was made for; "
+            "their figures mean little"
+        )
+        logger.warning(message, len(beyond), len(lengths), max(beyond), context)
+
+
+@torch.no_grad()
+def completion_nats(
+    model: nn.Module, rows: Sequence[Tokenized], pad_id: int, batch_size: int
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Return each row's negative log-likelihood in nats, summed over its labelled tokens, and their number."""
+    counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
+    total = torch.zeros(len(rows), dtype=torch.float64)
+    for numbers in length_buckets([len(row.input_ids) for row in rows], batch_size):
+        batch = pad_right([rows[number] for number in numbers], pad_id)
+        losses = token_losses(model, {name: tensor.to(device_of(model)) for name, tensor in batch.items()})
+        of_rows = losses.double().cpu().split([counts[number] for number in numbers])
+        total[numbers] = torch.stack([each.sum() for each in of_rows])
+    return total, torch.tensor(counts, dtype=torch.float64)

@@ -1,0 +1,165 @@
+"""The tasks of `evaluate`, and the evaluation of a loaded model on one of them.
+
+A new way to judge a text is a form of `AnswerRule` in data/rules.py and a name in config/evaluate.py.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from shears.config import EvaluateConfig
+from shears.config.evaluate import ANSWER_FORMS
+from shears.config.fields import CHAT
+from shears.data.answer_reading import is_right, read_answers, response_of
+from shears.data.calibration import check_text, text_tokens
+from shears.data.examples import Example, check_rows, load_examples, prompts_of, row_named
+from shears.data.rules import AnswerRule, RuleForm, rule_of_text
+from shears.data.templates import DEFAULT_TEMPLATE
+from shears.evaluation.decode import ContinuousDecoder, Decoder
+from shears.evaluation.evaluated import Evaluation, Record, TextJournal, WrittenText, accuracy_of, record
+from shears.evaluation.harness import check_installed, run_harness
+from shears.evaluation.likelihood import likeliest_choices, warn_beyond
+from shears.evaluation.paper_tasks import LABELS, paper_answers, paper_row, with_choices
+from shears.evaluation.perplexity import perplexity
+from shears.records.figures import CUT
+from shears.runtime.generation.backend import Backend
+
+logger = logging.getLogger(__name__)
+FORMS: Mapping[str, RuleForm] = {"number": "number", "equation": "equation", "json": "json", "exact": "exact"}
+ENDS_OF_ANSWERS = {"equation": "\n"}
+"""The mark that ends an answer, in tasks whose answers end before the end of sequence."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model; `backend` generates answers in place of transformers, and `journal` keeps them."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    backend: Backend | None = None
+    journal: TextJournal | None = None
+
+    def answers(self, examples: Sequence[Example], config: EvaluateConfig) -> list[WrittenText]:
+        """Return the generated answer to every example."""
+        limit = config.longest_answer
+        until = ENDS_OF_ANSWERS.get(config.task, "")
+        prompts = prompts_of(examples, self.tokenizer)
+        warn_beyond(self.model, [len(ids) + limit - 1 for ids in prompts])
+        if self.backend is not None:
+            settings = getattr(self.model, "generation_config", None)
+            return ContinuousDecoder(self.backend, self.tokenizer, settings, limit, until, self.journal).answers(
+                prompts
+            )
+        decoder = Decoder(self.model, self.tokenizer, limit, until, config.beams, self.journal)
+        return decoder.answers(prompts, config.batch_size)
+
+
+def check_data(config: EvaluateConfig) -> None:
+    """Raise InputError, before a model is loaded, for data whose rows the task does not know."""
+    if config.task == "perplexity":
+        check_text(config.data, config.columns)
+    elif config.task == "harness":
+        check_installed()
+    else:
+        convert = partial(paper_row, config.task) if config.task in ANSWER_FORMS else dict
+        check_rows(config.data, config.columns, config.limit, convert)
+
+
+def evaluate_task(subject: Subject, config: EvaluateConfig) -> Evaluation:
+    """Return the evaluation of a model on a task and its data; InputError if they do not match."""
+    template = config.template or DEFAULT_TEMPLATE
+    if config.task == "perplexity":
+        tokens = text_tokens(config.data, subject.tokenizer, config.columns, template)
+        return perplexity(subject.model, tokens, config.sequence_length, config.limit)
+    if config.task == "harness":
+        return run_harness(subject.model, subject.tokenizer, config)
+    convert = partial(paper_row, config.task) if config.task in ANSWER_FORMS else dict
+    examples = load_examples(config.data, template, subject.tokenizer, config.limit, convert, config.columns)
+    return evaluate_examples(subject, examples, config)
+
+
+def evaluate_examples(subject: Subject, examples: Sequence[Example], config: EvaluateConfig) -> Evaluation:
+    """Return the accuracy on loaded examples; `limit` and `data` are ignored."""
+    if config.task == "choices":
+        records = _by_likelihood(subject, examples, config)
+    elif config.protocol == "choices":
+        template = config.template or DEFAULT_TEMPLATE
+        records = _by_likelihood(subject, with_choices(config.task, examples, template), config)
+    elif config.task in ANSWER_FORMS:
+        records = _paper(subject, examples, config)
+    else:
+        records = _by_rule(subject, examples, config)
+    evaluation = accuracy_of(config.task, records)
+    message = "%s: accuracy %.4f (%.4f to %.4f) on %d examples"
+    logger.info(message, config.task, evaluation.value, *evaluation.ci95, evaluation.n)
+    return evaluation
+
+
+def _by_likelihood(subject: Subject, examples: Sequence[Example], config: EvaluateConfig) -> list[Record]:
+    """Answer each example with its choice of the highest log-likelihood."""
+    scored = likeliest_choices(subject.model, subject.tokenizer, examples, config.batch_size)
+    records = []
+    for index, (example, choice) in enumerate(zip(examples, scored, strict=True)):
+        likeliest = example.choices[choice.likeliest]
+        shown = [round(value, 4) if math.isfinite(value) else None for value in choice.log_likelihoods]
+        records.append(
+            {
+                **record(index, example, likeliest.strip(), str(example.answer).strip()),
+                "correct": likeliest == example.answer,
+                "correct_per_token": example.choices[choice.likeliest_per_token] == example.answer,
+                "log_likelihoods": shown,  # None for an impossible choice: JSON has no infinity
+            }
+        )
+    return records
+
+
+def _paper(subject: Subject, examples: Sequence[Example], config: EvaluateConfig) -> list[Record]:
+    """Answer the examples of a paper's task by generation; judge by the official rule and the strict one."""
+    form = ANSWER_FORMS[config.task]
+    answers = paper_answers(config.task, examples)
+    texts = subject.answers(examples, config)
+    records = []
+    for index, (example, text, answer) in enumerate(zip(examples, texts, answers, strict=True)):
+        official, strict = read_answers(form, response_of(text.text), LABELS[config.task])
+        if form == "letter" and config.template == CHAT:  # the official rule takes the first capital of a reasoning
+            official = strict
+        records.append(
+            {
+                **record(index, example, official, answer),
+                "correct": is_right(official, answer),
+                "prediction_strict": strict,
+                "correct_strict": is_right(strict, answer),
+                "output": text.text,
+                CUT: text.is_cut,
+            }
+        )
+    return records
+
+
+def answer_rules(task: str, examples: Sequence[Example]) -> list[AnswerRule]:
+    """Return the rule that judges answers to each example; InputError for an example without an answer of the task."""
+    rules = []
+    for number, example in enumerate(examples, start=1):
+        with row_named(number, "the data"):
+            rules.append(rule_of_text(example.reference, FORMS[task]))
+    return rules
+
+
+def _by_rule(subject: Subject, examples: Sequence[Example], config: EvaluateConfig) -> list[Record]:
+    """Answer the examples by generation; judge each text by the rule of its row."""
+    rules = answer_rules(config.task, examples)
+    texts = subject.answers(examples, config)
+    return [
+        {
+            **record(index, example, rule.read(text.text), rule.answer),
+            "correct": rule.is_right(text.text),
+            "output": text.text,
+            CUT: text.is_cut,
+        }
+        for index, (example, text, rule) in enumerate(zip(examples, texts, rules, strict=True))
+    ]

@@ -1,0 +1,146 @@
+"""Generation: a batch gives the texts of each prompt alone, and texts end where they should."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from shears.data.tokens import prompt_ids
+from shears.errors import InputError
+from shears.evaluation.decode import Decoder, EndOfLine, tokens_with
+from tests.runtime.generation.backends import PROMPTS, TOKENIZER, always, greedy, lively
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+def generate_answers(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int, batch_size: int,
+    until: str = "",
+) -> list[str]:  # fmt: skip
+    """Return the greedy continuation of every prompt."""
+    decoder = Decoder(model, tokenizer, max_new_tokens, until)
+    return [answer.text for answer in decoder.answers(prompt_ids(prompts, tokenizer), batch_size)]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom", "mpt"])
+def test_a_batch_answers_as_each_prompt_alone_without_cache(name: str) -> None:
+    model = lively(name)
+    expected = [greedy(model, prompt, 12) for prompt in PROMPTS]
+    assert generate_answers(model, TOKENIZER, PROMPTS, 12, batch_size=3) == expected
+    assert generate_answers(model, TOKENIZER, PROMPTS, 12, batch_size=1) == expected
+    assert len(set(expected)) > 1
+
+
+def test_the_end_of_sequence_ends_an_answer() -> None:
+    model = always(256)
+    assert generate_answers(model, TOKENIZER, ["a", "bcd"], 5, 2) == ["", ""]
+
+
+def test_a_second_end_token_of_the_model_ends_an_answer_too() -> None:
+    letter = TOKENIZER("z")["input_ids"][0]
+    model = always(letter)
+    assert generate_answers(model, TOKENIZER, ["a"], 3, 1) == ["zzz"]
+    model.generation_config.eos_token_id = [256, letter]
+    assert len(generate_answers(model, TOKENIZER, ["a"], 3, 1)[0]) <= 1
+
+
+def test_a_models_own_sampling_settings_do_not_disturb_greedy_answers() -> None:
+    model = lively("llama")
+    before = generate_answers(model, TOKENIZER, PROMPTS, 8, 5)
+    model.generation_config.update(do_sample=True, temperature=0.1, top_p=0.5, repetition_penalty=1.5)
+    assert generate_answers(model, TOKENIZER, PROMPTS, 8, 5) == before
+
+
+def test_a_row_ends_at_the_line_break_behind_its_first_line() -> None:
+    line, letter = TOKENIZER("\nz")["input_ids"]
+    criterion = EndOfLine(tokens_with("\n", TOKENIZER), prompt_length=1)
+    rows = torch.tensor([[line, letter, line], [letter, line, line], [line, letter, letter], [line, line, letter]])
+    assert criterion(rows, None).tolist() == [True, False, False, False]
+    assert generate_answers(always(line), TOKENIZER, ["a"], 4, 1, until="\n") == ["\n" * 4]
+
+
+def test_a_peft_model_generates_like_any_other() -> None:
+    model = lively("llama")
+    expected = [greedy(model, prompt, 6) for prompt in PROMPTS]
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
+    assert generate_answers(wrapped, TOKENIZER, PROMPTS, 6, 5) == expected
+
+
+def test_an_empty_prompt_is_an_error() -> None:
+    with pytest.raises(InputError, match="number 2 is"):
+        generate_answers(tiny_model(), TOKENIZER, ["a", ""], 2, 2)
+
+
+def _log_likelihood(model: PreTrainedModel, prompt: str, text: str) -> float:
+    ids = TOKENIZER(prompt + text)["input_ids"]
+    start = len(TOKENIZER(prompt)["input_ids"])
+    with torch.no_grad():
+        log_probs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(float(log_probs[place - 1, ids[place]]) for place in range(start, len(ids)))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_beams_find_texts_at_least_as_likely_whatever_the_batch(name: str) -> None:
+    model = lively(name)
+    model.generation_config.eos_token_id = None
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None  # no end: all texts have the same length, so that likelihoods compare
+    one, four = (Decoder(model, tokenizer, 3, num_beams=beams) for beams in (1, 4))
+    rows = prompt_ids(PROMPTS, tokenizer)
+    greedy, beams = ([answer.text for answer in decoder.answers(rows, 5)] for decoder in (one, four))
+    assert [answer.text for answer in four.answers(rows, 1)] == beams
+    whole = [
+        (_log_likelihood(model, *each[:2]), _log_likelihood(model, each[0], each[2]))
+        for each in zip(PROMPTS, greedy, beams, strict=True)
+        if "\N{REPLACEMENT CHARACTER}" not in each[1] + each[2]  # bytes that are no text cannot be scored again
+    ]
+    assert whole
+    assert all(found >= first - 1e-4 for first, found in whole)
+
+
+def test_a_model_whose_settings_have_no_cache_generates_with_one() -> None:
+    model, lengths = tiny_model("mpt"), list[int]()
+    assert model.config.use_cache is False
+    expected = generate_answers(model, TOKENIZER, PROMPTS, 6, batch_size=1)
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    assert generate_answers(model, TOKENIZER, PROMPTS, 6, batch_size=2) == expected
+    assert lengths.count(1) >= 5
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize(("model_ends", "until"), [(False, "\n"), (True, ""), (True, "\n")])
+def test_a_text_ends_in_a_batch_where_it_ends_alone_though_the_tokenizer_has_no_end(
+    model_ends: bool, until: str, num_beams: int
+) -> None:
+    """Behind a text, a batch holds padding, which is a word for this tokenizer, or more text."""
+    tokenizer, model = tiny_tokenizer(), lively("llama_untied")
+    breaks = tokens_with("\n", tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    model.generation_config.eos_token_id = [*set(range(0, 256, 5)) - breaks] if model_ends else None
+    with torch.no_grad():
+        model.get_parameter("lm_head.weight")[sorted(breaks)] *= 2  # lines end
+    prompts = prompt_ids([*PROMPTS, *(f"{number} apples\n" for number in range(8))], tokenizer)
+    alone, beside = (Decoder(model, tokenizer, 12, until, num_beams).answers(prompts, size) for size in (1, 13))
+    assert beside == alone
+    assert len({len(answer.text) for answer in alone}) > 1
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+def test_an_answer_is_cut_where_the_longest_length_comes_before_its_end(limit: int) -> None:
+    prompts = prompt_ids(PROMPTS, TOKENIZER)
+    going_on, ending = (Decoder(always(token), TOKENIZER, limit).answers(prompts, 3) for token in (ord("z"), 256))
+    assert [answer.is_cut for answer in going_on] == [True] * len(prompts)
+    assert [answer.is_cut for answer in ending] == [False] * len(prompts)
+
+
+def test_a_recurrent_model_answers_in_a_batch_as_alone_and_takes_no_beams() -> None:
+    model = lively("rwkv")
+    expected = [greedy(model, prompt, 8) for prompt in PROMPTS]
+    assert generate_answers(model, TOKENIZER, PROMPTS, 8, batch_size=3) == expected
+    assert len(set(expected)) > 1
+    with pytest.raises(InputError, match="cannot use beam search"):
+        Decoder(model, TOKENIZER, 4, num_beams=4).answers(prompt_ids(PROMPTS, TOKENIZER), 2)
