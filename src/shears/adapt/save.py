@@ -108,8 +108,8 @@ def _known_form(data: str, template: TemplateName) -> dict[str, Any]:
     except InputError as error:
         logger.warning("the form of the rows is not recorded: %s", error)
         return {}
-    asked = (row.get("messages") or row.get("prompt", row.get("instruction")) for row in rows)
-    is_known = all(isinstance(each, list | str) for each in asked)
+    plain = (row for row in rows if not row.get("messages"))
+    is_known = all(isinstance(row.get("prompt", row.get("instruction")), str) for row in plain)
     return form_of_rows(rows, template).as_record() if is_known else {}
 
 
