@@ -1,7 +1,5 @@
 """Rounding with the inputs known: small output errors, exact zeros, the package's grid."""
 
-from typing import Literal
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +11,6 @@ from shears.errors import InputError
 from shears.quantization.grid import Quantized, codes_on_grid, quantize
 from shears.quantization.with_inputs import DAMPING, SWEEPS, output_error, round_with_inputs
 from tests.oracles import obs, rounding
-
-Values = Literal["int8", "int4"]
 
 
 def problem(outputs: int, inputs: int, seed: int, tokens: int = 400) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,7 +27,7 @@ def problem(outputs: int, inputs: int, seed: int, tokens: int = 400) -> tuple[Te
 def test_int4_equals_a_literal_restatement(inputs: int, seed: int) -> None:
     """133 inputs are two blocks, the last of them of five inputs."""
     weight, kept, hessian = problem(3, inputs, seed)
-    mine = round_with_inputs(weight, kept, hessian, "int4")
+    mine = round_with_inputs(weight, kept, hessian)
     theirs = rounding.rounded(weight, kept, hessian, DAMPING, SWEEPS)
     torch.testing.assert_close(mine.dense().double(), theirs)
 
@@ -50,19 +46,18 @@ def shifted(outputs: int, inputs: int, seed: int) -> tuple[Tensor, Tensor, Tenso
 def test_other_outputs_move_the_weights_as_a_literal_restatement_says(inputs: int, seed: int) -> None:
     weight, x, _, missed = shifted(3, inputs, seed)
     hessian = x.T @ x
-    mine = round_with_inputs(weight, weight != 0, hessian, "int4", missed=missed)
+    mine = round_with_inputs(weight, weight != 0, hessian, missed=missed)
     theirs = rounding.rounded(weight, weight != 0, hessian, DAMPING, SWEEPS, missed)
     torch.testing.assert_close(mine.dense().double(), theirs)
 
 
-@pytest.mark.parametrize("values", ["int4", "int8"])
-def test_other_outputs_are_met_better_where_they_are_known(values: Values) -> None:
+def test_other_outputs_are_met_better_where_they_are_known() -> None:
     """Errors are those of the outputs themselves; no row is further from them than rounded to nearest."""
     weight, x, wanted, missed = shifted(32, 256, 3)
     hessian = x.T @ x
-    known = round_with_inputs(weight, weight != 0, hessian, values, missed=missed)
-    unknown = round_with_inputs(weight, weight != 0, hessian, values)
-    errors = [(x @ one.dense().T - wanted).square().sum(0) for one in (known, unknown, quantize(weight, values))]
+    known = round_with_inputs(weight, weight != 0, hessian, missed=missed)
+    unknown = round_with_inputs(weight, weight != 0, hessian)
+    errors = [(x @ one.dense().T - wanted).square().sum(0) for one in (known, unknown, quantize(weight, "int4"))]
     assert float(errors[0].sum()) < 0.8 * float(errors[1].sum())
     assert bool((errors[0] <= errors[2] * (1 + 1e-4)).all())  # compared in float32
     assert not known.dense()[weight == 0].any()
@@ -78,12 +73,11 @@ def test_other_outputs_are_met_better_where_they_are_known(values: Values) -> No
     seed=st.integers(0, 999),
     tokens=st.integers(1, 200),
 )
-@pytest.mark.parametrize("values", ["int4", "int8"])
 def test_no_row_errs_more_than_rounded_to_nearest_and_zeros_stay(
-    values: Values, outputs: int, inputs: int, seed: int, tokens: int
+    outputs: int, inputs: int, seed: int, tokens: int
 ) -> None:
     weight, kept, hessian = problem(outputs, inputs, seed, tokens)
-    rounded, nearest = round_with_inputs(weight, kept, hessian, values), quantize(weight, values)
+    rounded, nearest = round_with_inputs(weight, kept, hessian), quantize(weight, "int4")
     errors = [obs.output_error(weight, one.dense(), hessian) for one in (rounded, nearest)]
     assert bool((errors[0] <= errors[1] * (1 + 1e-4) + 1e-9).all())  # compared in float32
     assert not rounded.dense()[~kept].any()
@@ -92,12 +86,11 @@ def test_no_row_errs_more_than_rounded_to_nearest_and_zeros_stay(
     assert packed.num_kept == int(kept.sum())
 
 
-@pytest.mark.parametrize("values", ["int4", "int8"])
-def test_correlated_inputs_halve_the_error_of_rounding_to_nearest(values: Values) -> None:
+def test_correlated_inputs_halve_the_error_of_rounding_to_nearest() -> None:
     weight, kept, _ = problem(32, 256, 3)
     x = torch.randn(2000, 256) @ (torch.randn(256, 256) * torch.logspace(0, -1.5, 256)[:, None])
     hessian = x.T @ x
-    rounded, nearest = round_with_inputs(weight, kept, hessian, values), quantize(weight, values)
+    rounded, nearest = round_with_inputs(weight, kept, hessian), quantize(weight, "int4")
     errors = [float(output_error(weight, one, hessian).sum()) for one in (rounded, nearest)]
     assert errors[0] < 0.5 * errors[1]
 
@@ -106,7 +99,7 @@ def test_uncorrelated_inputs_leave_each_weight_at_its_nearest_number() -> None:
     """Nothing can make up for an error then; the searched scales alone are better than those of the range."""
     weight, kept, _ = problem(8, 200, 4)
     hessian = torch.diag(torch.rand(200, generator=torch.Generator().manual_seed(0)) + 0.1)
-    rounded = round_with_inputs(weight, kept, hessian, "int4")
+    rounded = round_with_inputs(weight, kept, hessian)
     assert rounded.zeros is not None
     assert torch.equal(rounded.codes, codes_on_grid(weight, rounded.scales, rounded.zeros))
     nearest = quantize(weight, "int4")
@@ -124,17 +117,17 @@ def test_uncorrelated_inputs_leave_each_weight_at_its_nearest_number() -> None:
 def test_inputs_that_are_always_zero_tell_nothing() -> None:
     weight, kept, hessian = problem(4, 40, 5)
     nearest = quantize(weight, "int4")
-    unknown = round_with_inputs(weight, kept, torch.zeros(40, 40), "int4")
+    unknown = round_with_inputs(weight, kept, torch.zeros(40, 40))
     assert torch.equal(unknown.dense(), nearest.dense())
     hessian[7] = 0.0
     hessian[:, 7] = 0.0
-    assert bool(torch.isfinite(round_with_inputs(weight, kept, hessian, "int4").dense()).all())
+    assert bool(torch.isfinite(round_with_inputs(weight, kept, hessian).dense()).all())
 
 
 def test_moments_that_are_not_finite_are_refused() -> None:
     weight, kept, hessian = problem(2, 5, 6)
     hessian[0, 0] = torch.inf
     with pytest.raises(InputError, match="must be finite"):
-        round_with_inputs(weight, kept, hessian, "int4")
+        round_with_inputs(weight, kept, hessian)
     with pytest.raises(InputError, match="must be finite"):
-        round_with_inputs(weight, kept, torch.eye(5), "int4", missed=torch.full((5, 2), torch.nan))
+        round_with_inputs(weight, kept, torch.eye(5), missed=torch.full((5, 2), torch.nan))

@@ -24,7 +24,7 @@ from shears.checkpoints.tensor_files import SINGLE, TensorFiles
 from shears.checkpoints.tensor_format import TensorFile
 from shears.config import ExportConfig
 from shears.errors import InputError, reading
-from shears.export.calibrated import Inputs, write_calibrated
+from shears.export.calibrated import round_calibrated
 from shears.export.merge import write_merged
 from shears.export.packing import Packing, choose_form
 from shears.export.peft import origin, read_sub_adapter, refuse_ranks
@@ -144,14 +144,13 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     modules = empty_model(folder, config, torch.float32).named_modules()
     packing = Packing(files, form, [name for name, module in modules if isinstance(module, Conv1D)], source.grids)
     calibrated: dict[str, Any] = {}
-    if settings.calibration is None:
-        packing.begin(work / PACKAGE_FILE, source.adapter)
-        fingerprint = packing.finish()
-    else:
+    packing.begin(work / PACKAGE_FILE, source.adapter)
+    if settings.calibration is not None:
         if source.adapter and not source.updates:
             logger.warning("the adapter of another tool is left out while the inputs are measured")
-        inputs = Inputs(source.model, source.updates, settings, template_of_record(source.origin))
-        fingerprint, calibrated = write_calibrated(inputs, packing, work / PACKAGE_FILE, source.adapter)
+        template = template_of_record(source.origin)
+        calibrated = round_calibrated(source.model, source.updates, settings, template, packing, work)
+    fingerprint = packing.finish()
     own = artifacts.read_object(folder / "config.json")
     for key in ("dtype", "torch_dtype"):
         if form.rest is not None and (key in own or key == "dtype"):

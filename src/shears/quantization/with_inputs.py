@@ -1,4 +1,4 @@
-"""Rounding to int4 or int8 with known inputs: zeros stay, kept weights correct each other's errors.
+"""Rounding to int4 with known inputs: zeros stay, kept weights correct each other's errors.
 
 Three steps, each on the grid of a package (docs/package-format.md):
 
@@ -8,16 +8,12 @@ Three steps, each on the grid of a package (docs/package-format.md):
    2210.17323). What moves a weight that is not kept is dropped, so that one factor serves all rows.
 3. Coordinate descent (QuantEase, arXiv 2309.01885): one weight after the other takes the best code,
    all others given. This is exact for every mask, makes up for what step 2 dropped, and never
-   raises the output error. Between two sweeps each scale of int4 becomes the best one for its
-   codes.
+   raises the output error. Between two sweeps each scale becomes the best one for its codes.
 
-Shapes: O output features, I input features of a linear; B blocks of inputs, J inputs of a span of
-columns.
+Shapes: O output features, I input features of a linear; B blocks of inputs, J inputs of one block.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,44 +21,26 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from shears.errors import InputError
-from shears.quantization.grid import (
-    BLOCK,
-    LARGEST_CODE,
-    LARGEST_STEP,
-    Quantized,
-    grid_of_range,
-    in_steps,
-    on_steps_,
-    quantize,
-)
+from shears.quantization.grid import BLOCK, LARGEST_CODE, Quantized, grid_of_range, in_steps, on_steps_, quantize
 from shears.quantization.inverse import inverse_factor
 
-DAMPING = 0.3  # share of the mean moment; the best of 0.01 to 0.3
+DAMPING = 0.3  # share of the mean moment; the best of 0.01 to 0.3 (decision 54)
 RATIOS = tuple(1 - step / 20 for step in range(10))  # of the range that the search tries
 SWEEPS = 4  # of coordinate descent; six lower the output error by another 2 %
-SPAN = BLOCK  # columns whose gradients are computed together
 CHUNK = 32  # columns of step 2 that are swept one by one
 
 
-@dataclass
-class _Grid:
-    """The grid: scale * step, low <= step <= high, by row and block of `width` inputs."""
+class _Ranges(NamedTuple):
+    """The numbers scale * step, low <= step <= high, of every block and row."""
 
     scales: Float[Tensor, "B O"]
     lows: Float[Tensor, "B O"]
     highs: Float[Tensor, "B O"]
-    width: int
 
     def nearest(self, values: Float[Tensor, " O"], column: int) -> Float[Tensor, " O"]:
         """Return the grid's nearest numbers for a column."""
-        block = column // self.width
-        scales = self.scales[block]
-        return on_steps_(in_steps(values, scales), scales, self.lows[block], self.highs[block])
-
-    def steps(self, values: Float[Tensor, "I O"]) -> Float[Tensor, "I O"]:
-        """Return the steps of numbers of the grid."""
-        scales = self.scales.repeat_interleave(self.width, 0)[: len(values)]
-        return in_steps(values, scales).round_()
+        scales, lows, highs = (part[column // BLOCK] for part in self)
+        return on_steps_(in_steps(values, scales), scales, lows, highs)
 
 
 @torch.no_grad()
@@ -70,11 +48,10 @@ def round_with_inputs(
     weight: Float[Tensor, "O I"],
     kept: Bool[Tensor, "O I"],
     hessian: Float[Tensor, "I I"],
-    values: Literal["int8", "int4"],
     damping: float = DAMPING,
     missed: Float[Tensor, "I O"] | None = None,
 ) -> Quantized:
-    """Return the weight rounded for a small error of the outputs, 0 where it is not kept.
+    """Return the weight rounded to int4 for a small error of the outputs, 0 where it is not kept.
 
     `hessian` are the second moments X^T X of the inputs. `missed` are X^T (Y - X W^T) for outputs Y
     that differ from those of the weight on these inputs, and None if Y = X W^T. No row's output
@@ -82,7 +59,7 @@ def round_with_inputs(
     cannot hold, and for moments that are not finite.
     """
     wide = weight.float()
-    nearest = quantize(wide, values)
+    nearest = quantize(wide, "int4")
     if missed is not None and not torch.isfinite(missed).all():
         raise InputError("products of inputs and outputs must be finite; check the weights, or use dtype fp32")
     if not hessian.any():
@@ -91,13 +68,21 @@ def round_with_inputs(
     factor, damped = inverse_factor(hessian, damping)
     ridge = hessian.clone()
     ridge.diagonal().add_(damped * ridge.diagonal().mean())
-    target = _target(wide, factor, missed)
+    target = wide.T.contiguous()  # the dense weights with outputs nearest to Y: W^T + H^-1 M, H^-1 = U^T U
+    if missed is not None:
+        target = target.addmm(factor.T, factor @ missed)
     keep = kept.T.contiguous()
-    grid = _searched(wide, hessian.diagonal(), values)
-    rounded = _swept(target, keep, factor, grid)
+    ranges = _searched(wide, hessian.diagonal())
+    rounded = _swept(target, keep, factor, ranges)
     for sweep in range(SWEEPS):
-        _descend(rounded, target, keep, ridge, grid, fit_scales=values == "int4" and sweep + 1 < SWEEPS)
-    return _better_rows(wide, hessian, missed, nearest, _quantized(rounded, grid, values))
+        _descend(rounded, target, keep, ridge, ranges, fit_scales=sweep + 1 < SWEEPS)
+    found = _quantized(rounded, ranges)
+    worse = output_error(wide, found, hessian, missed) > output_error(wide, nearest, hessian, missed)
+    for part, other in zip(found, nearest, strict=True):
+        assert part is not None
+        assert other is not None
+        part[worse] = other[worse]
+    return found
 
 
 def output_error(
@@ -116,73 +101,39 @@ def output_error(
     return (slope * error).sum(1)
 
 
-def _target(
-    weight: Float[Tensor, "O I"], factor: Float[Tensor, "I I"], missed: Float[Tensor, "I O"] | None
-) -> Float[Tensor, "I O"]:
-    """Return the dense weights with outputs nearest to Y: W^T + H^-1 M, H^-1 = U^T U."""
-    target = weight.T.contiguous()
-    return target if missed is None else target.addmm(factor.T, factor @ missed)
-
-
-def _better_rows(
-    weight: Float[Tensor, "O I"],
-    hessian: Float[Tensor, "I I"],
-    missed: Float[Tensor, "I O"] | None,
-    nearest: Quantized,
-    rounded: Quantized,
-) -> Quantized:
-    """Return the rounded rows, but those of `nearest` whose output error is smaller."""
-    worse = output_error(weight, rounded, hessian, missed) > output_error(weight, nearest, hessian, missed)
-    for part, other in zip(rounded, nearest, strict=True):
-        if part is not None and other is not None:
-            part[worse] = other[worse]
-    return rounded
-
-
-def _searched(weight: Float[Tensor, "O I"], moments: Float[Tensor, " I"], values: Literal["int8", "int4"]) -> _Grid:
+def _searched(weight: Float[Tensor, "O I"], moments: Float[Tensor, " I"]) -> _Ranges:
     """Return the grid over RATIOS with the least error, every input weighted by its moment."""
     outputs, inputs = weight.shape
-    width = BLOCK if values == "int4" else max(inputs, 1)
-    blocks = pad(weight, (0, -inputs % width)).view(outputs, -1, width)
-    weights = pad(moments, (0, -inputs % width)).view(-1, width)
+    blocks = pad(weight, (0, -inputs % BLOCK)).view(outputs, -1, BLOCK)
+    weights = pad(moments, (0, -inputs % BLOCK)).view(-1, BLOCK)
     low = blocks.amin(2).clamp_(max=0)
     high = blocks.amax(2).clamp_(min=0)
     least = torch.full_like(low, torch.inf)
     best = torch.zeros(3, *low.shape, device=low.device)
     for ratio in RATIOS:
-        grid = torch.stack(_grid_of(low * ratio, high * ratio, values))
+        halves, zeros = grid_of_range(low * ratio, high * ratio)
+        grid = torch.stack((halves.float(), -zeros, LARGEST_CODE - zeros))
         scales, lowest, highest = grid[..., None]
         rounded = on_steps_(in_steps(blocks, scales), scales, lowest, highest)
         errors = rounded.sub_(blocks).square_().mul_(weights).sum(2)
         best = torch.where(errors < least, grid, best)
         least = torch.minimum(errors, least)
-    scales, lowest, highest = (part.T.contiguous() for part in best)
-    return _Grid(scales, lowest, highest, width)
-
-
-def _grid_of(low: Tensor, high: Tensor, values: Literal["int8", "int4"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return scales and the bounds of the steps for weights of a range."""
-    if values == "int4":
-        halves, zeros = grid_of_range(low, high)
-        return halves.float(), -zeros, LARGEST_CODE - zeros
-    scales = torch.maximum(-low, high) / LARGEST_STEP
-    scales = scales.where(scales >= torch.finfo(torch.float32).tiny, 0.0)
-    bound = torch.full_like(scales, LARGEST_STEP)
-    return scales, -bound, bound
+    return _Ranges(*(part.T.contiguous() for part in best))
 
 
 def _swept(
-    target: Float[Tensor, "I O"], kept: Bool[Tensor, "I O"], factor: Float[Tensor, "I I"], grid: _Grid
+    target: Float[Tensor, "I O"], kept: Bool[Tensor, "I O"], factor: Float[Tensor, "I I"], ranges: _Ranges
 ) -> Float[Tensor, "I O"]:
     """Round column by column, each error moving the following columns; `factor` is U of H^-1."""
     current = target.clone()
     rounded = torch.zeros_like(target)
     errors = torch.zeros_like(target)  # (w - q) / U_jj of the columns done
-    for start, stop in _spans(len(target), CHUNK):
+    for start in range(0, len(target), CHUNK):
+        stop = min(start + CHUNK, len(target))
         current[start:stop].addmm_(factor[:start, start:stop].T, errors[:start], alpha=-1)
         for column in range(start, stop):
             values = current[column].addmv_(errors[start:column].T, factor[start:column, column], alpha=-1)
-            rounded[column] = grid.nearest(values, column).mul_(kept[column])
+            rounded[column] = ranges.nearest(values, column).mul_(kept[column])
             errors[column] = (values - rounded[column]).mul_(kept[column]).div_(factor[column, column])
     return rounded
 
@@ -192,22 +143,23 @@ def _descend(
     target: Float[Tensor, "I O"],
     kept: Bool[Tensor, "I O"],
     hessian: Float[Tensor, "I I"],
-    grid: _Grid,
+    ranges: _Ranges,
     *,
     fit_scales: bool,
 ) -> None:
     """Give each weight its best number given all others, in place, by column; then fit the scales."""
-    for start, stop in _spans(len(target), SPAN):
+    for start in range(0, len(target), BLOCK):
+        stop = min(start + BLOCK, len(target))
         own = hessian[start:stop, start:stop]
         gradient = hessian[start:stop] @ (rounded - target)
         for column in range(start, stop):
             within = own[:, column - start]
             best = rounded[column] - gradient[column - start] / within[column - start]
-            best = grid.nearest(best, column).mul_(kept[column])
+            best = ranges.nearest(best, column).mul_(kept[column])
             gradient.addr_(within, best - rounded[column])
             rounded[column] = best
         if fit_scales:
-            _fit_scales(rounded[start:stop], gradient, own, grid.scales[start // grid.width])
+            _fit_scales(rounded[start:stop], gradient, own, ranges.scales[start // BLOCK])
 
 
 def _fit_scales(
@@ -227,15 +179,8 @@ def _fit_scales(
     rounded.copy_(steps.round_() * scales)
 
 
-def _quantized(rounded: Float[Tensor, "I O"], grid: _Grid, values: Literal["int8", "int4"]) -> Quantized:
-    steps = grid.steps(rounded)
-    if values == "int8":
-        return Quantized(steps.T.to(torch.int8).contiguous(), grid.scales[0].clone(), None)
-    zeros = (-grid.lows).T
-    codes = steps.T + zeros.repeat_interleave(grid.width, 1)[:, : len(rounded)]
-    return Quantized(codes.to(torch.uint8), grid.scales.T.half().contiguous(), zeros.to(torch.uint8).contiguous())
-
-
-def _spans(length: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, length, size):
-        yield start, min(start + size, length)
+def _quantized(rounded: Float[Tensor, "I O"], ranges: _Ranges) -> Quantized:
+    scales = ranges.scales.repeat_interleave(BLOCK, 0)[: len(rounded)]
+    zeros = (-ranges.lows).T
+    codes = in_steps(rounded, scales).round_().T + zeros.repeat_interleave(BLOCK, 1)[:, : len(rounded)]
+    return Quantized(codes.to(torch.uint8), ranges.scales.T.half().contiguous(), zeros.to(torch.uint8).contiguous())

@@ -39,7 +39,7 @@ def test_the_share_compares_outputs_of_the_second_and_the_last_quarter() -> None
                 continue
             known, unseen = _inputs(model, linear, [text]), _inputs(model, linear, [held_out])
             weight = linear.weight
-            rounded = round_with_inputs(weight, weight != 0, (known.T @ known).float(), "int4")
+            rounded = round_with_inputs(weight, weight != 0, (known.T @ known).float())
             for name, each in (("known", rounded), ("nearest", quantize(weight, "int4"))):
                 errors[name] += (unseen @ (weight - each.dense()).double().T).square().sum().item()
     assert share == pytest.approx(errors["known"] / errors["nearest"], rel=0.01)
