@@ -178,7 +178,7 @@ def share_of_nearest(
         if inputs is None or test is None or not inputs.any():
             continue
         weight = matrix.view(network).float()
-        rounded = round_with_inputs(weight, weight != 0, inputs, "int4")
+        rounded = round_with_inputs(weight, weight != 0, inputs)
         error += float(output_error(weight, rounded, test).double().sum())
         nearest += float(output_error(weight, quantize(weight, "int4"), test).double().sum())
     return min(error / nearest, 1.0) if nearest > 0 else 1.0
