@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.data.calibration import _packed, text_tokens
+from shears.data.calibration import _packed
 from shears.data.tokens import encode
 from tests.data.test_calibration import TOKENIZER, calibrate, sequences_of
 
@@ -52,40 +52,6 @@ def test_where_all_rows_are_long_each_sequence_is_a_piece_of_another(tmp_path: P
     for letter, text in zip(order, texts, strict=True):
         assert text.endswith("<|end|>")
         assert text.removesuffix("<|end|>") in _long(letter)
-
-
-def test_pieces_are_random_and_the_seed_decides_them(tmp_path: Path) -> None:
-    source = _rows(tmp_path / "rows.jsonl", [_long("x")])
-    drawn = [_texts(_stream(source, 1, 64, seed))[0] for seed in range(8)]
-    assert len(set(drawn)) == 8
-    assert drawn == [_texts(_stream(source, 1, 64, seed))[0] for seed in range(8)]
-
-
-def test_a_row_that_has_to_give_more_gives_one_longer_piece(tmp_path: Path) -> None:
-    source = _rows(tmp_path / "rows.jsonl", [_long("x")])
-    piece, rest = _texts(_stream(source, 6, 20))
-    assert len(piece) == 119
-    assert piece in _long("x")
-    assert rest == ""
-
-
-def test_short_rows_are_all_there_where_a_long_one_has_to_fill_up(tmp_path: Path) -> None:
-    short = [f"short row {number:02d}" for number in range(9)]  # 13 tokens each, with the end: 117 of 200
-    source = _rows(tmp_path / "rows.jsonl", [_long("x"), *short])
-    for seed in range(5):
-        stream = _stream(source, 5, 40, seed)
-        whole = [piece for piece in _texts(stream) if piece in short]
-        assert len(whole) >= 6  # the last ones may fall behind the last sequence
-        assert sum("x" in piece for piece in _texts(stream)) == 1
-
-
-def test_as_many_sequences_as_the_tokens_allow_can_be_drawn(tmp_path: Path) -> None:
-    texts = [_long("x", 80), "short", _long("y", 100)]
-    source = _rows(tmp_path / "rows.jsonl", texts)
-    total = len(text_tokens(str(source), TOKENIZER))
-    assert total == 80 + 5 + 100 + 3
-    assert sorted(_texts(_stream(source, total // 4, 4))) == sorted([*texts, ""])
-    assert len(_stream(source, total // 4 + 1, 4)) == 4 * (total // 4)
 
 
 @given(

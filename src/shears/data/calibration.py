@@ -8,8 +8,8 @@ import logging
 import random
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -20,10 +20,10 @@ from shears.config.fields import CHAT, TemplateName
 from shears.config.write import is_written
 from shears.data.chat_template import render_turns, turns_of
 from shears.data.examples import to_example, tokenize
-from shears.data.rows import OWN_NAMES, Row, read_rows, renamed
+from shears.data.rows import OWN_NAMES, Row, read_rows
 from shears.data.templates import DEFAULT_TEMPLATE
 from shears.data.tokens import encode, encode_rendered, prompt_ids
-from shears.errors import InputError
+from shears.errors import InputError, reading
 from shears.records.paths import expanded
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,8 @@ FEW_TOKENS = 8 * 256  # up to this, input norms of a 135 M model change visibly 
 LARGEST_ID = 2**63 - 1  # that a tensor holds
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Batches (sequences x tokens), a hash of their ids for any batch size, and their tokens."""
+class Calibration(NamedTuple):
+    """Batches (sequences x tokens), a hash of their ids for any batch size, and their number of tokens."""
 
     batches: list[Int[Tensor, "_ _"]]
     fingerprint: str
@@ -53,12 +52,11 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     *,
     columns: Mapping[str, str] = OWN_NAMES,
     trained: TemplateName | None = None,
-    all_needed: bool = False,
 ) -> Calibration:
     """Return `num_samples` sequences of `sequence_length` tokens, drawn by a generator with this seed.
 
-    A text with fewer gives all its sequences, with a warning, or InputError with `all_needed`. Instructions are
-    rendered as `text_template` decides by the template of the model's training, `trained`.
+    A text with fewer gives all its sequences, with a warning. Instructions are rendered as
+    `text_template` decides by the template of the model's training, `trained`.
 
     - A .txt file gives windows that do not overlap.
     - Rows (`text`, or any form of example, from anything that `read_rows` reads) are shuffled and
@@ -70,31 +68,28 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     InputError for less text than one sequence, and for text without a tokenizer.
     """
     generator = random.Random(f"calibration {seed}")
-    is_ready = False
-    if _is_text(source, columns):
-        sequences = _windows(_read_text(source, _needed(tokenizer)), num_samples, sequence_length, generator)
+    content = _read(source, columns)
+    if not isinstance(content, str) and "input_ids" in content[0]:
+        return _batched(source, token_rows(source, content), batch_size)
+    if tokenizer is None:
+        raise InputError("calibration on text needs the model's tokenizer, it has none; give rows of input_ids")
+    if isinstance(content, str):
+        tokens = prompt_ids([content], tokenizer)[0]
+        places = range(len(tokens) // sequence_length)
+        chosen = generator.sample(places, min(num_samples, len(places)))
     else:
-        rows = renamed(_rows(source), columns, source)
-        is_ready = "input_ids" in rows[0]
-        if is_ready:
-            sequences = token_rows(source, rows)
-        else:
-            tokenizer = _needed(tokenizer)
-            template = text_template(trained, tokenizer)
-            shuffled = _row_tokens(source, generator.sample(rows, len(rows)), tokenizer, template)
-            packed = _packed(shuffled, _end(tokenizer), num_samples, sequence_length, generator)
-            sequences = _windows(packed, num_samples, sequence_length)
-    if not is_ready and len(sequences) < num_samples:
-        _tell_fewer(source, len(sequences), num_samples, sequence_length, refuse=all_needed)
+        shuffled = generator.sample(content, len(content))
+        rows = _row_tokens(source, shuffled, tokenizer, text_template(trained, tokenizer))
+        tokens = _packed(rows, _end(tokenizer), num_samples, sequence_length, generator)
+        chosen = list(range(min(num_samples, len(tokens) // sequence_length)))
+    if not chosen:
+        rule = f"calibration needs at least one sequence of {sequence_length} tokens"
+        raise InputError(f"{rule}, the text has {len(tokens)} tokens; give more text, or a smaller sequence_length")
+    if len(chosen) < num_samples:
+        what = f"{source} has {len(chosen)} of the {num_samples} sequences of {sequence_length} tokens"
+        logger.warning("%s: all of them are taken; more text makes the choice of weights less noisy", what)
+    sequences = [tokens[index * sequence_length : (index + 1) * sequence_length] for index in chosen]
     return _batched(source, sequences, batch_size)
-
-
-def _tell_fewer(source: str, count: int, num_samples: int, length: int, *, refuse: bool) -> None:
-    """Warn, or raise InputError, that a text has fewer sequences than asked for."""
-    what = f"{source} has {count} of the {num_samples} sequences of {length} tokens"
-    if refuse:
-        raise InputError(f"{what}; give more text, or fewer or shorter samples")
-    logger.warning("%s: all of them are taken; more text makes the choice of weights less noisy", what)
 
 
 def check_text(source: str | None, columns: Mapping[str, str] = OWN_NAMES) -> None:
@@ -102,21 +97,18 @@ def check_text(source: str | None, columns: Mapping[str, str] = OWN_NAMES) -> No
 
     `calibration_batches` and `text_tokens` find this and more, but need a tokenizer.
     """
-    if source is None or is_written(source):
-        return
-    if _is_text(source, columns):
-        _text_of(source)
-        return
-    row = renamed(_rows(source), columns, source)[0]
-    if row.keys().isdisjoint({"input_ids", "text", *EXAMPLE_COLUMNS}):
-        named = ", ".join(row) or "none"
+    content = "" if source is None or is_written(source) else _read(source, columns)
+    if not isinstance(content, str) and content[0].keys().isdisjoint({"input_ids", "text", *EXAMPLE_COLUMNS}):
+        named = ", ".join(content[0]) or "none"
         raise InputError(f"rows of {source} must have the column text, or be examples, got the columns {named}")
 
 
 def token_row_lengths(source: str) -> list[int] | None:
     """Return the lengths of the rows of `input_ids`, which are all used; None for a source of text."""
-    rows = [] if _is_text(source) else _rows(source)
-    return [len(ids) for ids in token_rows(source, rows)] if rows and "input_ids" in rows[0] else None
+    content = _read(source)
+    if isinstance(content, str) or "input_ids" not in content[0]:
+        return None
+    return [len(ids) for ids in token_rows(source, content)]
 
 
 def text_tokens(
@@ -130,95 +122,39 @@ def text_tokens(
     Columns of rows get the names of `columns`; rows of instructions get the `template`. Rows of `input_ids` are taken
     as they are.
     """
-    if _is_text(source, columns):
-        return _read_text(source, tokenizer)
-    rows = renamed(_rows(source), columns, source)
-    each = token_rows(source, rows) if "input_ids" in rows[0] else _row_tokens(source, rows, tokenizer, template)
-    return [token for ids in each for token in ids]
+    content = _read(source, columns)
+    if isinstance(content, str):
+        return prompt_ids([content], tokenizer)[0]
+    is_ready = "input_ids" in content[0]
+    rows = token_rows(source, content) if is_ready else _row_tokens(source, content, tokenizer, template)
+    return [token for ids in rows for token in ids]
+
+
+def _read(source: str, columns: Mapping[str, str] = OWN_NAMES) -> str | list[Row]:
+    """Return the text of a .txt file, or the rows of any other source."""
+    if not source.lower().endswith(".txt"):
+        return read_rows(source, columns)
+    if columns:
+        raise InputError(f"columns must be those of rows, got {', '.join(columns)} for the text {source}; drop columns")
+    with reading(source):
+        return expanded(source).read_text(encoding="utf-8-sig")
 
 
 def token_rows(source: str, rows: Sequence[Row]) -> list[list[int]]:
-    """Return the token ids of rows that hold `input_ids`, without padding.
-
-    InputError, with the row of the source, if ids or masks are invalid.
-    """
+    """Return the token ids of rows that hold `input_ids`, without padding; InputError for invalid ones."""
     logger.info("%s holds input_ids: all %d rows are used as they are", source, len(rows))
     sequences = []
     for number, row in enumerate(rows, start=1):
         ids = row.get("input_ids")
-        if (
-            not isinstance(ids, list)
-            or not ids
-            or not all(type(token) is int and 0 <= token <= LARGEST_ID for token in ids)
-        ):
+        mask = row.get("attention_mask")
+        if not isinstance(ids, list) or not all(type(each) is int and 0 <= each <= LARGEST_ID for each in ids or [""]):
             raise InputError(f"input_ids must be a list of token ids, row {number} of {source} has {str(ids)[:40]}")
-        sequences.append(_unpadded(ids, row.get("attention_mask"), f"row {number} of {source}"))
+        if mask is not None:
+            if not isinstance(mask, list) or len(mask) != len(ids) or any(bit not in (0, 1) for bit in mask):
+                raise InputError(f"attention_mask must have a 0 or 1 for every id, row {number} of {source} has others")
+            ids = [token for token, bit in zip(ids, mask, strict=True) if bit]
+        sequences.append(ids)
     return sequences
-
-
-def _unpadded(ids: list[int], mask: object, where: str) -> list[int]:
-    """Return the ids that an attention mask, if there is one, marks as text."""
-    if mask is None:
-        return ids
-    if not isinstance(mask, list) or len(mask) != len(ids) or not all(bit in (0, 1) for bit in mask) or not any(mask):
-        raise InputError(
-            f"attention_mask must have a 0 or 1 for every id, and not only 0, {where} has {str(mask)[:40]}; "
-            "remove or correct it"
-        )
-    return [token for token, bit in zip(ids, mask, strict=True) if bit]
-
-
-def _needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
-    if tokenizer is None:
-        rule = "calibration on text needs the model's tokenizer"
-        raise InputError(f"{rule}, it has none; give rows of input_ids")
-    return tokenizer
-
-
-def _rows(source: str) -> list[Row]:
-    return read_rows(source)
-
-
-def _is_text(source: str, columns: Mapping[str, str] = OWN_NAMES) -> bool:
-    """Tell whether a source is a .txt file; InputError for `columns` of one."""
-    is_text = source.lower().endswith(".txt")
-    if is_text and columns:
-        named = ",".join(f"{name}={column}" for name, column in columns.items())
-        raise InputError(f"columns must be those of rows, got {named} for the text {source}; drop columns")
-    return is_text
-
-
-def _read_text(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return prompt_ids([_text_of(source)], tokenizer)[0]
-
-
-def _text_of(source: str) -> str:
-    path = expanded(source)
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        came = f"{source}: {error.strerror}"
-        raise InputError(f"the text must be a readable file, got {came}; check the path") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source} must be UTF-8 text, got {error}; save it as UTF-8") from None
-
-
-def _windows(
-    tokens: list[int], num_samples: int, sequence_length: int, generator: random.Random | None = None
-) -> list[list[int]]:
-    """Return windows that do not overlap: drawn by the generator, or the first ones without one.
-
-    Fewer where the text has no more; InputError where it has none.
-    """
-    windows = len(tokens) // sequence_length
-    if not windows:
-        raise InputError(
-            f"calibration needs at least one sequence of {sequence_length} tokens, the text has {len(tokens)} tokens; "
-            "give more text, or a smaller sequence_length"
-        )
-    count = min(num_samples, windows)
-    chosen = range(count) if generator is None else generator.sample(range(windows), count)
-    return [tokens[index * sequence_length : (index + 1) * sequence_length] for index in chosen]
 
 
 def _packed(
@@ -270,7 +206,8 @@ def text_template_of(trained: TemplateName) -> TemplateName:
 
 def has_instructions(source: str, columns: Mapping[str, str] = OWN_NAMES) -> bool:
     """Return whether a text has rows of instructions, whose tokens depend on a template."""
-    return not _is_text(source, columns) and any(map(_is_instruction, renamed(_rows(source), columns, source)))
+    content = _read(source, columns)
+    return not isinstance(content, str) and any(map(_is_instruction, content))
 
 
 def _is_instruction(row: Row) -> bool:
@@ -302,8 +239,7 @@ def _row_tokens(
 def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens of a conversation in its chat template, closed by an end of sequence."""
     if tokenizer.chat_template is None:
-        rule = "messages need a tokenizer with a chat template"
-        raise InputError(f"{rule}, got one without; use the column text")
+        raise InputError("messages need a tokenizer with a chat template, got one without; use the column text")
     text = render_turns(turns_of(messages), tokenizer)
     ended = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
     return encode_rendered([text], tokenizer)[0] + ([] if ended else _end(tokenizer))
