@@ -5,32 +5,24 @@ stay as they are. T tokens, V words of the vocabulary.
 """
 
 import inspect
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
 
-logger = logging.getLogger(__name__)
-
 CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # keys of configurations
 TRIAL_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
 """What a model's code raises if a trial asks for something that it cannot do."""
-TRIAL = 8  # tokens
-PACKED_LENGTHS = (5, 7)
 SHORT = 5  # this and the next: tokens of the rows that are padded together
 LONG = 9
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit
 CLOSE_ELSE = 5e-2  # for dtypes that round more
-PROBE = 100.0  # times the hidden states: large enough for a bound of logits to show
 
 
 def num_positions(model: nn.Module) -> int | None:
@@ -107,71 +99,37 @@ def drawn(model: nn.Module, *lengths: int) -> list[list[int]]:
     return [torch.randint(words, (length,), generator=generator).tolist() for length in lengths]
 
 
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a model into training or evaluation mode inside the context."""
-    was_training = model.training
-    model.train(training)
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-@torch.no_grad()
-def keeps_apart(model: nn.Module) -> bool:
-    """Tell whether restarting positions keep the examples of a packed row apart.
-
-    An example must not depend on its neighbour, and must have about the logits that it has alone.
-    """
-    if "position_ids" not in forward_parameters(model):
-        return False
-    device = next(model.parameters()).device
-
-    def logits(*examples: Tensor) -> Float[Tensor, "T V"]:
-        positions = torch.cat([torch.arange(len(ids)) for ids in examples])
-        ids = torch.cat(examples)
-        output = model(input_ids=ids[None].to(device), position_ids=positions[None].to(device), use_cache=False)
-        result: Tensor = output.logits[0].float()
-        return result
-
-    first, other, last = map(torch.tensor, drawn(model, PACKED_LENGTHS[0], *PACKED_LENGTHS))
-    with _mode(model, training=False):
-        packed, neighbour, alone = logits(first, last), logits(other, last), logits(last)
-    behind = slice(PACKED_LENGTHS[0], None)
-    return is_apart(packed[behind], neighbour[behind], alone, weights_dtype(model))
-
-
 @torch.no_grad()
 def ignores_padding(model: nn.Module) -> bool:
     """Tell whether a row that is padded on the left has the logits that it has alone.
 
-    Some recurrent models read padding like any other token: for them, only rows of equal lengths
-    may share a batch. Tried in the arithmetic of the weights.
+    Some recurrent models read padding like any other token. Tried in the arithmetic of the weights.
     """
-    device = next(model.parameters()).device
-    takes = forward_parameters(model)
     short, long = drawn(model, SHORT, LONG)
+    device = next(model.parameters()).device
 
     def logits(pad_id: int, *rows: list[int]) -> Float[Tensor, "T V"]:
         gaps = [max(map(len, rows)) - len(row) for row in rows]
-        ids = torch.tensor([[pad_id] * gap + row for gap, row in zip(gaps, rows, strict=True)])
         mask = torch.tensor([[0] * gap + [1] * len(row) for gap, row in zip(gaps, rows, strict=True)])
-        batch = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
-        inputs = {name: tensor.to(device) for name, tensor in batch.items() if name in takes}
+        batch = {
+            "input_ids": torch.tensor([[pad_id] * gap + row for gap, row in zip(gaps, rows, strict=True)]),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+        }
+        inputs = {name: each.to(device) for name, each in batch.items() if name in forward_parameters(model)}
         result: Tensor = model(**inputs, use_cache=False).logits[0, -SHORT:].float()
         return result
 
+    was_training = model.training
+    model.eval()
     try:
-        with _mode(model, training=False), torch.autocast(device.type, enabled=False):
-            padded, otherwise, alone = (
-                logits(0, short, long),
-                logits(num_words(model) - 1, short, long),
-                logits(0, short),
-            )
+        with torch.autocast(device.type, enabled=False):
+            padded, otherwise = (logits(pad_id, short, long) for pad_id in (0, num_words(model) - 1))
+            return is_apart(padded, otherwise, logits(0, short), weights_dtype(model))
     except TRIAL_ERRORS:
         return False
-    return is_apart(padded, otherwise, alone, weights_dtype(model))
+    finally:
+        model.train(was_training)
 
 
 def is_apart(
@@ -181,61 +139,3 @@ def is_apart(
     scale = alone.abs().max()
     independent = (beside - neighbour).abs().max() <= 1e-5 * scale
     return bool(independent and (beside - alone).abs().max() <= CLOSE.get(dtype, CLOSE_ELSE) * scale)
-
-
-@torch.no_grad()
-def takes_pieces(model: nn.Module) -> bool:
-    """Tell whether a plain frozen head returns the logits: losses can be computed in pieces.
-
-    Some models scale or bound their logits behind the head. Tried with two tokens.
-    """
-    base = own_model(model)
-    head = base.get_output_embeddings()  # type: ignore[operator]
-    if type(head) is not nn.Linear or any(
-        each.requires_grad or isinstance(each, DTensor) for each in head.parameters()
-    ):
-        return False
-    inputs: list[Tensor] = []
-
-    def probed(_: nn.Module, args: tuple[Any, ...], _output: Tensor) -> Tensor:
-        inputs.append(args[0])
-        scaled: Tensor = args[0] * PROBE
-        return scaled
-
-    handle = head.register_forward_hook(probed)
-    try:
-        with _mode(model, training=False):
-            logits = base(input_ids=torch.tensor([[0, 1]], device=head.weight.device), use_cache=False).logits
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-        return False
-    finally:
-        handle.remove()
-    expected = [(each * PROBE).to(logits.dtype) for each in inputs]
-    return len(expected) == 1 and torch.equal(logits, expected[0])
-
-
-@torch.no_grad()
-def trial_logits(model: nn.Module, dtype: torch.dtype) -> Tensor | None:
-    """Return the logits of a few tokens under autocast to `dtype`; None where that fails."""
-    device = next(model.parameters()).device
-    try:
-        with _mode(model, training=False), torch.autocast(device.type, dtype):
-            ids = torch.tensor(drawn(model, TRIAL), device=device)
-            logits: Tensor = own_model(model)(input_ids=ids, use_cache=False).logits
-            return logits
-    except TRIAL_ERRORS as error:
-        logger.debug("trial of weights in %s: %s", dtype, error)
-        return None
-
-
-def runs_backward(model: nn.Module) -> bool:
-    """Tell whether torch computes the gradients of what is trained."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        with _mode(model, training=True), torch.random.fork_rng():
-            ids = torch.arange(TRIAL, device=trained[0].device)[None]
-            torch.autograd.grad(model(input_ids=ids, use_cache=False).logits.sum(), trained, allow_unused=True)
-    except RuntimeError as error:
-        logger.debug("trial of a backward pass: %s", error)
-        return False
-    return True
