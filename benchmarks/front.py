@@ -343,7 +343,7 @@ def of_models(tables: Sequence[Table], rows: Sequence[Row]) -> str:
             sizes[name], kinds[name] = point, ARMS[arm].kind
     front = list(pareto({name: (point.x, point.value) for name, point in sizes.items()}))
     names = ("MB, each step doubles", "right answers, %")
-    return str(scatter(f"{tables[0].task}: accuracy over bytes", names, sizes, kinds, front, doubling=True))
+    return scatter(f"{tables[0].task}: accuracy over bytes", names, sizes, kinds, front, doubling=True)
 
 
 def _sizes(rows: Sequence[Row]) -> dict[str, Point]:
@@ -358,7 +358,7 @@ def _sizes(rows: Sequence[Row]) -> dict[str, Point]:
 def _drawing(title: str, name: str, found: Mapping[str, Point], sign: int) -> str:
     """Return a drawing of all arms; `sign` is -1 where more is better."""
     front = list(pareto({arm: (sign * each.x, each.value) for arm, each in found.items()}))
-    return str(scatter(title, (name, "right answers, %"), found, {arm: ARMS[arm].kind for arm in found}, front))
+    return scatter(title, (name, "right answers, %"), found, {arm: ARMS[arm].kind for arm in found}, front)
 
 
 def _last(rows: Sequence[Row], name: str, mode: Mode | None = None) -> Row:

@@ -1,4 +1,4 @@
-"""The pictures of README and docs, drawn as SVG files for light and dark pages from the records of runs.
+"""The pictures of README and docs, drawn by matplotlib as SVG from the records of runs.
 
     python -m benchmarks.pictures runs/quickstart   # reads the run; writes docs/assets/demo.json and demo.svg
     python -m benchmarks.pictures                   # draws demo.json again
@@ -8,101 +8,37 @@ The first picture shows accuracies and the weights that are not zero. The others
 benchmarks.real_models over sparsity and over the size of the adapter.
 """
 
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from math import log2
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from string import ascii_lowercase
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
+import matplotlib
+from matplotlib.figure import Figure
 
 from benchmarks.real_models_table import MPT, Arm, Row, Table, arm_of, arms_by_table, name_of, table_of
 from benchmarks.report import parser_of
 from shears.evaluation.statistics import pooled_accuracy
 from shears.records.artifacts import read_json
-from shears.report.charts import Scale, around, axes, polyline, text
-from shears.report.html import element, join
-from shears.report.words import percent, points
+from shears.records.figures import points
+from shears.report.pictures import NOT_WRITTEN, STYLE
 
 ASSETS = Path(__file__).parents[1] / "docs" / "assets"
-WIDTH = 400.0  # units, as in the charts of a report: a phone's width
-HEIGHT = 250.0
-LEFT = 46.0
-BOTTOM = 40.0
-TOP = 30.0
-LEGEND = 18.0  # height of a line of the legend
-KINDS = ("ours", "adapter", "plain", "paper")
-STYLE = """
-.page { fill: #ffffff; stroke: #d0d7de }
-text { fill: #1f2328; font: 12px system-ui, -apple-system, "Segoe UI", sans-serif }
-.axes text { fill: #59636e; font-size: 11px }
-.grid { stroke: #eaeef2 }
-polyline { fill: none; stroke-width: 2 }
-.whisker { stroke-width: 1.5; fill: none }
-circle.ours { fill: #1a7f64 } polyline.ours, path.ours { stroke: #1a7f64 }
-circle.adapter { fill: #d1722a } polyline.adapter, path.adapter { stroke: #d1722a }
-circle.plain { fill: #6e7a87 } polyline.plain, path.plain { stroke: #6e7a87 }
-circle.paper { fill: #b3bcc6 } polyline.paper, path.paper { stroke: #b3bcc6; stroke-dasharray: 4 3 }
-@media (prefers-color-scheme: dark) {
-  .page { fill: #0d1117; stroke: #3d444d }
-  text { fill: #e6edf3 }
-  .axes text { fill: #9da7b1 }
-  .grid { stroke: #21262d }
-  circle.ours { fill: #3fb68f } polyline.ours, path.ours { stroke: #3fb68f }
-  circle.adapter { fill: #f0944d } polyline.adapter, path.adapter { stroke: #f0944d }
-}
-"""
-DEMO_WIDTH = 560.0  # text of 15 units can be read on a phone, where the picture is 350 pixels wide
-DEMO_LEFT = 18.0  # of the bars of accuracy
-DEMO_RIGHT = 366.0  # of the bars of sizes
-DEMO_TOP = 62.0  # of the first row
-ROW_HEIGHT = 52.0
-BAR_HEIGHT = 15.0
+COLOURS = {"ours": "#1a7f64", "adapter": "#d1722a", "plain": "#6e7a87", "paper": "#b3bcc6"}
 MILLION = 1e6
-FEW_ZEROS = 0.01  # a share; dense models contain some zeros, too
-KEPT = ("name", "metric", "value", "ci95", "n", "sparsity", "nonzeros", "adapter_parameters")
-DEMO_STYLE = """
-.page { fill: #ffffff; stroke: #d0d7de }
-text { fill: #1f2328; font: 15px system-ui, -apple-system, "Segoe UI", sans-serif }
-.head { font-weight: 600 }
-.dim { fill: #59636e; font-size: 14px }
-.track { fill: #eaeef2 }
-.plain { fill: #8b98a5 }
-.ours { fill: #1a7f64 }
-.adapter { fill: #d1722a }
-.halo { stroke: #ffffff; stroke-width: 5; fill: none }
-.whisker { stroke: #1f2328; stroke-width: 1.6; fill: none }
-@media (prefers-color-scheme: dark) {
-  .page { fill: #0d1117; stroke: #3d444d }
-  text { fill: #e6edf3 }
-  .dim { fill: #9da7b1 }
-  .track { fill: #21262d }
-  .plain { fill: #6e7a87 }
-  .ours { fill: #3fb68f }
-  .adapter { fill: #f0944d }
-  .halo { stroke: #0d1117 }
-  .whisker { stroke: #e6edf3 }
-}
-"""
-
-
-def framed(title: str, style: str, size: tuple[float, float], radius: float, parts: Iterable[Markup]) -> Markup:
-    """Return a drawing with a border; the title is what a screen reader says. The style is not escaped."""
-    width, height = size
-    return element(
-        "svg",
-        element("title", title),
-        element("style", Markup(style)),
-        element("rect", x=0.5, y=0.5, width=width - 1, height=height - 1, rx=radius, class_="page"),
-        *parts,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width:g} {height:g}",
-        width=width,
-        height=height,
-        role="img",
-    )
+KEPT = (
+    "name",
+    "metric",
+    "value",
+    "ci95",
+    "n",
+    "sparsity",
+    "nonzeros",
+    "adapter_parameters",
+)  # of a model, in demo.json
 
 
 class Point(NamedTuple):
@@ -133,7 +69,7 @@ def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.svg" for name in pictures]
     for path, drawing in zip(paths, pictures.values(), strict=True):
-        path.write_text(f"{drawing}\n", encoding="utf-8")
+        path.write_text(drawing, encoding="utf-8")
     return paths
 
 
@@ -167,82 +103,62 @@ def by_adapter_size(rows: Sequence[Row], table: Table, arms: Mapping[Arm, Mappin
     return {name: sorted(points) for name, points in series.items()}
 
 
-def curves(title: str, names: tuple[str, str], series: Series, form: str = "{:.0f}") -> Markup:
-    """Return a drawing of points with intervals over a number, a colour and, for several points, a line a series."""
-    every = [point for each in series.values() for point in each]
-    across = Scale(*around([point.x for point in every]), LEFT, WIDTH - 14.0)
-    up = Scale(*around([end for point in every for end in (point.low, point.high)]), HEIGHT - BOTTOM, TOP + 14.0)
-    kinds = [KINDS[index % len(KINDS)] if not name.startswith("paper") else "paper"
-             for index, name in enumerate(series)]  # fmt: skip
-    spoken = "; ".join(
-        f"{name}: " + ", ".join(f"{point.value:.1f} % at {point.x:.4g}" for point in each)
-        for name, each in series.items()
-    )
-    parts = [
-        text(10.0, 18.0, title),
-        axes(across, up, names, (form.format, "{:g}".format)),
-        *(_series(each, kind, across, up) for each, kind in zip(series.values(), kinds, strict=True)),
-        *(_legend(name, kinds[row], HEIGHT + 4.0 + row * LEGEND) for row, name in enumerate(series)),
-    ]
-    return framed(f"{title}. {spoken}", STYLE, (WIDTH, HEIGHT + LEGEND * len(series)), 6.0, parts)
+def curves(title: str, names: tuple[str, str], series: Series, form: str = "{:.0f}") -> str:
+    """Return a drawing of points with intervals over a number: a colour and a line for each series."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.0, 4.2), layout="constrained")
+        axes = figure.add_subplot(title=title, xlabel=names[0], ylabel=names[1])
+        for index, (name, each) in enumerate(series.items()):
+            kind = "paper" if name.startswith("paper") else list(COLOURS)[index % len(COLOURS)]
+            _errorbar(axes, each, COLOURS[kind], label=name, linestyle="--" if kind == "paper" else "-")
+            for point in each:
+                axes.annotate(point.label, (point.x, point.value), (6, -12), textcoords="offset points", fontsize=8)
+        axes.xaxis.set_major_formatter(lambda value, _: form.format(value))
+        figure.legend(loc="outside lower left", ncols=2)
+        words = "; ".join(f"{name}: {', '.join(map(_words, each))}" for name, each in series.items())
+        return _svg(figure, f"{title}. {words}")
 
 
 def scatter(
     title: str, names: tuple[str, str], found: Mapping[str, Point], kinds: Mapping[str, str], front: Sequence[str],
     *, doubling: bool = False,
-) -> Markup:  # fmt: skip
+) -> str:  # fmt: skip
     """Return a drawing of single points with intervals, one line through those of the front, a letter for each.
 
     `doubling`: a step along the x axis doubles.
     """
-    spoken = "; ".join(f"{name}: {point.value:.1f} % at {point.x:.4g}" for name, point in found.items())
-    if doubling:
-        found = {name: point._replace(x=log2(point.x)) for name, point in found.items()}
-    points = list(found.values())
-    across = Scale(*around([point.x for point in points]), LEFT, WIDTH - 14.0)
-    up = Scale(*around([end for point in points for end in (point.low, point.high)]), HEIGHT - BOTTOM, TOP + 14.0)
-    line = [(across(found[name].x), up(found[name].value)) for name in front]
-    rows = -(-len(points) // 2)
-    letters = dict(zip(found, ascii_lowercase, strict=False))
-    marks = []
-    legend = []
-    for number, (name, letter) in enumerate(letters.items()):
-        place = (HEIGHT + 4.0 + number % rows * LEGEND, number // rows * (WIDTH / 2 - 8.0))
-        legend.append(_legend(f"{letter}  {name}", kinds[name], *place))
-    by_x = sorted(found, key=lambda name: found[name].x)
-    pairs = (by_x[at : at + 2] for at in range(0, len(found), 2))  # neighbours on other ends, the higher above
-    ordered = (name for pair in pairs for name in sorted(pair, key=lambda name: -found[name].high))
-    for number, name in enumerate(ordered):
-        y = up(found[name].low) + 11.0 if number % 2 else up(found[name].high) - 4.0
-        marks.append(text(across(found[name].x), y, letters[name], "middle"))
-    parts = [
-        text(10.0, 18.0, title),
-        axes(across, up, names, ((lambda x: f"{2**x:.0f}") if doubling else "{:g}".format, "{:g}".format)),
-        polyline(line, "paper"),
-        *(_series([point], kinds[name], across, up) for name, point in found.items()),
-        *marks,
-        *legend,
-    ]
-    return framed(f"{title}. {spoken}. On the front: {', '.join(front)}", STYLE, (WIDTH, HEIGHT + LEGEND * rows), 6.0,
-                  parts)  # fmt: skip
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.6 + 0.11 * len(found)), layout="constrained")
+        axes = figure.add_subplot(title=title, xlabel=names[0], ylabel=names[1])
+        line = [found[name] for name in front]
+        axes.plot([point.x for point in line], [point.value for point in line], "--", color=COLOURS["paper"])
+        for (name, point), letter in zip(found.items(), ascii_lowercase, strict=False):
+            _errorbar(axes, [point], COLOURS[kinds[name]], label=f"{letter}  {name}", linestyle="")
+            axes.annotate(letter, (point.x, point.high), (0, 2), textcoords="offset points", ha="center")
+        if doubling:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+        figure.legend(loc="outside lower left", ncols=2, fontsize=8)
+        words = "; ".join(f"{name}: {_words(point)}" for name, point in found.items())
+        return _svg(figure, f"{title}. {words}. On the front: {', '.join(front)}")
 
 
-def _series(points: Sequence[Point], kind: str, across: Scale, up: Scale) -> Markup:
-    parts = [polyline([(across(point.x), up(point.value)) for point in points], kind)] if len(points) > 1 else []
-    for point in points:
-        x, y = across(point.x), up(point.value)
-        if point.high > point.low:
-            line = f"M{x - 3:.1f} {up(point.low):.1f}h6m-3 0V{up(point.high):.1f}m-3 0h6"
-            parts.append(element("path", d=line, class_=f"whisker {kind}"))
-        parts.append(element("circle", cx=x, cy=y, r=4.0, class_=kind))
-        if point.label:
-            side = "end" if x > WIDTH * 0.7 else "start"
-            parts.append(text(x + (-7.0 if side == "end" else 7.0), y + 16.0, point.label, side))
-    return join(parts)
+def _words(point: Point) -> str:
+    return f"{point.value:.1f} % at {point.x:.4g}"
 
 
-def _legend(name: str, kind: str, y: float, x: float = 0.0) -> Markup:
-    return join([element("circle", cx=x + 16.0, cy=y, r=4.0, class_=kind), text(x + 26.0, y + 4.0, name)])
+def _errorbar(axes: Any, series: Sequence[Point], colour: str, **options: Any) -> None:
+    low = [point.value - point.low for point in series]
+    high = [point.high - point.value for point in series]
+    places = ([point.x for point in series], [point.value for point in series])
+    axes.errorbar(*places, yerr=(low, high), color=colour, marker="o", markersize=5, capsize=3, **options)
+
+
+def _svg(figure: Figure, spoken: str) -> str:
+    """Return a drawing as SVG; a screen reader speaks `spoken`."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={**NOT_WRITTEN, "Title": spoken})
+    return file.getvalue()
 
 
 def _point(x: float, runs: Mapping[int, Sequence[bool]]) -> Point:
@@ -258,65 +174,34 @@ def figures_of(run: Path) -> dict[str, Any]:
 
 
 def draw(figures: Mapping[str, Any]) -> str:
-    """Return the picture of the demo as an SVG file."""
+    """Return the picture of the demo as an SVG file: accuracies on the left, weights that are not zero on the right."""
     models = figures["models"]
-    height = DEMO_TOP + len(models) * ROW_HEIGHT + 20.0
-    name = "; ".join(f"{row['name']}: {percent(row['value'])}, {row['nonzeros'] / MILLION:.1f} M" for row in models)
-    parts = (
-        text(DEMO_LEFT, 26.0, f"right answers of {models[0]['n']}, 95 % interval", class_="head"),
-        text(DEMO_RIGHT, 26.0, "non-zero weights", class_="head"),
-        join(_row(row, DEMO_TOP + index * ROW_HEIGHT, models) for index, row in enumerate(models)),
-        text(DEMO_LEFT, height - 14.0, _lead(figures["lead"]), class_="dim"),
-    )
-    return f"{framed(name, DEMO_STYLE, (DEMO_WIDTH, height), 8.0, parts)}\n"
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        drawing = Figure(figsize=(6.4, 0.9 + 0.55 * len(models)), layout="constrained")
+        left, right = drawing.subplots(1, 2, sharey=True)
+        left.set_title(f"right answers of {models[0]['n']}, 95 % interval", fontsize=10)
+        right.set_title("non-zero weights", fontsize=10)
+        for place, row in enumerate(reversed(models)):
+            adapter = row["adapter_parameters"] or 0
+            colour = COLOURS["ours" if adapter and row["sparsity"] > 0.01 else "plain"]
+            ends = [[row["value"] - row["ci95"][0]], [row["ci95"][1] - row["value"]]]
+            left.barh(place, row["value"], xerr=ends, color=colour, capsize=4, height=0.5)
+            left.annotate(f"{row['value']:.1%}", (1.02, place), va="center")
+            right.barh(place, row["nonzeros"], color=colour, height=0.5)
+            right.barh(place, adapter, left=row["nonzeros"], color=COLOURS["adapter"], height=0.5)
+            added = f" + {adapter / MILLION:.1f} M" if adapter else ""
+            right.annotate(f"{row['nonzeros'] / MILLION:.1f} M{added}", (0, place), (0, 14), textcoords="offset points")
+        left.set_yticks(range(len(models)), [row["name"] for row in reversed(models)])
+        left.set_xlim(0, 1.25)
+        left.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
+        right.set_xticks([])
+        drawing.supxlabel(_lead(figures["lead"]), fontsize=9)
+        return _svg(drawing, "; ".join(f"{row['name']}: {row['value']:.1%}" for row in models))
 
 
 def _lead(lead: Mapping[str, Any]) -> str:
-    difference = lead["difference"]
-    low, high = (points(end) for end in difference["ci95"])
-    return f"{lead['name']} minus {lead['against']}: {points(difference['value'])} points ({low} to {high})"
-
-
-def _row(row: Mapping[str, Any], top: float, models: Sequence[Mapping[str, Any]]) -> Markup:
-    """Return the line of a model: its name, its accuracy on the left, its size on the right."""
-    is_pruned = row["sparsity"] > FEW_ZEROS
-    kind = "ours" if is_pruned and row["adapter_parameters"] else "plain"
-    return element(
-        "g", text(DEMO_LEFT, top, row["name"]), _accuracy(row, top + 8.0, kind), _size(row, top, kind, models)
-    )
-
-
-def _accuracy(row: Mapping[str, Any], top: float, kind: str) -> Markup:
-    scale = Scale(0.0, 1.0, DEMO_LEFT, 280.0)
-    low, high = map(scale, row["ci95"])
-    middle = top + BAR_HEIGHT / 2
-    line = f"M{low:.1f} {middle - 5:.1f}v10M{low:.1f} {middle:.1f}H{high:.1f}M{high:.1f} {middle - 5:.1f}v10"
-    return join(
-        [
-            _bar(scale.start, top, scale.end - scale.start, "track"),
-            _bar(scale.start, top, scale(row["value"]) - scale.start, kind),
-            element("path", d=line, class_="halo"),
-            element("path", d=line, class_="whisker"),
-            text(scale.end + 60, middle + 5, percent(row["value"]), "end"),
-        ]
-    )
-
-
-def _size(row: Mapping[str, Any], top: float, kind: str, models: Sequence[Mapping[str, Any]]) -> Markup:
-    """Return the weights that are not zero: the model's, and behind them the adapter's."""
-    most = max(each["nonzeros"] + (each["adapter_parameters"] or 0) for each in models)
-    scale = Scale(0.0, float(most), DEMO_RIGHT, DEMO_WIDTH - 18.0)
-    adapter = row["adapter_parameters"] or 0
-    end = scale(row["nonzeros"])
-    words = f"{row['nonzeros'] / MILLION:.1f} M" + (f" + {adapter / MILLION:.1f} M" if adapter else "")
-    parts = [_bar(DEMO_RIGHT, top + 8.0, end - DEMO_RIGHT, kind), text(DEMO_RIGHT, top, words)]
-    if adapter:
-        parts.append(_bar(end, top + 8.0, scale(row["nonzeros"] + adapter) - end, "adapter"))
-    return join(parts)
-
-
-def _bar(x: float, y: float, width: float, kind: str) -> Markup:
-    return element("rect", x=x, y=y, width=width, height=BAR_HEIGHT, class_=kind)
+    gap = lead["difference"]
+    return f"{lead['name']} minus {lead['against']}: {points(gap['value'])} points ({points(*gap['ci95'])})"
 
 
 def main() -> None:

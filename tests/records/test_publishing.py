@@ -171,15 +171,6 @@ def test_an_embedded_model_and_one_of_the_hub_stay_the_base(base: str, made: Pat
     assert 'AutoModelForCausalLM.from_pretrained("me/it")' in files["README.md"].decode()
 
 
-def test_a_record_that_lacks_what_a_card_says_is_refused(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "sparse", tmp_path / "sparse")
-    record = json.loads((made / "sparse" / "sparsity.json").read_text())
-    del record["achieved"]
-    (tmp_path / "sparse" / "sparsity.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"sparsity\.json must be a record that shears wrote, got .*achieved"):
-        shears.push(tmp_path / "sparse", "me/it", base="me/base", dry_run=True)
-
-
 def test_a_push_uploads_the_files_of_the_dry_run(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, Sequence[CommitOperationAdd]]] = []
 
@@ -198,62 +189,33 @@ def test_a_push_uploads_the_files_of_the_dry_run(made: Path, monkeypatch: pytest
     assert [(item.path_in_repo, item.upload_info.size) for item in operations] == [(f.name, f.size) for f in listed]
 
 
-def test_what_cannot_be_pushed_is_refused(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="must be public, .* has the folder .*; push that first"):
-        shears.push(made / "sub", "me/sub", dry_run=True)
-    with pytest.raises(InputError, match="only a model, an adapter or a package can be pushed"):
-        shears.push(tmp_path, "me/nothing", dry_run=True)
-    with pytest.raises(InputError, match="must be named like owner/name, got 'a b'"):
-        shears.push(made / "sub", "a b", base="me/sparse", dry_run=True)
-    for base in ("/tmp", "not/a/valid/id", "", "../sparse"):
-        with pytest.raises(InputError, match="the base must be named like owner/name, got"):
-            shears.push(made / "sub", "me/sub", base=base, dry_run=True)
-    with pytest.raises(InputError, match="the hub refused me/sub: .*log in with hf auth login"):
-        shears.push(made / "sub", "me/sub", base="me/sparse")  # offline
-    monkeypatch.chdir(made)
-    with pytest.raises(InputError, match="must be a hub id, got the local path sparse"):
-        shears.push("sub", "me/sub", base="sparse", dry_run=True)
+def _changed(folder: Path, name: str, content: bytes) -> Path:
+    (folder / name).write_bytes(content)
+    return folder
 
 
-@pytest.mark.parametrize("record", ["recipe.yaml", "evaluation.json", "result.json"])
-def test_a_run_or_a_search_is_no_artifact_to_push(record: str, made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "sub", tmp_path / "it" / "sub_adapter")
-    (tmp_path / "it" / record).write_text("{}")
-    with pytest.raises(InputError, match="got the run or search .*it; push its sparse or sub_adapter folder"):
-        shears.push(tmp_path / "it", "me/it", base="me/sparse", dry_run=True)
-
-
-def test_a_model_with_an_evaluation_in_its_folder_is_a_model(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "base", tmp_path / "base")
-    (tmp_path / "base" / "evaluation.json").write_text("{}")
-    sent = {file.name for file in shears.push(tmp_path / "base", "me/base", dry_run=True)}
-    assert {"config.json", "model.safetensors", "evaluation.json"} <= sent
-    (tmp_path / "base" / "recipe.yaml").write_text("")  # a run was made in the model's own folder
-    with pytest.raises(InputError, match="push its sparse or sub_adapter folder"):
-        shears.push(tmp_path / "base", "me/base", dry_run=True)
-
-
-@pytest.mark.parametrize("content", ["[]", "null", '"me/base"'])
-def test_settings_of_an_adapter_that_are_no_object_are_refused(content: str, made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "sub", tmp_path / "sub")
-    (tmp_path / "sub" / "adapter_config.json").write_text(content)
-    with pytest.raises(InputError, match=r"adapter_config\.json must be a JSON object, got .*; make or get it again"):
-        shears.push(tmp_path / "sub", "me/sub", base="me/sparse", dry_run=True)
-
-
-def test_a_repository_needs_its_owner(made: Path) -> None:
-    """The hub would make one of the user's, take no commit under the short name, and the card could not load it."""
-    with pytest.raises(InputError, match="the repository must be named like owner/name, got 'sub'"):
-        shears.push(made / "sub", "sub", base="me/sparse", dry_run=True)
-
-
-def _sent_settings(adapter: Path) -> dict[str, Any]:
-    """Return the adapter_config.json that would be sent."""
-    files = {file.name: file.content for file in shears.push(adapter, "me/it", base="me/base", dry_run=True)}
-    content = files["adapter_config.json"]
-    assert content is not None
-    settings: dict[str, Any] = json.loads(content)
-    return settings
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda sub: sub, {"base": None}, "must be public, .* has the folder .*; push that first"),
+        (lambda sub: sub.parent, {}, "only a model, an adapter or a package can be pushed"),
+        (lambda sub: sub, {"repo": "a b"}, "the repository 'a b' cannot be used"),
+        (lambda sub: sub, {"repo": "sub"}, "must be named like owner/name, got 'sub'"),
+        (lambda sub: sub, {"base": "/tmp"}, "/tmp"),
+        (lambda sub: sub, {"base": "../sparse"}, "sparse"),
+        (lambda sub: sub, {"dry_run": False}, "the repository me/it cannot be used"),  # offline
+        (lambda sub: _changed(sub, "adapter_config.json", b"[]"), {}, r"adapter_config\.json"),
+        (lambda sub: _changed(sub, "README.md", b"---\na: [1,\n---\ntext"), {}, r"README\.md cannot be read"),
+        (lambda sub: _changed(sub, "README.md", b"caf\xe9"), {}, r"README\.md cannot be read"),
+    ],
+)
+def test_what_cannot_be_pushed_is_refused(
+    make: Any, options: dict[str, Any], message: str, made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made / "sub", tmp_path / "run" / "sub")
+    keywords = {"repo": "me/it", "base": "me/sparse", "dry_run": True, **options}
+    with pytest.raises(InputError, match=message):
+        shears.push(make(tmp_path / "run" / "sub"), **keywords)
 
 
 def test_files_of_the_trainer_are_not_uploaded(made: Path, tmp_path: Path) -> None:
@@ -269,34 +231,22 @@ def test_files_of_the_trainer_are_not_uploaded(made: Path, tmp_path: Path) -> No
     assert {"config.json", "model.safetensors", "checkpoint.md"} <= files
 
 
-@pytest.mark.parametrize("key", ["tokenizer_name_or_path", "tokenizer", "cache_file", "covariance_file"])
+@pytest.mark.parametrize("key", ["tokenizer_name_or_path", "covariance_file"])
 def test_settings_of_other_tools_name_no_folder(key: str, made: Path, tmp_path: Path) -> None:
     """Of PEFT's prompt tuning and CorDA, of GPTQ's quantization."""
     shutil.copytree(made / "sub", tmp_path / "sub")
     path = tmp_path / "sub" / "adapter_config.json"
     settings = {**json.loads(path.read_text()), "more": {key: f"{made}/it", "also": "org/name"}, key: "org/name"}
     path.write_text(json.dumps(settings))
-    sent_settings = _sent_settings(tmp_path / "sub")
+    sent_settings = json.loads(sent(tmp_path / "sub", "me/it", "me/base")["adapter_config.json"])
     assert (sent_settings["more"], sent_settings[key]) == ({key: "it", "also": "org/name"}, "org/name")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"---\na: [1,\n---\ntext", "must begin with metadata in YAML, got"), (b"caf\xe9", "must be UTF-8 text, got")],
-)
-def test_a_card_that_cannot_be_read_is_refused(content: bytes, message: str, made: Path, tmp_path: Path) -> None:
-    for name in ("base", "sub"):
-        shutil.copytree(made / name, tmp_path / name)
-        (tmp_path / name / "README.md").write_bytes(content)
-        with pytest.raises(InputError, match=rf"README\.md {message}"):
-            shears.push(tmp_path / name, "me/it", base="me/base", dry_run=True)
 
 
 def test_an_adapter_that_names_no_base_gets_the_one_given(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "sub", tmp_path / "sub")
     path = tmp_path / "sub" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
-    sent_settings = _sent_settings(tmp_path / "sub")
+    sent_settings = json.loads(sent(tmp_path / "sub", "me/it", "me/base")["adapter_config.json"])
     assert sent_settings["base_model_name_or_path"] == "me/base"
 
 

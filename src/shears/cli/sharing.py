@@ -1,6 +1,5 @@
 """The verbs that show results to others: compare, report and push."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,8 +7,7 @@ from typing import Annotated, Any
 import shears
 from shears.cli import tables
 from shears.cli.options import app, argument, option, switch
-
-PLOT_WIDTH = 22  # characters; the table then fits into 80 columns
+from shears.records.figures import arm_rows, difference_row
 
 
 @app.command(rich_help_panel="Measure")
@@ -44,18 +42,16 @@ def compare(
 
 @app.command(rich_help_panel="Measure")
 def report(
-    run: Annotated[str, argument("RUN", "Folder of a run.")],
+    run: Annotated[str, argument("RUN", "Folder of run or compress.")],
     output: Annotated[str | None, option("FILE", "HTML file to write; default: RUN/report.html.")] = None,
-    compare: Annotated[str | None, option("FOLDER", "Folder of another run to compare with.")] = None,
 ) -> None:
     """Write the report of a run as one web page.
 
-    The page has a summary, charts with their data, examples and the recipe, and loads nothing from
-    the network.
+    The page has figures, pictures, examples and the recipe, and loads nothing from the network.
 
-    shears report runs/quickstart --compare runs/other
+    shears report runs/quickstart
     """
-    tables.print_line(f"{shears.write_report(run, output, compare=compare)}: open it in a browser")
+    tables.print_line(f"{shears.write_report(run, output)}: open it in a browser")
 
 
 @app.command(rich_help_panel="Use")
@@ -75,66 +71,22 @@ def push(
         --base me/sparse --dry-run
     """
     files = shears.push(folder, repo, base=base, private=private, dry_run=dry_run)
-    rows = [(file.name, f"{file.size:,}") for file in files]
-    tables.print_table(("file", "bytes"), rows, f"{'would be' if dry_run else 'is'} in {repo}")
+    rows = [{"file": file.name, "bytes": f"{file.size:,}"} for file in files]
+    tables.print_rows(rows, f"{'would be' if dry_run else 'is'} in {repo}")
     tables.print_line(f"{len(files)} files, {sum(file.size for file in files):,} bytes")
 
 
 def print_comparison(data: Mapping[str, Any]) -> None:
     """Print the arms and their differences, by task, then explain the columns."""
     tasks = data.get("tasks", [data])
-    has_several = sum(len(task["differences"]) for task in tasks) > 1
     for task in tasks:
-        _print_arms(task)
-        _print_differences(task, has_several)
+        of = f" of {task['task']}" if "task" in task else ""
+        tables.print_rows(arm_rows(task), f"accuracy on {task['n']:,} examples{of}")
+        rows = [difference_row(each["name"], each) for each in task["differences"]]
+        tables.print_rows(rows, f"difference to {task['against']}, same examples")
         for note in task.get("notes", []):
             tables.print_line(note)
-    tests = sorted({row["test"] for task in tasks for row in task["differences"]})
+    tests = sorted({each["test"] for task in tasks for each in task["differences"]})
     tables.print_line(f"p: {' or '.join(tests)}, two-sided.")
     tables.print_line("won, lost: examples that only this arm, or only the other, answers correctly.")
     tables.print_line("Intervals are over examples; seeds are pooled by example.")
-
-
-def _print_arms(data: Mapping[str, Any]) -> None:
-    """Print the accuracies, each with its interval on an axis of whole tenths."""
-    intervals = [arm["ci95"] for arm in data["arms"]]
-    low = math.floor(10 * min(start for start, _ in intervals)) / 10
-    high = max(math.ceil(10 * max(end for _, end in intervals)) / 10, low + 0.1)
-    axis = f"{low:.0%}".ljust(PLOT_WIDTH - len(f"{high:.0%}")) + f"{high:.0%}"
-    rows = []
-    for arm in data["arms"]:
-        plot = whisker(arm["value"], arm["ci95"], low, high)
-        rows.append((arm["name"], arm["runs"], *tables.figure({**arm, "metric": "accuracy"}), plot))
-    task = f" of {data['task']}" if "task" in data else ""
-    head = ("arm", "runs", "accuracy", "95 % interval", axis)
-    tables.print_table(head, rows, f"accuracy on {data['n']:,} examples{task}", unbroken=(axis,))
-
-
-def _print_differences(data: Mapping[str, Any], has_several: bool) -> None:
-    """Print the differences, without columns that no row fills, and Holm's only for several."""
-    has_counts = any("won" in row for row in data["differences"])
-    rows = []
-    for row in data["differences"]:
-        counts = [f"{row['won']}, {row['lost']}" if "won" in row else "-"] if has_counts else []
-        ps = [row["p"], *([row["p_holm"]] if has_several else [])]
-        rows.append((row["name"], tables.points(row), tables.points(row, "ci95"), *counts, *map(_p, ps)))
-    interval = "95 % interval"
-    columns = [*(["won, lost"] if has_counts else []), "p", *(["p (Holm)"] if has_several else [])]
-    title = f"difference to {data['against']}, same examples"
-    tables.print_table(("arm", "points", interval, *columns), rows, title, unbroken=(interval,))
-
-
-def whisker(value: float, interval: list[float], low: float, high: float, width: int = PLOT_WIDTH) -> str:
-    """Return an interval as a line with the value as a dot, on an axis from low to high."""
-    line, dot, left, right = "-o||" if tables.console.options.ascii_only else "─●├┤"
-    shares = [(min(max(each, low), high) - low) / (high - low) for each in (*interval, value)]
-    start, end, middle = (round(share * (width - 1)) for share in shares)
-    cells = [line if start <= place <= end else " " for place in range(width)]
-    cells[start] = left
-    cells[end] = right
-    cells[middle] = dot
-    return "".join(cells)
-
-
-def _p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"

@@ -15,6 +15,7 @@ from shears.errors import RECORD_ERRORS, InputError
 from shears.records.artifacts import COMPRESS, RESULT, read_json
 from shears.records.folders import refuse_taken
 from shears.records.paths import expanded
+from shears.records.timing import real_seconds
 from shears.records.trained_form import UNKNOWN, trained_form
 
 FIRST = "quickstart"  # the recipe that init writes without a name
@@ -325,11 +326,8 @@ def compress(
     if dry_run:
         tables.print_costs(record)
         return
-    from shears.report.compressed import real_seconds
-
     folder = expanded(out)
-    tables.print_times(record, real_seconds(folder, record))
-    tables.print_compressed(record)
+    tables.print_compressed(record, real_seconds(folder, record))
     tables.print_line(f"report: {shears.write_report(folder)}")
     tables.print_line(tables.verdict_line(record, out))
     for line in tables.next_lines(record, out):

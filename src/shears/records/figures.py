@@ -1,13 +1,25 @@
-"""Figures of measurements in words, and the tables of a card in Markdown. Pure."""
+"""Figures of records in words and as rows of tables, for the terminal, the cards and the report. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shears.config.notation import by_layer
 
 Record = Mapping[str, Any]
+Row = dict[str, object]  # of a table: column -> cell
 SHARES = ("acc", "exact_match")  # beginnings of metrics, such as lm-eval's acc_norm
 CUT = "cut"  # a record's flag: the longest length cut the answer; in details, the number of such answers
+MINUTES = ("seconds", "real")  # keys of seconds that are shown in minutes
+BYTES = ("bytes", "size_bytes", "memory", "disk", "memory_bytes")  # keys of numbers of bytes
+BENCH = {
+    "name": "model", "decode_tokens_per_second": "decode", "prefill_tokens_per_second": "prefill",
+    "time_to_first_token_seconds": "seconds to the first", "memory_bytes": "memory",
+}  # fmt: skip
+RATIOS = {"over": "the package over", "decode": "decode", "prefill": "prefill", "first_token": "first token"}
+PACKAGE = {"name": "package", "bytes": "size", "bits_per_weight": "bits a weight", "tokens_per_second": "tokens/s"}
+CANDIDATES = {**PACKAGE, "added_loss": "loss added", "meets": "meets"}
+MEASURED = {**PACKAGE, "loss": "loss", "answers": "right answers", "holds": "meets"}
+PLANNED = {"name": "stage", "work": "what it does", "seconds": "minutes planned", "real": "real"}
 CONTAMINATION = "seen_in_training"  # a record's flag; in details, the number of such questions
 
 
@@ -16,89 +28,155 @@ def is_share(metric: str) -> bool:
     return metric.startswith(SHARES)
 
 
-def other_readings(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+def figure(metric: str, value: int | float) -> str:
+    """Return a share in percent, a perplexity with two decimals, another figure with four digits or all of a count."""
+    if is_share(metric):
+        return f"{value:.1%}"
+    if "perplexity" in metric or "bits_per" in metric:
+        return f"{value:.2f}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def interval(row: Record) -> str:
+    """Return the 95 % interval of a measurement, such as `25.0% to 75.0%`."""
+    return " to ".join(figure(row["metric"], end) for end in row["ci95"]) if row["ci95"] else "unknown"
+
+
+def points(*shares: int | float) -> str:
+    """Return a difference of shares, or the ends of its interval, in points."""
+    return " to ".join(f"{100 * share:+.1f}" for share in shares)
+
+
+def size(num_bytes: int | float) -> str:
+    """Return a number of bytes in megabytes or gigabytes."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def table_rows(records: Iterable[Record], columns: Mapping[str, str]) -> list[Row]:
+    """Return a row of texts for each record; `columns` gives the headings of its keys, without those never set."""
+    records = list(records)
+    known = {key: head for key, head in columns.items() if any(each.get(key) is not None for each in records)}
+    return [{head: cell(key, each.get(key)) for key, head in known.items()} for each in records]
+
+
+def cell(key: str, value: Any) -> str:
+    """Return a value of a record as text, in the unit that its key and its type say."""
+    text = str(value)
+    if value is None or isinstance(value, bool):
+        text = {None: "-", True: "yes", False: "no"}[value]
+    elif isinstance(value, Mapping):
+        text = _spread(value) if "median" in value else answered_words(value)
+    elif key in BYTES:
+        text = size(value)
+    elif key.endswith(("fingerprint", "_sha256")):
+        text = text[:16]
+    elif isinstance(value, int | float):
+        minutes = f"{value / 60:.1f}"
+        text = minutes if key in MINUTES else f"{value:,}" if isinstance(value, int) else figure("", value)
+    return text
+
+
+def _spread(spread: Mapping[str, float]) -> str:
+    middle, low, high = (figure("", spread[key]) for key in ("median", "min", "max"))
+    return f"{middle} ({low} to {high})"
+
+
+def other_readings(figures: Record) -> list[dict[str, Any]]:
     """Return the details that have an interval (`NAME`, `NAME_low`, `NAME_high`) as figures."""
     details = figures.get("details") or {}
-    intervals = {
-        name: (details[f"{name}_low"], details[f"{name}_high"]) for name in details if f"{name}_low" in details
-    }
     return [
-        {**figures, "metric": name.replace("_", " "), "value": details[name], "ci95": interval}
-        for name, interval in intervals.items()
+        {
+            **figures,
+            "metric": name.replace("_", " "),
+            "value": details[name],
+            "ci95": (details[f"{name}_low"], details[f"{name}_high"]),
+        }
+        for name in details
+        if f"{name}_low" in details
     ]
 
 
-def answered_words(answers: Mapping[str, Any]) -> str:
-    """Return the right answers of a model in a compression in words: 45 of 50, 90.0 % (78.6 to 95.7)."""
-    low, high = (100 * end for end in answers["ci95"])
-    right = answers["right"].count("1")
-    return f"{right} of {answers['n']}, {100 * answers['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
+def model_rows(models: Sequence[Record]) -> list[Row]:
+    """Return a row for each measurement: model, figure, other readings, examples, and sizes where they are known."""
+    rows = []
+    for each in models:
+        row: Row = {"model": each["name"], each["metric"]: figure(each["metric"], each["value"])}
+        row["95 % interval"] = interval(each)
+        for reading in other_readings(each):
+            row[reading["metric"].removeprefix("accuracy ")] = figure(reading["metric"], reading["value"])
+        row["n"] = f"{each['n']:,}"
+        if "nonzeros" in each:
+            row["zeros"] = f"{each['sparsity']:.0%}"
+            row["non-zeros"] = f"{each['nonzeros'] / 1e6:.1f} M"
+            row["adapter"] = f"{each['adapter_parameters'] / 1e6:.1f} M" if each["adapter_parameters"] else "-"
+        rows.append(row)
+    return rows
 
 
-def packages_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the figures of the packages that a compression has made, the rival last, each once."""
-    rival = record.get("rival")
-    return [*record["measured"], *([] if rival is None or rival in record["measured"] else [rival])]
-
-
-def cut_words(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return a sentence on the generated answers of measurements that the longest length cut, if any were generated."""
-    counts = [
-        f"{f'{name} ' if (name := row.get('name')) else ''}{int(row['details'][CUT]):,} of {row['n']:,}"
-        for row in rows
-        if CUT in (row.get("details") or {})
+def arm_rows(task: Record) -> list[Row]:
+    """Return the accuracy of each arm on one task."""
+    return [
+        {
+            "arm": arm["name"],
+            "runs": arm["runs"],
+            "accuracy": figure("accuracy", arm["value"]),
+            "95 % interval": " to ".join(figure("accuracy", end) for end in arm["ci95"]),
+            "spread over seeds": "" if arm["spread"] is None else figure("accuracy", arm["spread"]),
+        }
+        for arm in task["arms"]
     ]
-    return f"Answers cut at the longest length: {', '.join(counts)}." if counts else ""
 
 
-def cut_at_ranks(curve: Mapping[str, Any]) -> str:
-    """Return the sentence of `cut_words` for every rank of a curve."""
-    return cut_words([{**point, "name": f"rank {point['rank']}"} for point in curve["points"]])
+def difference_row(name: str, gap: Record) -> Row:
+    """Return the row of a paired difference: points, interval, examples that only one side answers rightly, p."""
+    row: Row = {"arm": name, "points": points(gap["value"]), "95 % interval": points(*gap["ci95"])}
+    if "won" in gap:
+        row["won, lost"] = f"{gap['won']:,}, {gap['lost']:,}"
+    row["p"] = _p(gap["p"])
+    if "p_holm" in gap:
+        row["p, Holm"] = _p(gap["p_holm"])
+    return row
 
 
-def seen_words(figures: Mapping[str, Any], of: str = "", percent: Callable[[float], str] = "{:.1%}".format) -> str:
-    """Return a sentence on the test questions that are in the training data of `of`, if any."""
-    details = figures.get("details") or {}
-    if not (seen := int(details.get(CONTAMINATION, 0))):
-        return ""
-    share = f"{seen:,} of the {figures['n']:,} test questions"
-    words = f"{share} stand in the training data{f' of {of}' if of else ''}"
-    others = details.get("accuracy_unseen")
-    if others is not None:
-        return f"{words}; on the others {'its' if of else 'the'} accuracy is {percent(others)}."
-    return f"{words}; there are no others." if seen >= figures["n"] else f"{words}."
+def _p(value: int | float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
 
 
-def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table of measurements and, below it, sentences on cut answers and contamination."""
-    readings = [{reading["metric"]: reading for reading in other_readings(row)} for row in figures]
-    others = list(dict.fromkeys(name for row in readings for name in row))
-    rows = (
-        (row["name"], row["task"], _figure(row["metric"], row["value"]), _interval(row), row["n"],
-         *(_reading(reading.get(name)) for name in others))
-        for row, reading in zip(figures, readings, strict=True)
-    )  # fmt: skip
-    seen = filter(None, (cut_words(figures), *(seen_words(row, row["name"]) for row in figures)))
-    return "\n\n".join([table(("model", "task", figures[0]["metric"], "95 % interval", "n", *others), rows), *seen])
+def remarks(models: Iterable[Record]) -> list[str]:
+    """Return sentences on answers that the longest length cut, and on test questions that were trained on."""
+    models = list(models)
+    cut = ", ".join(
+        f"{each.get('name', '')} {int(each['details'][CUT]):,} of {each['n']:,}".lstrip()
+        for each in models
+        if CUT in (each.get("details") or {})
+    )
+    words = [f"Answers cut at the longest length: {cut}."] if cut else []
+    for each in models:
+        details = each.get("details") or {}
+        if seen := int(details.get(CONTAMINATION, 0)):
+            of = f" of {each['name']}" if "name" in each else ""
+            rest = f"; on the others the accuracy is {unseen:.1%}" if (unseen := details.get("accuracy_unseen")) else ""
+            words.append(f"{seen:,} of the {each['n']:,} test questions stand in the training data{of}{rest}.")
+    return words
 
 
-def sparsity_table(record: Record) -> str | None:
-    """Return the share of zeros by kind of linear; None for a record without linears."""
-    counts: dict[str, tuple[int, int]] = {}
-    linears = {name: linear for name, linear in record.get("linears", {}).items() if "zeros" in linear}
-    for name, linear in linears.items():
-        kind = next(part for part in reversed(name.split(".")) if not part.isdigit())
-        weights, zeros = counts.get(kind, (0, 0))
-        counts[kind] = (weights + linear["shape"][0] * linear["shape"][1], zeros + linear["zeros"])
-    rows = ((kind, f"{weights:,}", f"{zeros / weights:.1%}") for kind, (weights, zeros) in counts.items())
-    return "## Zeros\n\n" + table(("linear", "weights", "zeros"), rows) if counts else None
-
-
-def rank_table(record: Record) -> str | None:
-    """Return the ranks of every kind of group."""
-    groups = record.get("ranks") or {name: group["ranks"] for name, group in record.get("groups", {}).items()}
-    rows = [(f"`{kind}`", words) for kind, words in ranks_by_kind(groups).items()]
-    return "## Ranks\n\n" + table(("group", "rank"), rows) if rows else None
+def lead_lines(lead: Record | None) -> list[str]:
+    """Return the difference that a run is about in words; for figures that are not paired, both figures."""
+    if lead is None:
+        return []
+    against = lead["against"] + (", which was not trained on the task" if lead["untrained"] else "")
+    if (gap := lead["difference"]) is None:
+        one, other = (figure(lead["metric"], value) for value in lead["values"])
+        lines = [f"{lead['name']}: {lead['metric']} {one}, against {other} of {against}."]
+    else:
+        lines = [
+            f"{lead['name']} minus {against}:",
+            f"  {points(gap['value'])} points, 95 % interval {points(*gap['ci95'])}",
+            f"  of {gap['n']:,} questions, {gap['won']:,} right only by the first, {gap['lost']:,} only by the second",
+        ]
+    if lead["untrained"]:
+        lines.append("  for a trained one to compare with: --set evaluate.baselines=dense-lora")
+    return lines
 
 
 def ranks_by_kind(ranks: Mapping[str, int | Sequence[int]]) -> dict[str, str]:
@@ -110,40 +188,44 @@ def ranks_by_kind(ranks: Mapping[str, int | Sequence[int]]) -> dict[str, str]:
     return {kind: by_layer(texts) for kind, texts in kinds.items()}
 
 
-def size_table(record: Record) -> str | None:
-    """Return the sizes of a package, adapter included, and of the dense model; None without sizes."""
-    sizes = record.get("bytes")
-    if not sizes:
-        return None
-    rows = [
-        ("packed", f"{sizes['model'] / 1e6:,.1f} MB"),
-        (f"dense, {dense_format(record)}", f"{sizes['model_dense'] / 1e6:,.1f} MB"),
-    ]
-    return "## Size\n\n" + table(("model", "on disk"), rows)
+def ranks_of(record: Record) -> Mapping[str, int | Sequence[int]]:
+    """Return the rank of each group, or its ranks, of a super-adapter, a sub-adapter or a search."""
+    groups = {name: group["ranks"] for name, group in record.get("groups", {}).items()}
+    ranks: Mapping[str, int | Sequence[int]] = record.get("ranks") or record.get("chosen", {}).get("ranks", {})
+    return groups or ranks
 
 
-def dense_format(record: Record) -> str:
-    """Return the number format of the dense model that a package is compared with."""
-    return "fp32" if record.get("values") == "fp32" else "bf16"
+def answered_words(answers: Record) -> str:
+    """Return the right answers of a model in a compression in words: 45 of 50, 90.0 % (78.6 to 95.7)."""
+    low, high = (100 * end for end in answers["ci95"])
+    right = answers["right"].count("1")
+    return f"{right} of {answers['n']}, {100 * answers['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table; characters that would end a cell are escaped."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+def packages_of(record: Record) -> list[Record]:
+    """Return the figures of the packages that a compression has made, the rival last, each once."""
+    rival = record.get("rival")
+    return [*record["measured"], *([] if rival is None or rival in record["measured"] else [rival])]
 
 
-def _cell(value: object) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
+def measured_models(record: Record) -> list[Record]:
+    """Return the figures of the dense model, of the fine-tuned one, and of every package of a compression."""
+    dense = record["dense"]
+    models: list[Record] = [{**dense, "name": "dense", "loss": dense.get("held_out_loss")}]
+    taught = record.get("teacher")
+    if taught is not None and taught["answers"] is not None:
+        models.append({**dense, "name": "dense, fine-tuned", "loss": None, "answers": taught["answers"]})
+    return models + packages_of(record)
 
 
-def _reading(figures: Mapping[str, Any] | None) -> str:
-    return f"{_figure(figures['metric'], figures['value'])} ({_interval(figures)})" if figures else ""
+def measured_rows(record: Record) -> list[Row]:
+    """Return a row for each model and package that a compression measured."""
+    models = [{"bits_per_weight": 8 * each["bytes"] / record["parameters"], **each} for each in measured_models(record)]
+    return table_rows(models, MEASURED)
 
 
-def _interval(figures: Mapping[str, Any]) -> str:
-    return " to ".join(_figure(figures["metric"], edge) for edge in figures["ci95"])
-
-
-def _figure(metric: str, value: float) -> str:
-    return f"{value:.1%}" if is_share(metric) else f"{value:.4g}"
+def plan_rows(record: Record, real: Mapping[str, float]) -> list[Row]:
+    """Return a row for each stage of a compression's plan, with the minutes planned and, where known, real."""
+    stages = [stage | {"real": real.get(stage["name"])} for stage in record.get("stages", []) if stage["seconds"]]
+    total = {"name": "all", "seconds": sum(stage["seconds"] for stage in stages), "real": sum(real.values())}
+    return table_rows([*stages, total], PLANNED) if stages else []

@@ -2,32 +2,29 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from httpx2 import HTTPError
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when imported
-from yaml import YAMLError
 
 from shears.config.embedded import EMBEDDED
-from shears.errors import InputError, first_line
+from shears.errors import InputError, option, reading
 from shears.records import artifacts
 from shears.records.card import HubLocation, published
 from shears.records.folders import PARTIAL
-from shears.records.paths import HUB_NAME, SEPARATOR, is_path, last_part, own_file, without_folders
+from shears.records.paths import HUB_NAME, SEPARATOR, expanded, is_path, last_part, own_file, without_folders
 from shears.records.peft_files import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)
-EXCLUDED = ("study.journal", artifacts.TRAINING_TIMES)  # they contain dates and times
-TRAINER_FILES = re.compile(
-    r"checkpoint-\d+|(?:optimizer|scheduler|scaler)\.(?:pt|bin)|rng_state\S*\.pth|training_args\.bin|trainer_state\.json"
-    r"|events\.out\.tfevents\.\S+"
+EXCLUDED = re.compile(
+    r"study\.journal|training_times\.jsonl|checkpoint-\d+|(?:optimizer|scheduler|scaler)\.(?:pt|bin)|rng_state\S*\.pth"
+    r"|training_args\.bin|trainer_state\.json|events\.out\.tfevents\.\S+"
 )
-"""Files of transformers' Trainer beside a model, which contain paths of this machine."""
+"""Files with times, and those of transformers' Trainer, which contain paths of this machine."""
 BASE_KEYS = {
     ADAPTER_CONFIG: "base_model_name_or_path",
     **dict.fromkeys(artifacts.RECORDS, "base"),
@@ -61,137 +58,69 @@ def push(
     `dry_run` uploads nothing and needs no network. InputError for anything but a finished model,
     adapter or package, for an adapter whose base is a local folder, and for what the hub refuses.
     """
-    folder = Path(folder)
-    _check(folder, repo, base)
-    files = list(_files(folder, repo, base))
-    if not dry_run:
-        _upload(folder, repo, files, private)
-    return files
-
-
-def _check(folder: Path, repo: str, base: str | None) -> None:
-    _check_single(folder)
-    _check_name("the repository", repo)
-    if "/" not in repo:  # the hub would add the owner, which the card then lacks
-        todo = "hf auth whoami shows the owner"
-        raise InputError(f"the repository must be named like owner/name, got {repo!r}; {todo}")
-    if base is None:
-        return
-    _check_name("the base", base)
-    if Path(base).exists():
-        todo = "push it and give its repository"
-        raise InputError(f"the base must be a hub id, got the local path {base}; {todo}")
-
-
-def _check_single(folder: Path) -> None:
-    """Raise InputError for a folder that is not one model, adapter or package, such as a run."""
-    rule = "only a model, an adapter or a package can be pushed"
+    folder = expanded(folder)
+    for name in filter(None, (repo, base)):
+        with option(f"the repository {name!r}"):
+            validate_repo_id(name)
+        if "/" not in name or os.path.exists(name):
+            raise InputError(
+                f"a repository must be named like owner/name, got {name!r}; hf auth whoami shows the owner"
+            )
     record = artifacts.find_record(folder)
     if record is not None and record.name in artifacts.KINDS:
-        artifacts.read_record(folder, record.name)
-        return
-    is_model = (folder / "config.json").is_file()
-    if (folder / artifacts.RECIPE).is_file() or (record is not None and not is_model):
-        todo = "push its sparse or sub_adapter folder"
-        raise InputError(f"{rule}, got the run or search {folder}; {todo}")
-    if not is_model:
-        raise InputError(f"{rule}, got {folder}; see shears inspect {folder}")
-
-
-def _check_name(what: str, repo: str) -> None:
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        came = f"{repo!r}: {first_line(error)}"
-        raise InputError(f"{what} must be named like owner/name, got {came}") from None
+        artifacts.read_record(folder, record.name)  # compares its weights with the record
+    elif not (folder / "config.json").is_file() or (folder / artifacts.RECIPE).is_file():
+        raise InputError(f"only a model, an adapter or a package can be pushed, got {folder}; name a folder inside it")
+    uploads = list(_files(folder, repo, base))
+    if not dry_run:
+        operations = [
+            CommitOperationAdd(each.name, str(folder / each.name) if each.content is None else each.content)
+            for each in uploads
+        ]
+        with option(f"the repository {repo}"):  # hf auth login is what the hub's refusal asks for
+            HfApi().create_repo(repo, private=private, exist_ok=True)
+            commit = HfApi().create_commit(repo, operations, commit_message="Upload by shears")
+            logger.info("pushed %d files to %s", len(uploads), commit.commit_url)
+    return uploads
 
 
 def _files(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
     """Yield the files to upload; an adapter inside a model's folder gets `repo` as its base."""
-
-    def is_excluded(part: str) -> bool:
-        is_unfinished = part.startswith(".") or part.endswith(PARTIAL)
-        return is_unfinished or part in EXCLUDED or TRAINER_FILES.fullmatch(part) is not None
-
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)
-        if any(map(is_excluded, name.parts)):
+        if any(part.startswith(".") or part.endswith(PARTIAL) or EXCLUDED.fullmatch(part) for part in name.parts):
             continue
         own_file(path, folder)
         is_inside = len(name.parts) > 1
         place = HubLocation(repo, name.parent.as_posix() if is_inside else "")
-        content = public_content(path, repo if is_inside else base, place)
-        size = path.stat().st_size if content is None else len(content)
-        yield Upload(name.as_posix(), size, content)
+        content = _public_content(path, repo if is_inside else base, place)
+        yield Upload(name.as_posix(), path.stat().st_size if content is None else len(content), content)
 
 
-def _upload(folder: Path, repo: str, files: list[Upload], private: bool) -> None:
-    operations = [
-        CommitOperationAdd(file.name, str(folder / file.name) if file.content is None else file.content)
-        for file in files
-    ]
-    api = HfApi()
-    try:
-        api.create_repo(repo, private=private, exist_ok=True)
-        commit = api.create_commit(repo, operations, commit_message="Upload by shears")
-    except (HfHubHTTPError, HTTPError, OSError) as error:
-        what = f"the hub refused {repo}: {first_line(error)}"
-        raise InputError(f"{what}; log in with hf auth login") from error
-    logger.info("pushed %d files to %s", len(files), commit.commit_url)
-
-
-def public_content(path: Path, base: str | None, place: HubLocation) -> bytes | None:
-    """Return the content of a file on the hub, at `place`; None if it is the same as here.
-
-    `base` is the hub id of the model it was made from, None for the recorded one. InputError if that
-    is a folder, and for an invalid record or card.
-    """
+def _public_content(path: Path, base: str | None, place: HubLocation) -> bytes | None:
+    """Return the content of a file on the hub, at `place`; None if it is the same as here."""
     if path.name == artifacts.README:
-        return _card(path, base, place)
-    if path.name in BASE_KEYS:
-        content: Any = artifacts.read_object(path)
-        public: Any = _with_base(path, content, base)
-    elif path.suffix == ".json":
-        content = _json(path)
-        public = _without_folders(content)
-    else:
+        with reading(path):
+            return _card(path, base, place)
+    if path.suffix != ".json":
         return None
-    text = json.dumps(public, indent=2, ensure_ascii=False) + "\n"
-    return None if public == content else text.encode()
-
-
-def _json(path: Path) -> Any:
-    """Return the content of a JSON file; None for other content, which has no keys for paths."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return None
+    with reading(path):
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        public = _with_base(path, content, base) if path.name in BASE_KEYS else _without_folders(content)
+    return None if public == content else f"{json.dumps(public, indent=2, ensure_ascii=False)}\n".encode()
 
 
 def _card(path: Path, base: str | None, place: HubLocation) -> bytes | None:
     """Return a card of shears with hub ids; in a card of another tool, only the base is replaced."""
-    record_file = artifacts.find_record(path.parent)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} must be UTF-8 text, got {error}; save it as UTF-8") from None
-    try:
-        card = ModelCard(text, ignore_metadata_errors=True)
-    except (YAMLError, ValueError) as error:
-        rule = f"{path} must begin with metadata in YAML"
-        raise InputError(f"{rule}, got {first_line(error)}; correct it") from None
-    if record_file is None or record_file.name not in artifacts.KINDS:
-        if not base:
-            return None
-        card.data.base_model = base  # type: ignore[attr-defined]  # a key of its YAML
-        return str(card).encode()
-    record = artifacts.read_object(record_file)
-    public = _with_base(record_file, record, base) | ({BASE_KEYS[record_file.name]: base} if base else {})
-    try:
-        text = published(text, record_file.name, record, public, place)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        rule = f"{record_file} must be a record that shears wrote"
-        raise InputError(f"{rule}, got {first_line(error)}; make the artifact again") from None
+    text = path.read_text(encoding="utf-8")
+    file = artifacts.find_record(path.parent)
+    if file is None or file.name not in artifacts.KINDS:
+        card: Any = ModelCard(text, ignore_metadata_errors=True)
+        card.data.base_model = base or card.data.get("base_model")
+        return str(card).encode() if base else None
+    record = artifacts.read_object(file)
+    public = _with_base(file, record, base)
+    text = published(text, file.name, record, public | ({BASE_KEYS[file.name]: base} if base else {}), place)
     for local in sorted(_paths_in(record, _without_folders(record)), key=len, reverse=True):
         text = text.replace(local, last_part(local))  # that a person added to the text
     return text.encode()

@@ -4,7 +4,7 @@ import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +54,15 @@ def read_times(folder: Path) -> list[dict[str, Any]]:
     for line in read_rows(folder / TIMES):
         times.setdefault((line["stage"], line["began"]), dict(unknown)).update(line)
     return list(times.values())
+
+
+def real_seconds(folder: Path, record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the seconds that each stage of a compression has taken, by the names of its plan."""
+    seconds = {stage["name"]: stage["seconds"] for stage in record.get("stages", []) if stage["name"] == "plan"}
+    for each in [folder, *(folder / package["name"] for package in record["measured"])]:
+        for line in read_times(each):
+            seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
+    return seconds
 
 
 def machine() -> str:

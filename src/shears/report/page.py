@@ -1,272 +1,270 @@
-"""The report of a run (`shears report`): one HTML file that loads nothing else."""
+"""The report of a run or of a compression (`shears report`): one HTML page that loads nothing else."""
 
-import base64
-import hashlib
 import logging
-from collections.abc import Iterator
+import shlex
+from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from markupsafe import Markup
+import yaml
+from jinja2 import Environment
 
-from shears.config.evaluate import BASELINES
-from shears.errors import RECORD_ERRORS, InputError, first_line
+from shears.checkpoints.zeros import kinds_of, place_in_block, sparsities
+from shears.config.export import FORMAT_OF_RECORD
+from shears.config.resolve import parse_yaml
+from shears.config.search import MAXIMISED
+from shears.errors import InputError, option, reading
 from shears.evaluation.comparison import paired
-from shears.records.artifacts import REPORT, write_text
-from shears.records.figures import dense_format, seen_words
+from shears.records import artifacts, figures
+from shears.records.artifacts import read_object, write_text
+from shears.records.figures import figure, table_rows
+from shears.records.journal import read_rows
 from shears.records.paths import expanded
+from shears.records.timing import read_times, real_seconds
 from shears.records.version import __version__
-from shears.report.compressed import compressed_page, is_compressed
-from shears.report.html import asset, document, element, section
-from shears.report.measurements import (
-    accuracy_section,
-    examples_section,
-    ranks_section,
-    speed_section,
-    speedup_over_dense,
-)
-from shears.report.pairs import aligned, comparison
-from shears.report.records import Record, Run, read_run
-from shears.report.search import measured, objectives_of, search_section
-from shears.report.stages import layers_section, recipe_section, training_section
-from shears.report.words import GAP, count, figure, interval, percent, plural, points, size, times
+from shears.report.pictures import Number, curves, heat_map, intervals, scatter
 
 logger = logging.getLogger(__name__)
+MOST_EXAMPLES = 8
+TIMES = {"stage": "stage", "began": "began", "seconds": "minutes", "finished": "finished", "machine": "machine"}
+Record = Mapping[str, Any]
 
 
-def write_report(run: str | Path, output: str | Path | None = None, *, compare: str | Path | None = None) -> Path:
-    """Write the report of a run's folder to one self-contained HTML file and return its path.
+class Section:
+    """A section of a page: sentences, pictures as SVG, rows of tables, and texts to open, each by its name."""
 
-    By default the file is `report.html` in the run's folder. The folder may also be one of
-    `compress`. `compare` is another run, shown beside the first one. Raises InputError if a folder
-    is not a run, a record lacks what its stage writes, or the output is not an .html file in a
-    folder that exists.
+    def __init__(self, title: str, *words: str) -> None:
+        self.title = title
+        self.words = list(words)
+        self.pictures: dict[str, str] = {}
+        self.tables: dict[str, list[figures.Row]] = {}
+        self.texts: dict[str, str] = {}
+
+
+def write_report(run: str | Path, output: str | Path | None = None) -> Path:
+    """Write the report of a folder of `run` or `compress` to one HTML file and return its path.
+
+    By default the file is `report.html` in that folder. InputError where a record lacks what its stage
+    writes, and for an output that cannot be written.
     """
-    folder = Path(run)
-    other = Path(compare) if compare is not None else None
-    path = expanded(output) if output is not None else folder / REPORT
-    if other is not None and is_compressed(folder):
-        raise InputError(f"compare needs a run, {folder} is a folder of compress; name the runs in it")
-    try:
-        if is_compressed(folder):
-            text = compressed_page(folder)
-        else:
-            text = page(read_run(folder), read_run(other) if other is not None else None)
-    except InputError:
-        raise
-    except RECORD_ERRORS as error:
-        where = f"{folder} and {other}" if other is not None else f"{folder}"
-        what = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"the records in {where} must be as shears wrote them, got {what}; make them again") from error
-    if path.suffix != ".html" or path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"the output must be an .html file in an existing folder, got {path}; name another")
-    write_text(path, text)
-    logger.info("wrote %s, %.1f kB", path, len(text.encode()) / 1e3)
+    folder = expanded(run)
+    path = expanded(output) if output is not None else folder / artifacts.REPORT
+    if path.suffix != ".html":  # or a record could be overwritten
+        raise InputError(f"the output must be an .html file, got {path}; name another")
+    with reading(folder):
+        lead, *sections = _compression(folder) if (folder / artifacts.COMPRESS).is_file() else _run(folder)
+    write_page(path, folder.resolve().name, lead.words, sections)
     return path
 
 
-def page(run: Run, other: Run | None = None) -> str:
-    """Return the report of a run as HTML, compared with `other` if it is given."""
-    style = asset("style.css")
-    script = asset("script.js")
-    sections = list(_sections(run, other))
-    links = element("nav", *(element("a", title, href=f"#{key}") for key, title, _ in sections), aria_label="Sections")
-    name = run.folder.resolve().name
-    model = run.recipe.get("model") or (run.sparsity or {}).get("model", "a model")
-    stages = ", ".join(name for name, _ in run.stages())
-    lead = f"A run of shears on {model}" + (f": {stages}." if stages else ".")
-    origin = f"Written by shears {__version__} from the files of this run. Nothing here is loaded from elsewhere."
-    body = element(
-        "body",
-        element("a", "Skip to the figures", href="#main", class_="skip"),
-        element("header", element("h1", name), element("p", lead), links),
-        element("main", *_summary(run), *(content for *_, content in sections), id="main"),
-        element("footer", origin),
-        element("div", id="copied", role="status", aria_live="polite"),
-        element("script", Markup(script)),  # not escaped: a file of this package
-    )
-    return document(name, body, style, _policy(style, script))
+def write_page(path: Path, title: str, lead: list[str], sections: list[Section]) -> None:
+    """Write a page; characters that are no Unicode become `?`."""
+    template = files("shears.report").joinpath("page.html").read_text("utf-8")
+    page = Environment(autoescape=True).from_string(template)
+    text = page.render(title=title, lead=lead, sections=sections, version=__version__)
+    with option(f"the output {path}"):
+        write_text(path, text.encode(errors="replace").decode())
+    logger.info("wrote %s, %.1f kB", path, len(text) / 1e3)
 
 
-def _sections(run: Run, other: Run | None) -> Iterator[tuple[str, str, Markup]]:
-    """Yield the key, title and content of each section that the run has records for."""
-    sections = (
-        ("quality", "Accuracy", accuracy_section(run)),
-        ("comparison", "Comparison", comparison(run, other) if other else None),
-        ("speed", "Speed", speed_section(run)),
-        ("layers", "Layers", layers_section(run)),
-        ("training", "Training", training_section(run)),
-        ("search", "Search", search_section(run)),
-        ("ranks", "Ranks", ranks_section(run)),
-        ("examples", "Examples", examples_section(run)),
-        ("origin", "Recipe", recipe_section(run)),
-    )
-    for key, title, parts in sections:
-        if parts is not None:
-            yield key, title, section(key, title, *parts)
+def _run(folder: Path) -> list[Section]:
+    """Return the lead and the sections of a run, as far as it has records."""
+    file = folder / artifacts.RECIPE
+    recipe = (parse_yaml(file.read_text("utf-8")) if file.is_file() else None) or {}
+
+    def record(stage: str, *parts: str) -> Record:
+        """Return a record; empty if its stage did not run, or left the recipe afterwards."""
+        path = folder.joinpath(*parts)
+        return read_object(path) if path.is_file() and recipe.get(stage, stage) is not None else {}
+
+    summary = record("evaluate", artifacts.EVALUATION)
+    stages = {
+        "sparsify": record("sparsify", "sparse", artifacts.SPARSITY),
+        "heal": record("heal", "healed", artifacts.HEALED),
+        "train": record("train", "super_adapter", artifacts.SEARCH_SPACE),
+        "search": record("search", "search", artifacts.RESULT),
+        **{f"export: {form.called}": record("export", form.folder, name) for name, form in FORMAT_OF_RECORD.items()},
+    }
+    made = {name: content for name, content in stages.items() if content}
+    if not made and not summary:
+        raise InputError(f"a report needs the folder of a run, got {folder}; make one with shears run")
+    sections = [Section("Lead", f"A run of shears on {recipe.get('model', 'a model')}: {', '.join(made)}.")]
+    if summary:
+        measured = {row["name"]: artifacts.evaluation_file(folder, row["name"]) for row in summary["models"]}
+        answers = {name: read_object(path).get("records", []) for name, path in measured.items() if path.is_file()}
+        sections[0].words += figures.lead_lines(summary.get("lead"))
+        sections += [_accuracy(summary, answers), _examples(answers)]
+    if bench := record("export", artifacts.BENCH):
+        sections.append(_speed(bench))
+    sections.append(_layers(made))
+    log = read_rows(folder / "super_adapter" / artifacts.TRAINING_LOG)
+    if log and recipe.get("train", "train") is not None:
+        sections.append(_training(log))
+    if stages["search"]:
+        sections.append(_search(stages["search"], folder))
+    sections.append(_origin(recipe, made, folder))
+    return [each for each in sections if each.words or each.pictures or each.tables or each.texts]
 
 
-def _summary(run: Run) -> Iterator[Markup]:
-    """Yield what stands above the sections: warnings, the run in one sentence, its headlines."""
-    for row in run.models:
-        if words := seen_words(row, row["name"], percent):
-            words += " Its accuracy on all of them does not show what it learned."
-            yield element("p", element("strong", "Warning: "), words, class_="words", role="note")
-    if summary := _sentence(run):
-        yield element("p", summary, class_="words")
-    parts = (_quality, _weights, _speed, _size, _search)
-    yield element("ul", *(headline for part in parts for headline in part(run)), class_="headlines")
+def _accuracy(summary: Record, answers: Mapping[str, list[Record]]) -> Section:
+    models = summary["models"]
+    metric = models[0]["metric"]
+    section = Section("Accuracy", f"Task {summary['task']} on {summary['data']}. Lines are 95 % intervals.")
+    section.words += figures.remarks(models)
+    section.pictures[f"{metric} by model"] = intervals(models, metric, lambda value: figure(metric, value))
+    section.tables["Models"] = figures.model_rows(models)
+    last = models[-1]["name"]
+    gaps = {
+        f"{last} minus {name}": paired(answers[last], answers[name])
+        for name in answers
+        if name != last and last in answers
+    }
+    rows = [figures.difference_row(name, gap) for name, gap in gaps.items() if gap is not None]
+    section.tables["Paired differences on the same examples (McNemar's mid-p)"] = rows
+    return section
 
 
-def _headline(value: str, meaning: str, source: str) -> Markup:
-    """Return a figure in large letters, its meaning, and the figures that it comes from."""
-    return element("li", element("strong", value), element("span", meaning), element("small", source))
+def _examples(answers: Mapping[str, list[Record]]) -> Section:
+    """Return examples on which some models are right and others wrong."""
+    section = Section("Examples")
+    for records in zip(*answers.values(), strict=False):
+        verdicts = {bool(each.get("correct")) for each in records}
+        prompts = {each.get("id", each.get("prompt")) for each in records}
+        if len(verdicts) == 2 and len(prompts) == 1 and len(section.texts) < MOST_EXAMPLES:
+            lines = [str(records[0]["prompt"]), f"\nanswer: {records[0]['answer']}"]
+            for name, each in zip(answers, records, strict=True):
+                verdict = "right" if each["correct"] else "wrong"
+                lines.append(f"\n{name}, {verdict}: {str(each.get('output', '')).strip()} → {each['prediction']}")
+            section.texts[f"Example {records[0]['index']}"] = "\n".join(lines)
+    return section
 
 
-def _quality(run: Run) -> Iterator[Markup]:
-    """Yield the run's main difference, those to other baselines, and the cost of pruning alone."""
-    if not run.models:
-        return
-    dense, *others = run.models
-    if not others:
-        meaning = f"{dense['metric']} of the {dense['name']} model"
-        yield _headline(_value(dense), meaning, f"{interval(dense)}, {_examples(dense)}")
-        return
-    last = others[-1]
-    first, *rest = run.references
-    yield _difference(run, last, first)
-    yield from (_difference(run, last, row) for row in rest if row["name"] in BASELINES)
-    if len(others) > 1:
-        yield _difference(run, others[0], dense, ": pruning alone")
+def _speed(bench: Record) -> Section:
+    section = Section("Speed", f"{bench['cpu']}, {bench['threads']} threads; medians of {bench['rounds']} rounds.")
+    rows = [
+        {"name": each["name"], "value": speed["median"], "ci95": (speed["min"], speed["max"])}
+        for each in bench["contestants"]
+        for speed in [each["decode_tokens_per_second"]]
+    ]
+    section.pictures["Tokens a second, decoding"] = intervals(rows, "tokens a second", lambda value: f"{value:.3g}")
+    section.tables["Speed"] = table_rows(bench["contestants"], figures.BENCH)
+    section.tables["Times as fast"] = table_rows(bench["ratios"], figures.RATIOS)
+    return section
 
 
-def _difference(run: Run, row: Record, other: Record, about: str = "") -> Markup:
-    """Return the headline of a paired difference with its interval and counts, or both figures.
-
-    `about` are words on what the difference means.
-    """
-    against = f"{_value(row)} against {_value(other)}"
-    untrained = _untrained(run, row, other)
-    if (gap := _gap(run, row, other)) is None:
-        return _headline(
-            _value(row), f"{row['metric']} of {row['name']}{about}", f"{against} of {other['name']}{untrained}"
-        )
-    counts = f"of {gap['n']:,} questions, {gap['won']:,} right only by the first and {gap['lost']:,} only by the second"
-    source = f"95{GAP}% interval {_ends(gap)}; {against}; {counts}"
-    return _headline(f"{points(gap['value'])} points", f"{row['name']} minus {other['name']}{untrained}{about}", source)
-
-
-def _gap(run: Run, row: Record, other: Record) -> Record | None:
-    """Return the paired difference of two models; None if their examples cannot be paired."""
-    records = aligned([run.figures[each["name"]] for each in (row, other) if each["name"] in run.figures])
-    return paired(*records) if len(records) == 2 else None
-
-
-def _ends(gap: Record) -> str:
-    low, high = gap["ci95"]
-    return f"{points(low)} to {points(high)}".replace(" ", GAP)
-
-
-def _untrained(run: Run, row: Record, other: Record) -> str:
-    """Return the words on a model without training that a trained one is compared with."""
-    trained = {*BASELINES, run.models[-1]["name"]}
-    is_unfair = run.only_run_trained and row["name"] in trained and other["name"] not in trained
-    return ", which was not trained on the task" if is_unfair else ""
+def _layers(made: Mapping[str, Record]) -> Section:
+    """Return maps of the zeros and of the exported ranks."""
+    section = Section("Layers")
+    if "sparsify" in made:
+        config = made["sparsify"]["config"]
+        method = ", ".join(f"{name} {config[name]}" for name in ("method", "pattern", "allocation"))
+        section.words.append(f"{made['sparsify']['achieved']:.1%} zeros: {method}.")
+        counts: dict[tuple[int, str], tuple[int, int]] = {}
+        for name, linear in made["sparsify"]["linears"].items():
+            if (place := place_in_block(name)) is not None:
+                weights, zeros = counts.get(place, (0, 0))
+                counts[place] = (weights + linear["shape"][0] * linear["shape"][1], zeros + linear["zeros"])
+        if counts:
+            title = "Share of zeros by layer and kind of linear, %"
+            section.pictures[title] = heat_map(sparsities(counts)["sparsity_by_linear"], lambda x: f"{100 * x:.1f}")
+    ranks = next((each["ranks"] for each in made.values() if each.get("ranks")), None)
+    if ranks := ranks or made.get("search", {}).get("chosen", {}).get("ranks"):
+        names = kinds_of(name.split(".", 2)[2] for name in ranks)
+        cells: dict[str, dict[str, Number]] = {}
+        for name, rank in ranks.items():
+            _, layer, kind = name.split(".", 2)
+            cells.setdefault(layer, {})[names[kind]] = rank
+        section.pictures["Rank by layer and group"] = heat_map(cells, lambda rank: f"{rank:.0f}")
+    return section
 
 
-def _value(row: Record) -> str:
-    return figure(row["metric"], row["value"])
+def _training(log: list[Record]) -> Section:
+    tokens = sum(line["tokens"] for line in log)
+    section = Section("Training", f"{log[-1]['step']} steps on {tokens:,} completion tokens.")
+    width = max(1, len(log) // 20)
+    losses = [line["loss"] for line in log]
+    means = [sum(losses[max(0, end - width) : end]) / min(width, end) for end in range(1, len(log) + 1)]
+    steps = [line["step"] for line in log]
+    lines = {"loss": list(zip(steps, losses, strict=True)), f"mean of {width}": list(zip(steps, means, strict=True))}
+    if validated := [(line["step"], line["validation_loss"]) for line in log if "validation_loss" in line]:
+        lines["validation"] = validated
+        best = min(validated, key=lambda point: point[1])
+        section.words.append(f"The validation loss was lowest after step {best[0]}: {best[1]:.4g}.")
+    section.pictures["Loss"] = curves(lines, "step", "loss per token")
+    return section
 
 
-def _examples(row: Record) -> str:
-    return f"n{GAP}={GAP}{row['n']}"
+def _search(result: Record, folder: Path) -> Section:
+    config = result["config"]
+    tried = result["evaluations"]
+    section = Section("Search", f"{config['strategy']} on {config['data']}: {len(tried)} configurations.")
+    names = list(result.get("objectives") or result["chosen"]["metrics"])
+    quality = names[0]
+    cost = names[-1]
+    front = [each["ranks"] for each in result["pareto"]]
+    marks: dict[str, list[tuple[Number, Number]]] = {"measured": [], "front": [], "chosen": []}
+    rows = []
+    for number, each in enumerate(tried, start=1):
+        metrics = each["metrics"]
+        mark = "front" if each["ranks"] in front else "measured"
+        mark = "chosen" if each["ranks"] == result["chosen"]["ranks"] else mark
+        if {quality, cost} <= metrics.keys():  # a configuration beyond a bound lacks the quality
+            marks[mark].append((metrics[cost], metrics[quality]))
+        ranks = "; ".join(f"{kind}: {words}" for kind, words in figures.ranks_by_kind(each["ranks"]).items())
+        cells = {name: figure(name, value) for name, value in metrics.items()}
+        rows.append((metrics.get(quality, float("nan")), {"number": number, "status": mark, **cells, "ranks": ranks}))
+    rows.sort(key=lambda row: row[0], reverse=quality in MAXIMISED)
+    section.pictures[f"{quality} over {cost}"] = scatter(marks, cost, quality)
+    section.tables["Configurations"] = [row for _, row in rows]
+    super_adapter = shlex.quote(str(folder / "super_adapter"))
+    ranks = shlex.quote(f"{folder / 'search' / 'result.json'}:NUMBER")
+    section.words.append(f"To export one: shears export {super_adapter} sub_adapter --ranks {ranks}")
+    if gain := result.get("gain"):
+        test = gain["test"]
+        section.words.append(f"On test data: chosen {test['chosen']:.4g}, heuristic {test['heuristic']:.4g}.")
+    return section
 
 
-def _weights(run: Run) -> Iterator[Markup]:
-    if len(run.models) > 1:
-        dense, *_, last = run.models
-        ratio, meaning = _nonzeros(dense, last)
-        if last["adapter_parameters"]:
-            meaning += ", including the adapter's"
-        weights = count(last["nonzeros"] + last["adapter_parameters"])
-        yield _headline(ratio, meaning, f"{weights} against {count(dense['nonzeros'])}, embeddings included")
-    if run.sparsity is not None:
-        linears = run.sparsity["linears"].values()
-        weights = count(sum(linear["shape"][0] * linear["shape"][1] for linear in linears))
-        source = f"{weights} weights in {len(linears)} linears{_merged(run)}"
-        yield _headline(percent(run.sparsity["achieved"]), "of the pruned linears' weights are zero", source)
+def _origin(recipe: Record, made: Mapping[str, Record], folder: Path) -> Section:
+    """Return what is needed to repeat the run, and how long its stages took."""
+    section = Section("Recipe", "What is needed to repeat this run.")
+    rows: list[figures.Row] = []
+    for name, record in made.items():
+        prints = [f"{key} {value[:12]}" for key, value in record.items() if key.endswith("fingerprint") and value]
+        seed = record.get("config", {}).get("seed", "")
+        version = record.get("shears_version", "")
+        rows.append({"stage": name, "shears": version, "seed": seed, "inputs and output": ", ".join(prints)})
+    section.tables["Stages"] = rows
+    times = read_times(folder)
+    section.tables["Times"] = table_rows(times, TIMES)
+    versions = {f"{name} {version}" for line in times for name, version in line["versions"].items()}
+    section.words += [f"Versions: {', '.join(sorted(versions))}."] if versions else []
+    section.texts["The resolved recipe"] = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    return section
 
 
-def _nonzeros(dense: Record, other: Record) -> tuple[str, str]:
-    """Return how many times fewer (or more) non-zero weights a model has than the dense one."""
-    ratio = float(dense["nonzeros"] / (other["nonzeros"] + other["adapter_parameters"]))
-    if ratio < 1:
-        return times(1 / ratio), "more non-zero weights"
-    return times(ratio), "fewer non-zero weights"
-
-
-def _merged(run: Run) -> str:
-    """Return the zeros left if merging filled some of them, as with a plain adapter."""
-    if run.merged is None or run.exported is not run.merged:
-        return ""
-    after = run.merged["sparsity"]["after"]
-    return "" if after >= run.merged["sparsity"]["before"] else f"; {percent(after)} with the adapter merged"
-
-
-def _speed(run: Run) -> Iterator[Markup]:
-    if run.bench is not None and (ratio := speedup_over_dense(run)):
-        conditions = f"{run.bench['rounds']} rounds, {plural(run.bench['threads'], 'thread')}"
-        source = f"{times(ratio['min'])} to {times(ratio['max'])} over {conditions}"
-        yield _headline(times(ratio["median"]), "as fast as the dense model in transformers, decoding", source)
-
-
-def _size(run: Run) -> Iterator[Markup]:
-    if run.package is not None and (sizes := run.package.get("bytes")):
-        packed, dense = sizes["model"], sizes["model_dense"]
-        meaning = f"the size on disk of the dense model in {dense_format(run.package)}"
-        yield _headline(times(packed / dense), meaning, f"{size(packed)} against {size(dense)}")
-
-
-def _search(run: Run) -> Iterator[Markup]:
-    if run.result is None or len(run.result["evaluations"]) < 2:
-        return
-    name, _ = objectives_of(run.result)
-    values = [entry["metrics"][name] for entry in measured(run.result).values()]
-    if values:  # none if every configuration breaks a bound
-        value = figure(name, run.result["chosen"]["metrics"][name])
-        source = f"{figure(name, values[0])} of the first one measured, {len(run.result['evaluations'])} tried"
-        yield _headline(value, f"{name} of the chosen configuration on validation data", source)
-
-
-def _sentence(run: Run) -> str | None:
-    """Return the run in one sentence; None if fewer than two models were measured."""
-    if len(run.models) < 2:
-        return None
-    dense, *_, last = run.models
-    words = f"{_beside(run, last, run.references[0])}. It has {' '.join(_nonzeros(dense, last))} than the dense model"
-    if run.package is not None and (sizes := run.package.get("bytes")):
-        words += f", takes {sizes['model'] / sizes['model_dense']:.2f} of its size on disk"
-    if ratio := speedup_over_dense(run):
-        words += f", decodes {times(ratio['median'])} as fast as it in transformers"
-    return f"{words[0].upper()}{words[1:]}."
-
-
-def _beside(run: Run, row: Record, other: Record) -> str:
-    """Return in words how far a model is from another, and whether the questions show it."""
-    name = f"{other['name']}{_untrained(run, row, other)}"
-    figures = f"{_value(row)} against {_value(other)}, {_examples(row)}"
-    if (gap := _gap(run, row, other)) is None:
-        return f"{row['name']} has {row['metric']} {_value(row)}, against {_value(other)} of {name}"
-    side = "above" if gap["value"] > 0 else "below"
-    words = f"{abs(100 * gap['value']):.1f} points {side}" if gap["won"] != gap["lost"] else "level with"
-    low, high = gap["ci95"]
-    doubt = "" if low > 0 or high < 0 else "; these questions do not tell the two apart"
-    return f"{row['name']} is {words} {name} (95{GAP}% interval {_ends(gap)}; {figures}){doubt}"
-
-
-def _policy(style: str, script: str) -> str:
-    """Return a content security policy that allows this style and this script and nothing else."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    return (
-        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+def _compression(folder: Path) -> list[Section]:
+    """Return the lead and the sections of a folder of `compress`."""
+    record = read_object(folder / artifacts.COMPRESS)
+    made = f"{len(record['measured'])} of {len(record['candidates'])} candidates were made"
+    chosen = f"{record['chosen']} meets the target" if record["chosen"] else "none met the target yet"
+    lead = Section("Lead", f"{record['model']} compressed to {record['target']}: {made}, {chosen}.")
+    where = f"Loss in nats a token on {record['held_out']}, speed on {record['machine']}."
+    measured = Section("Measured", f"{where} The dense model's speed in bf16 is predicted.")
+    for key, name, unit in (("bytes", "size, MB", 1e6), ("tokens_per_second", "tokens a second", 1.0)):
+        known = [each for each in figures.measured_models(record) if each.get(key) and each.get("loss") is not None]
+        marks: dict[str, list[tuple[Number, Number]]] = {"dense": [], "measured": [], "chosen": []}
+        for each in known:
+            kind = "chosen" if each["name"] == record["chosen"] else "measured"
+            marks["dense" if each["name"] == "dense" else kind].append((each[key] / unit, each["loss"]))
+        if len(known) > 1:
+            names = [(each["name"], each[key] / unit, each["loss"]) for each in known]
+            measured.pictures[f"Loss over {name}"] = scatter(marks, name, "loss, nats a token", names)
+    measured.tables["Measured"] = figures.measured_rows(record)
+    plan = Section("Plan")
+    plan.tables["Plan"] = figures.plan_rows(record, real_seconds(folder, record))
+    candidates = Section("Candidates as predicted", f"Ordered by {record['order']}.")
+    candidates.words.append("s50-int4-int8: 50% zeros, weights in int4, embeddings in int8.")
+    candidates.tables["Candidates"] = table_rows(record["candidates"], figures.CANDIDATES)
+    return [lead, measured, *([plan] if plan.tables["Plan"] else []), candidates]
