@@ -51,8 +51,8 @@ def heard_signals() -> list[signal.Signals]:
 
 
 LIBRARIES = frozenset({
-    "safetensors", "safetensors_rust", "yaml", "pydantic_core", "huggingface_hub", "httpx2", "pyarrow", "datasets", "jinja2",
-    "_csv", "struct", "sqlalchemy",
+    "safetensors", "safetensors_rust", "yaml", "pydantic_core", "huggingface_hub", "httpx2", "pyarrow", "datasets",
+    "jinja2", "_csv", "struct", "sqlalchemy",
 })  # fmt: skip
 """Libraries that raise exceptions of their own for a file or a value that they cannot read."""
 OF_A_DISK = re.compile(r"os error|PytorchStreamWriter|inline_container|iostream|No space left")
