@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shears.adapt.elastic import ElasticAdapter as ElasticAdapter
     from shears.adapt.elastic import NLSCallback as NLSCallback
-    from shears.adapt.elastic import make_elastic as make_elastic
     from shears.adapt.groups import build_space as build_space
     from shears.adapt.load import load_super_adapter as load_super_adapter
     from shears.adapt.space import RankConfig as RankConfig
@@ -49,7 +48,6 @@ _MODULES = {
     "heal": "healing.heal",
     "inspect": "checkpoints.inspection",
     "load_super_adapter": "adapt.load",
-    "make_elastic": "adapt.elastic",
     "plan": "runs.plan",
     "push": "records.publishing",
     "run": "runs.pipeline",

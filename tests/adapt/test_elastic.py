@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from shears.adapt.elastic import ElasticAdapter, NLSCallback, make_elastic, ranks_of_step
+from shears.adapt.elastic import ElasticAdapter, NLSCallback, ranks_of_step
 from shears.adapt.groups import add_lora, build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import TrainConfig
@@ -35,7 +35,7 @@ def elastic_model(name: str = "llama", ranks: tuple[int, ...] = (6, 4, 2)) -> tu
     for parameter_name, parameter in peft_model.named_parameters():
         if "lora_B" in parameter_name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    return peft_model, make_elastic(peft_model, space)
+    return peft_model, ElasticAdapter(peft_model, space)
 
 
 def logits(model: torch.nn.Module) -> Tensor:
@@ -104,7 +104,7 @@ def test_ranks_are_switched_in_place_and_removed_without_a_trace() -> None:
     assert not torch.equal(small, largest)
     assert not any("rank_mask" in name for name, _ in peft_model.named_buffers())
     assert not any("rank_mask" in name for name in twin.state_dict())
-    make_elastic(peft_model, elastic.space)  # and it can be made elastic again
+    ElasticAdapter(peft_model, elastic.space)  # and it can be made elastic again
 
 
 def test_parameters_are_counted_exactly() -> None:
@@ -117,18 +117,18 @@ def test_parameters_are_counted_exactly() -> None:
 def test_layers_that_cannot_be_elastic_are_refused() -> None:
     peft_model, elastic = elastic_model()
     with pytest.raises(InputError, match="only once"):
-        make_elastic(peft_model, elastic.space)
+        ElasticAdapter(peft_model, elastic.space)
     with pytest.raises(InputError, match="must be one of"):
         elastic.activate(RankConfig(dict.fromkeys(elastic.space.ranks, 3)))
     elastic.remove()
     too_large = SearchSpace(dict.fromkeys(elastic.space.ranks, (8, 2)), elastic.space.modules)
     with pytest.raises(InputError, match=r"largest rank of its group \(8\).*of rank 6"):
-        make_elastic(peft_model, too_large)
+        ElasticAdapter(peft_model, too_large)
     with pytest.raises(InputError, match="must carry the adapter"):
-        make_elastic(peft_model, SearchSpace({"a": (2,)}, {"a": ("model.layers.0.self_attn.o_proj",)}))
+        ElasticAdapter(peft_model, SearchSpace({"a": (2,)}, {"a": ("model.layers.0.self_attn.o_proj",)}))
     variant = get_peft_model(tiny_model(), LoraConfig(r=6, target_modules=elastic.space.linears, use_dora=True))
     with pytest.raises(InputError, match="must be plain LoRA"):
-        make_elastic(variant, elastic.space)
+        ElasticAdapter(variant, elastic.space)
 
 
 def test_uniform_draws_depend_on_seed_and_step_alone_and_cover_the_space() -> None:

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from shears import export_adapter
-from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.groups import add_lora, build_space
 from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig, SearchSpace
@@ -32,7 +32,7 @@ def nested_model(name: str = "llama") -> ElasticAdapter:
     """A tiny model whose nested adapter, zero at the start, got the weights of `elastic_model`."""
     model = tiny_model(name)
     space = build_space(model, GROUPS[name], RANKS)
-    elastic = make_elastic(add_lora(model, space, TrainConfig(data="-", ranks=RANKS, alpha=12)), space, nested=True)
+    elastic = ElasticAdapter(add_lora(model, space, TrainConfig(data="-", ranks=RANKS, alpha=12)), space, nested=True)
     elastic.model.load_state_dict(elastic_model(name)[0].state_dict())
     return elastic
 
@@ -111,7 +111,7 @@ def test_a_start_of_its_own_keeps_its_product_at_every_rank() -> None:
     model, plain = elastic_model()
     other, handle = elastic_model()
     handle.remove()
-    nested = make_elastic(other, handle.space, nested=True)
+    nested = ElasticAdapter(other, handle.space, nested=True)
     for choice in ("maximal", "heuristic", "minimal"):
         for each in (plain, nested):
             each.activate(getattr(each.space, choice)())

@@ -10,15 +10,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import shears
-from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.groups import build_space
 from shears.adapt.load import load_super_adapter
 from shears.adapt.train import train
-from shears.config.fields import TemplateName
 from shears.errors import InputError
 from shears.models.sparse_adapter import make_sparse
 from shears.records.folders import partial_folder
-from shears.records.trained_form import TrainedForm, trained_form
 from tests.adapt.test_elastic import GROUPS, logits
 from tests.training.small_training import SETTINGS, weights
 
@@ -36,7 +34,7 @@ def own(base: Path, adapter: str = "default", **changes: Any) -> ElasticAdapter:
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    return make_elastic(peft_model, space, adapter)
+    return ElasticAdapter(peft_model, space, adapter)
 
 
 @pytest.mark.parametrize("adapter", ["default", "mine"])
@@ -58,10 +56,10 @@ def test_the_record_has_the_keys_of_train_and_says_who_trained(base: Path, data:
     settings = {**SETTINGS, "max_steps": 1, "warmup_steps": 0, "sampling": "uniform"}
     trained = train(base, tmp_path / "trained", data=data, **settings)
     mine, theirs = (json.loads((folder / "search_space.json").read_text()) for folder in (saved, trained))
-    assert theirs.keys() - mine.keys() == {"num_steps", "data_fingerprint", "learning_rate", "init"}
+    assert theirs.keys() - mine.keys() == {"num_steps", "data_fingerprint", "learning_rate", "init", "form"}
     assert mine.keys() - theirs.keys() == {"trained_by"}
     same = (
-        "base", "base_fingerprint", "data_sha256", "alpha", "max_rank", "num_parameters", "groups", "template", "form",
+        "base", "base_fingerprint", "data_sha256", "alpha", "max_rank", "num_parameters", "groups", "template",
     )  # fmt: skip
     assert {key: mine[key] for key in same} == {key: theirs[key] for key in same}
     assert weights(saved).keys() == weights(trained).keys()
@@ -70,26 +68,6 @@ def test_the_record_has_the_keys_of_train_and_says_who_trained(base: Path, data:
     }  # fmt: skip
     assert "in a loop of the user's own" in (saved / "README.md").read_text()
     assert shears.inspect(saved, base)["fits"]
-
-
-@pytest.mark.parametrize(
-    ("rows", "template", "form"),
-    [
-        ([{"instruction": "a", "output": "b"}], "alpaca", TrainedForm("instruction", "alpaca", task="exact")),
-        ([{"messages": TALK}], "question", TrainedForm("chat", "chat", task="exact")),
-        ([{"prompt": TALK[:1], "completion": TALK[1:]}], "question", None),  # TRL's, whose form is not ours
-        ([{"words": "a", "reply": "b"}], "question", None),
-        ([{"text": "a"}], "question", None),
-    ],
-)
-def test_the_form_of_rows_is_recorded_where_it_is_known(
-    base: Path, tmp_path: Path, rows: list[dict[str, Any]], template: TemplateName, form: TrainedForm | None
-) -> None:
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows * 2))
-    saved = own(base).save(tmp_path / "super", data=str(data), template=template)
-    assert trained_form(saved) == form
-    assert trained_form(own(base).save(tmp_path / "without", template=template)) is None
 
 
 def test_a_masked_adapter_is_saved_as_one(base: Path, tmp_path: Path) -> None:
@@ -102,7 +80,7 @@ def test_a_masked_adapter_is_saved_as_one(base: Path, tmp_path: Path) -> None:
 def test_a_nested_adapter_is_saved_folded_and_trains_on_as_it_was(base: Path, tmp_path: Path) -> None:
     plain = own(base)
     plain.remove()
-    elastic = make_elastic(plain.model, plain.space, nested=True)
+    elastic = ElasticAdapter(plain.model, plain.space, nested=True)
     before = {name: tensor.clone() for name, tensor in elastic.model.state_dict().items()}
     loaded = load_super_adapter(elastic.save(tmp_path / "super"), device="cpu")
     assert all(torch.equal(tensor, before[name]) for name, tensor in elastic.model.state_dict().items())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from shears import inspect, sparsify
-from shears.adapt.elastic import lora_layers, make_elastic
+from shears.adapt.elastic import ElasticAdapter, lora_layers
 from shears.adapt.groups import build_space, target_modules
 from shears.adapt.space import RankConfig
 from shears.config import SparsifyConfig
@@ -218,7 +218,7 @@ def test_every_rank_of_the_start_is_the_recovery_of_that_rank_at_any_scaling(
     for alpha in (6, 64):
         model = start(folder, 8, alpha, name)
         space = build_space(load_model(folder), GROUPS[name], (8, 5, 1))
-        elastic = make_elastic(model, space)
+        elastic = ElasticAdapter(model, space)
         for rank in (8, 5, 1):
             elastic.activate(RankConfig(dict.fromkeys(space.ranks, rank)))
             plain = load_model(folder)

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.groups import build_space
 from shears.errors import InputError
 from shears.models.blocks import linears, weight_oi
@@ -200,7 +200,7 @@ def elastic_model(sparse: bool = True) -> tuple[PeftModel, ElasticAdapter]:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     if sparse:
         make_sparse(peft_model)
-    return peft_model, make_elastic(peft_model, space)
+    return peft_model, ElasticAdapter(peft_model, space)
 
 
 def logits(model: nn.Module) -> Tensor:

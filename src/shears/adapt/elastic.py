@@ -154,7 +154,7 @@ class ElasticAdapter:
 
         For a training loop of your own, such as transformers' or TRL's Trainer with an
         `NLSCallback`. `base` is the model's folder or hub id, by default the name that it was
-        loaded by. `data` are the training examples: they are recorded with their hash and form.
+        loaded by. `data` are the training examples: they are recorded with their hash.
         The folder appears whole; of several processes the first one writes. InputError if the folder
         exists and is not empty, if the adapter is not plain LoRA on the space's linears, or if the
         frozen weights in memory are not those of `base`.
@@ -184,13 +184,6 @@ def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapt
             f"use_rslora and other variants; {name} has other LoRA of rank {rank}"
         )
     return layer
-
-
-def make_elastic(
-    model: PeftModel, space: SearchSpace, adapter: str = "default", *, nested: bool = False
-) -> ElasticAdapter:
-    """Return the handle on the ranks of a PEFT model's adapter; the largest are active first."""
-    return ElasticAdapter(model, space, adapter, nested=nested)
 
 
 def ranks_of_step(sampling: SamplingName, space: SearchSpace, seed: int, step: int) -> RankConfig:

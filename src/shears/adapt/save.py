@@ -1,7 +1,6 @@
 """Write a super-adapter: PEFT's files and the record that names its search space."""
 
 import copy
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 
 from shears.checkpoints.tensor_files import TensorFiles
-from shears.config.fields import TemplateName
-from shears.data.forms import form_of_rows
-from shears.data.rows import read_rows, source_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.models.grid_adapter import LEARNT, is_quantize_aware
 from shears.models.ref import ModelRef, resolve
@@ -29,7 +26,6 @@ from shears.records.version import __version__
 if TYPE_CHECKING:
     from shears.adapt.elastic import ElasticAdapter
 
-logger = logging.getLogger(__name__)
 OWN_LOOP = "own loop"  # value of the record's key `trained_by`, which the records of `train` lack
 
 
@@ -93,24 +89,11 @@ def save_own_loop(elastic: "ElasticAdapter", output: Path, base: str | Path | No
     sha256 = None if data is None else source_fingerprint(data)
     if data is not None and sha256 is None and is_path(data):
         raise InputError(f"data must name the training examples, there is no {data}; check the path, or leave it out")
-    form = {} if sha256 is None else _known_form(str(data), about["template"])
-    record = {"trained_by": OWN_LOOP, "config": about, "template": about["template"], "data_sha256": sha256, **form}
+    record = {"trained_by": OWN_LOOP, "config": about, "template": about["template"], "data_sha256": sha256}
     with working_folder(output, about, resume=None) as work:
         write_super_adapter(work, elastic, ref, record)
         write_card(work)
     return output
-
-
-def _known_form(data: str, template: TemplateName) -> dict[str, Any]:
-    """Return the record's keys on the form of rows; none for rows that only the user's loop reads."""
-    try:
-        rows = read_rows(data)
-    except InputError as error:
-        logger.warning("the form of the rows is not recorded: %s", error)
-        return {}
-    plain = (row for row in rows if not row.get("messages"))
-    is_known = all(isinstance(row.get("prompt", row.get("instruction")), str) for row in plain)
-    return form_of_rows(rows, template).as_record() if is_known else {}
 
 
 @torch.no_grad()
