@@ -39,7 +39,7 @@ STOPS = {
     "evaluate": Stop(
         "evaluate base --data rows.jsonl --task number --max-new-tokens 3 --batch-size 2 --output OUT --device cpu "
         "--backend transformers",
-        "shears.evaluation.records.TextJournal.put", 2, CONTINUES,
+        "shears.evaluation.evaluated.TextJournal.put", 2, CONTINUES,
     ),
     "run": Stop("run recipe.yaml --output OUT", "shears.training.fit.Steps.on_step_end", 3, CONTINUES),
     "compress": Stop(

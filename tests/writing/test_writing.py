@@ -343,6 +343,5 @@ def test_options_that_do_not_suit_are_refused(
 def test_a_conversation_is_asked_up_to_its_last_user() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert asked_turns({"messages": [*turns, {"role": "user", "content": "c"}]})[-1]["content"] == "c"
-    shared = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
-    assert asked_turns(shared) == turns[:1]
+    assert asked_turns({"messages": turns}) == turns[:1]
     assert asked_turns({"question": "2 and 2?", "answer": "#### 4"})[0]["content"] == f"2 and 2?\n{TO_REASON}"
