@@ -102,8 +102,6 @@ def test_an_exported_sub_adapter_merges_to_the_same_bytes(tmp_path: Path) -> Non
         assert records[1]["sub_adapter_fingerprint"] == weights_fingerprint(sub)
     with pytest.raises(InputError, match="an exported sub-adapter has its ranks, got ranks=minimal besides"):
         export_adapter(tmp_path / "peft", tmp_path / "no", format="merged", ranks="minimal")
-    with pytest.raises(InputError, match="must be a super-adapter"):
-        export_adapter(tmp_path / "peft", tmp_path / "no", format="padded")
 
 
 def test_an_interruption_leaves_nothing_that_looks_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

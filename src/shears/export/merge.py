@@ -23,7 +23,7 @@ from shears.data.calibration import calibration_batches
 from shears.data.rows import OWN_NAMES, located, source_fingerprint
 from shears.errors import InputError, reading
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
-from shears.export.target import MergedModel, merge_into, with_masked, with_rounded, with_whole
+from shears.export.target import MergedModel, with_masked, with_rounded, with_whole
 from shears.models.blockwise.activations import BUDGET, Activations
 from shears.models.blockwise.capture import InputMoments
 from shears.models.blockwise.matrices import Matrix
@@ -36,7 +36,7 @@ from shears.models.tokenizers import load_tokenizer, save_tokenizer
 from shears.progress import track
 from shears.records.artifacts import FORM, HEALED, SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.methods.refit import refit
-from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
+from shears.sparsity.rewrite import LinearSparsity, overall_sparsity, rewriting
 
 logger = logging.getLogger(__name__)
 BATCH = 2  # sequences in a forward; more would need much memory for logits
@@ -58,25 +58,26 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
         raise InputError(f"{base.name} must have plain weights to merge into, they are quantized by {method}")
     projects = settings.format != "merged" and not chosen.masked
     text, columns = _calibration_text(chosen, settings, adapter) if projects else ("", OWN_NAMES)
-    tokenizer = load_tokenizer(base)
-
-    def merge(target: MergedModel) -> dict[str, Any]:
+    calibration: dict[str, Any] = {}
+    with rewriting(base, work, settings.device, "auto") as blocks:
+        target = MergedModel(blocks, chosen.updates)
         if not projects:
             _merge(target, chosen)
-            return {}
-        check_sequence_length(target.source.model, settings.sequence_length)
-        drawn = calibration_batches(
-            text, tokenizer, settings.num_samples, settings.sequence_length, BATCH, settings.seed, columns=columns,
-            trained=chosen.record["template"],
-        )  # fmt: skip
-        check_calibration(target.source.model, drawn.batches)
-        project(target, drawn.batches, work)
-        return {"calibration_fingerprint": drawn.fingerprint, "calibration_sha256": source_fingerprint(text)}
-
-    try:
-        target, calibration = merge_into(base, work, chosen.updates, settings.device, merge)
-    except IrregularBlocks as error:
-        raise InputError(f"{error}; train with --sparse-adapter to merge such a model without loss") from error
+        else:
+            check_sequence_length(blocks.model, settings.sequence_length)
+            drawn = calibration_batches(
+                text, load_tokenizer(base), settings.num_samples, settings.sequence_length, BATCH, settings.seed,
+                columns=columns, trained=chosen.record["template"],
+            )  # fmt: skip
+            check_calibration(blocks.model, drawn.batches)
+            try:
+                project(target, drawn.batches, work)
+            except IrregularBlocks as error:
+                raise InputError(f"{error}; train with --sparse-adapter to merge such a model without loss") from error
+            calibration = {
+                "calibration_fingerprint": drawn.fingerprint,
+                "calibration_sha256": source_fingerprint(text),
+            }
     save_tokenizer(base, work)
     record = origin(base, chosen, settings)
     if FORM in record:

@@ -3,10 +3,8 @@
 Shapes: O output features, I input features of a linear.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,13 +15,10 @@ from shears.errors import InputError
 from shears.models.blocks import LoraUpdate, sharing_a_weight
 from shears.models.blockwise.matrices import Matrix, linear_matrix
 from shears.models.blockwise.sources import BlockSource
-from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import masked_sum
 from shears.quantization.grid import Grid
 from shears.quantization.training import on_grid
-from shears.sparsity.rewrite import LinearSparsity, in_format, rewriting
-
-Result = TypeVar("Result")
+from shears.sparsity.rewrite import LinearSparsity, in_format
 
 
 class MergedModel:
@@ -115,14 +110,3 @@ def with_rounded(weight: Float[Tensor, "O I"], update: LoraUpdate, grid: Grid) -
     """
     grid = grid.to(weight.device)
     return on_grid(with_masked(weight, update) if update.a.numel() else weight, grid)
-
-
-def merge_into(
-    model: ModelRef, work: Path, updates: Mapping[str, LoraUpdate], device: str, merge: Callable[[MergedModel], Result]
-) -> tuple[MergedModel, Result]:
-    """Let `merge` change the model and write it to `work`; return the model and `merge`'s result."""
-
-    with rewriting(model, work, device, "auto") as source:
-        target = MergedModel(source, updates)
-        result = merge(target)
-    return target, result
