@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -24,10 +24,12 @@ class Running:
 
     url: str
     service: Service
+    clients: list[OpenAI] = field(default_factory=list)
 
     def client(self, key: str = "none") -> OpenAI:
-        """Return a client that does not retry."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        """Return a client that does not retry, which is closed at the end."""
+        self.clients.append(OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60))
+        return self.clients[-1]
 
     def post(self, path: str, **options: Any) -> httpx2.Response:
         """Send a request that the client would not send."""
@@ -48,7 +50,10 @@ def running(engine: Engine, **config: Any) -> Iterator[Running]:
         thread.start()
         try:
             until(lambda: server.started)
-            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
+            server_running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
+            yield server_running
+            for client in server_running.clients:
+                client.close()
         finally:
             server.should_exit = True
             thread.join()

@@ -27,9 +27,11 @@ from shears.records.folders import partial_folder
 from shears.records.paths import file_fingerprint
 from shears.runtime import kernels_available
 from shears.runtime.choice import Wanted, native_backend
+from shears.runtime.generation.continuation import TextSettings
+from shears.runtime.generation.engine import decoding_by
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.writing import written
-from shears.writing.authors import TextAuthor, Writer, asked_turns, first_words
+from shears.writing.authors import TextAuthor, asked_turns, first_words
 from shears.writing.written import answers_source, text_source, write, written_rows
 from tests.conftest import Call
 from tests.tiny import END, VOCABULARY, save_tiny, tiny_tokenizer
@@ -84,7 +86,8 @@ def record_of(file: Path) -> dict[str, Any]:
 
 
 def author_of(tokenizer: Any, **settings: Any) -> TextAuthor:
-    return TextAuthor(Writer(tokenizer, frozenset({256}), 256), WriteConfig(**settings))
+    text_settings = TextSettings(decoding_by(tokenizer), frozenset({256}), 256)
+    return TextAuthor(tokenizer, text_settings, WriteConfig(**settings))
 
 
 def likeliest(model: Path, prompt: str) -> tuple[str, bool]:
@@ -304,11 +307,11 @@ def test_a_model_that_writes_nothing_is_refused(model: Path, tmp_path: Path) -> 
     ("row", "message"),
     [
         ({"messages": [SYSTEM]}, "row 2 of .*: a prompt must have a turn of a user"),
-        ({"sentence": "x"}, "row 2 of .*: a prompt must have one of the columns .*, got sentence; name yours"),
-        ({"prompt": "  "}, "row 2 of .*: a prompt must be text, got '  ' in prompt"),
+        ({"sentence": "x"}, "row 2 of .*: a prompt must be text in one of the columns .*, got sentence; name yours"),
+        ({"prompt": "  "}, "row 2 of .*: a prompt must be text in one of the columns"),
         (
             {"prompt": "long " * 60, "answer": "1"},
-            "row 2: a prompt must be shorter than the model's context of 256 tokens",
+            "a prompt must be shorter than the model's context of 256 tokens, got 3.. in row 2",
         ),
         (
             {"prompt": "a", "choices": ["x", "y"], "answer": "z"},

@@ -26,13 +26,14 @@ from shears.runtime.generation.batch import TooLongError
 from shears.runtime.generation.continuation import Continuation
 from shears.runtime.generation.engine import Engine, Prompt
 from shears.runtime.generation.grammar import Grammar
-from shears.runtime.generation.tool_calls import CallReader, CallRules, call_format
-from shears.serving.bodies import ChatRequest, CompletionRequest, TextRequest, ToolChoice
+from shears.runtime.generation.tool_calls import CallFormat, CallReader, CallRules, call_format
+from shears.serving.bodies import ChatRequest, CompletionRequest, TextRequest, Tool
 from shears.serving.responses import DONE, ChoiceWriter, Kind, ResponseWriter, event
 
 logger = logging.getLogger(__name__)
 MOST_WAITING = 32  # texts beyond those that the backend holds at once
 MOST_BYTES = 1_000_000  # of a request
+SAMPLING = {"temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed"}
 
 
 class Service:
@@ -52,33 +53,30 @@ class Service:
     async def completions(self, request: Request) -> Response:
         """Continue one prompt or several."""
         body = CompletionRequest.model_validate_json(await read_body(request))
-        prompts = [await asyncio.to_thread(self.engine.encode, prompt) for prompt in body.prompts()]
+        several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
+        prompts: Any = body.prompt if several else [body.prompt]
+        prompts = [await asyncio.to_thread(self.engine.encode, prompt) for prompt in prompts]
         return await self._respond(request, body, prompts)
 
     async def chat(self, request: Request) -> Response:
-        """Answer a conversation.
-
-        The grammar is compiled here, so that an unsupported schema is refused before anything is generated.
-        """
+        """Answer a conversation."""
         body = ChatRequest.model_validate_json(await read_body(request))
-        functions = body.functions()
+        shown = [tool.model_dump(exclude_none=True) for tool in body.tools if body.functions()]
         turns = [message.turn() for message in body.messages]
-        shown = [tool.model_dump(exclude_none=True) for tool in body.tools if functions]
         tokens = await asyncio.to_thread(self.engine.encode_chat, turns, shown)
-        grammar = await asyncio.to_thread(self._grammar, body)
-        form = call_format(self.engine.tokenizer) if functions else None
-        readers = [CallReader(form, list(functions)) if form else None for _ in range(body.n)]
-        return await self._respond(request, body, [tokens], grammar, readers)
+        form = call_format(self.engine.tokenizer) if shown else None
+        grammar = await asyncio.to_thread(self._grammar, body, form)  # an unsupported schema is refused here
+        return await self._respond(request, body, [tokens], grammar, form)
 
-    def _grammar(self, body: ChatRequest) -> Grammar | None:
+    def _grammar(self, body: ChatRequest, form: CallFormat | None) -> Grammar | None:
         engine = self.engine
         schema = body.response_format.schema_of_text()
-        if not (functions := body.functions()):
+        if form is None:
             return None if schema is None else engine.grammars.of_schema(schema)
-        is_named = isinstance(body.tool_choice, ToolChoice)
+        is_named = isinstance(body.tool_choice, Tool)
         several = body.parallel_tool_calls and not is_named
-        rules = CallRules(functions, is_named or body.tool_choice == "required", several, schema)
-        return engine.grammars.of_rules(rules.write(call_format(engine.tokenizer), engine.tokenizer, engine.grammars))
+        rules = CallRules(body.functions(), is_named or body.tool_choice == "required", several, schema)
+        return engine.grammars.of_rules(rules.write(form, engine.tokenizer, engine.grammars))
 
     async def _respond(
         self,
@@ -86,7 +84,7 @@ class Service:
         body: TextRequest,
         prompts: Sequence[Prompt],
         grammar: Grammar | None = None,
-        readers: Sequence[CallReader | None] = (),
+        form: CallFormat | None = None,
     ) -> Response:
         start = time.time()
         texts = self._texts(body, prompts, grammar)
@@ -95,7 +93,9 @@ class Service:
         name = ("chatcmpl-" if kind == "chat" else "cmpl-") + uuid.uuid4().hex
         with_usage = body.stream_options.include_usage
         writer = ResponseWriter(kind, name, int(start), self.name, body.n, with_usage)
-        choices = [ChoiceWriter(kind, index, readers[index] if readers else None) for index in range(len(texts))]
+        names = list(body.functions()) if isinstance(body, ChatRequest) else []
+        readers = [None if form is None else CallReader(form, names) for _ in texts]
+        choices = [ChoiceWriter(kind, index, reader) for index, reader in enumerate(readers)]
         if body.stream:
             events = self._events(texts, queue, writer, choices)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -119,7 +119,7 @@ class Service:
         options = {
             "temperature": 1.0 if self.engine.form is None else 0.0,
             "seed": random.SystemRandom().getrandbits(63),
-            **body.sampling(),
+            **body.model_dump(include=SAMPLING, exclude_none=True),
             "max_new_tokens": wanted,
         }
         each = [prompt for prompt in prompts for _ in range(body.n)]

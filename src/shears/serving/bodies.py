@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, mode
 
 IGNORED_KEYS = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
-     "prompt_cache_retention", "reasoning_effort", "verbosity", "modalities")
+     "prompt_cache_retention", "reasoning_effort", "verbosity", "modalities", "include_obfuscation")
 )  # fmt: skip
 MOST_TOOLS = 128
 
@@ -38,7 +38,6 @@ class StreamOptions(Body):
     """How a stream is written."""
 
     include_usage: bool = False  # whether the stream ends with the number of tokens
-    include_obfuscation: bool | None = None  # ignored
 
 
 class TextRequest(Body):
@@ -60,11 +59,6 @@ class TextRequest(Body):
     logit_bias: dict[str, float] = Field({}, max_length=0)
     logprobs: Literal[False] = False
 
-    def sampling(self) -> dict[str, Any]:
-        """Return the keywords of SamplingConfig that the request names."""
-        keys = {"temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed"}
-        return self.model_dump(include=keys, exclude_none=True)
-
 
 class CompletionRequest(TextRequest):
     """A body of /v1/completions."""
@@ -73,12 +67,6 @@ class CompletionRequest(TextRequest):
     best_of: Literal[1] = 1
     echo: Literal[False] = False
     suffix: Literal[""] = ""
-
-    def prompts(self) -> list[str | list[int]]:
-        """Return the prompts as a list."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        return [self.prompt] if isinstance(self.prompt[0], int) else list(self.prompt)
 
 
 class MessagePart(Body):
@@ -147,23 +135,10 @@ class Function(Body):
 
 
 class Tool(Body):
-    """A tool; only functions are supported."""
+    """A tool, or by its name the one that must be called; only functions are supported."""
 
     type: Literal["function"]
     function: Function
-
-
-class FunctionName(Body):
-    """A function by its name."""
-
-    name: str
-
-
-class ToolChoice(Body):
-    """A function that the answer must call."""
-
-    type: Literal["function"]
-    function: FunctionName
 
 
 class NamedSchema(Body):
@@ -201,25 +176,22 @@ class ChatRequest(TextRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     response_format: ResponseFormat = ResponseFormat(type="text")
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] = []
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice = "auto"
+    tool_choice: Literal["none", "auto", "required"] | Tool = "auto"
     parallel_tool_calls: bool = True
+
+    def functions(self) -> dict[str, dict[str, Any]]:
+        """Return the schemas of the arguments of the functions that the answer may call."""
+        if self.tool_choice == "none":
+            return {}
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, Tool) else None
+        functions = [tool.function for tool in self.tools]
+        return {each.name: each.arguments() for each in functions if named in (None, each.name)}
 
     @model_validator(mode="after")
     def _has_tools(self) -> "ChatRequest":
         names = [tool.function.name for tool in self.tools]
         if len(set(names)) < len(names):
             raise ValueError(f"tools must have different names, got {', '.join(names)}")
-        if self.tool_choice == "required" and not names:
-            raise ValueError("tool_choice='required' needs tools, got none")
-        if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in names:
-            wanted = self.tool_choice.function.name
-            raise ValueError(f"tool_choice must name one of tools ({', '.join(names) or 'none'}), got {wanted!r:.60}")
+        if self.tool_choice not in ("none", "auto") and not self.functions():
+            raise ValueError(f"tool_choice must name one of tools, or be required with some, got {names}")
         return self
-
-    def functions(self) -> dict[str, dict[str, Any]]:
-        """Return the schemas of the arguments of the functions that the answer may call."""
-        if self.tool_choice == "none":
-            return {}
-        named = self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else None
-        functions = [tool.function for tool in self.tools]
-        return {each.name: each.arguments() for each in functions if named in (None, each.name)}

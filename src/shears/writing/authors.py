@@ -7,9 +7,10 @@ the source. Apart from rounding, text number n depends on model, settings, seed 
 
 import random
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,54 +24,22 @@ from shears.data.tokens import encode, encode_rendered, prompt_ids
 from shears.errors import InputError
 from shears.records.trained_form import TrainedForm
 from shears.runtime.generation.continuation import Continuation, TextSettings
-from shears.runtime.generation.engine import decoding_by
 
 MARK = "\u241fwords\u241f"  # stands for a turn's words where the template is cut apart
 QUESTIONS = ("prompt", "instruction", "question")  # columns that ask, the first one that a row has
 
 
-class Writer(NamedTuple):
-    """A model's tokenizer, end tokens, and the most tokens of its sequences."""
+class TextAuthor:
+    """Begins plain texts and, where the tokenizer has a chat template, whole chats; turns finished ones into rows."""
 
-    tokenizer: PreTrainedTokenizerBase
-    ends: frozenset[int]
-    longest: int
+    numbers: Sequence[int] = range(sys.maxsize)
 
-
-class Author(ABC):
-    """Gives the prompt of every text by its number, and turns finished texts into rows."""
-
-    numbers: Sequence[int]
-    """The numbers of the texts in the order in which they are wanted."""
-
-    @abstractmethod
-    def begin(self, number: int) -> Continuation:
-        """Return text number `number`, empty so far."""
-
-    def following(self, text: Continuation) -> Continuation | None:
-        """Return the next turn of a text whose turn has ended; None if it is whole."""
-        return None
-
-    @abstractmethod
-    def row(self, text: Continuation) -> Row:
-        """Return a whole text as a row with its number and its tokens, 0 if it is empty."""
-
-    def is_kept(self, row: Row) -> bool:
-        """Return whether a row is kept."""
-        return bool(row["tokens"])
-
-
-class TextAuthor(Author):
-    """Plain texts and whole chats, where the tokenizer has a chat template."""
-
-    def __init__(self, writer: Writer, settings: WriteConfig) -> None:
-        self.numbers = range(sys.maxsize)
-        tokenizer = self._tokenizer = writer.tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_settings: TextSettings, settings: WriteConfig) -> None:
+        self._tokenizer = tokenizer
         self._settings = settings
-        self._longest = writer.longest
         # a turn ends with a special token that need not end a text
-        ends = frozenset(tokenizer.all_special_ids) | writer.ends
-        self._text_settings = TextSettings(decoding_by(tokenizer), ends, writer.longest)
+        ends = frozenset(tokenizer.all_special_ids) | text_settings.end_tokens
+        self._text_settings = replace(text_settings, end_tokens=ends)
         self._users: dict[int, str] = {}  # the user's turns of chats whose answers are written
         self._turn: tuple[str, str] | None = None  # what the template writes before and behind a user's turn
         if settings.chats and tokenizer.chat_template is not None:
@@ -91,31 +60,33 @@ class TextAuthor(Author):
         return self._text(number, "text", [*start, word])
 
     def following(self, text: Continuation) -> Continuation | None:
-        """Return the empty answer to a user's turn, unless that turn is empty or too long."""
+        """Return the empty answer to a user's turn, unless that is empty or too long; None for another text."""
         words = self._words_of(text)
         if not self._is_chat(text.number) or text.number in self._users or not words:
             return None
         rendered = render_turns([{"role": "user", "content": words}], self._tokenizer, answering=True)
         [prompt] = encode_rendered([rendered], self._tokenizer)
-        if len(prompt) >= self._longest:
+        if len(prompt) >= self._text_settings.max_length:
             return None
         self._users[text.number] = words
         return self._text(text.number, "answer", prompt)
 
     def row(self, text: Continuation) -> Row:
-        """Return a finished text as a row of `text` or `messages`."""
+        """Return a finished text as a row of `text` or `messages` with its tokens, 0 if it is empty."""
         words = self._words_of(text)
         user = self._users.pop(text.number, None)
-        content: Row = {}
-        tokens = 0
         if user is not None and words:
             tokens = sum(map(len, encode([user, words], self._tokenizer)))
-            content = {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": words}]}
-        elif words and not self._is_chat(text.number):
+            turns = [{"role": "user", "content": user}, {"role": "assistant", "content": words}]
+            return {"number": text.number, "tokens": tokens, "messages": turns}
+        if words and not self._is_chat(text.number):
             whole = str(self._tokenizer.decode([text.prompt[-1], *text.tokens], skip_special_tokens=True)).strip()
-            tokens = len(encode([whole], self._tokenizer)[0])
-            content = {"text": whole}
-        return {"number": text.number, "tokens": tokens, **content}
+            return {"number": text.number, "tokens": len(encode([whole], self._tokenizer)[0]), "text": whole}
+        return {"number": text.number, "tokens": 0}
+
+    def is_kept(self, row: Row) -> bool:
+        """Return whether a row has text."""
+        return bool(row["tokens"])
 
     def _is_chat(self, number: int) -> bool:
         share = self._settings.chats
@@ -142,23 +113,31 @@ def first_words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, word in zip(ids, words, strict=True) if word.strip().isalpha() and "\ufffd" not in word]
 
 
-class AnswerAuthor(Author):
-    """Answers to the rows of a source.
+class AnswerAuthor:
+    """Begins answers to the rows of a source, and turns finished ones into rows.
 
     Rows that are no chats are asked as plain text if those of the model's training were none or the
-    tokenizer has no chat template, else as chats. InputError, with the row, for a prompt that leaves
-    no room for an answer.
+    tokenizer has no chat template, else as chats. InputError for a prompt that leaves no room for an answer.
     """
 
-    def __init__(self, writer: Writer, settings: WriteConfig, rows: Sequence[Row], form: TrainedForm | None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_settings: TextSettings,
+        settings: WriteConfig,
+        rows: Sequence[Row],
+        form: TrainedForm | None,
+    ) -> None:
         self._rows = rows
-        self._keep = settings.keep
-        self._seed = settings.seed
+        self._settings = settings
         self._form = form
-        self._tokenizer = writer.tokenizer
-        self._ids = [self._prompt(number, row, writer.longest) for number, row in enumerate(rows, start=1)]
-        self._text_settings = TextSettings(decoding_by(writer.tokenizer), writer.ends, writer.longest)
-        self._options = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature or 0.0}
+        self._tokenizer = tokenizer
+        self._text_settings = text_settings
+        self._ids = [self._prompt(row) for row in rows]
+        if (longest := max(map(len, self._ids))) >= text_settings.max_length:
+            rule = f"a prompt must be shorter than the model's context of {text_settings.max_length} tokens"
+            number = [*map(len, self._ids)].index(longest) + 1
+            raise InputError(f"{rule}, got {longest} in row {number}; shorten it or leave it out")
         order = list(range(len(rows)))
         if settings.tokens is not None:
             random.Random(f"prompts {settings.seed}").shuffle(order)
@@ -166,9 +145,13 @@ class AnswerAuthor(Author):
 
     def begin(self, number: int) -> Continuation:
         """Return answer number `number`, empty so far."""
-        seed = random.Random(f"answer {self._seed} {number}").getrandbits(63)
-        options = SamplingConfig(**self._options, seed=seed)
+        seed = random.Random(f"answer {self._settings.seed} {number}").getrandbits(63)
+        temperature = self._settings.temperature or 0.0
+        options = SamplingConfig(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
         return Continuation(self._ids[number % len(self._rows)], options, self._text_settings, number=number)
+
+    def following(self, _: Continuation) -> None:
+        """Return None: an answer is whole."""
 
     def row(self, text: Continuation) -> Row:
         """Return a finished answer as a row of `messages`, or of prompt and completion without a chat template.
@@ -182,49 +165,36 @@ class AnswerAuthor(Author):
             content: Row = {"messages": [*asked_turns(source), {"role": "assistant", "content": words}]}
         else:
             content = {"prompt": plain_prompt(source, self._form), "completion": text.text}
+        right = None
+        if self._settings.keep == "right" or source.get("answer") is not None:
+            with suppress(InputError):  # an answer that no rule reads, which none needs
+                right = text.finish == "stop" and rule_of(source).is_right(words)
         return {
             "number": text.number,
             "row": index + 1,
             "sample": sample + 1,
             "tokens": len(text.prompt) + len(text.tokens) if words else 0,
             "cut": text.finish == "length",
-            "right": self._is_right(source, words, text.finish == "stop"),
+            "right": right,
             **content,
             **{name: source[name] for name in ("question", "answer") if source.get(name) is not None},
         }
 
     def is_kept(self, row: Row) -> bool:
         """Return whether an answer is kept: one that has text, has ended, is right; a cut one is never right."""
-        has_ended = not row["cut"] and (self._keep == "ended" or row["right"] is True)
-        return row["tokens"] > 0 and (self._keep == "all" or has_ended)
-
-    def _is_right(self, source: Row, words: str, has_ended: bool) -> bool | None:
-        """Return whether an answer is right; None without an answer of the source, where none is needed.
-
-        A completion, or an assistant's turn, counts as the answer only if right answers are to be kept.
-        """
-        if self._keep != "right" and source.get("answer") is None:
-            return None
-        try:
-            rule = rule_of(source)
-        except InputError:  # `checked_rows` refused it if a rule is needed
-            return None
-        return has_ended and rule.is_right(words)
+        keep = self._settings.keep
+        has_ended = not row["cut"] and (keep == "ended" or row["right"] is True)
+        return bool(row["tokens"]) and (keep == "all" or has_ended)
 
     def _is_chat(self, row: Row) -> bool:
         chats = self._form is None or self._form.rows == "chat"
         return self._tokenizer.chat_template is not None and (chats or bool(row.get("messages")))
 
-    def _prompt(self, number: int, row: Row, longest: int) -> list[int]:
-        if self._is_chat(row):
-            turns = asked_turns(row) if self._form is None else turns_in(self._form, asked_turns(row))
-            [ids] = encode_rendered([render_turns(turns, self._tokenizer, answering=True)], self._tokenizer)
-        else:
-            [ids] = prompt_ids([plain_prompt(row, self._form)], self._tokenizer)
-        if len(ids) >= longest:
-            rule = f"row {number}: a prompt must be shorter than the model's context of {longest} tokens"
-            raise InputError(f"{rule}, got {len(ids)}; shorten it or leave it out")
-        return ids
+    def _prompt(self, row: Row) -> list[int]:
+        if not self._is_chat(row):
+            return prompt_ids([plain_prompt(row, self._form)], self._tokenizer)[0]
+        turns = asked_turns(row) if self._form is None else turns_in(self._form, asked_turns(row))
+        return encode_rendered([render_turns(turns, self._tokenizer, answering=True)], self._tokenizer)[0]
 
 
 def asked_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -235,10 +205,11 @@ def asked_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     if messages := row.get("messages"):
         turns = turns_of(messages)
-        users = [index for index, turn in enumerate(turns) if turn["role"] == "user"]
-        if not users:
+        while turns and turns[-1]["role"] != "user":
+            turns.pop()
+        if not turns:
             raise InputError("a prompt must have a turn of a user, got none; leave it out")
-        return turns[: users[-1] + 1]
+        return turns
     column, text, given = _asked_text(row)
     if column == "prompt":
         return [{"role": "user", "content": text.strip()}]
@@ -257,24 +228,10 @@ def plain_prompt(row: Mapping[str, Any], form: TrainedForm | None) -> str:
 
 def _asked_text(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the column and text that a row without a conversation asks, and the input of an instruction."""
-    column = next((name for name in QUESTIONS if row.get(name) is not None), None)
+    column = next((name for name in QUESTIONS if isinstance(row.get(name), str) and row[name].strip()), None)
     if column is None:
         known = ", ".join((*QUESTIONS, "messages"))
         todo = "name yours with columns, such as prompt=sentence"
-        raise InputError(f"a prompt must have one of the columns {known}, got {', '.join(map(str, row))}; {todo}")
+        raise InputError(f"a prompt must be text in one of the columns {known}, got {', '.join(map(str, row))}; {todo}")
     given = row.get("input") if column == "instruction" else None
-    if not isinstance(row[column], str) or not row[column].strip() or not isinstance(given, str | None):
-        raise InputError(f"a prompt must be text, got {row[column]!r:.60} in {column}")
-    return column, row[column], (given or "").strip()
-
-
-def checked_rows(rows: Sequence[Row], source: str, keep: str) -> Sequence[Row]:
-    """Return the rows of a source; InputError, which names the row, for one that asks nothing or lacks an answer."""
-    for number, row in enumerate(rows, start=1):
-        try:
-            asked_turns(row)
-            if keep == "right":
-                rule_of(row)
-        except InputError as error:
-            raise InputError(f"row {number} of {source}: {error}") from None
-    return rows
+    return column, row[column], str(given or "").strip()

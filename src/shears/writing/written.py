@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from shears.checkpoints.configuration import known_config
 from shears.config import WriteConfig
 from shears.config.resolve import build
 from shears.config.write import ANSWERED, WRITTEN, is_written
 from shears.data.rows import OWN_NAMES, Row, as_json_lines, read_rows
+from shears.data.rules import rule_of
 from shears.data.templates import TO_REASON
 from shears.errors import InputError
 from shears.models.devices import DTYPES, pick_device, resolved_precision
@@ -32,16 +34,18 @@ from shears.records.version import __version__
 from shears.runtime.choice import Wanted, native_backend, package_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
-from shears.runtime.generation.continuation import Continuation
+from shears.runtime.generation.continuation import Continuation, TextSettings
+from shears.runtime.generation.engine import decoding_by
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.loading import generation_settings
-from shears.writing.authors import AnswerAuthor, Author, TextAuthor, Writer, checked_rows
+from shears.writing.authors import AnswerAuthor, TextAuthor, asked_turns
 
 logger = logging.getLogger(__name__)
 
 CACHED_TEXTS = "self_text"  # in the cache of converted models
 TEXT = "text.jsonl"
 UNFINISHED = "written.jsonl"  # in the working folder: texts in the order in which they ended
+Author = TextAuthor | AnswerAuthor
 MOST_EMPTY = 64  # consecutive empty texts after which the model counts as unable to write
 
 
@@ -60,18 +64,32 @@ def write(
     that asks nothing, and if no answer is kept.
     """
     settings = build(WriteConfig, "write", config).for_prompts(prompts)
-    rows = None if prompts is None else checked_rows(read_rows(prompts, settings.columns), prompts, settings.keep)
+    rows = None if prompts is None else read_rows(prompts, settings.columns)
+    for number, row in enumerate(rows or [], start=1):
+        try:
+            asked_turns(row)
+            if settings.keep == "right":
+                rule_of(row)
+        except InputError as error:
+            raise InputError(f"row {number} of {prompts}: {error}") from None
     ref = resolve_with(model, adapter, "auto")
     output = expanded(output)
     asked = _asked(ref, adapter, settings, rows)
     decided = {key: value for key, value in asked.items() if key != "keep"}
     with working_folder(output, decided, resume=True, kind=WriteConfig) as work:
-        writer, backend = _open(ref, adapter)
-        author: Author = TextAuthor(writer, settings)
+        tokenizer, text_settings, backend = _open(ref, adapter)
+        author: Author = TextAuthor(tokenizer, text_settings, settings)
         if rows is not None:
-            author = AnswerAuthor(writer, settings, rows, trained_form(adapter, ref.folder))
+            author = AnswerAuthor(tokenizer, text_settings, settings, rows, trained_form(adapter, ref.folder))
         written = written_rows(author, backend, settings.tokens, work / UNFINISHED)
         kept = sorted(filter(author.is_kept, written), key=lambda row: (row.get("row", row["number"]), row["number"]))
+        counts = {
+            "num_right": sum(row.get("right") is True for row in written),
+            "num_cut": sum(row.get("cut", False) for row in written),
+            "num_empty": sum(not row["tokens"] for row in written),
+        }
+        if counts["num_cut"]:
+            logger.warning("%(num_cut)d answers were cut; raise max_new_tokens, or leave them out with keep", counts)
         if not kept:
             rule = f"at least one answer must be kept, got {len(written)} answers, none of which is {settings.keep}"
             raise InputError(f"{rule}; --keep all keeps every answer")
@@ -80,7 +98,7 @@ def write(
             "shears_version": __version__,
             "model": ref.recorded_name,
             **asked,
-            **({} if rows is None else {"prompts": prompts, **_about(written, settings.max_new_tokens)}),
+            **({} if rows is None else {"prompts": prompts, "num_answers": len(written), **counts}),
             "num_texts": len(kept),
             "num_chats": sum("messages" in row for row in kept),
             "num_tokens": sum(row["tokens"] for row in kept),
@@ -103,18 +121,7 @@ def _asked(ref: ModelRef, adapter: str | Path | None, settings: WriteConfig, row
     return asked
 
 
-def _about(rows: list[Row], limit: int) -> dict[str, int]:
-    """Return how many answers are right, cut and empty."""
-    num_cut = sum(row["cut"] for row in rows)
-    if num_cut:
-        todo = "raise max_new_tokens, or leave them out with keep ended"
-        logger.warning("%d of %d answers were cut at %d tokens; %s", num_cut, len(rows), limit, todo)
-    num_right = sum(row["right"] is True for row in rows)
-    num_empty = sum(not row["tokens"] for row in rows)
-    return {"num_answers": len(rows), "num_right": num_right, "num_cut": num_cut, "num_empty": num_empty}
-
-
-def _open(ref: ModelRef, adapter: str | Path | None) -> tuple[Writer, Backend]:
+def _open(ref: ModelRef, adapter: str | Path | None) -> tuple[PreTrainedTokenizerBase, TextSettings, Backend]:
     """Return what writes: the native decoder where it covers the model."""
     precision = resolved_precision("auto", device := pick_device("auto"))
     backend: Backend | None
@@ -129,7 +136,7 @@ def _open(ref: ModelRef, adapter: str | Path | None) -> tuple[Writer, Backend]:
         if backend is None:
             backend = TransformersBackend(nn.Module.to(network, DTYPES[precision]))
     context = positions_in(known_config(ref.folder)) or backend.max_length
-    return Writer(tokenizer, ends, min(backend.max_length, context)), backend
+    return tokenizer, TextSettings(decoding_by(tokenizer), ends, min(backend.max_length, context)), backend
 
 
 def written_rows(author: Author, backend: Backend, tokens: int | None, path: Path) -> list[Row]:
