@@ -41,19 +41,6 @@ def test_a_long_row_gives_one_piece_while_others_have_some(tmp_path: Path, seed:
     assert sum(len(piece) for piece in pieces if "x" in piece) < 40
 
 
-def test_where_all_rows_are_long_each_sequence_is_a_piece_of_another(tmp_path: Path) -> None:
-    letters = "ABCDEFGH"  # none of those of the end mark
-    source = _rows(tmp_path / "rows.jsonl", [_long(letter) for letter in letters])
-    sequences = sequences_of(calibrate(source, num_samples=8, sequence_length=64))
-    texts = [str(TOKENIZER.decode(sequence)) for sequence in sequences]
-    order = [next(letter for letter in letters if letter in text) for text in texts]
-    assert sorted(order) == list(letters)
-    assert order != list(letters)  # drawn, not the file's order
-    for letter, text in zip(order, texts, strict=True):
-        assert text.endswith("<|end|>")
-        assert text.removesuffix("<|end|>") in _long(letter)
-
-
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12),
     num_samples=st.integers(1, 12),

@@ -37,14 +37,6 @@ def _documents(source: Path | str, num_tokens: int, **options: Any) -> list[str]
     return str(TOKENIZER.decode([token for row in sequences_of(calibration) for token in row])).split("<|end|>")
 
 
-def test_chats_are_what_the_chat_template_renders(tmp_path: Path) -> None:
-    path = _jsonl(tmp_path / "chat.jsonl", CHATS[:1])
-    rendered = str(TOKENIZER.apply_chat_template(list(CHATS[0]["messages"]), tokenize=False))
-    ids = TOKENIZER(rendered, add_special_tokens=False)["input_ids"]
-    assert [row[0] for row in sequences_of(calibrate(path, num_samples=len(ids), sequence_length=1))] == ids
-    assert text_tokens(str(path), TOKENIZER) == ids  # no second end behind the template's own
-
-
 @pytest.mark.parametrize(
     ("turns", "closed"),
     [
@@ -102,10 +94,3 @@ def test_instructions_are_calibrated_on_as_the_model_is_trained_or_else_asked(
     assert tokens in orders
     told = [line for line in caplog.messages if "instructions of" in line]
     assert told == [f"instructions of {path} are rendered in the template {template}"]
-
-
-def test_rows_without_text_are_skipped(tmp_path: Path) -> None:
-    some = _jsonl(tmp_path / "some.jsonl", TEXTS[:3])
-    gaps = _jsonl(tmp_path / "gaps.jsonl", [{"text": ""}, TEXTS[0], {"text": None, "label": 1}, *TEXTS[1:3]])
-    assert text_tokens(str(gaps), TOKENIZER) == text_tokens(str(some), TOKENIZER)
-    assert "" not in _documents(gaps, len(text_tokens(str(gaps), TOKENIZER)))[:-1]

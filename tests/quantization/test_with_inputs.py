@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shears.checkpoints.packed.layout import dense, pack_quantized
 from shears.errors import InputError
-from shears.quantization.grid import Quantized, codes_on_grid, quantize
+from shears.quantization.grid import quantize
 from shears.quantization.with_inputs import DAMPING, SWEEPS, output_error, round_with_inputs
 from tests.oracles import obs, rounding
 
@@ -93,25 +93,6 @@ def test_correlated_inputs_halve_the_error_of_rounding_to_nearest() -> None:
     rounded, nearest = round_with_inputs(weight, kept, hessian), quantize(weight, "int4")
     errors = [float(output_error(weight, one, hessian).sum()) for one in (rounded, nearest)]
     assert errors[0] < 0.5 * errors[1]
-
-
-def test_uncorrelated_inputs_leave_each_weight_at_its_nearest_number() -> None:
-    """Nothing can make up for an error then; the searched scales alone are better than those of the range."""
-    weight, kept, _ = problem(8, 200, 4)
-    hessian = torch.diag(torch.rand(200, generator=torch.Generator().manual_seed(0)) + 0.1)
-    rounded = round_with_inputs(weight, kept, hessian)
-    assert rounded.zeros is not None
-    assert torch.equal(rounded.codes, codes_on_grid(weight, rounded.scales, rounded.zeros))
-    nearest = quantize(weight, "int4")
-    assert bool((output_error(weight, rounded, hessian) <= output_error(weight, nearest, hessian)).all())
-    searched = [
-        [rounding.searched(row[s : s + 128].tolist(), hessian.diag()[s : s + 128].tolist()) for s in (0, 128)]
-        for row in weight
-    ]
-    scales = torch.tensor([[scale for scale, _ in row] for row in searched])
-    zeros = torch.tensor([[zero for _, zero in row] for row in searched])
-    by_search = Quantized(codes_on_grid(weight, scales, zeros), scales.half(), zeros.to(torch.uint8))
-    assert bool((output_error(weight, rounded, hessian) <= output_error(weight, by_search, hessian) + 1e-9).all())
 
 
 def test_inputs_that_are_always_zero_tell_nothing() -> None:

@@ -119,22 +119,6 @@ def test_the_mean_is_the_sparsity_asked_for_and_nothing_strays(name: str, sparsi
     assert sparsity == 0 or len(set(found.values())) > 3
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_model_is_left_as_it_was(name: str) -> None:
-    model = sharp(name)
-    for index, parameter in enumerate(model.parameters()):
-        parameter.requires_grad_(index % 3 == 0)
-    model.train()
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    wanted = [parameter.requires_grad for parameter in model.parameters()]
-    allocated(WholeModel(model))
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(module.training for module in model.modules())
-    assert not any(module._forward_hooks or "forward" in module.__dict__ for module in model.modules())
-
-
 @pytest.mark.parametrize("name", [*NAMES, "llama_untied"])
 def test_blocks_read_from_files_one_by_one_give_the_same(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -227,29 +211,6 @@ def total(curves: Mapping[str, Sequence[tuple[float, float]]], sparsities: Mappi
         places, costs = np.array(curve).T
         found += float(np.interp(sparsities[name], places, costs))
     return found
-
-
-@settings(max_examples=60)
-@given(data=st.data(), sparsity=st.floats(0.1, 0.7))
-def test_nothing_can_be_moved_from_one_weight_to_another_for_less(data: st.DataObject, sparsity: float) -> None:
-    grid = (0.0, 0.2, 0.3, 0.6, 0.8, 1.0)
-    sizes = {name: data.draw(st.integers(1, 1000)) for name in "abcd"[:4]}
-    curves = {}
-    for name, size in sizes.items():
-        factor, power = data.draw(st.floats(0.1, 10)), data.draw(st.floats(1, 4))
-        curves[name] = [(place, factor * size * place**power) for place in grid]
-    found = by_marginal_cost(curves, sizes, sparsity, 0.05, 0.75)
-    assert share_of(found, sizes) == pytest.approx(sparsity, abs=1e-9)
-    assert all(0.05 <= value <= 0.75 for value in found.values())
-    least = total(curves, found)
-    for giver, taker in itertools.permutations(sizes, 2):
-        zeros = min((found[giver] - 0.05) * sizes[giver], (0.75 - found[taker]) * sizes[taker])
-        for part in (0.01, 0.3, 1.0):
-            moved = found | {
-                giver: found[giver] - part * zeros / sizes[giver],
-                taker: found[taker] + part * zeros / sizes[taker],
-            }
-            assert total(curves, moved) >= least * (1 - 1e-9)
 
 
 def test_a_bump_in_a_curve_is_bridged() -> None:

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shears.models.blocks import decoder_blocks
 from shears.models.blockwise.matrices import Matrix, block_matrices
-from shears.models.devices import DTYPES
 from shears.records.artifacts import SPARSITY
 from shears.sparsity.sparsify import sparsify
 from tests.oracles import wanda
@@ -134,13 +133,6 @@ def test_rwkv_is_pruned_without_its_halving(settings: str, tmp_path: Path) -> No
     check_counts(run)
     check_the_rest(run, settings in MOVES_WEIGHTS)
     assert run.after.config.rescale_every == 1
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_half_precision_models_of_experts_come_back(dtype: str, tmp_path: Path) -> None:
-    run = prune(tmp_path, tiny_model("mixtral", dtype=DTYPES[dtype]))
-    check(run)
-    assert {parameter.dtype for parameter in run.after.parameters()} == {DTYPES[dtype]}
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])

@@ -125,12 +125,3 @@ def test_a_fit_that_raises_the_error_is_undone(
     assert all(torch.equal(*pair) for pair in zip(plain.parameters(), fitted.parameters(), strict=True))
     assert all(errors.fitted == errors.pruned for errors in report.blocks.values())
     assert "the fit is undone" in caplog.text
-
-
-def test_weights_of_16_bits_are_fitted_in_32() -> None:
-    model = tiny_model("llama").bfloat16()
-    report = sparsify_model(model, BATCHES, settings(precision="bf16"))
-    assert all(errors.fitted < errors.pruned for errors in report.blocks.values())
-    weight = model.model.layers[0].mlp.up_proj.weight
-    assert weight.dtype == torch.bfloat16
-    assert int((weight == 0).sum()) == report.linears["model.layers.0.mlp.up_proj"].zeros

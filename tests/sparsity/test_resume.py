@@ -20,9 +20,7 @@ from tests.tiny import save_tiny
 
 SMALL: dict[str, Any] = {"num_samples": 6, "sequence_length": 32}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "wanda": {"method": "wanda"},
-    "fitted": {"method": "admm", "allocation": "sensitivity", "reconstruct": "block", "dtype": "bf16"},
-    "recovered": {"method": "sparsegpt", "allocation": "uniform", "recover_rank": 4},
+    "fitted": {"method": "admm", "allocation": "sensitivity", "reconstruct": "block", "recover_rank": 4},
     "spilled": {"method": "wanda", "recover_rank": 4},
 }
 

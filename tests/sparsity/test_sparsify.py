@@ -12,11 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shears.errors import InputError
 from shears.models.blocks import linears, weight_oi
-from shears.models.load import load_model
 from shears.records.artifacts import SPARSITY, read_record, weights_fingerprint
 from shears.sparsity.sparsify import sparsify
-from tests.oracles import wanda
-from tests.tiny import VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 SMALL: dict[str, Any] = {"method": "wanda", "num_samples": 4, "sequence_length": 32}
 
@@ -58,19 +56,6 @@ def test_two_runs_give_the_same_bytes_and_another_seed_gives_others(tmp_path: Pa
         path.name: path.read_bytes() for path in again.iterdir()
     }
     assert weights_fingerprint(once) != weights_fingerprint(other)
-
-
-def test_ready_token_ids_reproduce_a_pruning_done_elsewhere(tmp_path: Path) -> None:
-    base = save_tiny(tmp_path / "base", "qwen3")
-    tokens = torch.randint(0, VOCABULARY, (5, 24), generator=torch.Generator().manual_seed(3))
-    file = tmp_path / "ids.jsonl"
-    file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in tokens.tolist()))
-    folder = sparsify(
-        str(base), tmp_path / "sparse", calibration=str(file), num_samples=5, precision="fp32", method="wanda"
-    )
-    expected, model = wanda.prune(load_model(base), list(tokens), 0.5), load_model(folder)
-    for name, (_, pruned) in expected.items():
-        assert torch.equal(weight_oi(linears(model)[name]) == 0, pruned)
 
 
 def test_magnitude_reads_no_calibration(tmp_path: Path, text: str) -> None:

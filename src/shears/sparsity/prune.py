@@ -20,7 +20,7 @@ from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, linears, matching
 from shears.models.blockwise.activations import BUDGET, Activations
 from shears.models.blockwise.capture import InputMoments, InputNorms
-from shears.models.blockwise.matrices import Matrix, affordable, block_matrices, kept_dense, uncovered_parameters
+from shears.models.blockwise.matrices import Matrix, affordable, block_matrices
 from shears.models.blockwise.sources import BlockSource, WholeModel
 from shears.models.blockwise.walk import Batches, BlockRun, Context, Walk
 from shears.models.devices import autocast
@@ -40,14 +40,13 @@ _Removed = tuple[Matrix, Tensor, Tensor | None]  # dense weight, norms of its in
 
 @dataclass
 class SparsityReport:
-    """What pruning did so far: the target, the pruned linears, the share of block weights left dense.
+    """What pruning did so far: the target, and the pruned linears.
 
     `by_magnitude` names the weights (experts by number) that no calibration token reached; `blocks`
     has the errors of the blocks that were fitted.
     """
 
     target: float
-    uncovered: float
     recovered: Recovered
     linears: dict[str, LinearSparsity] = field(default_factory=dict)
     by_magnitude: list[str] = field(default_factory=list)
@@ -148,8 +147,7 @@ class _Pruner:
         self._removed: list[_Removed] = []
         self.reconstruction: Reconstruction | None = None
         matrices = [matrix for matrices in by_block.values() for matrix in matrices]
-        recovered = Recovered(source.model, matrices, config)
-        self.report = SparsityReport(config.sparsity, _report_dense(source.model, by_block), recovered)
+        self.report = SparsityReport(config.sparsity, Recovered(source.model, matrices, config))
 
     def prune_block(self, block: BlockRun) -> None:
         """Measure a block's inputs and prune it.
@@ -287,25 +285,3 @@ def zeros_by_weight(
         return {matrix.name: pattern.num_zeros(matrix.shape) for matrix in matrices}
     sizes = {matrix.name: math.prod(matrix.shape) for matrix in matrices}
     return zero_counts(dict.fromkeys(sizes, config.sparsity) if sparsities is None else sparsities, sizes)
-
-
-def _report_dense(model: nn.Module, by_block: Mapping[str, Sequence[Matrix]]) -> float:
-    """Return the share of block weights that are not pruned; log those in no linear."""
-    prefix, blocks = decoder_blocks(model)
-    weights = [weight for name, weight in blocks.named_parameters() if weight.ndim >= 2 and not name.endswith("bias")]
-    total = sum(weight.numel() for weight in weights)
-    outside = {
-        f"{prefix}.{index}.{name}": size
-        for index, block in enumerate(blocks)
-        for name, size in uncovered_parameters(block).items()
-    }
-    if outside:
-        message = "%.1f %% of the block weights are in no linear and stay DENSE (%s and %d more)"
-        largest = max(outside, key=outside.__getitem__)
-        logger.warning(message, 100 * sum(outside.values()) / total, largest, len(outside) - 1)
-    routers = sum(sum(kept_dense(block).values()) for block in blocks)
-    if routers:
-        logger.info("%.2f %% of the block weights choose experts and stay dense", 100 * routers / total)
-    covered = sum(math.prod(matrix.shape) for matrices in by_block.values() for matrix in matrices)
-    logger.info("pruning %.1f %% of the block weights", 100 * covered / total)
-    return 1 - covered / total

@@ -128,7 +128,6 @@ def _write_sparse(
         "fingerprint": weights_fingerprint(work),
         "target": report.target,
         "achieved": report.achieved,
-        "uncovered": report.uncovered,
         "by_magnitude": report.by_magnitude,
         "linears": {name: linear.as_record() for name, linear in report.linears.items()},
         **({"blocks": {name: errors._asdict() for name, errors in report.blocks.items()}} if report.blocks else {}),

@@ -37,17 +37,6 @@ def test_the_model_computes_the_same_while_it_is_watched(name: str) -> None:
             assert torch.equal(model(IDS, use_cache=False).logits, expected)
 
 
-def test_linears_fed_the_same_tensor_get_the_same_object() -> None:
-    model = tiny_model()
-    prefix, blocks = decoder_blocks(model)
-    with torch.no_grad(), captured(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0])) as found:
-        model(IDS, use_cache=False)
-    parts = {name.rsplit(".", 1)[-1]: inputs[0] for name, inputs in found.items()}
-    assert parts["q_proj"] is parts["k_proj"] is parts["v_proj"]
-    assert parts["gate_proj"] is parts["up_proj"]
-    assert parts["o_proj"] is not parts["v_proj"]
-
-
 class Twice(nn.Module):
     """Two linears on the same tensor, changed in between."""
 
@@ -99,14 +88,6 @@ def test_every_way_to_multiply_is_seen(way: str, lead: list[int], outputs: int, 
         WAYS[way](linear, tokens)
     (seen,) = found["it"]
     assert torch.equal(seen, tokens.reshape(-1, inputs))
-
-
-def test_groups_of_outputs_with_inputs_of_their_own_are_no_linear() -> None:
-    linear, tokens = nn.Linear(4, 6), torch.randn(3, 5, 4)  # three groups, as DeepSeek V4's grouped linears
-    model = nn.ModuleDict({"it": linear})
-    with torch.no_grad(), captured(model, model, block_matrices("", model)) as found:
-        torch.bmm(tokens, linear.weight.view(3, 2, 4).mT)
-    assert not found  # no one norm or second moment belongs to the whole weight
 
 
 def test_autocast_and_gradients_do_not_reach_the_receiver() -> None:

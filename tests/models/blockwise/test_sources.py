@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from shears.checkpoints.tensor_files import SINGLE, TensorWriter
-from shears.errors import InputError
+from shears.checkpoints.tensor_files import TensorWriter
 from shears.models.blockwise.sources import Skeleton
 from tests.parts import ARCHITECTURES, BF16, FP32, assert_same, block_names, copied, reference, save
 
@@ -96,11 +95,3 @@ def test_only_the_rest_and_one_block_are_in_memory(tmp_path: Path) -> None:
         assert alive(skeleton.model) == rest + each[block]
         skeleton.evict(block)
         assert alive(skeleton.model) == rest
-
-
-def test_deleted_files_are_an_error_when_a_block_is_read(tmp_path: Path) -> None:
-    save(tmp_path, "llama", shard="1GB")
-    skeleton = Skeleton.open(tmp_path)
-    (tmp_path / SINGLE).write_bytes((tmp_path / SINGLE).read_bytes()[:3000])
-    with pytest.raises(InputError, match="became shorter"):
-        skeleton.load("model.layers.1")

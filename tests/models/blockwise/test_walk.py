@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,14 +82,6 @@ def test_groups_come_in_the_order_of_the_calls() -> None:
 
     walk(tiny_model("llama"), visit)
     assert found == [["k_proj.q_proj.v_proj", "o_proj", "gate_proj.up_proj", "down_proj"]] * 2
-
-
-def test_experts_of_a_stack_are_one_group() -> None:
-    groups: list[list[Matrix]] = []
-    walk(tiny_model("mixtral"), lambda run: groups.extend(run.groups(block_matrices(run.name, run.block))))
-    stacks = [group for group in groups if group[0].index is not None]
-    assert [len(group) for group in stacks] == [len({matrix.index for matrix in group}) for group in stacks]
-    assert [len({matrix.parameter for matrix in group}) for group in stacks] == [1] * 4
 
 
 def halve(run: BlockRun, group: Sequence[Matrix]) -> None:
@@ -188,20 +179,6 @@ def test_a_result_that_was_changed_in_place_is_computed_again() -> None:
             raise KeyError  # ends the forward
     with results.spending(0):
         assert torch.equal(block(inputs), expected)
-
-
-@pytest.mark.parametrize("budget", [0, 40_000, None])
-def test_hidden_states_on_the_disk_change_nothing(budget: int | None, tmp_path: Path) -> None:
-    model = tiny_model("gemma2")
-    with torch.no_grad(), Activations(budget, tmp_path) as hidden:
-        expected = [model.model(batch, use_cache=False).last_hidden_state for batch in BATCHES]
-        walked = Walk(WholeModel(model), BATCHES, hidden)
-        for index in range(len(walked)):
-            with walked.advancing(index) as run:
-                found = list(run.outputs())
-        assert bool(hidden.num_spilled) == (budget == 0) or budget == 40_000
-        assert all(torch.equal(model.model.norm(states), known) for states, known in zip(found, expected, strict=True))
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_model_is_restored_after_an_error() -> None:

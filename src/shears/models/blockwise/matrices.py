@@ -97,20 +97,6 @@ def kept_dense(block: nn.Module) -> dict[str, int]:
     return sizes
 
 
-def uncovered_parameters(block: nn.Module) -> dict[str, int]:
-    """Return the sizes of parameters outside `block_matrices` and `kept_dense`, by name.
-
-    Only parameters of two or more dimensions count, and no stacks of biases.
-    """
-    covered = {matrix.parameter.removeprefix("block.") for matrix in block_matrices("block", block)}
-    covered |= kept_dense(block).keys()
-    return {
-        name: parameter.numel()
-        for name, parameter in block.named_parameters()
-        if parameter.ndim >= 2 and name not in covered and not name.endswith("bias")
-    }
-
-
 def linear_matrix(name: str, linear: nn.Module) -> Matrix:
     """Return a linear (or Conv1D) as a matrix."""
     rows, columns = linear.get_parameter("weight").shape
@@ -120,24 +106,21 @@ def linear_matrix(name: str, linear: nn.Module) -> Matrix:
 
 def _slices(name: str, module: nn.Module) -> Iterator[Matrix]:
     """Yield the matrices of the stacks that are a module's own parameters."""
-    stacks = _stacks(module)
-    transposed = _stored_transposed(module, list(stacks.values()))
-    for key, (count, rows, columns) in stacks.items():
+    counts = _named_counts(module)
+    stacks = {
+        key: parameter
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and parameter.is_floating_point() and parameter.shape[0] in counts
+    }
+    transposed = _stored_transposed(module, [tuple(parameter.shape) for parameter in stacks.values()])
+    for key, parameter in stacks.items():
+        count, rows, columns = parameter.shape
         shape = (columns, rows) if transposed else (rows, columns)
         for index in range(count):
             yield Matrix(f"{name}.{key}.{index}", f"{name}.{key}", index, transposed, shape)
 
 
-def _stacks(module: nn.Module) -> dict[str, tuple[int, int, int]]:
-    counts = _named_counts(module)
-    return {
-        key: (parameter.shape[0], parameter.shape[1], parameter.shape[2])
-        for key, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3 and parameter.is_floating_point() and parameter.shape[0] in counts
-    }
-
-
-def _stored_transposed(module: nn.Module, shapes: list[tuple[int, int, int]]) -> bool:
+def _stored_transposed(module: nn.Module, shapes: list[tuple[int, ...]]) -> bool:
     """Tell whether the module's stacks are E x I x O rather than E x O x I.
 
     Most experts of transformers have the attribute `is_transposed`. In the others, the first stack
