@@ -4,8 +4,9 @@ Unless told not to, transformers asks on standard input whether to run such code
 imported where one is built: that takes seconds, which a package in the native decoder is spared.
 """
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 AUTO_MAP = "auto_map"  # in a configuration: the Python classes that a folder brings along
 TEMPLATE_NAME = re.compile(r"\w[\w.-]*")
-IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # a function, or a repository
+KERNELS = re.compile(r'"\w*(?:attn|experts)_implementation\w*": (?:"[^"]*/|\{[^}]*/)')
+"""In a config.json: attention or experts computed by a repository (owner/name), alone or by the part of the model."""
 
 
 class NeedsOwnCode(InputError):  # noqa: N818  # InputError says that it is an error
@@ -100,11 +102,6 @@ def build_causal_model(config: Any, **options: Any) -> "PreTrainedModel":
     return model
 
 
-def without_auto_map(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration that asks for no code: what shears writes was loaded without it."""
-    return {key: value for key, value in config.items() if key != AUTO_MAP}
-
-
 @contextmanager
 def _own_code(folder: Path) -> Iterator[None]:
     """Raise NeedsOwnCode where transformers refuses a folder for the code that it asks for."""
@@ -121,18 +118,8 @@ def _own_code(folder: Path) -> Iterator[None]:
 def _refuse_kernels(folder: Path) -> None:
     """Raise NeedsOwnCode for a config.json that names a repository of kernels, which holds code."""
     path = folder / "config.json"
-    for value in _implementations(read_object(path) if path.is_file() else {}):
-        for name in value.values() if isinstance(value, dict) else [value]:
-            if "/" in str(name):
-                raise NeedsOwnCode(
-                    f"{folder} asks for kernels of the repository {str(name)[:100]}, which shears never runs; remove "
-                    f"{' and '.join(IMPLEMENTATIONS)} from its config.json"
-                )
-
-
-def _implementations(content: Any) -> Iterator[Any]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            if any(name in key for name in IMPLEMENTATIONS):
-                yield value
-            yield from _implementations(value)
+    if path.is_file() and KERNELS.search(json.dumps(read_object(path))):
+        raise NeedsOwnCode(
+            f"{folder} asks for kernels of the repository that its config.json names as an implementation, which "
+            "shears never runs; remove that key"
+        )

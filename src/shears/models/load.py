@@ -106,14 +106,13 @@ def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = No
     """
     for name in ("config.json", "generation_config.json"):
         path = folder / name
-        if name == "config.json" and config is not None:
-            write_json(work / name, without_code.without_auto_map(config))
-        elif path.is_file():
-            content = read_object(own_file(path))
-            if without_code.AUTO_MAP in content:
-                write_json(work / name, without_code.without_auto_map(content))
-            else:
-                shutil.copyfile(path, work / name)
+        if not path.is_file():
+            continue
+        content = config if name == "config.json" and config is not None else read_object(own_file(path))
+        if content is config or without_code.AUTO_MAP in content:
+            write_json(work / name, {key: value for key, value in content.items() if key != without_code.AUTO_MAP})
+        else:
+            shutil.copyfile(path, work / name)
 
 
 def answer_greedily(folder: Path) -> None:
