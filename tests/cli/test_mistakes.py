@@ -62,7 +62,7 @@ MISTAKES = {
     "evaluate base --adapter base --task number --data rows.jsonl": ["adapter_config.json"],
     "evaluate base --task number --data rows.jsonl --output ''": ["must be a file, got the folder ."],
     "init o\udcff": ["names and texts must be UTF-8, got 'o\\udcff'"],
-    "generate nowhere/model --prompt Hi": ["must be a folder, a .gguf file or a reachable hub id, got 'nowhere/model'"],
+    "generate nowhere/model --prompt Hi": ["the model nowhere/model cannot be read"],
     "generate base": ["generate needs --prompt TEXT, or --data FILE with --output FILE, got none of them"],
     "inspect nowhere": ["there is no nowhere"],
     "inspect base other": ["Got unexpected extra argument(s) (other). See shears inspect --help"],
