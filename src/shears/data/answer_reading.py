@@ -10,7 +10,6 @@ import json
 import math
 import operator
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -27,18 +26,7 @@ SIGNS: Mapping[type[ast.unaryop], Callable[[float], float]] = MappingProxyType(
     {ast.UAdd: operator.pos, ast.USub: operator.neg}
 )
 OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")  # the last one without commas: - is a sign, 2/3 is 3, 1,2 is 12
-# 1,234 is one number and 1,2 are two; the - of 10-15 is no sign; a full stop before digits is a decimal point.
-NUMBER = re.compile(
-    r"(?P<sign>(?<![\w.)])-|(?<!\d )\b(?:minus|negative) )?(?:\\?[$€£])?"
-    r"(?:(?<!\d)(?<!\d[./,])(?:(?P<whole>\d{1,15}) +(?:and +)?)?(?P<top>\d{1,15})/(?P<bottom>\d{1,15})(?!\d|[./]\d)"
-    r"|(?P<plain>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d.])\.\d+))",
-    re.IGNORECASE,
-)
-MINUS = str.maketrans("\u2212\u2013", "--")
-SINGLE_CHARACTER_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
-SENTENCE_END = re.compile(r"\n|\.(?=\s|$)")
 IS = r"\s+is\b(?!\s*not\b)"
-STATED_NUMBER = re.compile(rf"(?:answer{IS}|answer\s*:|####)", re.IGNORECASE)
 # A word of denial counts within the answer's clause: from the last stop before it to the next stop or reason behind it.
 DENIAL = re.compile(r"\b(?:not|cannot|never|neither|nor|wrong|incorrect|impossible)\b|n['\u2019]t\b", re.IGNORECASE)
 CLAUSE_START = re.compile(r"[.,](?!\d)|[;!?\n]|\b(?:but|hence|thus|therefore)\b", re.IGNORECASE)
@@ -141,35 +129,6 @@ def _first_answer(text: str) -> str:
     return HEADING.split(text, maxsplit=1)[0].strip()
 
 
-def strict_number(text: str) -> float | None:
-    """Return the number behind the last "answer is", "answer:" or "####", or else the last one.
-
-    Only the part behind the sentence's last = counts. a/b is a quotient, 3 1/2 is 3.5. None for
-    several different numbers, a number that is denied ("not 5"), and one beyond a float's range.
-    """
-    first = SINGLE_CHARACTER_FRACTION.sub(
-        lambda fraction: " " + unicodedata.normalize("NFKC", fraction[0]).replace("\u2044", "/"),
-        _first_answer(text),
-    ).translate(MINUS)
-    stated = list(STATED_NUMBER.finditer(first))
-    if not stated:
-        matches = list(NUMBER.finditer(first))
-        return _number(matches[-1]) if matches and not _denied(first, matches[-1]) else None
-    sentence = SENTENCE_END.split(first[stated[-1].end() :].lstrip(), maxsplit=1)[0]
-    result = sentence.rsplit("=", 1)[-1]
-    numbers = [_number(match) for match in NUMBER.finditer(result) if not _denied_before(result, match)]
-    return numbers[0] if numbers and all(numbers_equal(number, numbers[0]) for number in numbers) else None
-
-
-def _number(match: re.Match[str]) -> float | None:
-    sign = -1 if match["sign"] else 1
-    if match["plain"]:
-        size = finite(match["plain"].replace(",", ""))
-        return None if size is None else sign * size
-    bottom = int(match["bottom"])
-    return sign * (int(match["whole"] or 0) + int(match["top"]) / bottom) if bottom else None
-
-
 def _denied(text: str, match: re.Match[str]) -> bool:
     """Return whether the clause around a match denies it: "not 5", "option A is wrong"."""
     behind = CLAUSE_END.split(text[match.end() :], maxsplit=1)[0]
@@ -268,9 +227,10 @@ def same_json(one: Any, other: Any) -> bool:
 
 
 def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> Reading:
-    """Return the answer in a response by both rules; `form` is number, letter or label."""
+    """Return the answer in a response by both rules; `form` is number (the same by both), letter or label."""
     if form == "number":
-        return Reading(extract_number(text, OFFICIAL_NUMBER), strict_number(text))
+        number = extract_number(text, OFFICIAL_NUMBER)
+        return Reading(number, number)
     if form == "letter":
         return Reading(official_label(text, "ABCDE"), strict_letter(text))
     return Reading(official_label(text, labels), strict_label(text, labels))

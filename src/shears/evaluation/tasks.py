@@ -128,12 +128,14 @@ def _paper(subject: Subject, examples: Sequence[Example], config: EvaluateConfig
         official, strict = read_answers(form, response_of(text.text), LABELS[config.task])
         if form == "letter" and config.template == CHAT:  # the official rule takes the first capital of a reasoning
             official = strict
+        by_strict_rule = {"prediction_strict": strict, "correct_strict": is_right(strict, answer)}
+        if form == "number":  # the rules read numbers alike
+            by_strict_rule = {}
         records.append(
             {
                 **record(index, example, official, answer),
                 "correct": is_right(official, answer),
-                "prediction_strict": strict,
-                "correct_strict": is_right(strict, answer),
+                **by_strict_rule,
                 "output": text.text,
                 CUT: text.is_cut,
             }
