@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
-from shears.models.grid_adapter import LEARNT, is_quantize_aware
+from shears.models.grid_adapter import LEARNT
 from shears.models.ref import ModelRef, resolve
 from shears.models.sparse_adapter import is_sparse
 from shears.progress import is_first_process
@@ -51,10 +51,8 @@ def write_super_adapter(work: Path, elastic: "ElasticAdapter", base: ModelRef, a
     save_file(tensors, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.base_model_name_or_path = base.recorded_name
     config.inference_mode = True
-    config.save_pretrained(str(work))
-    written = artifacts.read_object(work / ADAPTER_CONFIG)
-    # PEFT writes target_modules in the order of a set, which differs between processes
-    artifacts.write_json(work / ADAPTER_CONFIG, {**written, "target_modules": sorted(written["target_modules"])})
+    data = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.to_dict().items())}
+    artifacts.write_json(work / ADAPTER_CONFIG, data)
     sizes = {name: elastic.num_parameters(getattr(space, name)()) for name in ("maximal", "heuristic", "minimal")}
     record = {
         "shears_version": __version__,
@@ -77,8 +75,6 @@ def save_own_loop(elastic: "ElasticAdapter", output: Path, base: str | Path | No
     output = expanded(output)
     if not is_first_process():
         return output
-    if is_quantize_aware(elastic.model):
-        raise InputError("a loop of your own saves no grids of int4; train with shears train --quantize-aware int4")
     name = base or elastic.model.peft_config[elastic.adapter].base_model_name_or_path
     if not name:
         raise InputError("an adapter's base must be known, and the model has no name; set base to its folder or hub id")

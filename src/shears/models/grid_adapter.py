@@ -114,8 +114,3 @@ def current_grids(model: PeftModel, first: Mapping[str, Grid]) -> dict[str, Grid
             scales, zeros = module.grid_tensors()
             grids[name] = Grid(scales.detach().half(), zeros)
     return grids
-
-
-def is_quantize_aware(model: nn.Module) -> bool:
-    """Tell whether `make_quantize_aware` was called on the model."""
-    return any(isinstance(module, GridLinear) for module in model.modules())
