@@ -15,7 +15,6 @@ from shears.adapt.groups import build_space
 from shears.adapt.load import load_super_adapter
 from shears.adapt.train import train
 from shears.errors import InputError
-from shears.models.sparse_adapter import make_sparse
 from shears.records.folders import partial_folder
 from tests.adapt.test_elastic import GROUPS, logits
 from tests.training.small_training import SETTINGS, weights
@@ -68,13 +67,6 @@ def test_the_record_has_the_keys_of_train_and_says_who_trained(base: Path, data:
     }  # fmt: skip
     assert "in a loop of the user's own" in (saved / "README.md").read_text()
     assert shears.inspect(saved, base)["fits"]
-
-
-def test_a_masked_adapter_is_saved_as_one(base: Path, tmp_path: Path) -> None:
-    elastic = own(base)
-    make_sparse(elastic.model)
-    loaded = load_super_adapter(elastic.save(tmp_path / "super"), device="cpu")
-    assert torch.equal(logits(loaded.model), logits(elastic.model))
 
 
 def test_a_nested_adapter_is_saved_folded_and_trains_on_as_it_was(base: Path, tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
@@ -16,7 +14,6 @@ from transformers import PreTrainedModel
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.export import merge
-from shears.export.merge import nearest
 from shears.export.peft import export_adapter
 from shears.models.blocks import weight_oi
 from shears.models.blockwise.walk import IrregularBlocks
@@ -121,17 +118,3 @@ def test_what_cannot_be_fitted_is_refused_in_words(tmp_path: Path, text: Path, m
     with pytest.raises(InputError, match="those of X do not; train with --sparse-adapter to merge such a model"):
         export_adapter(adapter, tmp_path / "out", calibration=str(text), **OPTIONS)
     assert not list(tmp_path.glob("out*"))
-
-
-@given(st.integers(0, 999))
-def test_the_nearest_weight_needs_moments(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    weight, seen = torch.randn(4, 6, generator=generator), torch.randn(20, 6, generator=generator)
-    kept = torch.rand(4, 6, generator=generator) < 0.5
-    masked = weight * kept
-    assert torch.equal(nearest(weight, kept, None), masked)
-    assert torch.equal(nearest(weight, kept, torch.zeros(6, 6)), masked)
-    assert torch.equal(nearest(weight, torch.ones_like(kept), seen.T @ seen), weight)
-    errors = [least_squares.errors(weight, found, seen, DAMPING).sum()
-              for found in (nearest(weight, kept, seen.T @ seen), masked)]  # fmt: skip
-    assert errors[0] <= errors[1] * (1 + 1e-5)
