@@ -55,13 +55,12 @@ class Grid(NamedTuple):
 
 
 def block_shape(rows: int, cols: int) -> tuple[int, int]:
-    """Return the shape of the scales and zero points of a dense int4 matrix, O x B."""
+    """Return the shape of the scales and zero points of an int4 matrix, O x B."""
     return rows, math.ceil(cols / BLOCK)
 
 
 def quantize(weight: Float[Tensor, "O I"], values: str) -> Quantized:
     """Return the weight rounded to nearest; InputError as in `quantize_rows`, `quantize_blocks`."""
-    assert values in ("int8", "int4"), values
     return Quantized(*quantize_blocks(weight)) if values == "int4" else Quantized(*quantize_rows(weight), None)
 
 
@@ -71,8 +70,7 @@ def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Fl
     scale = max |w| / 127, or 0 where that is no normal number (a row of zeros, or nearly).
     InputError for NaN and infinity.
     """
-    wide = weight.float()
-    _check_finite(wide)
+    wide = _finite(weight)
     largest = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(wide.shape[0])
     scales = largest / LARGEST_STEP
     scales = scales.where(scales >= torch.finfo(torch.float32).tiny, 0.0)
@@ -96,23 +94,15 @@ def quantize_blocks(
     at_once = max(_QUANTIZED_AT_ONCE // max(cols, 1), 1)
     for start in range(0, rows, at_once):
         some = slice(start, start + at_once)
-        codes[some], scales[some], zeros[some] = _quantized_blocks(weight[some].float())
+        wide = _finite(weight[some])
+        blocks = pad(wide, (0, -cols % BLOCK)).view(*block_shape(len(wide), cols), BLOCK)
+        scales[some], points = grid_of_range(blocks.amin(2).clamp_(max=0), blocks.amax(2).clamp_(min=0))
+        if not bool(torch.isfinite(scales[some]).all()):
+            rule = f"{BLOCK} weights of a row must lie within {LARGEST_CODE} x 65504 to be quantized to int4"
+            raise InputError(f"{rule}, the largest is {float(wide.abs().max()):.3g}; pack them as fp32 or bf16")
+        codes[some] = codes_on_grid(wide, scales[some], points)
+        zeros[some] = points.to(torch.uint8)
     return codes, scales, zeros
-
-
-def _quantized_blocks(wide: Float[Tensor, "O I"]) -> tuple[Tensor, Tensor, Tensor]:
-    rows, cols = wide.shape
-    _check_finite(wide)
-    blocks = pad(wide, (0, -cols % BLOCK)).view(*block_shape(rows, cols), BLOCK)
-    low = blocks.amin(2).clamp_(max=0)
-    high = blocks.amax(2).clamp_(min=0)
-    scales, zeros = grid_of_range(low, high)
-    if not bool(torch.isfinite(scales).all()):
-        raise InputError(
-            f"{BLOCK} weights of a row must lie within {LARGEST_CODE} x 65504 to be quantized to int4, they go from "
-            f"{float(low.min()):.3g} to {float(high.max()):.3g}; pack them as fp32 or bf16"
-        )
-    return codes_on_grid(wide, scales, zeros), scales, zeros.to(torch.uint8)
 
 
 def grid_of_range(
@@ -162,6 +152,9 @@ def by_input(table: Shaped[Tensor, "O B"], cols: int) -> Shaped[Tensor, "O I"]:
     return table.repeat_interleave(BLOCK, 1)[:, :cols]
 
 
-def _check_finite(weight: Tensor) -> None:
-    if not bool(torch.isfinite(weight).all()):
+def _finite(weight: Tensor) -> Tensor:
+    """Return the weight in float32; InputError for NaN and infinity."""
+    wide = weight.float()
+    if not bool(torch.isfinite(wide).all()):
         raise InputError("weights must be finite to be quantized, got NaN or infinity; pack them as fp32 or bf16")
+    return wide

@@ -48,21 +48,15 @@ def capturing(model: nn.Module, block: nn.Module, matrices: Sequence[Matrix], re
     by_address = {view.data_ptr(): (matrix, view) for matrix, view in views}
     stacks = {matrix.parameter for matrix in matrices if matrix.index is not None}
     starts = frozenset(model.get_parameter(name).data_ptr() for name in stacks)
-    with seen_experts(block), _Watch(by_address, starts, receive):
-        yield
-
-
-@contextmanager
-def seen_experts(block: nn.Module) -> Iterator[None]:
-    """Run the experts of a module as `eager` unless their implementation can be watched."""
-    modules = [module for module in block.modules() if hasattr(module, "is_transposed")]
-    configs: dict[int, Any] = {id(module.config): module.config for module in modules if hasattr(module, "config")}
+    modules = [module for module in block.modules() if hasattr(module, "is_transposed") and hasattr(module, "config")]
+    configs: dict[int, Any] = {id(module.config): module.config for module in modules}
     both = [(config, config._experts_implementation) for config in configs.values()]
     unseen = [(config, implementation) for config, implementation in both if implementation not in SEEN_EXPERTS]
     try:
         for config, _ in unseen:
             config._experts_implementation = "eager"
-        yield
+        with _Watch(by_address, starts, receive):
+            yield
     finally:
         for config, implementation in unseen:
             config._experts_implementation = implementation
@@ -172,7 +166,7 @@ class InputMoments:
     """Second moments X^T X (I x I, float32, on the inputs' device).
 
     Weights that are always multiplied with the same tensors (q, k and v) share one matrix. Only its
-    upper half is summed, panel by panel; `of` mirrors it.
+    upper half is summed, in panels of columns; `of` mirrors it.
     """
 
     def __init__(self) -> None:
@@ -205,5 +199,4 @@ class InputMoments:
 
 
 def _panels(size: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of the panels of columns in which the upper half of moments is summed."""
     return ((start, min(start + PANEL, size)) for start in range(0, size, PANEL))

@@ -265,10 +265,10 @@ class Walk:
     def logits(self, batch: int, states: Tensor) -> Tensor:
         """Return the logits (B x T x V) of a batch from the last block's outputs `states`."""
 
-        def shadow(index: int) -> Callable[..., Any]:
-            return lambda *args, **kwargs: self._as_output(states)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self._as_output(states)
 
-        with replaced_forwards(self._blocks, shadow), evaluating(self.source.model), self._context():
+        with replaced_forwards(self._blocks, lambda _: forward), evaluating(self.source.model), self._context():
             logits: Tensor = self._forward(self.batches[batch]).logits
         return logits
 
@@ -295,8 +295,7 @@ class Walk:
                 self._forward(self.batches[0][:1, :PROBE_TOKENS])
         finally:
             handle.remove()
-        if not outputs:
-            raise self._irregular()
+        self._check_regular(bool(outputs))
         return outputs[0][1:] if isinstance(outputs[0], tuple | list) else None
 
     def _record(self) -> None:
@@ -322,8 +321,7 @@ class Walk:
             for batch in self.batches:
                 with suppress(Stop):
                     self._forward(batch)
-        if any(len(calls) != len(self.batches) for calls in self._calls):
-            raise self._irregular()
+        self._check_regular(all(len(calls) == len(self.batches) for calls in self._calls))
 
     def _check_chain(self, states: Tensor, before: Tensor, others: Sequence[Any]) -> None:
         """Raise IrregularBlocks if anything but `before` flows from one block to the next."""
@@ -334,9 +332,10 @@ class Walk:
         if any(value is extra for extra in passed for value in others):
             raise IrregularBlocks(f"decoder blocks must pass on hidden states alone; those of {name} pass on more")
 
-    def _irregular(self) -> IrregularBlocks:
-        name = type(self.source.model).__name__
-        return IrregularBlocks(f"every decoder block must run once in a forward; those of {name} do not")
+    def _check_regular(self, is_regular: bool) -> None:
+        if not is_regular:
+            name = type(self.source.model).__name__
+            raise IrregularBlocks(f"every decoder block must run once in a forward; those of {name} do not")
 
 
 @contextmanager
