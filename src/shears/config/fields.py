@@ -7,7 +7,6 @@ from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
-from pydantic_core import to_jsonable_python
 
 from shears.config.notation import kept_of_every, num_bytes, whole_number
 from shears.errors import InputError
@@ -145,15 +144,3 @@ class StageConfig(BaseModel):
     @classmethod
     def _rename_short_keys(cls, values: Any) -> Any:
         return full_names(values) if isinstance(values, Mapping) else values
-
-    @classmethod
-    def of_record(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the configuration in a record of any version as plain JSON data of this version.
-
-        A key that this version does not know is left out; a key that the record lacks gets its
-        default, if it has one.
-        """
-        optional = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
-        defaults = {name: field.get_default(call_default_factory=True) for name, field in optional.items()}
-        known = {key: value for key, value in recorded.items() if key in cls.model_fields}
-        return {**to_jsonable_python(defaults), **known}

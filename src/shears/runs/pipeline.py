@@ -194,10 +194,7 @@ def _earlier_figures(
         return None
     record = artifacts.read_object(file)
     expected = identity_of(model, adapter, config)
-    settings = record.get("config")
-    before = {**record, "config": EvaluateConfig.of_record(settings if isinstance(settings, dict) else {})}
-    expected["config"] = EvaluateConfig.of_record(expected["config"])
-    is_same = all(before.get(key) == value for key, value in expected.items())
+    is_same = all(record.get(key) == value for key, value in expected.items())
     if not (is_same and same_backend(record, config)):
         logger.info("%s is of another model, prompt, data or setting: measuring again", file)
         return None

@@ -158,10 +158,10 @@ def _is_evaluated(config: RunEvaluateConfig, folder: Path) -> bool:
     data_sha256 = source_fingerprint(config.data)
 
     def fits(record: Mapping[str, Any]) -> bool:
-        recorded = EvaluateConfig.of_record(record.get("config") or {})
+        recorded = record["config"]
         template = config.template or recorded["template"]  # that of the training
         settings = settings_and_data(config.measurement.in_template(template))
-        same = (recorded, record.get("data_sha256")) == (EvaluateConfig.of_record(settings["config"]), data_sha256)
+        same = (recorded, record.get("data_sha256")) == (settings["config"], data_sha256)
         return same and same_backend(record, config)
 
     return config.baselines.keys() <= set(names) and all(file.is_file() and fits(read_object(file)) for file in files)

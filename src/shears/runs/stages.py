@@ -19,10 +19,9 @@ from shears.config import (
 )
 from shears.config.export import FORMATS
 from shears.config.fields import TemplateName
-from shears.config.resolve import build, section_class
 from shears.data.calibration import text_template_of
 from shears.data.rows import source_fingerprint
-from shears.errors import InputError
+from shears.errors import InputError, reading
 from shears.export.peft import export_adapter
 from shears.healing.heal import heal, teacher_of
 from shears.models.ref import resolve
@@ -55,36 +54,14 @@ class Stage:
         return self.name if self.name in Recipe.model_fields else "train"
 
     def is_done(self) -> bool:
-        """Tell whether the artifact exists.
-
-        InputError if it was made with another configuration or is damaged. `StageConfig.of_record`
-        reads the record, so that options that this version does not have are ignored.
-        """
-        if not (self.output / self.record).is_file():
+        """Tell whether the artifact exists; InputError if it was made with another configuration or is damaged."""
+        path = self.output / self.record
+        if not path.is_file():
             return False
-        before = _prefixed(self.section, self._recorded_config())
-        artifacts.refuse_changes(self.output, before, _prefixed(self.section, self.config))
+        with reading(path):
+            before = dict(artifacts.record_in(path)["config"])
+        artifacts.refuse_changes(self.output, _prefixed(self.section, before), _prefixed(self.section, self.config))
         return True
-
-    def _recorded_config(self) -> dict[str, Any]:
-        """Return the configuration in the record; InputError for any other content."""
-        record = artifacts.read_json(self.output / self.record)
-        config = record.get("config") if isinstance(record, dict) else None
-        if not isinstance(config, dict):
-            raise InputError(
-                f"{self.output / self.record} must hold the configuration of {self.name}, got "
-                f"{config!r:.40}; the file is damaged or belongs to another tool: delete {self.output} "
-                "or choose another output"
-            )
-        kind = section_class(Recipe, [self.section])
-        try:
-            return as_data(build(kind, self.section, kind.of_record(config)))
-        except InputError as error:
-            raise InputError(
-                f"{self.output} was made by version {record.get('shears_version')} with an option that "
-                f"this version does not have, or its record is damaged: {error}; delete it or choose "
-                "another output"
-            ) from None
 
     def verify(self) -> None:
         """Raise InputError if the artifact was made from other inputs than the present ones."""
