@@ -18,7 +18,7 @@ from shears.runs.plan import plan
 from tests.end_to_end.recipe import write_recipe
 
 SMALL = ["search.strategy=heuristic", "train.max_steps=4", "train.warmup_steps=1"]
-BOTH = "evaluate.baselines={dense-lora: {learning_rate: 0.02}, sparse-lora: }"
+BOTH = "evaluate.baselines={dense-lora: {learning_rate: 0.02}, sparse-lora: {}}"
 OF_PLAIN_LORA = {"ranks": [6], "sampling": "uniform"}
 
 
@@ -33,7 +33,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_recipe(folder)
     shears.run(recipe_of(folder), folder / "run")
     (folder / "before.json").write_text(json.dumps(stamps(folder / "run")))
-    shears.run(recipe_of(folder, BOTH, "evaluate.ranks=all"), folder / "run")
+    shears.run(recipe_of(folder, BOTH), folder / "run")
     return folder
 
 
@@ -151,19 +151,3 @@ def test_baselines_without_a_training_are_refused_before_anything_is_written(tmp
         with pytest.raises(InputError, match="must train to have baselines.*got dense-lora and no `train:` section"):
             start(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_measures_its_super_adapter_at_all_ranks_once(done: Path) -> None:
-    file = done / "run" / "evaluation" / "ranks.json"
-    record = json.loads(file.read_text())
-    assert [point["rank"] for point in record["curve"]["points"]] == [6, 4, 2]
-    before = file.stat().st_mtime_ns
-    shears.run(recipe_of(done, BOTH, "evaluate.ranks=all"), done / "run")
-    assert file.stat().st_mtime_ns == before
-
-
-def test_ranks_of_a_recipe_are_all_or_none_and_need_training(done: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ranks must be all in a recipe, where export\.ranks names"):
-        recipe_of(done, "evaluate.ranks=4")
-    with pytest.raises(InputError, match="a run must train to be measured at all ranks"):
-        shears.run(recipe_of(done, "evaluate.ranks=all", "train=null", "search=null"), tmp_path / "run")
