@@ -12,8 +12,7 @@ from typing import Any
 import datasets
 import pytest
 
-from shears.data.rows import read_rows, refuse_same, renamed, source_fingerprint
-from shears.data.word_problems import arithmetic_rows
+from shears.data.rows import arithmetic_rows, read_rows, refuse_same, renamed, source_fingerprint
 from shears.errors import InputError
 
 ROWS = [{"prompt": 'a, "b"', "completion": "é\u2028x"}, {"prompt": "c\nd", "completion": "true"}]

@@ -25,7 +25,7 @@ def write_recipe(folder: Path, strategy: str = "hill-climbing") -> Path:
     """Save a tiny model, a few embedded examples of every split, and the recipe; return the recipe's path."""
     import json
 
-    from shears.data.word_problems import arithmetic_rows
+    from shears.data.rows import arithmetic_rows
 
     files = {}
     for split, count in (("train", 48), ("validation", 8), ("test", 12)):

@@ -18,7 +18,7 @@ import shears
 from shears.cli import main
 from shears.config import Recipe
 from shears.config.resolve import load_recipe
-from shears.data.word_problems import arithmetic_rows
+from shears.data.rows import arithmetic_rows
 from shears.errors import InputError
 from shears.records.timing import read_times
 from tests.end_to_end.recipe import write_recipe

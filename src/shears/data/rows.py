@@ -17,7 +17,7 @@ from typing import Any
 
 from shears.config.fields import CHAT_TURNS, FORMS
 from shears.config.write import ANSWERED
-from shears.data.word_problems import arithmetic_rows
+from shears.data.templates import render_completion, render_prompt
 from shears.errors import InputError, option, reading
 from shears.records.paths import HUB_SOURCE, expanded, file_fingerprint, is_path, without_folders
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 OWN_NAMES: Mapping[str, str] = MappingProxyType({})  # the columns have the names of a form
 ARITHMETIC = "arithmetic"
+EMBEDDED = Path(__file__).with_name("arithmetic.tsv")  # word problems, no question in two splits
 TRAIN = "train"  # the split of a source that names none
 
 
@@ -48,6 +49,22 @@ def read_rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row]:
         raise InputError(f"{source} must hold at least one row, and rows of named columns alone")
     logger.info("read %d rows from %s", len(rows), source)
     return renamed(rows, columns, source)
+
+
+def arithmetic_rows(split: str) -> list[Row]:
+    """Return the rows (prompt, completion, answer) of the embedded problems: train, validation or test."""
+    with EMBEDDED.open(encoding="utf-8", newline="") as file:
+        problems = [each for each in csv.DictReader(file, delimiter="\t") if each["split"] == split]
+    if not problems:
+        raise InputError(f"the split of arithmetic must be one of train, validation, test, got {split!r}")
+    return [
+        {
+            "prompt": render_prompt("question", each["question"]),
+            "completion": render_completion("question", f"{each['equation']} = {each['answer']}"),
+            "answer": each["answer"],
+        }
+        for each in problems
+    ]
 
 
 def _read_file(path: Path) -> list[Any]:
