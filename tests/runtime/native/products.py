@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shears.runtime.native import _native
-from shears.runtime.native.kernels import KernelMatrix, KernelUpdate
+from shears.runtime.native.kernels import KernelMatrix
 
 
 def multiply(matrix: KernelMatrix, x: Tensor, pool: _native.Pool) -> Tensor:
@@ -15,7 +15,7 @@ def multiply(matrix: KernelMatrix, x: Tensor, pool: _native.Pool) -> Tensor:
 
 
 def multiply_many(
-    matrices: Sequence[KernelMatrix], x: Tensor, pool: _native.Pool, updates: Sequence[KernelUpdate | None]
+    matrices: Sequence[KernelMatrix], x: Tensor, pool: _native.Pool, updates: Sequence[_native.LowRank | None]
 ) -> list[Tensor]:
     """Return x W^T (M O) for several weights with the same inputs, each plus its own update's product."""
     x = x.contiguous()
@@ -27,6 +27,6 @@ def multiply_many(
         [one.data_ptr() for one in y],
         pool,
         x.dtype == torch.bfloat16,
-        [None if update is None else update.native for update in updates],
+        list(updates),
     )
     return y

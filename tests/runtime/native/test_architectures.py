@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from shears.errors import InputError
 from shears.export.gguf import LAYOUTS
-from shears.runtime.native.architectures import ARCHITECTURES, LayerPlan, NotCoveredError, plan_of
+from shears.runtime.native.architectures import ARCHITECTURES, LayerPlan, plan_of
 from tests.runtime.native.decoders import LONGROPE, MODELS, ROPES
 from tests.tiny import CONFIGS, MORE_CONFIGS, WINDOW, tiny_model
 
@@ -67,12 +67,6 @@ def test_layers_differ_where_the_config_says_so() -> None:
     assert gemma == (LayerPlan(WINDOW, True, is_local=True), LayerPlan(None, True))
     four = plan_of(config_of("smollm3", num_hidden_layers=4)).layers
     assert [layer.rotates for layer in four] == [True, True, True, False]
-
-
-@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
-def test_gemma3_with_capped_logits_is_left_to_transformers(key: str) -> None:
-    with pytest.raises(NotCoveredError, match=f"covers gemma3_text without {key}, this model has it"):
-        plan_of(config_of("gemma3_text", **{key: 30.0}))
 
 
 def test_the_page_lists_every_architecture() -> None:

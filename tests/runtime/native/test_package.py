@@ -2,7 +2,6 @@
 
 import copy
 import json
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from peft import PeftModel
 
 from shears import export_adapter
 from shears.checkpoints.packed.file import Package, read_package
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, dense, pack
 from shears.errors import InputError
 from shears.records.peft_files import ADAPTER_CONFIG
 from shears.runtime.native.model_source import scaling_of, source_of_package
@@ -23,7 +21,6 @@ if extension_is_missing():
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
 from shears.runtime.native.decoder import NativeBackend
-from shears.runtime.native.fused import rows_taken
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +47,6 @@ def test_a_package_gives_the_logits_of_its_model_and_adapter(
     want = expected(adapted[0], tokens)
     assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
     assert (runtime.max_length, runtime.max_sequences, runtime.describe()["values"]) == (256, 16, values)
-
-
-@pytest.mark.parametrize("hidden", [None, 999])
-def test_no_thread_that_packed_weights_lives_on(
-    adapted: tuple[PeftModel, Path], tmp_path: Path, hidden: int | None
-) -> None:
-    """Even of a decoder that could not be built: the garbage collector must not have to end it."""
-    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="int8")
-    source = source_of_package(read_package(package))
-    before = set(threading.enumerate())
-    if hidden is None:
-        runtime = NativeBackend(source, 2)
-        assert runtime.describe()["values"] == "int8"
-    else:
-        source.config.intermediate_size = hidden
-        with pytest.raises(InputError, match=r"must have the shape \(999"):
-            NativeBackend(source, 2)
-    assert set(threading.enumerate()) <= before
 
 
 def test_int8_embeddings_are_table_and_head(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:
@@ -166,16 +145,6 @@ def test_linears_without_masks_give_the_logits_of_their_model(tmp_path: Path, na
     assert native.describe()["values"] == values
 
 
-@pytest.mark.parametrize("values", ["int8", "int4"])
-@pytest.mark.parametrize("rows", [[*range(16, 48)], [*range(32, 48), *range(16)], [3, 20, 21]])
-def test_rows_of_a_weight_without_masks_are_its_rows(rows: list[int], values: NumberFormat) -> None:
-    packed = pack(torch.randn(48, 130, generator=torch.Generator().manual_seed(0)), values)
-    assert packed.masks is None
-    taken = rows_taken(packed, torch.tensor(rows))
-    floats = dense(taken) if isinstance(taken, PackedMatrix) else taken.floats()
-    assert torch.equal(floats, dense(packed)[rows])
-
-
 def test_an_update_of_a_dense_linear_is_computed(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "model")
@@ -206,11 +175,3 @@ def test_scalings_are_those_peft_computes(adapted: tuple[PeftModel, Path]) -> No
     assert {scaling_of(settings, name) for name in modules} == {2.0, 10 / 3}
     assert all(scaling_of(settings, name) == module.scaling["default"] for name, module in modules.items())
     assert scaling_of({"r": 16, "lora_alpha": 8, "use_rslora": True}, "x") == 2.0
-
-
-def test_numbers_stay_what_they_were(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:
-    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="fp32")
-    source = source_of_package(read_package(package, verify=False))
-    weights = dict(adapted[0].get_base_model().named_parameters())
-    name = "model.layers.1.self_attn.q_proj"
-    assert torch.equal(source.updates[name].a, weights[f"{name}.lora_A.default.weight"])

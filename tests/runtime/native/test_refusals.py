@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from peft import LoKrConfig, LoraConfig, get_peft_model
-from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig
 
 from shears import export_adapter
 from shears.checkpoints.packed.file import read_package
@@ -50,14 +49,8 @@ def _change(file: Path, **changes: Any) -> None:
     "setting",
     [
         {"use_dora": True},
-        {"lora_bias": True},
-        {"bias": "all"},
         {"modules_to_save": ["lm_head"]},
-        {"layer_replication": [[0, 2], [1, 2]]},
         {"alora_invocation_tokens": [1, 2]},
-        {"use_bdlora": BdLoraConfig(nblocks=2).__dict__},
-        {"kasa_config": KasaConfig().__dict__},
-        {"monteclora_config": MontecloraConfig().__dict__},
         {"init_lora_weights": "pissa"},
         {"peft_type": "VERA"},
         {"a_setting_of_tomorrow": True},

@@ -111,31 +111,11 @@ def test_sequences_stepped_together_do_not_see_each_other(runtime: NativeBackend
             assert_close(together[row], alone[sequence][step])
 
 
-def test_a_dropped_sequence_starts_anew_in_used_memory(runtime: NativeBackend) -> None:
-    runtime.prefill(1, text(200, seed=1))
-    runtime.drop(1)
-    fresh = runtime.prefill(1, text(20, seed=2))
-    memory = runtime.describe()["memory_bytes"]
-    assert np.array_equal(fresh, runtime.prefill(2, text(20, seed=2)))
-    assert runtime.describe()["memory_bytes"] == memory  # blocks that the first sequence left
-
-
 def test_scoring_a_text_leaves_sequences_alone(runtime: NativeBackend) -> None:
     tokens = text(40)
     runtime.prefill(0, tokens[:39])
     runtime.logits(text(100, seed=1))
     assert_close(runtime.step([0], tokens[39:])[0], runtime.logits(tokens)[39])
-
-
-@pytest.mark.parametrize("values", ["fp32", "bf16", "int8", "int4"])
-def test_two_threads_give_the_bits_of_one(values: str) -> None:
-    model, tokens = with_lora(covered("qwen2, biases"), ["q_proj", "k_proj", "gate_proj", "down_proj"]), text(150)
-    one, two = (backend(model, values, threads=threads) for threads in (1, 2))  # type: ignore[arg-type]
-    assert np.array_equal(one.logits(tokens), two.logits(tokens))
-    for runtime in (one, two):
-        runtime.prefill(0, tokens[:100])
-        runtime.prefill(3, tokens[:7])
-    assert np.array_equal(one.step([3, 0], [1, 2]), two.step([3, 0], [1, 2]))
 
 
 def test_a_text_longer_than_a_chunk_is_computed_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,28 +175,6 @@ def test_what_cannot_be_computed_is_refused(runtime: NativeBackend, name: str) -
     call, message = WRONG[name]
     with pytest.raises(InputError, match=message):
         call(runtime)
-
-
-def test_a_refused_step_changes_nothing(runtime: NativeBackend) -> None:
-    tokens = text(20)
-    runtime.prefill(0, tokens[:19])
-    runtime.prefill(1, [1] * 256)
-    with pytest.raises(InputError, match="got 256 and 1 more"):
-        runtime.step([0, 1], [5, 5])
-    assert_close(runtime.step([0], tokens[19:])[0], runtime.logits(tokens)[19])
-
-
-@pytest.mark.parametrize(
-    ("limits", "message"),
-    [
-        ({"threads": 1, "max_length": 257}, "max_length must be in 1 to the model's 256, got 257"),
-        ({"threads": 1, "max_sequences": 17}, "max_sequences must be in 1 to 16, got 17"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
-    ],
-)
-def test_limits_have_bounds(limits: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        NativeBackend(source_of_model(covered()), **limits)
 
 
 def test_another_adapter_replaces_the_first_as_if_the_model_had_been_made_with_it() -> None:

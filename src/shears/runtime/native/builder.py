@@ -60,7 +60,7 @@ class Arena:
             weight = rows_of(weight) if is_dense_faster(weight.values_dtype, self.threads) else weight
         if isinstance(weight, DenseRows):
             return dense_matrix(weight, self._values).native
-        return copied_matrix(weight, self._values, self._masks, self._rest)[0]
+        return copied_matrix(weight, self._values, self._masks, self._rest)
 
     def up(self, update: LoraUpdate, *, bf16: bool) -> int:
         """Copy scaling * B as [panel][rank][16 rows], zero-padded; return its address."""

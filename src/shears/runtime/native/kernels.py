@@ -6,8 +6,6 @@ Shapes: O rows (outputs), I columns (inputs), M tokens, r rank.
 """
 
 import ctypes
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +21,8 @@ from shears.checkpoints.packed.layout import (
 )
 from shears.errors import InputError
 from shears.runtime.native import _native
-from shears.runtime.native.dense_rows import DenseRows, rows_of
-from shears.runtime.native.tuning import CODES, is_dense_faster, tune
+from shears.runtime.native.dense_rows import DenseRows
+from shears.runtime.native.tuning import CODES, tune
 
 Pool = _native.Pool
 HugeBuffer = _native.HugeBuffer
@@ -36,65 +34,32 @@ GROUP_BYTES = 4  # of a row in a panel: one fp32, two bf16, four int8
 
 
 class KernelMatrix:
-    """A weight copied into `buffer`, which it keeps alive.
+    """A weight copied into `buffer`, which it keeps alive; a product reads `num_bytes`."""
 
-    A product reads `num_bytes`. `packed` is the packed weight in that memory; None if dense.
-    """
-
-    def __init__(
-        self,
-        native: _native.Matrix,
-        buffer: _native.HugeBuffer,
-        num_bytes: int,
-        packed: PackedMatrix | None = None,
-    ) -> None:
+    def __init__(self, native: _native.Matrix, buffer: _native.HugeBuffer, num_bytes: int) -> None:
         self.native = native
         self.num_bytes = num_bytes
-        self.packed = packed
         self.buffer = buffer
         self.rows = native.rows
         self.cols = native.cols
 
 
-class KernelUpdate:
-    """A low-rank update scaling * B A, added to a product; keeps `a` (r I), `b` (O r) alive."""
-
-    def __init__(self, a: KernelMatrix, b: KernelMatrix, scaling: float) -> None:
-        self.native = _native.LowRank(a.native, b.native, scaling)
-        self.a = a
-        self.b = b
-
-
-def sparse_matrix(
-    packed: PackedMatrix, buffer: _native.HugeBuffer | None = None, threads: int | None = None
-) -> KernelMatrix:
-    """Copy a packed weight, already checked, into a buffer of the kernels.
-
-    With `threads`, zeros are stored where that is faster on them (`is_dense_faster`).
-    """
-    buffer = HugeBuffer() if buffer is None else buffer
-    if threads and packed.masks is not None and is_dense_faster(packed.values_dtype, threads):
-        return dense_matrix(rows_of(packed), buffer)
-    native, addresses = copied_matrix(packed, buffer, buffer, buffer)
-    views: dict[str, Any] = {
-        name: _view(address, getattr(packed, name), buffer) for name, address in addresses.items() if address
-    }
-    return KernelMatrix(native, buffer, packed.num_bytes, replace(packed, **views))
+def sparse_matrix(packed: PackedMatrix) -> KernelMatrix:
+    """Copy a packed weight, already checked, into a buffer of the kernels."""
+    buffer = HugeBuffer()
+    return KernelMatrix(copied_matrix(packed, buffer, buffer, buffer), buffer, packed.num_bytes)
 
 
 def copied_matrix(
     packed: PackedMatrix, values: _native.HugeBuffer, masks: _native.HugeBuffer, rest: _native.HugeBuffer
-) -> tuple[_native.Matrix, dict[str, int]]:
-    """Copy a packed weight's parts into buffers; return it, and the copies' addresses.
-
-    Address 0 means that there is no such part; a weight without masks is dense to the kernels.
-    """
+) -> _native.Matrix:
+    """Copy a packed weight's parts into buffers; a weight without masks is dense to the kernels."""
     _check_columns(packed.values_dtype, packed.cols)
     tune(packed.values_dtype, packed.masks is not None)
     buffers = {"masks": masks, "values": values, "offsets": rest, "scales": rest, "zeros": rest}  # in _native's order
     parts = {name: getattr(packed, name) for name in buffers}
-    addresses = {name: 0 if part is None else copied(part, buffers[name]) for name, part in parts.items()}
-    return _native.Matrix(CODES[packed.values_dtype], packed.rows, packed.cols, *addresses.values()), addresses
+    addresses = [0 if part is None else copied(part, buffers[name]) for name, part in parts.items()]
+    return _native.Matrix(CODES[packed.values_dtype], packed.rows, packed.cols, *addresses)
 
 
 def dense_matrix(weight: DenseRows, buffer: _native.HugeBuffer | None = None) -> KernelMatrix:
