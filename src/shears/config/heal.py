@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shears.config.fields import Count, Seed
+from shears.config.fields import Count
 from shears.config.loop import LoopConfig
 
 
@@ -35,13 +35,8 @@ class HealConfig(LoopConfig):
     quantize_aware: Literal["none", "int4"] = "none"
     """int4: the forward sees the trained weights as a package of int4 values holds them, so that
     export --format package --values int4 loses little."""
-    learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate, a share of the root mean square of each linear's kept weights. Default:
-    3e-4, or 1e-3 for models of at most 250 M weights."""
     batch_size: int = Field(4, gt=0)
     """Sequences in an optimizer step."""
-    seed: Seed = 0
-    """Random seed of the order of the sequences."""
 
     @property
     def num_sequences(self) -> int:

@@ -27,11 +27,13 @@ class LoopConfig(StageConfig):
     They are computed once and cached, so that training does not hold the teacher in memory. Without
     effect where there is no teacher."""
     kl: float = Field(0.5, ge=0)
-    """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution."""
+    """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution; no effect
+    without a teacher."""
     cross_entropy: float = Field(0.5, ge=0)
-    """Weight of the loss on the text itself."""
+    """Weight of the loss on the labels beside a teacher; without one it is the whole loss."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of AdamW. Default: 3e-4, or 1e-3 for models of at most 250 M weights."""
+    """Peak learning rate of AdamW, in heal a share of each linear's size. Default: 3e-4, or 1e-3 for
+    models of at most 250 M weights."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0 to its peak; must be below the number of steps."""
     batch_size: int = Field(16, gt=0)
@@ -43,15 +45,14 @@ class LoopConfig(StageConfig):
     """Let the backward pass recompute the activations of every block: less memory, a third more time,
     the same bits."""
     precision: DtypeName = "auto"
-    """Arithmetic; auto: bf16 autocast, but fp32 on a CPU that multiplies in it 1.25 times as fast as
-    in bf16 or more (measured once). With fp32 a CPU loads the base in fp32: twice the memory of
-    its weights."""
+    """Arithmetic; auto: bf16 autocast, but fp32 on a CPU that is slower in bf16. With fp32 a CPU loads
+    the base in fp32: twice the memory of its weights."""
     save_steps: int = Field(50, gt=0)
     """Optimizer steps between two checkpoints; others are written after two minutes."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
     seed: Seed = 0
-    """Random seed of all that training draws."""
+    """Random seed of the initial adapter, the order of the examples and the ranks of every step."""
 
     def rate_for(self, num_weights: int) -> float:
         """Return the learning rate, where none is set that of a model of `num_weights`."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from shears.config.fields import Names, Ranks, Seed, Source, TemplateName
+from shears.config.fields import Names, Ranks, Source, TemplateName
 from shears.config.loop import SMALL, LoopConfig
 
 AUTO = "auto"  # the groups that the model's structure gives
@@ -51,11 +51,6 @@ class TrainConfig(LoopConfig):
     """QA-SparsePEFT: int4 trains the weights that a package of int4 values will hold, adapter
     merged, zeros kept and rounded, so that export --format package is exact. The scale of every row
     and 128 inputs is trained too."""
-    kl: float = Field(0.5, ge=0)
-    """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution; has no
-    effect without a teacher."""
-    cross_entropy: float = Field(0.5, ge=0)
-    """Weight of the loss on the labels beside a teacher; without one it is the whole loss."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapters' inputs."""
     epochs: float | None = Field(None, gt=0, le=1e6)
@@ -72,8 +67,6 @@ class TrainConfig(LoopConfig):
     early_stopping: int | None = Field(None, gt=0)
     """Stop after this many validations in a row without a lower loss; the result is the adapter
     with the lowest."""
-    seed: Seed = 0
-    """Random seed of the initial adapter, the order of the examples and the ranks drawn at every step."""
 
     @model_validator(mode="before")
     @classmethod
@@ -87,8 +80,19 @@ class TrainConfig(LoopConfig):
     def _check(self) -> "TrainConfig":
         if list(self.ranks) != sorted(set(self.ranks), reverse=True):
             raise ValueError(f"ranks must be distinct and largest first, got {','.join(map(str, self.ranks))}")
-        self._check_sparse_adapter()
-        self._check_validation()
+        if self.masks and self.dropout:
+            raise ValueError(f"sparse_adapter and quantize_aware need dropout 0, got {self.dropout:g}")
+        if self.quantize_aware != "none" and self.sampling == "nested":
+            raise ValueError(
+                "quantize_aware needs sampling uniform: nested products are folded, which moves their bits"
+            )
+        for name in ("validation_every", "early_stopping"):
+            if self.validation is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} needs validation, got none; add a file, or a share of the rows such as 0.05")
+        if self.validation == self.data:
+            raise ValueError(f"validation must be other examples than data, both are {self.data}; give a share of them")
+        if not 0 < (0.5 if self.validation_share is None else self.validation_share) < 1:
+            raise ValueError(f"validation must be a source of rows or a share between 0 and 1, got {self.validation}")
         return self
 
     @property
@@ -142,24 +146,3 @@ class TrainConfig(LoopConfig):
     def masks(self) -> bool:
         """Whether the adapter's product is masked by the zeros of the weight."""
         return self.sparse_adapter or self.quantize_aware != "none"
-
-    def _check_sparse_adapter(self) -> None:
-        if not self.masks:
-            return
-        if self.quantize_aware != "none" and self.sampling == "nested":
-            raise ValueError(
-                "quantize_aware needs the product that is exported, to the bit, and nested sampling weighs components "
-                "that are folded at the end: sampling must be uniform, got nested"
-            )
-        if self.dropout:
-            raise ValueError(f"sparse_adapter and quantize_aware need dropout 0, got {self.dropout:g}")
-
-    def _check_validation(self) -> None:
-        for name in ("validation_every", "early_stopping"):
-            if self.validation is None and getattr(self, name) is not None:
-                raise ValueError(f"{name} needs validation, got none; add a file, or a share of the rows such as 0.05")
-        if self.validation == self.data:
-            raise ValueError(f"validation must be other examples than data, both are {self.data}; give a share of them")
-        share = self.validation_share
-        if share is not None and not 0 < share < 1:
-            raise ValueError(f"validation must be a source of rows or a share between 0 and 1, got {share:g}")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shears.checkpoints.configuration import known_config
 from shears.checkpoints.packed.index import is_block_matrix
 from shears.checkpoints.tensor_files import TensorFiles, num_weights, weights_bytes
-from shears.checkpoints.zeros import count_zeros, zeros_share
+from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
 from shears.config.fields import TemplateName
 from shears.config.resolve import build
@@ -40,7 +40,6 @@ from shears.models.tokenizers import load_tokenizer, save_tokenizer
 from shears.progress import is_first_process
 from shears.records.artifacts import (
     HEALED,
-    RECOVERY_FOLDER,
     TRAINING_LOG,
     as_data,
     inherited,
@@ -97,8 +96,8 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
             )
             fit(training, work, decided)
             if is_first_process():
-                linears = _write_healed(base, model, work)
-                _write_recovery(base, model, work, output, settings)
+                about = {"healed": True, "data": settings.data, "teacher": teacher.recorded_name}
+                linears = _write_healed(base, model, work, output, about)
                 lines = read_rows(work / TRAINING_LOG)
                 _warn_if_worse([line["loss"] for line in lines], decided)
                 record = {
@@ -146,11 +145,9 @@ def refuse_dense(sparse: ModelRef) -> None:
     files = TensorFiles(sparse.folder)
     matrices = (name for name in files.names if is_block_matrix(name, (files.dtype(name), files.shape(name))))
     if not any(count_zeros(files.load(name)) for name in matrices):
-        raise _dense(sparse)
-
-
-def _dense(sparse: ModelRef) -> InputError:
-    return InputError(f"the model to heal must have zeros, the linears of {sparse.name} have none; sparsify it first")
+        raise InputError(
+            f"the model to heal must have zeros, the linears of {sparse.name} have none; sparsify it first"
+        )
 
 
 def sequences(
@@ -193,20 +190,16 @@ def _trainable_model(sparse: ModelRef, rows: list[Tokenized], settings: HealConf
     model = load_model(sparse, computing_dtype(settings.precision, device), settings.device)
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
     linears = trainable(model)
-    zeros = zeros_share(model.get_parameter(f"{name}.weight") for name in linears)
-    if not zeros:
-        raise _dense(sparse)
     size = sum(matrix.shape[0] * matrix.shape[1] for matrix in linears.values())
     total = sum(parameter.numel() for parameter in decoder_blocks(model)[1].parameters() if parameter.ndim > 1)
-    if size < total:
-        logger.warning("%.0f %% of the blocks' weights are in no plain linear: they stay", 100 - 100 * size / total)
     precision = resolved_precision(settings.precision, device)
     packed_as = None if settings.quantize_aware == "none" else settings.quantize_aware
     train_kept(model, linears, None if precision == "fp32" else DTYPES[precision], packed_as)
     if settings.recovery:
         add_recovery(model, sparse)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    logger.info("healing %d linears, %.1f %% zeros: %.4g M trained numbers", len(linears), 100 * zeros, trained / 1e6)
+    share = 100 * size / total
+    logger.info("healing %.0f %% of the blocks' weights, %.4g M trained numbers", share, trained / 1e6)
     return model
 
 
@@ -221,19 +214,12 @@ def _warn_if_worse(losses: list[float], settings: HealConfig) -> None:
         )  # fmt: skip
 
 
-def _write_recovery(sparse: ModelRef, model: nn.Module, work: Path, output: Path, settings: HealConfig) -> None:
-    if settings.recovery:
-        record = {"healed": True, "data": settings.data, "teacher": teacher_of(sparse, settings).recorded_name}
-        write_healed_recovery(model, work, output, record)
-    elif (sparse.folder / RECOVERY_FOLDER).is_dir():
-        logger.info(
-            "%s belongs to the weights before healing and is not copied; --recovery heals it too",
-            sparse.folder / RECOVERY_FOLDER,
-        )
-
-
-def _write_healed(sparse: ModelRef, model: nn.Module, work: Path) -> Mapping[str, LinearSparsity]:
+def _write_healed(
+    sparse: ModelRef, model: nn.Module, work: Path, output: Path, about: dict[str, Any]
+) -> Mapping[str, LinearSparsity]:
     """Write the sparse model with its trained weights to `work`; return the zeros of its linears.
+
+    A recovery that was trained is written beside it, `about` in its record.
 
     InputError where a weight is not finite in the files' number format, and where the files have
     their zeros in other places than the sparse model.
@@ -248,6 +234,7 @@ def _write_healed(sparse: ModelRef, model: nn.Module, work: Path) -> Mapping[str
     for name in sorted({*before.names} & {*after.names}):
         if len(before.shape(name)) > 1 and not torch.equal(before.load(name) == 0, after.load(name) == 0):
             raise InputError(f"{name} must have its zeros where {sparse.folder} has them, it has others")
+    write_healed_recovery(model, work, output, about)
     return linears
 
 

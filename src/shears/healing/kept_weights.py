@@ -222,6 +222,8 @@ def write_healed_recovery(model: nn.Module, work: Path, output: Path, record: di
     linears = kept_weights(model)
     shutil.rmtree(work / RECOVERY_FOLDER, ignore_errors=True)  # of an interruption while writing
     factors = {name: each.recovery.factors() for name, each in linears.items() if each.recovery is not None}
+    if not factors:
+        return
     if not all(torch.isfinite(factor).all() for pair in factors.values() for factor in pair):
         raise InputError("a healed recovery must be finite, it is not; lower learning_rate")
     write_factors(

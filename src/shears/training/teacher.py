@@ -22,7 +22,7 @@ from shears.checkpoints.configuration import known_config
 from shears.checkpoints.zeros import zeros_share
 from shears.config.loop import LoopConfig
 from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
-from shears.errors import InputError
+from shears.errors import InputError, reading
 from shears.models.devices import autocast, computing_dtype, device_of, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
 from shears.models.load import load_with_adapter
@@ -149,38 +149,26 @@ def teacher_targets(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / FOLDER / f"{name}.safetensors"
 
-    def make() -> dict[str, Tensor]:
-        kept = _read(path, first_labels(rows)[-1])
-        if kept is not None:
-            return kept
+    def compute() -> None:
+        if path.is_file():
+            return
         refuse_full_disk(path, 6 * settings.teacher_top_k * first_labels(rows)[-1])
         network = source.load(computing_dtype(settings.precision, pick_device(settings.device)), settings.device)
-        _write(path, _compute(network, rows, pad_id, settings.teacher_top_k, precision))
-        computed: dict[str, Tensor] = load_file(path)
-        return computed
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_file(_computed(network, rows, pad_id, settings.teacher_top_k, precision), temporary)
+        sync_path(temporary)
+        temporary.rename(path)
 
-    tensors = first_process_first(make)
+    first_process_first(compute)
     logger.info("the teacher's targets are in %s", path)
-    return TeacherTargets(rows, tensors["indices"], tensors["log_probs"])
-
-
-def _read(path: Path, labels: int) -> dict[str, Tensor] | None:
-    """Return the targets in a file; None if it is missing or damaged."""
-    if not path.is_file():
-        return None
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-        if {name: len(tensor) for name, tensor in tensors.items()} == {"indices": labels, "log_probs": labels}:
-            return tensors
-        reason = "it has other labels"
-    except Exception as error:  # noqa: BLE001  # safetensors raises its own exceptions for a damaged file
-        reason = str(error)
-    logger.warning("the teacher's targets in %s are damaged and computed anew: %s", path, reason)
-    return None
+    with reading(path):
+        tensors = load_file(path)
+        return TeacherTargets(rows, tensors["indices"], tensors["log_probs"])
 
 
 @torch.no_grad()
-def _compute(
+def _computed(
     network: nn.Module, rows: Sequence[Tokenized], pad_id: int, top_k: int, precision: str
 ) -> dict[str, Tensor]:
     firsts = first_labels(rows)
@@ -203,11 +191,3 @@ def _compute(
         tensors["indices"][places] = indices
         tensors["log_probs"][places] = values
     return tensors
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary)
-    sync_path(temporary)
-    temporary.rename(path)
