@@ -93,7 +93,7 @@ class Bench:
         """Train, if there is no adapter yet; return its folder."""
         folder = self.work / f"{way.name}-{self.start}-{rate:g}-{scaling:g}-epochs{epochs:.4g}-seed{seed}"
         if not folder.exists():
-            self._train(folder, {**way.keywords(rate, scaling), "resume": True, "seed": seed, "epochs": epochs})
+            self._train(folder, {**way.keywords(rate, scaling), "seed": seed, "epochs": epochs})
         return folder
 
     def tuned(self, way: Way) -> tuple[float, float]:

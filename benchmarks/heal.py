@@ -19,7 +19,6 @@ import shears
 from benchmarks.perplexity import perplexity
 from benchmarks.report import begin, parser_of
 from shears.records.artifacts import RECOVERY_FOLDER, write_json
-from shears.records.folders import partial_folder
 
 
 def main() -> None:
@@ -61,8 +60,7 @@ def healed(settings: Mapping[str, Any], arguments: argparse.Namespace, output: P
     started = time.monotonic()
     before = json.loads(clock.read_text()) if clock.is_file() else 0.0
     try:
-        resume = partial_folder(output).exists()
-        shears.heal(arguments.sparse, output, teacher=arguments.teacher, resume=resume, **settings)
+        shears.heal(arguments.sparse, output, teacher=arguments.teacher, **settings)
     finally:
         write_json(clock, before + time.monotonic() - started)
 

@@ -25,7 +25,6 @@ from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import HEALED, RECOVERY_FOLDER, RESULT, SPARSITY, TRAINING_LOG, TRAINING_TIMES, read_json
 from shears.records.figures import CONTAMINATION, CUT
-from shears.records.folders import partial_folder
 from shears.records.timing import machine
 
 MAX_LENGTH = 512
@@ -141,7 +140,7 @@ def _adapter(cell: Cell, setting: Setting, stages: Stages) -> tuple[str, Path]:
     data = _training(cell, setting)["train"]
     with stages("train"):
         shears.train(
-            base, folder, resume=partial_folder(folder).exists(), data=str(data),
+            base, folder, data=str(data),
             **training_keywords(cell, arm, data, base), **taught_keywords(cell, setting), **setting.training,
         )  # fmt: skip
     return base, folder

@@ -89,7 +89,7 @@ def test_a_resume_may_move_the_base_and_rename_the_data(
     shutil.copyfile(stopped.data, tmp_path / "renamed.jsonl")
     monkeypatch.chdir(tmp_path)
     changes = {"data": "./renamed.jsonl", "save_steps": SETTINGS["save_steps"] + 1}
-    assert_same(stopped.whole, train("moved", "./stopped", resume=True, **{**SETTINGS, **changes}))
+    assert_same(stopped.whole, train("moved", "./stopped", **{**SETTINGS, **changes}))
 
 
 def test_a_moved_run_still_finds_its_base(base: Path, data: str, tmp_path: Path) -> None:

@@ -36,13 +36,13 @@ from shears.writing.written import answers_source
 logger = logging.getLogger(__name__)
 
 
-def train(model: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
+def train(model: str | Path, output: str | Path, **config: Any) -> Path:
     """Train a super-adapter on `model` and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `TrainConfig`. `resume` continues an interrupted run of the same
-    configuration from its last whole checkpoint. Under a launcher all processes call this, and the
-    first one writes. InputError if an input is unusable, or if the loss, the gradients or the
-    weights stop being finite.
+    The keywords are the fields of `TrainConfig`. The same call continues an interrupted run from
+    its last whole checkpoint. Under a launcher all processes call this, and the first one writes.
+    InputError if an input is unusable, or if the loss, the gradients or the weights stop being
+    finite.
     """
     settings = build(TrainConfig, "train", config)
     if settings.validation_source is not None:

@@ -122,7 +122,7 @@ def heal(
     shears heal sparse healed --teacher smollm2-135m --data text.txt --tokens 1M
     """
     refuse_taken(expanded(out))
-    folder = shears.heal(sparse, out, resume=True, **values)
+    folder = shears.heal(sparse, out, **values)
     healed = f"healed, {tables.sparsity_line(folder)}"
     _print_done(folder, healed, "train", folder, "adapter --data FILE")
 
@@ -148,7 +148,7 @@ def train(
     shears train sparse elastic --data train.jsonl --ranks 32,24,16
     """
     refuse_taken(expanded(out))
-    folder = shears.train(sparse, out, resume=True, **values)
+    folder = shears.train(sparse, out, **values)
     if len(build(config.TrainConfig, "train", values).ranks) > 1:
         _print_done(folder, "super-adapter", "search", folder, "search --data VALIDATION")
     else:

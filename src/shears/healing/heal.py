@@ -64,12 +64,12 @@ logger = logging.getLogger(__name__)
 MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text (arXiv 2305.16264)
 
 
-def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
+def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
     """Train `sparse` to predict what its teacher predicts; write and return the folder `output`.
 
     The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`.
-    `resume` continues an interrupted run of the same configuration from its last whole checkpoint.
-    Under a launcher all processes call this, and the first one writes. InputError if an input is
+    The same call continues an interrupted run from its last whole checkpoint. Under a launcher all
+    processes call this, and the first one writes. InputError if an input is
     unusable, or if the loss or the weights stop being finite.
     """
     settings = build(HealConfig, "heal", config)

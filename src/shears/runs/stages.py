@@ -196,7 +196,7 @@ def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None)
         return fingerprints | _hashes(data=config.data)
 
     def make() -> Path:
-        return heal(sparse, output, resume=partial_folder(output).exists(), **values)
+        return heal(sparse, output, **values)
 
     return Stage("heal", output, artifacts.HEALED, values, inputs, make)
 
@@ -216,7 +216,7 @@ def _training(name: str, model: Callable[[], str | Path], output: Path, config: 
         return {"base_fingerprint": resolve(model()).fingerprint, **taught, **hashes}
 
     def make() -> Path:
-        return train(model(), output, resume=partial_folder(output).exists(), **values)
+        return train(model(), output, **values)
 
     return Stage(name, output, artifacts.SEARCH_SPACE, values, inputs, make)
 

@@ -174,7 +174,7 @@ def _teach(record: dict[str, Any], folder: Path, ref: ModelRef, settings: Compre
         if name == str(output) and not output.is_dir():
             config = teacher_training(settings, str(_texts_in(folder, record).calibration))
             with memory_of("train"):
-                train(ref.folder, output, resume=True, **as_data(config))
+                train(ref.folder, output, **as_data(config))
         if settings.target is None:
             source = find_teacher(name)
             answers = answers_of(exam.answered(source.model, source.adapter))
