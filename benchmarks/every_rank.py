@@ -73,7 +73,7 @@ class Bench:
         base = self.work / "sparse"
         if not base.exists():
             settings: dict[str, Any] = {
-                "num_samples": 32, "sequence_length": 512, "recover_rank": 32, "recover_by": "moments",
+                "num_samples": 32, "sequence_length": 512, "recover_rank": 32,
             }  # fmt: skip
             shears.sparsify(model, base, resume=True, calibration=str(self.data["train"]), **settings)
         return base

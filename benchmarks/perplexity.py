@@ -26,27 +26,23 @@ def main() -> None:
     _print_row("dense", MODEL, arguments)
     for sparsity, method in product(arguments.sparsities, arguments.methods):
         name = f"{method} {sparsity:.0%}"
-        for recover_by in ("norms", "moments") if arguments.recover_rank else ("norms",):
-            with tempfile.TemporaryDirectory() as folder:
-                start = time.monotonic()
-                output = shears.sparsify(
-                    MODEL,
-                    Path(folder) / "sparse",
-                    method=method,
-                    sparsity=sparsity,
-                    reconstruct=arguments.reconstruct,
-                    num_samples=arguments.num_samples,
-                    sequence_length=arguments.sequence_length,
-                    calibration=str(arguments.data / "valid.txt"),
-                    recover_rank=arguments.recover_rank,
-                    recover_by=recover_by,
-                )
-                seconds = f"{time.monotonic() - start:.0f} s"
-                if recover_by == "norms":
-                    _print_row(name, str(output), arguments, seconds)
-                if arguments.recover_rank:
-                    recovery = str(output / "recovery")
-                    _print_row(f"{name}, recovery by {recover_by}", str(output), arguments, seconds, recovery)
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.monotonic()
+            output = shears.sparsify(
+                MODEL,
+                Path(folder) / "sparse",
+                method=method,
+                sparsity=sparsity,
+                reconstruct=arguments.reconstruct,
+                num_samples=arguments.num_samples,
+                sequence_length=arguments.sequence_length,
+                calibration=str(arguments.data / "valid.txt"),
+                recover_rank=arguments.recover_rank,
+            )
+            seconds = f"{time.monotonic() - start:.0f} s"
+            _print_row(name, str(output), arguments, seconds)
+            if arguments.recover_rank:
+                _print_row(f"{name}, recovery", str(output), arguments, seconds, str(output / "recovery"))
 
 
 def perplexity(model: str, text: Path | str, windows: int = 16, adapter: str | None = None) -> Evaluation:
@@ -71,7 +67,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5])
     parser.add_argument("--methods", nargs="+", default=["wanda", "magnitude"])
-    parser.add_argument("--reconstruct", choices=["none", "linear", "block"], default="none")
+    parser.add_argument("--reconstruct", choices=["none", "block"], default="none")
     parser.add_argument("--recover-rank", type=int, default=0)
     parser.add_argument("--windows", type=int, default=16)
     return parser.parse_args()

@@ -31,7 +31,7 @@ MAX_LENGTH = 512
 SEEN = "-"
 """Stands in a cell's answers for a question of its training data, which no table counts."""
 PRUNING: Mapping[str, Mapping[str, Any]] = {
-    BEST: {"method": "admm", "allocation": "sensitivity", "recover_rank": 32, "recover_by": "moments"},
+    BEST: {"method": "admm", "allocation": "sensitivity", "recover_rank": 32},
     "wanda": {"method": "wanda"},
 }
 DIVERGED = "must be finite"  # of the message that ends a training

@@ -67,7 +67,6 @@ def rows() -> Iterator[Row]:
         yield {"sparsity": sparsity, "method": "magnitude", "pattern": "row"}
     for method in ("magnitude", "wanda", "sparsegpt", "admm"):
         yield {"sparsity": 0.5, "method": method, "pattern": "2:4"}
-    yield {"sparsity": 0.5, "method": "sparsegpt", "pattern": "2:4", "reconstruct": "linear"}
     yield from _rows_with_calibration()
 
 
@@ -76,9 +75,6 @@ def _rows_with_calibration() -> Iterator[Row]:
         for method in ("wanda", "sparsegpt", "admm"):
             for allocation in ALLOCATIONS:
                 yield {"sparsity": sparsity, "method": method, "allocation": allocation}
-        if sparsity in FULL:
-            for method in ("wanda", "sparsegpt"):
-                yield {"sparsity": sparsity, "method": method, "reconstruct": "linear"}
 
 
 def table(arguments: argparse.Namespace) -> None:
@@ -124,9 +120,7 @@ def _line(row: Row) -> str:
 
 STEPS: tuple[Row, ...] = (
     {"method": "wanda"},
-    {"method": "wanda", "reconstruct": "linear"},
     {"method": "sparsegpt"},
-    {"method": "sparsegpt", "reconstruct": "linear"},
     {"method": "admm"},
     {"method": "admm", "allocation": "sensitivity"},
 )
@@ -184,7 +178,7 @@ def memory(arguments: argparse.Namespace) -> None:
         base = random_llama(Path(folder) / "base", "1b")
         ids = random_sequences(Path(folder) / "ids.jsonl", "1b", 8, 512)
         for method in ("wanda", "sparsegpt", "admm") if not arguments.only else (arguments.only,):
-            keywords = {"calibration": str(ids), "method": method, "activation_budget": "500MB"}
+            keywords = {"calibration": str(ids), "method": method}
             usage = _pruned(str(base), Path(folder) / method, keywords)
             shutil.rmtree(Path(folder) / method)
             figures = f"{usage.seconds:.0f} | {usage.peak / 1e9:.2f} GB"
