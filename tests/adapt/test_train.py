@@ -14,7 +14,6 @@ from shears.adapt.elastic import ranks_of_step
 from shears.adapt.load import load_super_adapter
 from shears.adapt.train import train
 from shears.config import TrainConfig
-from shears.errors import InputError
 from shears.records.folders import partial_folder
 from shears.training.fit import fit
 from tests.adapt.prepared import prepared_on
@@ -100,11 +99,3 @@ def test_a_moved_run_still_finds_its_base(base: Path, data: str, tmp_path: Path)
     own.rename(moved / "base")
     (tmp_path / "out").rename(moved / "out")
     assert load_super_adapter(moved / "out").elastic.space.max_rank == 6
-
-
-def test_a_warmup_that_is_not_below_the_steps_is_refused_before_the_model_is_loaded(
-    base: Path, data: str, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=r"warmup_steps \(50\) must be below the number of steps \(7\); lower"):
-        train(base, tmp_path / "out", data=data, **{**SETTINGS, "warmup_steps": 50})
-    assert not list(tmp_path.glob("out*"))

@@ -28,7 +28,7 @@ from shears.records.journal import read_rows
 from shears.records.paths import expanded
 from shears.training.batches import EpochOrder
 from shears.training.checkpoints import origin_of, training_folder
-from shears.training.fit import Training, Validation, best_step, check_warmup, fit, validation_losses
+from shears.training.fit import Training, Validation, best_step, fit, validation_losses
 from shears.training.processes import first_process_first
 from shears.training.teacher import TeacherTargets, find_teacher, refuse_other_vocabulary, teacher_targets
 from shears.writing.written import answers_source
@@ -68,7 +68,6 @@ def train(model: str | Path, output: str | Path, **config: Any) -> Path:
             decided = settings_for(base, settings.model_copy(update={"data": data, "columns": dict(columns)}))
             logger.info("learning rate %g, alpha %g, init %s", decided.learning_rate, decided.alpha, decided.init)
             rows = read_training_rows(base, decided)
-            check_warmup(decided, decided.num_steps(len(rows.train)))
             seen = _rows_seen(rows.train, decided)
             targets = teacher_targets(teacher, seen, rows.pad_id, decided) if teacher else None
             elastic, grids = prepare(base, decided, rows)

@@ -35,7 +35,7 @@ class LoopConfig(StageConfig):
     """Peak learning rate of AdamW, in heal a share of each linear's size. Default: 3e-4, or 1e-3 for
     models of at most 250 M weights."""
     warmup_steps: int = Field(10, ge=0)
-    """Steps over which the learning rate rises from 0 to its peak; must be below the number of steps."""
+    """Steps over which the learning rate rises from 0 to its peak: at most all steps but the last."""
     batch_size: int = Field(16, gt=0)
     """Examples in an optimizer step."""
     micro_batch_size: int | None = Field(None, gt=0)

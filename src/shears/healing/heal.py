@@ -55,7 +55,7 @@ from shears.records.version import __version__
 from shears.sparsity.rewrite import LinearSparsity, in_format, overall_sparsity, rewriting
 from shears.training.batches import padding
 from shears.training.checkpoints import origin_of, training_folder
-from shears.training.fit import Training, check_warmup, fit
+from shears.training.fit import Training, fit
 from shears.training.processes import first_process_first
 from shears.training.teacher import TeacherSource, find_teacher, refuse_other_vocabulary, teacher_targets
 from shears.writing.written import text_source
@@ -67,13 +67,12 @@ MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text 
 def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
     """Train `sparse` to predict what its teacher predicts; write and return the folder `output`.
 
-    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`.
-    The same call continues an interrupted run from its last whole checkpoint. Under a launcher all
-    processes call this, and the first one writes. InputError if an input is
-    unusable, or if the loss or the weights stop being finite.
+    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`. The
+    same call continues an interrupted run from its last whole checkpoint. Under a launcher all
+    processes call this, and the first one writes. InputError if an input is unusable, or if the
+    loss or the weights stop being finite.
     """
     settings = build(HealConfig, "heal", config)
-    check_warmup(settings, settings.num_steps)
     output = expanded(output)
     base = resolve(sparse)
     base.refuse_package("heal")
@@ -98,8 +97,6 @@ def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
             if is_first_process():
                 about = {"healed": True, "data": settings.data, "teacher": teacher.recorded_name}
                 linears = _write_healed(base, model, work, output, about)
-                lines = read_rows(work / TRAINING_LOG)
-                _warn_if_worse([line["loss"] for line in lines], decided)
                 record = {
                     "shears_version": __version__,
                     "config": as_data(settings),
@@ -111,7 +108,7 @@ def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
                     "learning_rate": decided.learning_rate,
                     "data_fingerprint": rows_fingerprint(rows),
                     "fingerprint": weights_fingerprint(work),
-                    "num_steps": lines[-1]["step"],
+                    "num_steps": read_rows(work / TRAINING_LOG)[-1]["step"],
                     "achieved": overall_sparsity(linears),
                     "linears": {name: each.as_record() for name, each in linears.items()},
                 }
@@ -203,26 +200,14 @@ def _trainable_model(sparse: ModelRef, rows: list[Tokenized], settings: HealConf
     return model
 
 
-def _warn_if_worse(losses: list[float], settings: HealConfig) -> None:
-    """Warn of a loss that did not fall, as with steps that are too large."""
-    count = max(len(losses) // 10, 1)
-    first, last = (sum(part) / count for part in (losses[:count], losses[-count:]))
-    if last >= first:
-        logger.warning(
-            "the loss did not fall (first tenth of the steps %.3g, last tenth %.3g): lower learning_rate, such as to "
-            "%.1g", first, last, (settings.learning_rate or 0.0) / 3,
-        )  # fmt: skip
-
-
 def _write_healed(
     sparse: ModelRef, model: nn.Module, work: Path, output: Path, about: dict[str, Any]
 ) -> Mapping[str, LinearSparsity]:
     """Write the sparse model with its trained weights to `work`; return the zeros of its linears.
 
-    A recovery that was trained is written beside it, `about` in its record.
-
-    InputError where a weight is not finite in the files' number format, and where the files have
-    their zeros in other places than the sparse model.
+    A recovery that was trained is written beside it, `about` in its record. InputError where a
+    weight is not finite in the files' number format, and where the files have their zeros in other
+    places than the sparse model.
     """
     for file in work.glob("*.safetensors*"):
         file.unlink()  # of an interruption while writing

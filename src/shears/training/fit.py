@@ -311,19 +311,6 @@ def is_over(losses: Mapping[int, float], patience: int | None) -> bool:
     return patience is not None and sum(step > best_step(losses) for step in losses) >= patience
 
 
-def check_warmup(settings: LoopConfig, steps: int) -> None:
-    """Raise InputError for a warmup that never ends; only warn of one that is at most the default.
-
-    A few steps to try a command are fine, with the default warmup or less.
-    """
-    if steps > settings.warmup_steps:
-        return
-    message = f"warmup_steps ({settings.warmup_steps}) must be below the number of steps ({steps}); lower warmup_steps"
-    if settings.warmup_steps > type(settings).model_fields["warmup_steps"].default:
-        raise InputError(message)
-    logger.warning("%s", message)
-
-
 def training_arguments(settings: LoopConfig, folder: Path, steps: int, scheduler: str) -> TrainingArguments:
     """Return Trainer's arguments; `folder` gets the checkpoints. InputError for an uneven split."""
     device = pick_device(settings.device)
@@ -346,7 +333,7 @@ def training_arguments(settings: LoopConfig, folder: Path, steps: int, scheduler
         max_steps=steps,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=scheduler,
-        warmup_steps=settings.warmup_steps,
+        warmup_steps=min(settings.warmup_steps, steps - 1),
         save_steps=settings.save_steps,
         save_total_limit=2,  # the previous checkpoint must exist until the new one is whole
         logging_strategy="no",

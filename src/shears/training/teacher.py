@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shears.checkpoints.configuration import known_config
-from shears.checkpoints.zeros import zeros_share
 from shears.config.loop import LoopConfig
 from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
 from shears.errors import InputError, reading
@@ -39,7 +38,6 @@ from shears.training.processes import first_process_first
 
 logger = logging.getLogger(__name__)
 FOLDER = "teacher_targets"
-SPARSE = 0.05  # share of zeros from which a teacher is not dense
 BATCH = 4  # examples that the teacher reads together
 ROWS = 64  # positions whose probabilities are computed together
 
@@ -67,16 +65,8 @@ class TeacherSource:
         return self.model.recorded_name if self.adapter is None else str(self.adapter.resolve())
 
     def load(self, dtype: str = "auto", device: str = "auto") -> nn.Module:
-        """Return the model, with its adapter, in evaluation mode; a sparse one is warned of."""
-        network = load_with_adapter(self.model, self.adapter, dtype, device)[0]
-        matrices = (each for name, each in network.named_parameters() if each.ndim > 1 and "lora_" not in name)
-        zeros = zeros_share(matrices)
-        if zeros >= SPARSE:
-            logger.warning(
-                "the teacher should be dense, %s has %.1f %% zeros in its matrices; take the model that it was pruned "
-                "from", self.name, 100 * zeros,
-            )  # fmt: skip
-        return network
+        """Return the model, with its adapter, in evaluation mode."""
+        return load_with_adapter(self.model, self.adapter, dtype, device)[0]
 
 
 def find_teacher(name: str | Path) -> TeacherSource:
