@@ -103,7 +103,7 @@ def test_its_adapter_after_some_steps_is_the_librarys(method: Any, folder: Path,
     # the library packs examples into rows instead of padding them, which rounds differently
     torch.testing.assert_close(torch.tensor(losses), torch.tensor([row["loss"] for row in log]), rtol=1e-5, atol=1e-6)
     for name, tensor in expected.items():
-        torch.testing.assert_close(actual[name], tensor, rtol=1e-4, atol=1e-5)  # AdamW divides by small gradients
+        torch.testing.assert_close(actual[name], tensor, rtol=1e-4, atol=1e-4)  # AdamW divides by small gradients
 
 
 def test_its_merged_weights_are_the_librarys_and_keep_every_zero(

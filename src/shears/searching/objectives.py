@@ -30,8 +30,7 @@ def open_quality(
     adapter: SuperAdapter, settings: SearchConfig, quality: str, data: str, limit: int | None = None
 ) -> Measure:
     """Return a function that measures `loss` or `accuracy` on examples; InputError for unusable ones."""
-    opened = _open_accuracy if quality == "accuracy" else _open_loss
-    return opened(adapter, settings, data, limit)
+    return (_open_accuracy if quality == "accuracy" else _open_loss)(adapter, settings, data, limit)
 
 
 def _open_loss(adapter: SuperAdapter, settings: SearchConfig, data: str, limit: int | None) -> Measure:
@@ -75,32 +74,30 @@ def _open_accuracy(adapter: SuperAdapter, settings: SearchConfig, data: str, lim
     return measure
 
 
-def _native_at(elastic: ElasticAdapter, wanted: Wanted) -> Callable[[RankConfig], Backend] | None:
-    """Return a function from ranks to the native decoder of an adapter; None where it does not cover the model.
+def _native_at(elastic: ElasticAdapter, wanted: Wanted) -> Callable[[RankConfig], Backend | None] | None:
+    """Return a function from active ranks to the native decoder of an adapter; None where it does not cover the model.
 
-    Weights are packed once, except with a masked adapter, which is a part of them. A decoder returned before is of
-    no further use.
+    Weights are packed once, except with a masked adapter, which is a part of them.
     """
-    opened = [native_backend(elastic.model, wanted)]
+    backend = native_backend(elastic.model, wanted)
+    if backend is None:
+        return None
+    if is_sparse(elastic.model):
+        del backend  # frees its memory
+        return lambda _: native_backend(elastic.model, replace(wanted, backend="native"))
     updates = updates_of(elastic.model)
     groups = {name: group for group, names in elastic.space.modules.items() for name in names}
 
     def at(ranks: RankConfig) -> Backend:
-        if is_sparse(elastic.model):
-            opened.clear()  # frees its memory first
-            opened.append(native_backend(elastic.model, replace(wanted, backend="native")))
-        [backend] = opened
-        assert backend is not None, "the model is covered"
         cut = {}
         for name, update in updates.items():
             rank = ranks[groups[name]]
             scaling = update.scaling * elastic.space.factor(groups[name], rank)
             cut[name] = replace(update, a=update.a[:rank], b=update.b[:, :rank], scaling=scaling)
-        if not is_sparse(elastic.model):
-            backend.adapt(cut)
+        backend.adapt(cut)
         return backend
 
-    return None if opened == [None] else at
+    return at
 
 
 def open_objective(adapter: SuperAdapter, settings: SearchConfig, goal: Goal) -> Callable[[RankConfig], Figures]:

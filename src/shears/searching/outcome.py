@@ -60,9 +60,10 @@ def outcome(evaluated: Sequence[Evaluated], goal: Goal) -> dict[str, Any]:
     feasible = [(ranks, figures) for ranks, figures in evaluated if goal.key(figures)[0] == 0.0]
     if not feasible:
         nearest = min((figures for _, figures in evaluated), key=goal.key)
+        words = ", ".join(f"{name} {value:,.6g}" for name, value in nearest.items())
         raise InputError(
             f"a configuration must meet {', '.join(bound.text for bound in goal.constraints)}, and none of "
-            f"{len(evaluated)} evaluated does; the nearest has {_words(nearest)}; search with a larger "
+            f"{len(evaluated)} evaluated does; the nearest has {words}; search with a larger "
             "--max-evaluations, another strategy or a looser constraint"
         )
     costs = [goal.cost(figures) for _, figures in feasible]
@@ -77,10 +78,6 @@ def outcome(evaluated: Sequence[Evaluated], goal: Goal) -> dict[str, Any]:
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     """Tell whether one is no larger in every cost and smaller in one."""
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-
-def _words(figures: Figures) -> str:
-    return ", ".join(f"{name} {value:,.6g}" for name, value in figures.items())
 
 
 def _as_data(evaluated: Evaluated) -> dict[str, Any]:

@@ -187,7 +187,8 @@ def explore(
             complete = [trial for trial in begun if trial.state is TrialState.COMPLETE]
             known: dict[RankConfig, Figures] = {RankConfig(each.params): each.user_attrs[FIGURES] for each in complete}
             pending = {RankConfig(trial.params) for trial in begun} - known.keys()
-            progress.advance(len(known) - num_known)
+            if len(known) > num_known:
+                progress.advance(len(known) - num_known)
             num_known = len(known)
             if num_known >= budget or len(begun) >= budget + MAX_REPEATS:
                 break
