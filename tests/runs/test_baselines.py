@@ -98,7 +98,6 @@ def test_baselines_of_a_finished_run_are_added_and_nothing_is_made_again(done: P
         "baselines/dense_lora/adapter_model.safetensors",
         "baselines/sparse_lora/adapter_model.safetensors",
         "evaluation/dense_lora.json",
-        "evaluation/ranks.json",
         "evaluation/sparse_lora.json",
     ]
     timed = [line["stage"] for line in read_times(done / "run")]
@@ -107,7 +106,6 @@ def test_baselines_of_a_finished_run_are_added_and_nothing_is_made_again(done: P
         "sparse-lora",
         "evaluate dense-lora",
         "evaluate sparse-lora",
-        "evaluate ranks",
     ]
 
 
