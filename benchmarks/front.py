@@ -24,7 +24,6 @@ the p values of the arms that decide.
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -65,7 +64,7 @@ from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
 from shears.data.examples import load_examples, prompts_of
 from shears.data.templates import DEFAULT_TEMPLATE
-from shears.errors import InputError, Interrupted
+from shears.errors import InputError
 from shears.evaluation.evaluated import Evaluation, TextJournal, journal_path
 from shears.evaluation.run import settings_and_data
 from shears.evaluation.statistics import Bits, paired_difference, pooled_accuracy
@@ -105,13 +104,9 @@ class Table(NamedTuple):
 
 
 def main() -> None:
-    """Run one of the commands; exit code 2 for wrong input, 128 and its number for a signal."""
+    """Run one of the commands; exit code 2 for wrong input."""
     arguments = _arguments()
-    try:
-        carry_out(COMMANDS[arguments.command], arguments)
-    except Interrupted as signal:
-        print(f"ended by {signal}; the same command goes on", file=sys.stderr)
-        sys.exit(128 + signal.number)
+    carry_out(COMMANDS[arguments.command], arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:

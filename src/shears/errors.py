@@ -7,7 +7,6 @@ are the one way to turn a library's error into such a line; the command line pri
 import errno
 import os
 import re
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,30 +23,6 @@ class InputError(ValueError):
     def __init__(self, *messages: str) -> None:
         super().__init__("; ".join(messages))
         self.messages = messages
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal ended the work, by default Ctrl-C.
-
-    `is_kept` says whether the same call can go on from what is kept, None where nothing had begun;
-    a training goes on from `step`.
-    """
-
-    def __init__(self, number: int = signal.SIGINT, *, is_kept: bool | None = None, step: int | None = None) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = int(number)
-        self.is_kept = is_kept
-        self.step = step
-
-    @classmethod
-    def of(cls, error: KeyboardInterrupt) -> "Interrupted":
-        """Return an interruption, plain Ctrl-C among them, with what it says."""
-        return error if isinstance(error, cls) else cls()
-
-
-def heard_signals() -> list[signal.Signals]:
-    """Return SIGINT and SIGTERM without those that the caller ignores, as a script does for `shears train &`."""
-    return [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
 
 
 LIBRARIES = frozenset({

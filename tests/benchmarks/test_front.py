@@ -1,8 +1,6 @@
 """The benchmark of the front: it makes, measures, shows and resumes; its split, front line and importance are right."""
 
-import argparse
 import json
-import signal
 import struct
 import sys
 from collections.abc import Mapping
@@ -14,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from benchmarks.front import COMMANDS, answered, at_once, main, tables
+from benchmarks.front import answered, at_once, main, tables
 from benchmarks.front_arms import ARMS, AS_IT_CAME, DENSE, DENSE_INT4, Q4_K_M, SPARSE_INT4, Maker, importance, pareto
 from benchmarks.report import add_row, rows_of
 from benchmarks.rival import RivalBackend
@@ -24,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import tasks
-from shears.errors import InputError, Interrupted
+from shears.errors import InputError
 from shears.runtime.generation.backend import Backend
 from tests.tiny import save_tiny, tiny_model
 
@@ -234,17 +232,6 @@ def test_models_of_one_task_share_a_picture_whose_steps_double(tmp_path: Path, m
     drawing = ElementTree.parse(tmp_path / "front-mawps-bytes.svg").getroot()
     spoken = str(drawing.findtext("{*}title"))
     assert spoken.endswith("On the front: 1b dense bf16, 2b sparse 50 % int4")
-
-
-def test_a_signal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def ended(arguments: argparse.Namespace) -> None:
-        raise Interrupted(signal.SIGTERM)
-
-    monkeypatch.setitem(COMMANDS, "run", ended)
-    with pytest.raises(SystemExit) as caught:
-        _front(monkeypatch, "run")
-    assert caught.value.code == 128 + signal.SIGTERM
-    assert capsys.readouterr().err == "ended by SIGTERM; the same command goes on\n"
 
 
 def test_differences_are_paired_by_question_and_corrected_over_the_arms_that_decide(tmp_path: Path) -> None:

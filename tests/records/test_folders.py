@@ -17,20 +17,20 @@ from shears.records import artifacts, folders
 from shears.records.folders import partial_folder, refuse_taken, run_lock, working_folder
 
 CONFIG = {"sparsity": 0.5, "seed": 0}
-RESUMED = pytest.mark.parametrize("resume", [True, None])
+RESUMED = pytest.mark.parametrize("resumes", [True, False])
 
 
-def finish(output: Path, resume: bool | None = True, config: dict[str, Any] | None = None) -> list[str]:
+def finish(output: Path, resumes: bool = True, config: dict[str, Any] | None = None) -> list[str]:
     """Run a stage to its end; return the files it found at its start."""
-    with working_folder(output, config or CONFIG, resume=resume) as work:
+    with working_folder(output, config or CONFIG, resumes=resumes) as work:
         found = sorted(path.name for path in work.iterdir() if not path.name.startswith("."))
         (work / "whole.bin").write_bytes(b"whole")
     return found
 
 
-def fail(output: Path, error: BaseException, resume: bool | None = True, file: str = "half.bin") -> None:
+def fail(output: Path, error: BaseException, resumes: bool = True, file: str = "half.bin") -> None:
     """Run a stage that fails half way."""
-    with pytest.raises(type(error)), working_folder(output, CONFIG, resume=resume) as work:  # noqa: PT012
+    with pytest.raises(type(error)), working_folder(output, CONFIG, resumes=resumes) as work:  # noqa: PT012
         if file:
             (work / file).write_bytes(b"half")
         raise error
@@ -50,7 +50,7 @@ def test_an_interrupted_stage_goes_on_with_what_it_left(error: BaseException, tm
 
 
 def test_a_stage_that_cannot_resume_leaves_nothing(tmp_path: Path) -> None:
-    fail(tmp_path / "out", RuntimeError("killed"), resume=None)
+    fail(tmp_path / "out", RuntimeError("killed"), resumes=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -80,28 +80,28 @@ def test_a_changed_configuration_is_refused_with_every_key_named(tmp_path: Path)
 
 
 @RESUMED
-def test_an_existing_output_is_refused_and_left_alone(resume: bool | None, tmp_path: Path) -> None:
+def test_an_existing_output_is_refused_and_left_alone(resumes: bool, tmp_path: Path) -> None:
     finish(tmp_path / "out")
     with pytest.raises(InputError, match="must not exist yet"):
-        finish(tmp_path / "out", resume)
+        finish(tmp_path / "out", resumes)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="not empty"), working_folder(tmp_path / "out", CONFIG, resume=None):  # noqa: PT012
+    with pytest.raises(OSError, match="not empty"), working_folder(tmp_path / "out", CONFIG, resumes=False):  # noqa: PT012
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 @RESUMED
-def test_a_folder_that_no_stage_made_is_refused_and_not_emptied(resume: bool | None, tmp_path: Path) -> None:
+def test_a_folder_that_no_stage_made_is_refused_and_not_emptied(resumes: bool, tmp_path: Path) -> None:
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / "thesis.txt").write_text("years")
     (tmp_path / "link.partial").symlink_to(tmp_path / "mine.partial")
     for name in ("mine", "link"):
         with pytest.raises(InputError, match="must come from an interrupted run"):
-            finish(tmp_path / name, resume)
+            finish(tmp_path / name, resumes)
     assert (tmp_path / "mine.partial" / "thesis.txt").read_text() == "years"
 
 
@@ -138,7 +138,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from shears.records.folders import working_folder
-with working_folder(Path(sys.argv[1]), {"sparsity": 0.5, "seed": 0}, resume=True) as work:
+with working_folder(Path(sys.argv[1]), {"sparsity": 0.5, "seed": 0}) as work:
     (work / "half.bin").write_bytes(b"half")
     print("holding", flush=True)
     time.sleep(60)
@@ -152,9 +152,9 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_its_work(tmp_path: 
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "holding\n"
-            for resume in (True, None):
+            for resumes in (True, False):
                 with pytest.raises(InputError, match="only one process may work on"):
-                    finish(tmp_path / "out", resume)
+                    finish(tmp_path / "out", resumes)
             assert (tmp_path / "out.partial" / "half.bin").exists()
         finally:
             process.send_signal(signal.SIGKILL)
@@ -174,7 +174,7 @@ def test_a_second_process_is_refused_until_the_folder_is_renamed(
             seen.append(str(error))
         sync(path)
 
-    with working_folder(tmp_path / "out", CONFIG, resume=None) as work:
+    with working_folder(tmp_path / "out", CONFIG, resumes=False) as work:
         (work / "mine").touch()
         monkeypatch.setattr(artifacts, "sync_path", look)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
@@ -204,7 +204,7 @@ def test_a_run_is_locked_as_a_whole(tmp_path: Path) -> None:
 def test_others_may_read_what_the_umask_lets_them(umask: int, mode: int, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
-        with working_folder(tmp_path / "out", {}, resume=None) as work:
+        with working_folder(tmp_path / "out", {}, resumes=False) as work:
             (work / "deep").mkdir()
             save_file({"a": torch.zeros(2)}, work / "deep" / "model.safetensors")
     finally:

@@ -72,7 +72,7 @@ def test_killed_in_every_block_it_ends_with_the_same_bytes(
     monkeypatch.setattr(_Pruner, "prune_block", prune_block)
 
     def run() -> Path:
-        return sparsify(base, tmp_path / "sparse", resume=True, **settings)
+        return sparsify(base, tmp_path / "sparse", **settings)
 
     for owner, function, call in (
         (_Pruner, "_keep", 1),  # before anything of the first block is written
@@ -108,14 +108,14 @@ def test_an_interrupted_pruning_is_neither_overwritten_nor_mixed_with_another(
     interrupted: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"sparsity was 0\.5 and is now 0\.6"):
-        interrupted(resume=True, sparsity=0.6)
+        interrupted(sparsity=0.6)
     before = contents(partial_folder(tmp_path / "sparse"))
     save_tiny(tmp_path / "base", num_hidden_layers=3, seed=1)
     with pytest.raises(InputError, match=r"continue with the same base_fingerprint, that of .*sparse\.partial had"):
-        interrupted(resume=True)
+        interrupted()
     assert contents(partial_folder(tmp_path / "sparse")) == before
     save_tiny(tmp_path / "base", num_hidden_layers=3)
-    assert not list(interrupted(resume=True).rglob("checkpoints"))
+    assert not list(interrupted().rglob("checkpoints"))
 
 
 def test_a_whole_folder_that_was_not_renamed_is_not_made_again(
@@ -124,7 +124,7 @@ def test_a_whole_folder_that_was_not_renamed_is_not_made_again(
     base, settings = save_tiny(tmp_path / "base"), {"calibration": text, **SMALL}
     killed_at(monkeypatch, verb, "write_card", 1, lambda: sparsify(base, tmp_path / "sparse", **settings))
     monkeypatch.setattr(verb, "_write_sparse", None)
-    folder = sparsify(base, tmp_path / "sparse", resume=True, **settings)
+    folder = sparsify(base, tmp_path / "sparse", **settings)
     assert (folder / "README.md").is_file()
     assert not (folder / "checkpoints").exists()
 

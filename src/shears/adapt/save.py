@@ -86,7 +86,7 @@ def save_own_loop(elastic: "ElasticAdapter", output: Path, base: str | Path | No
     if data is not None and sha256 is None and is_path(data):
         raise InputError(f"data must name the training examples, there is no {data}; check the path, or leave it out")
     record = {"trained_by": OWN_LOOP, "config": about, "template": about["template"], "data_sha256": sha256}
-    with working_folder(output, about, resume=None) as work:
+    with working_folder(output, about, resumes=False) as work:
         write_super_adapter(work, elastic, ref, record)
         write_card(work)
     return output

@@ -58,10 +58,9 @@ def main() -> None:
     try:
         _quieten()
         _run(verb)
-    except KeyboardInterrupt as error:  # also while libraries are imported
-        number = getattr(error, "number", received[-1])
+    except KeyboardInterrupt:  # also while libraries are imported
         todo = "; the same command continues from there" if verb in CONTINUED else ""
-        _fail([f"stopped{todo}"], 128 + number)
+        _fail([f"stopped{todo}"], 128 + received[-1])
 
 
 def _run(verb: str) -> None:

@@ -77,7 +77,7 @@ def write_parts(settings: TrainConfig, split: str | None, output: Path | None, l
     refuse_taken(output)
     check_rows(settings.data, settings.columns, limit)
     parts = split_rows(read_rows(settings.data, settings.columns)[:limit], shares)
-    with working_folder(output, {"split": {name: len(rows) for name, rows in parts.items()}}, resume=None) as work:
+    with working_folder(output, {"split": {name: len(rows) for name, rows in parts.items()}}, resumes=False) as work:
         for name, rows in parts.items():
             write_text(work / f"{name}.jsonl", as_json_lines(rows))
     return {str(output / f"{name}.jsonl"): len(rows) for name, rows in parts.items()}

@@ -102,7 +102,7 @@ def sparsify(model: BaseModel, out: Out, *, values: Values) -> None:
     """
     refuse_taken(expanded(out))
     build(config.SparsifyConfig, "sparsify", values).for_model(model)
-    folder = shears.sparsify(model, out, resume=True, **values)
+    folder = shears.sparsify(model, out, **values)
     _print_done(folder, tables.sparsity_line(folder), "train", folder, "adapter --data FILE")
 
 
@@ -171,7 +171,7 @@ def search(
     shears search adapter search --data validation.jsonl
     """
     refuse_taken(expanded(out))
-    folder = shears.search(super_adapter, out, model=model, resume=True, **values)
+    folder = shears.search(super_adapter, out, model=model, **values)
     tables.print_search(folder / RESULT)
     words = f"{tables.quoted(super_adapter)} sub_adapter --ranks {tables.quoted(folder / RESULT)}"
     tables.print_line(f"Next: shears export {words}")

@@ -93,11 +93,6 @@ class TextJournal:
             logger.info("%s: resuming after %d batches", path, len(batches))
         self._texts = {tuple(batch["numbers"]): list(map(WrittenText, batch["texts"], batch[CUT])) for batch in batches}
 
-    @property
-    def has_texts(self) -> bool:
-        """Whether there are texts from which an evaluation resumes."""
-        return bool(self._texts)
-
     def get(self, numbers: Sequence[int]) -> list[WrittenText] | None:
         """Return the texts of a batch, or None if it is not generated yet."""
         return self._texts.get(tuple(numbers))

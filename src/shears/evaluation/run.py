@@ -20,7 +20,7 @@ from shears.config.resolve import build
 from shears.data.calibration import has_instructions
 from shears.data.rows import source_fingerprint
 from shears.data.templates import DEFAULT_TEMPLATE
-from shears.errors import InputError, Interrupted
+from shears.errors import InputError
 from shears.evaluation.decode import wanted_for
 from shears.evaluation.evaluated import Evaluation, TextJournal, journal_path
 from shears.evaluation.seen_in_training import mark_seen
@@ -78,13 +78,7 @@ def evaluate(
         files = [folder / name for folder in _parts(ref, adapter) for name in SETTINGS]
         also = {"settings_sha256": file_fingerprint(*(file for file in files if file.is_file())), **answered}
         subject = replace(subject, journal=TextJournal(journal_path(path), {**identity, **also}))
-    try:
-        evaluation = _evaluated(subject, settings, ref, adapter)
-    except KeyboardInterrupt as error:
-        is_kept = subject.journal is not None and subject.journal.has_texts
-        if not is_kept:
-            journal_path(path).unlink(missing_ok=True)
-        raise Interrupted(Interrupted.of(error).number, is_kept=is_kept or None) from error
+    evaluation = _evaluated(subject, settings, ref, adapter)
     write_json(path, {**identity, **answered, **evaluation.as_data()})
     logger.info("wrote %s", path)
     journal_path(path).unlink(missing_ok=True)

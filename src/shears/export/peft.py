@@ -62,7 +62,7 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
     check_text(settings.calibration)
     write: Writer = resolve_name(form.writer)
     asked = {"super_adapter": str(super_adapter), **artifacts.as_data(settings)}
-    with working_folder(output, asked, resume=None, kind=ExportConfig) as work:
+    with working_folder(output, asked, resumes=False) as work:
         artifacts.write_json(work / form.record, write(str(super_adapter), work, model, settings))
         write_card(work)
     logger.info("exported %s, format %s, in %.0f s", output, settings.format, time.monotonic() - started)

@@ -39,13 +39,11 @@ def named_folder(output: Path) -> Path:
 
 
 @contextmanager
-def working_folder(
-    output: Path, config: Mapping[str, Any], *, resume: bool | None, kind: object = None
-) -> Iterator[Path]:
+def working_folder(output: Path, config: Mapping[str, Any], *, resumes: bool = True) -> Iterator[Path]:
     """Yield the folder to work in; rename it to `output` when the block ends without an error.
 
-    `resume` None starts anew; otherwise what an interrupted run of the same `config` left is still
-    there. InputError if `output` exists, if another process works on it, or if the interrupted run
+    What an interrupted run of the same `config` left is still there, unless `resumes` is False.
+    InputError if `output` exists, if another process works on it, or if the interrupted run
     had another configuration.
     """
     refuse_taken(output)
@@ -54,7 +52,7 @@ def working_folder(
     work.mkdir(parents=True, exist_ok=True)
     with _locked(work):
         refuse_taken(output)  # another process may have finished it meanwhile
-        is_new = resume is None or not (work / CONFIG).is_file() or not _has_files(work)
+        is_new = not resumes or not (work / CONFIG).is_file() or not _has_files(work)
         if is_new:
             clear(work)
             write_json(work / CONFIG, config)
@@ -63,7 +61,7 @@ def working_folder(
         try:
             yield work
         except BaseException as error:
-            if resume is None or not _has_files(work) or (is_new and isinstance(error, InputError)):
+            if not resumes or not _has_files(work) or (is_new and isinstance(error, InputError)):
                 shutil.rmtree(work, ignore_errors=True)
             raise
         for path in filter(Path.is_file, work.rglob("*")):

@@ -27,7 +27,7 @@ from shears.healing.heal import heal, teacher_of
 from shears.models.ref import resolve
 from shears.records import artifacts
 from shears.records.artifacts import as_data
-from shears.records.folders import named_folder, partial_folder
+from shears.records.folders import named_folder
 from shears.records.paths import expanded, file_fingerprint
 from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
 from shears.searching.study import search
@@ -174,7 +174,7 @@ def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path, template: 
         return {"base_fingerprint": fingerprint, **_hashes(calibration=config.calibration)}
 
     def make() -> Path:
-        return sparsify_for(model, output, config, template, resume=partial_folder(output).exists())
+        return sparsify_for(model, output, config, template)
 
     return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, make)
 
@@ -231,7 +231,7 @@ def _search_stage(config: SearchConfig, folder: Path) -> Stage:
         return {"super_adapter_fingerprint": fingerprint, **_hashes(data=config.data, test=config.test)}
 
     def make() -> Path:  # `values` has the URL of the storage without the password
-        return search(adapter, output, resume=True, **{**values, "storage": config.storage})
+        return search(adapter, output, **{**values, "storage": config.storage})
 
     return Stage("search", output, artifacts.RESULT, values, inputs, make)
 

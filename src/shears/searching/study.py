@@ -54,7 +54,6 @@ def search(
     output: str | Path,
     *,
     model: str | None = None,
-    resume: bool | None = False,
     **config: Any,
 ) -> Path:
     """Search the best sub-adapter on validation data; write `result.json` to the folder `output`.
@@ -72,7 +71,7 @@ def search(
     _check(settings, space)
     identity = {"super_adapter_fingerprint": record["fingerprint"], "data_sha256": source_fingerprint(settings.data)}
     asked = {key: value for key, value in as_data(settings).items() if key not in WITHOUT_EFFECT}
-    with working_folder(output, {**identity, **asked}, resume=resume, kind=SearchConfig) as work:
+    with working_folder(output, {**identity, **asked}) as work:
         adapter = load_super_adapter(super_adapter, model, settings.weights, settings.device)
         objective = open_objective(adapter, settings, goal)
         quality = "accuracy" if settings.task else "loss"

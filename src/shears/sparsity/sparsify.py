@@ -41,16 +41,16 @@ logger = logging.getLogger(__name__)
 SEQUENCES_AT_ONCE = 4  # calibration sequences in one forward pass
 
 
-def sparsify(model: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
+def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     """Prune `model` and write it to the folder `output`; return that folder.
 
     The keywords are the fields of `SparsifyConfig`. The model is read and written block by block:
     memory holds the embeddings, one block and the hidden states. Only `calibration="self"`, text
-    that the model writes, loads it whole. `resume` continues an interrupted run of the same
-    configuration after its last saved block. InputError for a model, a text or settings that
+    that the model writes, loads it whole. The same call continues an interrupted run after its
+    last saved block. InputError for a model, a text or settings that
     cannot be used.
     """
-    return sparsify_for(model, output, build(SparsifyConfig, "sparsify", config), resume=resume)
+    return sparsify_for(model, output, build(SparsifyConfig, "sparsify", config))
 
 
 def sparsify_for(
@@ -58,8 +58,6 @@ def sparsify_for(
     output: str | Path,
     settings: SparsifyConfig,
     trained: TemplateName | None = None,
-    *,
-    resume: bool,
 ) -> Path:
     """Prune as `sparsify` does, for a training or a measurement in the template `trained`.
 
@@ -68,7 +66,7 @@ def sparsify_for(
     started = time.monotonic()
     settings = settings.for_model(str(model))
     output = expanded(output)
-    with working_folder(output, {"model": str(model), **as_data(settings)}, resume=resume) as work:
+    with working_folder(output, {"model": str(model), **as_data(settings)}) as work:
         if not (work / SPARSITY).is_file():  # else interrupted between saving and renaming the folder
             _write_sparse(work, output, resolve(model, settings.dtype), settings, trained)
         write_card(work)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shears.config.loop import LoopConfig
 from shears.data.rows import source_fingerprint
-from shears.errors import Interrupted, reading
+from shears.errors import reading
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.ref import ModelRef
 from shears.progress import is_first_process
@@ -49,15 +49,10 @@ def training_folder(output: Path, settings: LoopConfig, origin: Mapping[str, str
     work = partial_folder(output)
     known = {key.removesuffix("_sha256").removesuffix("_fingerprint") for key, value in origin.items() if value}
     options = {key: value for key, value in as_data(settings).items() if key not in CHANGEABLE | known}
-    own = working_folder(output, {**origin, **options}, resume=True, kind=type(settings))
+    own = working_folder(output, {**origin, **options})
     with own if is_first_process() else nullcontext():
         wait()
-        try:
-            yield work
-        except KeyboardInterrupt as error:
-            last = last_whole_checkpoint(work)
-            step = None if last is None else step_of(last)
-            raise Interrupted(Interrupted.of(error).number, step=step) from error
+        yield work
         wait()
         if is_first_process():
             write_card(work)

@@ -76,7 +76,7 @@ def write(
     output = expanded(output)
     asked = _asked(ref, adapter, settings, rows)
     decided = {key: value for key, value in asked.items() if key != "keep"}
-    with working_folder(output, decided, resume=True, kind=WriteConfig) as work:
+    with working_folder(output, decided) as work:
         tokenizer, text_settings, backend = _open(ref, adapter)
         author: Author = TextAuthor(tokenizer, text_settings, settings)
         if rows is not None:
