@@ -108,15 +108,15 @@ class TensorFiles:
             raise InputError(f"a model folder must hold .safetensors files, {self.folder} has none")
         self.metadata: dict[str, dict[str, str] | None] = {}
         self.specs: dict[str, Spec] = {}
-        self._file_of: dict[str, str] = {}
+        self.file_of: dict[str, str] = {}  # by tensor
         for file in self.files:
             specs, self.metadata[file] = stored_specs(self.folder / file)
             for name in (name for name in specs if named.get(name, file) == file):
                 if name in self.specs:
-                    both = f"{self._file_of[name]} and {file}"
+                    both = f"{self.file_of[name]} and {file}"
                     raise InputError(f"the files of {self.folder} must hold every tensor once, {name} is in {both}")
                 self.specs[name] = specs[name]
-                self._file_of[name] = file
+                self.file_of[name] = file
         if absent := sorted(set(named) - set(self.specs)):
             raise InputError(f"the shards of {self.folder} must hold every tensor of {INDEX}, {absent[0]} is missing")
 
@@ -124,14 +124,6 @@ class TensorFiles:
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, file by file in the order of their bytes."""
         return tuple(self.specs)
-
-    def names_in(self, file: str) -> list[str]:
-        """Names of the tensors in one of `files`, in the order of their bytes."""
-        return [name for name, other in self._file_of.items() if other == file]
-
-    def file_of(self, name: str) -> str:
-        """Return the file of a tensor."""
-        return self._file_of[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape; KeyError for an unknown name."""
@@ -143,7 +135,7 @@ class TensorFiles:
 
     def load(self, name: str) -> Tensor:
         """Return a tensor in memory of its own: the pages of a mapped file would count as the process's."""
-        path = self.folder / self._file_of[name]
+        path = self.folder / self.file_of[name]
         with reading(path), safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name).clone()
         return tensor
@@ -187,18 +179,18 @@ class TensorWriter:
         self._written = set(written)
         self._files: dict[str, TensorFile] = {}
         for file in source.files:
-            specs = {name: source.specs[name] for name in source.names_in(file)}
+            specs = {name: spec for name, spec in source.specs.items() if source.file_of[name] == file}
             if dtype is not None:
                 specs = {name: (dtype if own.is_floating_point else own, shape) for name, (own, shape) in specs.items()}
             self._files[file] = TensorFile(self.output / file, specs, source.metadata[file], create=not written)
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype that a tensor is written in; KeyError for an unknown name."""
-        return self._files[self.source.file_of(name)].specs[name][0]
+        return self._files[self.source.file_of[name]].specs[name][0]
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor's bytes; ValueError for another shape or dtype."""
-        self._files[self.source.file_of(name)].put(name, tensor)
+        self._files[self.source.file_of[name]].put(name, tensor)
         self._written.add(name)
 
     @property
@@ -216,7 +208,7 @@ class TensorWriter:
         """Copy the tensors that were not put, flush every file, and write the index if there is one."""
         for name in self.source.names:
             if name not in self._written:
-                self._files[self.source.file_of(name)].put(
+                self._files[self.source.file_of[name]].put(
                     name, in_dtype(name, self.source.load(name), self.dtype(name))
                 )
         self.flush()

@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +41,6 @@ SPREAD = 3.0
 1.3 / 2^b; a single row may have twice that."""
 FARTHEST = 0.5  # two unrelated matrices of one size are 1.4 apart
 SMALL = 0.1  # rows below this share of the mean norm are compared with this share of it
-OF_FLOATS = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8}
 
 
 def cache_folder() -> Path:
@@ -169,27 +167,21 @@ def tie_equal_head(model: "PreTrainedModel", file: Path) -> None:
     embeddings = model.get_input_embeddings().get_parameter("weight")
     if len(kinds) < 2 or head is embeddings or head.shape != embeddings.shape:
         return
-    bits = {name: bits_of(tensor.tensor_type.name) for name, tensor in kinds.items()}
+    bits = min(8, *(int(8 * tensor.n_bytes / tensor.n_elements) for tensor in kinds.values()))
     types = reader.fields.get("tokenizer.ggml.token_type")
     alone = np.flatnonzero(np.isin([] if types is None else types.contents(), TRAINED_ALONE))
     rows = torch.from_numpy(np.union1d(np.arange(0, len(head), EVERY), alone[alone < len(head)])).long()
     with torch.no_grad():
         apart = torch.linalg.vector_norm(head[rows].double() - embeddings[rows].double(), dim=1)
         norms = torch.linalg.vector_norm(head[rows].double(), dim=1)
-        bound = min(SPREAD * 2.0 ** -min(bits.values()), FARTHEST)
+        bound = min(SPREAD * 2.0**-bits, FARTHEST)
         if not bool((apart <= bound * norms.clamp(min=SMALL * float(norms.mean()))).all()):  # nan is no twin
             return
-        sizes = {name: (bits[name], tensor.n_bytes) for name, tensor in kinds.items()}
-        if sizes[HEAD] >= sizes[EMBEDDINGS]:
+        if kinds[HEAD].n_bytes >= kinds[EMBEDDINGS].n_bytes:
             embeddings.copy_(head)
     logger.info("%s: head and embeddings are one matrix, which is kept once", file.name)
     model.config.tie_word_embeddings = True
     model.tie_weights()
-
-
-def bits_of(kind: str) -> int:
-    """Return the bits of one weight, by which two types compare: 5 for Q5_0 and Q5_K, 11 for F16."""
-    return OF_FLOATS.get(kind) or int(re.findall(r"\d+", kind)[0])
 
 
 @contextmanager
