@@ -19,7 +19,7 @@ from shears.errors import InputError
 from shears.export.peft import export_adapter
 from shears.models.load import load_with_adapter
 from shears.quantization.grid import dequantize_blocks, quantize_blocks
-from shears.records.artifacts import MERGED, PACKAGE, README, SUB_ADAPTER, read_json, read_record
+from shears.records.artifacts import MERGED, PACKAGE, SUB_ADAPTER, read_json, read_record
 from shears.records.trained_form import trained_template
 from shears.runs.shapes import shape_of
 from tests import parts
@@ -138,7 +138,6 @@ def test_every_int4_weight_is_that_of_the_layout_and_zeros_stay_zeros(name: str,
         assert bool((restored[weight == 0] == 0).all())
     shown = inspect(out)
     assert shown["sparsity"] == inspect(tmp_path / "back")["sparsity"] > 0.45
-    assert "the nearest numbers to the package's int4" in (tmp_path / "back" / README).read_text()
 
 
 @pytest.mark.parametrize("values", ["int4", "int8", "bf16"])
