@@ -18,6 +18,7 @@ from shears.adapt.train import train
 from shears.checkpoints.inspection import inspect
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.layout import dense
+from shears.config import Recipe
 from shears.errors import InputError
 from shears.export.peft import export_adapter
 from shears.models.blocks import weight_oi
@@ -27,6 +28,7 @@ from shears.quantization.grid import dequantize_blocks, quantize_blocks
 from shears.quantization.training import read_grids
 from shears.records.artifacts import MERGED, PACKAGE, README, SEARCH_SPACE, read_json
 from shears.records.peft_files import linear_of
+from shears.runs.stages import run_folder
 from tests import parts
 from tests.export.made import half_sparse, logits, stock
 from tests.export.packages import all_tensors, package, same_bits, unpack
@@ -170,3 +172,11 @@ def test_bases_without_a_linear_for_each_matrix_are_refused(tmp_path: Path) -> N
     experts = half_sparse(tmp_path / "experts", "mixtral")
     with pytest.raises(InputError, match="quantize_aware needs a linear for each matrix of the files, .* has 0"):
         grids_of(load_model(experts, device="cpu"), experts)
+
+
+def test_a_run_that_could_not_export_its_adapter_is_refused_before_any_work(tmp_path: Path) -> None:
+    for export in ({}, {"format": "package", "values": "int8"}):
+        train_section = {"data": "arithmetic:train", "quantize_aware": "int4"}
+        recipe = Recipe.model_validate({"model": "any", "train": train_section, "export": export})
+        with pytest.raises(InputError, match="must export format package with values int4"):
+            run_folder(recipe, tmp_path / "run")

@@ -25,12 +25,3 @@ def mean_of_slices(x: Tensor, a: Tensor, b: Tensor, ranks: Sequence[int], scalin
     outputs = torch.stack([scaling * (x.double() @ a[:rank].T) @ b[:, :rank].T for rank in ranks]).mean(0)
     gradients = torch.autograd.grad((outputs * cotangent.double()).sum(), (a, b))
     return Result(outputs.detach(), *gradients)
-
-
-def mean_gradients(x: Tensor, a: Tensor, b: Tensor, ranks: Sequence[int], scaling: float) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the mean over the ranks of sum((y - 1)^2), y the outputs of a rank: sampled ranks."""
-    a = a.detach().double().requires_grad_()
-    b = b.detach().double().requires_grad_()
-    losses = [(scaling * (x.double() @ a[:rank].T) @ b[:, :rank].T - 1).square().sum() for rank in ranks]
-    first, second = torch.autograd.grad(torch.stack(losses).mean(), (a, b))
-    return first, second
