@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shears.checkpoints.tensor_files import quantized_by
@@ -23,7 +23,8 @@ from shears.data.calibration import calibration_batches
 from shears.data.rows import OWN_NAMES, located, source_fingerprint
 from shears.errors import InputError, reading
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
-from shears.export.target import MergedModel, with_masked, with_rounded, with_whole
+from shears.export.target import MergedModel
+from shears.models.blocks import LoraUpdate
 from shears.models.blockwise.activations import BUDGET, Activations
 from shears.models.blockwise.capture import InputMoments
 from shears.models.blockwise.matrices import Matrix
@@ -32,8 +33,10 @@ from shears.models.devices import autocast
 from shears.models.load import answer_greedily
 from shears.models.properties import check_calibration, check_sequence_length
 from shears.models.ref import checked_base
+from shears.models.sparse_adapter import masked_sum
 from shears.models.tokenizers import load_tokenizer, save_tokenizer
 from shears.progress import track
+from shears.quantization.training import on_grid
 from shears.records.artifacts import FORM, HEALED, SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.rewrite import LinearSparsity, overall_sparsity, rewriting
@@ -106,20 +109,32 @@ def _calibration_text(chosen: SubAdapter, settings: ExportConfig, adapter: Path)
     return source, trained.get("columns", OWN_NAMES)
 
 
+def _sum(weight: Float[Tensor, "O I"], update: LoraUpdate) -> Float[Tensor, "O I"]:
+    """Return W + scaling B A in float32; the sum has none of W's zeros."""
+    a, b = (factor.to(weight.device, torch.float32) for factor in (update.a, update.b))
+    return weight.float() + (b * update.scaling) @ a
+
+
 @torch.no_grad()
 def _merge(target: MergedModel, chosen: SubAdapter) -> None:
     """Make every adapted linear W + scaling B A, masked and on a grid as in training."""
-    for index in target.indices:
-        with target.opened(index) as matrices:
+    for index, matrices in enumerate(target.by_block):
+        if not matrices:
+            continue
+        with target.source.opened(index):
             for matrix in matrices:
                 weight = target.view(matrix)
                 update = target.updates[matrix.name]
+                if not chosen.masked:
+                    target.put(matrix, _sum(weight, update), None)
+                    continue
+                a, b = (factor.to(weight.device) for factor in (update.a, update.b))
+                merged = masked_sum(weight, a, b, update.scaling) if a.numel() else weight
                 if chosen.grids:  # a kept weight may be 0 on its grid
-                    target.put(matrix, with_rounded(weight, update, chosen.grids[matrix.name]), None)
-                elif chosen.masked:
-                    target.put(matrix, with_masked(weight, update), weight != 0)
+                    target.put(matrix, on_grid(merged, chosen.grids[matrix.name].to(weight.device)), None)
                 else:
-                    target.put(matrix, with_whole(weight, update), None)
+                    target.put(matrix, merged, weight != 0)
+            target.keep(index)
 
 
 def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -> dict[str, float]:
@@ -162,26 +177,18 @@ def _project_block(target: MergedModel, run: BlockRun) -> None:
     for matrix in matrices:
         view = target.view(matrix)
         kept[matrix] = view != 0
-        whole[matrix] = with_whole(view, target.updates[matrix.name])
+        whole[matrix] = _sum(view, target.updates[matrix.name])
         view.copy_(whole[matrix])
     for group in run.groups(matrices) if matrices else []:
-        moments = InputMoments()
-        run.measure(group, moments.receive)
+        inputs = InputMoments()
+        run.measure(group, inputs.receive)
         for matrix in group:
-            if moments.of(matrix) is None:
+            moments = inputs.of(matrix)
+            merged = whole[matrix].masked_fill(~kept[matrix], 0.0)
+            if moments is None or not moments.any():
                 logger.warning("no calibration token reached %s: its zeros are put in without a fit", matrix.name)
-            target.put(matrix, nearest(whole.pop(matrix), kept[matrix], moments.of(matrix)), kept[matrix])
+            elif not kept[matrix].all():
+                merged = refit(whole[matrix], merged, kept[matrix], moments)
+            target.put(matrix, merged, kept[matrix])
+            del whole[matrix]
     target.keep(run.index)
-
-
-def nearest(
-    weight: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], moments: Float[Tensor, "I I"] | None
-) -> Float[Tensor, "O I"]:
-    """Return the weight with zeros where not `kept` whose outputs are nearest to `weight`'s.
-
-    `moments` are X^T X of the inputs; without them, return the weight with zeros put in.
-    """
-    masked = weight.masked_fill(~kept, 0.0)
-    if moments is None or not moments.any() or bool(kept.all()):
-        return masked
-    return refit(weight, masked, kept, moments)

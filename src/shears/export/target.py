@@ -3,8 +3,7 @@
 Shapes: O output features, I input features of a linear.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,9 +14,6 @@ from shears.errors import InputError
 from shears.models.blocks import LoraUpdate, sharing_a_weight
 from shears.models.blockwise.matrices import Matrix, linear_matrix
 from shears.models.blockwise.sources import BlockSource
-from shears.models.sparse_adapter import masked_sum
-from shears.quantization.grid import Grid
-from shears.quantization.training import on_grid
 from shears.sparsity.rewrite import LinearSparsity, in_format
 
 
@@ -38,19 +34,6 @@ class MergedModel:
             )
         self.before: dict[str, LinearSparsity] = {}
         self.after: dict[str, LinearSparsity] = {}
-
-    @property
-    def indices(self) -> list[int]:
-        """Numbers of the blocks that have adapted linears."""
-        return [index for index, matrices in enumerate(self.by_block) if matrices]
-
-    @contextmanager
-    def opened(self, index: int) -> Iterator[list[Matrix]]:
-        """Hold a block in memory, yield its adapted linears, and keep them at the end."""
-        matrices = self.by_block[index]
-        with self.source.opened(index):
-            yield matrices
-            self.keep(index)
 
     def keep(self, index: int) -> None:
         """Write the current weights of an open block's adapted linears to the output."""
@@ -89,24 +72,3 @@ def _by_block(source: BlockSource, updates: Mapping[str, LoraUpdate]) -> list[li
     if absent := sorted(updates.keys() - {matrix.name for matrices in by_block for matrix in matrices}):
         raise InputError(f"every adapted linear must be in a decoder block of the base model, {absent[0]} is not")
     return by_block
-
-
-def with_whole(weight: Float[Tensor, "O I"], update: LoraUpdate) -> Float[Tensor, "O I"]:
-    """Return W + scaling B A in float32; the sum has none of W's zeros."""
-    a = update.a.to(weight.device, torch.float32)
-    b = update.b.to(weight.device, torch.float32)
-    return weight.float() + (b * update.scaling) @ a
-
-
-def with_masked(weight: Float[Tensor, "O I"], update: LoraUpdate) -> Float[Tensor, "O I"]:
-    """Return W + (scaling B A) * (W != 0) in float32; the sum has every zero of W."""
-    return masked_sum(weight, update.a.to(weight.device), update.b.to(weight.device), update.scaling)
-
-
-def with_rounded(weight: Float[Tensor, "O I"], update: LoraUpdate, grid: Grid) -> Float[Tensor, "O I"]:
-    """Return the numbers of the grid that training with quantize_aware computed with, in float32.
-
-    Without factors, those of the weight alone.
-    """
-    grid = grid.to(weight.device)
-    return on_grid(with_masked(weight, update) if update.a.numel() else weight, grid)
