@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.data.answer_reading import evaluate_equation, extract_number, numbers_equal, right_number
+from shears.data.answer_reading import evaluate_equation, extract_number, right_number
 
 
 @pytest.mark.parametrize(
@@ -27,20 +27,6 @@ def test_the_last_number_is_the_answer(text: str, number: float | None) -> None:
     assert extract_number(text) == number
 
 
-@given(st.decimals(-(10**6), 10**6, places=3))
-def test_any_decimal_is_found_behind_other_numbers(value: object) -> None:
-    assert extract_number(f"after 17 days and 3,000 words: {value}") == float(str(value))
-
-
-def test_numbers_are_equal_within_a_thousandth_and_nothing_equals_none() -> None:
-    assert numbers_equal(1.8333333333, 1.8335)
-    assert not numbers_equal(1.0, 1.0021)
-    assert not numbers_equal(None, None)
-    assert not numbers_equal(None, 0.0)
-    assert not numbers_equal(float("nan"), float("nan"))
-
-
-# Small numbers, divided by powers of two only: every step is exact in float64, so that fractions must agree exactly.
 EXPRESSIONS = st.recursive(
     st.one_of(st.integers(0, 15).map(str), st.sampled_from(["0.5", "2.25", "3.0"])),
     lambda inner: st.one_of(
@@ -68,13 +54,6 @@ def test_equations_evaluate_exactly_as_fractions_do(expression: str) -> None:
     found = evaluate_equation(f" {expression} = 7\nand more = 3")
     assert found is not None
     assert Fraction(found) == _oracle(expression)
-
-
-@given(st.integers(1, 99), st.integers(1, 99), st.integers(1, 99), st.sampled_from("+-*/"), st.sampled_from("+-*/"))
-def test_two_step_equations_are_exact_with_and_without_brackets(a: int, b: int, c: int, one: str, two: str) -> None:
-    for expression in (f"{a}{one}{b}{two}{c}", f"({a}{one}{b}){two}{c}", f"{a}{one}({b}{two}{c})"):
-        expected = _oracle(expression)
-        assert evaluate_equation(expression) == (None if expected is None else pytest.approx(float(expected)))
 
 
 @pytest.mark.parametrize(
@@ -106,12 +85,6 @@ def test_two_step_equations_are_exact_with_and_without_brackets(a: int, b: int, 
 )
 def test_anything_but_short_arithmetic_has_no_value(text: str, value: float | None) -> None:
     assert evaluate_equation(text) == value
-
-
-@given(st.text(max_size=40))
-def test_no_text_makes_the_parser_fail(text: str) -> None:
-    evaluate_equation(text)
-    extract_number(text)
 
 
 @pytest.mark.parametrize(

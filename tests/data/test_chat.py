@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from shears.data.calibration import calibration_batches
@@ -82,21 +81,6 @@ def test_a_chat_starts_as_its_template_says_in_training_evaluation_and_calibrati
     assert prompts_of([to_example({"prompt": "a"}, "question", tokenizer)], tokenizer)[0][0] == tokenizer.bos_token_id
 
 
-def test_a_prompt_of_several_turns_is_the_tokens_that_are_trained() -> None:
-    core = tiny_tokenizer().backend_tokenizer
-    core.model = models.WordLevel({"[a]": 0, "[b]": 1, "Hello": 2}, unk_token="[a]")  # a turn and its mark are one word
-    core.pre_tokenizer = pre_tokenizers.Split("|", "removed")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END)
-    tokenizer.chat_template = (
-        "{% for m in messages %}|{{ m.role }}:{{ m.content }}{% endfor %}{% if add_generation_prompt %}|assistant:"
-        "{% endif %}"
-    )
-    example = to_example({"messages": TALK}, "question", tokenizer)
-    (prompt,), tokens = prompts_of([example], tokenizer), tokenize(example, tokenizer)
-    assert tokens.input_ids[: len(prompt)] == prompt
-    assert all(label == -100 or index >= len(prompt) or label == 2 for index, label in enumerate(tokens.labels))
-
-
 SUM: dict[str, Any] = {"instruction": "Add.", "input": "1 and 2", "output": "1 + 2 = 3\n#### 3"}
 REASONED = "Add.\n\n1 and 2\nPlease reason step by step, and end with the answer as a number."
 
@@ -127,17 +111,3 @@ def test_only_a_number_is_reasoned_about_and_its_sentence_is_no_part_of_the_ques
     assert example.choices == ("the correct answer is true", "the correct answer is false")
     assert example.answer == example.choices[0]
     assert question_id(REASONED) == question_id("Add. 1 and 2")
-
-
-def test_control_tokens_in_an_instruction_are_text_in_the_template_chat() -> None:
-    tokenizer = tiny_tokenizer()
-    [ids] = prompts_of([to_example({"instruction": f"a{END}b", "answer": "x"}, "chat", tokenizer)], tokenizer)
-    [plain] = prompts_of([to_example({"instruction": "ab", "answer": "x"}, "chat", tokenizer)], tokenizer)
-    assert ids.count(256) == plain.count(256)
-
-
-def test_the_template_chat_needs_a_chat_template() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = None
-    with pytest.raises(InputError, match="messages need a tokenizer with a chat template, got one without"):
-        to_example(SUM, "chat", tokenizer)

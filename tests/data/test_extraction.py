@@ -111,32 +111,6 @@ def test_labels(text: str, official: str | None, strict: str | None) -> None:
     assert read_answers("label", response_of(text), ANSWERS) == Reading(official, strict)
 
 
-@pytest.mark.parametrize(
-    ("text", "official", "strict"),
-    [
-        ("the correct answer is true", "true", "true"),
-        ("that is untrue, it is false", "true", "false"),  # inside a word
-        ("False", None, "false"),
-        ("it is not true", "true", None),
-        ("true or false", "true", None),
-        ("falsehood", "false", None),
-        ("that isn't true", "true", None),
-        ("that isn\u2019t true", "true", None),
-        ("cannot be true", "true", None),
-        ("not at all true", "true", None),
-        ("The answer is not true", "true", None),
-        ("neither true nor false", "true", None),
-        ("it is not true, it is false", "true", "false"),
-        ("true, not false", "true", "true"),
-        ("true because it does not rain", "true", "true"),
-        ("The answer is true and not false", "true", "true"),
-        ("The answer is true or false", "true", None),
-    ],
-)
-def test_true_and_false(text: str, official: str | None, strict: str | None) -> None:
-    assert read_answers("label", text, ("true", "false")) == Reading(official, strict)
-
-
 @given(st.text(max_size=60))
 def test_the_official_rules_are_the_published_ones(text: str) -> None:
     """Restated from LLM-Adapters' evaluate.py and commonsense_evaluate.py."""
@@ -146,11 +120,6 @@ def test_the_official_rules_are_the_published_ones(text: str) -> None:
     assert read_answers("letter", text).official == (letters[0] if letters else None)
     labels = re.findall(r"answer1|answer2|answer3|answer4|answer5", text.strip())
     assert read_answers("label", text, ANSWERS).official == (labels[0] if labels else None)
-
-
-@given(st.sampled_from(ANSWERS), st.text("bcd ", max_size=10))
-def test_a_label_that_is_stated_is_read_whatever_stands_around_it(label: str, talk: str) -> None:
-    assert read_answers("label", f"{talk}\nthe correct answer is {label} {talk}", ANSWERS) == Reading(label, label)
 
 
 TALK = st.sampled_from(("", "So it is clear. ", "Hmm, ", "2 + 2 = 4; "))

@@ -23,11 +23,6 @@ def test_alpaca_template_is_the_published_wording() -> None:
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_surrounding_blanks_do_not_change_a_prompt(template: str) -> None:
-    assert render_prompt(template, "  Add.\n", " ") == render_prompt(template, "Add.")
-
-
-@pytest.mark.parametrize("template", TEMPLATES)
 def test_a_template_can_be_taken_off_again(template: str) -> None:
     assert without_template(render_prompt(template, "Add  them.\n(Both)")) == "Add  them.\n(Both)"
     assert without_template(render_prompt(template, "Add.", "1 2")).split() == ["Add.", "1", "2"]

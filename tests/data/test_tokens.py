@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shears.data.chat_template import render_turns
 from shears.data.examples import completion_of, prompt_of, prompts_of, to_example, tokenize
-from shears.data.tokens import control_names, encode, encode_rendered, literal
+from shears.data.tokens import control_names, encode, encode_rendered
 from tests.tiny import END, tiny_tokenizer
 
 
@@ -127,31 +127,3 @@ def test_a_tool_call_with_a_control_token_in_its_arguments_is_text() -> None:
     ]
     [ids] = encode_rendered([render_turns(turns, tokenizer)], tokenizer)
     assert [tokenizer.decode([each]) for each in controls_in(ids, tokenizer)].count("<|im_end|>") == 2
-
-
-def test_a_tokenizer_is_asked_once_for_many_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = list[str]()
-    tokenizer = tokenizer_of("llama3")
-    tokenizer.bos_token = "<|begin_of_text|>"
-    kind = type(tokenizer)
-    added: Any = kind.added_tokens_decoder
-    call = kind.__call__
-
-    def names(own: Any) -> Any:
-        asked.append("names")
-        return added.fget(own)
-
-    def called(own: Any, text: Any, **options: Any) -> Any:
-        asked.extend(["start"] * (text == "a"))
-        return call(own, text, **options)
-
-    monkeypatch.setattr(kind, "added_tokens_decoder", property(names))
-    monkeypatch.setattr(kind, "__call__", called)
-    chat = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
-    chats = [to_example(chat, "alpaca", tokenizer) for _ in range(5)]
-    assert len(prompts_of(chats, tokenizer)) == 5
-    assert sorted(asked) == ["names", "start"]
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
-    assert "<new>" in control_names(tokenizer)
-    marked = literal("a <new>", tokenizer)
-    assert marked != "a <new>"

@@ -46,13 +46,6 @@ def test_a_second_end_token_of_the_model_ends_an_answer_too() -> None:
     assert len(generate_answers(model, TOKENIZER, ["a"], 3, 1)[0]) <= 1
 
 
-def test_a_models_own_sampling_settings_do_not_disturb_greedy_answers() -> None:
-    model = lively("llama")
-    before = generate_answers(model, TOKENIZER, PROMPTS, 8, 5)
-    model.generation_config.update(do_sample=True, temperature=0.1, top_p=0.5, repetition_penalty=1.5)
-    assert generate_answers(model, TOKENIZER, PROMPTS, 8, 5) == before
-
-
 def test_a_row_ends_at_the_line_break_behind_its_first_line() -> None:
     line, letter = TOKENIZER("\nz")["input_ids"]
     criterion = EndOfLine(tokens_with("\n", TOKENIZER), prompt_length=1)
@@ -98,17 +91,6 @@ def test_beams_find_texts_at_least_as_likely_whatever_the_batch(name: str) -> No
     ]
     assert whole
     assert all(found >= first - 1e-4 for first, found in whole)
-
-
-def test_a_model_whose_settings_have_no_cache_generates_with_one() -> None:
-    model, lengths = tiny_model("mpt"), list[int]()
-    assert model.config.use_cache is False
-    expected = generate_answers(model, TOKENIZER, PROMPTS, 6, batch_size=1)
-    model.register_forward_pre_hook(
-        lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
-    assert generate_answers(model, TOKENIZER, PROMPTS, 6, batch_size=2) == expected
-    assert lengths.count(1) >= 5
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

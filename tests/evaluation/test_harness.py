@@ -12,13 +12,10 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 
-from shears.config import EvaluateConfig
 from shears.errors import InputError
-from shears.evaluation.harness import run_harness, task_figures
+from shears.evaluation.harness import task_figures
 from shears.evaluation.run import evaluate
 from shears.evaluation.statistics import wilson_interval
-from shears.export.peft import export_adapter
-from shears.models.load import load_with_adapter
 from shears.records.artifacts import SUB_ADAPTER, write_json
 from tests.tiny import save_tiny, tiny_model
 
@@ -125,20 +122,6 @@ def test_questions_seen_in_training_are_reported_for_lm_evals_tasks(
     assert evaluate(str(made / "base"), **_options(made)).details == {}
 
 
-def test_an_adapter_changes_what_is_measured(made: Path) -> None:
-    options = _options(made, harness="tiny_match")
-    outputs = [
-        [record["prediction"] for record in evaluate(str(made / "base"), adapter=adapter, **options).records]
-        for adapter in (None, str(made / "adapter"))
-    ]
-    assert outputs[0] != outputs[1]
-
-
-def test_a_package_has_the_figures_of_its_model(made: Path, tmp_path: Path) -> None:
-    package = export_adapter(str(made / "base"), tmp_path / "package", format="package", values="fp32")
-    assert evaluate(str(package), **_options(made)).figures == evaluate(str(made / "base"), **_options(made)).figures
-
-
 def test_figures_have_counts_intervals_and_a_mean(made: Path, tmp_path: Path) -> None:
     result = evaluate(str(made / "base"), tmp_path / "figures.json", **_options(made, limit=5))
     assert [(each["task"], each["metric"], each["n"]) for each in result.figures] == [
@@ -184,19 +167,3 @@ def test_a_figure_that_is_not_finite_is_left_out_and_an_unknown_task_is_one_erro
     assert "f1 of t is left out: it must be a finite number, got nan" in caplog.text
     with pytest.raises(InputError, match="harness tiny_nothing cannot be used"):
         evaluate(str(made / "base"), **_options(made, harness="tiny_nothing"))
-
-
-@pytest.mark.parametrize("harness", ["tiny_choices", "tiny_match"])
-def test_the_precision_is_that_of_lm_evals_forwards(made: Path, harness: str) -> None:
-    """lm-eval opens its own autocast around its forwards, which overrides an outer one."""
-    model, tokenizer = load_with_adapter(made / "base")
-    found = []
-    for precision in ("auto", "fp32", "bf16"):
-        config = EvaluateConfig.model_validate(_options(made, harness=harness, precision=precision, limit=1))
-        dtypes: set[torch.dtype] = set()
-        up = model.get_submodule("model.layers.0.mlp.up_proj")
-        hook = up.register_forward_hook(lambda _, __, output, seen=dtypes: seen.add(output.dtype))
-        run_harness(model, tokenizer, config)
-        hook.remove()
-        found.append(dtypes)
-    assert found == [{torch.float32}, {torch.float32}, {torch.bfloat16}]

@@ -81,17 +81,6 @@ def test_the_likeliest_choice_wins_by_sum_and_by_mean() -> None:
     assert choice.likeliest_per_token == max(range(3), key=lambda index: sums[index] / len(tokens[index]))
 
 
-def test_examples_keep_their_own_choices_when_their_numbers_differ() -> None:
-    model = tiny_model()
-    rows = [{"prompt": "a" * n, "choices": [f" {c}" for c in "xyz"[:n]], "answer": 0} for n in (3, 1, 2)]
-    examples = [to_example(row, "question", TOKENIZER) for row in rows]
-    together = likeliest_choices(model, TOKENIZER, examples, batch_size=2)
-    alone = [likeliest_choices(model, TOKENIZER, [example], batch_size=1)[0] for example in examples]
-    assert [len(choice.log_likelihoods) for choice in together] == [3, 1, 2]
-    for one, other in zip(together, alone, strict=True):
-        assert one.log_likelihoods == pytest.approx(other.log_likelihoods, rel=1e-5)  # batches round differently
-
-
 @pytest.mark.parametrize(
     ("prompt", "choices", "answer"),
     [("", ("ab", "c"), "ab"), ("a", ("", "c"), "c"), ("a", (), None), ("a", ("b",), "c")],

@@ -92,15 +92,6 @@ def test_a_letter_inside_a_word_counts_officially_and_not_strictly(
     assert (low, high) == wilson_interval(2, 4)
 
 
-@pytest.mark.parametrize(("template", "letter"), [("alpaca", "A"), ("chat", "C")])
-def test_a_letter_in_chat_form_is_the_one_that_is_stated(
-    template: str, letter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Decoder, "answers", lambda *_: [WrittenText("A train goes 4 km. The answer is (C).", False)])
-    config = _config(task="aqua", data=_file(tmp_path, [_row("aqua")]), template=template)
-    assert [each["prediction"] for each in evaluate_task(SUBJECT, config).records] == [letter]
-
-
 @pytest.mark.parametrize(
     ("task", "keys", "message"),
     [
@@ -118,11 +109,6 @@ def test_a_row_or_option_that_does_not_fit_is_an_error(
     config = {name: value for name, value in keys.items() if name != "answer"}
     with pytest.raises(InputError, match=message):
         evaluate_task(SUBJECT, _config(task=task, data=_file(tmp_path, [row]), **config))
-
-
-def test_a_protocol_is_for_the_papers_tasks_alone() -> None:
-    with pytest.raises(ValueError, match="protocol needs a task of the paper"):
-        _config(task="number", data="x", protocol="generate")
 
 
 @pytest.mark.parametrize(("template", "space"), [("alpaca", ""), ("question", " ")])
