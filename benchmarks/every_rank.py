@@ -75,7 +75,7 @@ class Bench:
             settings: dict[str, Any] = {
                 "num_samples": 32, "sequence_length": 512, "recover_rank": 32,
             }  # fmt: skip
-            shears.sparsify(model, base, resume=True, calibration=str(self.data["train"]), **settings)
+            shears.sparsify(model, base, calibration=str(self.data["train"]), **settings)
         return base
 
     def once(self, key: Mapping[str, Any], make: Callable[[], Cell]) -> Cell:
@@ -169,7 +169,7 @@ class Bench:
         found = folder.with_name(f"{folder.name}-search{rank}")
         if not (found / "result.json").is_file():
             shears.search(
-                folder, found, resume=True, data=str(self.data["validation"]), strategy="hill-climbing",
+                folder, found, data=str(self.data["validation"]), strategy="hill-climbing",
                 max_evaluations=evaluations, constraint=(f"parameters<={bound}",),
             )  # fmt: skip
         right = self.answers(folder, found / "result.json", f"searched{rank}")

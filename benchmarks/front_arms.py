@@ -228,7 +228,7 @@ class Maker:
             learnt = {} if training == "lora" else {"teacher": str(self.adapter("lora"))}
             settings = {**TASKS[self.task].training, **TRAININGS[training], **learnt, **self.training}
             shears.train(
-                self.base(sparsity), output, resume=True, data=str(self.rows("train")), seed=self.seed,
+                self.base(sparsity), output, data=str(self.rows("train")), seed=self.seed,
                 epochs=self.epochs, **settings,
             )  # fmt: skip
         return output
@@ -240,7 +240,7 @@ class Maker:
         folder = self.work / self.name / f"{self.subject}-sparse-{100 * sparsity:.0f}"
         if not folder.exists():
             text = replace(self, examples=0).rows("train")
-            shears.sparsify(self.model, folder, resume=True, sparsity=sparsity, calibration=str(text), **self.pruning)
+            shears.sparsify(self.model, folder, sparsity=sparsity, calibration=str(text), **self.pruning)
         return str(folder)
 
     def _quantized(self, arm: Arm) -> Path:

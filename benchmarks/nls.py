@@ -158,7 +158,7 @@ def _base(work: Path, text: Path, arm: Arm) -> Path:
     base = work / arm.base
     if not base.exists():
         settings = {"num_samples": 32, "sequence_length": 512, "recover_rank": 40, **arm.pruning}
-        shears.sparsify(MODEL, base, resume=True, calibration=str(text), recover_by=arm.recover_by, **settings)
+        shears.sparsify(MODEL, base, calibration=str(text), recover_by=arm.recover_by, **settings)
     return base
 
 
@@ -169,7 +169,7 @@ def _run(arm: Arm, task: Task, data: Mapping[str, Path], base: Path, key: Mappin
     start = time.monotonic()
     if not adapter.exists():
         shears.train(
-            model, adapter, resume=True, data=str(data["train"]), seed=key["seed"], epochs=key["epochs"],
+            model, adapter, data=str(data["train"]), seed=key["seed"], epochs=key["epochs"],
             max_length=task.max_length, **arm.keywords,
         )  # fmt: skip
     seconds = round(time.monotonic() - start, 1)

@@ -104,7 +104,7 @@ def base_of(cell: Cell, setting: Setting, stages: Stages) -> str:
         text = _training(replace(cell, examples=0), setting)["train"]  # the same base for any number of examples
         with stages("prune"):
             shears.sparsify(
-                model, folder, resume=True, sparsity=cell.sparsity, calibration=str(text), **PRUNING[cell.base],
+                model, folder, sparsity=cell.sparsity, calibration=str(text), **PRUNING[cell.base],
                 **setting.calibration,
             )  # fmt: skip
     return str(folder)
@@ -228,7 +228,7 @@ def _search(cell: Cell, setting: Setting, adapter: Path, stages: Stages, limit: 
     if not output.exists():
         with stages("search"):
             shears.search(
-                adapter, output, resume=True, data=str(_training(cell, setting)["validation"]), objective="loss",
+                adapter, output, data=str(_training(cell, setting)["validation"]), objective="loss",
                 strategy=strategy, max_evaluations=evaluations, limit=limit, seed=cell.seed,
                 precision="auto" if cell.evaluations else resolved_precision("auto", pick_device("auto")),
             )  # fmt: skip
