@@ -4,7 +4,7 @@ from pydantic import Field, model_validator
 
 from shears.config.fields import Columns, Device, DtypeName, Seed, StageConfig, TemplateName
 
-SMALL = 250_000_000  # weights of a model; measured were 135 M and 494 M (docs/explanation/defaults.md)
+SMALL = 250_000_000  # weights of a model; measured were 135 M and 494 M
 
 
 class LoopConfig(StageConfig):
