@@ -31,7 +31,7 @@ from benchmarks.nls import validation_losses
 from benchmarks.report import MODEL, add_row, as_text, begin, numbers, parser_of, rows_of, seeds, setting, words
 from benchmarks.tasks import TASKS, Task
 from benchmarks.turns import step_seconds
-from shears.adapt.load import load_super_adapter
+from shears.adapt.super_adapter import load_super_adapter
 
 RATES = (5e-4, 1e-3, 2e-3)
 SCALINGS = (2.0, 4.0)  # alpha over the largest rank: alpha 64 and 128 at rank 32

@@ -19,8 +19,8 @@ from typing import Any
 import shears
 from benchmarks.report import MODEL, add_row, as_bits, as_text, begin, paired_table, parser_of, rows_of, seeds, words
 from benchmarks.tasks import TASKS, Task, unseen
-from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.adapt.super_adapter import load_super_adapter
 from shears.data.examples import load_examples, tokenize_all
 from shears.evaluation.likelihood import completion_nats
 from shears.evaluation.statistics import pooled_accuracy

@@ -7,9 +7,9 @@ if TYPE_CHECKING:
     from shears.adapt.elastic import ElasticAdapter as ElasticAdapter
     from shears.adapt.elastic import NLSCallback as NLSCallback
     from shears.adapt.groups import build_space as build_space
-    from shears.adapt.load import load_super_adapter as load_super_adapter
     from shears.adapt.space import RankConfig as RankConfig
     from shears.adapt.space import SearchSpace as SearchSpace
+    from shears.adapt.super_adapter import load_super_adapter as load_super_adapter
     from shears.adapt.train import train as train
     from shears.checkpoints.inspection import inspect as inspect
     from shears.errors import InputError as InputError
@@ -47,7 +47,7 @@ _MODULES = {
     "export_adapter": "export.peft",
     "heal": "healing.heal",
     "inspect": "checkpoints.inspection",
-    "load_super_adapter": "adapt.load",
+    "load_super_adapter": "adapt.super_adapter",
     "plan": "runs.plan",
     "push": "records.publishing",
     "run": "runs.pipeline",

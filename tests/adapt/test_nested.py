@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from shears import export_adapter
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.groups import add_lora, build_space
-from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.adapt.super_adapter import load_super_adapter
 from shears.adapt.train import train
 from shears.config import TrainConfig
 from shears.errors import InputError

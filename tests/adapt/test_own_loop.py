@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import shears
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.groups import build_space
-from shears.adapt.load import load_super_adapter
+from shears.adapt.super_adapter import load_super_adapter
 from shears.adapt.train import train
 from shears.errors import InputError
 from shears.records.folders import partial_folder

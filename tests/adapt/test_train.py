@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from shears.adapt.elastic import ranks_of_step
-from shears.adapt.load import load_super_adapter
+from shears.adapt.super_adapter import load_super_adapter
 from shears.adapt.train import train
 from shears.config import TrainConfig
 from shears.records.folders import partial_folder

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shears.adapt.groups import build_space, target_modules
-from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig
+from shears.adapt.super_adapter import load_super_adapter
 from shears.models.blocks import linears
 from shears.models.load import load_model
 from shears.records.artifacts import SEARCH_SPACE, weights_fingerprint, write_json

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig
+from shears.adapt.super_adapter import load_super_adapter
 from shears.adapt.train import train
 from shears.errors import InputError
 from shears.export.peft import export_adapter, padded, sliced

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shears.adapt.load import load_super_adapter
+from shears.adapt.super_adapter import load_super_adapter
 from shears.errors import InputError
 from shears.export.peft import export_adapter
 from shears.models.load import load_with_adapter

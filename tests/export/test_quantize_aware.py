@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shears.adapt.load import SuperAdapter, load_super_adapter
+from shears.adapt.super_adapter import SuperAdapter, load_super_adapter
 from shears.adapt.train import train
 from shears.checkpoints.inspection import inspect
 from shears.checkpoints.packed.file import read_package

@@ -12,8 +12,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig
+from shears.adapt.super_adapter import load_super_adapter
 from shears.adapt.train import train
 from shears.cli.tables import print_search
 from shears.config import SearchConfig

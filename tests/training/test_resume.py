@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shears.adapt import train as train_module
-from shears.adapt.load import load_super_adapter
+from shears.adapt.super_adapter import load_super_adapter
 from shears.adapt.train import train
 from shears.errors import InputError
 from shears.models import devices

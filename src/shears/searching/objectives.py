@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from shears.adapt.elastic import ElasticAdapter
-from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
+from shears.adapt.super_adapter import SuperAdapter
 from shears.config import EvaluateConfig, SearchConfig
 from shears.data.examples import load_examples, tokenize_all
 from shears.evaluation.decode import wanted_for

@@ -19,8 +19,8 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartb
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from shears.adapt.load import load_super_adapter, space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.adapt.super_adapter import load_super_adapter, space_of_record
 from shears.config import SearchConfig
 from shears.config.resolve import build
 from shears.data.examples import check_rows
