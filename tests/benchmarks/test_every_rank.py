@@ -14,7 +14,7 @@ from benchmarks.report import rows_of
 from benchmarks.tasks import Task
 
 from benchmarks import every_rank, turns
-from tests.searching.adapters import rows
+from tests.searching.sums import rows
 from tests.tiny import save_tiny
 
 

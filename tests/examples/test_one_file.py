@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from shears import sparsify_model, train
 from shears.config import SparsifyConfig
 from shears.export.peft import export_adapter
-from tests.searching.adapters import rows
+from tests.searching.sums import rows
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 FILE = Path(__file__).parents[2] / "examples" / "shears_in_one_file.py"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shears.adapt.train import train
-from tests.searching.adapters import rows
+from tests.searching.sums import rows
 from tests.tiny import save_tiny
 
 

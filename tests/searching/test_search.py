@@ -27,8 +27,8 @@ from shears.searching.objectives import open_objective
 from shears.searching.outcome import Figures
 from shears.searching.study import search
 from tests.oracles.losses import mean_completion_loss
-from tests.searching.adapters import rows
 from tests.searching.postgres import PASSWORD, running_server
+from tests.searching.sums import rows
 from tests.tiny import save_tiny, tiny_model
 
 SETTINGS: dict[str, Any] = {
