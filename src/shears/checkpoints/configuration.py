@@ -1,5 +1,8 @@
 """Read the configuration of a model folder, or say in one line why not; no network is built or imported."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,16 @@ LOADING_ERRORS = (
 
 class UnsupportedCheckpoint(InputError):  # noqa: N818  # InputError says that it is an error
     """The model cannot be read part by part; `load_model` may still load it whole."""
+
+
+@contextmanager
+def loading(name: str | Path) -> Iterator[None]:
+    """Turn errors into an InputError as `reading` does, and those that elsewhere are ours, such as wrong shapes."""
+    with reading(name):
+        try:
+            yield
+        except (RuntimeError, ImportError, AssertionError, re.error) as error:
+            raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from error
 
 
 def known_config(folder: Path) -> Any:

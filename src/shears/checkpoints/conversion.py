@@ -20,10 +20,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.logging import set_tqdm_hook
 
-from shears.checkpoints.configuration import LOADING_ERRORS, UnsupportedCheckpoint
+from shears.checkpoints.configuration import UnsupportedCheckpoint, loading
 from shears.checkpoints.tensor_files import TensorFiles, refuse_missing, refuse_non_finite
-from shears.checkpoints.without_code import NeedsOwnCode, build_causal_model
-from shears.errors import first_line
+from shears.checkpoints.without_code import build_causal_model
 
 META = torch.device("meta")
 RULE = "a model read part by part must"
@@ -160,16 +159,9 @@ def _no_bar() -> Iterator[None]:
 
 def empty_model(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model in evaluation mode on the meta device, as from_pretrained builds it."""
-    try:
-        with META, init.no_tie_weights(), init.meta_device_safe_creation_ops():
-            model = build_causal_model(config, dtype=dtype)
-    except NeedsOwnCode:
-        raise
-    except LOADING_ERRORS as error:
-        rule = f"{folder} must be a causal language model"
-        raise UnsupportedCheckpoint(f"{rule}: {first_line(error)}") from error
-    built: PreTrainedModel = model.eval()
-    return built
+    with loading(folder), META, init.no_tie_weights(), init.meta_device_safe_creation_ops():
+        model: PreTrainedModel = build_causal_model(config, dtype=dtype).eval()
+    return model
 
 
 def make_buffers(model: PreTrainedModel, device: torch.device) -> None:

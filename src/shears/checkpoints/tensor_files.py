@@ -104,8 +104,6 @@ class TensorFiles:
         single = [SINGLE] if (self.folder / SINGLE).is_file() else []
         found = sorted(path.name for path in self.folder.glob("*.safetensors"))
         self.files = single or sorted(set(named.values())) or found
-        if not self.files:
-            raise InputError(f"a model folder must hold .safetensors files, {self.folder} has none")
         self.metadata: dict[str, dict[str, str] | None] = {}
         self.specs: dict[str, Spec] = {}
         self.file_of: dict[str, str] = {}  # by tensor
@@ -117,8 +115,6 @@ class TensorFiles:
                     raise InputError(f"the files of {self.folder} must hold every tensor once, {name} is in {both}")
                 self.specs[name] = specs[name]
                 self.file_of[name] = file
-        if absent := sorted(set(named) - set(self.specs)):
-            raise InputError(f"the shards of {self.folder} must hold every tensor of {INDEX}, {absent[0]} is missing")
 
     @property
     def names(self) -> tuple[str, ...]:

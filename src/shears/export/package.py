@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from shears.checkpoints.configuration import read_config
 from shears.checkpoints.conversion import empty_model
 from shears.checkpoints.packed.file import PACKAGE_FILE, Package
-from shears.checkpoints.packed.index import PLAIN_NAMES, marked, unmarked
+from shears.checkpoints.packed.index import marked, unmarked
 from shears.checkpoints.tensor_files import SINGLE, TensorFiles
 from shears.checkpoints.tensor_format import TensorFile
 from shears.config import ExportConfig
@@ -115,8 +115,6 @@ def _foreign_source(source: str, model: str | None, settings: ExportConfig) -> S
             adapter = load_file(folder / ADAPTER_WEIGHTS)
             config = artifacts.read_object(folder / ADAPTER_CONFIG)
             name = model or str(config["base_model_name_or_path"])
-            if odd := {str(tensor.dtype) for tensor in adapter.values() if tensor.dtype not in PLAIN_NAMES}:
-                raise ValueError(f"a package holds plain numbers, got {min(odd)}")
     elif model is not None:
         raise InputError(f"a model is packed as it is, got model={model} beside {source}; leave it out")
     base = resolve(name)
@@ -187,8 +185,6 @@ def write_unpacked(source: str, work: Path, model: str | None, settings: ExportC
     nearest numbers of the model's dtype. InputError for a folder that is no whole package.
     """
     refuse_ranks(settings)
-    if model is not None:
-        raise InputError(f"a package holds its model, got model={model}; leave it out")
     ref = ModelRef(Path(source), source)
     record = artifacts.read_record(ref.folder, artifacts.PACKAGE, fingerprint=ref.fingerprint)
     package = ref.package

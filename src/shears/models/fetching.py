@@ -57,8 +57,6 @@ def download(name: str) -> Path:
 
 def fetch(name: str) -> Path:
     """Return the folder of an embedded model, which is downloaded and converted the first time."""
-    if name not in EMBEDDED:
-        raise InputError(f"an embedded model must be one of {', '.join(EMBEDDED)}, got {name!r}")
     return _made_once(cache_folder() / name, lambda work: _convert_embedded(EMBEDDED[name], work))
 
 

@@ -5,8 +5,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.checkpoints import without_code
-from shears.checkpoints.configuration import known_config
+from shears.checkpoints.configuration import known_config, loading
 from shears.checkpoints.packed.index import QUANTIZATION, WEIGHTS
 from shears.checkpoints.tensor_files import refuse_missing, refuse_non_finite
-from shears.errors import InputError, reading
+from shears.errors import InputError
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
 from shears.models.grid_adapter import make_quantize_aware
 from shears.models.properties import num_embeddings
@@ -52,7 +51,7 @@ def load_model(model: AnyModel, dtype: str = "auto", device: str = "auto", *, to
     """
     ref = resolve(model, dtype)
     torch_device = pick_device(device)
-    with reading(ref.name), _loading():
+    with loading(ref.name):
         network, info = _from_pretrained(ref, {"dtype": DTYPES.get(dtype, "auto"), "output_loading_info": True})
     # transformers only warns of weights that the files lack, and fills them with random numbers
     refuse_missing(ref.name, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
@@ -63,15 +62,6 @@ def load_model(model: AnyModel, dtype: str = "auto", device: str = "auto", *, to
     size = loaded.num_parameters() / 1e6
     logger.info("loaded %s: %.4g M parameters, %s, %s", ref.name, size, loaded.dtype, torch_device)
     return loaded
-
-
-@contextmanager
-def _loading() -> Iterator[None]:
-    """Raise ValueError for the errors of loading that elsewhere are ours, such as wrong shapes."""
-    try:
-        yield
-    except (RuntimeError, ImportError, AssertionError, re.error) as error:
-        raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from error
 
 
 def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
@@ -197,7 +187,7 @@ def put_adapter(
     """
     shown = shown or adapter
     without_code.refuse_pickled(adapter)
-    with reading(shown), _loading(), warnings.catch_warnings(record=True) as caught:
+    with loading(shown), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
     for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
