@@ -162,6 +162,7 @@ def test_a_figure_that_is_not_finite_stops_its_step_and_an_earlier_state_is_kept
         patch.setattr(StepTrainer, "training_step", spoilt)
         with pytest.raises(InputError, match=f"the {figure} must be finite, got nan at step 5; .*checkpoint-4 keeps"):
             train(base, tmp_path / "out", **settings)
+    assert last_whole_checkpoint(partial_folder(tmp_path / "out")) is not None
     with pytest.raises(InputError, match=r"finite.*at step \d+.*learning rate"):
         train(base, tmp_path / "diverging", **{**settings, "learning_rate": 1e30, "max_steps": 30})
     assert_same(undisturbed(**SETTINGS), train(base, tmp_path / "out", **settings))

@@ -61,7 +61,8 @@ def working_folder(output: Path, config: Mapping[str, Any], *, resumes: bool = T
         try:
             yield work
         except BaseException as error:
-            if not resumes or not _has_files(work) or (is_new and isinstance(error, InputError)):
+            is_refused = isinstance(error, InputError) and not any((work / CHECKPOINTS).glob(f"*/{MARKER}"))
+            if not resumes or not _has_files(work) or (is_new and is_refused):
                 shutil.rmtree(work, ignore_errors=True)
             raise
         for path in filter(Path.is_file, work.rglob("*")):
