@@ -11,11 +11,9 @@ import pytest
 from shears.config.fields import TemplateName
 from shears.data.calibration import calibration_batches, text_tokens
 from shears.data.examples import load_examples, tokenize_all
-from tests.data.test_calibration import TOKENIZER, calibrate, sequences_of
 from tests.tiny import tiny_tokenizer
 
 Rows = Sequence[dict[str, Any]]
-TEXTS: Rows = [{"text": f"row {number} of some text"} for number in range(20)]
 CHATS: Rows = [
     {"messages": [{"role": "user", "content": f"{number}+1?"}, {"role": "assistant", "content": str(number + 1)}] * 2}
     for number in range(20)
@@ -29,12 +27,6 @@ LAST_TURN.chat_template = (
 def _jsonl(path: Path, rows: Rows) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def _documents(source: Path | str, num_tokens: int, **options: Any) -> list[str]:
-    """The texts between the ends of sequence of a calibration of that many tokens, a token a sequence."""
-    calibration = calibrate(source, num_samples=num_tokens, sequence_length=1, **options)
-    return str(TOKENIZER.decode([token for row in sequences_of(calibration) for token in row])).split("<|end|>")
 
 
 @pytest.mark.parametrize(
@@ -51,19 +43,6 @@ def test_a_chat_needs_no_assistant_and_keeps_every_turn(tmp_path: Path, turns: R
     rendered = str(LAST_TURN.apply_chat_template(list(turns), tokenize=False))
     assert rendered.endswith("<|end|>") is closed
     assert str(LAST_TURN.decode(ids)) == (rendered if closed else rendered + "<|end|>")
-
-
-@pytest.mark.parametrize(
-    ("row", "text"),
-    [
-        ({"prompt": "Question: 1+1?", "completion": " 2"}, "Question: 1+1? 2"),
-        ({"instruction": "Add", "input": "1 and 1", "output": "2"}, "Question: Add\n1 and 1\nAnswer: 2"),
-        ({"text": "a text of its own", "prompt": "left", "completion": "out"}, "a text of its own"),
-    ],
-)
-def test_training_data_is_calibrated_on_as_it_is_trained_on(tmp_path: Path, row: dict[str, Any], text: str) -> None:
-    path = _jsonl(tmp_path / "train.jsonl", [row])
-    assert _documents(path, len(text) + 1, trained="question") == [text, ""]
 
 
 @pytest.mark.parametrize(

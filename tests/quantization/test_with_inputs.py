@@ -86,15 +86,6 @@ def test_no_row_errs_more_than_rounded_to_nearest_and_zeros_stay(
     assert packed.num_kept == int(kept.sum())
 
 
-def test_correlated_inputs_halve_the_error_of_rounding_to_nearest() -> None:
-    weight, kept, _ = problem(32, 256, 3)
-    x = torch.randn(2000, 256) @ (torch.randn(256, 256) * torch.logspace(0, -1.5, 256)[:, None])
-    hessian = x.T @ x
-    rounded, nearest = round_with_inputs(weight, kept, hessian), quantize(weight, "int4")
-    errors = [float(output_error(weight, one, hessian).sum()) for one in (rounded, nearest)]
-    assert errors[0] < 0.5 * errors[1]
-
-
 def test_inputs_that_are_always_zero_tell_nothing() -> None:
     weight, kept, hessian = problem(4, 40, 5)
     nearest = quantize(weight, "int4")

@@ -65,14 +65,6 @@ def test_blocks_get_what_an_ordinary_forward_gives_them(name: str) -> None:
         assert all(torch.equal(*pair) for pair in zip(replayed, expected, strict=True)), f"block {index}"
 
 
-def test_the_head_is_not_computed() -> None:
-    model, calls = tiny_model(), list[int]()
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: calls.append(1))
-    walk(model)
-    handle.remove()
-    assert not calls
-
-
 def test_groups_come_in_the_order_of_the_calls() -> None:
     found: list[list[str]] = []
 

@@ -81,10 +81,3 @@ def test_weights_of_inputs_that_are_always_zero_go_first() -> None:
     assert torch.isfinite(found).all()
     few = prune_admm(weight, hessian, Pattern(), 6 * 2)[1]
     assert few[:, dead].sum() == few.sum() == 12
-
-
-def test_moments_that_are_all_zero_give_a_mask_by_magnitude() -> None:
-    weight, hessian = small(3)
-    found, pruned = prune_admm(weight, torch.zeros_like(hessian), Pattern.parse("row"), 24)
-    assert torch.equal(pruned, pruned_mask(weight.abs(), Pattern.parse("row"), 24))
-    torch.testing.assert_close(found, weight.masked_fill(pruned, 0.0))
