@@ -66,8 +66,16 @@ def test_the_demo_of_the_readme_is_the_recorded_one() -> None:
 def test_every_file_and_folder_that_a_map_names_exists(page: str) -> None:
     text = (ROOT / page).read_text()
     source = ROOT / "src" / "shears"
-    files = {path.name for path in [*source.rglob("*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("docs/*.py")]}
-    roots = (source, ROOT / "tests", ROOT / "docs")
+    files = {
+        path.name
+        for path in [
+            *source.rglob("*.py"),
+            *ROOT.glob("tests/*.py"),
+            *ROOT.glob("docs/*.py"),
+            *ROOT.glob("examples/*.py"),
+        ]
+    }
+    roots = (source, ROOT / "tests", ROOT / "docs", ROOT / "examples")
     folders = {path.name for root in roots for path in [root, *root.rglob("*")] if path.is_dir()}
     named = set(re.findall(r"\b(\w+\.py)\b", text))
     assert named
