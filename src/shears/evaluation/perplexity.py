@@ -16,7 +16,7 @@ from shears.errors import InputError
 from shears.evaluation.evaluated import Evaluation
 from shears.evaluation.statistics import Z95
 from shears.models.devices import device_of
-from shears.models.properties import check_sequence_length
+from shears.models.properties import num_positions, refuse_longer
 from shears.progress import track
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def perplexity(model: nn.Module, tokens: Sequence[int], sequence_length: int, li
     exp(mean +- 1.96 standard errors) over windows or, with one window, over tokens. InputError for
     fewer than two tokens, or a loss or interval without a finite exponential.
     """
-    check_sequence_length(model, sequence_length)
+    refuse_longer(sequence_length, num_positions(model))
     if len(tokens) < 2:
         raise InputError(f"the text must have at least 2 tokens, got {len(tokens)}")
     length = min(sequence_length, len(tokens))

@@ -35,7 +35,7 @@ from shears.models.blockwise.matrices import Matrix, affordable, block_matrices
 from shears.models.blockwise.sources import Skeleton, StreamedModel
 from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk
 from shears.models.devices import autocast, pick_device
-from shears.models.properties import check_calibration, check_sequence_length
+from shears.models.properties import check_calibration, num_positions, refuse_longer
 from shears.models.ref import ModelRef
 from shears.models.tokenizers import load_tokenizer
 from shears.progress import track
@@ -69,7 +69,7 @@ def round_calibrated(
     try:
         skeleton = Skeleton.open(model.folder, torch.float32, pick_device(settings.device))
         source = StreamedModel(skeleton)
-        check_sequence_length(source.model, length)
+        refuse_longer(length, num_positions(source.model))
         tokenizer = load_tokenizer(model)
         drawn = calibration_batches(
             text, tokenizer, settings.num_samples, length, BATCH, settings.seed, trained=template

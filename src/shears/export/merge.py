@@ -31,7 +31,7 @@ from shears.models.blockwise.matrices import Matrix
 from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk
 from shears.models.devices import autocast
 from shears.models.load import answer_greedily
-from shears.models.properties import check_calibration, check_sequence_length
+from shears.models.properties import check_calibration, num_positions, refuse_longer
 from shears.models.ref import checked_base
 from shears.models.sparse_adapter import masked_sum
 from shears.models.tokenizers import load_tokenizer, save_tokenizer
@@ -67,7 +67,7 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
         if not projects:
             _merge(target, chosen)
         else:
-            check_sequence_length(blocks.model, settings.sequence_length)
+            refuse_longer(settings.sequence_length, num_positions(blocks.model))
             drawn = calibration_batches(
                 text, load_tokenizer(base), settings.num_samples, settings.sequence_length, BATCH, settings.seed,
                 columns=columns, trained=chosen.record["template"],

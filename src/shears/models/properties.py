@@ -1,7 +1,6 @@
-"""Properties of a loaded model: what it says of itself, and what a trial of a few tokens shows.
+"""Properties of a loaded model: what it says of itself, and whether it can be padded.
 
-Trials decide what a model can do, not a list of architectures. Its mode and the random generators
-stay as they are. T tokens, V words of the vocabulary.
+T tokens, V words of the vocabulary.
 """
 
 import inspect
@@ -17,10 +16,7 @@ from transformers import PreTrainedModel
 from shears.errors import InputError
 
 CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # keys of configurations
-TRIAL_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
-"""What a model's code raises if a trial asks for something that it cannot do."""
-SHORT = 5  # this and the next: tokens of the rows that are padded together
-LONG = 9
+TRIED = 5  # tokens of a row, and of its padding
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit
 CLOSE_ELSE = 5e-2  # for dtypes that round more
 
@@ -35,11 +31,6 @@ def positions_in(config: Any) -> int | None:
     config = config.get_text_config() if config is not None else None
     lengths = (getattr(config, name, None) for name in CONTEXT)
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
-
-
-def check_sequence_length(model: nn.Module, length: int) -> None:
-    """Raise InputError for sequences of more tokens than the model has positions."""
-    refuse_longer(length, num_positions(model))
 
 
 def refuse_longer(length: int, context: int | None) -> None:
@@ -61,7 +52,7 @@ def check_calibration(model: PreTrainedModel, batches: Sequence[Int[Tensor, "_ _
     largest = max(int(batch.max()) for batch in batches)
     if largest >= vocabulary:
         raise InputError(f"calibration token ids must be below {vocabulary}, got {largest}; use this model's tokenizer")
-    check_sequence_length(model, max(batch.shape[1] for batch in batches))
+    refuse_longer(max(batch.shape[1] for batch in batches), num_positions(model))
 
 
 def within_context(model: nn.Module, tokens: int) -> int:
@@ -81,61 +72,28 @@ def forward_parameters(model: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(own_model(model).forward).parameters)
 
 
-def num_words(model: nn.Module) -> int:
-    """Return the number of tokens in a model's vocabulary."""
-    return int(own_model(model).get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-
-
-def weights_dtype(model: nn.Module) -> torch.dtype:
-    """Return the dtype of the weights; an integer dtype if any are quantized."""
-    dtypes = [parameter.dtype for parameter in model.parameters()]
-    return next((dtype for dtype in dtypes if not dtype.is_floating_point), dtypes[0])
-
-
-def drawn(model: nn.Module, *lengths: int) -> list[list[int]]:
-    """Return rows of random tokens, the same in every call."""
-    generator = torch.Generator().manual_seed(0)
-    words = num_words(model)
-    return [torch.randint(words, (length,), generator=generator).tolist() for length in lengths]
-
-
 @torch.no_grad()
 def ignores_padding(model: nn.Module) -> bool:
-    """Tell whether a row that is padded on the left has the logits that it has alone.
+    """Tell whether a row that is padded on the left has the logits that it has alone, whatever fills it up.
 
     Some recurrent models read padding like any other token. Tried in the arithmetic of the weights.
     """
-    short, long = drawn(model, SHORT, LONG)
-    device = next(model.parameters()).device
+    weight = own_model(model).get_input_embeddings().weight  # type: ignore[operator]
+    row = list(range(1, TRIED + 1))
 
-    def logits(pad_id: int, *rows: list[int]) -> Float[Tensor, "T V"]:
-        gaps = [max(map(len, rows)) - len(row) for row in rows]
-        mask = torch.tensor([[0] * gap + [1] * len(row) for gap, row in zip(gaps, rows, strict=True)])
-        batch = {
-            "input_ids": torch.tensor([[pad_id] * gap + row for gap, row in zip(gaps, rows, strict=True)]),
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-        }
-        inputs = {name: each.to(device) for name, each in batch.items() if name in forward_parameters(model)}
-        result: Tensor = model(**inputs, use_cache=False).logits[0, -SHORT:].float()
+    def logits(gap: int, pad_id: int = 0) -> Float[Tensor, "T V"]:
+        mask = torch.tensor([[0] * gap + [1] * TRIED], device=weight.device)
+        ids = torch.tensor([[pad_id] * gap + row], device=weight.device)
+        batch = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
+        inputs = {name: tensor for name, tensor in batch.items() if name in forward_parameters(model)}
+        result: Tensor = model(**inputs, use_cache=False).logits[0, -TRIED:].float()
         return result
 
-    was_training = model.training
-    model.eval()
     try:
-        with torch.autocast(device.type, enabled=False):
-            padded, otherwise = (logits(pad_id, short, long) for pad_id in (0, num_words(model) - 1))
-            return is_apart(padded, otherwise, logits(0, short), weights_dtype(model))
-    except TRIAL_ERRORS:
-        return False
-    finally:
-        model.train(was_training)
-
-
-def is_apart(
-    beside: Float[Tensor, "T V"], neighbour: Float[Tensor, "T V"], alone: Float[Tensor, "T V"], dtype: torch.dtype
-) -> bool:
-    """Tell whether logits beside two neighbours are equal, and close to those of the example alone."""
+        with torch.autocast(weight.device.type, enabled=False):
+            alone, padded, otherwise = logits(0), logits(TRIED), logits(TRIED, len(weight) - 1)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError):
+        return False  # a model that does not take such a batch
     scale = alone.abs().max()
-    independent = (beside - neighbour).abs().max() <= 1e-5 * scale
-    return bool(independent and (beside - alone).abs().max() <= CLOSE.get(dtype, CLOSE_ELSE) * scale)
+    close = CLOSE.get(weight.dtype, CLOSE_ELSE) * scale
+    return bool((padded - otherwise).abs().max() <= 1e-5 * scale and (padded - alone).abs().max() <= close)

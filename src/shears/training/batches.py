@@ -5,7 +5,6 @@ B examples, T tokens of the longest.
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -54,14 +53,10 @@ def pad_right(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
     }
 
 
-def length_buckets(lengths: Sequence[int], batch_size: int, padded: bool = True) -> list[list[int]]:
-    """Return the indices in batches of similar lengths; the longest first, to see a lack of memory.
-
-    Batches that are not `padded` have exactly equal lengths.
-    """
+def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Return the indices in batches of similar lengths; the longest first, to see a lack of memory."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    groups = [order] if padded else [list(group) for _, group in groupby(order, key=lengths.__getitem__)]
-    return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 class EpochOrder(Sampler[int]):
