@@ -11,11 +11,10 @@ pytest.importorskip("fastapi")
 
 from shears.records.trained_form import TrainedForm
 from shears.runtime.generation.engine import Engine
-from tests.runtime.generation.backends import END, TOKENIZER, always, engine_of, lively
+from tests.runtime.generation.backends import END, TOKENIZER, engine_of, lively
 from tests.runtime.native.decoders import backend, covered, extension_is_missing
 from tests.serving.servers import NAME, Running, running
 
-LETTER = TOKENIZER("z")["input_ids"][0]
 PROMPTS = ["a", "Question: how many?", "xy" * 20, "the same length!!", "and another one..", "b", "c", "d"]
 TALKS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 
@@ -108,27 +107,9 @@ def test_samples_of_a_prompt_have_seeds_of_their_own(served: Running) -> None:
     assert len({*ask(n=4), *ask(prompt=["Hello"] * 3)}) == 7
     for seed in (5, 2**63 - 1):
         assert len(set(ask(n=4, seed=seed))) == 4
-    assert ask(prompt=["Hello"] * 4, seed=5) == ask(n=4, seed=5) == ask(n=4, seed=5)
+    assert ask(prompt=["Hello"] * 4, seed=5) == ask(n=4, seed=5)
+    assert ask(prompt=TOKENIZER("Hello")["input_ids"], seed=5) == ask(seed=5)
     assert ask(seed=5) == ask(n=4, seed=5)[:1]
-
-
-def test_several_prompts_are_continued_at_once(served: Running) -> None:
-    def ask(prompt: Any) -> list[str]:
-        options = {"model": NAME, "max_tokens": 6, "temperature": 0}
-        return [choice.text for choice in served.client().completions.create(prompt=prompt, **options).choices]
-
-    texts = ask(PROMPTS[:3])
-    assert texts == [ask(prompt)[0] for prompt in PROMPTS[:3]]
-    assert ask([TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS[:3]]) == texts
-    assert ask(TOKENIZER(PROMPTS[0])["input_ids"]) == texts[:1]
-
-
-def test_a_stop_string_ends_a_text_and_is_not_shown() -> None:
-    with running(engine_of(always(LETTER))) as server:
-        create = partial(server.client().completions.create, model=NAME, prompt="a")
-        for stop, most, expected in (("zzz", 9, ("", "stop")), (["zy"], 3, ("zzz", "length"))):
-            choice = create(stop=stop, max_tokens=most).choices[0]
-            assert (choice.text, choice.finish_reason) == expected
 
 
 def test_parts_of_a_message_and_older_names_are_understood(served: Running) -> None:

@@ -60,16 +60,6 @@ def _valid(text: str | None) -> bool:
     return True
 
 
-def test_an_object_without_a_schema_is_json_and_a_cut_says_so(plain: Running) -> None:
-    whole = _ask(plain, response_format={"type": "json_object"}, temperature=0).choices[0]
-    assert whole.message.content.startswith("{")
-    assert whole.finish_reason == "length" or isinstance(json.loads(whole.message.content), dict)
-    cut = _ask(plain, response_format=FORM, max_completion_tokens=4).choices[0]
-    assert (cut.message.content, cut.finish_reason) == ('{"n"', "length")
-    free = _ask(plain, max_completion_tokens=4, response_format={"type": "text"}).choices[0]
-    assert free.message.content == _ask(plain, max_completion_tokens=4).choices[0].message.content
-
-
 def _joined(chunks: Any) -> tuple[str, list[dict[str, str]], str]:
     """Return the content, the calls and the finish reason of a stream's one choice."""
     content, calls, finish = "", list[dict[str, str]](), ""
@@ -98,16 +88,6 @@ def test_a_call_is_valid_and_a_stream_has_the_same(served: Running, choice: Any)
         assert call.function.name == "now" or choice == "required"
         streamed = _joined(_ask(served, **options, seed=seed, stream=True))
         assert streamed == ("", [{"name": call.function.name, "arguments": arguments}], "tool_calls")
-
-
-def test_a_call_that_is_cut_says_length(served: Running) -> None:
-    options = {"tools": [COUNT], "tool_choice": "required"}
-    whole = _ask(served, **options, parallel_tool_calls=False)
-    size = whole.usage.completion_tokens
-    begun = whole.choices[0].message.tool_calls[0].function.arguments
-    cut = _ask(served, **options, max_completion_tokens=size - 18).choices[0]
-    assert cut.finish_reason == "length"
-    assert begun.startswith(cut.message.tool_calls[0].function.arguments)
 
 
 def test_a_model_may_answer_in_words_and_none_shows_no_tools(served: Running) -> None:
@@ -189,12 +169,3 @@ def test_the_client_parses_its_own_class(plain: Running) -> None:
     assert isinstance(parsed, Item)
     with plain.client().chat.completions.stream(**options, seed=2) as stream:
         assert stream.get_final_completion().choices[0].message.parsed == parsed
-
-
-def test_the_helper_for_streams_puts_calls_together(served: Running) -> None:
-    options: dict[str, Any] = {"model": NAME, "messages": TALK, "temperature": 1, "seed": 1, "tools": [COUNT]}
-    options |= {"tool_choice": "required", "parallel_tool_calls": False}
-    with served.client().chat.completions.stream(**options) as stream:
-        (call,) = stream.get_final_completion().choices[0].message.tool_calls or []
-    assert call.function.name == "count"
-    assert _valid(call.function.arguments)

@@ -25,13 +25,11 @@ from shears.records import journal
 from shears.records.artifacts import MERGED, write_json
 from shears.records.folders import partial_folder
 from shears.records.paths import file_fingerprint
-from shears.runtime import kernels_available
-from shears.runtime.choice import Wanted, native_backend
 from shears.runtime.generation.continuation import TextSettings
 from shears.runtime.generation.engine import decoding_by
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.writing import written
-from shears.writing.authors import TextAuthor, asked_turns, first_words
+from shears.writing.authors import TextAuthor, first_words
 from shears.writing.written import answers_source, text_source, write, written_rows
 from tests.conftest import Call
 from tests.tiny import END, VOCABULARY, save_tiny, tiny_tokenizer
@@ -224,12 +222,6 @@ def test_right_answers_are_kept_and_no_right_one_is_an_error(model: Path, tmp_pa
         write(model, tmp_path / "none", wrong, keep="right", **drawn)
 
 
-def test_fewer_tokens_take_as_few_answers_as_hold_them(model: Path, prompts: str, tmp_path: Path) -> None:
-    counts = [row["tokens"] for row in rows_of(write(model, tmp_path / "out", prompts, tokens=40, **SHORT))]
-    assert sum(counts) >= 40 > sum(counts) - max(counts)
-    assert len(counts) < 4
-
-
 def test_a_source_behind_self_is_written_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = saved(tmp_path / "asked.jsonl", [{"q": row["question"], **row} for row in ROWS[:1]])
     source, columns = text_source(f"self:{asked}", model, 40, 0, {"prompt": "q"}, **SHORT)
@@ -257,21 +249,6 @@ def test_right_answers_are_learnt_where_every_row_has_one(
     record = json.loads((folder / "search_space.json").read_text())
     assert record["config"]["data"] == f"self:{prompts}"
     assert record["data_sha256"] == file_fingerprint(Path(prompts))
-
-
-@pytest.mark.skipif(not kernels_available(), reason="the kernels were not built")
-def test_the_native_decoder_answers_alike_in_any_company(
-    model: Path, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = []
-    for most in (1, 16):
-        wanted = Wanted("native", "bf16", most)
-        monkeypatch.setattr(
-            written, "native_backend", lambda network, _, wanted=wanted: native_backend(network, wanted)
-        )
-        drawn: dict[str, Any] = {"samples": 5, "temperature": 1.0, "max_new_tokens": 24}
-        files.append(write(model, tmp_path / str(most), prompts, **drawn).read_bytes())
-    assert files[0] == files[1]
 
 
 def test_a_turn_ends_where_a_closing_of_plain_text_was_written() -> None:
@@ -341,10 +318,3 @@ def test_options_that_do_not_suit_are_refused(
     assert code == 2
     assert message in errors
     assert not list(tmp_path.iterdir())
-
-
-def test_a_conversation_is_asked_up_to_its_last_user() -> None:
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert asked_turns({"messages": [*turns, {"role": "user", "content": "c"}]})[-1]["content"] == "c"
-    assert asked_turns({"messages": turns}) == turns[:1]
-    assert asked_turns({"question": "2 and 2?", "answer": "#### 4"})[0]["content"] == f"2 and 2?\n{TO_REASON}"

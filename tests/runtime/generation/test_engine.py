@@ -207,12 +207,3 @@ def test_a_model_without_a_chat_template_that_works_cannot_chat(
     monkeypatch.setattr(engine.tokenizer, "chat_template", template)
     with pytest.raises(InputError, match=message):
         engine.answer("hi")
-
-
-def test_messages_get_a_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = engine_of(lively())
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    monkeypatch.setattr(engine.tokenizer, "chat_template", template)
-    turn = {"role": "user", "content": "hi"}
-    given = engine.generate(engine.encode_chat([turn]), max_new_tokens=5)
-    assert said(engine.answer([turn], max_new_tokens=5)) == said(engine.answer("hi", max_new_tokens=5)) == said(given)

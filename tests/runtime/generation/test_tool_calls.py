@@ -160,12 +160,6 @@ def test_a_call_without_its_marks_is_read_at_the_start_alone() -> None:
         assert _events(CallReader(QWEN, ["add"]), ["So: ", *pieces]) == [Said(f"So: {text}")]
 
 
-def test_what_only_looks_like_a_call_is_text() -> None:
-    for text in ('<tool_call>\n{"name": "other", "arguments": {}}', "<tool_call>\nHello", '{"name": "add"'):
-        assert _events(CallReader(QWEN, ["add"]), [text]) == [Said(text)]
-        assert _events(CallReader(BARE, ["add"]), [text]) == [Said(text)]
-
-
 def test_a_control_token_in_a_tool_is_text() -> None:
     engine = Engine(TransformersBackend(lively()), tokenizer_with(HERMES), frozenset([END]))
     for text in ("plain", "a <|end|> b"):

@@ -5,14 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from tests.runtime.generation.backends import lively
-from tests.tiny import LONGEST, VOCABULARY, tiny_model
+from tests.tiny import LONGEST, tiny_model
 
 NAMES = ["llama", "gemma2", "gpt2", "opt", "bloom", "mamba", "qwen3_5_text", "rwkv"]
 TEXT = [5, 17, 200, 3, 88, 41, 7, 7, 9, 120, 33, 64]
@@ -67,13 +66,6 @@ def test_a_model_that_keeps_its_state_to_itself_is_refused() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mpt"])
 def test_the_longest_sequence_is_found_under_every_name(name: str) -> None:
     assert TransformersBackend(tiny_model(name)).max_length == LONGEST
-
-
-def test_a_peft_model_is_a_backend() -> None:
-    wrapped = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
-    backend = TransformersBackend(wrapped)
-    np.testing.assert_allclose(backend.logits(TEXT), _oracle(tiny_model(), TEXT), rtol=1e-4, atol=1e-5)
-    assert (backend.vocab_size, backend.max_length) == (VOCABULARY, LONGEST)
 
 
 @pytest.mark.parametrize(
