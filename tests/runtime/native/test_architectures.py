@@ -94,5 +94,5 @@ def test_a_config_of_other_values_is_refused_in_one_line(changes: dict[str, Any]
     for name, value in changes.items():
         object.__setattr__(config, name, value)
     config.name_or_path = "folder"
-    with pytest.raises(InputError, match="^folder/config.json must hold the numbers of its architecture, got: "):
+    with pytest.raises(InputError, match="^folder/config.json cannot be read: "):
         plan_of(config)

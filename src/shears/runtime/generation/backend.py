@@ -39,11 +39,9 @@ class Backend(Protocol):
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         """Append tokens to a sequence, empty or not; return the logits after the last one."""
-        raise NotImplementedError
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
         """Append one token to each of several sequences; return the logits, a row for each."""
-        raise NotImplementedError
 
     def extend(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Float[np.ndarray, "T V"]:
         """Append tokens to each of several sequences, MOST_TOGETHER in all; return the logits after each token."""
@@ -59,19 +57,15 @@ class Backend(Protocol):
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
         """Return the logits at every position of a text, which no sequence keeps."""
-        raise NotImplementedError
 
     def drop(self, sequence: int) -> None:
         """Empty a sequence and free its number; an empty sequence stays as it is."""
-        raise NotImplementedError
 
     def length(self, sequence: int) -> int:
         """Return how many tokens a sequence holds."""
-        raise NotImplementedError
 
     def describe(self) -> Mapping[str, object]:
         """Return name, isa, threads, values (number format) and memory_bytes."""
-        raise NotImplementedError
 
     def check(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
         """Raise InputError unless each sequence is valid, named once, and has tokens that can follow its own."""

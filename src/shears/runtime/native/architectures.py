@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shears.errors import RECORD_ERRORS, InputError, first_line
+from shears.errors import InputError, reading
 
 LONGEST_HEAD = 256  # kMaxHead in csrc/ops.h
 ROPES = ("default", "linear", "llama3", "yarn", "longrope")  # dynamic changes with the length of the text
@@ -260,14 +260,8 @@ def plan_of(config: Any) -> DecoderPlan:
 
     InputError for a value that is no number, or impossible.
     """
-    try:
+    with reading(f"{config.name_or_path or 'the model'}/config.json"):
         return _plan(config)
-    except InputError:
-        raise
-    except RECORD_ERRORS as error:
-        file = f"{config.name_or_path or 'the model'}/config.json"
-        came = first_line(error)
-        raise InputError(f"{file} must hold the numbers of its architecture, got: {came}; restore that file") from error
 
 
 def _plan(config: Any) -> DecoderPlan:

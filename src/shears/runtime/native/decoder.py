@@ -50,12 +50,6 @@ class NativeBackend(Backend):
         if plan.longest is not None and for_evaluation:
             self.max_length = min(self.max_length, plan.longest)
         self.max_sequences = max_sequences
-        if self.max_length < 1 or (self.max_length > plan.max_positions and not for_evaluation):
-            raise InputError(f"max_length must be in 1 to the model's {plan.max_positions}, got {self.max_length}")
-        if not 1 <= max_sequences <= MOST_SEQUENCES:
-            raise InputError(f"max_sequences must be in 1 to {MOST_SEQUENCES}, got {max_sequences}")
-        if threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
         self._arena = Arena(threads)
         self._adapter = Arena(threads)  # of the updates that `adapt` gave
         self._builder = Builder(source, plan, self._arena)

@@ -3,7 +3,6 @@
 Shapes: O rows (outputs), I columns (inputs).
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 from shears.checkpoints.configuration import known_config
 from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix
-from shears.errors import InputError
+from shears.errors import reading
 from shears.models.blocks import LoraUpdate
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
@@ -96,24 +95,16 @@ def _package_updates(package: Package) -> dict[str, LoraUpdate]:
 
 
 def scaling_of(settings: Mapping[str, Any], linear: str) -> float:
-    """Return PEFT's alpha / rank of a linear; alpha / sqrt(rank) if rank-stabilised.
-
-    InputError if the settings hold no such numbers.
-    """
-    alpha = _number(settings, "lora_alpha", "alpha_pattern", linear)
-    rank = _number(settings, "r", "rank_pattern", linear)
-    if rank <= 0:
-        raise InputError(f"{ADAPTER_CONFIG} must give {linear} a rank above 0, got {rank}; restore that file")
-    return float(alpha / (rank**0.5 if settings.get("use_rslora") else rank))
+    """Return PEFT's alpha / rank of a linear; alpha / sqrt(rank) if rank-stabilised."""
+    with reading(ADAPTER_CONFIG):
+        alpha = _of_linear(settings.get("alpha_pattern"), linear, settings["lora_alpha"])
+        rank = _of_linear(settings.get("rank_pattern"), linear, settings["r"])
+        return float(alpha / (rank**0.5 if settings.get("use_rslora") else rank))
 
 
-def _number(settings: Mapping[str, Any], key: str, patterns: str, linear: str) -> int | float:
+def _of_linear(patterns: Any, linear: str, default: Any) -> Any:
+    """Return the number of the first pattern that a linear matches, else the default."""
     try:
-        by_pattern = (settings.get(patterns) or {}).items()
-        matching = [value for pattern, value in by_pattern if re.match(rf"(.*\.)?({pattern})$", linear)]
-    except (re.error, AttributeError):
-        raise InputError(f"{ADAPTER_CONFIG} must map patterns to numbers in {patterns}; restore that file") from None
-    number = matching[0] if matching else settings.get(key)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise InputError(f"{ADAPTER_CONFIG} must give {linear} a number as {key}, got {number!r}; restore that file")
-    return number
+        return next((n for each, n in (patterns or {}).items() if re.match(rf"(.*\.)?({each})$", linear)), default)
+    except re.error as error:
+        raise ValueError(f"{error} in a pattern") from error
