@@ -133,7 +133,7 @@ def test_the_rows_hold_the_tokens_asked_for_and_depend_on_their_number_alone(
     assert all([turn["role"] for turn in row["messages"]] == ["user", "assistant"] for row in chats)
     tokenizer = tiny_tokenizer()
     assert all(len(tokenizer(row["text"])["input_ids"]) == row["tokens"] for row in rows if "text" in row)
-    assert calibration_batches(str(file), tokenizer, 3, 16, 2, 0).num_tokens == 48
+    assert sum(batch.numel() for batch in calibration_batches(str(file), tokenizer, 3, 16, 2, 0).batches) == 48
     monkeypatch.setattr(written, "TransformersBackend", partial(TransformersBackend, max_sequences=1))
     assert write(model, tmp_path / "alone", tokens=60, **SHORT).read_bytes() == file.read_bytes()
 

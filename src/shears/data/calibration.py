@@ -35,11 +35,10 @@ LARGEST_ID = 2**63 - 1  # that a tensor holds
 
 
 class Calibration(NamedTuple):
-    """Batches (sequences x tokens), a hash of their ids for any batch size, and their number of tokens."""
+    """Batches (sequences x tokens), and a hash of their ids for any batch size."""
 
     batches: list[Int[Tensor, "_ _"]]
     fingerprint: str
-    num_tokens: int
 
 
 def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
@@ -258,7 +257,5 @@ def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibr
         digest.update((" ".join(map(str, ids)) + "\n").encode())
     logger.info("calibrating on %d sequences, %d tokens of %s", len(sequences), num_tokens, source)
     if num_tokens <= FEW_TOKENS:
-        logger.warning(
-            "only %d calibration tokens; with %d or fewer the choice of weights is noisy", num_tokens, FEW_TOKENS
-        )
-    return Calibration(batches, digest.hexdigest(), num_tokens)
+        logger.warning("only %d calibration tokens; up to %d the choice of weights is noisy", num_tokens, FEW_TOKENS)
+    return Calibration(batches, digest.hexdigest())

@@ -25,8 +25,6 @@ def inverse_factor(hessian: Float[Tensor, "I I"], damping: float) -> tuple[Float
     definite with the largest damping.
     """
     scale = float(hessian.diagonal().double().mean())
-    if damping < 0:
-        raise InputError(f"damping must be at least 0, got {damping}; the published value is 0.01")
     if not torch.isfinite(hessian).all():
         raise InputError("second moments of the inputs must be finite; check the weights, or use dtype fp32")
     if scale <= 0:

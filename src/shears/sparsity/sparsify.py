@@ -87,7 +87,7 @@ def _write_sparse(
     except InputError as error:  # token ids need none
         logger.warning("%s", error)
     text = str(settings.calibration)
-    calibration = Calibration([], "", 0)
+    calibration = Calibration([], "")
     if settings.needs_calibration:
         tokens = settings.num_samples * settings.sequence_length
         text, columns = text_source(text, ref, tokens, settings.seed, settings.columns)

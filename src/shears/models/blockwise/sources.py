@@ -33,7 +33,11 @@ class Skeleton:
         self.blocks = decoder_blocks(model)[0]
         try:
             self._conversion = conversion.Conversion(model, files, dtype)
-            self._refuse_entangled()
+            for name in (name for tie in model.all_tied_weights_keys.items() for name in tie):
+                if name.startswith(f"{self.blocks}."):
+                    raise UnsupportedCheckpoint(f"blocks read one by one must share no weights, {name} is shared")
+            for group in self._groups(self.blocks):
+                self._conversion.refuse_one_way(group)
             conversion.make_buffers(model, device)
         except InputError:
             raise
@@ -41,13 +45,6 @@ class Skeleton:
             raise UnsupportedCheckpoint(
                 f"a model read part by part must be built without memory, {files.folder} is not: {first_line(error)}"
             ) from error
-
-    def _refuse_entangled(self) -> None:
-        for name in (name for tie in self.model.all_tied_weights_keys.items() for name in tie):
-            if _below(name, self.blocks):
-                raise UnsupportedCheckpoint(f"blocks read one by one must share no weights, {name} is shared")
-        for group in self._groups(self.blocks):
-            self._conversion.refuse_one_way(group)
 
     @classmethod
     def open(cls, folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> "Skeleton":
@@ -82,7 +79,7 @@ class Skeleton:
 
     def _groups(self, prefix: str) -> list[ConversionGroup]:
         groups = self._conversion.groups
-        return [group for group in groups if any(_below(name, prefix) for name in group.parameters)]
+        return [group for group in groups if any(name.startswith(f"{prefix}.") for name in group.parameters)]
 
     def evict(self, prefix: str) -> None:
         """Free the parameters and persistent buffers below a module's name."""
@@ -107,10 +104,6 @@ class Skeleton:
         for group in self._conversion.groups:
             if not set(names).isdisjoint(group.parameters):
                 yield from self._conversion.as_stored(group).items()
-
-
-def _below(name: str, prefix: str) -> bool:
-    return name.startswith(f"{prefix}.")
 
 
 class BlockSource(ABC):
