@@ -50,13 +50,13 @@ def test_a_saved_adapter_is_loaded_with_its_space_and_weights(base: Path, tmp_pa
         assert torch.equal(logits(loaded.model), logits(elastic.model))
 
 
-def test_the_record_has_the_keys_of_train_and_says_who_trained(base: Path, data: str, tmp_path: Path) -> None:
+def test_the_record_has_the_keys_of_train(base: Path, data: str, tmp_path: Path) -> None:
     saved = own(base).save(tmp_path / "own", data=data)  # the base is the folder that the model was loaded from
     settings = {**SETTINGS, "max_steps": 1, "warmup_steps": 0, "sampling": "uniform"}
     trained = train(base, tmp_path / "trained", data=data, **settings)
     mine, theirs = (json.loads((folder / "search_space.json").read_text()) for folder in (saved, trained))
     assert theirs.keys() - mine.keys() == {"num_steps", "data_fingerprint", "learning_rate", "init", "form"}
-    assert mine.keys() - theirs.keys() == {"trained_by"}
+    assert mine.keys() <= theirs.keys()
     same = (
         "base", "base_fingerprint", "data_sha256", "alpha", "max_rank", "num_parameters", "groups", "template",
     )  # fmt: skip
@@ -65,7 +65,6 @@ def test_the_record_has_the_keys_of_train_and_says_who_trained(base: Path, data:
     assert {path.name for path in trained.iterdir()} - {path.name for path in saved.iterdir()} == {
         "training_log.jsonl", "training_times.jsonl",
     }  # fmt: skip
-    assert "in a loop of the user's own" in (saved / "README.md").read_text()
     assert shears.inspect(saved, base)["fits"]
 
 

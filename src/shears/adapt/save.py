@@ -26,8 +26,6 @@ from shears.records.version import __version__
 if TYPE_CHECKING:
     from shears.adapt.elastic import ElasticAdapter
 
-OWN_LOOP = "own loop"  # value of the record's key `trained_by`, which the records of `train` lack
-
 
 def write_super_adapter(work: Path, elastic: "ElasticAdapter", base: ModelRef, about: Mapping[str, Any]) -> None:
     """Write a plain PEFT adapter, and last the record that marks a whole super-adapter.
@@ -85,7 +83,7 @@ def save_own_loop(elastic: "ElasticAdapter", output: Path, base: str | Path | No
     sha256 = None if data is None else source_fingerprint(data)
     if data is not None and sha256 is None and is_path(data):
         raise InputError(f"data must name the training examples, there is no {data}; check the path, or leave it out")
-    record = {"trained_by": OWN_LOOP, "config": about, "template": about["template"], "data_sha256": sha256}
+    record = {"config": about, "template": about["template"], "data_sha256": sha256}
     with working_folder(output, about, resumes=False) as work:
         write_super_adapter(work, elastic, ref, record)
         write_card(work)

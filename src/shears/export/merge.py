@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shears.checkpoints.tensor_files import quantized_by
+from shears.checkpoints.zeros import count_zeros
 from shears.config import ExportConfig
 from shears.data.calibration import calibration_batches
 from shears.data.rows import OWN_NAMES, located, source_fingerprint
 from shears.errors import InputError, reading
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
-from shears.export.target import MergedModel
-from shears.models.blocks import LoraUpdate
+from shears.models.blocks import LoraUpdate, sharing_a_weight
 from shears.models.blockwise.activations import BUDGET, Activations
 from shears.models.blockwise.capture import InputMoments
-from shears.models.blockwise.matrices import Matrix
+from shears.models.blockwise.matrices import Matrix, linear_matrix
+from shears.models.blockwise.sources import BlockSource
 from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk
 from shears.models.devices import autocast
 from shears.models.load import answer_greedily
@@ -39,11 +40,68 @@ from shears.progress import track
 from shears.quantization.training import on_grid
 from shears.records.artifacts import FORM, HEALED, SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.methods.refit import refit
-from shears.sparsity.rewrite import LinearSparsity, overall_sparsity, rewriting
+from shears.sparsity.rewrite import LinearSparsity, in_format, overall_sparsity, rewriting
 
 logger = logging.getLogger(__name__)
 BATCH = 2  # sequences in a forward; more would need much memory for logits
 Linears = Mapping[str, LinearSparsity]
+
+
+class MergedModel:
+    """A model to merge into. `before` and `after` hold the zeros of the linears merged so far.
+
+    InputError where the model lacks a linear that has an update, or where two linears share one
+    weight, because the update of one would change the other.
+    """
+
+    def __init__(self, source: BlockSource, updates: Mapping[str, LoraUpdate]) -> None:
+        self.source = source
+        self.updates = updates
+        self.by_block = _by_block(source, updates)
+        if (pair := sharing_a_weight(source.model, updates)) is not None:
+            raise InputError(
+                f"a merge must give each linear a weight of its own, {pair[0]} shares its with {pair[1]}; export peft"
+            )
+        self.before: dict[str, LinearSparsity] = {}
+        self.after: dict[str, LinearSparsity] = {}
+
+    def keep(self, index: int) -> None:
+        """Write the current weights of an open block's adapted linears to the output."""
+        self.source.keep(index, [matrix.parameter for matrix in self.by_block[index]])
+
+    def view(self, matrix: Matrix) -> Float[Tensor, "O I"]:
+        """Return the current weight of a linear of the open block."""
+        return matrix.view(self.source.model)
+
+    def put(self, matrix: Matrix, values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"] | None) -> None:
+        """Make `values` the weight, in the files' number format, zero exactly where not `kept`.
+
+        `kept` None keeps every weight. InputError where a rounded weight is not finite.
+        """
+        view = self.view(matrix)
+        if matrix.name not in self.before:
+            zeros = count_zeros(view if kept is None else kept)
+            self.before[matrix.name] = LinearSparsity(matrix.shape, zeros)
+        dtype = self.source.dtype_of(matrix.parameter)
+        rounded = values.to(dtype) if kept is None else in_format(values, kept, dtype)
+        if not torch.isfinite(rounded).all():
+            problem = f"exceeds {dtype}; take a base of another dtype"
+            if not torch.isfinite(values).all():
+                problem = "has NaN or infinity before it is rounded; make its base, or its adapter, again"
+            raise InputError(f"merged weights must be finite, {matrix.name} {problem}")
+        view.copy_(rounded)
+        self.after[matrix.name] = LinearSparsity(matrix.shape, count_zeros(rounded))
+
+
+def _by_block(source: BlockSource, updates: Mapping[str, LoraUpdate]) -> list[list[Matrix]]:
+    """Return the linears that have an update, a list for each block."""
+    by_block: list[list[Matrix]] = []
+    for index, block in enumerate(source.model.get_submodule(source.prefix).children()):
+        named = {f"{source.prefix}.{index}.{name}": module for name, module in block.named_modules()}
+        by_block.append([linear_matrix(name, module) for name, module in named.items() if name in updates])
+    if absent := sorted(updates.keys() - {matrix.name for matrices in by_block for matrix in matrices}):
+        raise InputError(f"every adapted linear must be in a decoder block of the base model, {absent[0]} is not")
+    return by_block
 
 
 def write_merged(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
