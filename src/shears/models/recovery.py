@@ -152,11 +152,7 @@ class Recovered:
 
 
 def _takes_lora(model: PreTrainedModel, name: str) -> bool:
-    """Return whether PEFT puts LoRA on a linear.
-
-    PEFT refuses linears that Mamba's kernels read past their module. It also takes names such as
-    up_proj for experts that transformers 5 stores otherwise (the shared ones of DeepSeek).
-    """
+    """Return whether PEFT puts LoRA on a linear: not on Mamba's, nor on names of experts."""
     config = LoraConfig(target_modules=[name])
     try:
         _check_lora_target_modules_mamba(config, model, name.rpartition(".")[2])

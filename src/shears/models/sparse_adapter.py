@@ -1,10 +1,8 @@
-"""SparsePEFT: an adapter whose product is masked by the zeros of the frozen weight, so that merging
-keeps every zero.
+"""SparsePEFT: an adapter whose product is masked by the zeros of the frozen weight; merging keeps every zero.
 
 y = (W + P) x + bias, P = (scaling * (B * m) A) * (W != 0), m the rank mask of an elastic adapter,
-else all ones. The inputs are multiplied once. Tensors of the weight's size are recomputed in the
-backward instead of being kept. An adapter that was loaded to be used, not trained, keeps the sum W
-+ P between forwards, until one of its parts changes.
+else all ones. Tensors of the weight's size are recomputed in the backward instead of being kept. An
+adapter that is not trained keeps the sum W + P between forwards, until one of its parts changes.
 
 Shapes: O output features, I input features, R ranks, * any leading dimensions.
 """
@@ -176,12 +174,10 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
 
 
 def make_sparse(model: PeftModel, adapter: str = "default") -> None:
-    """Mask the adapter's product by the zeros of every base weight, in place; copies of the model
-    stay masked.
+    """Mask the adapter's product by the zeros of every base weight: the layers change their class in place.
 
-    The layers keep their parameters and files; only their class changes. InputError for a model that
-    is sparse already, and for layers other than plain LoRA without dropout on an nn.Linear or Conv1D
-    of floating-point weights.
+    InputError for a model that is sparse already, and for layers other than plain LoRA without dropout
+    on an nn.Linear or Conv1D of floating-point weights.
     """
     layers = {
         name: layer
