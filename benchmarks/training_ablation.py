@@ -55,30 +55,24 @@ class Turn(TrainerCallback):
         self.baton = baton
         self.started = 0.0
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Report that everything is loaded."""
-        self.pass_on(0.0)
-
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Report a step."""
-        self.pass_on(time.process_time() - self.started)
-
-    def pass_on(self, seconds: float) -> None:
-        """Give the turn away, and wait for the next one."""
+        """Report a step, at the beginning that everything is loaded; wait for the next turn."""
+        seconds = time.process_time() - self.started
         peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         self.baton.send((seconds, int(peak.split()[1]) * 1024))
         self.baton.recv()
         self.started = time.process_time()
 
+    on_train_begin = on_step_end
+
 
 def plain(asked: argparse.Namespace, folder: str) -> None:
     """Train by PEFT and transformers' Trainer: every logit is computed, nothing of ours runs in a step."""
-    settings = TrainConfig(data=asked.rows, precision=asked.precision)
-    rows = read_training_rows(resolve(asked.model), settings).train
+    rows = read_training_rows(resolve(asked.model), TrainConfig(data=asked.rows)).train
     order = list(EpochOrder([len(row.input_ids) for row in rows], BATCH, 0))
     bf16 = resolved_precision(asked.precision, "cpu") == "bf16"
-    dtype: Any = "auto" if bf16 else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(asked.model, dtype=dtype, trust_remote_code=False)
+    dtype: Any = {"dtype": "auto" if bf16 else torch.float32, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(asked.model, **dtype)
     adapted = get_peft_model(model, LoraConfig(r=32, lora_alpha=64, target_modules=TARGETS, task_type="CAUSAL_LM"))
     arguments = transformers.TrainingArguments(
         folder, max_steps=asked.steps, per_device_train_batch_size=MICRO, gradient_accumulation_steps=BATCH // MICRO,
@@ -115,15 +109,19 @@ def measure(arms: dict[str, Callable[[], None]], steps: int) -> dict[str, list[t
     """Return seconds and peak after every step of each arm."""
     context = multiprocessing.get_context("spawn")
     batons: dict[str, Connection] = {}
+    processes = []
     for name, arm in arms.items():
         batons[name], theirs = context.Pipe()
-        context.Process(target=take_part, args=(arm, theirs), daemon=True).start()
+        processes.append(context.Process(target=take_part, args=(arm, theirs), daemon=True))
+        processes[-1].start()
         batons[name].recv()  # loads while the others wait
     taken: dict[str, list[tuple[float, int]]] = {name: [] for name in arms}
     for step in range(steps):
         for name in random.Random(step).sample(list(arms), len(arms)):
             batons[name].send(None)
             taken[name].append(batons[name].recv())
+    for process in processes:
+        process.terminate()
     return taken
 
 
