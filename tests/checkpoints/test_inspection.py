@@ -117,12 +117,6 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path: Path, name: str, content: 
         inspect(folder)
 
 
-def test_an_adapter_of_another_tool_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="or an adapter, a search or a run of shears"):
-        inspect(tmp_path)
-
-
 def test_a_folder_that_is_no_artifact_is_an_error_from_any_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

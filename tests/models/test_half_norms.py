@@ -13,8 +13,6 @@ from shears.models.load import load_model
 from shears.sparsity.prune import sparsify_model
 from tests.tiny import save_tiny
 
-WITH_LAYER_NORMS = ("gpt2", "bloom", "phi")
-
 
 def _half(folder: Path, name: str) -> Path:
     base = save_tiny(folder / name, name)
@@ -28,9 +26,8 @@ def _norms(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: norm.weight for name, norm in norms.items()}
 
 
-@pytest.mark.parametrize("name", WITH_LAYER_NORMS)
-def test_a_half_precision_model_is_evaluated_in_bf16(name: str, tmp_path: Path) -> None:
-    base = _half(tmp_path, name)
+def test_a_half_precision_model_is_evaluated_in_bf16(tmp_path: Path) -> None:
+    base = _half(tmp_path, "gpt2")
     text = tmp_path / "text.txt"
     text.write_text("three and four are seven, five and nine are fourteen. " * 20)
     figures = {

@@ -65,11 +65,3 @@ def test_a_damaged_folder_is_an_error_of_one_line(damage: str, tmp_path: Path) -
         load_model(folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_missing_tokenizer_is_an_error_of_one_line(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "m")
-    for path in folder.glob("tokenizer*"):
-        path.unlink()
-    with pytest.raises(InputError, match="cannot be read"):
-        load_tokenizer(resolve(folder))

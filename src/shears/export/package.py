@@ -164,7 +164,8 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     }
     logger.info(
         "packed %d linears, %.1f %% zeros, %s values, relative error of rounding %s; the file has %.1f MB",
-        len(packing.packed), 100 * packing.sparsity, form.values, packing.rounding, sizes["model"] / 1e6,
+        len(packing.packed), 100 * packing.sparsity, form.values,
+        "not finite" if packing.rounding is None else f"{packing.rounding:.3%}", sizes["model"] / 1e6,
     )  # fmt: skip
     return {
         "values": form.values,
