@@ -12,14 +12,12 @@ class HealConfig(LoopConfig):
     """How to give a sparse model back what pruning took: it learns to predict what the dense model predicts."""
 
     data: str
-    """Text to train on: a .txt file, rows in JSON, JSONL, CSV or Parquet, a hub id, the embedded
-    arithmetic:train, self (text that the dense model writes itself, see write), or self:FILE (the
-    dense model's answers to the prompts of FILE). Every token counts, prompts too. Labels are not
-    used unless cross_entropy is above 0."""
+    """Text to train on, of which every token counts: a .txt file, rows in JSON, JSONL, CSV or Parquet, a
+    hub id, the embedded arithmetic:train, self (text that the dense model writes itself, see write),
+    or self:FILE (the dense model's answers to the prompts of FILE)."""
     teacher: str | None = None
     """Dense model that says what is right, or the folder of an adapter that was trained on one;
-    default: the model that SPARSE was pruned from. Embeddings, norms and the head of SPARSE stay as
-    they are."""
+    default: the model that SPARSE was pruned from."""
     kl: float = Field(1.0, ge=0)
     """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution."""
     cross_entropy: float = Field(0.0, ge=0)

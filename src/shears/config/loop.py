@@ -17,15 +17,13 @@ class LoopConfig(StageConfig):
     such as prompt=question,completion=answer."""
     template: TemplateName | None = None
     """Prompt template of instruction/input/output rows; chat: turns in the model's chat template.
-    Default: that of the model's training, or of the run's; without one chat if the model has a chat
-    template; else question."""
+    Default: that of the model's or the run's training, else chat if the model has one, else question."""
     teacher: str | None = None
     """Model whose predictions are learnt: the dense one, or the folder of an adapter that was
     trained on it."""
     teacher_top_k: int = Field(64, gt=0)
-    """Likeliest words that are kept of each prediction of the teacher; the others count as one.
-    They are computed once and cached, so that training does not hold the teacher in memory. Without
-    effect where there is no teacher."""
+    """Likeliest words that are kept of each prediction of the teacher, computed once and cached; the
+    others count as one."""
     kl: float = Field(0.5, ge=0)
     """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution; no effect
     without a teacher."""
@@ -39,8 +37,8 @@ class LoopConfig(StageConfig):
     batch_size: int = Field(16, gt=0)
     """Examples in an optimizer step."""
     micro_batch_size: int | None = Field(None, gt=0)
-    """Examples in one forward pass; must divide batch_size. Fewer examples need less memory
-    (gradients accumulate). Default: 4, or what batch_size has in common with it."""
+    """Examples in one forward pass; must divide batch_size. Fewer need less memory. Default: 4, or what
+    batch_size has in common with it."""
     recompute: bool = False
     """Let the backward pass recompute the activations of every block: less memory, a third more time,
     the same bits."""

@@ -19,8 +19,7 @@ class TrainConfig(LoopConfig):
 
     data: str
     """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, the embedded arithmetic:train,
-    or self:FILE (answers to the prompts of FILE that the teacher writes, or without one the model;
-    right ones if every row has an answer). The loss is on completions alone."""
+    or self:FILE (right answers to the prompts of FILE that the teacher, else the model, writes)."""
     template: TemplateName = "question"
     """Prompt template of instruction/input/output rows, in training and in evaluation; chat: turns
     in the model's chat template."""
@@ -29,28 +28,22 @@ class TrainConfig(LoopConfig):
     32,24,16, make one adapter of several sizes, which costs it some accuracy."""
     groups: Names = (AUTO,)
     """Linears that get an adapter; those joined by + share one rank in each decoder block. auto:
-    queries, keys and values, the first and the second linear of the MLP, whatever they are called:
-    q_proj+k_proj+v_proj,up_proj,down_proj in Llama, attn.c_attn,mlp.c_fc,mlp.c_proj in GPT-2.
-    Stacked experts get no adapter."""
+    queries, keys and values, the first and the second linear of the MLP, such as
+    q_proj+k_proj+v_proj,up_proj,down_proj in Llama. Stacked experts get no adapter."""
     alpha: float | None = Field(None, gt=0)
-    """LoRA alpha; the adapter is scaled by alpha / max_rank at every rank. Default: 64, or 128 for
-    models of at most 250 M weights; a masked product gets at least 64 over the share of kept
-    weights."""
+    """LoRA alpha; every rank is scaled by alpha / max_rank. Default: 64, or 128 for models of at most
+    250 M weights; a masked product gets at least 64 over the share of kept weights."""
     init: Literal["auto", "lora", "recovery"] = "auto"
-    """Initial adapter: lora (PEFT's own, leaves the model unchanged), recovery (restores what
-    pruning removed, see sparsify --recover-rank; best for the largest ranks) or auto (recovery if the
-    base has one, unless several ranks are nested or the product is masked)."""
+    """Initial adapter: lora (PEFT's own), recovery (what pruning removed, see sparsify --recover-rank)
+    or auto (recovery if the base has one, unless several ranks are nested or the product is masked)."""
     sampling: SamplingName = "nested"
-    """Which ranks a step trains: nested (all of them, by a fixed diagonal between the factors that
-    weighs a component by the share of the ranks that contain it) or uniform (one configuration at
-    random, as in the paper; the default with quantize_aware)."""
+    """Which ranks a step trains: nested (all, by a fixed diagonal between the factors) or uniform (one
+    configuration at random, as in the paper; the default with quantize_aware)."""
     sparse_adapter: bool = False
-    """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps
-    every zero. At a sparsity of 0.5 the mask halves the product: double alpha."""
+    """SparsePEFT: mask the adapter's product by the zeros of the weight: merging keeps every zero."""
     quantize_aware: Literal["none", "int4"] = "none"
-    """QA-SparsePEFT: int4 trains the weights that a package of int4 values will hold, adapter
-    merged, zeros kept and rounded, so that export --format package is exact. The scale of every row
-    and 128 inputs is trained too."""
+    """QA-SparsePEFT: int4 trains the rounded weights, and their scales, that a package of int4 values
+    will hold, adapter merged and zeros kept, so that export --format package is exact."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapters' inputs."""
     epochs: float | None = Field(None, gt=0, le=1e6)
@@ -60,13 +53,12 @@ class TrainConfig(LoopConfig):
     max_length: int = Field(512, gt=1)
     """Largest number of tokens in an example; longer examples are skipped and counted."""
     validation: Source | None = None
-    """Validation examples, whose loss is measured at the largest ranks without dropout: a source of
-    rows like data, or a share of the training rows such as 0.05, which is then not trained on."""
+    """Validation examples, measured at the largest ranks: a source of rows like data, or a share of the
+    training rows such as 0.05, which is then not trained on."""
     validation_every: int | None = Field(None, gt=0)
     """Optimizer steps between two validations; default: an epoch. The last step is always validated."""
     early_stopping: int | None = Field(None, gt=0)
-    """Stop after this many validations in a row without a lower loss; the result is the adapter
-    with the lowest."""
+    """Stop after this many validations without a lower loss; the result is the adapter with the lowest."""
 
     @model_validator(mode="before")
     @classmethod
