@@ -241,8 +241,10 @@ class Steps(TrainerCallback):
 
         In fp16, gradients may overflow: torch's scaler skips such a step and lowers its scale.
         """
-        own = torch.tensor(self.trainer.figures, dtype=torch.float64, device=args.device)
-        loss, tokens = self.trainer.accelerator.reduce(own).tolist()
+        loss, tokens = self.trainer.figures
+        if args.world_size > 1:
+            own = torch.tensor(self.trainer.figures, dtype=torch.float64, device=args.device)
+            loss, tokens = self.trainer.accelerator.reduce(own).tolist()
         self.figures = (loss, int(tokens))
         self.trainer.refuse_non_finite("loss", loss)
         if not args.fp16:
