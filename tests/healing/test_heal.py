@@ -213,7 +213,7 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
         r"micro_batch_size must divide batch_size": {"micro_batch_size": 3},
         r"sequence_length must be at most this model's context of 256": {"sequence_length": 300},
         r"must have zeros, the linears of .*other have none": {"sparse": save_tiny(tmp_path / "other", seed=2)},
-        r"recovery needs .*recovery": {"recovery": True},
+        r"a recovery must be in .*recovery, there is none": {"recovery": True},
     }
     for message, changes in cases.items():
         with pytest.raises(InputError, match=message):

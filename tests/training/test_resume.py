@@ -189,10 +189,9 @@ def test_two_minutes_after_the_last_checkpoint_another_is_written(
 ) -> None:
     monkeypatch.setattr("shears.training.fit.SECONDS", 0.0)
     stop_after(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt) as stopped:
+    with pytest.raises(KeyboardInterrupt):
         train(base, tmp_path / "out", data=data, **{**SETTINGS, "save_steps": 50})
     assert checkpoints.step_of(last_whole_checkpoint(partial_folder(tmp_path / "out")) or Path("-0")) == 3
-    assert getattr(stopped.value, "step", None) == 3
 
 
 @pytest.mark.parametrize(
