@@ -86,7 +86,9 @@ def records(prompt: str = "Question") -> dict[str, Any]:
     }  # fmt: skip
     for name, right in MODELS.items():
         each = [record(index, name, hit, prompt) for index, hit in enumerate(right)]
-        files[f"evaluation/{name.replace(' + ', '_').replace('-', '_')}.json"] = {**row(name, right), "records": each}
+        files[f"evaluation/{name.replace(' + ', '_').replace('-', '_')}.json"] = {
+            **row(name, right), "task": "number", "config": {}, "records": each,
+        }  # fmt: skip
     return files
 
 
