@@ -38,10 +38,7 @@ test-all: setup
 # One script per claim; each prints its table with its baseline from the same run. Real data: DATA=folder.
 bench: setup
 	$(BIN)/python -m benchmarks.perplexity $(if $(DATA),--data $(DATA)/wikitext-2)
-	$(BIN)/python -m benchmarks.architectures
-	$(BIN)/python -m benchmarks.sparsify best $(if $(DATA),--data $(DATA)/wikitext-2)
-	$(BIN)/python -m benchmarks.sparsify race $(if $(DATA),--data $(DATA)/wikitext-2)
-	$(BIN)/python -m benchmarks.sparsify memory
+	$(BIN)/python -m benchmarks.sparsify $(if $(DATA),--data $(DATA)/wikitext-2)
 
 # The documentation as a site, in site/; warnings are errors, as are commands that do not parse.
 docs: setup

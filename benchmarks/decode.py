@@ -6,7 +6,7 @@
 
 --model is the dense model, --packages are packages of its sparse form, named after what they hold (int4, int8-lora);
 their adapters are not merged. PYTHON has llama-cpp-python; --gguf is the folder of its models, named NAME-q8_0.gguf,
-NAME-q4_k_m.gguf, ... (`llama_cpp_decode.py quantize` makes one from another). A round of `speed` runs every arm once,
+NAME-q4_k_m.gguf, ... (`benchmarks.engines` makes one from another). A round of `speed` runs every arm once,
 in a new order: a prompt of 16 tokens and 64 new tokens (tokens/s are the 64 over all seconds), a prompt of 512 tokens
 alone, and a prompt of 64 tokens with one new one (the first token of an answer). The first round is a warm-up and not
 counted. `--clocks wall cpu` also reports seconds of CPU time, for one thread on a machine with other load. `memory`
@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from benchmarks.engines import LONGEST
 from benchmarks.memory import memory
 from benchmarks.report import MODEL, environment, log_to_stderr, parser_of, quotients, spread
 from benchmarks.rival import ROOT, Program, Rival, opened
-from benchmarks.rival_process import LONGEST
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.models.load import put_adapter

@@ -18,7 +18,7 @@ Bytes are those of all files that answering reads: weights, tokenizer, settings.
 `speed` continues a prompt of 16 tokens by 64, one text, all arms in turns: with one thread, with two, and in two
 processes at once, each on a core of its own, so that they share the memory's bandwidth (tokens/s of one of them);
 "prefill" reads 512 tokens with one thread; "4 texts" are decoded at once with one thread (tokens/s of all, without
-the prompts). Engines are llama.cpp, ik_llama.cpp, OpenVINO and ONNX. A table pools seeds by question; Holm corrects
+the prompts). Engines are llama.cpp, ik_llama.cpp, OpenVINO. A table pools seeds by question; Holm corrects
 the p values of the arms that decide.
 """
 
@@ -58,7 +58,7 @@ from benchmarks.report import (
     setting,
     spread,
 )
-from benchmarks.rival import MODULES, Engine, Rival, RivalBackend, opened
+from benchmarks.rival import ENGINES, Engine, Rival, RivalBackend, opened
 from shears.checkpoints.configuration import known_config
 from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
@@ -447,7 +447,7 @@ def _among(known: Sequence[str], text: str) -> list[str]:
 
 def _rivals(text: str) -> dict[str, str]:
     given = named(text)
-    _among([engine for engine in MODULES if engine != "shears"], "; ".join(given))
+    _among([engine for engine in ENGINES if engine != "shears"], "; ".join(given))
     return given
 
 

@@ -27,7 +27,6 @@ from benchmarks.tasks import Paths, lines_of, write_mawps_anew, write_rows
 from shears.checkpoints.configuration import read_config
 from shears.data.calibration import calibration_batches
 from shears.data.rows import read_rows
-from shears.errors import InputError
 from shears.export.gguf import LAYOUTS
 from shears.models.load import load_with_adapter
 from shears.models.ref import resolve
@@ -89,7 +88,6 @@ ARMS: Mapping[str, Arm] = {
     "ik_llama.cpp IQ4_KS": Arm("lora", "iq4_ks", "q4_0", engine="ik_llama.cpp"),
     "ik_llama.cpp IQ3_K": Arm("lora", "iq3_k", "q4_0", engine="ik_llama.cpp"),
     "OpenVINO Q4_0": Arm("lora", "q4_0", "q4_0", engine="OpenVINO"),
-    "ONNX INT4": Arm("lora", "int4", "int4", engine="ONNX"),
     "sparse 60 % int4, trained": Arm("grid", "int4", "int4", 0.6),
     "sparse 70 % int4, trained": Arm("grid", "int4", "int4", 0.7),
     "sparse 50 % bf16": Arm("masked", "bf16", "keep", 0.5),
@@ -187,16 +185,12 @@ class Maker:
 
     def file(self, arm: Arm) -> Path:
         """Return what answers: a folder, or a file of llama.cpp or ik_llama.cpp."""
-        if arm.engine == "ONNX":
-            return converted(self.program(arm.engine), self.merged(), self.folder / "dense-onnx")
         if arm.engine == "OpenVINO":
             return converted(self.program(arm.engine), self.readable(arm), self.folder / "dense-openvino")
         return self._quantized(arm) if arm.is_rival else self._package(arm)
 
     def readable(self, arm: Arm) -> Path:
-        """Return a file of a rival's weights that our own decoder reads too; InputError if there is none."""
-        if arm.engine == "ONNX":
-            raise InputError("no file of ONNX Runtime's can be read by our decoder; leave --decoder ours out for it")
+        """Return a file of a rival's weights that our own decoder reads too."""
         if arm.engine == "OpenVINO":
             return self._quantized(replace(arm, engine="llama.cpp"))
         file = self.file(arm)

@@ -2,26 +2,21 @@
 
     python -m benchmarks.pictures runs/quickstart   # reads the run; writes docs/assets/demo.json and demo.svg
     python -m benchmarks.pictures                   # draws demo.json again
-    python -m benchmarks.real_models pictures --results FILE.jsonl ...
 
-The first picture shows accuracies and the weights that are not zero. The others show the accuracy of
-benchmarks.real_models over sparsity and over the size of the adapter.
+The picture shows accuracies and the weights that are not zero. benchmarks.front draws its own by `scatter`.
 """
 
 import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.real_models_table import MPT, Arm, Row, Table, arm_of, arms_by_table, name_of, table_of
 from benchmarks.report import parser_of
-from shears.evaluation.statistics import pooled_accuracy
 from shears.records.artifacts import read_json
 from shears.records.figures import points
 from shears.report.pictures import NOT_WRITTEN, STYLE
@@ -42,81 +37,12 @@ KEPT = (
 
 
 class Point(NamedTuple):
-    """An accuracy in percent with its interval, at a place of the horizontal axis; its label, if it has one."""
+    """An accuracy in percent with its interval, at a place of the horizontal axis."""
 
     x: float
     value: float
     low: float
     high: float
-    label: str = ""
-
-
-Series = Mapping[str, Sequence[Point]]
-
-
-def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write the pictures that the lines of results allow; return their paths."""
-    pictures = {}
-    right = "right answers, %"
-    for table, arms in arms_by_table(rows).items():
-        name, title = f"real-models-{table.model}-{table.test}", f"{table.model}, {table.test}: accuracy over"
-        sparsities = by_sparsity(table, arms)
-        if any(len({point.x for point in series}) > 1 for series in sparsities.values()):
-            pictures[f"{name}-sparsity"] = curves(f"{title} sparsity", ("sparsity, %", right), sparsities)
-        if sizes := by_adapter_size(rows, table, arms):
-            names = ("parameters of the adapter, millions", right)
-            pictures[f"{name}-adapters"] = curves(f"{title} adapter size", names, sizes, "{:g}")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.svg" for name in pictures]
-    for path, drawing in zip(paths, pictures.values(), strict=True):
-        path.write_text(drawing, encoding="utf-8")
-    return paths
-
-
-def by_sparsity(table: Table, arms: Mapping[Arm, Mapping[int, Sequence[bool]]]) -> Series:
-    """Return accuracies over sparsity in percent, by kind of adapter, and the paper's where it measured the task."""
-    series: dict[str, list[Point]] = {"NLS, heuristic": [], "LoRA 32": [], "0-shot": []}
-    kinds = {"nls": "NLS, heuristic", "lora": "LoRA 32", "0shot": "0-shot"}
-    for arm, runs in arms.items():
-        kind = kinds.get(arm.arm.partition("-")[2])
-        if kind is not None and arm.base != "wanda" and arm.ranks in ("heuristic", "none"):
-            series[kind].append(_point(100 * arm.sparsity, runs))
-    if table.test == "gsm8k":
-        series["paper, MPT-7B, NLS"] = [Point(100 * sparsity, value, value, value) for sparsity, value in MPT.items()]
-    return {name: sorted(points) for name, points in series.items() if points}
-
-
-def by_adapter_size(rows: Sequence[Row], table: Table, arms: Mapping[Arm, Mapping[int, Sequence[bool]]]) -> Series:
-    """Return accuracies over millions of adapter parameters (mean over seeds), by arm; a label stands once a size."""
-    series: dict[str, list[Point]] = {}
-    labelled = set()
-    for arm, runs in arms.items():
-        sizes = [row["adapter_parameters"] for row in rows
-                 if row["kind"] == "test" and arm_of(row) == arm and table_of(row) == table]  # fmt: skip
-        if any(sizes):
-            whole = name_of(arm)
-            name = whole.removesuffix(f", {arm.ranks}")
-            place = (arm.ranks, round(fmean(sizes), -5))
-            label = arm.ranks if name != whole and place not in labelled else ""
-            labelled.add(place)
-            series.setdefault(name, []).append(_point(fmean(sizes) / 1e6, runs)._replace(label=label))
-    return {name: sorted(points) for name, points in series.items()}
-
-
-def curves(title: str, names: tuple[str, str], series: Series, form: str = "{:.0f}") -> str:
-    """Return a drawing of points with intervals over a number: a colour and a line for each series."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.0, 4.2), layout="constrained")
-        axes = figure.add_subplot(title=title, xlabel=names[0], ylabel=names[1])
-        for index, (name, each) in enumerate(series.items()):
-            kind = "paper" if name.startswith("paper") else list(COLOURS)[index % len(COLOURS)]
-            _errorbar(axes, each, COLOURS[kind], label=name, linestyle="--" if kind == "paper" else "-")
-            for point in each:
-                axes.annotate(point.label, (point.x, point.value), (6, -12), textcoords="offset points", fontsize=8)
-        axes.xaxis.set_major_formatter(lambda value, _: form.format(value))
-        figure.legend(loc="outside lower left", ncols=2)
-        words = "; ".join(f"{name}: {', '.join(map(_words, each))}" for name, each in series.items())
-        return _svg(figure, f"{title}. {words}")
 
 
 def scatter(
@@ -159,11 +85,6 @@ def _svg(figure: Figure, spoken: str) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={**NOT_WRITTEN, "Title": spoken})
     return file.getvalue()
-
-
-def _point(x: float, runs: Mapping[int, Sequence[bool]]) -> Point:
-    value, low, high = (100 * each for each in pooled_accuracy(list(runs.values())))
-    return Point(x, value, low, high)
 
 
 def figures_of(run: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The data of benchmarks.real_models: training sets, their validation splits, the four test sets, without repetitions.
+"""The data of benchmarks.front: training sets, their validation splits, the four test sets, without repetitions.
 
     python -m benchmarks.real_models_data mawps --data FOLDER --output data/mawps   # for recipes/real
 

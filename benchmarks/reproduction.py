@@ -1,17 +1,16 @@
 """The tables of docs/reproduction.md: the paper's figures beside ours, from the lines of results.
 
-    python -m benchmarks.reproduction page --results FILE.jsonl ...     # the tables of accuracies
-    python -m benchmarks.reproduction table --results FILE.jsonl ...    # accuracies and paired differences
+    python -m benchmarks.reproduction --results FILE.jsonl ...
 
-A FILE holds cells (task, sparsity, adapter, seed), or lines of benchmarks.nls, whose arms ARMS
-translates. benchmarks.nls makes more lines at 50 %, benchmarks.real_models at any sparsity.
+A FILE holds cells (task, sparsity, adapter, seed), or lines with the names of arms, which ARMS
+translates. The lines were made by benchmarks that are in the history of the repository.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.report import Pair, as_bits, paired_table, parser_of, percent, rows_of
+from benchmarks.report import as_bits, parser_of, percent, rows_of
 from benchmarks.tasks import unseen
 from shears.evaluation.statistics import Bits, pooled_accuracy
 
@@ -36,8 +35,7 @@ ARMS: Mapping[str, tuple[float, str, str]] = {
     "sparse-peft": (0.5, "SparsePEFT", "lora"),
     "sparse-peft-alpha128": (0.5, "SparsePEFT, alpha 128", "lora"),
 }
-"""Sparsity, adapter and start of those arms of benchmarks.nls that are on the page."""
-AGAINST_HEURISTIC = ("hill-climbing", "rnsga2", "maximal", "minimal")
+"""Sparsity, adapter and start of those arms that are on the page."""
 MARKS = {1: " \\*", 2: " \\*\\*"}
 """What follows an accuracy of one seed or of two."""
 
@@ -49,14 +47,6 @@ class Arm(NamedTuple):
     adapter: str
     init: str
     ranks: str
-
-    @property
-    def start(self) -> str:
-        """Return the name of the start in the tables."""
-        return STARTS.get(self.init, self.init)
-
-
-DENSE = Arm(0.0, "lora", "lora", "heuristic")
 
 
 class Paper(NamedTuple):
@@ -127,7 +117,7 @@ TABLES: Mapping[str, Table] = {
 
 
 def as_cell(row: Row) -> Row | None:
-    """Return a line of benchmarks.nls as a cell; None if its arm is not on the page."""
+    """Return a line with the name of an arm as a cell; None if its arm is not on the page."""
     if "arm" not in row:
         return row
     if row["arm"] not in ARMS:
@@ -150,49 +140,6 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, dict[Arm, dict[int,
     for task, epochs in sorted({(row["task"], row["epochs"]) for row in rows}):
         chosen = [row for row in rows if (row["task"], row["epochs"]) == (task, epochs)]
         yield task, f"{task}, {epochs:g} epoch{'s' * (epochs != 1)}", arms_of(chosen)
-
-
-def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the accuracies and the paired differences of each task and number of epochs."""
-    for _, name, arms in _groups(rows):
-        yield f"\n### {name}\n"
-        yield "| sparsity | adapter | start | ranks | accuracy | 95 % interval | n x seeds | accuracy by seed |"
-        yield "| --- " * 8 + "|"
-        for arm, runs in arms.items():
-            value, low, high = pooled_accuracy(list(runs.values()))
-            size = f"{len(next(iter(runs.values())))} x {len(runs)}"
-            by_seed = ", ".join(f"{sum(bits) / len(bits):.1%}" for bits in runs.values())
-            line = f"| {arm.sparsity:.0%} | {arm.adapter} | {arm.start} | {arm.ranks} | {value:.1%}"
-            yield f"{line} | {low:.1%} to {high:.1%} | {size} | {by_seed} |"
-        yield from paired_table(list(_claims(arms)))
-
-
-def _claims(arms: Mapping[Arm, BySeed]) -> Iterator[Pair]:
-    """Yield NLS against LoRA, search against the heuristic, sparse against dense, the recovery against PEFT's start."""
-    for arm in arms:
-        heuristic = arm._replace(ranks="heuristic")
-        others: dict[str, Arm] = {}
-        if arm.adapter == "lora" and arm.sparsity:
-            others["LoRA against dense LoRA"] = DENSE
-            others["LoRA against LoRA from PEFT's start"] = arm._replace(init=_plain(arm.init))
-        if arm.adapter.startswith("SparsePEFT"):
-            others[f"{arm.adapter}, merged, against NLS un-merged"] = arm._replace(adapter="nls")
-        own = {"nls": "NLS", "nls-curriculum": "NLS in a curriculum"}.get(arm.adapter)
-        if own and arm.ranks in AGAINST_HEURISTIC:
-            others[f"{own}, {arm.ranks} against heuristic"] = heuristic
-        if own and arm == heuristic:
-            others[f"{own} against LoRA"] = arm._replace(adapter="lora")
-            others[f"{own} against dense LoRA"] = DENSE
-        for title, other in others.items():
-            if other != arm:
-                one, two = ({seed: [bits] for seed, bits in arms.get(each, {}).items()} for each in (arm, other))
-                yield f"{arm.sparsity:.0%}, {arm.start}: {title}", one, two
-
-
-def _plain(init: str) -> str:
-    """Return PEFT's start on the same pruned model."""
-    _, comma, base = init.partition(", ")
-    return f"PEFT's start, {base}" if comma else "lora"
 
 
 def page(rows: Sequence[Row]) -> Iterator[str]:
@@ -236,13 +183,11 @@ def _cell(runs: BySeed) -> str:
 def main() -> None:
     """Print the tables."""
     parser = parser_of(__doc__)
-    parser.add_argument("command", choices=["page", "table"])
     parser.add_argument("--first", type=int, help="count only this many questions of mawps (its test file has 238)")
     parser.add_argument("--results", type=Path, nargs="+", required=True)
     arguments = parser.parse_args()
     cells = [as_cell(unseen(row, arguments.first)) for row in rows_of(*arguments.results)]
-    show = page if arguments.command == "page" else tables
-    print("\n".join(show([cell for cell in cells if cell is not None])))
+    print("\n".join(page([cell for cell in cells if cell is not None])))
 
 
 if __name__ == "__main__":

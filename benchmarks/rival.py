@@ -1,6 +1,6 @@
 """Other people's engines as rivals: a process of a Python that has one, its files, and a backend over it.
 
-No engine is a dependency of the project: `PYTHON -m benchmarks.llama_cpp_decode` runs where it is installed. One of the
+No engine is a dependency of the project: `PYTHON -m benchmarks.engines` runs where it is installed. One of the
 processes is our own decoder, for timings of two processes at once.
 """
 
@@ -10,23 +10,17 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks.rival_process import LONGEST
+from benchmarks.engines import LONGEST
 from shears.errors import InputError
 from shears.runtime.generation.backend import Backend
 
-Engine = Literal["llama.cpp", "ik_llama.cpp", "OpenVINO", "ONNX", "shears"]
-MODULES: Mapping[Engine, str] = {
-    "llama.cpp": "benchmarks.llama_cpp_decode",
-    "ik_llama.cpp": "benchmarks.ik_llama_cpp_decode",
-    "OpenVINO": "benchmarks.openvino_decode",
-    "ONNX": "benchmarks.onnx_runtime_decode",
-    "shears": "benchmarks.native_decode",
-}
+Engine = Literal["llama.cpp", "ik_llama.cpp", "OpenVINO", "shears"]
+ENGINES = get_args(Engine)
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,7 +32,7 @@ class Program(NamedTuple):
 
     def command(self, *words: object) -> list[str]:
         """Return its command, which runs in ROOT."""
-        return [str(self.python), "-m", MODULES[self.engine], *map(str, words)]
+        return [str(self.python), "-m", "benchmarks.engines", self.engine, *map(str, words)]
 
 
 class Rival:

@@ -12,11 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from benchmarks.front import answered, at_once, main, tables
+from benchmarks.engines import LONGEST, answer, importance_file
+from benchmarks.front import COMMANDS, answered, at_once, main, tables
 from benchmarks.front_arms import ARMS, AS_IT_CAME, DENSE, DENSE_INT4, Q4_K_M, SPARSE_INT4, Maker, importance, pareto
 from benchmarks.report import add_row, rows_of
 from benchmarks.rival import RivalBackend
-from benchmarks.rival_process import LONGEST, answer, importance_file
 from benchmarks.tasks import lines_of, question_key, write_mawps_anew
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,12 +132,6 @@ def test_a_rival_as_a_backend_keeps_its_cache_until_it_is_dropped() -> None:
     assert backend.step([0], [10]).argmax(1).tolist() == [17]
     backend.drop(0)
     assert backend.prefill(0, [5]).argmax() == 5
-
-
-def test_a_file_that_our_decoder_cannot_read_is_refused(tmp_path: Path) -> None:
-    maker = Maker("smollm2-135m", "135m", "mawps", 0, tmp_path, tmp_path, 0, 1.0)
-    with pytest.raises(InputError, match="leave --decoder ours out"):
-        maker.readable(ARMS["ONNX INT4"])
 
 
 def test_given_rows_stand_for_the_sets_training_rows_only(data: Path, tmp_path: Path) -> None:
