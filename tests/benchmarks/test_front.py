@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.engines import LONGEST, answer, importance_file
-from benchmarks.front import COMMANDS, answered, at_once, main, tables
+from benchmarks.front import answered, at_once, main, tables
 from benchmarks.front_arms import ARMS, AS_IT_CAME, DENSE, DENSE_INT4, Q4_K_M, SPARSE_INT4, Maker, importance, pareto
 from benchmarks.report import add_row, rows_of
 from benchmarks.rival import RivalBackend
