@@ -84,14 +84,14 @@ def refuse_taken(output: Path, record: str | None = None) -> None:
     output = named_folder(output)
     if record is not None and (output / record).is_file():
         return
+    work = partial_folder(output)
     with option(f"the output {output}"):
         if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
             raise InputError(f"the output must not exist yet, got {output}; name another folder or delete this one")
-    check_writable(output)
-    work = partial_folder(output)
-    is_other = work.is_symlink() or (work.exists() and not work.is_dir())
-    if is_other or (work.is_dir() and not (work / CONFIG).is_file() and _has_files(work)):
-        raise InputError(f"{work} must come from an interrupted run, and it holds other files; choose another output")
+        check_writable(output)
+        is_other = work.is_symlink() or (work.exists() and not work.is_dir())
+        if is_other or (work.is_dir() and not (work / CONFIG).is_file() and _has_files(work)):
+            raise InputError(f"{work} must come from an interrupted run; it holds other files: choose another output")
 
 
 def check_writable(output: Path) -> None:
