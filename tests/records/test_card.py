@@ -57,17 +57,15 @@ def test_every_card_says_what_its_record_says_and_is_read_by_the_hub(kind: str, 
     assert [each for each in words if each not in text] == []
     read = checked(text)
     assert read.data.library_name == ("peft" if kind in ADAPTERS else "transformers")
-    assert read.data.eval_results[0].metric_value == 0.5
     assert "/home/someone" not in text
     assert text == card(kind, RECORDS[kind], FIGURES)
     assert "| dense, number | 50.0% | 40.0% to 60.0% | 100 |" in text
 
 
-def test_the_metadata_holds_the_figure_of_the_artifact_alone() -> None:
+def test_a_card_names_test_questions_that_were_trained_on() -> None:
     details = {"seen_in_training": 3.0, "accuracy_unseen": 0.25}
     own = {**FIGURES[0], "name": "own", "value": 0.7, "details": details}
     text = card("sub_adapter.json", RECORDS["sub_adapter.json"], [*FIGURES, own])
-    assert [result.metric_value for result in checked(text).data.eval_results] == [0.7]
     assert "3 of the 100 test questions stand in the training data of own; on the others the accuracy is 25.0%" in text
 
 
@@ -84,7 +82,7 @@ def test_a_published_card_has_the_names_of_the_hub() -> None:
     public = {**record, "base": "me/sparse"}
     text = card("sub_adapter.json", record, FIGURES) + "\nThanks to all.\n"
     text = published(text, "sub_adapter.json", record, public, HubLocation("me/it"))
-    assert checked(text).data.model_name == "LoRA adapter for me/sparse"
+    assert "# LoRA adapter for me/sparse" in text
     assert checked(text).data.base_model == "me/sparse"
     assert 'AutoModelForCausalLM.from_pretrained("me/sparse"), "me/it")' in text
     assert text.endswith("Thanks to all.\n")
@@ -98,18 +96,6 @@ def test_a_card_lies_beside_its_record(tmp_path: Path) -> None:
     written = (tmp_path / "README.md").read_text()
     assert yaml.safe_load(written.split("---")[1])["tags"] == ["shears", "sparse", "lora"]
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "sub_adapter.json"}
-
-
-@pytest.mark.parametrize(
-    ("data", "called"),
-    [("/home/someone/test.jsonl", "test.jsonl"), ("openai/gsm8k/main:test", "openai/gsm8k"), (".", "harness"),
-     ("google/boolq:validation", "google/boolq"), ("arithmetic:test", "arithmetic:test"),
-     ("data/test.json", "test.json")],
-)  # fmt: skip
-def test_the_metadata_names_the_data_set_as_the_hub_does_and_never_leaves_it_empty(data: str, called: str) -> None:
-    figures = [{**FIGURES[0], "task": "harness", "data": data}]
-    (result,) = checked(card("sub_adapter.json", RECORDS["sub_adapter.json"], figures)).data.eval_results
-    assert result.dataset_type == called
 
 
 def test_a_name_from_a_record_cannot_become_code_that_people_copy() -> None:

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, Template
 
 from shears.config.embedded import EMBEDDED
@@ -18,7 +18,7 @@ from shears.config.export import FORMAT_OF_RECORD
 from shears.errors import DISTRIBUTION
 from shears.records import artifacts
 from shears.records.figures import Row, model_rows, ranks_by_kind, ranks_of, remarks, size
-from shears.records.paths import HUB_NAME, HUB_SOURCE, is_path, last_part, without_folders
+from shears.records.paths import HUB_NAME, last_part, without_folders
 
 Record = Mapping[str, Any]
 ACTIVE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'`$<>;|&\\]")  # people copy code and commands
@@ -40,7 +40,7 @@ class HubLocation(NamedTuple):
 
 
 def write_card(folder: Path, figures: Sequence[Record] = ()) -> None:
-    """Write README.md beside the record of a folder; the last of the figures are the artifact's own."""
+    """Write README.md beside the record of a folder, with a table of figures."""
     path = artifacts.find_record(folder)
     assert path is not None, folder
     text = card(path.name, artifacts.read_json(path), figures)
@@ -50,23 +50,11 @@ def write_card(folder: Path, figures: Sequence[Record] = ()) -> None:
 def card(kind: str, record: Record, figures: Sequence[Record] = ()) -> str:
     """Return the card of an artifact; `kind` is its record's file name, such as sparsity.json."""
     words = _words(kind, record, None)
-    own = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=_dataset(row),
-            dataset_name=row["task"],
-            metric_type=row["metric"],
-            metric_value=row["value"],
-        )
-        for row in figures[-1:]
-    ]
     metadata = ModelCardData(
         base_model=hub_base(record),
         library_name="peft" if words["is_adapter"] else "gguf" if kind == artifacts.GGUF else "transformers",
         pipeline_tag="text-generation",
         tags=["shears", "sparse", *(["lora"] if words["is_adapter"] or "ranks" in record else [])],
-        model_name=words["title"] if own else None,
-        eval_results=own or None,
     )
     ranks = ranks_by_kind(ranks_of(record))
     sizes = record.get("bytes") or {}
@@ -90,8 +78,6 @@ def published(text: str, kind: str, record: Record, public: Record, location: Hu
         before, after = ("".join(block(template.new_context(words))) for words in (old, new))
         text = text.replace(before, after, 1)
     made: Any = ModelCard(text, ignore_metadata_errors=True)
-    if made.data.get("model_name") == old["title"]:
-        made.data.model_name = new["title"]
     if base := hub_base(public):
         made.data.base_model = base
     return str(made)
@@ -155,14 +141,6 @@ def hub_base(record: Record) -> str | None:
     if base in EMBEDDED:
         return EMBEDDED[base].hub
     return base if HUB_NAME.fullmatch(base) and not os.path.exists(base) else None
-
-
-def _dataset(row: Record) -> str:
-    """Return the hub data set, a file's name without folders, or the task; the hub needs a name."""
-    data = str(row["data"])
-    if (match := HUB_SOURCE.fullmatch(data)) and not is_path(data):
-        return match["name"]
-    return Path(data).name or str(row["task"])
 
 
 def _zeros(record: Record) -> list[Row]:
