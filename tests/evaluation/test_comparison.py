@@ -150,9 +150,8 @@ def test_a_comparison_is_written_as_data_or_as_a_page(name: str, tmp_path: Path)
 
 
 def test_an_output_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    for output in (tmp_path / "c.png", tmp_path / "nowhere" / "c.json"):
-        with pytest.raises(InputError, match="must be a .json or .html file in an existing folder"):
-            compare(["nowhere"], output=output)
+    with pytest.raises(InputError, match=r"must be a \.json or \.html file"):
+        compare(["nowhere"], output=tmp_path / "c.png")
 
 
 def test_an_output_that_is_one_of_the_inputs_is_refused(tmp_path: Path) -> None:
