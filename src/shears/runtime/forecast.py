@@ -7,7 +7,7 @@ equal blocks that no cache holds their weights; the head by the difference that 
 import copy
 import logging
 import math
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -36,10 +36,7 @@ def forecast_of(config: Any, **settings: Any) -> "Forecast | None":
 
 
 class Forecast:
-    """Predicts the tokens per second of packages of a model; times nothing twice.
-
-    NotCoveredError for a model that the native decoder does not cover, and without it.
-    """
+    """Predicts the tokens per second of packages of a model; times nothing twice."""
 
     def __init__(self, config: Any, *, threads: int | None, new_tokens: int, rounds: int) -> None:
         if not kernels_available():
@@ -48,8 +45,7 @@ class Forecast:
         if self._plan.delta is not None:
             raise NotCoveredError("a speed is predicted for layers of one kind, this model has gated delta nets, too")
         self._config = config
-        self._new_tokens = new_tokens
-        self._rounds = rounds
+        self._decoding = partial(decoding, new_tokens=new_tokens, rounds=rounds)
         set_threads(threads)
         self.block_seconds = cache(self._block_seconds)
         self.head_seconds = cache(self._head_seconds)
@@ -79,11 +75,12 @@ class Forecast:
         from shears.runtime.native.builder import EMBEDDINGS, NORM, linear_name
 
         config = copy.deepcopy(self._config)
-        changes = {"num_hidden_layers": count, "vocab_size": words, "tie_word_embeddings": True}
-        by_layer = {key: getattr(config, key, None) for key in ("layer_types", "no_rope_layers")}
-        changes |= {key: listed[:count] for key, listed in by_layer.items() if listed}
-        for key, value in changes.items():
-            setattr(config, key, value)
+        config.num_hidden_layers = count
+        config.vocab_size = words
+        config.tie_word_embeddings = True
+        for key in ("layer_types", "no_rope_layers"):
+            if getattr(config, key, None):
+                setattr(config, key, getattr(config, key)[:count])
         ones = torch.ones(config.hidden_size)
         generator = torch.Generator().manual_seed(0)
         table = DenseRows(torch.randn(words, config.hidden_size, generator=generator, dtype=torch.bfloat16))
@@ -93,7 +90,7 @@ class Forecast:
         packed = {linear_name(layer, kind): each for layer in range(count) for kind, each in linears.items()}
         source = ModelSource(config, packed, {EMBEDDINGS: table, NORM: ones, **tensors}, {})
         backend = decoder_of(source, max_sequences=1)
-        return 1.0 / decoding(backend, self._new_tokens, self._rounds)["max"]  # other processes only slow a round
+        return 1.0 / self._decoding(backend)["max"]  # other processes only slow a round
 
     def _random_linears(self, sparsity: float, values: NumberFormat) -> Linears:
         """Return the linears of a block by kind: random weights, stored as in a package."""

@@ -139,6 +139,13 @@ def test_a_hostile_schema_is_refused_with_one_line_in_bounded_time(engine: Engin
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("pattern", ["^((a{1,200}){1,200}){1,200}$", "(.*a.{50}){20}"])
+def test_a_pattern_that_explodes_elsewhere_costs_little_a_token(engine: Engine, pattern: str) -> None:
+    start = time.process_time()
+    engine.generate("a", json_schema={"type": "string", "pattern": pattern}, temperature=1.0, max_new_tokens=30)
+    assert time.process_time() - start < 3
+
+
 def test_a_tokenizer_that_the_library_cannot_read_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"a grammar needs a tokenizer of the kind in tokenizer\.json, this one fails: "
