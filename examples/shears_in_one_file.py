@@ -276,10 +276,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     examples = [encode(tokenizer, row) for row in read_rows(arguments.train)]
-    test = read_rows(arguments.test)[:50]
+    test = read_rows(arguments.test)[:30]
 
     prune(model, calibration(examples))
-    print(f"pruned: {sparsity_of(model):.1%} zeros, {accuracy(model, tokenizer, test):.0%} right")
+    print(f"pruned: {sparsity_of(model):.1%} zeros, {accuracy(model, tokenizer, test):.0%} right", flush=True)
 
     torch.manual_seed(0)
     adapter = add_adapter(model, alpha=128.0)  # half of the product is masked, so alpha is doubled
@@ -290,7 +290,7 @@ def main() -> None:
 
     activate(adapter, heuristic(adapter, RANKS))
     merge(model)
-    print(f"merged: {sparsity_of(model):.1%} zeros, {accuracy(model, tokenizer, test):.0%} right")
+    print(f"merged: {sparsity_of(model):.1%} zeros, {accuracy(model, tokenizer, test):.0%} right", flush=True)
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
 
