@@ -17,7 +17,7 @@ from tests.end_to_end.recipe import write_recipe
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TUTORIALS = {  # scripts of the pages that are read one after the other, and the verbs that they call
-    "demo.md your-own-data.md": "run report inspect generate run run report inspect generate push",
+    "demo.md your-own-data.md": "run report inspect generate run run compare inspect generate push",
     "chat.md": "data run chat export inspect",
 }
 SMALLER = {"smollm2-135m": "base", "sequence_length: 256": "sequence_length: 64", "epochs: 8": "epochs: 1",

@@ -1,13 +1,12 @@
 """Pruning holds the embeddings, one block and what the method needs beside it: never the whole model."""
 
 import json
-from collections.abc import Iterator
+import random
 from pathlib import Path
 
 import pytest
 from benchmarks.memory import peak_memory
 
-from benchmarks import random_llama as checkpoint
 from shears.records.artifacts import SPARSITY
 from shears.sparsity import prune
 from shears.sparsity.sparsify import sparsify
@@ -44,16 +43,23 @@ prune("tiny")  # loads what is loaded late
 """
 
 
+def write_ids(file: Path, vocabulary: int) -> Path:
+    """Write rows of random token ids, for a model without a tokenizer."""
+    generator = random.Random(0)
+    rows = [[generator.randrange(vocabulary) for _ in range(LENGTH)] for _ in range(NUM_SEQUENCES)]
+    file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    return file
+
+
 @pytest.fixture(scope="module")
-def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a random model of 200 MB, beside it its calibration and a tiny model with its own."""
     folder = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "PRESETS", {**checkpoint.PRESETS, "big": SHAPE})
-        for name in ("big", "tiny"):
-            checkpoint.random_llama(folder / name, name)
-            checkpoint.random_sequences(folder / f"{name}.jsonl", name, NUM_SEQUENCES, LENGTH)
-        yield folder / "big"
+    for name, shape in (("big", SHAPE), ("tiny", {"vocab_size": 300})):
+        model = tiny_model("llama", **shape, tie_word_embeddings=False)
+        model.save_pretrained(folder / name, max_shard_size="12MB")
+        write_ids(folder / f"{name}.jsonl", shape["vocab_size"])
+    return folder / "big"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +84,7 @@ def test_experts_measured_one_by_one_for_a_small_budget_come_out_the_same(
 ) -> None:
     """Hidden states and parts of moments that do not fit into memory change nothing."""
     tiny_model("mixtral").save_pretrained(tmp_path / "base")
-    ids = checkpoint.random_sequences(tmp_path / "ids.jsonl", "tiny", num_sequences=8, length=64)
+    ids = write_ids(tmp_path / "ids.jsonl", 128)
     outputs = list[bytes]()
     for budget in (10**9, 0):
         monkeypatch.setattr(prune, "BUDGET", budget)
