@@ -17,7 +17,7 @@ from pydantic_core import to_jsonable_python
 from shears.cli import application
 from shears.cli.options import METAVARS, MORE, metavar
 from shears.config import Recipe
-from shears.config.evaluate import BaselineConfig
+from shears.config.evaluate_options import BaselineConfig
 from shears.config.fields import StageConfig
 
 ARGUMENTS = "Arguments"

@@ -8,11 +8,11 @@ import pytest
 
 from shears.checkpoints.packed.layout import FORMAT_DTYPES
 from shears.config import EvaluateConfig, ExportConfig, Recipe, TrainConfig
-from shears.config.evaluate import ANSWER_FORMS, ExampleTask, PaperTask, TaskName
-from shears.config.export import FORMATS
+from shears.config.evaluate_options import ANSWER_FORMS, ExampleTask, PaperTask, TaskName
+from shears.config.export_options import FORMATS
 from shears.config.fields import CHAT, DtypeName
 from shears.config.resolve import section_class
-from shears.config.sparsify import METHODS
+from shears.config.sparsify_options import METHODS
 from shears.data.templates import TEMPLATES
 from shears.evaluation.paper_tasks import PAPER_TASKS
 from shears.evaluation.tasks import FORMS

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shears.config import EvaluateConfig
-from shears.config.evaluate import ANSWER_FORMS
+from shears.config.evaluate_options import ANSWER_FORMS
 from shears.data.templates import render_prompt
 from shears.errors import InputError
 from shears.evaluation.decode import Decoder

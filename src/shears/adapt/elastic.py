@@ -28,7 +28,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from shears.adapt.save import save_own_loop
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.fields import TemplateName
-from shears.config.train import SamplingName, TrainConfig
+from shears.config.train_options import SamplingName, TrainConfig
 from shears.errors import InputError
 from shears.models.sparse_adapter import MASK
 from shears.records.peft_files import A, linear_of

@@ -23,7 +23,7 @@ from shears.checkpoints.configuration import known_config
 from shears.checkpoints.conversion import empty_model
 from shears.checkpoints.zeros import EXPERTS
 from shears.config import TrainConfig
-from shears.config.train import AUTO
+from shears.config.train_options import AUTO
 from shears.errors import InputError, option
 from shears.models.blocks import decoder_blocks, linears, matching, weight_oi
 from shears.models.blockwise.matrices import block_matrices, kept_dense, linear_matrix

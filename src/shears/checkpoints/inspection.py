@@ -12,7 +12,7 @@ from safetensors import safe_open
 from shears.checkpoints.packed.file import is_package, read_package
 from shears.checkpoints.tensor_files import quantized_by
 from shears.checkpoints.zeros import EXPERTS, count_zeros, place_in_block, sparsities
-from shears.config.export import FORMAT_OF_RECORD
+from shears.config.export_options import FORMAT_OF_RECORD
 from shears.errors import InputError, reading
 from shears.quantization.training import GRIDS
 from shears.records import artifacts

@@ -16,7 +16,7 @@ from shears.cli.options import Adapter, Values, app, argument, option, switch, w
 from shears.cli.tables import console
 from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.resolve import build
-from shears.config.serve import RunningConfig
+from shears.config.serve_options import RunningConfig
 from shears.errors import InputError, reading
 from shears.progress import CONTROLS
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from shears.config.export import FORMATS
+from shears.config.export_options import FORMATS
 from shears.progress import VisibleConsole, is_first_process
 from shears.records import figures
 from shears.records.artifacts import PACKAGE, WRITTEN_TEXT, find_record, read_json

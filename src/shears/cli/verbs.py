@@ -9,7 +9,7 @@ from shears import config
 from shears.cli import tables
 from shears.cli.options import SET, Adapter, Json, Values, app, argument, option, switch, with_stage_options
 from shears.config.embedded import EMBEDDED
-from shears.config.export import FORMAT_OF_RECORD
+from shears.config.export_options import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
 from shears.records.artifacts import COMPRESS, RESULT, read_json

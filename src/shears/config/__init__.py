@@ -6,16 +6,16 @@ recipe and a keyword of the library: `--max-steps`, `train.max_steps`, `train(ma
 
 from pydantic import Field
 
-from shears.config.compress import CompressConfig
-from shears.config.evaluate import EvaluateConfig, RunEvaluateConfig, ScoringConfig
-from shears.config.export import FORMATS, ExportConfig
+from shears.config.compress_options import CompressConfig
+from shears.config.evaluate_options import EvaluateConfig, RunEvaluateConfig, ScoringConfig
+from shears.config.export_options import FORMATS, ExportConfig
 from shears.config.fields import StageConfig
-from shears.config.heal import HealConfig
-from shears.config.search import SearchConfig
-from shears.config.serve import BenchConfig, ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
-from shears.config.sparsify import SparsifyConfig
-from shears.config.train import TrainConfig
-from shears.config.write import WriteConfig
+from shears.config.heal_options import HealConfig
+from shears.config.search_options import SearchConfig
+from shears.config.serve_options import BenchConfig, ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
+from shears.config.sparsify_options import SparsifyConfig
+from shears.config.train_options import TrainConfig
+from shears.config.write_options import WriteConfig
 
 __all__ = ["BenchConfig", "ChatConfig", "CompressConfig", "EvaluateConfig", "ExportConfig",
            "GenerateConfig", "HealConfig", "Recipe", "RunEvaluateConfig",

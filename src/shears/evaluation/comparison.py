@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shears.config.evaluate import BASELINES
+from shears.config.evaluate_options import BASELINES
 from shears.data.templates import question_id
 from shears.errors import InputError, reading
 from shears.evaluation import statistics

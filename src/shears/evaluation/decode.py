@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from shears.config import SamplingConfig
-from shears.config.evaluate import ScoringConfig
+from shears.config.evaluate_options import ScoringConfig
 from shears.data.examples import Tokenized
 from shears.errors import InputError, option
 from shears.evaluation.evaluated import TextJournal, WrittenText

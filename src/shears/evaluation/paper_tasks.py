@@ -9,7 +9,7 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from shears.config.evaluate import ANSWER_FORMS
+from shears.config.evaluate_options import ANSWER_FORMS
 from shears.data.answer_reading import finite, official_label
 from shears.data.examples import Example, row_named
 from shears.data.rows import Row

@@ -14,7 +14,7 @@ from torch import nn
 from shears.checkpoints.configuration import known_config
 from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
-from shears.config.evaluate import ANSWER_FORMS, NEVER_CHAT, TEMPLATE
+from shears.config.evaluate_options import ANSWER_FORMS, NEVER_CHAT, TEMPLATE
 from shears.config.fields import CHAT
 from shears.config.resolve import build
 from shears.data.calibration import has_instructions

@@ -1,6 +1,6 @@
 """The tasks of `evaluate`, and the evaluation of a loaded model on one of them.
 
-A new way to judge a text is a form of `AnswerRule` in data/rules.py and a name in config/evaluate.py.
+A new way to judge a text is a form of `AnswerRule` in data/rules.py and a name in config/evaluate_options.py.
 """
 
 import logging
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.config import EvaluateConfig
-from shears.config.evaluate import ANSWER_FORMS
+from shears.config.evaluate_options import ANSWER_FORMS
 from shears.config.fields import CHAT
 from shears.data.answer_reading import is_right, read_answers, response_of
 from shears.data.calibration import check_text, text_tokens

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from shears.adapt.ranks import by_linear, choose_ranks, ranks_file
 from shears.adapt.super_adapter import space_of_record
 from shears.config import ExportConfig
-from shears.config.export import FORMATS
+from shears.config.export_options import FORMATS
 from shears.config.resolve import build
 from shears.data.calibration import check_text
 from shears.errors import InputError, reading

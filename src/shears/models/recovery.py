@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shears.checkpoints.tensor_files import refuse_non_finite
-from shears.config.sparsify import SparsifyConfig
+from shears.config.sparsify_options import SparsifyConfig
 from shears.errors import InputError
 from shears.models.blockwise.matrices import Matrix
 from shears.models.ref import ModelRef

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shears.config.export import FORMAT_OF_RECORD, FORMATS
+from shears.config.export_options import FORMAT_OF_RECORD, FORMATS
 from shears.config.fields import StageConfig
 from shears.errors import InputError, reading
 from shears.records.paths import file_fingerprint

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, Template
 
 from shears.config.embedded import EMBEDDED
-from shears.config.export import FORMAT_OF_RECORD
+from shears.config.export_options import FORMAT_OF_RECORD
 from shears.errors import DISTRIBUTION
 from shears.records import artifacts
 from shears.records.figures import Row, model_rows, ranks_by_kind, ranks_of, remarks, size

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from shears.config import Recipe, TrainConfig
-from shears.config.evaluate import BASELINES
+from shears.config.evaluate_options import BASELINES
 from shears.models.fetching import gguf_named
 from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import as_data

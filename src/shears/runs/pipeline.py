@@ -12,7 +12,7 @@ from shears.config import (
     EvaluateConfig,
     Recipe,
 )
-from shears.config.export import FORMATS
+from shears.config.export_options import FORMATS
 from shears.data.calibration import check_text
 from shears.data.examples import check_rows
 from shears.data.rows import OWN_NAMES

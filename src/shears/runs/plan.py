@@ -11,9 +11,9 @@ from shears.adapt.groups import build_space
 from shears.adapt.ranks import by_linear
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig, SparsifyConfig, TrainConfig
-from shears.config.export import FORMATS
+from shears.config.export_options import FORMATS
 from shears.config.loop import LoopConfig
-from shears.config.sparsify import METHODS
+from shears.config.sparsify_options import METHODS
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, read_rows, source_fingerprint

@@ -17,7 +17,7 @@ from shears.config import (
     SparsifyConfig,
     TrainConfig,
 )
-from shears.config.export import FORMATS
+from shears.config.export_options import FORMATS
 from shears.config.fields import TemplateName
 from shears.data.calibration import text_template_of
 from shears.data.rows import source_fingerprint

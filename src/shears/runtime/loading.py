@@ -9,9 +9,9 @@ from typing import Any
 
 from shears.checkpoints.configuration import known_config
 from shears.checkpoints.without_code import load_generation_config
-from shears.config.export import FORMATS
+from shears.config.export_options import FORMATS
 from shears.config.resolve import build
-from shears.config.serve import RunningConfig
+from shears.config.serve_options import RunningConfig
 from shears.errors import reading
 from shears.models.devices import set_threads
 from shears.models.ref import AnyModel, ModelRef, resolve_with

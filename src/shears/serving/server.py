@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shears.config import ServeConfig
 from shears.config.resolve import build
-from shears.config.serve import RunningConfig
+from shears.config.serve_options import RunningConfig
 from shears.errors import InputError, install_hint, option
 from shears.runtime.loading import load
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from shears.checkpoints.tensor_files import refuse_non_finite
 from shears.checkpoints.zeros import count_zeros
-from shears.config.sparsify import METHODS, SparsifyConfig
+from shears.config.sparsify_options import METHODS, SparsifyConfig
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, linears, matching
 from shears.models.blockwise.activations import BUDGET, Activations

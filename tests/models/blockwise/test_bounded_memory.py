@@ -16,6 +16,7 @@ MB = 1_000_000
 HIDDEN, KEYS, VOCABULARY, BLOCKS = 512, 256, 2048, 32
 SHAPE = {
     "hidden_size": HIDDEN,
+    "head_dim": 64,
     "intermediate_size": HIDDEN,
     "num_hidden_layers": BLOCKS,
     "num_attention_heads": 8,

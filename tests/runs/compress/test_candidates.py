@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from shears.config import CompressConfig
-from shears.config.compress import Bound
+from shears.config.compress_options import Bound
 from shears.config.resolve import build
 from shears.errors import InputError
 from shears.models.ref import ModelRef
+from shears.runs.compress.added_losses import AddedLosses, rising
 from shears.runs.compress.candidates import Candidate, following, meeting, ordered
-from shears.runs.compress.losses import AddedLosses, rising
 from shears.runs.compress.recipes import recipe_of, teacher_training
 
 WEIGHTS = 1000

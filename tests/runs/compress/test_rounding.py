@@ -10,8 +10,8 @@ from shears.config import CompressConfig
 from shears.models.ref import resolve
 from shears.quantization.grid import quantize
 from shears.quantization.with_inputs import round_with_inputs
+from shears.runs.compress.added_losses import measured_losses, share_of_nearest
 from shears.runs.compress.exam import Texts
-from shears.runs.compress.losses import measured_losses, share_of_nearest
 from tests.tiny import save_tiny, tiny_model
 
 
@@ -61,7 +61,7 @@ def test_what_int4_adds_counts_by_the_share(tmp_path: Path, monkeypatch: pytest.
     config = CompressConfig(data=str(text), target="1GB", sequence_length=16, num_samples=4)
 
     def added(share: float) -> float:
-        monkeypatch.setattr("shears.runs.compress.losses.share_of_nearest", lambda *_: share)
+        monkeypatch.setattr("shears.runs.compress.added_losses.share_of_nearest", lambda *_: share)
         return measured_losses(model, [(0.0, "int4", "keep")], config, Texts(text, text), "question").by_values["int4"]
 
     sign = 1 if added(1000.0) else -1  # rounding may lower the loss of random weights, which counts as 0

@@ -7,9 +7,9 @@ from typing import Any
 
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.config import CompressConfig, ExportConfig
-from shears.config.compress import Bound
+from shears.config.compress_options import Bound
 from shears.errors import InputError
-from shears.runs.compress.losses import BITS, AddedLosses
+from shears.runs.compress.added_losses import BITS, AddedLosses
 from shears.runs.shapes import Shape
 from shears.runtime.forecast import Forecast
 

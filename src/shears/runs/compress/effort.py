@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shears.config import CompressConfig, TrainConfig
-from shears.config.compress import EFFORTS, EffortName
+from shears.config.compress_options import EFFORTS, EffortName
 from shears.runs.compress.candidates import Candidate
 from shears.runs.compress.exam import num_windows
 from shears.runs.compress.recipes import BEST_METHOD, WITH_SENSITIVITY

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from shears.checkpoints.packed.file import PACKAGE_FILE
 from shears.config import CompressConfig
-from shears.config.evaluate import LONG_ANSWER
+from shears.config.evaluate_options import LONG_ANSWER
 from shears.config.fields import TemplateName
-from shears.config.sparsify import EMBEDDED_CALIBRATION
-from shears.config.write import is_written
+from shears.config.sparsify_options import EMBEDDED_CALIBRATION
+from shears.config.write_options import is_written
 from shears.data.examples import IGNORED, Tokenized
 from shears.data.rows import OWN_NAMES, Row, as_json_lines, read_rows, renamed
 from shears.data.rules import rule_of, task_of_rules

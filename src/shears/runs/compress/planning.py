@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from shears.adapt.prepare import Rows, read_training_rows
 from shears.checkpoints.configuration import known_config
 from shears.config import CompressConfig
-from shears.config.compress import EFFORTS
+from shears.config.compress_options import EFFORTS
 from shears.data.calibration import text_template, text_tokens
 from shears.data.rows import read_rows
 from shears.errors import InputError
@@ -22,6 +22,7 @@ from shears.records.folders import refuse_full_disk
 from shears.records.timing import machine
 from shears.records.trained_form import trained_template
 from shears.records.version import __version__
+from shears.runs.compress.added_losses import AddedLosses, measured_losses, seconds_of_losses
 from shears.runs.compress.candidates import (
     MEASURED,
     RULE,
@@ -55,7 +56,6 @@ from shears.runs.compress.exam import (
     task_of_rows,
     written_tokens,
 )
-from shears.runs.compress.losses import AddedLosses, measured_losses, seconds_of_losses
 from shears.runs.compress.recipes import WITH_SENSITIVITY, recipe_of, teacher_training
 from shears.runs.compress.speeds import Speeds, measured_speeds
 from shears.runs.plan import PlannedStage, bytes_of, plan, quietly

@@ -5,7 +5,7 @@ from typing import Any
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import CompressConfig, ExportConfig, HealConfig, Recipe, SparsifyConfig, TrainConfig
 from shears.config.fields import DtypeName
-from shears.config.sparsify import MethodName
+from shears.config.sparsify_options import MethodName
 from shears.models.fetching import gguf_named
 from shears.models.ref import ModelRef
 from shears.runs.compress.candidates import Candidate

@@ -1,6 +1,6 @@
 """One weight to prune, and the methods that only drop its lowest scores.
 
-A method is a function from `Task` to `Pruned`, and an entry of METHODS in config/sparsify.py.
+A method is a function from `Task` to `Pruned`, and an entry of METHODS in config/sparsify_options.py.
 
 Shapes: O output features, I input features of a linear.
 """

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from shears.config.evaluate import ExampleTask, ScoringConfig
+from shears.config.evaluate_options import ExampleTask, ScoringConfig
 from shears.config.fields import Columns, DtypeName, Names, Seed, Split, StorageURL
 from shears.config.notation import UNITS
 

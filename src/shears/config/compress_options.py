@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from shears.config.fields import Columns, Count, Seed, Split, StageConfig
 from shears.config.notation import num_bytes, num_seconds
-from shears.config.sparsify import MethodName
-from shears.config.write import is_written
+from shears.config.sparsify_options import MethodName
+from shears.config.write_options import is_written
 from shears.errors import InputError
 
 Kind = Literal["bits", "bytes", "tokens/s", "points"]
