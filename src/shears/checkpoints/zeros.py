@@ -19,12 +19,6 @@ def count_zeros(tensor: "Tensor") -> int:
     return int((tensor == 0).count_nonzero())  # of booleans, because 8-bit floats cannot be counted
 
 
-def zeros_share(tensors: "Iterable[Tensor]") -> float:
-    """Return the share of zeros in some tensors together; 0 for none."""
-    tensors = list(tensors)
-    return sum(map(count_zeros, tensors)) / max(sum(tensor.numel() for tensor in tensors), 1)
-
-
 def place_in_block(name: str) -> tuple[int, str] | None:
     """Return the layer and the path in a block, without numbers of experts; None outside of blocks."""
     match = IN_BLOCK.search(name)

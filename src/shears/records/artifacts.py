@@ -145,9 +145,6 @@ def weights_fingerprint(folder: Path) -> str:
     return file_fingerprint(*files)
 
 
-ALL_RANKS = "ranks"  # the measurement of a super-adapter at all of its ranks
-
-
 def evaluation_file(run: Path, name: str) -> Path:
     """Return the file of a run with the figures of a model, such as `sparse + sub-adapter`."""
     return run / "evaluation" / f"{name.replace(' + ', '_').replace('-', '_')}.json"

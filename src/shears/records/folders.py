@@ -106,12 +106,6 @@ def _has_files(work: Path) -> bool:
     return any(path.name not in SCRAPS for path in work.iterdir())
 
 
-def sizes_of(checkpoint: Path) -> dict[str, int]:
-    """Return the bytes of every file of a checkpoint except its marker, which holds them."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARKER)
-    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-
-
 def clear(work: Path, spared: Collection[str] = ()) -> None:
     """Delete what is in a working folder but its lock and the files of the spared names."""
     for path in work.iterdir():

@@ -98,11 +98,6 @@ def _scales_and_zeros(weight: DenseRows) -> list[Tensor]:
     return [blocks_by_panel(weight.scales), pack_nibbles(blocks_by_panel(weight.zeros))]
 
 
-def in_huge_pages(tensor: Tensor, buffer: _native.HugeBuffer) -> Tensor:
-    """Return a copy of a tensor in a buffer of the kernels, which the copy keeps alive."""
-    return _view(copied(tensor, buffer), tensor, buffer)
-
-
 def copied(tensor: Tensor, buffer: _native.HugeBuffer) -> int:
     """Copy a tensor into a buffer; return the copy's address."""
     tensor = tensor.contiguous()
