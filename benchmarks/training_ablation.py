@@ -71,8 +71,8 @@ def plain(asked: argparse.Namespace, folder: str) -> None:
     rows = read_training_rows(resolve(asked.model), TrainConfig(data=asked.rows)).train
     order = list(EpochOrder([len(row.input_ids) for row in rows], BATCH, 0))
     bf16 = resolved_precision(asked.precision, "cpu") == "bf16"
-    dtype: Any = {"dtype": "auto" if bf16 else torch.float32, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(asked.model, **dtype)
+    dtype: Any = "auto" if bf16 else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(asked.model, dtype=dtype, trust_remote_code=False)
     adapted = get_peft_model(model, LoraConfig(r=32, lora_alpha=64, target_modules=TARGETS, task_type="CAUSAL_LM"))
     arguments = transformers.TrainingArguments(
         folder, max_steps=asked.steps, per_device_train_batch_size=MICRO, gradient_accumulation_steps=BATCH // MICRO,

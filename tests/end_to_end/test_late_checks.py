@@ -21,7 +21,6 @@ RUN = {
     "train.data=none.jsonl": "none.jsonl",
     "train.validation=none.jsonl": "none.jsonl",
     "train.precision=fp16": "needs a CUDA device",
-    "train.report_to=wandb": "which is not installed",
     "search.data=none.jsonl": "none.jsonl",
     "search.test=other.jsonl": "row 1 of other.jsonl",
     "export.calibration=none.txt": "none.txt",

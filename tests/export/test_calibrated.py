@@ -173,7 +173,7 @@ def test_a_linear_is_fitted_to_its_outputs_in_the_model_not_rounded(
     ("options", "message"),
     [
         ({"values": "bf16"}, "needs values int4"),
-        ({"calibration": "nowhere.txt", "sequence_length": 9}, "the text must be a readable file, got nowhere.txt"),
+        ({"calibration": "nowhere.txt", "sequence_length": 9}, "nowhere.txt cannot be read: it does not exist"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(options: dict[str, Any], message: str, text: str, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_chat_template_is_rendered_in_a_sandbox(kind: str, template: str, tmp_
         model = save_tiny(tmp_path / "model")
         (model / "chat_template.jinja").write_text(text)
     engine = load(model)
-    with pytest.raises(InputError, match="must suit the tokenizer's chat template"):
+    with pytest.raises(InputError, match="the tokenizer's chat template on these messages cannot be used"):
         engine.encode_chat([{"role": "user", "content": "hi"}])
     assert not marker.exists()
 

@@ -23,7 +23,7 @@ class Constraint(NamedTuple):
     sign: int
     limit: float
 
-    def excess(self, value: float) -> float:
+    def excess(self, value: int | float) -> float:
         """Return the excess over the bound as a share of the limit (absolute for 0), 0 or less if it is met."""
         return self.sign * (value - self.limit) / (abs(self.limit) or 1.0)
 

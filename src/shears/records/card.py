@@ -15,7 +15,7 @@ from jinja2 import Environment, Template
 
 from shears.config.embedded import EMBEDDED
 from shears.config.export_options import FORMAT_OF_RECORD
-from shears.errors import DISTRIBUTION
+from shears.errors import DISTRIBUTION, reading
 from shears.records import artifacts
 from shears.records.figures import Row, model_rows, ranks_by_kind, ranks_of, remarks, size
 from shears.records.paths import HUB_NAME, last_part, without_folders
@@ -43,7 +43,8 @@ def write_card(folder: Path, figures: Sequence[Record] = ()) -> None:
     """Write README.md beside the record of a folder, with a table of figures."""
     path = artifacts.find_record(folder)
     assert path is not None, folder
-    text = card(path.name, artifacts.read_json(path), figures)
+    with reading(path):
+        text = card(path.name, artifacts.read_json(path), figures)
     artifacts.write_text(folder / artifacts.README, text)
 
 

@@ -367,9 +367,7 @@ def test_rows_alone_are_trained_on_and_their_last_tenth_is_answered(inputs: Path
     assert "right answers" in page
     assert "trains dense int4 alike" in page
     commands = next_lines(record, "small")
-    assert commands[0].endswith(
-        f"generate small/{record['chosen']}/package --data small/held_out.jsonl --output answers.jsonl"
-    )
+    assert commands[0].endswith(f"write small/{record['chosen']}/package answers --prompts small/held_out.jsonl")
 
 
 def test_without_a_target_the_smallest_with_enough_right_answers_is_chosen(inputs: Path) -> None:
