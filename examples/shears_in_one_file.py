@@ -273,8 +273,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=45)
     parser.add_argument("--batch-size", type=int, default=16)
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32, trust_remote_code=False)
     examples = [encode(tokenizer, row) for row in read_rows(arguments.train)]
     test = read_rows(arguments.test)[:30]
 
