@@ -121,7 +121,7 @@ def test_a_batch_must_split_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name, value in {"WORLD_SIZE": "3", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="batch_size must be a multiple of micro_batch_size x processes, got 4 for"):
-        training_arguments(settings, tmp_path, 1, "linear")
+        training_arguments(settings, tmp_path, 1, "linear", 600.0)
 
 
 @pytest.mark.parametrize(("device", "used"), [("cuda:1", 1), ("auto", 0)])
@@ -134,7 +134,7 @@ def test_without_a_launcher_one_gpu_is_used(
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     try:
         settings = TrainConfig(data="-", batch_size=4, learning_rate=1e-3, device=device, precision="fp32")
-        arguments = training_arguments(settings, tmp_path, 1, "linear")
+        arguments = training_arguments(settings, tmp_path, 1, "linear", 600.0)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)  # it took the machine for one with GPUs
     assert arguments.n_gpu == 1

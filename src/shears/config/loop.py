@@ -37,8 +37,8 @@ class LoopConfig(StageConfig):
     batch_size: int = Field(16, gt=0)
     """Examples in an optimizer step."""
     micro_batch_size: int | None = Field(None, gt=0)
-    """Examples in one forward pass; must divide batch_size. Fewer need less memory. Default: 4, or what
-    batch_size has in common with it."""
+    """Examples in one forward pass; must divide batch_size. Fewer need less memory. Default: 4, or
+    as many as hold 1,024 tokens on average, where batch_size is a multiple of them."""
     recompute: bool = False
     """Let the backward pass recompute the activations of every block: less memory, a third more time,
     the same bits."""

@@ -45,7 +45,8 @@ logger = logging.getLogger(__name__)
 TRAINED = "trained.safetensors"  # in a checkpoint: the trained parameters
 CHECKPOINT_BYTES = 12  # of a trained number in a checkpoint: itself and two moments of AdamW, in fp32
 SECONDS = 120.0  # between two checkpoints
-MICRO_BATCH = 4  # examples in a forward, where none are set
+MICRO_BATCH = 4  # examples in a forward, where none are set, or more that have FORWARD_TOKENS on average
+FORWARD_TOKENS = 1024  # fewer cost more: a forward converts every weight once, whatever it computes
 VALIDATION_LOSS = "validation_loss"  # key in the training log
 M_TRIM_THRESHOLD = -1  # mallopt(3): free bytes at the heap's end that are returned; -1 returns none
 M_MMAP_MAX = -4  # mallopt(3): blocks that may be mapped each on their own
@@ -124,9 +125,10 @@ class StepTrainer(Trainer):
         self.training = training
         self.work = work
         self.settings = settings
+        length = sum(len(row.input_ids) for row in training.rows) / len(training.rows)
         super().__init__(
             model=training.model,
-            args=training_arguments(settings, work / CHECKPOINTS, training.steps, training.scheduler),
+            args=training_arguments(settings, work / CHECKPOINTS, training.steps, training.scheduler, length),
             train_dataset=list(enumerate(training.rows)),
             data_collator=partial(_collated, pad_id=training.pad_id),
             callbacks=list(training.callbacks),
@@ -313,13 +315,20 @@ def is_over(losses: Mapping[int, float], patience: int | None) -> bool:
     return patience is not None and sum(step > best_step(losses) for step in losses) >= patience
 
 
-def training_arguments(settings: LoopConfig, folder: Path, steps: int, scheduler: str) -> TrainingArguments:
-    """Return Trainer's arguments; `folder` gets the checkpoints. InputError for an uneven split."""
+def training_arguments(
+    settings: LoopConfig, folder: Path, steps: int, scheduler: str, length: float
+) -> TrainingArguments:
+    """Return Trainer's arguments for examples of `length` tokens on average; `folder` gets the checkpoints.
+
+    InputError for an uneven split.
+    """
     device = pick_device(settings.device)
     precision = resolved_precision(settings.precision, device)
     processes = launched()[1]
     own = settings.batch_size // processes
     size = settings.micro_batch_size or math.gcd(own, MICRO_BATCH)
+    while settings.micro_batch_size is None and own % (2 * size) == 0 and 2 * size * length <= FORWARD_TOKENS:
+        size *= 2
     if settings.batch_size % processes or own % max(size, 1):
         raise InputError(
             f"batch_size must be a multiple of micro_batch_size x processes, got {settings.batch_size} for "
