@@ -8,7 +8,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 DISTRIBUTION = "shears-llm"
 """The name that pip installs; `shears` on PyPI is another project."""
@@ -55,8 +55,8 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 @contextmanager
-def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what libraries raise while they read a file into an InputError that names the file and the reason."""
+def _naming(what: str) -> Iterator[None]:
+    """Turn what libraries raise for wrong input into an InputError of `what` and the reason."""
     try:
         yield
     except InputError:
@@ -64,20 +64,17 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if not is_wrong_input(error):
             raise
-        raise InputError(f"{os.fspath(path)} cannot be read: {reason_of(error)}") from error
+        raise InputError(f"{what}: {reason_of(error)}") from error
 
 
-@contextmanager
-def option(name: str) -> Iterator[None]:
-    """Turn what libraries raise while they use an option into an InputError that names the option and the reason."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if not is_wrong_input(error):
-            raise
-        raise InputError(f"{name} cannot be used: {reason_of(error)}") from error
+def reading(path: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """Return a context in which an error of reading a file is one line that names the file and the reason."""
+    return _naming(f"{os.fspath(path)} cannot be read")
+
+
+def option(name: str) -> AbstractContextManager[None]:
+    """Return a context in which an error of using an option is one line that names the option and the reason."""
+    return _naming(f"{name} cannot be used")
 
 
 def reason_of(error: Exception) -> str:
