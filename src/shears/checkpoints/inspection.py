@@ -73,7 +73,7 @@ def _describe(path: Path) -> dict[str, Any]:
     if marker is None:
         resolved = path.resolve()  # because `.` has no name
         if resolved.name.endswith(".partial") or (resolved.name and partial_folder(resolved).exists()):
-            raise InputError(f"{path} must be finished, but its stage was interrupted; start it again with --resume")
+            raise InputError(f"{path} must be finished, but its stage was interrupted; the same command continues it")
         rule = "a model, or an adapter, a search or a run of shears, a JSON file or a .gguf file"
         raise InputError(f"{path} must be {rule}; it has none of {', '.join(MARKERS)}")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
