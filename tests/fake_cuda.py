@@ -189,6 +189,7 @@ def fake_cuda() -> Iterator[None]:
     with (
         patch.multiple(torch.cuda, **PRETENDED, **RANDOM),
         patch.multiple(torch.cuda.random, **RANDOM),
+        patch("accelerate.state.get_torch_accelerator_backend", lambda: ("cuda", torch.cuda), create=True),
         FakeCuda(),
     ):
         yield

@@ -1,6 +1,5 @@
 """What to evaluate next: hill climbing as a function of what is known, and Optuna's samplers."""
 
-import copy
 import hashlib
 import random
 import warnings
@@ -68,8 +67,9 @@ class _CachedParents:
         return parents
 
     def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
-        """Return the parents, drawn from a copy of the generator that draws the children."""
-        twin = copy.deepcopy(self)
+        """Return the parents, drawn from another generator than the children."""
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            twin = type(self)(population_size=self.population_size, seed=generation)  # type: ignore[call-arg, attr-defined]
         parents: list[FrozenTrial] = super(_CachedParents, twin).select_parent(study, generation)  # type: ignore[misc]
         return parents
 
@@ -93,8 +93,7 @@ SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
 def sampler_of(strategy: str, seed: int, number: int, population: int) -> BaseSampler:
     """Return the sampler of one trial: Optuna saves no generator, so a resumed search needs a seed for each trial."""
     stream = hashlib.sha256(f"{strategy}/{seed}/{number}".encode()).hexdigest()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         return SAMPLERS.get(strategy, SAMPLERS["random"])(int(stream[:8], 16), population)  # numpy takes 32 bits
 
 
