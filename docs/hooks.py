@@ -17,7 +17,6 @@ from pydantic_core import to_jsonable_python
 from shears.cli import application
 from shears.cli.options import METAVARS, MORE, metavar
 from shears.config import Recipe
-from shears.config.evaluate_options import BaselineConfig
 from shears.config.fields import StageConfig
 
 ARGUMENTS = "Arguments"
@@ -125,7 +124,6 @@ def recipe_page() -> str:
         kind = section_class(field)
         assert kind is not None
         blocks += [f"## {name}", text_of(field.description or ""), keys_table(kind.model_fields)]
-    blocks += ["## evaluate.baselines.NAME", "Settings of one baseline.", keys_table(BaselineConfig.model_fields)]
     return "\n\n".join(blocks) + "\n"
 
 

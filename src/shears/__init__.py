@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shears.records.version import __version__ as __version__
     from shears.report.compare import compare as compare
     from shears.report.page import write_report as write_report
-    from shears.runs.compress.compress import compress as compress
+    from shears.runs.compress import compress as compress
     from shears.runs.pipeline import run as run
     from shears.runs.plan import plan as plan
     from shears.runtime.environment import environment as environment
@@ -41,7 +41,7 @@ _MODULES = {
     "bench": "runtime.speed",
     "build_space": "adapt.groups",
     "compare": "report.compare",
-    "compress": "runs.compress.compress",
+    "compress": "runs.compress",
     "environment": "runtime.environment",
     "evaluate": "evaluation.run",
     "export_adapter": "export.peft",

@@ -86,8 +86,8 @@ MISTAKES = {
     "evaluate base --task number --data none.jsonl": ["none.jsonl"],
     "evaluate base --task number --data rows.jsonl --output file/out.json": ["can be written, got file/out.json"],
     "compress base out --target 0.1MB --calibration none.txt": ["none.txt"],
-    "compress base out --target 0.1MB --calibration words.txt --data none.jsonl": ["none.jsonl"],
-    "compress base out --target 0.1MB --calibration words.txt --data other.jsonl": ["row 1 of other.jsonl"],
+    "compress base out --target 0.1MB --data none.jsonl": ["none.jsonl"],
+    "compress base out --target 0.1MB --data other.jsonl": ["other.jsonl"],
     "compress base file/out --target 0.1MB --calibration words.txt": ["can be written, got file/out"],
 }
 """Calls, and what stands in the lines of the answer."""

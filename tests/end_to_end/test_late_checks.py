@@ -75,7 +75,7 @@ FULL = [
     "train base out --data rows.jsonl --ranks 4,2 --max-steps 1 --batch-size 2 --device cpu",
     "run recipe.yaml --output out",
     "export base out --format package",
-    "compress base out --target 0.05MB --calibration words.txt --sequence-length 16",
+    "compress base out --target 0.05MB --calibration words.txt",
 ]
 
 

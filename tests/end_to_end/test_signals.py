@@ -43,8 +43,7 @@ STOPS = {
     ),
     "run": Stop("run recipe.yaml --output OUT", "shears.training.fit.Steps.on_step_end", 3, CONTINUES),
     "compress": Stop(
-        "compress base OUT --target 20bits --calibration words.txt --num-samples 2 --sequence-length 16 --seed 1 "
-        "--sparsities 0.5 --values int8 --embeddings keep --attempts 1 --heal 512",
+        "compress base OUT --target 20bits --calibration words.txt --sparsities 0.5 --values int8 --embeddings keep",
         "shears.training.fit.Steps.on_step_end", 1, CONTINUES,
     ),
     "sparsify": Stop(
@@ -138,8 +137,8 @@ def test_a_verb_stopped_by_a_signal_says_how_to_go_on_and_ends_with_the_same_bit
     verb: str, number: signal.Signals, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHEARS_CACHE", str(folder / "cache"))
-    monkeypatch.setattr("shears.runs.compress.exam.NEW_TOKENS", 2)
-    monkeypatch.setattr("shears.runs.compress.exam.ROUNDS", 1)
+    monkeypatch.setattr("shears.runs.exam.NEW_TOKENS", 2)
+    monkeypatch.setattr("shears.runs.exam.ROUNDS", 1)
     stop = STOPS[verb]
     out = folder / f"out-{verb}"
     words = stop.words.replace("OUT", out.name)

@@ -17,7 +17,7 @@ from shears.models import fetching
 from shears.models.load import load_model
 from shears.models.ref import resolve, resolve_with
 from shears.models.tokenizers import load_tokenizer
-from shears.runs.baselines import baseline_model
+from shears.runs.stages import baseline_model
 from tests.models.gguf_files import write_gguf
 
 NAME = "smollm2-135m"

@@ -64,5 +64,5 @@ def test_compressing_refuses_before_the_first_forward(base: Path, tmp_path: Path
     ids = tmp_path / "ids.jsonl"
     ids.write_text((json.dumps({"input_ids": [1, 2]}) + "\n") * 19 + json.dumps({"input_ids": [1, 300]}) + "\n")
     with pytest.raises(InputError, match="token ids must be below 257, the model's embeddings, got 300"):
-        shears.compress(base, tmp_path / "out", target="12bits", calibration=str(ids), sequence_length=2)
+        shears.compress(base, tmp_path / "out", target="12bits", calibration=str(ids))
     assert not (tmp_path / "out").exists()

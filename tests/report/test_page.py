@@ -70,7 +70,7 @@ def test_a_folder_of_compress_has_its_page(tmp_path: Path) -> None:
     record = {
         "model": "some-model", "target": "at most 1 GB", "held_out": "held.txt", "machine": "a processor",
         "order": "rule", "parameters": 135_000_000, "chosen": "s50-int4", "rival": None,
-        "candidates": [{**package, "added_loss": 0.1, "meets": True}],
+        "candidates": [{**package, "meets": True}],
         "measured": [{**package, "loss": 2.5, "answers": None, "holds": True}],
         "dense": {"bytes": 270_000_000, "tokens_per_second": 20.0, "held_out_loss": 2.4, "answers": None},
         "stages": [{"name": "plan", "work": "measures", "seconds": 60.0}], "effort": {"name": "quick"},

@@ -11,14 +11,11 @@ import shears
 from shears.checkpoints.packed.file import PACKAGE_FILE
 from shears.cli import main
 from shears.config import Recipe
-from shears.config.embedded import EMBEDDED
 from shears.config.resolve import load_recipe
+from shears.config.sparsify_options import EMBEDDED
 from shears.data.calibration import calibration_batches
-from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.models.fetching import convert_gguf
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
 from shears.runs.plan import RunPlan, plan
 from shears.runs.shapes import PUBLISHED, shape_of
 from tests.end_to_end.recipe import write_recipe
@@ -125,20 +122,11 @@ def test_the_figures_of_a_plan_are_those_of_the_run(finished: tuple[Path, RunPla
         plan(load_recipe(folder / "recipe.yaml", [*EVALUATED, "train.alpha=99"]), folder / "run")
 
 
-def test_figures_of_other_settings_or_data_are_still_to_be_measured(finished: tuple[Path, RunPlan]) -> None:
+def test_figures_of_other_settings_are_still_to_be_measured(finished: tuple[Path, RunPlan]) -> None:
     folder, _ = finished
-
-    def states(*settings: str) -> list[str]:
+    for settings, state in (((), "done"), (("evaluate.limit=3",), "to do")):
         recipe = load_recipe(folder / "recipe.yaml", [*EVALUATED, *settings])
-        return [stage.state for stage in plan(recipe, folder / "run").stages]
-
-    assert states() == states("evaluate.template=question") == ["done"] * 4
-    assert states("evaluate.limit=3") == states("evaluate.template=alpaca") == ["done"] * 3 + ["to do"]
-    test = folder / "test.jsonl"
-    rows = test.read_text()
-    test.write_text((folder / "validation.jsonl").read_text())
-    assert states() == ["done"] * 3 + ["to do"]
-    test.write_text(rows)
+        assert [stage.state for stage in plan(recipe, folder / "run").stages] == [*["done"] * 3, state]
 
 
 def test_a_sparse_model_of_another_number_format_has_its_size(tmp_path: Path) -> None:
@@ -270,22 +258,6 @@ def test_a_text_that_perplexity_is_measured_on_is_planned(tmp_path: Path) -> Non
 def test_tasks_of_lm_eval_are_named(tmp_path: Path) -> None:
     words = work(planned(tmp_path, evaluate={"harness": ["arc_easy", "piqa"], "limit": 5}))
     assert words == "harness, 2 models, each on up to 5 examples of arc_easy, piqa"
-
-
-@pytest.mark.parametrize("settings", [{"epochs": 3}, {"max_steps": 5}])
-def test_tokens_of_a_training_are_those_of_the_examples_it_sees(settings: dict[str, int], tmp_path: Path) -> None:
-    """Twenty rows in steps of 16: of an epoch's two steps, the second has four. A row that is too long is left out."""
-    file = tmp_path / "rows.jsonl"
-    rows = [{"prompt": "same length?", "completion": "yes"}] * 20 + [{"prompt": "x" * 200, "completion": "y"}]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {"data": str(file), "ranks": [4, 2], "batch_size": 16, "max_length": 64, **settings}
-    words = planned(tmp_path, train=config).stages[1].work
-    tokenizer = load_tokenizer(resolve(tmp_path / "base"))
-    kept = tokenize_all(load_examples(str(file), "question", tokenizer), tokenizer, 64)
-    steps, seen = (6, 60) if "epochs" in settings else (5, 56)
-    assert len(kept) == 20
-    tokens = f"{seen * len(kept[0].input_ids):,}"
-    assert words == f"{steps} steps of 16 examples, 21 examples of {file}, about {tokens} tokens"
 
 
 def test_shares_of_zeros_are_not_rounded_to_whole_percents(tmp_path: Path) -> None:

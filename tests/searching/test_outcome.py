@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig
-from shears.config.search_options import parse_constraint
+from shears.config.evaluate_options import parse_constraint
 from shears.errors import InputError
 from shears.searching.outcome import Evaluated, Figures, Goal, Measured, held_out_gain, outcome, ratio_difference
 

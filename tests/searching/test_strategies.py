@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.config.search_options import StrategyName, parse_constraint
+from shears.config.evaluate_options import StrategyName, parse_constraint
 from shears.errors import InputError
 from shears.searching.outcome import Figures, Goal, outcome
 from shears.searching.strategies import Known, hill_climbing

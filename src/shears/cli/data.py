@@ -11,8 +11,8 @@ from rich.text import Text
 from shears.cli import tables
 from shears.cli.options import Json, Values, app, argument, option, with_stage_options
 from shears.config import TrainConfig
-from shears.config.embedded import EMBEDDED
 from shears.config.resolve import build
+from shears.config.sparsify_options import EMBEDDED
 from shears.errors import InputError
 
 SPLIT = "Write the rows in per cent for training, validation and test, such as 80/10/10 (80/20: no validation)."

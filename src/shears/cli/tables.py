@@ -27,7 +27,6 @@ INSTRUCTION_SETS = ("amx", "avx512", "avx2", "neon_dot", "neon", "portable")  # 
 WHOLE_MODELS = {form.folder for form in FORMATS.values() if form.is_model}
 STAGES = {"name": "stage", "state": "state", "work": "work", "memory": "memory", "disk": "disk"}
 COSTS = {"name": "stage", "work": "what it does", "seconds": "minutes", "memory": "memory", "disk": "disk"}
-DENSE = ("dense", "dense, fine-tuned")  # models in the record of a compression
 COLUMNS = 8  # kinds of linears side by side: as many as 80 characters hold
 
 Record = Mapping[str, Any]
@@ -246,7 +245,7 @@ def print_costs(record: Record) -> None:
     print_rows(table_rows(record["stages"], COSTS), f"plan {record['effort']['name']}: {record['first']} first{whole}")
     if record["efforts"]:
         others = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in record["efforts"].items())
-        print_line(f"minutes: {others}; --time takes one of these names, or a time such as 2h")
+        print_line(f"minutes: {others}")
 
 
 def print_compressed(record: Record, real: Mapping[str, float]) -> None:
@@ -261,14 +260,12 @@ def verdict_line(record: Record, folder: str | Path) -> str:
     row = _chosen(record)
     if row is None:
         tried = f"no package meets the target ({record['target']}) after {len(record['measured'])} attempts"
-        return f"{tried}; try more --attempts, more --time or a looser target"
+        return f"{tried}; try more --sparsities or a looser target"
     words = f"{row['bytes'] / 1e9:.4g} GB, {row['bits_per_weight']:.2f} bits a weight"
     speed = f"{row['tokens_per_second']:.1f} tokens/s"
     losses = f"loss {row['loss']:.4f} against {record['dense']['held_out_loss']:.4f} of the dense model"
     verdict = f"{Path(folder) / row['package']} meets the target ({record['target']}): {words}, {speed}, {losses}"
-    others = {
-        each["name"]: each.get("answers") for each in figures.measured_models(record) if each.get("name") in DENSE
-    }
+    others = {"dense": record["dense"].get("answers")}
     if (rival := record.get("rival")) is not None:
         others[f"dense int4 ({rival['package']})"] = rival["answers"]
     right = (row.get("answers") or {}).get("right", "")

@@ -8,9 +8,9 @@ import shears
 from shears import config
 from shears.cli import tables
 from shears.cli.options import SET, Adapter, Json, Values, app, argument, option, switch, with_stage_options
-from shears.config.embedded import EMBEDDED
 from shears.config.export_options import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
+from shears.config.sparsify_options import EMBEDDED
 from shears.errors import RECORD_ERRORS, InputError
 from shears.records.artifacts import COMPRESS, RESULT, read_json
 from shears.records.folders import refuse_taken
@@ -316,7 +316,7 @@ def compress(
 
     \b
     shears compress MODEL small --data rows.jsonl --target 0.25GB --dry-run
-    shears compress MODEL small --data rows.jsonl --time 2h
+    shears compress MODEL small --data rows.jsonl --target 0.25GB --time 2h
     shears compress MODEL fast --calibration text.txt --target 40tok/s
     """
     if not dry_run:

@@ -7,15 +7,19 @@ recipe and a keyword of the library: `--max-steps`, `train.max_steps`, `train(ma
 from pydantic import Field
 
 from shears.config.compress_options import CompressConfig
-from shears.config.evaluate_options import EvaluateConfig, RunEvaluateConfig, ScoringConfig
+from shears.config.evaluate_options import EvaluateConfig, RunEvaluateConfig, ScoringConfig, SearchConfig
 from shears.config.export_options import FORMATS, ExportConfig
 from shears.config.fields import StageConfig
-from shears.config.heal_options import HealConfig
-from shears.config.search_options import SearchConfig
-from shears.config.serve_options import BenchConfig, ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
+from shears.config.serve_options import (
+    BenchConfig,
+    ChatConfig,
+    GenerateConfig,
+    SamplingConfig,
+    ServeConfig,
+    WriteConfig,
+)
 from shears.config.sparsify_options import SparsifyConfig
-from shears.config.train_options import TrainConfig
-from shears.config.write_options import WriteConfig
+from shears.config.train_options import HealConfig, TrainConfig
 
 __all__ = ["BenchConfig", "ChatConfig", "CompressConfig", "EvaluateConfig", "ExportConfig",
            "GenerateConfig", "HealConfig", "Recipe", "RunEvaluateConfig",

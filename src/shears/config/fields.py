@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from shears.config.notation import kept_of_every, num_bytes, whole_number
 from shears.errors import InputError
 
 CHAT_TURNS = ("system", "user", "assistant")  # columns that make a chat, each one turn
@@ -25,6 +24,46 @@ CHAT: Literal["chat"] = "chat"  # rows of instructions as turns, in the model's 
 BESIDE_FORMS = ("choices", "answer")  # columns that a row of any form may have
 MOST_TOKENS = 10**12  # more than any computer here could read or write
 SEEDS = 2**32  # the largest seed of numpy's and transformers' generators, plus one
+UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+BINARY_UNITS = {"k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+def num_bytes(size: str) -> int:
+    """Return the bytes of a size such as `2GB`, `512 MiB` or `1000000`; InputError for anything else."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", size.strip())
+    if match is None or (match[3] and not match[2]):
+        raise InputError(f"must be a number with a unit such as 2GB or 512MiB, got {size!r}")
+    units = BINARY_UNITS if match[3] else UNITS
+    return int(float(match[1]) * units[match[2]])
+
+
+def whole_number(text: str) -> int:
+    """Return a count such as `50k`, `1M`, `1.5G` or `1000`; InputError for anything else."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)([kKMG]?)", text.strip())
+    number = 0.0 if match is None else float(match[1]) * UNITS[match[2]]
+    if match is None or number != int(number):
+        raise InputError(f"must be a whole number such as 1000, 50k or 1M, got {text!r}")
+    return int(number)
+
+
+def num_seconds(text: str) -> float:
+    """Return the seconds of a time such as `90s`, `15min` or `1.5h`; InputError for anything else."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(s|min|h)", text.strip())
+    if match is None or not float(match[1]):
+        raise InputError(f"must be a number above 0 with a unit such as 15min or 2h, got {text!r}")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def kept_of_every(pattern: str) -> tuple[int, int] | None:
+    """Return N and M of a pattern `N:M`, None for any other text; InputError unless 0 < N < M."""
+    match = re.fullmatch(r"(\d+):(\d+)", pattern, re.ASCII)
+    if match is None:
+        return None
+    kept, size = int(match[1]), int(match[2])
+    if not 0 < kept < size:
+        raise InputError(f"must keep 0 < N < M weights, got {pattern}; 2:4 keeps two of four")
+    return kept, size
 
 
 def _split_commas(value: object) -> object:

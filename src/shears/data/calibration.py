@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shears.config.fields import CHAT, TemplateName
-from shears.config.write_options import is_written
+from shears.config.serve_options import is_written
 from shears.data.chat_template import render_turns, turns_of
 from shears.data.examples import to_example, tokenize
 from shears.data.rows import OWN_NAMES, Row, read_rows

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from shears.config.fields import CHAT
-from shears.config.write_options import is_written
+from shears.config.serve_options import is_written
 from shears.data.chat_template import Segment, chat_segments, render_turns
 from shears.data.rows import OWN_NAMES, Row, read_rows
 from shears.data.rules import as_text, choices_of, reference_of, written

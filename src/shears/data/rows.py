@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shears.config.fields import CHAT_TURNS, FORMS
-from shears.config.write_options import ANSWERED
+from shears.config.serve_options import ANSWERED
 from shears.data.templates import render_completion, render_prompt
 from shears.errors import InputError, option, reading
 from shears.records.paths import HUB_SOURCE, expanded, file_fingerprint, is_path, without_folders

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shears.config.write_options import ANSWERED
+from shears.config.serve_options import ANSWERED
 from shears.data.rows import OWN_NAMES, Row, located, read_rows, source_fingerprint
 from shears.data.templates import question_id, question_of
 from shears.errors import InputError

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from shears.checkpoints.configuration import UnsupportedCheckpoint
 from shears.config import ExportConfig
 from shears.config.fields import TemplateName
-from shears.config.write_options import is_written
+from shears.config.serve_options import is_written
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError

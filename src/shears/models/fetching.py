@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 
-from shears.config.embedded import EMBEDDED, Embedded
+from shears.config.sparsify_options import EMBEDDED, Embedded
 from shears.errors import InputError, reading
 from shears.records.artifacts import GGUF, GGUF_FILE
 from shears.records.paths import expanded

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shears.checkpoints.packed.file import Package, is_package, read_package
-from shears.config.embedded import EMBEDDED
+from shears.config.sparsify_options import EMBEDDED
 from shears.errors import InputError, reading
 from shears.models.fetching import convert_gguf, download, fetch, gguf_named
 from shears.records.artifacts import (

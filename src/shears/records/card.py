@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, Template
 
-from shears.config.embedded import EMBEDDED
 from shears.config.export_options import FORMAT_OF_RECORD
+from shears.config.sparsify_options import EMBEDDED
 from shears.errors import DISTRIBUTION, reading
 from shears.records import artifacts
 from shears.records.figures import Row, model_rows, ranks_by_kind, ranks_of, remarks, size

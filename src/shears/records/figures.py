@@ -1,9 +1,8 @@
 """Figures of records in words and as rows of tables, for the terminal, the cards and the report. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
-
-from shears.config.notation import by_layer
 
 Record = Mapping[str, Any]
 Row = dict[str, object]  # of a table: column -> cell
@@ -17,7 +16,7 @@ BENCH = {
 }  # fmt: skip
 RATIOS = {"over": "the package over", "decode": "decode", "prefill": "prefill", "first_token": "first token"}
 PACKAGE = {"name": "package", "bytes": "size", "bits_per_weight": "bits a weight", "tokens_per_second": "tokens/s"}
-CANDIDATES = {**PACKAGE, "added_loss": "loss added", "meets": "meets"}
+CANDIDATES = {**PACKAGE, "meets": "meets"}
 MEASURED = {**PACKAGE, "loss": "loss", "answers": "right answers", "holds": "meets"}
 PLANNED = {"name": "stage", "work": "what it does", "seconds": "minutes planned", "real": "real"}
 CONTAMINATION = "seen_in_training"  # a record's flag; in details, the number of such questions
@@ -188,6 +187,25 @@ def ranks_by_kind(ranks: Mapping[str, int | Sequence[int]]) -> dict[str, str]:
     return {kind: by_layer(texts) for kind, texts in kinds.items()}
 
 
+def by_layer(figures: Mapping[int, str]) -> str:
+    """Return each figure with its layers, the most frequent first, such as `24 in all 6 layers`."""
+    layers: dict[str, list[int]] = {}
+    for layer, figure in sorted(figures.items()):
+        layers.setdefault(figure, []).append(layer)
+    if len(layers) == 1:
+        return f"{next(iter(layers))} in all {len(figures)} layers"
+    by_frequency = sorted(layers, key=lambda figure: -len(layers[figure]))
+    return "; ".join(
+        f"{figure} in layer{'s' * (len(layers[figure]) > 1)} {_ranges(layers[figure])}" for figure in by_frequency
+    )
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return rising numbers as text, with runs of consecutive numbers as `first-last`."""
+    runs = ([number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]))
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
 def ranks_of(record: Record) -> Mapping[str, int | Sequence[int]]:
     """Return the rank of each group, or its ranks, of a super-adapter, a sub-adapter or a search."""
     groups = {name: group["ranks"] for name, group in record.get("groups", {}).items()}
@@ -209,13 +227,9 @@ def packages_of(record: Record) -> list[Record]:
 
 
 def measured_models(record: Record) -> list[Record]:
-    """Return the figures of the dense model, of the fine-tuned one, and of every package of a compression."""
+    """Return the figures of the dense model and of every package of a compression."""
     dense = record["dense"]
-    models: list[Record] = [{**dense, "name": "dense", "loss": dense.get("held_out_loss")}]
-    taught = record.get("teacher")
-    if taught is not None and taught["answers"] is not None:
-        models.append({**dense, "name": "dense, fine-tuned", "loss": None, "answers": taught["answers"]})
-    return models + packages_of(record)
+    return [{**dense, "name": "dense", "loss": dense.get("held_out_loss")}, *packages_of(record)]
 
 
 def measured_rows(record: Record) -> list[Row]:

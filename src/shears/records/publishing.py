@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when imported
 
-from shears.config.embedded import EMBEDDED
+from shears.config.sparsify_options import EMBEDDED
 from shears.errors import InputError, option, reading
 from shears.records import artifacts
 from shears.records.card import HubLocation, published

@@ -11,9 +11,9 @@ import yaml
 from jinja2 import Environment
 
 from shears.checkpoints.zeros import kinds_of, place_in_block, sparsities
+from shears.config.evaluate_options import MAXIMISED
 from shears.config.export_options import FORMAT_OF_RECORD
 from shears.config.resolve import parse_yaml
-from shears.config.search_options import MAXIMISED
 from shears.errors import InputError, option, reading
 from shears.evaluation.comparison import paired
 from shears.records import artifacts, figures

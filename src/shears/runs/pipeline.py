@@ -8,10 +8,7 @@ from typing import Any
 import yaml
 
 from shears.checkpoints.inspection import inspect
-from shears.config import (
-    EvaluateConfig,
-    Recipe,
-)
+from shears.config import EvaluateConfig, Recipe
 from shears.config.export_options import FORMATS
 from shears.data.calibration import check_text
 from shears.data.examples import check_rows
@@ -30,9 +27,15 @@ from shears.records.card import write_card
 from shears.records.folders import partial_folder, refuse_full_disk, run_lock
 from shears.records.paths import is_path
 from shears.records.timing import timed
-from shears.runs.baselines import HEALED_FOLDER, baseline_model, dense_model, sparse_folder
 from shears.runs.plan import bytes_of
-from shears.runs.stages import run_folder, stages_of, with_calibration
+from shears.runs.stages import (
+    HEALED_FOLDER,
+    baseline_model,
+    run_folder,
+    sparse_folder,
+    stages_of,
+    with_calibration,
+)
 from shears.training.teacher import find_teacher
 
 logger = logging.getLogger(__name__)
@@ -117,10 +120,8 @@ def _check_trainings(recipe: Recipe) -> None:
 def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path | None]]:
     """Return the dense, sparse, baseline and exported models, each with its adapter, by name."""
     assert recipe.evaluate is not None
-    assert recipe.model is not None
-    dense = dense_model(recipe.model, recipe.sparsify.dtype, folder)
     models: dict[str, tuple[ModelRef, Path | None]] = {
-        "dense": (dense, None),
+        "dense": (resolve(str(recipe.model), recipe.sparsify.dtype), None),
         "sparse": (resolve(folder / "sparse"), None),
     }
     sparse = resolve(sparse_folder(recipe, folder))

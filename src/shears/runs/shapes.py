@@ -16,7 +16,7 @@ from shears.checkpoints.conversion import empty_model
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.tensor_format import Spec
 from shears.config import ExportConfig
-from shears.config.embedded import EMBEDDED
+from shears.config.sparsify_options import EMBEDDED
 from shears.export.gguf import planned_gguf_bytes
 from shears.export.packing import choose_form, planned_bytes
 from shears.models.blocks import decoder_blocks, linears

@@ -9,14 +9,8 @@ from typing import Any
 from shears.adapt.groups import resolved_groups
 from shears.adapt.ranks import ranks_file, ranks_name
 from shears.adapt.train import train
-from shears.config import (
-    HealConfig,
-    Recipe,
-    RunEvaluateConfig,
-    SearchConfig,
-    SparsifyConfig,
-    TrainConfig,
-)
+from shears.config import HealConfig, Recipe, SearchConfig, TrainConfig
+from shears.config.evaluate_options import BASELINES
 from shears.config.export_options import FORMATS
 from shears.config.fields import TemplateName
 from shears.data.calibration import text_template_of
@@ -24,34 +18,33 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError, reading
 from shears.export.peft import export_adapter
 from shears.healing.heal import heal, teacher_of
+from shears.models.fetching import gguf_named
 from shears.models.ref import resolve
 from shears.records import artifacts
 from shears.records.artifacts import as_data
 from shears.records.folders import named_folder
 from shears.records.paths import expanded, file_fingerprint
-from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
 from shears.searching.study import search
 from shears.sparsity.sparsify import sparsify_for
 from shears.training.teacher import find_teacher
 
+DENSE_LORA, SPARSE_LORA = BASELINES
+HEALED_FOLDER = "healed"  # in a run's folder
+
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run: its artifact, its configuration, its inputs and the function that makes it."""
+    """One step of a run: its artifact, its configuration, its inputs and the function that makes it.
+
+    `record` is the name of the record in `output`; `inputs` returns the fingerprints of the inputs.
+    """
 
     name: str
     output: Path
     record: str
-    """Name of the record in `output`."""
     config: Mapping[str, Any]
     inputs: Callable[[], Mapping[str, str]]
-    """Returns the fingerprints of the inputs."""
     make: Callable[[], object]
-
-    @property
-    def section(self) -> str:
-        """The section of the recipe that configures the stage; the names of baselines are none."""
-        return self.name if self.name in Recipe.model_fields else "train"
 
     def is_done(self) -> bool:
         """Tell whether the artifact exists; InputError if it was made with another configuration or is damaged."""
@@ -60,8 +53,14 @@ class Stage:
             return False
         with reading(path):
             before = dict(artifacts.record_in(path)["config"])
-        artifacts.refuse_changes(self.output, _prefixed(self.section, before), _prefixed(self.section, self.config))
+        artifacts.refuse_changes(self.output, self._prefixed(before), self._prefixed(self.config))
         return True
+
+    def _prefixed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a configuration under keys such as `export.ranks`, with ranks by their name."""
+        section = self.name if self.name in Recipe.model_fields else "train"  # of a baseline
+        named = {"ranks": ranks_name(config["ranks"])} if section == "export" and config["ranks"] else {}
+        return {f"{section}.{key}": value for key, value in {**config, **named}.items()}
 
     def verify(self) -> None:
         """Raise InputError if the artifact was made from other inputs than the present ones."""
@@ -72,65 +71,34 @@ class Stage:
                 artifacts.check_input(f"{name} of {self.output}", recorded, fingerprint)
 
 
-def _prefixed(section: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration under keys such as `export.ranks`, with ranks by their name."""
-    named = {"ranks": ranks_name(config["ranks"])} if section == "export" and config["ranks"] else {}
-    return {f"{section}.{key}": value for key, value in {**config, **named}.items()}
-
-
 def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
-    """Return the folder of a run; InputError for a recipe that lacks what a run needs."""
+    """Return the folder of a run; InputError, before any work is done, for a recipe that a later stage would refuse."""
     target = recipe.output if output is None else output
-    if not recipe.model or not target:
-        raise InputError("a run must have a model and an output folder; add `model:` and `output:` to the recipe")
-    if recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data:
-        rule = "search must use validation data, never the test split"
-        raise InputError(f"{rule}; search and evaluate both have {recipe.search.data}")
-    if recipe.search and not recipe.train:
-        raise InputError("a run with a search must train first; add a `train:` section to the recipe")
-    if recipe.train and recipe.train.quantize_aware != "none":
-        _check_rounded(recipe)
-    _check_recovery(recipe)
-    if recipe.evaluate and not recipe.train:
-        _check_untrained(recipe.evaluate)
-    folder = named_folder(expanded(target)).resolve()
+    train, heals, export = recipe.train, recipe.heal, recipe.export
+    starts = train is not None and train.init == "recovery"
+    recovers = heals is not None and heals.recovery
+    packs_int4 = FORMATS[export.format].is_model and export.values in ("auto", "int4")
+    mistakes = {
+        "a run must have a model and an output folder; add `model:` and `output:` to the recipe":
+            not recipe.model or not target,
+        "search must use validation data, never the test split; search and evaluate have the same":
+            recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data,
+        "a run with a search must train first; add a `train:` section to the recipe": recipe.search and not train,
+        "a run that trains with quantize_aware must export format package with values int4 (or a merged format)":
+            train and train.quantize_aware != "none" and not packs_int4,
+        "a run that heals and trains with init recovery must heal the recovery too; add `recovery: true` to `heal:`":
+            starts and heals and not recovers,
+        "a run that uses a recovery must make one; set sparsify.recover_rank, such as to 32":
+            (recovers or starts) and not recipe.sparsify.recover_rank,
+        "a run must train to have baselines, which take its settings; add a `train:` section":
+            recipe.evaluate and recipe.evaluate.baselines and not train,
+    }  # fmt: skip
+    if wrong := next((rule for rule, is_broken in mistakes.items() if is_broken), None):
+        raise InputError(wrong)
+    folder = named_folder(expanded(str(target))).resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output of a run must be a folder, got the file {folder}; choose another output")
     return folder
-
-
-def _check_untrained(config: RunEvaluateConfig) -> None:
-    """Raise InputError for measurements that need a training, in a run without one."""
-    if config.baselines:
-        raise InputError(
-            "a run must train to have baselines, which take its settings; got "
-            f"{', '.join(config.baselines)} and no `train:` section: add one or drop evaluate.baselines"
-        )
-
-
-def _check_recovery(recipe: Recipe) -> None:
-    """Raise InputError, before any work is done, for a recovery that a later stage would miss."""
-    heals = recipe.heal is not None and recipe.heal.recovery
-    starts = recipe.train is not None and recipe.train.init == "recovery"
-    if starts and recipe.heal is not None and not heals:
-        raise InputError(
-            "a run that heals and trains with init recovery must heal the recovery too; add "
-            "`recovery: true` to the `heal:` section, or set train.init to lora"
-        )
-    if (heals or starts) and not recipe.sparsify.recover_rank:
-        rule = "a run that uses a recovery must make one"
-        raise InputError(f"{rule}, got sparsify.recover_rank 0; set it, such as to 32")
-
-
-def _check_rounded(recipe: Recipe) -> None:
-    """Raise InputError, before any work is done, for an export that refuses a quantize_aware adapter."""
-    export = recipe.export
-    if not FORMATS[export.format].is_model or export.values not in ("auto", "int4"):
-        raise InputError(
-            "a run that trains with quantize_aware must export format package with values int4 (or a "
-            f"merged format), got format {export.format} with values {export.values}; change the "
-            "`export:` section"
-        )
 
 
 def with_calibration(recipe: Recipe) -> Recipe:
@@ -140,9 +108,8 @@ def with_calibration(recipe: Recipe) -> Recipe:
 
 def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     """Return the stages of a recipe in order; each reads the artifact of the one before."""
-    assert recipe.model is not None
     template = template_of_run(recipe)
-    stages = [_sparsify_stage(recipe.sparsify, recipe.model, folder, template)]
+    stages = [_sparsify_stage(recipe, folder, template)]
     if recipe.heal is not None:
         stages.append(_heal_stage(recipe.heal, folder, template))
     sparse = sparse_folder(recipe, folder)
@@ -165,18 +132,51 @@ def template_of_run(recipe: Recipe) -> TemplateName | None:
     return None if recipe.evaluate is None else recipe.evaluate.template
 
 
-def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path, template: TemplateName | None) -> Stage:
-    output = folder / "sparse"
-    values = as_data(config)
+def sparse_folder(recipe: Recipe, folder: Path) -> Path:
+    """Return the folder of the sparse model that a run trains on: the healed one if the recipe heals."""
+    return folder / (HEALED_FOLDER if recipe.heal is not None else "sparse")
+
+
+def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
+    """Return the training of each baseline of a recipe by name: plain LoRA, the run's largest rank alone.
+
+    On the pruned model the run and its baseline differ in the choice of ranks only. The dense model
+    has no zeros to keep, no teacher, and nothing to recover.
+    """
+    train = recipe.train
+    if train is None or recipe.evaluate is None:
+        return {}
+    one_rank = {**as_data(train), "ranks": train.ranks[:1], "sampling": "uniform"}
+    plain = {"init": "lora", "sparse_adapter": False, "quantize_aware": "none", "teacher": None}
+    changes = {SPARSE_LORA: one_rank, DENSE_LORA: {**one_rank, **plain}}
+    return {name: TrainConfig.model_validate(changes[name]) for name in recipe.evaluate.baselines}
+
+
+def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:
+    """Return the model that a baseline is trained on.
+
+    The result for a .gguf file that the run converts to bf16 is its folder, because the name of the
+    file means the fp32 conversion.
+    """
+    if name != DENSE_LORA:
+        return sparse_folder(recipe, folder)
+    model = str(recipe.model)
+    if gguf_named(model) is None or recipe.sparsify.dtype != "bf16":
+        return model
+    return resolve(model, "bf16").folder
+
+
+def _sparsify_stage(recipe: Recipe, folder: Path, template: TemplateName | None) -> Stage:
+    model, config, output = str(recipe.model), recipe.sparsify, folder / "sparse"
 
     def inputs() -> dict[str, str]:
-        fingerprint = dense_model(model, config.dtype, folder).fingerprint
+        fingerprint = resolve(model, config.dtype).fingerprint
         return {"base_fingerprint": fingerprint, **_hashes(calibration=config.calibration)}
 
     def make() -> Path:
         return sparsify_for(model, output, config, template)
 
-    return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, make)
+    return Stage("sparsify", output, artifacts.SPARSITY, as_data(config), inputs, make)
 
 
 def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None) -> Stage:

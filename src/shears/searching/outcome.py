@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from shears.adapt.space import RankConfig
-from shears.config.search_options import MAXIMISED, Constraint
+from shears.config.evaluate_options import MAXIMISED, Constraint
 from shears.errors import InputError
 from shears.evaluation.statistics import Z95, Interval, paired_difference
 

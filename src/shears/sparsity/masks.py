@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from shears.config.notation import kept_of_every
+from shears.config.fields import kept_of_every
 from shears.errors import InputError
 
 

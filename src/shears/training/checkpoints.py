@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from shears.config.loop import LoopConfig
+from shears.config.train_options import LoopConfig
 from shears.data.rows import source_fingerprint
 from shears.errors import reading
 from shears.models.devices import pick_device, resolved_precision

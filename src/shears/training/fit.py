@@ -21,7 +21,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
 
-from shears.config.loop import LoopConfig
+from shears.config.train_options import LoopConfig
 from shears.data.examples import Tokenized
 from shears.errors import InputError, first_line, reading
 from shears.models.devices import pick_device, resolved_precision

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shears.checkpoints.configuration import known_config
-from shears.config.loop import LoopConfig
+from shears.config.train_options import LoopConfig
 from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
 from shears.errors import InputError, reading
 from shears.models.devices import autocast, computing_dtype, device_of, pick_device, resolved_precision

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from shears.checkpoints.configuration import known_config
 from shears.config import WriteConfig
 from shears.config.resolve import build
-from shears.config.write_options import ANSWERED, WRITTEN, is_written
+from shears.config.serve_options import ANSWERED, WRITTEN, is_written
 from shears.data.rows import OWN_NAMES, Row, as_json_lines, read_rows
 from shears.data.rules import rule_of
 from shears.data.templates import TO_REASON

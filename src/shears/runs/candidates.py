@@ -1,0 +1,156 @@
+"""The candidates for a package, with predicted figures, and the recipe that makes each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from shears.checkpoints.packed.layout import NumberFormat
+from shears.checkpoints.tensor_files import TensorFiles
+from shears.config import CompressConfig, ExportConfig, HealConfig, Recipe, SparsifyConfig, TrainConfig
+from shears.config.compress_options import Bound
+from shears.config.fields import DtypeName
+from shears.errors import InputError
+from shears.models.fetching import gguf_named
+from shears.models.ref import ModelRef
+from shears.runs.effort import Effort
+from shears.runs.shapes import Shape
+from shears.runtime.forecast import Forecast
+
+BITS = {"bf16": 16, "keep": 16, "int8": 8, "int4": 4}
+RULE = "fewer zeros first, then more bits a weight, then more bits an embedding"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A package that could be made: zeros, formats and predictions (None: unknown)."""
+
+    sparsity: float
+    values: NumberFormat
+    embeddings: str
+    bytes: int
+    bits_per_weight: float
+    tokens_per_second: float | None
+
+    @property
+    def name(self) -> str:
+        """The name of its run's folder, such as s50-int4-int8: sparsity, weights, embeddings."""
+        form = "" if self.embeddings == "keep" else f"-{self.embeddings}"
+        return f"s{100 * self.sparsity:g}-{self.values}{form}"
+
+
+def all_candidates(config: CompressConfig, shape: Shape, forecast: Forecast | None) -> list[Candidate]:
+    """Return every combination of sparsities and formats with its size and speed, in the order of RULE."""
+    found = []
+    for sparsity, values, embeddings in product(config.sparsities, config.values, config.embeddings):
+        size = shape.package_bytes(ExportConfig(format="package", values=values, embeddings=embeddings), sparsity)
+        speed = forecast.tokens_per_second(sparsity, values, embeddings) if forecast else None
+        found.append(Candidate(sparsity, values, embeddings, size, 8 * size / shape.parameters, speed))
+    return sorted(found, key=lambda each: (each.sparsity, -BITS[each.values], -BITS[each.embeddings]))
+
+
+def meeting(bound: Bound, candidates: Sequence[Candidate], weights: int) -> list[Candidate]:
+    """Return the candidates predicted to meet a bound; InputError names the nearest otherwise."""
+    kept = [each for each in candidates if bound.holds(each.bytes, weights, each.tokens_per_second)]
+    if not kept:
+        is_speed = bound.kind == "tokens/s"
+        nearest = min(candidates, key=lambda each: -(each.tokens_per_second or 0.0) if is_speed else each.bytes)
+        raise InputError(
+            f"the target must be within reach ({bound}); the nearest of {len(candidates)} candidates is "
+            f"{nearest.name}: {figures_of(nearest)}; name a looser target, or more --sparsities or --values"
+        )
+    return kept
+
+
+def figures_of(candidate: Candidate) -> str:
+    """Return the size and the speed of a candidate in words."""
+    speed = candidate.tokens_per_second
+    words = f"{candidate.bytes / 1e9:.4g} GB, {candidate.bits_per_weight:.2f} bits a weight"
+    return words if speed is None else f"{words}, {speed:.1f} tokens/s"
+
+
+def following(
+    promising: Sequence[Candidate], measured: Sequence[Mapping[str, Any]], bound: Bound, weights: int
+) -> Candidate | None:
+    """Return the next candidate to make: the first that should meet the bound; None at the end.
+
+    After one that missed, predictions are taken to err as its own did.
+    """
+    if not measured:
+        return promising[0]
+    last = measured[-1]
+    before = next(each for each in promising if each.name == last["name"])
+    larger = last["bytes"] / before.bytes
+    faster = last["tokens_per_second"] / before.tokens_per_second if before.tokens_per_second else 1.0
+    tried = {each["name"] for each in measured}
+    for each in promising if not last["holds"] else ():
+        speed = None if each.tokens_per_second is None else each.tokens_per_second * faster
+        if each.name not in tried and bound.holds(each.bytes * larger, weights, speed):
+            return each
+    return None
+
+
+def best(packages: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the name of the package with the most right answers of those that hold; at equal ones the smaller."""
+    holding = [each for each in packages if each["holds"]]
+    chosen = max(holding, key=lambda each: ((each["answers"] or {}).get("accuracy", 0.0), -each["bytes"]), default=None)
+    return None if chosen is None else str(chosen["name"])
+
+
+def dtype_of(model: ModelRef) -> DtypeName:
+    """Return the number format in which stages read a model: a .gguf file in that of its conversion."""
+    if gguf_named(model.name) is None:
+        return "auto"
+    files = TensorFiles(model.folder)
+    return "bf16" if any(str(files.dtype(name)) == "torch.bfloat16" for name in files.names) else "auto"
+
+
+def recipe_of(candidate: Candidate, effort: Effort, model: ModelRef, text: Path, teacher: Path | None) -> Recipe:
+    """Return the recipe that makes a candidate, calibrated, healed and trained on the file `text`."""
+    source = str(text)
+    sampling: dict[str, Any] = {"num_samples": effort.num_samples, "sequence_length": effort.sequence_length}
+    is_int4 = candidate.values == "int4"
+    prunes = candidate.sparsity > 0
+    pruning = {"method": effort.method, "calibration": source} if prunes else {"method": "magnitude"}  # needs no text
+    heal = train = None
+    if effort.heal and prunes:
+        sizes: dict[str, Any] = {"tokens": effort.heal, "sequence_length": effort.sequence_length}
+        steps = HealConfig(data=source, **sizes).num_steps
+        warmup = min(HealConfig.model_fields["warmup_steps"].default, steps - 1)
+        grid: Any = "int4" if is_int4 else "none"
+        heal = HealConfig(data=source, warmup_steps=warmup, quantize_aware=grid, **sizes)
+    if effort.steps:
+        taught = {"teacher": None if teacher is None else str(teacher)}
+        train = training_of(effort, text, **taught, **masked_for(candidate.values))
+    calibrated = is_int4 and train is None and heal is None
+    return Recipe(
+        model=model.name,
+        sparsify=SparsifyConfig(sparsity=candidate.sparsity, dtype=dtype_of(model), **sampling, **pruning),
+        heal=heal,
+        train=train,
+        export=ExportConfig(
+            format="package", values=candidate.values, embeddings=candidate.embeddings,
+            calibration=source if calibrated else None, **sampling,
+        ),
+    )  # fmt: skip
+
+
+def masked_for(values: str) -> dict[str, Any]:
+    """Return the options of a training whose adapter is merged into a package of these values: zeros stay zeros."""
+    return {"quantize_aware": "int4"} if values == "int4" else {"sparse_adapter": True}
+
+
+def training_of(effort: Effort, text: Path, **others: Any) -> TrainConfig:
+    """Return the training of an adapter of one rank: it is merged, and no smaller rank would change the package.
+
+    The zeros mask a share of its product, which the default alpha makes up for.
+    """
+    warmup = min(TrainConfig.model_fields["warmup_steps"].default, effort.steps - 1)
+    return TrainConfig(data=str(text), max_steps=effort.steps, warmup_steps=warmup, **others)
+
+
+def as_rows(candidates: Sequence[Candidate], promising: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Return the candidates as data, those that should meet the target first."""
+    rows = [{"name": each.name, **asdict(each), "meets": each in promising} for each in candidates]
+    return sorted(rows, key=lambda each: not each["meets"])

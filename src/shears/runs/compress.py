@@ -1,0 +1,329 @@
+"""`shears compress`: plan once, then make and measure; the same call continues an interrupted one."""
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from shears.adapt.prepare import Rows, read_training_rows
+from shears.adapt.train import train
+from shears.checkpoints.configuration import known_config
+from shears.config import CompressConfig
+from shears.config.resolve import build
+from shears.data.calibration import text_template, text_tokens
+from shears.data.rows import read_rows
+from shears.errors import InputError, memory_of, reading
+from shears.models.load import refuse_unknown
+from shears.models.properties import positions_in
+from shears.models.ref import ModelRef, resolve
+from shears.models.tokenizers import load_tokenizer
+from shears.records.artifacts import COMPRESS, as_data, check_input, read_object, refuse_changes, write_json
+from shears.records.figures import packages_of
+from shears.records.folders import named_folder, refuse_full_disk, refuse_taken, run_lock
+from shears.records.paths import expanded
+from shears.records.timing import machine, timed
+from shears.records.trained_form import trained_template
+from shears.records.version import __version__
+from shears.runs.candidates import (
+    RULE,
+    Candidate,
+    all_candidates,
+    as_rows,
+    best,
+    figures_of,
+    following,
+    meeting,
+    recipe_of,
+    training_of,
+)
+from shears.runs.costs import AS_IT_CAME, TEACHER, fitted, left_out, measured_speeds, sentences, stage_seconds
+from shears.runs.effort import FEWEST_SEQUENCES, LENGTH, Amounts, Effort, efforts
+from shears.runs.exam import NEW_TOKENS, ROUNDS, Exam, Texts, answers_of, longest_answer, split_text, task_of_rows
+from shears.runs.pipeline import run
+from shears.runs.plan import plan, quietly
+from shears.runs.shapes import BF16_BYTES, Shape, shape_of
+from shears.runtime.forecast import forecast_of
+
+logger = logging.getLogger(__name__)
+ATTEMPTS = 3  # candidates that are made at most, until one meets the target
+MOST_OUTSIDE = 0.1  # share of a block's weights outside its linears, such as stacked experts
+FEW_ROWS = 500  # up to this many a warning says that more would answer better
+
+
+def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **config: Any) -> dict[str, Any]:
+    """Make a package of `model` that meets a bound in `output`; return the record, COMPRESS there.
+
+    The keywords are the fields of `CompressConfig`. Each candidate is a run in a folder of its own.
+    An interrupted call continues with the plan that it made. `dry_run` returns the plan and writes
+    nothing. InputError, before anything is written, for a bound that no candidate is predicted to
+    meet (with the nearest one), for a model that meets it as it is, and for a text that cannot be
+    used.
+    """
+    began = time.monotonic()
+    settings = build(CompressConfig, "compress", config)
+    folder = named_folder(expanded(output)).resolve()
+    refuse_taken(folder, record=COMPRESS)
+    if (folder / COMPRESS).is_file() and not dry_run:
+        ref = resolve(model, "bf16")  # a .gguf file; other models stay as they are
+        record = _begun(folder, ref, settings)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            texts = split_text(settings, Path(scratch))
+            ref = resolve(model, "bf16")
+            ref.refuse_package("compress")
+            record = _planned(ref, settings, texts, folder, began)
+            if dry_run:
+                return record
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in texts:
+                shutil.copyfile(file, folder / file.name)
+    with run_lock(folder):
+        write_json(folder / COMPRESS, record)
+        work = _Work(folder, record, ref, Effort(**record["effort"]))
+        work.measure_dense()
+        work.teach()
+        promising = [_candidate(each) for each in record["candidates"] if each["meets"]]
+        while len(record["measured"]) < ATTEMPTS:
+            candidate = following(promising, record["measured"], settings.bound, record["parameters"])
+            if candidate is None:
+                break
+            record["measured"].append(work.made(candidate, settings))
+            work.choose()
+        work.make_rival(promising, settings)
+    return record
+
+
+def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, Any]:
+    """Return the record of an earlier call; InputError if it had another configuration or is damaged."""
+    record = read_object(folder / COMPRESS)
+    with reading(folder / COMPRESS):
+        refuse_changes(folder, record["config"], as_data(settings))
+        check_input(f"model of {folder}", record["base_fingerprint"], ref.fingerprint)
+        names = {_candidate(each).name for each in record["candidates"] if each["meets"]}
+        if not names or not {each["name"] for each in record["measured"]} <= names:
+            raise ValueError("it measured what was not planned")
+        if not record["parameters"] > 0 or not (folder / Path(record["held_out"]).name).is_file():
+            raise ValueError("it has no plan, or its held-out text is gone")
+    logger.info("%s: continuing with the plan of %s", folder, COMPRESS)
+    return record
+
+
+def _candidate(row: Mapping[str, Any]) -> Candidate:
+    return Candidate(**{field.name: row[field.name] for field in fields(Candidate)})
+
+
+def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path, began: float) -> dict[str, Any]:
+    """Return the record of a new call, which `began` at a monotonic time: candidates, the effort that fits, costs."""
+    bound = settings.bound
+    shape = _shape(ref)
+    forecast = forecast_of(known_config(ref.folder), threads=None, new_tokens=NEW_TOKENS, rounds=ROUNDS)
+    if bound.kind == "tokens/s" and forecast is None:
+        needs = "a target in tok/s needs a model that the native decoder covers, and its kernels"
+        raise InputError(f"{needs}; name a target in bits or GB")
+    dense = _dense(ref, settings, shape, forecast.tokens_per_second(0.0, "bf16", "keep") if forecast else None)
+    candidates = all_candidates(settings, shape, forecast)
+    promising = meeting(bound, candidates, shape.parameters)
+    first = promising[0]
+    training, amounts, exam = _readings(ref, settings, texts)
+    found = efforts(amounts, positions_in(known_config(ref.folder)))
+    exam = replace(exam, sequence_length=found["quick"].sequence_length)
+    stages = _sizes(first, found["usual"], ref, texts.calibration, folder)
+    refuse_full_disk(folder, sum(stages[name]["disk"] or 0 for name in ("sparsify", "export")))
+    speeds = measured_speeds(ref, found["quick"], first, texts, training, exam)
+
+    def total(effort: Effort) -> float:
+        return sum(stage_seconds(effort, first, speeds, amounts, exam.windows).values())
+
+    spent = time.monotonic() - began
+    missing: list[str] = []
+    if settings.seconds is None:
+        effort = next(each for name, each in found.items() if name == settings.time)
+    else:
+        effort = fitted(found, total, settings.seconds - spent)
+        missing = left_out(effort, found["thorough"], total(effort) + spent - settings.seconds)
+    if missing:
+        logger.warning("the time leaves out: %s", "; ".join(missing))
+    stages = _sizes(first, effort, ref, texts.calibration, folder)
+    words = sentences(effort, first, amounts)
+    seconds = {"plan": spent, **stage_seconds(effort, first, speeds, amounts, exam.windows)}
+    return {
+        "shears_version": __version__,
+        "model": ref.recorded_name,
+        "base_fingerprint": ref.fingerprint,
+        "config": as_data(settings),
+        "target": str(bound),
+        "machine": machine(),
+        "parameters": shape.parameters,
+        "dense": dense,
+        "order": RULE,
+        "candidates": as_rows(candidates, promising),
+        "task": exam.task,
+        "longest_answer": exam.longest,
+        "template": exam.template,
+        "held_out": texts.held_out.name,
+        "first": first.name,
+        "effort": asdict(effort),
+        "left_out": missing,
+        "efforts": {name: round(spent + total(each), 1) for name, each in found.items()},
+        "speeds": {name: float(f"{value:.3g}") for name, value in speeds._asdict().items()},
+        "stages": [
+            {"name": name, "work": words[name], "seconds": each, **stages[name]} for name, each in seconds.items()
+        ],
+        "measured": [],
+        "chosen": None,
+    }
+
+
+def _shape(ref: ModelRef) -> Shape:
+    """Return the shape of the model; InputError if it has experts in stacks."""
+    shape = shape_of(str(ref.folder))
+    assert shape is not None, "the model was resolved"
+    inside = shape.parameters - shape.beside
+    if inside - shape.linear_weights > MOST_OUTSIDE * inside:
+        raise InputError(
+            f"compress needs a model whose blocks consist of linears, {ref.name} has others, such as experts; use "
+            "shears run with a recipe"
+        )
+    return shape
+
+
+def _dense(ref: ModelRef, settings: CompressConfig, shape: Shape, speed: float | None) -> dict[str, Any]:
+    """Return size and predicted speed of the dense model; InputError if it meets the target as it is."""
+    size = shape.file_bytes or BF16_BYTES * shape.parameters
+    if settings.bound.holds(size, shape.parameters, speed):
+        words = "" if speed is None else f", {speed:.1f} tokens/s in bf16"
+        raise InputError(
+            f"the target must need a compression, {ref.name} meets it as it is ({settings.bound}): "
+            f"{size / 1e9:.4g} GB{words}; name a tighter target"
+        )
+    return {"bytes": size, "tokens_per_second": speed}
+
+
+def _readings(ref: ModelRef, settings: CompressConfig, texts: Texts) -> tuple[Rows | None, Amounts, Exam]:
+    """Return the tokenized rows to train on, if any, how much there is to read, and what models are measured on."""
+    tokenizer = load_tokenizer(ref)
+    training = task = longest = None
+    template = trained_template(ref.folder)
+    questions = 0
+    if settings.data is not None:
+        with quietly():
+            asked = read_rows(str(texts.held_out))
+            any_effort = efforts(Amounts(1, 0.0, 0, 0, 0))["quick"]
+            training = read_training_rows(ref, training_of(any_effort, texts.calibration))
+        task = task_of_rows(asked, str(settings.test))
+        longest = longest_answer(task, training.train)
+        template = training_of(any_effort, texts.calibration).template
+        questions = len(asked)
+        if len(training.train) <= FEW_ROWS:
+            logger.warning("only %d rows to train on: more rows answer better", len(training.train))
+    rows = training.train if training is not None else []
+    exam = Exam(texts.held_out, LENGTH, text_template(template, tokenizer), task, longest)
+    with quietly():
+        text, held_out = (text_tokens(str(file), tokenizer, template=exam.template) for file in texts)
+    if len(text) < FEWEST_SEQUENCES * LENGTH:
+        logger.warning("the text has only %d tokens, all of which are taken, in shorter sequences", len(text))
+    refuse_unknown(max([*text, *held_out], default=0), known_config(ref.folder).get_text_config().vocab_size)
+    row_tokens = sum(len(row.input_ids) for row in rows) / max(len(rows), 1)
+    return training, Amounts(len(rows), row_tokens, len(text), len(held_out), questions), exam
+
+
+def _sizes(
+    first: Candidate, effort: Effort, ref: ModelRef, text: Path, folder: Path
+) -> dict[str, dict[str, int | None]]:
+    """Return memory and disk of every stage by name; None where they are unknown."""
+    own, rival = (
+        {stage.name: stage for stage in plan(recipe_of(each, effort, ref, text, None), folder / "x").stages}
+        for each in (first, replace(first, sparsity=0.0, values="int4"))
+    )
+    loaded = own["sparsify"].memory
+    training = rival.get("train")
+    trained = training.memory if training else None
+    sizes: dict[str, tuple[int | None, int | None]] = {
+        **{name: (stage.memory, stage.disk) for name, stage in own.items()},
+        "plan": (loaded, 0),
+        "dense": (loaded, 0),
+        "measure": (first.bytes, 0),
+        TEACHER: (trained, training.disk if training else None),
+        "rival": (trained, sum(stage.disk or 0 for stage in rival.values())),
+    }
+    return {name: {"memory": memory, "disk": disk} for name, (memory, disk) in sizes.items()}
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The making of what a record plans; each method does what the record does not hold yet, and writes it."""
+
+    folder: Path
+    record: dict[str, Any]
+    ref: ModelRef
+    effort: Effort
+
+    @property
+    def exam(self) -> Exam:
+        record = self.record
+        held_out = self.folder / Path(record["held_out"]).name
+        length = self.effort.sequence_length
+        return Exam(held_out, length, record["template"], record["task"], record["longest_answer"])
+
+    @property
+    def text(self) -> Path:
+        return self.folder / Path(self.record["held_out"]).name.replace("held_out", "calibration")
+
+    def save(self) -> None:
+        write_json(self.folder / COMPRESS, self.record)
+
+    def measure_dense(self) -> None:
+        """Measure loss and answers of the model as it came."""
+        dense, exam = self.record["dense"], self.exam
+        if "held_out_loss" in dense:
+            return
+        with timed(self.folder, "dense"):
+            answered = None if exam.task is None else exam.answered(self.ref, AS_IT_CAME, untrained=True)
+            dense["answers"] = None if answered is None else answers_of(answered)
+            dense["held_out_loss"] = exam.loss(self.ref)
+        self.save()
+
+    def teach(self) -> None:
+        """Train the dense model on the rows, if planned."""
+        if self.effort.teaches and not (self.folder / TEACHER).is_dir():
+            with timed(self.folder, TEACHER), memory_of("train"):
+                train(self.ref.folder, self.folder / TEACHER, **as_data(training_of(self.effort, self.text)))
+
+    def made(self, candidate: Candidate, settings: CompressConfig) -> dict[str, Any]:
+        """Make the package of a candidate and return its figures."""
+        logger.info("%s: %s predicted", candidate.name, figures_of(candidate))
+        output = self.folder / candidate.name
+        teacher = self.folder / TEACHER if self.effort.teaches else None
+        run(recipe_of(candidate, self.effort, self.ref, self.text, teacher), output)
+        with timed(output, "measure"):
+            figures = self.exam.figures(output / "package")
+        weights = self.record["parameters"]
+        return {
+            "name": candidate.name,
+            "package": f"{candidate.name}/package",
+            "bits_per_weight": 8 * figures["bytes"] / weights,
+            **figures,
+            "holds": settings.bound.holds(figures["bytes"], weights, figures["tokens_per_second"]),
+        }
+
+    def choose(self) -> None:
+        """Name the best package of those that were made."""
+        self.record["chosen"] = best(packages_of(self.record))
+        self.save()
+
+    def make_rival(self, promising: list[Candidate], settings: CompressConfig) -> None:
+        """Make dense int4, the rival of the chosen package or of the last one; it may be chosen itself."""
+        measured = self.record["measured"]
+        name = self.record["chosen"] or measured[-1]["name"]
+        beside = next((each for each in promising if each.name == name), None)
+        if not self.effort.rival or beside is None or not beside.sparsity or self.record.get("rival") is not None:
+            return
+        rival = replace(beside, sparsity=0.0, values="int4")
+        known = (each for each in measured if each["name"] == rival.name)
+        with timed(self.folder, "rival"):
+            self.record["rival"] = next(known, None) or self.made(rival, settings)
+        self.choose()

@@ -1,1 +1,0 @@
-"""`shears compress`: a package that meets a bound on size or speed, chosen by measuring."""

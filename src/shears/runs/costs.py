@@ -1,0 +1,221 @@
+"""What the stages of a compression take: four parts are timed once on this machine, the rest is arithmetic."""
+
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from shears.adapt.prepare import Rows
+from shears.adapt.train import train
+from shears.config import SparsifyConfig
+from shears.config.compress_options import EffortName
+from shears.data.calibration import calibration_batches
+from shears.data.examples import IGNORED
+from shears.data.rows import as_json_lines, read_rows
+from shears.models.blocks import decoder_blocks
+from shears.models.devices import autocast, computing_dtype
+from shears.models.load import load_model
+from shears.models.ref import ModelRef
+from shears.models.tokenizers import load_tokenizer
+from shears.records.artifacts import TRAINING_TIMES, as_data
+from shears.runs.candidates import Candidate, masked_for, training_of
+from shears.runs.effort import BATCH, FEWEST_STEPS, Amounts, Effort
+from shears.runs.exam import Exam, Texts
+from shears.runs.plan import quietly
+from shears.sparsity.prune import sparsify_model
+
+logger = logging.getLogger(__name__)
+TEACHER = "teacher"  # the folder of the dense model's adapter
+STEP_ROWS = 4  # rows in the training step that is timed
+QUESTIONS = 16  # rows that are answered at most: a batch of few takes longer for each
+AS_IT_CAME = 100  # rows that the model as it came answers at most: untrained answers are long
+SLOW = 10.0  # tokens a second of a model whose speed is not predicted
+DECODED = 130  # tokens that a measured speed takes, its warm-up included
+PRUNING_PASSES = 1.5  # forward passes of a calibration token: each block reads it twice, no head does
+ROUNDING_PASSES = 4.0  # the same of rounding with the text's inputs: both models, rounded and not
+GRADIENT_TOKENS = 4 * 3.0  # sequences of sensitivity, in forward passes of a token
+HEAL_PASSES = 5.0  # the teacher's pass, the student's forward and backward, and its weights' gradients
+
+
+class Speeds(NamedTuple):
+    """Seconds that parts of the stages take.
+
+    `load` reads the model, `forward` is a token of a forward pass, `pruning` what ADMM takes for all
+    blocks beside forward passes, `trained` a token of a training step. The model as it came answers
+    a question in `question`, a trained one, which ends where the right answer ends, in `answer`.
+    """
+
+    load: float
+    forward: float
+    pruning: float
+    trained: float = 0.0
+    question: float = 0.0
+    answer: float = 0.0
+
+
+def measured_speeds(
+    model: ModelRef, effort: Effort, first: Candidate, texts: Texts, training: Rows | None, exam: Exam
+) -> Speeds:
+    """Return the speeds of making a candidate of a model; `training` are its rows to train on."""
+    started = time.perf_counter()
+    with quietly():
+        load, forward, pruning = _reading(model, effort, first.sparsity, texts)
+        speeds = Speeds(load, forward, pruning)
+        if training is not None:
+            right = statistics.fmean(sum(label != IGNORED for label in row.labels) for row in training.train)
+            question, written = _answering(model, exam)
+            answer = question * min(right / written, 1.0) if written else question
+            speeds = speeds._replace(
+                trained=_training(model, effort, first.values, texts, training), question=question, answer=answer
+            )
+    logger.info("measured the speeds of this machine in %.0f s", time.perf_counter() - started)
+    return speeds
+
+
+def _reading(model: ModelRef, effort: Effort, sparsity: float, texts: Texts) -> tuple[float, float, float]:
+    """Return the seconds of loading, of a token of a forward pass, and of ADMM in all blocks."""
+    started = time.perf_counter()
+    network = load_model(model, computing_dtype("auto", "cpu"), "cpu")
+    loading = time.perf_counter() - started
+    source, length = str(texts.calibration), effort.sequence_length
+    text = calibration_batches(source, load_tokenizer(model), 2, length, 1, 0).batches
+    batch = torch.cat([each for each in text if each.shape[1] == text[0].shape[1]])
+
+    def forward_pass() -> None:
+        with torch.no_grad(), autocast("auto", "cpu"):
+            network(input_ids=batch, use_cache=False)
+
+    forward = min(_seconds(forward_pass), _seconds(forward_pass)) / batch.numel()  # the first one warms up
+    if not sparsity:
+        return loading, forward, 0.0
+    blocks = decoder_blocks(network)[1]
+    number = len(blocks)
+    del blocks[1:]
+    settings = SparsifyConfig(sparsity=sparsity, method=effort.method)
+    return loading, forward, number * _seconds(lambda: sparsify_model(network, [batch], settings))
+
+
+def _training(model: ModelRef, effort: Effort, values: str, texts: Texts, rows: Rows) -> float:
+    """Return the seconds of a token of a training step, the second one of STEP_ROWS rows."""
+    size = min(STEP_ROWS, len(rows.train))
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "rows.jsonl"
+        file.write_text(as_json_lines(read_rows(str(texts.calibration))[: 2 * size]), encoding="utf-8")
+        two = training_of(replace(effort, steps=2), file, batch_size=size, **masked_for(values))
+        folder = train(model.folder, Path(scratch) / "adapter", **as_data(two))
+        seconds = float(json.loads((folder / TRAINING_TIMES).read_text().splitlines()[-1])["seconds"])
+    return seconds / (size * statistics.mean(len(row.input_ids) for row in rows.train))
+
+
+def _answering(model: ModelRef, exam: Exam) -> tuple[float, float]:
+    """Return the seconds of a question to the model as it came, and the mean tokens of what it writes."""
+    started = time.perf_counter()
+    measured = exam.answered(model, limit=QUESTIONS, untrained=True)
+    seconds = time.perf_counter() - started
+    tokenizer = load_tokenizer(model)
+    written = statistics.fmean(len(tokenizer(str(each.get("output", "")))["input_ids"]) for each in measured.records)
+    return seconds / measured.n, written
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def stage_seconds(effort: Effort, first: Candidate, speeds: Speeds, amounts: Amounts, windows: int) -> dict[str, float]:
+    """Return the seconds of every stage that makes and measures `first`, by name in the order of the stages."""
+    reading = 2 * speeds.load
+    tokens = min(effort.num_samples * effort.sequence_length, amounts.text_tokens)
+    held_out = min(windows * effort.sequence_length, amounts.held_out_tokens)
+    loss = speeds.load + held_out * speeds.forward + DECODED / (first.tokens_per_second or SLOW)
+    training = reading + effort.steps * BATCH * amounts.row_tokens * speeds.trained
+    learning = training + effort.teaches * amounts.rows * amounts.row_tokens * speeds.forward
+    own = {"sparsify": reading}
+    if first.sparsity:
+        own["sparsify"] += PRUNING_PASSES * tokens * speeds.forward
+        if effort.method == "admm":
+            own["sparsify"] += speeds.pruning + GRADIENT_TOKENS * effort.sequence_length * speeds.forward
+        if effort.heal:
+            own["heal"] = HEAL_PASSES * effort.heal * speeds.forward + 3 * speeds.load
+    if effort.steps:
+        own["train"] = learning
+    own["export"] = reading
+    if first.values == "int4" and not {"heal", "train"} & own.keys():
+        own["export"] += ROUNDING_PASSES * tokens * speeds.forward + speeds.pruning
+    own["measure"] = loss + amounts.questions * speeds.answer
+    stages = {"dense": loss + min(amounts.questions, AS_IT_CAME) * speeds.question}
+    if effort.teaches:
+        stages[TEACHER] = training
+    stages |= own
+    if effort.rival and first.sparsity:
+        stages["rival"] = learning + own["export"] + own["measure"]
+    return stages
+
+
+def fitted(found: Mapping[EffortName, Effort], total: Callable[[Effort], float], left: float) -> Effort:
+    """Return the effort that fits into `left` seconds by its total seconds; the least one if none does.
+
+    It is the most thorough one that has the steps of the next lower one, with as many of its own
+    steps as fit. Where nothing else fits, wanda takes the place of admm, then the rival is left out.
+    """
+    quick = found["quick"]
+    cheap = replace(quick, method="wanda")
+    ladder = [
+        (found["thorough"], found["usual"].steps), (found["usual"], quick.steps), (quick, FEWEST_STEPS),
+        (cheap, FEWEST_STEPS), (replace(cheap, rival=False), FEWEST_STEPS),
+    ]  # fmt: skip
+    for effort, fewest in ladder:
+        least = replace(effort, steps=min(fewest, effort.steps))
+        spare = left - total(least)
+        if spare >= 0:
+            break
+    step = total(replace(least, steps=least.steps + 1)) - total(least)
+    more = int(max(spare, 0.0) / step) if step else 0
+    return replace(least, steps=min(least.steps + more, effort.steps))
+
+
+def left_out(effort: Effort, whole: Effort, over: float) -> list[str]:
+    """Return in words what an effort leaves out of the most thorough one; `over` are seconds beyond the time."""
+    parts = {
+        f"{whole.steps - effort.steps} of {whole.steps} training steps": effort.steps < whole.steps,
+        f"calibration on {whole.num_samples} sequences ({effort.num_samples} are read)":
+            effort.num_samples < whole.num_samples,
+        f"healing on {whole.heal:,} tokens ({effort.heal:,} are read)": effort.heal < whole.heal,
+        "a teacher": whole.teaches and not effort.teaches,
+        f"{whole.method} ({effort.method} prunes)": effort.method != whole.method,
+        "dense int4 to compare with": whole.rival and not effort.rival,
+        f"nothing more: it takes about {over / 60:.0f} min longer than the time": over > 0,
+    }  # fmt: skip
+    return [what for what, is_so in parts.items() if is_so]
+
+
+def sentences(effort: Effort, first: Candidate, amounts: Amounts) -> dict[str, str]:
+    """Return what each stage does, in one sentence."""
+    epochs = effort.steps * BATCH / max(amounts.rows, 1)
+    training = f"{effort.steps} steps of {BATCH} rows, {epochs:.1f} times the {amounts.rows:,} rows"
+    samples = min(effort.num_samples, max(amounts.text_tokens // effort.sequence_length, 1))
+    text = f"{samples} sequences of {effort.sequence_length} tokens"
+    grid = " on the grid of int4" * (first.values == "int4")
+    asked, as_it_came = (
+        f" and {number:,} answers" * (number > 0) for number in (amounts.questions, min(amounts.questions, AS_IT_CAME))
+    )
+    zeros = f"sets {100 * first.sparsity:g} % of the weights to zero by {effort.method} on {text}"
+    return {
+        "plan": "measures the speeds of this machine",
+        "dense": f"measures loss{as_it_came} of the model as it came",
+        TEACHER: f"trains LoRA on the dense model, {training}",
+        "sparsify": zeros if first.sparsity else "copies the dense weights",
+        "heal": f"trains the kept weights{grid} on {effort.heal:,} tokens to predict as the dense model",
+        "train": f"trains an adapter of one rank{grid}, {training}{' beside the teacher' * effort.teaches}",
+        "export": f"merges what was trained and writes {first.values} weights",
+        "measure": f"measures size, speed, loss{asked} of the package",
+        "rival": f"trains dense int4 alike and measures its size, speed, loss{asked}",
+    }
