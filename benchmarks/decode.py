@@ -220,7 +220,7 @@ def report_speed(arguments: argparse.Namespace) -> Iterator[str]:
     """Time all arms; yield the lines of the report."""
     folder = str(resolve(arguments.model).folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    text = Path(__file__).parents[1].joinpath("docs", "kernels.md").read_text()
+    text = Path(__file__).parents[1].joinpath("docs", "internals", "kernels.md").read_text()
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"][:PREFILL]
     with llama_cpp_arms(arguments.llama_cpp, arguments.gguf, arguments.threads) as others:
         arms = {**own_arms(folder, arguments), **others}

@@ -1,4 +1,4 @@
-"""The tables of docs/reproduction.md: the paper's figures beside ours, from the lines of results.
+"""The tables of docs/internals/reproduction.md: the paper's figures beside ours, from the lines of results.
 
     python -m benchmarks.reproduction --results FILE.jsonl ...
 

@@ -1,4 +1,4 @@
-"""The pages on training loops of one's own: their Python trains, and what it saves is searched, exported and loaded."""
+"""The page on training loops of one's own: its Python trains, and what it saves is searched, exported and loaded."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from shears import RankConfig
 from shears.cli import main
 from tests.tiny import save_tiny
 
-PAGES = Path(__file__).parents[2] / "docs" / "how-to"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "your-own-loop.md"
 IDS = torch.arange(40, 60)[None]
 ROWS = [{"prompt": f"{a}+{a}=", "completion": f" {2 * a}"} for a in range(20)]
 PREFERENCES = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": " no"} for row in ROWS[:6]]
@@ -28,9 +28,9 @@ pytestmark = [
 RANKS = {"32, 24, 16": "6, 4, 2", "r=32, lora_alpha=64": "r=6, lora_alpha=12"}  # a tiny model has few inputs
 
 
-def parts(page: str, language: str) -> list[str]:
-    """The code blocks of a page."""
-    return re.findall(rf"```{language}\n(.*?)```", (PAGES / page).read_text(), flags=re.DOTALL)
+def parts(language: str) -> list[str]:
+    """The code blocks of the page."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run_page(page: str, loop: int) -> dict[str, Any]:
+def run_page(loop: int) -> dict[str, Any]:
     """Run what stands before the training, and one of the page's loops; return its names."""
-    setup, *loops = parts(page, "python")
+    setup, *loops = parts("python")
     for ours, tiny in RANKS.items():
         assert ours in setup
         setup = setup.replace(ours, tiny)
@@ -67,9 +67,9 @@ def run_page(page: str, loop: int) -> dict[str, Any]:
     return names
 
 
-def run_commands(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the page's commands."""
-    for command in "".join(parts(page, "sh")).splitlines():
+    for command in "".join(parts("sh")).splitlines():
         fewer = ["--max-evaluations", "4"] if " search " in command else []
         monkeypatch.setattr(sys, "argv", [*command.split(), *fewer])
         with pytest.raises(SystemExit) as ended:
@@ -106,19 +106,19 @@ def check(names: dict[str, Any]) -> None:
     assert (trained - logits(base())).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("loop", [0, 1, 2], ids=["trainer", "accumulation", "no trainer"])
+@pytest.mark.parametrize("loop", [0, 1], ids=["trainer", "no trainer"])
 def test_an_adapter_of_your_own_trainer_is_searched_and_exported(
     loop: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = run_page("your-own-trainer.md", loop)
-    run_commands("your-own-trainer.md", monkeypatch)
+    names = run_page(loop)
+    run_commands(monkeypatch)
     check(names)
 
 
 def test_search_and_export_take_what_sft_trainer_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trl", reason="the extra trl is not installed")
-    names = run_page("trl.md", 0)
-    run_commands("trl.md", monkeypatch)
+    names = run_page(2)
+    run_commands(monkeypatch)
     check(names)
 
 
@@ -126,8 +126,8 @@ def test_dpo_trainer_compares_with_the_base_and_trains_the_elastic_adapter(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("trl", reason="the extra trl is not installed")
-    names = run_page("trl.md", 1)
-    run_commands("trl.md", monkeypatch)
+    names = run_page(3)
+    run_commands(monkeypatch)
     check(names)
     model = names["model"]
     assert set(model.peft_config) == {"default", "ref"}

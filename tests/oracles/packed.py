@@ -1,4 +1,4 @@
-"""The packed layout, restated bit by bit from docs/package-format.md; knows nothing of shears."""
+"""The packed layout, restated bit by bit from docs/internals/package-format.md; knows nothing of shears."""
 
 import math
 import struct

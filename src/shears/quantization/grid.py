@@ -2,7 +2,7 @@
 
 int8 is symmetric: weight = scale * step, one scale a row. int4 is asymmetric: weight = scale *
 (code - zero point), one scale and one zero point for each block of 128 inputs of a row.
-docs/package-format.md describes both.
+docs/internals/package-format.md describes both.
 
 Shapes: O rows (outputs), I columns (inputs), B = ceil(I / 128) blocks.
 """

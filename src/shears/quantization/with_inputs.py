@@ -1,6 +1,6 @@
 """Rounding to int4 with known inputs: zeros stay, kept weights correct each other's errors.
 
-Three steps, each on the grid of a package (docs/package-format.md):
+Three steps, each on the grid of a package (docs/internals/package-format.md):
 
 1. The range of every row and block is shrunk to where rounding to nearest errs least, every input
    weighted by its second moment.
@@ -24,7 +24,7 @@ from shears.errors import InputError
 from shears.quantization.grid import BLOCK, LARGEST_CODE, Quantized, grid_of_range, in_steps, on_steps_, quantize
 from shears.quantization.inverse import inverse_factor
 
-DAMPING = 0.3  # share of the mean moment; the best of 0.01 to 0.3 (decision 54)
+DAMPING = 0.3  # share of the mean moment; the best of 0.01 to 0.3
 RATIOS = tuple(1 - step / 20 for step in range(10))  # of the range that the search tries
 SWEEPS = 4  # of coordinate descent; six lower the output error by another 2 %
 CHUNK = 32  # columns of step 2 that are swept one by one

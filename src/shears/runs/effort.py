@@ -1,6 +1,6 @@
 """How much each stage of a compression does: quick, usual or thorough.
 
-The amounts follow docs/log.md: ADMM's choice gets better up to 64 sequences; three epochs are ten
+The amounts follow docs/internals/log.md: ADMM's choice gets better up to 64 sequences; three epochs are ten
 points above one on 1,700 rows; few rows need steps, not epochs; a teacher trained on the rows adds
 a point; healing before a training on the same rows adds nothing.
 """

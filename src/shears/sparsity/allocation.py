@@ -25,7 +25,7 @@ from shears.models.blockwise.walk import Batches, BlockRun, Context, Walk, diffe
 from shears.progress import track
 
 SEQUENCES = 4  # of calibration text; gradients are taken sequence by sequence
-STRENGTH = 0.35  # step from uniform to the optimum; the whole step is too far (decision 16)
+STRENGTH = 0.35  # step from uniform to the optimum; the whole step is too far (docs/internals/log.md)
 REACH = 0.3  # largest distance of the optimum from the overall sparsity
 HIGHEST_SPARSITY = 0.99
 SAMPLE = 1 << 16  # weights of a matrix whose costs are sorted

@@ -33,7 +33,7 @@ from shears.quantization.grid import BLOCK, LARGEST_CODE, dequantize_blocks, qua
 from tests.oracles import packed as oracle
 
 VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
-DOCS = Path(__file__).parents[3] / "docs" / "package-format.md"
+DOCS = Path(__file__).parents[3] / "docs" / "internals" / "package-format.md"
 ODD = (-0.0, math.nan, math.inf, -math.inf, 1e-42, -1e-42, 3e38)
 SHAPES = st.tuples(st.integers(1, 50), st.integers(1, 40))
 WIDE = st.tuples(st.integers(1, 20), st.integers(1, 300))

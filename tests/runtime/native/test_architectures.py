@@ -70,7 +70,7 @@ def test_layers_differ_where_the_config_says_so() -> None:
 
 
 def test_the_page_lists_every_architecture() -> None:
-    page = (ROOT / "docs" / "runtime.md").read_text()
+    page = (ROOT / "docs" / "internals" / "runtime.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| ") and line.split(" ")[1] in ARCHITECTURES]
     assert rows == [
         f"| {name} | {each.models} | {each.notes} | {'yes' if name in LAYOUTS else 'no'} |"

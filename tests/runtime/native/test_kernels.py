@@ -81,7 +81,7 @@ def in_both_forms(weight: Tensor, values: NumberFormat) -> Weight:
 
 
 def rounded(x: Tensor, values: str, isa: str) -> np.ndarray:
-    """Return the inputs as docs/kernels.md says this path sees them, in float64 (M I)."""
+    """Return the inputs as docs/internals/kernels.md says this path sees them, in float64 (M I)."""
     if values == "bf16" and isa in ("avx512", "amx"):
         return x.bfloat16().double().numpy()
     if values == "int8" and isa != "portable":

@@ -1,6 +1,6 @@
 """The file of a package: written tensor by tensor, mapped and checked when read.
 
-It is a safetensors file (docs/package-format.md) with its index in the metadata. Its fingerprint is
+It is a safetensors file (docs/internals/package-format.md) with its index in the metadata. Its fingerprint is
 the sha256 of the whole file in which the 64 digits of the fingerprint are zeros.
 """
 

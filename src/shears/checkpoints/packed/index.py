@@ -1,6 +1,6 @@
 """The index of a package file: its tensors, their number formats and their bytes; and what its config.json says.
 
-The index is JSON in the metadata of the file (docs/package-format.md). It may come from a stranger,
+The index is JSON in the metadata of the file (docs/internals/package-format.md). It may come from a stranger,
 so unknown keys are refused.
 """
 

@@ -6,7 +6,7 @@ stands for weight[16 p + r, g j + i], and is set where that weight is kept. Rows
 the weight have bit 0. The kept values are in the order (p, j, bit). int4 values are nibbles, two a
 byte, and every group begins with a new byte; each row has a scale and a zero point for each block
 of 128 inputs. Where it takes fewer bytes, a weight has no masks and no offsets, and all values are
-kept. docs/package-format.md describes every byte.
+kept. docs/internals/package-format.md describes every byte.
 
 Shapes: O rows (outputs), I columns (inputs), P = ceil(O / 16) panels, G = ceil(I / g) groups, W =
 16 g weights of a group, B = ceil(I / 128) blocks, N elements of `values`.

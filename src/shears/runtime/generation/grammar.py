@@ -3,7 +3,7 @@
     grammar = engine.grammars.of_schema({"type": "object", "properties": {"age": {"type": "integer"}}})
     engine.generate("Ann is", grammar=grammar, max_new_tokens=64)
 
-V tokens of the vocabulary. Why llguidance and not xgrammar: docs/log.md.
+V tokens of the vocabulary. Why llguidance and not xgrammar: docs/internals/log.md.
 """
 
 import json

@@ -101,7 +101,7 @@ class Scales:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an architecture does differently from Llama, by its config; `notes` is for docs/runtime.md."""
+    """What an architecture does differently from Llama, by its config; `notes` is for docs/internals/runtime.md."""
 
     models: str
     notes: str

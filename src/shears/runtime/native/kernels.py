@@ -1,4 +1,4 @@
-"""Weights for the C++ kernels (docs/kernels.md): checked, copied into buffers, kept alive.
+"""Weights for the C++ kernels (docs/internals/kernels.md): checked, copied into buffers, kept alive.
 
 Importing this module needs the extension (`shears.runtime.kernels_available`).
 

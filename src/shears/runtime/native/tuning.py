@@ -1,6 +1,6 @@
 """The walks of the kernels on this machine, measured once a kind of values and cached.
 
-How a weight is best read depends on the processor (docs/kernels.md). The candidates give the same
+How a weight is best read depends on the processor (docs/internals/kernels.md). The candidates give the same
 bits, except those of an instruction set with other sums, taken only where they are clearly faster.
 
 `SHEARS_TUNING=off` takes the default walks, `again` measures and overwrites the cache.

@@ -6,7 +6,7 @@ drops the lowest Wanda scores.
 
 An iteration and a step of `refit` cost one product of O x I with I x I each. With a penalty of 0.5,
 ten iterations and five steps leave smaller errors than twenty and ten with the published penalty of
-1 (docs/log.md).
+1 (docs/internals/log.md).
 
 Shapes: O output features, I input features of a linear.
 """

@@ -1,4 +1,4 @@
-// A program to run under sanitizers and on processors without Python (docs/kernels.md): compares products of many shapes,
+// A program to run under sanitizers and on processors without Python (docs/internals/kernels.md): compares products of many shapes,
 // on every instruction set of this machine or on those that it is given, with sums in double, checks what test_kernels.py
 // and the decoder promise, and runs jobs of the pool.
 //

@@ -34,7 +34,7 @@ std::vector<float> product(const Weight& weight, const std::vector<float>& x, in
   return y;
 }
 
-// A token's inputs as docs/kernels.md says that this path sees them.
+// A token's inputs as docs/internals/kernels.md says that this path sees them.
 std::vector<double> rounded(const float* x, int64_t cols, Values values, const std::string& isa) {
   std::vector<double> seen(x, x + cols);
   if (values == Values::bf16 && (isa == "avx512" || isa == "amx"))

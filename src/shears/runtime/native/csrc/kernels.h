@@ -1,7 +1,7 @@
 // y = W x for weights of matrix.h: fp32 in and out, row-major, x [m, cols], y [m, rows].
 //
 // One thread computes a row of the result, in one order: the number of threads does not change a bit. Inputs are
-// rounded as described in docs/kernels.md (for bf16 weights to bf16, for i8 weights to 16-bit integers with a scale per
+// rounded as described in docs/internals/kernels.md (for bf16 weights to bf16, for i8 weights to 16-bit integers with a scale per
 // token; both only on the instruction sets that need it).
 #pragma once
 #include "matrix.h"
