@@ -78,7 +78,7 @@ def test_limit_reads_the_first_rows(file: Path, call: Call) -> None:
 
 
 def test_options_come_from_the_train_section(file: Path, call: Call) -> None:
-    file.with_name("recipe.yaml").write_text("train: {max_length: 20, template: alpaca, lr: 0.1}")
+    file.with_name("recipe.yaml").write_text("train: {max_length: 20, template: alpaca, alpha: 8}")
     assert json.loads(call("data", file, "--model", "base", "--config", "recipe.yaml", "--json")[1])["used"] == 0
     assert call("data", file, "--train-on", "nothing")[0] == 2
 

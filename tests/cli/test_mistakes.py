@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import shears
 from shears.cli import LESS_MEMORY
-from shears.config import TrainConfig
-from shears.config.resolve import build
 from tests.cli.test_help import VERBS
 from tests.conftest import Call
 from tests.tiny import save_tiny
@@ -23,7 +20,7 @@ MISTAKES = {
     "train": ["Missing argument"],
     "train base out": ["train.data must be given (--data)"],
     "train base out --daat rows.jsonl": ["No such option: --daat", "--data", "See shears train --help"],
-    "train base out --data rows.jsonl --ranks 8,x --lr -1 --bs 7.5": [
+    "train base out --data rows.jsonl --ranks 8,x --learning-rate -1 --batch-size 7.5": [
         "train.learning_rate must be greater than 0, got '-1'",
         "train.batch_size must be a valid integer, got '7.5'",
         "train.ranks.1 must be a valid integer, got 'x'",
@@ -40,12 +37,7 @@ MISTAKES = {
     "sparsify base out --calibration none.txt": ["none.txt"],
     "sparsify base base --calibration rows.jsonl": ["must not exist yet"],
     "sparsify base out --sparsity 1.5": ["sparsify.sparsity must be less than 1, got '1.5'"],
-    "sparsify base out --sparsity 50 --calibration rows.jsonl": [
-        "sparsify.sparsity must be less than 1, got '50'; for 50 % give 0.5"
-    ],
-    "sparsify base out --config percent.yaml": [
-        "sparsify.sparsity must be a valid number, got '50%'; for 50 % give 0.5"
-    ],
+    "sparsify base out --sparsity 50 --calibration rows.jsonl": ["sparsify.sparsity must be less than 1, got '50'"],
     "sparsify base out": ["sparsify.calibration must be given (--calibration) for base: text like that which the"],
     "sparsify base out --method magnitude --dtype half": ["must be 'auto', 'fp32', 'bf16' or 'fp16', got 'half'"],
     "sparsify base out --pattern 3:2": ["must keep 0 < N < M weights, got 3:2"],
@@ -58,7 +50,7 @@ MISTAKES = {
     "search base found --data rows.jsonl": ["must be a super-adapter"],
     "export base out": ["must be a super-adapter"],
     "evaluate base": ["evaluate.task must be given (--task)", "evaluate.data must be given (--data)"],
-    "evaluate base --task nubmer --data rows.jsonl": ["got 'nubmer'; did you mean 'number'?"],
+    "evaluate base --task nubmer --data rows.jsonl": ["got 'nubmer'"],
     "evaluate base --adapter base --task number --data rows.jsonl": ["adapter_config.json"],
     "evaluate base --task number --data rows.jsonl --output ''": ["must be a regular file, got ."],
     "init o\udcff": ["names and texts must be UTF-8, got 'o\\udcff'"],
@@ -104,7 +96,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(made / "other", seed=1)
     (made / "file").touch()
     (made / "quickstart.yaml").write_text("model: base")
-    (made / "percent.yaml").write_text("sparsify: {sparsity: 50%, calibration: rows.jsonl}")
     (made / "recipe.yaml").write_text("model: base\noutput: out\ntrian: {data: rows.jsonl}")
     return made
 
@@ -124,26 +115,6 @@ def test_a_mistake_is_answered_in_lines_that_help(
     for part in MISTAKES[words]:
         assert any(part in line for line in lines), errors
     assert sorted(folder.rglob("*")) == before
-
-
-def test_short_names_and_torchs_names_are_taken_everywhere(
-    folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(folder)
-    given: list[dict[str, object]] = []
-
-    def train_with(_sparse: str, out: str, **values: object) -> Path:
-        given.append(values)
-        return Path(out)
-
-    monkeypatch.setattr(shears, "train", train_with)
-    (folder / "short.yaml").write_text("train: {data: rows.jsonl, lr: 0.5, bs: 2, precision: torch.bfloat16}")
-    train = ["train", "base", "out", "--config", "short.yaml"]
-    for more in ([], ["--set", "train.lr=0.25"], ["--set", "train.learning_rate=0.25", "--lr", "0.125"]):
-        assert call(*train, *more)[0] == 0
-    configs = [build(TrainConfig, "train", {k: v for k, v in values.items() if k != "resume"}) for values in given]
-    assert [config.learning_rate for config in configs] == [0.5, 0.25, 0.125]
-    assert {(config.batch_size, config.precision) for config in configs} == {(2, "bf16")}
 
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB"

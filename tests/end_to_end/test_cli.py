@@ -87,7 +87,7 @@ for line in lines:
         (
             HEAVY,
             2,
-            ["train m o --data d --lr x", "train m README.md/o --data d", "sparsify m o --sparsity x", "sparsify m o",
+            ["train m o --epochs x", "train m README.md/o --data d", "sparsify m o --sparsity x", "sparsify m o",
              "export m .", "compress m . --target 1GB", "serve m --port x", "evaluate m --task x", "run none.yaml"],
         ),
         (("torch", "transformers", "peft", "datasets"), 2, ["compare one.json two.json", "report nothing"]),

@@ -49,7 +49,7 @@ def enough_evaluations(run: Path) -> bool:
 def test_a_run_killed_in_every_stage_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Other strategies are killed in tests/searching/test_strategies.py."""
     recipe, run = write_recipe(tmp_path, "nsga2"), tmp_path / "run"
-    recipe.write_text(recipe.read_text().replace("evaluate: {", "evaluate: {baselines: dense-lora, "))
+    recipe.write_text(recipe.read_text() + "baselines: dense-lora\n")
     finish_as_a_user(recipe, run)
     run.rename(tmp_path / "undisturbed")  # both runs in the same place: an adapter names its base by path
     moments: list[Callable[[], bool]] = [

@@ -40,7 +40,7 @@ def test_a_run_can_end_in_a_package(tmp_path: Path) -> None:
     unpacked = shears.export_adapter(tmp_path / "run" / "package", tmp_path / "out", format="unpacked")
     assert recipe.evaluate is not None
     model, adapter = str(unpacked), str(unpacked / "adapter")
-    figures = shears.evaluate(model, adapter=adapter, **recipe.evaluate.measurement.model_dump())
+    figures = shears.evaluate(model, adapter=adapter, **recipe.evaluate.model_dump())
     assert figures.as_data()["value"] == package["value"]
 
 

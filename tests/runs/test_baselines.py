@@ -17,7 +17,7 @@ from shears.runs.stages import baseline_configs
 from tests.end_to_end.recipe import write_recipe
 
 SMALL = ["search.strategy=heuristic", "train.max_steps=4", "train.warmup_steps=1"]
-BOTH = "evaluate.baselines=dense-lora,sparse-lora"
+BOTH = "baselines=dense-lora,sparse-lora"
 OF_PLAIN_LORA = {"ranks": [6], "sampling": "uniform"}
 
 
@@ -53,8 +53,7 @@ def stamps(run: Path) -> dict[str, int]:
 )
 def test_a_baseline_has_the_budget_of_the_run_and_one_rank(settings: dict[str, Any]) -> None:
     train = {"data": "arithmetic:train", "ranks": (6, 4, 2), **settings}
-    evaluate = {"task": "number", "data": "arithmetic:test", "baselines": ["dense-lora", "sparse-lora"]}
-    recipe = Recipe.model_validate({"model": "any", "train": train, "evaluate": evaluate})
+    recipe = Recipe.model_validate({"model": "any", "train": train, "baselines": ["dense-lora", "sparse-lora"]})
     assert recipe.train is not None
     own, configs = as_data(recipe.train), baseline_configs(recipe)
     assert as_data(configs["sparse-lora"]) == {**own, **OF_PLAIN_LORA}
@@ -130,7 +129,7 @@ def test_baselines_are_planned(tmp_path: Path) -> None:
 
 def test_baselines_without_a_training_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     write_recipe(tmp_path)
-    recipe = load_recipe(tmp_path / "recipe.yaml", ["search=", "train=", "evaluate.baselines=dense-lora"])
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["search=", "train=", "baselines=dense-lora"])
     for start in (plan, shears.run):
         with pytest.raises(InputError, match="must train to have baselines.*`train:` section"):
             start(recipe, tmp_path / "run")

@@ -41,7 +41,7 @@ def test_every_recipe_can_be_planned_offline(path: Path, tmp_path: Path) -> None
     assert recipe.evaluate is not None
     trained = ["train"] if recipe.train else []
     searches = ["search"] if "paper" in path.parts else []  # the others train one rank, or none
-    assert names == ["sparsify", *trained, *searches, "export", *recipe.evaluate.baselines, "evaluate"]
+    assert names == ["sparsify", *trained, *searches, "export", *recipe.baselines, "evaluate"]
     assert {stage.state for stage in run_plan.stages} == {"to do"}
     assert run_plan.parameters == SIZES[recipe.model or ""]
     assert all(stage.memory for stage in run_plan.stages if recipe.train or stage.name != "export")

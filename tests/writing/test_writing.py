@@ -257,8 +257,8 @@ def test_a_turn_ends_where_a_closing_of_plain_text_was_written() -> None:
     assert {"a", "Z"} <= set(words)
     assert not {" ", "1", END} & set(words)
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n--\n{% endfor %}"
-    author = author_of(tokenizer, chats=1.0)
-    user = author.begin(0)
+    author = author_of(tokenizer)
+    user = author.begin(1)
     user.tokens = tokenizer("\n--\n")["input_ids"]
     assert author.following(user) is None
     user.tokens = tokenizer("what is it?\n--\nassistant: no")["input_ids"]

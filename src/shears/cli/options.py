@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from shears.config.fields import ALIASES, Repeated, StageConfig
+from shears.config.fields import Repeated, StageConfig
 from shears.config.resolve import build, stage_values
 from shears.records.version import __version__
 
@@ -146,7 +146,6 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
-    names = [flag, *(f"--{short}" for short, full in ALIASES.items() if full == name)]
     kind = METAVARS.get(name) or metavar(field.annotation)
     choices = f"One of {kind.replace('|', ', ')}." if len(kind) > WIDEST else ""
     look: dict[str, Any] = {
@@ -157,9 +156,9 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     if field.annotation is bool:
         return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **look)])
     if any(isinstance(mark, Repeated) for mark in field.metadata):
-        return _keyword(name, Annotated[list[str] | None, typer.Option(*names, metavar="TEXT", **look)])
+        return _keyword(name, Annotated[list[str] | None, typer.Option(flag, metavar="TEXT", **look)])
     kind = "NAME" if choices else kind
-    return _keyword(name, Annotated[str | None, typer.Option(*names, metavar=kind, **look)])
+    return _keyword(name, Annotated[str | None, typer.Option(flag, metavar=kind, **look)])
 
 
 def _default_text(field: FieldInfo) -> str:

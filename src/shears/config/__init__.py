@@ -4,12 +4,14 @@ A recipe is a YAML file with a section per verb. A field is a flag of the comman
 recipe and a keyword of the library: `--max-steps`, `train.max_steps`, `train(max_steps=...)`.
 """
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from shears.config.compress_options import CompressConfig
-from shears.config.evaluate_options import EvaluateConfig, RunEvaluateConfig, ScoringConfig, SearchConfig
+from shears.config.evaluate_options import EvaluateConfig, ScoringConfig, SearchConfig
 from shears.config.export_options import FORMATS, ExportConfig
-from shears.config.fields import StageConfig
+from shears.config.fields import Split, StageConfig
 from shears.config.serve_options import (
     BenchConfig,
     ChatConfig,
@@ -21,10 +23,9 @@ from shears.config.serve_options import (
 from shears.config.sparsify_options import SparsifyConfig
 from shears.config.train_options import HealConfig, TrainConfig
 
-__all__ = ["BenchConfig", "ChatConfig", "CompressConfig", "EvaluateConfig", "ExportConfig",
-           "GenerateConfig", "HealConfig", "Recipe", "RunEvaluateConfig",
-           "SamplingConfig", "ScoringConfig", "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig",
-           "WriteConfig"]  # fmt: skip
+__all__ = ["BenchConfig", "ChatConfig", "CompressConfig", "EvaluateConfig", "ExportConfig", "GenerateConfig",
+           "HealConfig", "Recipe", "SamplingConfig", "ScoringConfig", "SearchConfig", "ServeConfig",
+           "SparsifyConfig", "TrainConfig", "WriteConfig"]  # fmt: skip
 
 
 class Recipe(StageConfig):
@@ -36,6 +37,9 @@ class Recipe(StageConfig):
     """Folder that the run writes to."""
     threads: int | None = Field(None, gt=0)
     """CPU threads; default: one per core. More than free cores make a run many times slower."""
+    baselines: Annotated[tuple[Literal["dense-lora", "sparse-lora"], ...], Split] = ()
+    """What a run also trains and measures, with the budget of its own training and one rank, the
+    largest: dense-lora (plain LoRA on the dense model), sparse-lora (on the pruned model)."""
     write: WriteConfig = WriteConfig()
     """How the model writes text."""
     sparsify: SparsifyConfig = SparsifyConfig()
@@ -48,7 +52,7 @@ class Recipe(StageConfig):
     """How to find the best sub-adapter."""
     export: ExportConfig = ExportConfig()
     """Which sub-adapter to write, and in what format."""
-    evaluate: RunEvaluateConfig | None = None
+    evaluate: EvaluateConfig | None = None
     """What to measure."""
     generate: GenerateConfig = GenerateConfig()
     """How to continue a prompt."""
@@ -58,7 +62,6 @@ class Recipe(StageConfig):
     """How to answer requests."""
     compress: CompressConfig | None = None
     """How to reach a bound on size or speed."""
-
     bench: BenchConfig = BenchConfig()
     """How to measure speed."""
 

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from shears.config.fields import Columns, Split, StageConfig, num_bytes, num_seconds
+from shears.config.fields import OfRows, Split, num_bytes, num_seconds
 from shears.errors import InputError
 
 EffortName = Literal["quick", "usual", "thorough"]
@@ -55,15 +55,7 @@ def _check_time(value: str) -> str:
     return value
 
 
-Sparsities = Annotated[
-    tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, float) else value),
-    Split,
-    Field(min_length=1),
-]
-
-
-class CompressConfig(StageConfig):
+class CompressConfig(OfRows):
     """How to reach a bound on size or speed with the least loss."""
 
     target: Annotated[str, AfterValidator(_check_target)]
@@ -81,10 +73,9 @@ class CompressConfig(StageConfig):
     calibration: str | None = None
     """In place of data, text like that which the model will see: FILE.txt, rows or chats (JSON, CSV,
     Parquet) or a hub id. Its last tenth is held out: losses are measured there."""
-    columns: Columns = Field({})
-    """Columns of the rows that stand for those of a known form of row, such as
-    user=ticket,assistant=json."""
-    sparsities: Sparsities = (0.0, 0.5, 0.6, 0.7)
+    sparsities: Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Split, Field(min_length=1)] = (
+        0.0, 0.5, 0.6, 0.7
+    )  # fmt: skip
     """Sparsities to try, such as 0,0.5,0.6."""
     values: Annotated[tuple[Literal["bf16", "int8", "int4"], ...], Split, Field(min_length=1)] = (
         "bf16", "int8", "int4"

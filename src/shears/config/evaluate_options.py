@@ -9,13 +9,12 @@ from pydantic import Field, model_validator
 from shears.config.fields import (
     CHAT,
     UNITS,
-    Columns,
-    Device,
     DtypeName,
     Names,
-    Seed,
+    OfRows,
+    OnDevice,
+    Seeded,
     Split,
-    StageConfig,
     StorageURL,
     TemplateName,
 )
@@ -39,8 +38,7 @@ PAPER_BEAMS = 4
 WRITTEN_TASKS = ("number", "equation", "json", "exact")  # each answers with a text
 NEVER_CHAT = ("equation", "harness")  # an equation is all that its prompt asks for; lm-eval has templates of its own
 LONG_ANSWER = 512  # tokens in a task that reasons, or whose answer is a whole text
-BASELINES = ("dense-lora", "sparse-lora")
-"""What a run can train to compare with: plain LoRA on the dense model or on the pruned one."""
+BASELINES = ("dense-lora", "sparse-lora")  # plain LoRA on the dense model or on the pruned one, to compare with
 Figure = Literal["loss", "accuracy", "parameters"]
 MAXIMISED = frozenset({"accuracy"})  # less is better for the others
 StrategyName = Literal["heuristic", "hill-climbing", "nsga2", "nsga3", "random", "exhaustive"]
@@ -58,7 +56,7 @@ def longest_answer(task: str | None, template: str | None) -> int:
     return 32 if form == "label" else 256
 
 
-class ScoringConfig(StageConfig):
+class ScoringConfig(OfRows, OnDevice):
     """How examples are scored; search and evaluate share these options."""
 
     limit: int | None = Field(None, gt=0)
@@ -67,18 +65,14 @@ class ScoringConfig(StageConfig):
     """Examples in one forward pass; changes the time and no figure."""
     max_new_tokens: int | None = Field(None, gt=0)
     """Longest generated answer, in tokens; default: 512 for json, exact and a number in chat form,
-    else 256 or 32 in the paper's tasks and 64 in others. Without effect where no answers are
-    generated, and on the tasks of lm-eval, which have their own."""
+    else 256 or 32 in the paper's tasks and 64 in others. Tasks of lm-eval have their own."""
     precision: DtypeName = "auto"
     """Arithmetic; auto: bf16 autocast where the processor supports it, else the model's own number
     format; `evaluate` scores texts in fp32 on a CPU that multiplies fp32 clearly faster. With fp32,
     a 16-bit model takes twice its memory."""
-    device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
     backend: Literal["auto", "native", "transformers"] = "auto"
     """What generates answers: native (our decoder, greedy, on the CPU), transformers, or auto
-    (native where it covers the model, else transformers). Changes the time, and no answer but by
-    rounding."""
+    (native where it covers the model). Changes the time, and no answer but by rounding."""
 
 
 class EvaluateConfig(ScoringConfig):
@@ -90,8 +84,6 @@ class EvaluateConfig(ScoringConfig):
     tasks of the Shears paper, which set prompt, protocol, answer length and answer parsing."""
     data: str
     """Test examples or text: a file, a hub id or the embedded arithmetic:test; not for harness."""
-    columns: Columns = Field({})
-    """Columns of the data that stand for those of a known form of row, such as prompt=question,completion=answer."""
     protocol: Literal["generate", "choices"] | None = None
     """How a task of the paper is answered: generate (as in the paper: 4 beams, 256 or 32 new
     tokens; default) or choices (the most likely choice)."""
@@ -166,19 +158,6 @@ class EvaluateConfig(ScoringConfig):
         return self
 
 
-class RunEvaluateConfig(EvaluateConfig):
-    """What a run measures, and what it trains to compare with."""
-
-    baselines: Annotated[tuple[Literal["dense-lora", "sparse-lora"], ...], Split] = ()
-    """What a run also trains and measures, with the budget of its own training and one rank, the
-    largest: dense-lora (plain LoRA on the dense model), sparse-lora (on the pruned model)."""
-
-    @property
-    def measurement(self) -> EvaluateConfig:
-        """What is measured of each model; records hold this part, so that another baseline changes no figures."""
-        return EvaluateConfig.model_validate(self.model_dump(exclude={"baselines"}))
-
-
 class Constraint(NamedTuple):
     """A bound on a figure; its text is such as `parameters<=3M`."""
 
@@ -203,17 +182,14 @@ def parse_constraint(text: str) -> Constraint:
     return Constraint(f"{figure}{relation}{digits}{unit}", figure, sign, float(digits) * UNITS[unit])
 
 
-class SearchConfig(ScoringConfig):
+class SearchConfig(ScoringConfig, Seeded):
     """How to find the best sub-adapter on validation data."""
 
     precision: DtypeName = "auto"
     """Arithmetic; auto: fp32 for losses, whose small differences bf16 rounds away, and bf16
-    autocast for accuracies where the processor supports it. With fp32, a 16-bit model takes twice
-    its memory."""
+    autocast for accuracies where the processor supports it."""
     data: str
     """Validation examples, never the test split: a file, a hub id or arithmetic:validation."""
-    columns: Columns = Field({})
-    """Columns of data and test by the names that shears knows: prompt=question,completion=answer."""
     objective: Annotated[tuple[Figure, ...], Split] = Field(("loss",), min_length=1)
     """Figures to improve: loss (per completion token), accuracy (of a task), parameters (of the
     adapter). The first one decides, the others break ties; a single loss or accuracy is joined by
@@ -230,8 +206,6 @@ class SearchConfig(ScoringConfig):
     max_evaluations: int = Field(50, gt=0)
     """Rank configurations to evaluate, each once; may be raised when an interrupted search is continued.
     Without effect on heuristic, which evaluates one."""
-    seed: Seed = 0
-    """Random seed of the proposals; without effect on heuristic."""
     storage: StorageURL | None = Field(None, repr=False)
     """Database where several workers share the search, such as postgresql://USER@HOST/NAME; default:
     a file in the output folder, for one process."""

@@ -2,33 +2,32 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from shears.config.fields import Device, DtypeMark, Seed, StageConfig
+from shears.config.fields import Sampled
 
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """An export format: an entry of FORMATS is all that stages, records, cards and reports know."""
+    """An export format: an entry of FORMATS is all that stages, records, cards and reports know.
+
+    The folder holds an adapter without its base, an ordinary model folder, a package, a .gguf file,
+    or a model folder made from a package; inspect and messages name it as it is `called`. `folder` is
+    its name in a run, `record` the name of its record, `title` that of the model card ({}: the base
+    model). `writer` is a function as `module:name`, imported when it is called, because reading a
+    recipe or a record must not import torch. With `pads` every tensor of the adapter has the largest
+    rank.
+    """
 
     holds: Literal["adapter", "model", "package", "gguf", "unpacked"]
-    """Contents of the folder: an adapter without its base, an ordinary model folder, a package, a .gguf file,
-    an ordinary model folder made from a package."""
     called: str
-    """What `shears inspect` and messages call the folder."""
     folder: str
-    """Name of the folder in a run."""
     record: str
-    """Name of the record in the folder."""
     title: str
-    """Title of the model card; {} is the base model's name."""
     writer: str
-    """Function that writes the folder, as `module:name`. It is imported when it is called, because
-    reading a recipe or a record must not import torch."""
     pads: bool = False
-    """Whether every tensor of the adapter has the largest rank."""
 
     @property
     def is_model(self) -> bool:
@@ -71,7 +70,7 @@ else:
     FormatName = Literal[tuple(FORMATS)]
 
 
-class ExportConfig(StageConfig):
+class ExportConfig(Sampled):
     """Which sub-adapter to write, and in what format."""
 
     ranks: str | None = None
@@ -85,7 +84,7 @@ class ExportConfig(StageConfig):
     adapter in one packed file, smaller and faster on a CPU; gguf: one model in a file for
     llama.cpp and Ollama, in which zeros save nothing; unpacked: a package as an ordinary model folder, its
     adapter in the folder adapter inside it."""
-    values: Annotated[Literal["auto", "fp32", "bf16", "int8", "int4"], DtypeMark] = "auto"
+    values: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
     """For a package: number format of the nonzero weights; auto: bf16, but int4 for an adapter
     trained with quantize_aware. bf16 rounds the weights of an fp32 model, fp32 keeps them. For gguf:
     int8 is Q8_0, int4 Q4_0, auto F16."""
@@ -96,17 +95,7 @@ class ExportConfig(StageConfig):
     calibration: str | None = None
     """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its
     training data), and on which a package of int4 values is rounded (default: none, round to
-    nearest), or self:FILE (the model's own answers to the prompts of FILE; for a package). Without
-    effect, as the options of its sequences, on the formats peft, padded, merged and gguf."""
-    num_samples: int = Field(32, gt=0)
-    """Number of calibration sequences."""
-    sequence_length: int = Field(512, gt=1)
-    """Tokens in a calibration sequence."""
-    device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps (the last two experimental); without effect on the
-    formats peft and padded, which compute nothing."""
-    seed: Seed = 0
-    """Random seed that chooses the calibration sequences."""
+    nearest), or self:FILE (the model's own answers to the prompts of FILE; for a package)."""
 
     @model_validator(mode="after")
     def _check(self) -> "ExportConfig":

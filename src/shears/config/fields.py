@@ -1,12 +1,9 @@
-"""The types of configuration fields and how their text is parsed; the base class of all sections."""
+"""The types of configuration fields and how their text is parsed; the base classes of all sections."""
 
-import difflib
 import re
-from collections.abc import Mapping
-from itertools import chain
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from shears.errors import InputError
 
@@ -21,9 +18,8 @@ FORMS = (
 """The columns of each form of row that is known; a row has one form."""
 TemplateName = Literal["question", "alpaca", "chat"]
 CHAT: Literal["chat"] = "chat"  # rows of instructions as turns, in the model's own chat template
-BESIDE_FORMS = ("choices", "answer")  # columns that a row of any form may have
-MOST_TOKENS = 10**12  # more than any computer here could read or write
 SEEDS = 2**32  # the largest seed of numpy's and transformers' generators, plus one
+BESIDE_FORMS = ("choices", "answer")  # columns that a row of any form may have
 UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY_UNITS = {"k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 SECONDS = {"s": 1, "min": 60, "h": 3600}
@@ -38,13 +34,11 @@ def num_bytes(size: str) -> int:
     return int(float(match[1]) * units[match[2]])
 
 
-def whole_number(text: str) -> int:
-    """Return a count such as `50k`, `1M`, `1.5G` or `1000`; InputError for anything else."""
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)([kKMG]?)", text.strip())
-    number = 0.0 if match is None else float(match[1]) * UNITS[match[2]]
-    if match is None or number != int(number):
-        raise InputError(f"must be a whole number such as 1000, 50k or 1M, got {text!r}")
-    return int(number)
+def whole_number(text: object) -> object:
+    """Return a count such as `50k`, `1M` or `1.5G`; other values as they are."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)([kKMG])", text.strip()) if isinstance(text, str) else None
+    number = float(match[1]) * UNITS[match[2]] if match else 0.5
+    return int(number) if number == int(number) else text
 
 
 def num_seconds(text: str) -> float:
@@ -69,42 +63,28 @@ def kept_of_every(pattern: str) -> tuple[int, int] | None:
 def _split_commas(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _split_pairs(value: object, last: bool = False) -> object:
-    """Parse `prompt=question,completion=answer`; the first = separates, or the last one if names are regexes."""
+def _split_pairs(value: object) -> object:
+    """Parse `prompt=question,completion=answer`."""
     if not isinstance(value, str):
         return value
-    pairs = {}
-    for part in filter(None, map(str.strip, value.split(","))):
-        name, equals, text = part.rpartition("=") if last else part.partition("=")
-        if not equals or not text.strip():
-            raise ValueError(f"must be NAME=VALUE, got {part!r}")
-        pairs[name.strip()] = text.strip()
-    return pairs
-
-
-def _counted(value: object) -> object:
-    return whole_number(value) if isinstance(value, str) else value
+    pairs = [part.partition("=") for part in filter(None, map(str.strip, value.split(",")))]
+    if any(not text.strip() for _, _, text in pairs):
+        raise ValueError(f"must be NAME=VALUE,..., got {value!r}")
+    return {name.strip(): text.strip() for name, _, text in pairs}
 
 
 def _check_columns(value: dict[str, str]) -> dict[str, str]:
     """Return the columns; ValueError for an unknown name, or for names of several forms of row."""
-    named = {name for name in value if name not in BESIDE_FORMS}
+    named = value.keys() - {*BESIDE_FORMS}
     if named and not any(named <= {*form} for form in FORMS):
         known = " or ".join(", ".join(form) for form in FORMS)
-        close = difflib.get_close_matches(next(iter(named - {*chain(*FORMS)}), ""), [*chain(*FORMS)], n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"must name the columns of one form of row ({known}), got {', '.join(value)}{hint}")
+        raise ValueError(f"must name the columns of one form of row ({known}), got {', '.join(value)}")
     if named & {*CHAT_TURNS} and "user" not in named:
         raise ValueError(f"must name the user's column of a chat, got {', '.join(named)}; add user=COLUMN")
     return value
-
-
-def _check_size(value: object) -> str:
-    num_bytes(str(value))
-    return str(value)
 
 
 def _check_pattern(value: str) -> str:
@@ -113,52 +93,21 @@ def _check_pattern(value: str) -> str:
     return value
 
 
-ALIASES: Mapping[str, str] = {"lr": "learning_rate", "bs": "batch_size"}
-"""Short names, as flags, in --set, in recipes and as keywords; records hold the full names."""
-TORCH_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-
-
-def _short_dtype(value: object) -> object:
-    """Return the short name of a dtype that torch names, such as bfloat16 or torch.bfloat16."""
-    return TORCH_NAMES.get(str(value).removeprefix("torch."), value)
-
-
-def full_names(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """Return a section's keys by their full names; InputError for a key under both of its names."""
-    for short, name in ALIASES.items():
-        if short in values and name in values:
-            where = f"{section}." if section else ""
-            rule = f"{where}{name} must be given once"
-            raise InputError(f"{rule}, got it as {short} too; drop one of them")
-    return {ALIASES.get(key, key): value for key, value in values.items()}
-
-
 def hide_passwords(text: str) -> str:
     """Return a text with *** for the password of every URL; in doubt it hides more."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
     return re.sub(r"([?&](?:password|passwd|sslpassword)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-DtypeName = Annotated[Literal["auto", "fp32", "bf16", "fp16"], BeforeValidator(_short_dtype)]
-DtypeMark = BeforeValidator(_short_dtype)
-"""For fields with other number formats: they take torch's names too."""
+DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 Ranks = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
 Split = BeforeValidator(_split_commas)
 """For fields that hold several values: text is split at its commas."""
 Names = Annotated[tuple[str, ...], Split]
-Columns = Annotated[dict[str, str], BeforeValidator(_split_pairs), AfterValidator(_check_columns)]
-"""The data's column for each column of a form, such as {prompt: question, completion: answer}."""
-Size = Annotated[str, BeforeValidator(_check_size)]
-Count = Annotated[
-    int,
-    BeforeValidator(lambda value: whole_number(value) if isinstance(value, str) else value),
-    Field(gt=0, le=MOST_TOKENS),
-]
+Count = Annotated[int, BeforeValidator(whole_number), Field(gt=0, le=10**12)]
 """A whole number that may be written with a unit, such as 50k or 1M."""
 Source = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
 """A source of rows, or a number that YAML parsed, such as a share of other rows, as text."""
-Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 StorageURL = Annotated[str, PlainSerializer(hide_passwords, when_used="json")]
 """The URL of a database; JSON and YAML are written without its password."""
@@ -179,7 +128,33 @@ class StageConfig(BaseModel):
         allow_inf_nan=False,
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _rename_short_keys(cls, values: Any) -> Any:
-        return full_names(values) if isinstance(values, Mapping) else values
+
+class OfRows(StageConfig):
+    """A section of a stage that reads rows."""
+
+    columns: Annotated[dict[str, str], BeforeValidator(_split_pairs), AfterValidator(_check_columns)] = Field({})
+    """Columns of the rows that stand for those of a known form of row, such as
+    prompt=question,completion=answer or user=ticket,assistant=json."""
+
+
+class OnDevice(StageConfig):
+    """A section of a stage that computes with torch."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
+
+
+class Seeded(StageConfig):
+    """A section of a stage that draws at random."""
+
+    seed: int = Field(0, ge=0, lt=SEEDS)
+    """Random seed."""
+
+
+class Sampled(OnDevice, Seeded):
+    """A section of a stage that measures on a calibration text, of which the seed chooses the sequences."""
+
+    num_samples: int = Field(32, gt=0)
+    """Number of calibration sequences."""
+    sequence_length: int = Field(512, gt=1)
+    """Tokens in a calibration sequence."""

@@ -10,12 +10,11 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig
-from shears.config.fields import ALIASES, StageConfig, full_names
+from shears.config import Recipe
+from shears.config.fields import StageConfig
 from shears.errors import InputError, reading
 
 Config = TypeVar("Config", bound=StageConfig)
-ONLY_OF_RUNS = RunEvaluateConfig.model_fields.keys() - EvaluateConfig.model_fields.keys()
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,7 +57,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Return the recipe with `section.key=value` settings applied; values are parsed as YAML."""
-    result: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
+    result = dict(values)
     for setting in settings:
         key, equals, text = setting.partition("=")
         section, _, name = key.strip().partition(".")
@@ -68,7 +67,7 @@ def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
             value = parse_yaml(text)
         except (yaml.YAMLError, ValueError, RecursionError):
             value = text
-        result[section] = {**_section(result, section), ALIASES.get(name, name): value} if name else value
+        result[section] = {**_section(result, section), name: value} if name else value
     return result
 
 
@@ -76,7 +75,7 @@ def _section(values: Mapping[str, Any], section: str) -> dict[str, Any]:
     content = values.get(section) or {}
     if not isinstance(content, dict):
         raise InputError(f"{section} must be a section of keys, got {content!r}")
-    return full_names(content, section)
+    return content
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
@@ -90,48 +89,35 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
 
 def stage_values(section: str, config: str | None, settings: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of one stage: flags override --set, which overrides the recipe file."""
-    content = read_yaml(config) if config else {}
-    if isinstance(measured := content.get("evaluate"), dict):  # some of its keys only a run reads
-        content["evaluate"] = {key: value for key, value in measured.items() if key not in ONLY_OF_RUNS}
-    values = override(content, settings)
+    values = override(read_yaml(config) if config else {}, settings)
     if unknown := [key for key in values if key not in Recipe.model_fields]:
         raise InputError(*(_unknown(key, "", list(Recipe.model_fields)) for key in unknown))
     return {**_section(values, section), **{name: value for name, value in flags.items() if value is not None}}
 
 
 def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str:
-    """Return what must hold of a key, what came, and what was probably meant."""
+    """Return what must hold of a key, and what came or was probably meant."""
     location = [str(part) for part in detail["loc"]]
     name = ".".join(filter(None, [section, *location]))
-    limits = detail.get("ctx", {})
     if detail["type"] == "extra_forbidden":
         return _unknown(location[-1], name.rpartition(".")[0], list(section_class(kind, location[:-1]).model_fields))
     if detail["type"] == "missing":
         field = section_class(kind, location[:-1]).model_fields[location[-1]]
         return f"{name} must be given (--{location[-1].replace('_', '-')}): {' '.join(str(field.description).split())}"
     if detail["type"] == "value_error":
-        text = str(limits["error"])  # about this field if it starts with must; else it names a field
+        text = str(detail["ctx"]["error"])  # about this field if it starts with must; else it names a field
         return f"{name} {text}" if text.startswith("must ") else ".".join(filter(None, [section, *location, text]))
-    choices = re.findall(r"'([^']*)'", str(limits.get("expected", "")))
-    close = difflib.get_close_matches(str(detail["input"]), choices, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    number = re.fullmatch(r"(\d{1,2}(?:\.\d+)?) ?%?", str(detail["input"]).strip())
-    if number and (1.0 in (limits.get("lt"), limits.get("le")) or "%" in number[0]):
-        hint = f"; for {number[1]} % give {float(number[1]) / 100:g}"
     message = detail["msg"].partition(", unable to parse")[0]
     rule = re.sub("^(Input|String|Value|List|Tuple) should", "must", message)
-    return f"{name} {rule}, got {detail['input']!r:.80}{hint}"
+    return f"{name} {rule}, got {detail['input']!r:.80}"
 
 
 def section_class(kind: type[StageConfig], location: Sequence[str]) -> type[StageConfig]:
     """Return the class of a section of `kind`, such as TrainConfig for ['train'] of Recipe."""
     for part in location:
-        if part not in kind.model_fields:  # a key of a mapping, such as the name of a baseline
-            continue
         annotation: Any = kind.model_fields[part].annotation
         options = getattr(annotation, "__args__", (annotation,))
-        classes = (option for option in options if isinstance(option, type))
-        kind = next(option for option in classes if issubclass(option, StageConfig))
+        kind = next(each for each in options if isinstance(each, type) and issubclass(each, StageConfig))
     return kind
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from shears.config.fields import Columns, Count, Device, DtypeName, Repeated, Seed, StageConfig
+from shears.config.fields import Count, DtypeName, OfRows, OnDevice, Repeated, Seeded, StageConfig
 from shears.errors import InputError
 
 WRITTEN = "self"
@@ -22,9 +22,6 @@ def _as_strings(value: object) -> object:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else value
 
 
-Stops = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_strings), Repeated()]
-
-
 def _checked_key(value: str) -> str:
     if not re.fullmatch(r"[!-~]+", value):
         raise ValueError("must be of ASCII letters, digits and signs, as a request's header is, without spaces")
@@ -36,30 +33,26 @@ class SamplingConfig(StageConfig):
 
     max_new_tokens: int = Field(128, gt=0)
     """Longest answer, in tokens."""
-    temperature: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    temperature: float = Field(0.0, ge=0.0)
     """0: always the most likely token; 1: sample from the model's own distribution."""
     top_k: int = Field(0, ge=0)
-    """Sample among the k most likely tokens only; 0: among all. Without effect at temperature 0."""
+    """Sample among the k most likely tokens only; 0: among all."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p.
-    Without effect at temperature 0."""
-    repetition_penalty: float = Field(1.0, gt=0.0, allow_inf_nan=False)
-    """A value above 1 makes tokens of the prompt and the answer less likely: their positive logits
-    are divided by it."""
-    stop: Stops = ()
+    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p."""
+    repetition_penalty: float = Field(1.0, gt=0.0)
+    """Above 1: tokens of prompt and answer become less likely; positive logits are divided by it."""
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_strings), Repeated()] = ()
     """Text that ends the answer and is not shown; may be repeated (a line break is $'\\n' in a shell)."""
     seed: int = 0
-    """Random seed of the sampling; without effect at temperature 0."""
+    """Random seed of the sampling."""
 
 
-class RunningConfig(StageConfig):
+class RunningConfig(OnDevice):
     """What runs a model or a package."""
 
     dtype: DtypeName = "auto"
     """For a model that is not a package: its number format; auto: the model's own. bf16 also
     converts a .gguf file in bf16, if there is no adapter."""
-    device: Device = "auto"
-    """For a model that is not a package, where to compute: auto, cpu, cuda or mps (the last two experimental)."""
 
 
 class GenerateConfig(RunningConfig, SamplingConfig):
@@ -73,11 +66,10 @@ class ChatConfig(RunningConfig, SamplingConfig):
     """System prompt; default: that of the model's chat template."""
     max_new_tokens: int = Field(512, gt=0)
     """Longest answer, in tokens."""
-    temperature: float = Field(0.7, ge=0.0, allow_inf_nan=False)
+    temperature: float = Field(0.7, ge=0.0)
     """0: always the most likely token; 1: sample from the model's own distribution."""
     top_p: float = Field(0.95, gt=0.0, le=1.0)
-    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p.
-    Without effect at temperature 0."""
+    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p."""
 
 
 class ServeConfig(RunningConfig):
@@ -105,7 +97,7 @@ class BenchConfig(StageConfig):
     new_tokens: int = Field(64, gt=1)
     """Tokens generated after a prompt of 64 tokens; the first one gives the time to the first token."""
     rounds: int = Field(5, gt=0)
-    """Rounds; each measures every contestant once, in another order. One more warm-up round is not counted."""
+    """Rounds, beside one to warm up; each measures every contestant once, in another order."""
 
 
 def is_written(source: object) -> bool:
@@ -113,29 +105,21 @@ def is_written(source: object) -> bool:
     return isinstance(source, str) and (source == WRITTEN or source.startswith(ANSWERED))
 
 
-class WriteConfig(StageConfig):
+class WriteConfig(OfRows, Seeded):
     """How a model writes text."""
 
     tokens: Count | None = None
     """Tokens to write at least, such as 100k or 1M; default: 100k, and with prompts an answer to
     every one of them. Fewer answers than that are to prompts that are drawn."""
-    columns: Columns = Field({})
-    """Columns of the prompts that stand for those of a known form of row, such as prompt=question."""
     samples: int = Field(1, gt=0)
     """Answers to each prompt; more than one needs a temperature."""
     keep: Literal["all", "ended", "right"] = "all"
     """Which answers are kept: all; ended (not cut at max_new_tokens); right (ended, and right by the
     row's answer)."""
-    chats: float = Field(0.5, ge=0.0, le=1.0)
-    """Share of the texts that are chats, where the tokenizer has a chat template: the model writes
-    the user's turn too; without effect on prompts."""
     max_new_tokens: int = Field(512, gt=0)
     """Longest text, answer or turn of a chat, in tokens."""
-    temperature: float | None = Field(None, ge=0.0, allow_inf_nan=False)
-    """1: sample from the model's own distribution; lower: more likely and less varied text; 0: the
-    most likely token. Default: 1, and 0 with prompts."""
-    seed: Seed = 0
-    """Random seed of the first words and of the sampling."""
+    temperature: float | None = Field(None, ge=0.0)
+    """1: sample from the model's own distribution; 0: the most likely token. Default: 1, and 0 with prompts."""
 
     def for_prompts(self, prompts: str | None) -> "WriteConfig":
         """Return the options with all defaults, for these prompts or without; InputError if they do not suit."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from shears.config.fields import Columns, Device, DtypeName, Names, Pattern, Seed, StageConfig, kept_of_every
+from shears.config.fields import DtypeName, Names, OfRows, Pattern, Sampled, kept_of_every
 from shears.errors import InputError
 
 EMBEDDED_CALIBRATION = "arithmetic:train"
@@ -51,15 +51,14 @@ else:
     MethodName = Literal[tuple(METHODS)]
 
 
-class SparsifyConfig(StageConfig):
+class SparsifyConfig(OfRows, Sampled):
     """How to prune: method, sparsity, pattern of the zeros, calibration text."""
 
     sparsity: float = Field(0.5, ge=0.0, lt=1.0)
     """Share of weights that become zero, over all pruned linear layers (linears) together."""
     method: MethodName = "admm"
     """Pruning method: sparsegpt and admm also update the kept weights; wanda and magnitude only set
-    weights to zero. Where speed matters: wanda takes two fifths of the time of the default, and a
-    fifth to two fifths more perplexity is its cost. magnitude needs no text."""
+    weights to zero. wanda takes two fifths of the time of admm; magnitude needs no text."""
     pattern: Pattern = "row"
     """Where weights compete for the zeros: within a row of a linear (row), or within M consecutive
     weights of a row, of which N are kept (N:M)."""
@@ -70,18 +69,9 @@ class SparsifyConfig(StageConfig):
     """block: fit the kept weights of each pruned block, by gradient steps, to what the dense model
     computes on the calibration text; zeros stay."""
     calibration: str | None = None
-    """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, the embedded
-    arithmetic:train, self (text that the model writes itself, see write), or self:FILE (its answers
-    to the prompts of FILE); default: arithmetic:train for the embedded model, none for others.
-    Without effect, as the options of its rows and sequences, where nothing is measured on it: method
-    magnitude, allocation uniform."""
-    columns: Columns = Field({})
-    """Columns of the calibration rows that stand for those of a known form of row, such as
-    instruction=question,output=answer."""
-    num_samples: int = Field(32, gt=0)
-    """Number of calibration sequences."""
-    sequence_length: int = Field(512, gt=1)
-    """Tokens in a calibration sequence."""
+    """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, arithmetic:train (the
+    embedded model's default), self (text that the model writes itself, see write), or self:FILE (its
+    answers to FILE's prompts). magnitude with allocation uniform needs none."""
     skip: Names = ()
     """Linears that stay dense and do not count towards the sparsity, by suffix or regex, such as
     o_proj or .*layers\\.0\\..*"""
@@ -94,10 +84,6 @@ class SparsifyConfig(StageConfig):
     dtype: DtypeName = "auto"
     """Number format of the saved model; auto: the model's own, and fp32 for a .gguf file, which
     bf16 also converts in bf16: half the disk."""
-    device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
-    seed: Seed = 0
-    """Random seed that chooses the calibration sequences."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,22 +1,11 @@
 """Options of every training: `shears train` and `shears heal`."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from shears.config.fields import (
-    Columns,
-    Count,
-    Device,
-    DtypeName,
-    Names,
-    Ranks,
-    Seed,
-    Source,
-    StageConfig,
-    TemplateName,
-)
+from shears.config.fields import Count, DtypeName, Names, OfRows, OnDevice, Ranks, Seeded, Source, TemplateName
 
 SMALL = 250_000_000  # weights of a model; measured were 135 M and 494 M
 AUTO = "auto"  # the groups that the model's structure gives
@@ -25,14 +14,17 @@ EXAMPLES = 5_000  # read by a training that names neither epochs nor steps, with
 MOST_EPOCHS = 10
 
 
-class LoopConfig(StageConfig):
-    """How a training reads its data, weighs its losses, and uses the machine."""
+class LoopConfig(OfRows, OnDevice, Seeded):
+    """How a training reads its data, weighs its losses, and uses the machine.
 
+    `kl` weighs the Kullback-Leibler divergence from a teacher's next-token distribution, `cross_entropy`
+    the loss on the labels beside a teacher; without one it is the whole loss.
+    """
+
+    kl: ClassVar[float] = 0.5
+    cross_entropy: ClassVar[float] = 0.5
     data: str
     """Rows to train on: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded arithmetic:train."""
-    columns: Columns = Field({})
-    """Columns of the data, and of a validation file, that stand for those of a known form of row,
-    such as prompt=question,completion=answer."""
     template: TemplateName | None = None
     """Prompt template of instruction/input/output rows; chat: turns in the model's chat template.
     Default: that of the model's or the run's training, else chat if the model has one, else question."""
@@ -40,13 +32,7 @@ class LoopConfig(StageConfig):
     """Model whose predictions are learnt: the dense one, or the folder of an adapter that was
     trained on it."""
     teacher_top_k: int = Field(64, gt=0)
-    """Likeliest words that are kept of each prediction of the teacher, computed once and cached; the
-    others count as one."""
-    kl: float = Field(0.5, ge=0)
-    """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution; no effect
-    without a teacher."""
-    cross_entropy: float = Field(0.5, ge=0)
-    """Weight of the loss on the labels beside a teacher; without one it is the whole loss."""
+    """Likeliest words that are kept of each prediction of the teacher; the others count as one."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of AdamW, in heal a share of each linear's size. Default: 3e-4, or 1e-3 for
     models of at most 250 M weights."""
@@ -65,10 +51,6 @@ class LoopConfig(StageConfig):
     the base in fp32: twice the memory of its weights."""
     save_steps: int = Field(50, gt=0)
     """Optimizer steps between two checkpoints; others are written after two minutes."""
-    device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
-    seed: Seed = 0
-    """Random seed of the initial adapter, the order of the examples and the ranks of every step."""
 
     def rate_for(self, num_weights: int) -> float:
         """Return the learning rate, where none is set that of a model of `num_weights`."""
@@ -80,25 +62,20 @@ class LoopConfig(StageConfig):
             raise ValueError(
                 f"micro_batch_size must divide batch_size ({self.batch_size}), got {self.micro_batch_size}"
             )
-        if not self.kl + self.cross_entropy:
-            raise ValueError("kl or cross_entropy must be above 0, got 0 for both; set one")
         return self
 
 
 class HealConfig(LoopConfig):
     """How to give a sparse model back what pruning took: it learns to predict what the dense model predicts."""
 
+    kl: ClassVar[float] = 1.0
+    cross_entropy: ClassVar[float] = 0.0
     data: str
-    """Text to train on, of which every token counts: a .txt file, rows in JSON, JSONL, CSV or Parquet, a
-    hub id, the embedded arithmetic:train, self (text that the dense model writes itself, see write),
-    or self:FILE (the dense model's answers to the prompts of FILE)."""
+    """Text to train on, of which every token counts: a .txt file, rows, a hub id, arithmetic:train, self
+    (text that the dense model writes itself, see write), or self:FILE (its answers to FILE's prompts)."""
     teacher: str | None = None
     """Dense model that says what is right, or the folder of an adapter that was trained on one;
     default: the model that SPARSE was pruned from."""
-    kl: float = Field(1.0, ge=0)
-    """Weight of the Kullback-Leibler divergence from the teacher's next-token distribution."""
-    cross_entropy: float = Field(0.0, ge=0)
-    """Weight of the loss on the text itself."""
     tokens: Count = 1_000_000
     """Tokens to train on, such as 50k or 1M: a shorter text is read several times, a longer one in
     evenly spaced sequences."""
@@ -129,7 +106,7 @@ class TrainConfig(LoopConfig):
 
     data: str
     """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, the embedded arithmetic:train,
-    or self:FILE (right answers to the prompts of FILE that the teacher, else the model, writes)."""
+    or self:FILE (right answers to FILE's prompts that the teacher, else the model, writes)."""
     template: TemplateName = "question"
     """Prompt template of instruction/input/output rows, in training and in evaluation; chat: turns
     in the model's chat template."""
@@ -137,9 +114,8 @@ class TrainConfig(LoopConfig):
     """Allowed ranks of every group, largest first. One rank is plain LoRA; several, such as
     32,24,16, make one adapter of several sizes, which costs it some accuracy."""
     groups: Names = (AUTO,)
-    """Linears that get an adapter; those joined by + share one rank in each decoder block. auto:
-    queries, keys and values, the first and the second linear of the MLP, such as
-    q_proj+k_proj+v_proj,up_proj,down_proj in Llama. Stacked experts get no adapter."""
+    """Linears that get an adapter; those joined by + share one rank in each decoder block, such as
+    q_proj+k_proj+v_proj,up_proj,down_proj, which auto is in Llama. Stacked experts get no adapter."""
     alpha: float | None = Field(None, gt=0)
     """LoRA alpha; every rank is scaled by alpha / max_rank. Default: 64, or 128 for models of at most
     250 M weights; a masked product gets at least 64 over the share of kept weights."""

@@ -174,7 +174,7 @@ def lead_lines(lead: Record | None) -> list[str]:
             f"  of {gap['n']:,} questions, {gap['won']:,} right only by the first, {gap['lost']:,} only by the second",
         ]
     if lead["untrained"]:
-        lines.append("  for a trained one to compare with: --set evaluate.baselines=dense-lora")
+        lines.append("  for a trained one to compare with: --set baselines=dense-lora")
     return lines
 
 

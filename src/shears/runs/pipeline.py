@@ -127,7 +127,7 @@ def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path |
     sparse = resolve(sparse_folder(recipe, folder))
     if recipe.heal is not None:
         models["healed"] = (sparse, None)
-    for name in recipe.evaluate.baselines:
+    for name in recipe.baselines:
         base = resolve(baseline_model(recipe, name, folder))
         models[name] = (base, artifacts.baseline_folder(folder, name))
     if recipe.exports:
@@ -144,7 +144,7 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     assert recipe.evaluate is not None
     models = _models_of(recipe, folder)
     (folder / "evaluation").mkdir(exist_ok=True)
-    config = recipe.evaluate.measurement
+    config = recipe.evaluate
     # the same template for all models: the recipe's, or the training's, or the dense model's
     config = with_template(config, models["dense"][0], folder / "super_adapter" if recipe.train else None)
     number = len(stages_of(recipe, folder)) + 1

@@ -75,8 +75,10 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
             check_apart(search.data, test.data, search.limit, test.limit, (search.columns, test.columns))
     states = {stage.name: _state(stage.is_done(), stage.output) for stage in stages_of(recipe, folder)}
     if test:
-        before = load_recipe(folder / RECIPE) if (folder / EVALUATION).is_file() else None
-        is_done = set(states.values()) == {"done"} and before is not None and before.evaluate == test
+        is_done = set(states.values()) == {"done"} and (folder / EVALUATION).is_file()
+        if is_done:
+            before = load_recipe(folder / RECIPE)
+            is_done = (before.evaluate, before.baselines) == (test, recipe.baselines)
         states["evaluate"] = _state(is_done, folder / EVALUATION)
     basis = _Basis(recipe)
     stages = [PlannedStage(name, state, *_estimate(basis, name), basis.disk(name)) for name, state in states.items()]
@@ -241,12 +243,12 @@ def _export(basis: _Basis) -> Estimate:
 def _evaluate(basis: _Basis) -> Estimate:
     config = basis.recipe.evaluate
     assert config is not None
-    num_models = 2 + bool(basis.recipe.heal) + len(config.baselines) + basis.recipe.exports
+    num_models = 2 + bool(basis.recipe.heal) + len(basis.recipe.baselines) + basis.recipe.exports
     work = f"{config.task}, {num_models} models, each on {_evaluation_data(config)}"
     dense, sparse = (basis.loaded(size, config.weights) for size in (basis.dense, basis.sparse))
     if dense is None or sparse is None:
         return work, None
-    bases = (dense if name == DENSE_LORA else sparse for name in config.baselines)
+    bases = (dense if name == DENSE_LORA else sparse for name in basis.recipe.baselines)
     sizes = [dense, sparse + basis.adapter(SearchSpace.heuristic), *(base + basis.adapter() for base in bases)]
     return work, max(sizes)  # one model at a time
 

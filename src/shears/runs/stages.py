@@ -91,7 +91,7 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
         "a run that uses a recovery must make one; set sparsify.recover_rank, such as to 32":
             (recovers or starts) and not recipe.sparsify.recover_rank,
         "a run must train to have baselines, which take its settings; add a `train:` section":
-            recipe.evaluate and recipe.evaluate.baselines and not train,
+            recipe.baselines and not train,
     }  # fmt: skip
     if wrong := next((rule for rule, is_broken in mistakes.items() if is_broken), None):
         raise InputError(wrong)
@@ -144,12 +144,12 @@ def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
     has no zeros to keep, no teacher, and nothing to recover.
     """
     train = recipe.train
-    if train is None or recipe.evaluate is None:
+    if train is None:
         return {}
     one_rank = {**as_data(train), "ranks": train.ranks[:1], "sampling": "uniform"}
     plain = {"init": "lora", "sparse_adapter": False, "quantize_aware": "none", "teacher": None}
     changes = {SPARSE_LORA: one_rank, DENSE_LORA: {**one_rank, **plain}}
-    return {name: TrainConfig.model_validate(changes[name]) for name in recipe.evaluate.baselines}
+    return {name: TrainConfig.model_validate(changes[name]) for name in recipe.baselines}
 
 
 def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:

@@ -27,6 +27,7 @@ from shears.runtime.generation.continuation import Continuation, TextSettings
 
 MARK = "\u241fwords\u241f"  # stands for a turn's words where the template is cut apart
 QUESTIONS = ("prompt", "instruction", "question")  # columns that ask, the first one that a row has
+CHATS = 0.5  # share of the texts that are chats, where the tokenizer has a chat template
 
 
 class TextAuthor:
@@ -42,7 +43,7 @@ class TextAuthor:
         self._text_settings = replace(text_settings, end_tokens=ends)
         self._users: dict[int, str] = {}  # the user's turns of chats whose answers are written
         self._turn: tuple[str, str] | None = None  # what the template writes before and behind a user's turn
-        if settings.chats and tokenizer.chat_template is not None:
+        if tokenizer.chat_template is not None:
             turn = [{"role": "user", "content": MARK}]
             opening, mark, closing = render_turns(turn, tokenizer).partition(MARK)
             self._turn = (opening, closing) if mark else None
@@ -89,8 +90,7 @@ class TextAuthor:
         return bool(row["tokens"])
 
     def _is_chat(self, number: int) -> bool:
-        share = self._settings.chats
-        return self._turn is not None and int((number + 1) * share) > int(number * share)
+        return self._turn is not None and int((number + 1) * CHATS) > int(number * CHATS)
 
     def _text(self, number: int, turn: str, prompt: Sequence[int]) -> Continuation:
         seed = random.Random(f"self text {self._settings.seed} {number} {turn}").getrandbits(63)
