@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from shears.config import Recipe
 from shears.config.fields import Repeated, StageConfig
 from shears.config.resolve import build, stage_values
 from shears.records.version import __version__
@@ -114,7 +115,7 @@ def with_stage_options(
         own = list(inspect.signature(verb).parameters.values())[:-1]
         fields = {name: field for name, field in kind.model_fields.items() if not only or name in only}
         options = [_parameter(name, field) for name, field in fields.items()]
-        shared = [_keyword("config", CONFIG), _keyword("set_", SET)]
+        shared = [_keyword("config", CONFIG), _keyword("set_", SET)] if section in Recipe.model_fields else []
 
         def values_of(arguments: dict[str, Any]) -> Values:
             flags = {name: arguments.pop(name, None) for name in kind.model_fields}

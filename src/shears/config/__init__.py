@@ -1,6 +1,6 @@
 """The configuration of every verb; each default is written here and nowhere else.
 
-A recipe is a YAML file with a section per verb. A field is a flag of the command line, a key of the
+A recipe is a YAML file with a section per stage. A field is a flag of the command line, a key of the
 recipe and a keyword of the library: `--max-steps`, `train.max_steps`, `train(max_steps=...)`.
 """
 
@@ -40,8 +40,6 @@ class Recipe(StageConfig):
     baselines: Annotated[tuple[Literal["dense-lora", "sparse-lora"], ...], Split] = ()
     """What a run also trains and measures, with the budget of its own training and one rank, the
     largest: dense-lora (plain LoRA on the dense model), sparse-lora (on the pruned model)."""
-    write: WriteConfig = WriteConfig()
-    """How the model writes text."""
     sparsify: SparsifyConfig = SparsifyConfig()
     """How to prune."""
     heal: HealConfig | None = None
@@ -54,16 +52,6 @@ class Recipe(StageConfig):
     """Which sub-adapter to write, and in what format."""
     evaluate: EvaluateConfig | None = None
     """What to measure."""
-    generate: GenerateConfig = GenerateConfig()
-    """How to continue a prompt."""
-    chat: ChatConfig = ChatConfig()
-    """How to hold a conversation."""
-    serve: ServeConfig = ServeConfig()
-    """How to answer requests."""
-    compress: CompressConfig | None = None
-    """How to reach a bound on size or speed."""
-    bench: BenchConfig = BenchConfig()
-    """How to measure speed."""
 
     @property
     def exports(self) -> bool:
