@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from transformers.trainer import DEFAULT_CALLBACKS
 
 import shears
-from shears.adapt.prepare import read_training_rows
+from shears.adapt.train import read_training_rows
 from shears.config import TrainConfig
 from shears.models.devices import resolved_precision
 from shears.models.ref import resolve

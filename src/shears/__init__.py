@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from shears.errors import InputError as InputError
     from shears.evaluation.run import evaluate as evaluate
     from shears.export.peft import export_adapter as export_adapter
-    from shears.healing.heal import heal as heal
     from shears.records.publishing import push as push
     from shears.records.version import __version__ as __version__
     from shears.report.compare import compare as compare
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from shears.serving.server import serve as serve
     from shears.sparsity.prune import sparsify_model as sparsify_model
     from shears.sparsity.sparsify import sparsify as sparsify
+    from shears.training.heal import heal as heal
     from shears.writing.written import write as write
 
 _MODULES = {
@@ -45,7 +45,7 @@ _MODULES = {
     "environment": "runtime.environment",
     "evaluate": "evaluation.run",
     "export_adapter": "export.peft",
-    "heal": "healing.heal",
+    "heal": "training.heal",
     "inspect": "checkpoints.inspection",
     "load_super_adapter": "adapt.super_adapter",
     "plan": "runs.plan",
@@ -60,7 +60,7 @@ _MODULES = {
     "write_report": "report.page",
 }
 __all__ = list(_MODULES)
-_FOLDERS = ("adapt", "data", "errors", "evaluation", "export", "healing", "runtime", "searching", "serving", "sparsity")
+_FOLDERS = ("adapt", "data", "errors", "evaluation", "export", "runtime", "searching", "serving", "sparsity")
 
 
 def __getattr__(name: str) -> Any:

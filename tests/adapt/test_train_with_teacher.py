@@ -9,8 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shears.adapt import train as train_module
-from shears.adapt.prepare import read_training_rows
-from shears.adapt.train import train
+from shears.adapt.train import read_training_rows, train
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import IGNORED

@@ -20,7 +20,7 @@ from shears.models.blockwise.walk import IrregularBlocks
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
 from shears.records.artifacts import SEARCH_SPACE, weights_fingerprint, write_json
-from shears.sparsity.methods.refit import DAMPING
+from shears.sparsity.admm import REFIT_DAMPING as DAMPING
 from tests.export.made import half_sparse, stock, super_adapter, weights
 from tests.oracles import least_squares
 

@@ -14,15 +14,15 @@ from shears.adapt.train import train
 from shears.checkpoints.tensor_files import first_non_finite
 from shears.errors import InputError
 from shears.evaluation.run import evaluate
-from shears.healing.heal import heal
 from shears.models.load import load_with_adapter
 from shears.searching.study import search
 from shears.sparsity.sparsify import sparsify
+from shears.training.heal import heal
 from shears.writing.written import write
-from tests.healing.conftest import SETTINGS as HEALING
-from tests.healing.conftest import prune
 from tests.tiny import save_tiny
 from tests.training.conftest import write_data
+from tests.training.small_healing import SETTINGS as HEALING
+from tests.training.small_healing import prune
 from tests.training.small_training import SETTINGS
 
 ODD = (float("nan"), float("inf"), -float("inf"))

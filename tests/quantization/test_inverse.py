@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from shears.errors import InputError
 from shears.quantization.inverse import inverse_factor
-from tests.sparsity.methods.hessians import exact_factor, problem
+from tests.sparsity.hessians import exact_factor, problem
 
 
 @settings(max_examples=40)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import shears
-from shears.adapt.prepare import read_training_rows
+from shears.adapt.train import read_training_rows
 from shears.checkpoints.packed.file import read_package
 from shears.cli import main
 from shears.cli.tables import next_lines, verdict_line

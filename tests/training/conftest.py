@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from shears.adapt.train import train
 from shears.records.artifacts import weights_fingerprint
 from tests.tiny import save_tiny
+from tests.training.small_healing import models  # noqa: F401  # a fixture
 
 
 def write_data(folder: Path) -> str:

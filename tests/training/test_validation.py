@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from shears.adapt.prepare import split_off
 from shears.adapt.super_adapter import load_super_adapter
-from shears.adapt.train import train
+from shears.adapt.train import split_off, train
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import Tokenized, load_examples, tokenize_all

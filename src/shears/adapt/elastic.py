@@ -25,7 +25,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from shears.adapt.save import save_own_loop
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.fields import TemplateName
 from shears.config.train_options import SamplingName, TrainConfig
@@ -66,20 +65,18 @@ class ElasticAdapter:
             group: [_elastic_layer(layers, name, ranks[0], adapter) for name in space.modules.get(group, ())]
             for group, ranks in space.ranks.items()
         }
-        self._hooks = [self._install(layer.lora_A[adapter]) for layer in self._all_layers()]
-        if nested and any(layer.lora_B[adapter].weight.any() for layer in self._all_layers()):
+        self._all = [layer for layers in self._layers.values() for layer in layers]
+        self._hooks = []
+        for layer in self._all:
+            linear = layer.lora_A[adapter]
+            if MASK in dict(linear.named_buffers(recurse=False)):
+                raise InputError("a model can be elastic only once; call remove() on its ElasticAdapter first")
+            weight = linear.weight
+            linear.register_buffer(MASK, torch.ones(len(weight), device=weight.device), persistent=False)
+            self._hooks.append(linear.register_forward_hook(_mask_ranks))
+        if nested and any(layer.lora_B[adapter].weight.any() for layer in self._all):
             self._divide_by_diagonal()
         self.active = self.activate(space.maximal())
-
-    def _all_layers(self) -> list[LoraLayer]:
-        return [layer for layers in self._layers.values() for layer in layers]
-
-    def _install(self, linear: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        if MASK in dict(linear.named_buffers(recurse=False)):
-            raise InputError("a model can be elastic only once; call remove() on its ElasticAdapter first")
-        weight = linear.get_parameter("weight")
-        linear.register_buffer(MASK, torch.ones(len(weight), device=weight.device), persistent=False)
-        return linear.register_forward_hook(_mask_ranks)
 
     def activate(self, config: RankConfig) -> RankConfig:
         """Use these ranks in every following forward; InputError if they are not in the space."""
@@ -104,11 +101,16 @@ class ElasticAdapter:
             self.activate(before)
 
     def _diagonal(self, group: str, size: int) -> Float[Tensor, " R"]:
-        """Return D of a group in float32, ones for an adapter that is not nested."""
+        """Return D of a group in float32, ones for an adapter that is not nested.
+
+        A component weighs the share of the allowed ranks that contain it: the mean of their masks
+        (MatryoshkaLoRA, arXiv 2605.07850, Algorithm 1). One that is in no allowed rank weighs 1.
+        """
         if not self.nested:
             return torch.ones(size)
-        weights = torch.tensor(self.space.nested_weights(group))
-        return nn.functional.pad(weights, (0, size - len(weights)), value=1.0)  # in no allowed rank
+        ranks = self.space.ranks[group]
+        weights = torch.tensor([sum(rank > index for rank in ranks) / len(ranks) for index in range(ranks[0])])
+        return nn.functional.pad(weights, (0, size - len(weights)), value=1.0)
 
     @torch.no_grad()
     def _divide_by_diagonal(self) -> None:
@@ -159,6 +161,8 @@ class ElasticAdapter:
         exists and is not empty, if the adapter is not plain LoRA on the space's linears, or if the
         frozen weights in memory are not those of `base`.
         """
+        from shears.adapt.super_adapter import save_own_loop
+
         about = {"data": data, "template": template, "max_length": max_length}
         return save_own_loop(self, Path(folder), base, about)
 
@@ -166,7 +170,7 @@ class ElasticAdapter:
         """Remove hooks and masks: the model is then a plain PEFT model at its largest ranks."""
         for hook in self._hooks:
             hook.remove()
-        for layer in self._all_layers():
+        for layer in self._all:
             linear = layer.lora_A[self.adapter]
             linear._buffers.pop(MASK, None)
             linear._non_persistent_buffers_set.discard(MASK)

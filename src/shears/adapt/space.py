@@ -1,4 +1,4 @@
-"""Rank configurations and their search space: immutable values, no torch, no files."""
+"""Rank configurations and their search space: values, no torch, no files."""
 
 import math
 import random
@@ -10,26 +10,14 @@ from typing import Any
 from shears.errors import InputError
 
 
-class RankConfig(Mapping[str, int]):
-    """One rank for every group; hashable, equal by content, ordered by group name."""
+class RankConfig(dict[str, int]):
+    """One rank for every group, ordered by group name; it is hashable and never changed."""
 
     def __init__(self, ranks: Mapping[str, int]) -> None:
-        self._items = dict(sorted(ranks.items()))
+        super().__init__(sorted(ranks.items()))
 
-    def __getitem__(self, group: str) -> int:
-        return self._items[group]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __hash__(self) -> int:
-        return hash(tuple(self._items.items()))
-
-    def __repr__(self) -> str:
-        return f"RankConfig({self._items})"
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
 
 
 @dataclass(frozen=True)
@@ -53,9 +41,9 @@ class SearchSpace:
                 raise InputError(f"ranks must be positive and largest first, got {list(ranks)} for group {group!r}")
             if len(self.factors.get(group, ranks)) != len(ranks):
                 raise InputError(f"a group must have a factor for each of its ranks, {group!r} has others")
-        object.__setattr__(self, "ranks", {group: tuple(ranks) for group, ranks in sorted(self.ranks.items())})
-        object.__setattr__(self, "factors", {group: tuple(values) for group, values in self.factors.items()})
-        object.__setattr__(self, "modules", {group: tuple(names) for group, names in self.modules.items()})
+        for name in ("ranks", "modules", "factors"):
+            groups = sorted(getattr(self, name).items()) if name == "ranks" else getattr(self, name).items()
+            object.__setattr__(self, name, {group: tuple(values) for group, values in groups})
 
     @classmethod
     def of_data(cls, groups: Mapping[str, Any]) -> "SearchSpace":
@@ -90,14 +78,6 @@ class SearchSpace:
         """The number of rank configurations."""
         return math.prod(len(ranks) for ranks in self.ranks.values())
 
-    def nested_weights(self, group: str) -> tuple[float, ...]:
-        """Return the share of a group's allowed ranks that contain each of its components.
-
-        The mean of their masks, the diagonal of MatryoshkaLoRA (arXiv 2605.07850, Algorithm 1).
-        """
-        ranks = self.ranks[group]
-        return tuple(sum(rank > index for rank in ranks) / len(ranks) for index in range(ranks[0]))
-
     def nested(self) -> "SearchSpace":
         """Return the space with the factors of nested training: weights of a cut sum to those of all.
 
@@ -112,7 +92,7 @@ class SearchSpace:
 
     def factor(self, group: str, rank: int) -> float:
         """Return what a group's components are multiplied with at one of its ranks."""
-        return dict(zip(self.ranks[group], self.factors[group], strict=True))[rank] if group in self.factors else 1.0
+        return self.factors[group][self.ranks[group].index(rank)] if group in self.factors else 1.0
 
     def maximal(self) -> RankConfig:
         """Return the largest rank of every group."""

@@ -1,18 +1,33 @@
-"""Load a finished super-adapter: its frozen base, its search space and the handle on its ranks."""
+"""Super-adapters in folders: loaded with their base, written with their record, and ranks by name or from a file."""
 
+import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter
-from shears.adapt.space import SearchSpace
-from shears.errors import reading
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.checkpoints.tensor_files import TensorFiles
+from shears.data.rows import source_fingerprint
+from shears.errors import InputError, reading
+from shears.models.grid_adapter import LEARNT
 from shears.models.load import load_both, put_adapter
-from shears.models.ref import checked_base
-from shears.records.artifacts import SEARCH_SPACE, inherited, read_record
+from shears.models.ref import ModelRef, checked_base, resolve
+from shears.models.sparse_adapter import is_sparse
+from shears.progress import is_first_process
+from shears.records import artifacts
+from shears.records.artifacts import RESULT, SEARCH_SPACE, check_input, inherited, read_object, read_record
+from shears.records.card import write_card
+from shears.records.folders import working_folder
+from shears.records.paths import expanded, is_path
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADDED, A, B, linear_of
+from shears.records.version import __version__
 
 
 class SuperAdapter(NamedTuple):
@@ -48,3 +63,155 @@ def load_super_adapter(
     peft_model = put_adapter(network, folder, record=record)
     known = {**inherited(base.record), **record}
     return SuperAdapter(peft_model, tokenizer, ElasticAdapter(peft_model, space_of_record(record)), known)
+
+
+NAMED = ("heuristic", "maximal", "minimal")
+
+
+class RanksFile(NamedTuple):
+    """A file of ranks; `number` counts a search's evaluations from 1, None is the chosen one."""
+
+    path: Path
+    number: int | None
+
+    @property
+    def name(self) -> str:
+        """Name in a record: the file's, without its folder, which may be moved."""
+        return self.path.name if self.number is None else f"{self.path.name}:{self.number}"
+
+
+def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> RankConfig:
+    """Return the ranks named: heuristic (None), maximal, minimal, RESULT.json or RANKS.json.
+
+    RESULT.json:N is the Nth configuration evaluated, from 1. `fingerprint` is the super-adapter's.
+    InputError for the result of a search on another super-adapter, and for ranks outside the space.
+    """
+    ranks = "heuristic" if ranks is None else ranks
+    if ranks in NAMED:
+        named: RankConfig = getattr(space, ranks)()
+        return named
+    file = ranks_file(ranks)
+    if file is None:
+        raise InputError(f"ranks must be {', '.join(NAMED)} or a JSON file, got {ranks!r}")
+    content = read_object(file.path)
+    with reading(file.name):
+        if "chosen" in content:
+            check_input("the super-adapter", content["super_adapter_fingerprint"], fingerprint)
+            number = file.number
+            if number is not None and not 1 <= number <= len(content["evaluations"]):
+                raise InputError(
+                    f"ranks {file.name} must be one of the {len(content['evaluations'])} evaluated, from 1"
+                )
+            content = content["chosen"] if number is None else content["evaluations"][number - 1]
+        elif file.number is not None:
+            raise InputError(f"{file.path} must be a search's result where a number is given, got {file.name}")
+        return space.check(content.get("ranks", content))
+
+
+def ranks_file(ranks: str | None) -> RanksFile | None:
+    """Return the file that `ranks` names, with or without a number; None for a name.
+
+    A folder stands for the result of the search in it.
+    """
+    if not ranks or ranks in NAMED:
+        return None
+    path = Path(ranks) / RESULT if Path(ranks).is_dir() else Path(ranks)
+    if path.is_file():
+        return RanksFile(path, None)
+    numbered = re.fullmatch(r"(?P<path>.+):(?P<number>\d{1,9})", ranks, re.ASCII)
+    if numbered and Path(numbered["path"]).is_file():
+        return RanksFile(Path(numbered["path"]), int(numbered["number"]))
+    return None
+
+
+def ranks_name(ranks: str) -> str:
+    """Return what a record calls ranks: a name such as maximal, or a file's name without its folder."""
+    file = ranks_file(ranks)
+    return file.name if file else Path(ranks).name
+
+
+def by_linear(space: SearchSpace, ranks: RankConfig) -> dict[str, int]:
+    """Return the rank of every linear of the space."""
+    return {linear: ranks[group] for group, linears in space.modules.items() for linear in linears}
+
+
+def write_super_adapter(work: Path, elastic: ElasticAdapter, base: ModelRef, about: Mapping[str, Any]) -> None:
+    """Write a plain PEFT adapter, and last the record that marks a whole super-adapter.
+
+    `about` are the record's keys on the training. InputError if the adapter is not finite plain LoRA
+    on the space's linears, all with one scaling.
+    """
+    space = elastic.space
+    config: Any = copy.copy(elastic.model.peft_config[elastic.adapter])
+    tensors = {name: tensor for name, tensor in elastic.tensors().items() if LEARNT not in name}
+    odd = {name for name in tensors if not name.endswith((A, B))} | {linear_of(name) for name in tensors} ^ {
+        *space.linears
+    }
+    if odd or config.r != space.max_rank or config.rank_pattern or config.alpha_pattern:
+        raise InputError(
+            f"a super-adapter must be plain LoRA of rank {space.max_rank} on the linears of its space and no others, "
+            f"without patterns; got rank {config.r}" + "".join(f", {name}" for name in sorted(odd)[:1])
+        )
+    if infinite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise InputError(f"an adapter must be finite, {infinite[0]} is not; train with a smaller learning rate")
+    save_file(tensors, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config.base_model_name_or_path = base.recorded_name
+    config.inference_mode = True
+    data = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.to_dict().items())}
+    artifacts.write_json(work / ADAPTER_CONFIG, data)
+    sizes = {name: elastic.num_parameters(getattr(space, name)()) for name in ("maximal", "heuristic", "minimal")}
+    record = {
+        "shears_version": __version__,
+        **about,
+        "base": base.recorded_name,
+        "base_fingerprint": base.fingerprint,
+        "fingerprint": artifacts.weights_fingerprint(work),
+        "alpha": float(config.lora_alpha),
+        "sparse_adapter": is_sparse(elastic.model),
+        "max_rank": space.max_rank,
+        "num_parameters": sizes,
+        "groups": space.as_data(),
+    }
+    artifacts.sync_tree(work)
+    artifacts.write_json(work / artifacts.SEARCH_SPACE, record)
+
+
+def save_own_loop(elastic: ElasticAdapter, output: Path, base: str | Path | None, about: Mapping[str, Any]) -> Path:
+    """Write the adapter of a user's own loop to the folder `output` (see `ElasticAdapter.save`)."""
+    output = expanded(output)
+    if not is_first_process():
+        return output
+    name = base or elastic.model.peft_config[elastic.adapter].base_model_name_or_path
+    if not name:
+        raise InputError("an adapter's base must be known, and the model has no name; set base to its folder or hub id")
+    ref = resolve(str(name))
+    ref.refuse_package("train")
+    _refuse_other_weights(elastic.model, ref)
+    data: str | None = about["data"]
+    sha256 = None if data is None else source_fingerprint(data)
+    if data is not None and sha256 is None and is_path(data):
+        raise InputError(f"data must name the training examples, there is no {data}; check the path, or leave it out")
+    record = {"config": about, "template": about["template"], "data_sha256": sha256}
+    with working_folder(output, about, resumes=False) as work:
+        write_super_adapter(work, elastic, ref, record)
+        write_card(work)
+    return output
+
+
+@torch.no_grad()
+def _refuse_other_weights(model: PeftModel, ref: ModelRef) -> None:
+    """Raise InputError if a frozen weight in memory differs from that in the files of the base.
+
+    Weights that are quantized in memory, or that transformers renames while loading, are not compared.
+    """
+    files = TensorFiles(ref.folder)
+    stored = set(files.names)
+    for name, weight in model.get_base_model().named_parameters():
+        plain = name.replace(".base_layer.", ".")
+        if ADDED in name or plain not in stored or not weight.is_floating_point():
+            continue
+        if not torch.equal(files.load(plain).to(weight.dtype), weight.cpu()):
+            raise InputError(
+                f"the base must be the model that the adapter was trained on, {plain} of {ref.name} has other numbers; "
+                "name the right model, or save the changed one and train on its folder"
+            )

@@ -1,36 +1,55 @@
 """The verb `train`: fit a super-adapter on a frozen sparse model, then save it with its record."""
 
 import logging
+import math
+import random
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from shears.adapt.elastic import ElasticAdapter, NLSCallback
-from shears.adapt.groups import build_space, with_auto
-from shears.adapt.prepare import Rows, prepare, read_training_rows, settings_for
-from shears.adapt.save import write_super_adapter
+from shears.adapt.elastic import ElasticAdapter, NLSCallback, lora_layers
+from shears.adapt.groups import add_lora, build_space, with_auto
+from shears.adapt.super_adapter import write_super_adapter
 from shears.checkpoints.configuration import known_config
 from shears.checkpoints.conversion import empty_model
+from shears.checkpoints.tensor_files import num_weights
 from shears.config import TrainConfig
 from shears.config.resolve import build
-from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
-from shears.data.rows import refuse_same, source_fingerprint
-from shears.models.grid_adapter import current_grids
-from shears.models.ref import resolve
+from shears.config.serve_options import ANSWERED
+from shears.data.examples import IGNORED, Tokenized, examples_of, rows_fingerprint, tokenize_all
+from shears.data.forms import form_of_rows
+from shears.data.rows import read_rows, refuse_same, source_fingerprint
+from shears.errors import InputError
+from shears.models.devices import computing_dtype, pick_device
+from shears.models.grid_adapter import current_grids, grids_of, make_quantize_aware
+from shears.models.load import load_model, refuse_unknown
+from shears.models.properties import num_embeddings, positions_in
+from shears.models.recovery import start_from_recovery
+from shears.models.ref import ModelRef, resolve
+from shears.models.sparse_adapter import make_sparse
+from shears.models.tokenizers import load_tokenizer
 from shears.progress import is_first_process
+from shears.quantization.grid import Grid
 from shears.quantization.training import write_grids
 from shears.records import artifacts
-from shears.records.journal import read_rows
+from shears.records.journal import read_rows as read_journal
 from shears.records.paths import expanded
-from shears.training.batches import EpochOrder
-from shears.training.checkpoints import origin_of, training_folder
+from shears.records.trained_form import TrainedForm
+from shears.training.batches import EpochOrder, padding
+from shears.training.checkpoints import first_process_first, training_folder
 from shears.training.fit import Training, Validation, best_step, fit, validation_losses
-from shears.training.processes import first_process_first
-from shears.training.teacher import TeacherTargets, find_teacher, refuse_other_vocabulary, teacher_targets
+from shears.training.teacher import (
+    TeacherSource,
+    TeacherTargets,
+    find_teacher,
+    origin_of,
+    refuse_other_vocabulary,
+    teacher_targets,
+)
 from shears.writing.written import answers_source
 
 logger = logging.getLogger(__name__)
@@ -45,8 +64,6 @@ def train(model: str | Path, output: str | Path, **config: Any) -> Path:
     finite.
     """
     settings = build(TrainConfig, "train", config)
-    if settings.validation_source is not None:
-        refuse_same(settings.validation_source, settings.data, "train.validation must be other examples than data")
     base = resolve(model)
     base.refuse_package("train")
     skeleton = empty_model(base.folder, known_config(base.folder), torch.float32)
@@ -56,47 +73,130 @@ def train(model: str | Path, output: str | Path, **config: Any) -> Path:
     if teacher:
         refuse_other_vocabulary(teacher, base)
     origin = origin_of(base, settings, teacher)
-    if settings.validation_source and (validation := source_fingerprint(settings.validation_source)):
-        origin["validation_sha256"] = validation
+    if validation := settings.validation_source:
+        refuse_same(validation, settings.data, "train.validation must be other examples than data")
+        origin |= {"validation_sha256": sha} if (sha := source_fingerprint(validation)) else {}
     with training_folder(expanded(output), settings, origin) as work:
         if not (work / artifacts.SEARCH_SPACE).is_file():  # it is there after an interruption before renaming
-            data, columns = first_process_first(
-                lambda: answers_source(
-                    settings.data, teacher.model if teacher else base, settings.seed, settings.columns
-                )
-            )
-            decided = settings_for(base, settings.model_copy(update={"data": data, "columns": dict(columns)}))
+            data = settings
+            if settings.data.startswith(ANSWERED):
+                data = _with_answers(settings, teacher.model if teacher else base)
+            decided = settings_for(base, data)
             logger.info("learning rate %g, alpha %g, init %s", decided.learning_rate, decided.alpha, decided.init)
             rows = read_training_rows(base, decided)
-            seen = _rows_seen(rows.train, decided)
-            targets = teacher_targets(teacher, seen, rows.pad_id, decided) if teacher else None
+            targets = _targets(teacher, rows, decided) if teacher else None
             elastic, grids = prepare(base, decided, rows)
             fit(training_of(elastic, rows, decided, targets), work, decided)
             if is_first_process():
-                write_grids(work, current_grids(elastic.model, grids))
-                about = {
-                    "config": artifacts.as_data(settings),
-                    "learning_rate": decided.learning_rate,
-                    "init": decided.init,
-                    **origin,
-                    **rows.form.as_record(),
-                    "data_fingerprint": rows_fingerprint(rows.train),
-                    **_course(work, settings),
-                    **({"quantize_aware": settings.quantize_aware} if grids else {}),
-                }
-                write_super_adapter(work, elastic, base, about)
+                about = _record(work, settings, decided, rows)
+                if grids:
+                    write_grids(work, current_grids(elastic.model, grids))
+                write_super_adapter(work, elastic, base, {**about, **origin})
     return expanded(output)
 
 
-def _rows_seen(rows: Sequence[Tokenized], settings: TrainConfig) -> Sequence[Tokenized]:
-    """Return the rows, without labels where a training ends before it reads them: no teacher computes those."""
-    count = settings.num_seen(len(rows))
-    if count >= len(rows):
-        return rows
-    order = EpochOrder([len(row.input_ids) for row in rows], settings.batch_size, settings.seed)
-    seen = set(islice(order, count))
-    ignored = (Tokenized(row.input_ids, [IGNORED] * len(row.labels)) for row in rows)
-    return [row if number in seen else other for number, (row, other) in enumerate(zip(rows, ignored, strict=True))]
+def _with_answers(settings: TrainConfig, author: ModelRef) -> TrainConfig:
+    data, columns = first_process_first(lambda: answers_source(settings.data, author, settings.seed, settings.columns))
+    return settings.model_copy(update={"data": data, "columns": dict(columns)})
+
+
+def _record(work: Path, settings: TrainConfig, decided: TrainConfig, rows: "Rows") -> dict[str, Any]:
+    """Return what the record says of a training: its settings, its rows, its steps, its validation."""
+    about = {
+        "config": artifacts.as_data(settings),
+        "learning_rate": decided.learning_rate,
+        "init": decided.init,
+        **rows.form.as_record(),
+        "data_fingerprint": rows_fingerprint(rows.train),
+        "num_steps": read_journal(work / artifacts.TRAINING_LOG)[-1]["step"],
+    }
+    if losses := validation_losses(work):
+        step = best_step(losses) if settings.early_stopping else max(losses)
+        about["validation"] = {"step": step, "loss": losses[step]}
+    if settings.quantize_aware != "none":
+        about["quantize_aware"] = settings.quantize_aware
+    return about
+
+
+class Rows(NamedTuple):
+    """The tokenized examples to train on, those to validate on, if any, the padding token, and the rows' form."""
+
+    train: list[Tokenized]
+    validation: list[Tokenized]
+    pad_id: int
+    form: TrainedForm
+
+
+def settings_for(base: ModelRef, settings: TrainConfig) -> TrainConfig:
+    """Return the settings with what the base decides: learning rate, alpha and start, where none is set."""
+    linears = base.record.get("linears", {}).values()
+    size = sum(math.prod(linear["shape"]) for linear in linears)
+    sparsity = sum(linear["zeros"] for linear in linears) / max(size, 1)
+    has_recovery = (base.folder / artifacts.RECOVERY_FOLDER / artifacts.RECOVERY).is_file()
+    return settings.for_base(num_weights(base.folder), sparsity, has_recovery)
+
+
+def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
+    """Return the tokenized examples of `settings`; loads no model. InputError for unusable ones."""
+    tokenizer = load_tokenizer(model)
+    longest = min(settings.max_length, positions_in(known_config(model.folder)) or settings.max_length)
+    sources = [settings.data, *filter(None, [settings.validation_source])]
+    read = [read_rows(source, settings.columns) for source in sources]
+    trained, *held_out = (
+        tokenize_all(examples_of(rows, source, settings.template, tokenizer), tokenizer, longest)
+        for source, rows in zip(sources, read, strict=True)
+    )
+    if settings.validation_share is not None:
+        trained, *held_out = split_off(trained, settings.validation_share, settings.seed)
+    return Rows(trained, list(chain(*held_out)), padding(tokenizer), form_of_rows(read[0], settings.template))
+
+
+def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[Tokenized], list[Tokenized]]:
+    """Return the rows to train on and those of the share, in order; InputError for a single row.
+
+    The share is rounded, and both parts have at least one row. The draw is a function of the seed
+    and the number of rows.
+    """
+    if len(rows) < 2:
+        raise InputError(f"validation by a share needs at least two examples, got {len(rows)}; give a file")
+    count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+    drawn = set(random.Random(f"validation/{seed}").sample(range(len(rows)), count))
+    trained = [row for index, row in enumerate(rows) if index not in drawn]
+    return trained, [rows[index] for index in sorted(drawn)]
+
+
+def _targets(teacher: TeacherSource, rows: Rows, settings: TrainConfig) -> TeacherTargets:
+    """Return the teacher's targets; rows that a training ends before it reads have none."""
+    seen = rows.train
+    count = settings.num_seen(len(seen))
+    if count < len(seen):
+        order = EpochOrder([len(row.input_ids) for row in seen], settings.batch_size, settings.seed)
+        read = set(islice(order, count))
+        ignored = (Tokenized(row.input_ids, [IGNORED] * len(row.labels)) for row in seen)
+        pairs = zip(seen, ignored, strict=True)
+        seen = [row if number in read else other for number, (row, other) in enumerate(pairs)]
+    return teacher_targets(teacher, seen, rows.pad_id, settings)
+
+
+def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> tuple[ElasticAdapter, Mapping[str, Grid]]:
+    """Load the model and put an adapter on it; `settings` are those of `settings_for`.
+
+    Return the handle on its ranks, and the grids of quantize_aware at the start, else none.
+    """
+    base = load_model(model, computing_dtype(settings.precision, pick_device(settings.device)), settings.device)
+    refuse_unknown(max(max(row.input_ids) for row in chain(rows.train, rows.validation)), num_embeddings(base))
+    space = build_space(base, settings.groups, settings.ranks)
+    grids = {} if settings.quantize_aware == "none" else grids_of(base, model.folder)
+    peft_model = add_lora(base, space, settings)
+    if settings.init == "recovery":
+        start_from_recovery(lora_layers(peft_model, "default"), model)
+    elastic = ElasticAdapter(peft_model, space, nested=settings.sampling == "nested")
+    if grids:
+        make_quantize_aware(peft_model, grids, learn_scales=True)
+    elif settings.masks:
+        make_sparse(peft_model)
+    logger.info("%d groups of ranks %s", len(space.ranks), settings.ranks)
+    return elastic, grids
 
 
 def training_of(
@@ -120,13 +220,3 @@ def training_of(
         details=lambda: {"ranks": dict(elastic.active)},
         validation=validation,
     )
-
-
-def _course(work: Path, settings: TrainConfig) -> Mapping[str, Any]:
-    """Return the steps of a training, and step and validation loss of the saved adapter, if it was validated."""
-    steps = {"num_steps": read_rows(work / artifacts.TRAINING_LOG)[-1]["step"]}
-    losses = validation_losses(work)
-    if not losses:
-        return steps
-    step = best_step(losses) if settings.early_stopping else max(losses)
-    return {**steps, "validation": {"step": step, "loss": losses[step]}}

@@ -34,15 +34,15 @@ class Method(NamedTuple):
     needs: Literal["nothing", "norms", "moments"]
     """Statistics of a linear's inputs: none, the L2 norm of every input feature, or the second moments X^T X."""
     prune: str
-    """Function from `Task` to `Pruned` (sparsity/methods/scores.py), as `module:name`. It is
+    """Function from `Task` to `Pruned` (sparsity/scores.py), as `module:name`. It is
     imported when it is used, because reading a recipe must not import torch."""
 
 
 METHODS: Mapping[str, Method] = {
-    "wanda": Method("norms", "shears.sparsity.methods.scores:prune_by_wanda"),
-    "magnitude": Method("nothing", "shears.sparsity.methods.scores:prune_by_magnitude"),
-    "sparsegpt": Method("moments", "shears.sparsity.methods.sparsegpt:prune"),
-    "admm": Method("moments", "shears.sparsity.methods.admm:prune"),
+    "wanda": Method("norms", "shears.sparsity.masks:prune_by_wanda"),
+    "magnitude": Method("nothing", "shears.sparsity.masks:prune_by_magnitude"),
+    "sparsegpt": Method("moments", "shears.sparsity.sparsegpt:prune"),
+    "admm": Method("moments", "shears.sparsity.admm:prune"),
 }
 
 if TYPE_CHECKING:

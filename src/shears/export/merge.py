@@ -39,7 +39,7 @@ from shears.models.tokenizers import load_tokenizer, save_tokenizer
 from shears.progress import track
 from shears.quantization.training import on_grid
 from shears.records.artifacts import FORM, HEALED, SPARSITY, record_in, training_source, weights_fingerprint
-from shears.sparsity.methods.refit import refit
+from shears.sparsity.admm import refit
 from shears.sparsity.rewrite import LinearSparsity, in_format, overall_sparsity, rewriting
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from shears.adapt.ranks import by_linear, choose_ranks, ranks_file
-from shears.adapt.super_adapter import space_of_record
+from shears.adapt.super_adapter import by_linear, choose_ranks, ranks_file, space_of_record
 from shears.config import ExportConfig
 from shears.config.export_options import FORMATS
 from shears.config.resolve import build

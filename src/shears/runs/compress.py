@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from shears.adapt.prepare import Rows, read_training_rows
-from shears.adapt.train import train
+from shears.adapt.train import Rows, read_training_rows, train
 from shears.checkpoints.configuration import known_config
 from shears.config import CompressConfig
 from shears.config.resolve import build

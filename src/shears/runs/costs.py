@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from shears.adapt.prepare import Rows
-from shears.adapt.train import train
+from shears.adapt.train import Rows, train
 from shears.config import SparsifyConfig
 from shears.config.compress_options import EffortName
 from shears.data.calibration import calibration_batches

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shears.adapt.groups import build_space
-from shears.adapt.ranks import by_linear
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.adapt.super_adapter import by_linear
 from shears.config import EvaluateConfig, Recipe, SparsifyConfig, TrainConfig
 from shears.config.export_options import FORMATS
 from shears.config.resolve import load_recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shears.adapt.groups import resolved_groups
-from shears.adapt.ranks import ranks_file, ranks_name
+from shears.adapt.super_adapter import ranks_file, ranks_name
 from shears.adapt.train import train
 from shears.config import HealConfig, Recipe, SearchConfig, TrainConfig
 from shears.config.evaluate_options import BASELINES
@@ -17,7 +17,6 @@ from shears.data.calibration import text_template_of
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError, reading
 from shears.export.peft import export_adapter
-from shears.healing.heal import heal, teacher_of
 from shears.models.fetching import gguf_named
 from shears.models.ref import resolve
 from shears.records import artifacts
@@ -26,6 +25,7 @@ from shears.records.folders import named_folder
 from shears.records.paths import expanded, file_fingerprint
 from shears.searching.study import search
 from shears.sparsity.sparsify import sparsify_for
+from shears.training.heal import heal, teacher_of
 from shears.training.teacher import find_teacher
 
 DENSE_LORA, SPARSE_LORA = BASELINES

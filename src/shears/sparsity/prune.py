@@ -29,8 +29,7 @@ from shears.models.recovery import Recovered
 from shears.progress import track
 from shears.sparsity.allocation import sensitivity_sparsities
 from shears.sparsity.checkpoint import Checkpoint
-from shears.sparsity.masks import Pattern, zero_counts
-from shears.sparsity.methods.scores import Task, prune_by_magnitude
+from shears.sparsity.masks import Pattern, Task, prune_by_magnitude, zero_counts
 from shears.sparsity.reconstruction import BlockErrors, Reconstruction
 from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
 

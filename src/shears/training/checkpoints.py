@@ -1,36 +1,28 @@
 """The folder of a training: checkpoints that count once all of them is on the disk, resume and clean-up."""
 
+import atexit
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
 
 from shears.config.train_options import LoopConfig
-from shears.data.rows import source_fingerprint
 from shears.errors import reading
 from shears.models.devices import pick_device, resolved_precision
-from shears.models.ref import ModelRef
-from shears.progress import is_first_process
+from shears.progress import is_first_process, launched
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES, as_data
 from shears.records.card import write_card
 from shears.records.folders import CHECKPOINTS, MARKER, partial_folder, working_folder
 from shears.records.journal import read_rows, write_rows
-from shears.training.processes import join_processes, wait
-from shears.training.teacher import TeacherSource
 
 logger = logging.getLogger(__name__)
 CHANGEABLE = {"save_steps", "recompute"}  # options that do not change the result
-
-
-def origin_of(base: ModelRef, settings: LoopConfig, teacher: TeacherSource | None) -> dict[str, str | None]:
-    """Return the fingerprints of the base, of the data, and of the teacher, if any."""
-    origin: dict[str, str | None] = {
-        "base_fingerprint": base.fingerprint,
-        "data_sha256": source_fingerprint(settings.data),
-    }
-    return origin if teacher is None else {**origin, "teacher_fingerprint": teacher.fingerprint}
 
 
 @contextmanager
@@ -45,7 +37,9 @@ def training_folder(output: Path, settings: LoopConfig, origin: Mapping[str, str
     started = time.monotonic()
     device = pick_device(settings.device)
     resolved_precision(settings.precision, device)  # raises before a model is loaded
-    join_processes(cpu=device.type == "cpu")
+    if launched()[1] > 1:  # by gloo between CPUs, by NCCL between GPUs
+        PartialState(cpu=device.type == "cpu")
+        atexit.register(_disconnect)
     work = partial_folder(output)
     known = {key.removesuffix("_sha256").removesuffix("_fingerprint") for key, value in origin.items() if value}
     options = {key: value for key, value in as_data(settings).items() if key not in CHANGEABLE | known}
@@ -86,3 +80,27 @@ def begin_from(work: Path) -> Path | None:
                     write_rows(log, [row for row in read_rows(log) if row["step"] <= last])
     wait()  # all processes must read the same log
     return checkpoint
+
+
+Made = TypeVar("Made")
+
+
+def _disconnect() -> None:  # the connection's threads could abort an interpreter that exits
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def wait() -> None:
+    """Wait until every process has called this; a process that fails ends the others by its launcher."""
+    if launched()[1] > 1:
+        PartialState().wait_for_everyone()
+
+
+def first_process_first(make: Callable[[], Made]) -> Made:
+    """Return what `make` returns, in every process once the first one has called it and left its files."""
+    if not is_first_process():
+        wait()
+    made = make()
+    if is_first_process():
+        wait()
+    return made

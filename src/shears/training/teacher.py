@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from shears.checkpoints.configuration import known_config
 from shears.config.train_options import LoopConfig
 from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError, reading
 from shears.models.devices import autocast, computing_dtype, device_of, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
@@ -33,8 +34,8 @@ from shears.records.folders import refuse_full_disk
 from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG
 from shears.training.batches import length_buckets, pad_right
+from shears.training.checkpoints import first_process_first
 from shears.training.losses import TopK, labelled_positions, logits_at
-from shears.training.processes import first_process_first
 
 logger = logging.getLogger(__name__)
 FOLDER = "teacher_targets"
@@ -98,6 +99,15 @@ def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
             f"and {student.name} {sizes[1]:,}{' others' if sizes[0] == sizes[1] else ''}; take the model that it was "
             "pruned from"
         )
+
+
+def origin_of(base: ModelRef, settings: LoopConfig, teacher: TeacherSource | None) -> dict[str, str | None]:
+    """Return the fingerprints of the base, of the data, and of the teacher, if any."""
+    origin: dict[str, str | None] = {
+        "base_fingerprint": base.fingerprint,
+        "data_sha256": source_fingerprint(settings.data),
+    }
+    return origin if teacher is None else {**origin, "teacher_fingerprint": teacher.fingerprint}
 
 
 class TeacherTargets:

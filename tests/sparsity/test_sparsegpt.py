@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from shears.quantization.inverse import inverse_factor
 from shears.sparsity.masks import Pattern
-from shears.sparsity.methods.sparsegpt import prune_obs
+from shears.sparsity.sparsegpt import prune_obs
 from tests.oracles import obs
-from tests.sparsity.methods.hessians import DAMPING, exact_factor, problem
+from tests.sparsity.hessians import DAMPING, exact_factor, problem
 
 
 @pytest.mark.parametrize("damping", [0.0, DAMPING])

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shears.healing.kept_weights import kept_weights, train_kept, trainable
 from shears.models.blocks import weight_oi
 from shears.quantization.grid import quantize
+from shears.training.kept_weights import kept_weights, train_kept, trainable
 from tests.tiny import tiny_model
 
 INPUTS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(3))

@@ -14,8 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shears.quantization.inverse import inverse_factor
-from shears.sparsity.masks import Pattern, lowest_per_row, pruned_mask
-from shears.sparsity.methods.scores import Pruned, Task
+from shears.sparsity.masks import Pattern, Pruned, Task, lowest_per_row, pruned_mask
 
 DAMPING = 0.01  # as a share of the mean of the moments' diagonal, as published
 CHUNK = 32  # columns that are swept one by one; any number gives the same result up to rounding

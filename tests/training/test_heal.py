@@ -18,19 +18,19 @@ import shears
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.config import Recipe
 from shears.errors import InputError
-from shears.healing.heal import heal
-from shears.healing.kept_weights import RecoveryProduct
 from shears.models.recovery import read_recovery
 from shears.models.ref import resolve
 from shears.quantization.grid import quantize
 from shears.records.folders import partial_folder
 from shears.sparsity.sparsify import sparsify
 from shears.training.fit import StepTrainer
+from shears.training.heal import heal
+from shears.training.kept_weights import RecoveryProduct
 from shears.training.teacher import TeacherSource
 from shears.writing import written
-from tests.healing.conftest import SETTINGS
 from tests.oracles.distillation import kl_from_logits
 from tests.tiny import save_tiny, tiny_tokenizer
+from tests.training.small_healing import SETTINGS
 from tests.training.small_training import log, stop_after
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -135,7 +135,7 @@ def test_stopped_while_it_writes_no_step_is_repeated(
 ) -> None:
     whole = healed(models, tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr("shears.healing.heal.save_tokenizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("shears.training.heal.save_tokenizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             healed(models, tmp_path / "resumed")
     monkeypatch.setattr(StepTrainer, "train", lambda *_, **__: pytest.fail("trained again"))

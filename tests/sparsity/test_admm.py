@@ -6,12 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.sparsity.masks import Pattern, pruned_mask
-from shears.sparsity.methods.admm import DAMPING, ITERATIONS, PENALTY, prune_admm
-from shears.sparsity.methods.refit import refit
-from shears.sparsity.methods.scores import wanda_scores
+from shears.sparsity.admm import DAMPING, ITERATIONS, PENALTY, prune_admm, refit
+from shears.sparsity.masks import Pattern, pruned_mask, wanda_scores
 from tests.oracles import admm, obs
-from tests.sparsity.methods.hessians import problem
+from tests.sparsity.hessians import problem
 
 PATTERNS = [("row", 24), ("row", 27), ("2:4", 24), ("1:4", 36)]
 

@@ -20,14 +20,6 @@ from shears.config.resolve import build
 from shears.data.calibration import check_text, text_template, text_tokens
 from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
 from shears.errors import InputError
-from shears.healing.kept_weights import (
-    Refresh,
-    add_recovery,
-    kept_weights,
-    train_kept,
-    trainable,
-    write_healed_recovery,
-)
 from shears.models.blocks import decoder_blocks
 from shears.models.blockwise.matrices import block_matrices
 from shears.models.blockwise.sources import BlockSource
@@ -54,10 +46,17 @@ from shears.records.trained_form import trained_template
 from shears.records.version import __version__
 from shears.sparsity.rewrite import LinearSparsity, in_format, overall_sparsity, rewriting
 from shears.training.batches import padding
-from shears.training.checkpoints import origin_of, training_folder
+from shears.training.checkpoints import first_process_first, training_folder
 from shears.training.fit import Training, fit
-from shears.training.processes import first_process_first
-from shears.training.teacher import TeacherSource, find_teacher, refuse_other_vocabulary, teacher_targets
+from shears.training.kept_weights import (
+    Refresh,
+    add_recovery,
+    kept_weights,
+    train_kept,
+    trainable,
+    write_healed_recovery,
+)
+from shears.training.teacher import TeacherSource, find_teacher, origin_of, refuse_other_vocabulary, teacher_targets
 from shears.writing.written import text_source
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.sparsity.methods.refit import refit
+from shears.sparsity.admm import refit
 from tests.oracles import least_squares
 
 DAMPING = 0.01
