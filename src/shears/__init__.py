@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from shears.errors import InputError as InputError
     from shears.evaluation.run import evaluate as evaluate
     from shears.export.peft import export_adapter as export_adapter
+    from shears.records.artifacts import __version__ as __version__
     from shears.records.publishing import push as push
-    from shears.records.version import __version__ as __version__
-    from shears.report.compare import compare as compare
+    from shears.report.page import compare as compare
     from shears.report.page import write_report as write_report
     from shears.runs.compress import compress as compress
     from shears.runs.pipeline import run as run
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shears.runtime.environment import environment as environment
     from shears.runtime.speed import bench as bench
     from shears.searching.study import search as search
-    from shears.serving.server import serve as serve
+    from shears.serving import serve as serve
     from shears.sparsity.prune import sparsify_model as sparsify_model
     from shears.sparsity.sparsify import sparsify as sparsify
     from shears.training.heal import heal as heal
@@ -37,10 +37,10 @@ _MODULES = {
     "NLSCallback": "adapt.elastic",
     "RankConfig": "adapt.space",
     "SearchSpace": "adapt.space",
-    "__version__": "records.version",
+    "__version__": "records.artifacts",
     "bench": "runtime.speed",
     "build_space": "adapt.groups",
-    "compare": "report.compare",
+    "compare": "report.page",
     "compress": "runs.compress",
     "environment": "runtime.environment",
     "evaluate": "evaluation.run",
@@ -52,7 +52,7 @@ _MODULES = {
     "push": "records.publishing",
     "run": "runs.pipeline",
     "search": "searching.study",
-    "serve": "serving.server",
+    "serve": "serving",
     "sparsify": "sparsity.sparsify",
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",

@@ -35,7 +35,7 @@ STOPS = {
         "shears.searching.study._evaluated", 3,
         CONTINUES,
     ),
-    "write": Stop("write base OUT --tokens 60 --max-new-tokens 8", "shears.records.journal.append_row", 3, CONTINUES),
+    "write": Stop("write base OUT --tokens 60 --max-new-tokens 8", "shears.records.artifacts.append_row", 3, CONTINUES),
     "evaluate": Stop(
         "evaluate base --data rows.jsonl --task number --max-new-tokens 3 --batch-size 2 --output OUT --device cpu "
         "--backend transformers",

@@ -11,7 +11,7 @@ from shears.checkpoints.tensor_files import TensorFiles
 from shears.export.peft import export_adapter
 from shears.quantization.training import GRIDS
 from shears.records.artifacts import SEARCH_SPACE, SUB_ADAPTER, read_json, read_object, write_json
-from shears.records.peft_files import ADAPTER_CONFIG
+from shears.records.paths import ADAPTER_CONFIG
 from tests.checkpoints.packed.test_layout import bits
 
 

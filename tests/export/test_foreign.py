@@ -12,7 +12,7 @@ from shears.errors import InputError
 from shears.export.peft import export_adapter
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import SEARCH_SPACE, SUB_ADAPTER
-from shears.records.peft_files import ADAPTER_CONFIG
+from shears.records.paths import ADAPTER_CONFIG
 from tests.export.made import half_sparse, super_adapter
 
 

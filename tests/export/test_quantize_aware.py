@@ -27,7 +27,7 @@ from shears.models.load import load_model, load_with_adapter
 from shears.quantization.grid import dequantize_blocks, quantize_blocks
 from shears.quantization.training import read_grids
 from shears.records.artifacts import MERGED, PACKAGE, README, SEARCH_SPACE, read_json
-from shears.records.peft_files import linear_of
+from shears.records.paths import linear_of
 from shears.runs.stages import run_folder
 from tests import parts
 from tests.export.made import half_sparse, logits, stock

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shears.records.journal import append_row, cut_torn_line, read_rows, write_rows
+from shears.records.artifacts import append_row, cut_torn_line, read_rows, write_rows
 
 ROWS = st.lists(
     st.dictionaries(st.text(max_size=4), st.text() | st.integers() | st.lists(st.text(max_size=3)), max_size=3),

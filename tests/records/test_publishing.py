@@ -12,8 +12,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 import shears
 from shears.errors import InputError
 from shears.records.artifacts import KINDS
-from shears.records.card import write_card
 from shears.records.paths import file_fingerprint
+from shears.records.publishing import write_card
 from tests.tiny import save_tiny
 
 SECRET = "nobody-may-know"
@@ -122,15 +122,6 @@ def test_the_card_of_a_recovery_loads_it_from_inside_the_model(made: Path) -> No
     assert 'AutoModelForCausalLM.from_pretrained("me/it"), "me/it", subfolder="recovery")' in text
     assert "--lora-modules recovery=it/recovery" in text
     assert ModelCard(text).data.to_dict()["base_model"] == "me/it"
-
-
-def test_text_added_to_a_card_stays_without_paths(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "sub", tmp_path / "sub")
-    own = f"Thanks to all who wrote {made}/rows.jsonl."
-    (tmp_path / "sub" / "README.md").write_text((made / "sub" / "README.md").read_text() + f"\n## Thanks\n\n{own}\n")
-    text = sent(tmp_path / "sub", "me/it", "me/base")["README.md"].decode()
-    assert text.endswith("## Thanks\n\nThanks to all who wrote rows.jsonl.\n")
-    assert f'{LOADED}, "me/it")' in text
 
 
 def test_unfinished_files_are_not_uploaded(made: Path, tmp_path: Path) -> None:

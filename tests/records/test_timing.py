@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from shears.records.timing import TIMES, read_times, timed, versions
+from shears.records.timing import TIMES, read_times, timed
 
 
 def test_finished_and_stopped_stages_are_told_apart(tmp_path: Path) -> None:
@@ -26,11 +26,6 @@ def test_the_versions_that_computed_are_kept_and_earlier_files_are_read_without_
     assert line["versions"]["transformers"] == transformers.__version__
     (tmp_path / TIMES).write_text('{"stage": "train", "began": "1", "machine": "a processor"}\n')
     assert read_times(tmp_path)[0]["versions"] == {}
-
-
-def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shears.records.timing.BESIDE", ("no-such-package",))
-    assert list(versions()) == ["python"]
 
 
 def test_a_killed_stage_has_begun_and_a_torn_line_is_left_out(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A real server on a real socket, in a thread of the test's process, and the `openai` client for it."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,7 @@ from openai import OpenAI
 
 from shears.config import ServeConfig
 from shears.runtime.generation.engine import Engine
-from shears.serving.app import Service
-from shears.serving.server import listening, make_server
+from shears.serving.app import Service, make_server
 from tests.processes import until
 
 NAME = "tiny"
@@ -43,7 +43,7 @@ class Running:
 @contextmanager
 def running(engine: Engine, **config: Any) -> Iterator[Running]:
     """Run a server over an engine; keywords are those of ServeConfig."""
-    with listening("127.0.0.1", 0) as listener:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         service = Service(engine, NAME, ServeConfig(**config))
         server = make_server(service)
         thread = threading.Thread(target=server.run, args=([listener],))

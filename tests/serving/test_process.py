@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 from pathlib import Path
 
 import openai
@@ -11,25 +12,25 @@ import pytest
 pytest.importorskip("fastapi")
 
 import shears.serving.app  # noqa: F401  # so that forks find it imported
+from shears import serving
 from shears.errors import InputError
-from shears.serving import server as serving_server
-from shears.serving.server import listening, serve
+from shears.serving import serve
 from tests.processes import command_line
 from tests.tiny import save_tiny
 
 
 def test_an_address_that_is_taken_is_refused(tmp_path: Path) -> None:
-    with listening("127.0.0.1", 0) as listener, pytest.raises(InputError, match=r"the address .* cannot be used: "):
-        serve(tmp_path, port=listener.getsockname()[1])
-    for host in ("no.such.host", ".foo", "a" * 70):
-        with pytest.raises(InputError, match=r"the address .* cannot be used: "):
-            listening(host, 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        for host in ("127.0.0.1", "no.such.host", ".foo", "a" * 70):
+            with pytest.raises(InputError, match=r"the address .* cannot be used: "):
+                serve(tmp_path, host=host, port=port)
 
 
 def test_a_missing_extra_and_a_key_that_no_request_can_carry_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving_server, "REQUIRED", ("no_such_fastapi", "uvicorn"))
+    monkeypatch.setattr(serving, "REQUIRED", ("no_such_fastapi", "uvicorn"))
     with pytest.raises(InputError, match=r"serve needs no_such_fastapi, not installed; pip install 'shears-llm\[serve"):
         serve(tmp_path)
     monkeypatch.setenv("SHEARS_API_KEY", "a b")

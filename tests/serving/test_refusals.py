@@ -15,7 +15,7 @@ pytest.importorskip("fastapi")
 import json
 
 from shears.serving import app
-from shears.serving.bodies import IGNORED_KEYS, ChatRequest, CompletionRequest
+from shears.serving.protocol import IGNORED_KEYS, ChatRequest, CompletionRequest
 from tests.runtime.generation.backends import TOKENIZER, always, engine_of, lively
 from tests.serving.servers import NAME, Running, running
 

@@ -21,7 +21,7 @@ from shears.errors import InputError
 from shears.models.load import load_model
 from shears.models.ref import resolve
 from shears.models.tokenizers import load_tokenizer
-from shears.records import journal
+from shears.records import artifacts as journal
 from shears.records.artifacts import MERGED, write_json
 from shears.records.folders import partial_folder
 from shears.records.paths import file_fingerprint

@@ -30,7 +30,7 @@ from shears.config.fields import TemplateName
 from shears.config.train_options import SamplingName, TrainConfig
 from shears.errors import InputError
 from shears.models.sparse_adapter import MASK
-from shears.records.peft_files import A, linear_of
+from shears.records.paths import A, linear_of
 
 FIELDS = TrainConfig.model_fields
 

@@ -22,12 +22,10 @@ from shears.models.ref import ModelRef, checked_base, resolve
 from shears.models.sparse_adapter import is_sparse
 from shears.progress import is_first_process
 from shears.records import artifacts
-from shears.records.artifacts import RESULT, SEARCH_SPACE, check_input, inherited, read_object, read_record
-from shears.records.card import write_card
+from shears.records.artifacts import RESULT, SEARCH_SPACE, __version__, check_input, inherited, read_object, read_record
 from shears.records.folders import working_folder
-from shears.records.paths import expanded, is_path
-from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADDED, A, B, linear_of
-from shears.records.version import __version__
+from shears.records.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADDED, A, B, expanded, is_path, linear_of
+from shears.records.publishing import write_card
 
 
 class SuperAdapter(NamedTuple):

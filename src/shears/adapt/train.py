@@ -36,7 +36,7 @@ from shears.progress import is_first_process
 from shears.quantization.grid import Grid
 from shears.quantization.training import write_grids
 from shears.records import artifacts
-from shears.records.journal import read_rows as read_journal
+from shears.records.artifacts import read_rows as read_journal
 from shears.records.paths import expanded
 from shears.records.trained_form import TrainedForm
 from shears.training.batches import EpochOrder, padding

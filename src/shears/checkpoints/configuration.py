@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from shears.checkpoints.without_code import load_config
 from shears.errors import InputError, reading
-from shears.records.peft_files import ADAPTER_CONFIG
+from shears.records.paths import ADAPTER_CONFIG
 
 LOADING_ERRORS = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, RuntimeError,

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from shears.config import Recipe
 from shears.config.fields import Repeated, StageConfig
 from shears.config.resolve import build, stage_values
-from shears.records.version import __version__
+from shears.records.artifacts import __version__
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer does not export the class of its usage errors
 FIRST = (

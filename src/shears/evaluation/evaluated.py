@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from shears.data.examples import Example, prompt_of
 from shears.data.templates import question_id
 from shears.evaluation.statistics import wilson_interval
+from shears.records.artifacts import append_row, read_rows, write_rows
 from shears.records.figures import CUT
-from shears.records.journal import append_row, read_rows, write_rows
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]

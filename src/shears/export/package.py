@@ -35,10 +35,10 @@ from shears.models.ref import ModelRef, checked_base, resolve
 from shears.models.tokenizers import save_tokenizer
 from shears.quantization.grid import Grid
 from shears.records import artifacts
-from shears.records.card import write_card
-from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.records.artifacts import __version__
+from shears.records.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.records.publishing import write_card
 from shears.records.trained_form import template_of_record
-from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
 OF_MERGED = (

@@ -30,11 +30,20 @@ from shears.models.ref import ModelRef
 from shears.quantization.grid import Grid
 from shears.quantization.training import read_grids
 from shears.records import artifacts
-from shears.records.card import write_card
+from shears.records.artifacts import __version__
 from shears.records.folders import working_folder
-from shears.records.paths import expanded, file_fingerprint
-from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, linear_of, rank_patterns
-from shears.records.version import __version__
+from shears.records.paths import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PREFIX,
+    A,
+    B,
+    expanded,
+    file_fingerprint,
+    linear_of,
+    rank_patterns,
+)
+from shears.records.publishing import write_card
 
 logger = logging.getLogger(__name__)
 Writer = Callable[[str, Path, str | None, ExportConfig], dict[str, Any]]

@@ -30,8 +30,7 @@ from shears.models.sparse_adapter import make_sparse
 from shears.models.tokenizers import load_tokenizer
 from shears.quantization.training import read_grids
 from shears.records.artifacts import check_input, find_record, read_object, read_record, write_json
-from shears.records.paths import own_file
-from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.records.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS, own_file
 
 logger = logging.getLogger(__name__)
 

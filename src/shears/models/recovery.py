@@ -31,14 +31,14 @@ from shears.models.ref import ModelRef
 from shears.records.artifacts import (
     RECOVERY,
     RECOVERY_FOLDER,
+    __version__,
     check_input,
     read_record,
     weights_fingerprint,
     write_json,
 )
-from shears.records.card import write_card
-from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, rank_patterns
-from shears.records.version import __version__
+from shears.records.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, rank_patterns
+from shears.records.publishing import write_card
 
 logger = logging.getLogger(__name__)
 Factors = Mapping[str, tuple[Float[Tensor, "O R"], Float[Tensor, "R I"]]]

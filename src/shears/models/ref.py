@@ -21,8 +21,7 @@ from shears.records.artifacts import (
     record_in,
     weights_fingerprint,
 )
-from shears.records.paths import expanded
-from shears.records.peft_files import ADAPTER_CONFIG
+from shears.records.paths import ADAPTER_CONFIG, expanded
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 INSIDE = ".."

@@ -1,12 +1,14 @@
-"""The contract between stages: the record of a finished folder, and the checks when it is read.
+"""The contract between stages: records and journals, and the checks when they are read.
 
-A record is a JSON file with the configuration of the stage that made the folder, and the
-fingerprints of its inputs and of its weights. `folders.py` makes the folders.
+A record is a JSON file with the configuration of the stage that made a folder, and the
+fingerprints of its inputs and of its weights. A journal is a JSONL file that grows row by row and
+survives a kill at any byte. `folders.py` makes the folders.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from shears.config.fields import StageConfig
 from shears.errors import InputError, reading
 from shears.records.paths import file_fingerprint
 
+__version__ = "0.1.0"  # every record names it
 SPARSITY = "sparsity.json"
 HEALED = "heal.json"
 SEARCH_SPACE = "search_space.json"
@@ -22,11 +25,9 @@ RESULT = "result.json"
 SUB_ADAPTER = FORMATS["peft"].record
 EVALUATION = "evaluation.json"
 RECOVERY = "recovery.json"
-MERGED = FORMATS["merged"].record
 PACKAGE = FORMATS["package"].record
 GGUF = FORMATS["gguf"].record
 GGUF_FILE = "model.gguf"  # beside that record
-UNPACKED = FORMATS["unpacked"].record
 WRITTEN_TEXT = "self_text.json"
 RECIPE = "recipe.yaml"  # this and the next three lie in a run's folder
 REPORT = "report.html"
@@ -40,26 +41,23 @@ TRAINING_LOG = "training_log.jsonl"
 TRAINING_TIMES = "training_times.jsonl"  # not in the log: equal trainings write equal logs
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
 KINDS = {
-    SPARSITY: "a sparse model", HEALED: "a healed model", SEARCH_SPACE: "a super-adapter", RECOVERY: "a recovery",
-    **{record: f"{'an' if form.called[0] == 'u' else 'a'} {form.called}" for record, form in FORMAT_OF_RECORD.items()},
+    SPARSITY: "sparse model", HEALED: "healed model", SEARCH_SPACE: "super-adapter",
+    RECOVERY: "recovery", **{record: form.called for record, form in FORMAT_OF_RECORD.items()},
 }  # fmt: skip
 FIELDS: Mapping[str, type | tuple[type, ...]] = {
-    "base": str, "template": str, "form": dict, "config": dict, "ranks": dict, "columns": dict, "linears": dict,
-    "bytes": dict, "ratio": dict, "alpha": (int, float), "max_rank": int,
+    "base": str, "template": str, "form": dict, TRAINED_BEFORE: list, "config": dict, "ranks": dict,
+    "columns": dict, "linears": dict, "bytes": dict, "ratio": dict, "alpha": (int, float), "max_rank": int,
 }  # fmt: skip
 """The types of keys in records; `record_in` checks them, so that readers can rely on them."""
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON as `write_text` does; ValueError for nan and infinity."""
+    """Write JSON as `write_text` does; ValueError for NaN and infinity."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text so that a reader finds the old text or the whole new one.
-
-    A failure, such as a full disk, leaves no temporary file.
-    """
+    """Write a text so that a reader finds the old text or the whole new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -73,19 +71,10 @@ def write_text(path: Path, text: str) -> None:
     sync_path(path.parent)
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object's keys and values; ValueError for a key that stands twice: one would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
-    return found
-
-
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; InputError if it is missing or torn."""
+    """Return the content of a JSON file; InputError for one that cannot be read."""
     with reading(path):
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -132,6 +121,39 @@ def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
         raise InputError(f"{folder} was made with a different configuration: {'; '.join(changes)}. {todo}")
 
 
+def read_rows(path: Path) -> list[Any]:
+    """Return the rows of a journal without lines that are not JSON; an absent file has no rows."""
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else ():
+        with suppress(ValueError, RecursionError):  # a full disk may leave such a line
+            rows.append(json.loads(line.decode()))
+    return rows
+
+
+def append_row(path: Path, row: object) -> None:
+    """Append a row after cutting off a torn last line; the row is on the disk when this returns."""
+    if path.is_file():
+        cut_torn_line(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{json.dumps(row)}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_rows(path: Path, rows: Iterable[object]) -> None:
+    """Replace a journal by these rows; a kill leaves the old file or the new one."""
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off what follows the last line break of a file."""
+    with path.open("r+b") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+        if file.read() not in (b"", b"\n"):
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
 def as_data(config: StageConfig) -> dict[str, Any]:
     """Return a stage's configuration as plain JSON data."""
     return config.model_dump(mode="json")
@@ -168,11 +190,11 @@ def read_record(folder: Path, name: str, *needed: str, fingerprint: str | None =
     """
     path = folder / name
     if not path.is_file():
-        kind = KINDS.get(name, "an artifact")
-        raise InputError(f"{folder} must be {kind} (a folder with {name}); it has no such file")
+        kind = f"{KINDS.get(name, 'artifact')} (a folder with {name})"
+        raise InputError(f"{folder} must be a {kind}; it has no such file")
     record = record_in(path)
     if lacking := [key for key in needed if key not in record]:
-        raise InputError(f"{path} must be the record that shears wrote, it lacks {', '.join(lacking)}; make it again")
+        raise InputError(f"{path} must be as shears wrote it, it lacks {', '.join(lacking)}")
     if "fingerprint" in record:
         recorded = record["fingerprint"]
         actual = fingerprint or weights_fingerprint(folder)
@@ -184,19 +206,17 @@ def read_record(folder: Path, name: str, *needed: str, fingerprint: str | None =
 
 def training_source(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data of a record's training, their hash, and the columns that were named."""
-    config = record.get("config")
-    configured = config if isinstance(config, dict) else {}  # a super-adapter has no keys of its own
-    columns = record.get("columns") or (configured.get("columns") if "data" in configured else None)
+    config = record.get("config") or {}  # a super-adapter has no keys of its own
+    columns = record.get("columns") or (config.get("columns") if "data" in config else None)
+    data = record.get("data") or config.get("data")
     named = {"columns": columns} if columns else {}
-    data = record.get("data") or configured.get("data")
     return {"data": data, "data_sha256": record.get("data_sha256"), **named}
 
 
 def training_sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return all data that an artifact was trained on: those of its base, then of its adapter."""
-    before = record.get(TRAINED_BEFORE)
-    earlier = [each for each in before if isinstance(each, dict)] if isinstance(before, list) else []
-    return [source for source in (*earlier, training_source(record)) if source.get("data")]
+    sources = [*record.get(TRAINED_BEFORE, ()), training_source(record)]
+    return [source for source in sources if source.get("data")]
 
 
 def inherited(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,7 +231,7 @@ def form_keys(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_input(what: str, expected: object, actual: str) -> None:
-    """Raise InputError where a fingerprint is not the one in a record, which may hold any value."""
+    """Raise InputError where a fingerprint is not the one in a record."""
     if expected != actual:
         recorded = str(expected)[:12]
         raise InputError(f"{what} must be the one this was made from ({recorded}), got {actual[:12]}")

@@ -1,8 +1,9 @@
-"""Paths as people write them, and the names that records and cards use for them."""
+"""Paths as people write them, the names that records use for them, and PEFT's names. Pure."""
 
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from shears.errors import InputError
@@ -11,6 +12,12 @@ FILE_LIKE = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|xml|ya?ml|xlsx?|md|
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_SOURCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w\[\]%:+-]+))?")
 SEPARATOR = re.compile(r"[/\\]")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+A = ".lora_A.weight"  # R x I: R rank, I input features
+B = ".lora_B.weight"  # O x R: O output features
+ADDED = ".lora_"  # in the name of every tensor that a LoRA adds to a model
 
 
 def expanded(name: str | Path) -> Path:
@@ -58,3 +65,20 @@ def file_fingerprint(*paths: Path) -> str:
             while chunk := file.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def rank_patterns(ranks: Mapping[str, int], largest: int) -> dict[str, int]:
+    """Return `rank_pattern`: an anchored regex per rank below the largest.
+
+    PEFT reads a key as `(.*\\.)?(key)$`.
+    """
+    linears: dict[int, list[str]] = {}
+    for linear, rank in ranks.items():
+        if rank < largest:
+            linears.setdefault(rank, []).append(re.escape(linear))
+    return {f"^(?:{'|'.join(sorted(names))})": rank for rank, names in sorted(linears.items())}
+
+
+def linear_of(name: str) -> str:
+    """Return the linear an adapter's tensor belongs to, as the base model names it."""
+    return name.removeprefix(PREFIX).split(ADDED)[0]

@@ -1,28 +1,53 @@
-"""Upload an artifact to the hub, with hub ids of models in place of folders of this machine."""
+"""The card of an artifact, and its upload to the hub.
+
+The same record gives the same card; its text stands in card.md. On the hub, hub ids take the places
+of folders of this machine.
+"""
 
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when imported
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # when imported
+from jinja2 import Environment, Template
 
+from shears.config.export_options import FORMAT_OF_RECORD
 from shears.config.sparsify_options import EMBEDDED
-from shears.errors import InputError, option, reading
+from shears.errors import DISTRIBUTION, InputError, option, reading
 from shears.records import artifacts
-from shears.records.card import HubLocation, published
+from shears.records.figures import model_rows, ranks_by_kind, ranks_of, remarks
 from shears.records.folders import PARTIAL
-from shears.records.paths import HUB_NAME, SEPARATOR, expanded, is_path, last_part, own_file, without_folders
-from shears.records.peft_files import ADAPTER_CONFIG
+from shears.records.paths import (
+    ADAPTER_CONFIG,
+    HUB_NAME,
+    expanded,
+    is_path,
+    last_part,
+    own_file,
+    without_folders,
+)
 
 logger = logging.getLogger(__name__)
+Record = Mapping[str, Any]
+# people copy code and commands
+ACTIVE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'`$<>;|&\\]")
+FOLDERS = {  # names in a run, and titles
+    artifacts.SPARSITY: ("sparse", "{}, sparse"),
+    artifacts.HEALED: ("healed", "{}, pruned and healed"),
+    artifacts.SEARCH_SPACE: ("super_adapter", "LoRA super-adapter for {}"),
+    artifacts.RECOVERY: ("sparse/recovery", "LoRA recovery for {}"),
+    **{record: (form.folder, form.title) for record, form in FORMAT_OF_RECORD.items()},
+}
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts for --max-lora-rank
 EXCLUDED = re.compile(
-    r"study\.journal|training_times\.jsonl|checkpoint-\d+|(?:optimizer|scheduler|scaler)\.(?:pt|bin)|rng_state\S*\.pth"
-    r"|training_args\.bin|trainer_state\.json|events\.out\.tfevents\.\S+"
+    r"study\.journal|training_times\.jsonl|checkpoint-\d+|(?:optimizer|scheduler|scaler)\.(?:pt|bin)"
+    r"|rng_state\S*\.pth|training_args\.bin|trainer_state\.json|events\.out\.tfevents\.\S+"
 )
 """Files with times, and those of transformers' Trainer, which contain paths of this machine."""
 BASE_KEYS = {
@@ -33,12 +58,20 @@ BASE_KEYS = {
 }
 """Files that name the model an artifact was made from, and the key of that name."""
 SOURCES = frozenset(
-    ("data", "calibration", "test", "ranks", "include_path", "model", "base", "adapter", "super_adapter", "package",
-     "sparse", "teacher", "path", "base_model_name_or_path", "_name_or_path", "name_or_path", "tokenizer_name_or_path",
-     "model_name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "tokenizer",
+    ("data", "calibration", "test", "ranks", "include_path", "model", "base", "adapter",
+     "super_adapter", "package", "sparse", "teacher", "path", "base_model_name_or_path",
+     "_name_or_path", "name_or_path", "tokenizer_name_or_path", "model_name_or_path",
+     "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "tokenizer",
      "cache_file", "covariance_file")
 )  # fmt: skip
 """Keys of JSON files, ours and other tools', whose value may be a file or folder."""
+
+
+class HubLocation(NamedTuple):
+    """An artifact's repository on the hub (owner/name), and its folder there unless it is the top."""
+
+    repo: str
+    subfolder: str = ""
 
 
 class Upload(NamedTuple):
@@ -49,8 +82,114 @@ class Upload(NamedTuple):
     content: bytes | None
 
 
+def write_card(folder: Path, figures: Sequence[Record] = ()) -> None:
+    """Write README.md beside the record of a folder, with a table of figures."""
+    path = artifacts.find_record(folder)
+    assert path is not None, folder
+    with reading(path):
+        text = card(path.name, artifacts.read_json(path), figures)
+    artifacts.write_text(folder / artifacts.README, text)
+
+
+def card(kind: str, record: Record, figures: Sequence[Record] = ()) -> str:
+    """Return the card of an artifact; `kind` is its record's file name, such as sparsity.json."""
+    words = _words(kind, record, None)
+    has_lora = words["is_adapter"] or "ranks" in record
+    whole = "gguf" if kind == artifacts.GGUF else "transformers"
+    metadata = ModelCardData(
+        base_model=_hub_base(record),
+        library_name="peft" if words["is_adapter"] else whole,
+        pipeline_tag="text-generation",
+        tags=["shears", "sparse", *(["lora"] if has_lora else [])],
+    )
+    named = [{**row, "name": f"{row['name']}, {row['task']}"} for row in figures]
+    ranks = ranks_by_kind(ranks_of(record))
+    tables = {
+        "Figures": model_rows(named),
+        "Ranks": [{"group": f"`{group}`", "rank": text} for group, text in ranks.items()],
+    }
+    words |= {"metadata": metadata.to_yaml(), "tables": tables, "remarks": remarks(figures)}
+    return f"{_template().render(words)}\n"
+
+
+def published(text: str, kind: str, record: Record, public: Record, location: HubLocation) -> str:
+    """Return a card with the names of `public` and with code that loads from the hub.
+
+    The names of `record` are replaced. Text that a person wrote into the card stays.
+    """
+    template = _template()
+    old = _words(kind, record, None)
+    new = _words(kind, public, location)
+    for block in template.blocks.values():
+        before, after = ("".join(block(template.new_context(words))) for words in (old, new))
+        text = text.replace(before, after, 1)
+    return _with_base_model(text, _hub_base(public))
+
+
+def _with_base_model(text: str, base: str | None) -> str:
+    made: Any = ModelCard(text, ignore_metadata_errors=True)
+    if base is not None:
+        made.data.base_model = base
+    return str(made)
+
+
+def _template() -> Template:
+    environment = Environment(keep_trailing_newline=False)
+    environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
+    return environment.from_string(files("shears.records").joinpath("card.md").read_text("utf-8"))
+
+
+def _words(kind: str, record: Record, location: HubLocation | None) -> dict[str, Any]:
+    """Return what a card is made of; `location` is its place on the hub, None for this machine."""
+    form = FORMAT_OF_RECORD.get(kind)
+    holds = form.holds if form is not None else "model"
+    folder, title = FOLDERS[kind]
+    base = without_folders(str(record.get("model") or record.get("base") or "sparse"))
+    base = base if HUB_NAME.fullmatch(base) else ACTIVE.sub("_", last_part(base))
+    largest = record.get("max_rank", record.get("rank", 0))
+    words = {"loaded": f'"{folder}"', "served": folder, "folder": folder, "download": ""}
+    if location is not None:
+        copy = last_part(location.repo)
+        folder = f"{copy}/{location.subfolder}" if location.subfolder else copy
+        inside = f', subfolder="{location.subfolder}"' if location.subfolder else ""
+        words = {
+            "loaded": f'"{location.repo}"{inside}',
+            "served": folder if inside else location.repo,
+            "folder": folder,
+            "download": f"    hf download {location.repo} --local-dir {copy}\n",
+        }
+    return {
+        "kind": kind,
+        "record": record,
+        "config": record.get("config") or {},
+        "holds": holds,
+        "is_adapter": holds == "adapter" or kind in (artifacts.SEARCH_SPACE, artifacts.RECOVERY),
+        "base": base,
+        "title": title.format(base),
+        "rank": next((rank for rank in LORA_RANKS if rank >= largest), largest),
+        "name": lambda path: f"`{ACTIVE.sub('_', without_folders(str(path)))}`",
+        "share": "{:.1%}".format,
+        "embedded": EMBEDDED,
+        "distribution": DISTRIBUTION,
+        **words,
+    }
+
+
+def _hub_base(record: Record) -> str | None:
+    """Return the hub id of the base model; None where the base is not on the hub."""
+    base = str(record.get("model") or record.get("base") or "")
+    if base in EMBEDDED:
+        return EMBEDDED[base].hub
+    return base if HUB_NAME.fullmatch(base) and not os.path.exists(base) else None
+
+
 def push(
-    folder: str | Path, repo: str, *, base: str | None = None, private: bool = False, dry_run: bool = False
+    folder: str | Path,
+    repo: str,
+    *,
+    base: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
 ) -> list[Upload]:
     """Upload an artifact to a repository on the hub, which is created if needed; return its files.
 
@@ -63,28 +202,26 @@ def push(
         with option(f"the repository {name!r}"):
             validate_repo_id(name)
         if "/" not in name or os.path.exists(name):
-            raise InputError(
-                f"a repository must be named like owner/name, got {name!r}; hf auth whoami shows the owner"
-            )
+            raise InputError(f"a repository must be named like owner/name, got {name!r}")
     record = artifacts.find_record(folder)
     if record is not None and record.name in artifacts.KINDS:
         artifacts.read_record(folder, record.name)  # compares its weights with the record
     elif not (folder / "config.json").is_file() or (folder / artifacts.RECIPE).is_file():
-        raise InputError(f"only a model, an adapter or a package can be pushed, got {folder}; name a folder inside it")
-    uploads = list(_files(folder, repo, base))
-    if not dry_run:
-        operations = [
-            CommitOperationAdd(each.name, str(folder / each.name) if each.content is None else each.content)
-            for each in uploads
-        ]
-        with option(f"the repository {repo}"):  # hf auth login is what the hub's refusal asks for
-            HfApi().create_repo(repo, private=private, exist_ok=True)
-            commit = HfApi().create_commit(repo, operations, commit_message="Upload by shears")
-            logger.info("pushed %d files to %s", len(uploads), commit.commit_url)
+        raise InputError(f"only a model, an adapter or a package can be pushed, got {folder}")
+    uploads = list(_uploads(folder, repo, base))
+    if dry_run:
+        return uploads
+    operations = [
+        CommitOperationAdd(name, str(folder / name) if content is None else content) for name, _, content in uploads
+    ]
+    with option(f"the repository {repo}"):  # hf auth login is what the hub's refusal asks for
+        HfApi().create_repo(repo, private=private, exist_ok=True)
+        commit = HfApi().create_commit(repo, operations, commit_message="Upload by shears")
+    logger.info("pushed %d files to %s", len(uploads), commit.commit_url)
     return uploads
 
 
-def _files(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
+def _uploads(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
     """Yield the files to upload; an adapter inside a model's folder gets `repo` as its base."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)
@@ -93,78 +230,51 @@ def _files(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
         own_file(path, folder)
         is_inside = len(name.parts) > 1
         place = HubLocation(repo, name.parent.as_posix() if is_inside else "")
-        content = _public_content(path, repo if is_inside else base, place)
-        yield Upload(name.as_posix(), path.stat().st_size if content is None else len(content), content)
+        with reading(path):
+            content = _public_content(path, repo if is_inside else base, place)
+        size = path.stat().st_size if content is None else len(content)
+        yield Upload(name.as_posix(), size, content)
 
 
 def _public_content(path: Path, base: str | None, place: HubLocation) -> bytes | None:
     """Return the content of a file on the hub, at `place`; None if it is the same as here."""
-    if path.name == artifacts.README:
-        with reading(path):
-            return _card(path, base, place)
-    if path.suffix != ".json":
-        return None
-    with reading(path):
+    if path.name != artifacts.README:
+        if path.suffix != ".json":
+            return None
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-        public = _with_base(path, content, base) if path.name in BASE_KEYS else _without_folders(content)
-    return None if public == content else f"{json.dumps(public, indent=2, ensure_ascii=False)}\n".encode()
-
-
-def _card(path: Path, base: str | None, place: HubLocation) -> bytes | None:
-    """Return a card of shears with hub ids; in a card of another tool, only the base is replaced."""
+        is_record = path.name in BASE_KEYS
+        public = _with_base(path, content, base) if is_record else _without_folders(content)
+        text = f"{json.dumps(public, indent=2, ensure_ascii=False)}\n"
+        return None if public == content else text.encode()
     text = path.read_text(encoding="utf-8")
     file = artifacts.find_record(path.parent)
-    if file is None or file.name not in artifacts.KINDS:
-        card: Any = ModelCard(text, ignore_metadata_errors=True)
-        card.data.base_model = base or card.data.get("base_model")
-        return str(card).encode() if base else None
+    if file is None or file.name not in artifacts.KINDS:  # a card of another tool
+        return _with_base_model(text, base).encode()
     record = artifacts.read_object(file)
     public = _with_base(file, record, base)
-    text = published(text, file.name, record, public | ({BASE_KEYS[file.name]: base} if base else {}), place)
-    for local in sorted(_paths_in(record, _without_folders(record)), key=len, reverse=True):
-        text = text.replace(local, last_part(local))  # that a person added to the text
-    return text.encode()
+    return published(text, file.name, record, public, place).encode()
 
 
 def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[str, Any]:
     """Return a record without folders and with the hub id of its base; InputError if it has none."""
     key = BASE_KEYS[path.name]
-    recorded = content.get(key)
-    public = _without_folders(content)
-    if not isinstance(recorded, str):  # PEFT writes null for a model that was created in memory
-        return {**public, key: base} if base is not None and path.name == ADAPTER_CONFIG else dict(public)
+    recorded = str(content.get(key) or "")
     in_folder = is_path(recorded) or (path.parent.parent / recorded).exists()  # beside the artifact's
-    is_hub_id = HUB_NAME.fullmatch(recorded) is not None and not in_folder
-    if base is None and not is_hub_id and recorded not in EMBEDDED:
-        rule = "the base of an artifact must be public"
-        todo = "push that first and give its repository as --base"
-        raise InputError(f"{rule}, {path} has the folder {recorded}; {todo}")
-    return {**public, key: base or recorded}
+    is_public = recorded in EMBEDDED or (HUB_NAME.fullmatch(recorded) and not in_folder)
+    if recorded and base is None and not is_public:
+        raise InputError(
+            f"the base of an artifact must be public, {path} has the folder {recorded}; push that "
+            "first and give its repository as --base"
+        )
+    public: dict[str, Any] = _without_folders(content)
+    return {**public, key: base} if base is not None else public
 
 
-def _without_folders(content: Any, key: str = "", hashed: frozenset[str] = frozenset()) -> Any:
-    """Return JSON data in which paths of this machine are reduced to their last part.
-
-    A value with a hash KEY_sha256 beside or above it is a file or folder, whatever it looks like.
-    """
+def _without_folders(content: Any, key: str = "") -> Any:
+    """Return JSON data in which paths of this machine are reduced to their last part."""
     if isinstance(content, dict):
-        with_hash = (name for name, value in content.items() if value and "_sha256" in name)
-        hashed |= {name.removesuffix("_sha256") for name in with_hash}
-        return {name: _without_folders(value, name, hashed) for name, value in content.items()}
+        return {name: _without_folders(value, name) for name, value in content.items()}
     if isinstance(content, list):
-        return [_without_folders(value, key, hashed) for value in content]
-    if not isinstance(content, str) or key not in SOURCES:
-        return content
-    return last_part(content) if key in hashed else without_folders(content)
-
-
-def _paths_in(before: Any, after: Any) -> Iterator[str]:
-    """Yield the paths in the data `before` that `after` does not contain."""
-    if isinstance(before, dict):
-        for name, value in before.items():
-            yield from _paths_in(value, after[name])
-    elif isinstance(before, list):
-        for pair in zip(before, after, strict=True):
-            yield from _paths_in(*pair)
-    elif before != after and SEPARATOR.search(before):
-        yield before
+        return [_without_folders(value, key) for value in content]
+    is_source = isinstance(content, str) and key in SOURCES
+    return without_folders(content) if is_source else content

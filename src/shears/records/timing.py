@@ -1,7 +1,6 @@
 """Durations of a run's stages in a file of their own, so that records of equal runs are equal bytes."""
 
 import importlib.metadata
-import logging
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -10,10 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shears.records.journal import append_row, read_rows
+from shears.records.artifacts import append_row, read_rows
 
-logger = logging.getLogger(__name__)
-BESIDE = ("torch", "transformers", "peft")  # packages whose versions are recorded
+BESIDE = ("torch", "transformers", "peft")
 TIMES = "times.jsonl"
 """In a run's folder; two lines for each time that a stage ran."""
 
@@ -26,22 +24,17 @@ def timed(folder: Path, stage: str) -> Iterator[None]:
     first line.
     """
     key = {"stage": stage, "began": datetime.now(UTC).isoformat(timespec="milliseconds")}
-    _append(folder / TIMES, {**key, "machine": machine(), "versions": versions()})
     start = time.monotonic()
     finished = False
+    with suppress(OSError):  # a full disk, of which the stage's own message is more useful
+        append_row(folder / TIMES, {**key, "machine": machine(), "versions": versions()})
     try:
         yield
         finished = True
     finally:
         seconds = round(time.monotonic() - start, 3)
-        _append(folder / TIMES, {**key, "seconds": seconds, "finished": finished})
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    try:
-        append_row(path, line)
-    except OSError as error:  # a full disk, of which the stage's own message is more useful
-        logger.warning("no time was written to %s: %s", path, error)
+        with suppress(OSError):
+            append_row(folder / TIMES, {**key, "seconds": seconds, "finished": finished})
 
 
 def read_times(folder: Path) -> list[dict[str, Any]]:
@@ -83,9 +76,6 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages in BESIDE that are installed."""
-    installed = {"python": platform.python_version()}
-    for name in BESIDE:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            installed[name] = importlib.metadata.version(name)
-    return installed
+    """Return the versions of Python and of the packages in BESIDE."""
+    installed = {name: importlib.metadata.version(name) for name in BESIDE}
+    return {"python": platform.python_version(), **installed}

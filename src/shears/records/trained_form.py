@@ -31,17 +31,7 @@ class TrainedForm:
     def words(self) -> str:
         """The form in words, for messages."""
         names = {"chat": "chats", "prompt": "prompts without a template"}
-        parts = [names.get(self.rows, f"instructions in the template {self.template}")]
-        parts += [
-            f"the {name} {text[:60]!r}"
-            for name, text in (
-                ("system message", self.system),
-                ("instruction", self.instruction),
-                ("last line", self.ending),
-            )
-            if text
-        ]
-        return ", ".join(parts)
+        return names.get(self.rows, f"instructions in the template {self.template}")
 
     def ask(self, model: str) -> str:
         """Return the words of the command that asks a model, with or without options, in this form."""
@@ -72,7 +62,7 @@ def _record_of(folder: str | Path | None) -> Mapping[str, Any]:
 
 
 def trained_form(*folders: str | Path | None) -> TrainedForm | None:
-    """Return the form in the first record that names one: an adapter's, then its model's; else None."""
+    """Return the form in the first record that names one: an adapter's, then its model's; or None."""
     for folder in folders:
         with reading(f"the record of {folder}"):
             if form := form_of_record(_record_of(folder)):

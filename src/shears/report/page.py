@@ -1,8 +1,9 @@
-"""The report of a run or of a compression (`shears report`): one HTML page that loads nothing else."""
+"""`shears report` and `shears compare`: one HTML page that loads nothing else."""
 
 import logging
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,15 @@ from jinja2 import Environment
 from shears.checkpoints.zeros import kinds_of, place_in_block, sparsities
 from shears.config.evaluate_options import MAXIMISED
 from shears.config.export_options import FORMAT_OF_RECORD
+from shears.config.fields import SEEDS
 from shears.config.resolve import parse_yaml
 from shears.errors import InputError, option, reading
-from shears.evaluation.comparison import paired
+from shears.evaluation.comparison import compare_arms, files_of, paired, read_arms
 from shears.records import artifacts, figures
-from shears.records.artifacts import read_object, write_text
+from shears.records.artifacts import __version__, read_object, read_rows, write_json, write_text
 from shears.records.figures import figure, table_rows
-from shears.records.journal import read_rows
 from shears.records.paths import expanded
 from shears.records.timing import read_times, real_seconds
-from shears.records.version import __version__
 from shears.report.pictures import Number, curves, heat_map, intervals, scatter
 
 logger = logging.getLogger(__name__)
@@ -268,3 +268,40 @@ def _compression(folder: Path) -> list[Section]:
     candidates.words.append("s50-int4-int8: 50% zeros, weights in int4, embeddings in int8.")
     candidates.tables["Candidates"] = table_rows(record["candidates"], figures.CANDIDATES)
     return [lead, measured, *([plan] if plan.tables["Plan"] else []), candidates]
+
+
+def compare(
+    runs: Sequence[str], *, against: str | None = None, seed: int = 0, output: str | Path | None = None
+) -> dict[str, Any]:
+    """Return the comparison of runs; also write it to `output`, a .json or .html file.
+
+    `read_arms` explains how runs are named. Every arm is compared with the arm `against`, by
+    default the first, on the same examples; seeds of an arm are pooled.
+    """
+    path = expanded(output) if output is not None else None
+    if path is not None and path.suffix not in (".json", ".html"):
+        raise InputError(f"the output must be a .json or .html file, got {path}; name another")
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"the seed must be from 0 to {SEEDS - 1}, got {seed}")
+    arms = read_arms(runs)
+    if path is not None and Path(os.path.realpath(path)) in files_of(runs, arms):
+        raise InputError(f"the output must not be one of the compared files, got {path}; name another")
+    data = compare_arms(arms, against, seed)
+    if path is not None and path.suffix == ".json":
+        with option(f"the output {path}"):
+            write_json(path, data)
+    elif path is not None:
+        sections = [_compared(task) for task in data.get("tasks", [data])]
+        write_page(path, f"Compared with {data['against']}", ["Example by example, on the same examples."], sections)
+    return data
+
+
+def _compared(task: Mapping[str, Any]) -> Section:
+    section = Section(f"{task.get('task', 'Accuracy')}, {task['n']:,} examples", *task["notes"])
+    section.words.append("Intervals are over examples; seeds of an arm are pooled by example.")
+    section.pictures["Accuracy"] = intervals(task["arms"], "accuracy", lambda value: f"{value:.1%}")
+    name = f"Difference to {task['against']}"
+    section.pictures[name] = intervals(task["differences"], "points", lambda share: f"{100 * share:+.1f}")
+    section.tables["Accuracy"] = figures.arm_rows(task)
+    section.tables[name] = [figures.difference_row(each["name"], each) for each in task["differences"]]
+    return section

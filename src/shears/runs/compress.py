@@ -20,13 +20,20 @@ from shears.models.load import refuse_unknown
 from shears.models.properties import positions_in
 from shears.models.ref import ModelRef, resolve
 from shears.models.tokenizers import load_tokenizer
-from shears.records.artifacts import COMPRESS, as_data, check_input, read_object, refuse_changes, write_json
+from shears.records.artifacts import (
+    COMPRESS,
+    __version__,
+    as_data,
+    check_input,
+    read_object,
+    refuse_changes,
+    write_json,
+)
 from shears.records.figures import packages_of
 from shears.records.folders import named_folder, refuse_full_disk, refuse_taken, run_lock
 from shears.records.paths import expanded
 from shears.records.timing import machine, timed
 from shears.records.trained_form import trained_template
-from shears.records.version import __version__
 from shears.runs.candidates import (
     RULE,
     Candidate,

@@ -23,9 +23,9 @@ from shears.models.devices import pick_device, resolved_precision, set_threads
 from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts
 from shears.records.artifacts import as_data
-from shears.records.card import write_card
 from shears.records.folders import partial_folder, refuse_full_disk, run_lock
 from shears.records.paths import is_path
+from shears.records.publishing import write_card
 from shears.records.timing import timed
 from shears.runs.plan import bytes_of
 from shears.runs.stages import (

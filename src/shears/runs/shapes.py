@@ -23,8 +23,7 @@ from shears.models.blocks import decoder_blocks, linears
 from shears.models.blockwise.matrices import linear_matrix
 from shears.models.fetching import cache_folder, gguf_config, gguf_named
 from shears.models.ref import resolve
-from shears.records.paths import expanded
-from shears.records.peft_files import PREFIX, A, B
+from shears.records.paths import PREFIX, A, B, expanded
 
 FP32_BYTES = 4
 BF16_BYTES = 2

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from shears.records.artifacts import __version__
 from shears.records.timing import processor, versions
-from shears.records.version import __version__
 from shears.runtime.native import kernels_available
 
 TIMED_PRODUCTS = 15  # products timed per kind; the median counts

@@ -28,11 +28,9 @@ from shears.data.rows import refuse_same, source_fingerprint
 from shears.errors import InputError, first_line, install_hint, option
 from shears.evaluation.seen_in_training import check_apart
 from shears.progress import meter
-from shears.records.artifacts import RESULT, SEARCH_SPACE, as_data, read_record, write_json
+from shears.records.artifacts import RESULT, SEARCH_SPACE, __version__, as_data, cut_torn_line, read_record, write_json
 from shears.records.folders import working_folder
-from shears.records.journal import cut_torn_line
 from shears.records.paths import expanded
-from shears.records.version import __version__
 from shears.searching.objectives import open_objective, open_quality
 from shears.searching.outcome import Evaluated, Figures, Goal, held_out_gain, outcome
 from shears.searching.strategies import SAMPLERS, propose, sampler_of

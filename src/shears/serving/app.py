@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
+import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
@@ -27,8 +28,17 @@ from shears.runtime.generation.continuation import Continuation
 from shears.runtime.generation.engine import Engine, Prompt
 from shears.runtime.generation.grammar import Grammar
 from shears.runtime.generation.tool_calls import CallFormat, CallReader, CallRules, call_format
-from shears.serving.bodies import ChatRequest, CompletionRequest, TextRequest, Tool
-from shears.serving.responses import DONE, ChoiceWriter, Kind, ResponseWriter, event
+from shears.serving.protocol import (
+    DONE,
+    ChatRequest,
+    ChoiceWriter,
+    CompletionRequest,
+    Kind,
+    ResponseWriter,
+    TextRequest,
+    Tool,
+    event,
+)
 
 logger = logging.getLogger(__name__)
 MOST_WAITING = 32  # texts beyond those that the backend holds at once
@@ -209,10 +219,6 @@ class Service:
         if self.config.api_key and not hmac.compare_digest(key.encode(), self.config.api_key.encode()):
             raise HTTPException(401, "the request must carry Authorization: Bearer KEY")
 
-    def health(self) -> dict[str, Any]:
-        """Return how many texts are open."""
-        return {"status": "ok", "requests": len(self.open)}
-
     def card(self, name: str) -> dict[str, Any]:
         """Return the served model as /v1/models does."""
         if name != self.name:
@@ -230,8 +236,8 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def make_app(service: Service) -> FastAPI:
-    """Return the application of a service.
+def make_server(service: Service) -> uvicorn.Server:
+    """Return the server of a service; `should_exit` or a signal ends it.
 
     It has no page of documentation, because that page loads scripts from elsewhere.
     """
@@ -239,12 +245,13 @@ def make_app(service: Service) -> FastAPI:
     for kind in (HTTPException, ValidationError, InputError, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _as_json)
     key = [Depends(service.check_key)]
-    app.add_api_route("/health", service.health, methods=["GET"])
+    app.add_api_route("/health", lambda: {"status": "ok", "requests": len(service.open)})
     app.add_api_route("/v1/models", lambda: {"object": "list", "data": [service.card(service.name)]}, dependencies=key)
     app.add_api_route("/v1/models/{name:path}", service.card, dependencies=key)
     app.add_api_route("/v1/completions", service.completions, methods=["POST"], dependencies=key)
     app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], dependencies=key)
-    return app
+    options = {"log_level": "warning", "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=10, **options))
 
 
 async def _as_json(_: Request, error: Exception) -> JSONResponse:

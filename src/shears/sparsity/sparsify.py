@@ -20,6 +20,7 @@ from shears.models.ref import ModelRef, resolve
 from shears.models.tokenizers import load_tokenizer, save_tokenizer
 from shears.records.artifacts import (
     SPARSITY,
+    __version__,
     as_data,
     inherited,
     read_object,
@@ -27,11 +28,10 @@ from shears.records.artifacts import (
     weights_fingerprint,
     write_json,
 )
-from shears.records.card import write_card
 from shears.records.folders import CHECKPOINTS, working_folder
 from shears.records.paths import expanded
+from shears.records.publishing import write_card
 from shears.records.trained_form import trained_template
-from shears.records.version import __version__
 from shears.sparsity.checkpoint import Checkpoint
 from shears.sparsity.prune import prune_blocks
 from shears.sparsity.rewrite import rewriting

@@ -16,10 +16,9 @@ from shears.config.train_options import LoopConfig
 from shears.errors import reading
 from shears.models.devices import pick_device, resolved_precision
 from shears.progress import is_first_process, launched
-from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES, as_data
-from shears.records.card import write_card
+from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES, as_data, read_rows, write_rows
 from shears.records.folders import CHECKPOINTS, MARKER, partial_folder, working_folder
-from shears.records.journal import read_rows, write_rows
+from shears.records.publishing import write_card
 
 logger = logging.getLogger(__name__)
 CHANGEABLE = {"save_steps", "recompute"}  # options that do not change the result

@@ -26,9 +26,8 @@ from shears.data.examples import Tokenized
 from shears.errors import InputError, first_line, reading
 from shears.models.devices import pick_device, resolved_precision
 from shears.progress import Meter, is_first_process, launched, meter
-from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES, sync_tree, write_json
+from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES, read_rows, sync_tree, write_json
 from shears.records.folders import CHECKPOINTS, MARKER, refuse_full_disk
-from shears.records.journal import read_rows
 from shears.training.batches import EpochOrder, length_buckets, pad_right
 from shears.training.checkpoints import begin_from, last_whole_checkpoint, step_of
 from shears.training.losses import (

@@ -33,17 +33,17 @@ from shears.progress import is_first_process
 from shears.records.artifacts import (
     HEALED,
     TRAINING_LOG,
+    __version__,
     as_data,
     inherited,
+    read_rows,
     sync_tree,
     weights_fingerprint,
     write_json,
 )
 from shears.records.folders import refuse_full_disk
-from shears.records.journal import read_rows
 from shears.records.paths import expanded
 from shears.records.trained_form import trained_template
-from shears.records.version import __version__
 from shears.sparsity.rewrite import LinearSparsity, in_format, overall_sparsity, rewriting
 from shears.training.batches import padding
 from shears.training.checkpoints import first_process_first, training_folder

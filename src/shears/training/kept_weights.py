@@ -29,7 +29,7 @@ from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import compute_dtype
 from shears.quantization.grid import quantize
 from shears.records.artifacts import RECOVERY_FOLDER
-from shears.records.peft_files import PREFIX, A, B
+from shears.records.paths import PREFIX, A, B
 
 
 class _KeptProduct(torch.autograd.Function):

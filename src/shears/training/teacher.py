@@ -31,8 +31,7 @@ from shears.models.tokenizers import load_tokenizer
 from shears.progress import track
 from shears.records.artifacts import find_record, read_record, sync_path, weights_fingerprint
 from shears.records.folders import refuse_full_disk
-from shears.records.paths import expanded
-from shears.records.peft_files import ADAPTER_CONFIG
+from shears.records.paths import ADAPTER_CONFIG, expanded
 from shears.training.batches import length_buckets, pad_right
 from shears.training.checkpoints import first_process_first
 from shears.training.losses import TopK, labelled_positions, logits_at

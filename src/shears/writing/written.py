@@ -25,12 +25,11 @@ from shears.models.properties import positions_in
 from shears.models.ref import AnyModel, ModelRef, resolve_with
 from shears.models.tokenizers import end_tokens, load_tokenizer
 from shears.progress import meter
-from shears.records import journal
-from shears.records.artifacts import WRITTEN_TEXT, as_data, write_json
+from shears.records import artifacts as journal
+from shears.records.artifacts import WRITTEN_TEXT, __version__, as_data, write_json
 from shears.records.folders import working_folder
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.trained_form import trained_form
-from shears.records.version import __version__
 from shears.runtime.choice import Wanted, native_backend, package_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch

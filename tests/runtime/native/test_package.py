@@ -12,7 +12,7 @@ from peft import PeftModel
 from shears import export_adapter
 from shears.checkpoints.packed.file import Package, read_package
 from shears.errors import InputError
-from shears.records.peft_files import ADAPTER_CONFIG
+from shears.records.paths import ADAPTER_CONFIG
 from shears.runtime.native.model_source import scaling_of, source_of_package
 from tests.runtime.native.decoders import PACKAGED, covered, expected, extension_is_missing, text, with_lora
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer

@@ -10,7 +10,7 @@ from torch import nn
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, is_masked, kept, num_stored, pack
 from shears.models.blocks import LoraUpdate
 from shears.models.sparse_adapter import SparseLinear
-from shears.records.peft_files import ADDED
+from shears.records.paths import ADDED
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.dense_rows import DenseRows
 from shears.runtime.native.model_source import LINEAR, ModelSource

@@ -15,7 +15,7 @@ from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix
 from shears.errors import reading
 from shears.models.blocks import LoraUpdate
-from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
+from shears.records.paths import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.dense_rows import DenseRows
 
