@@ -244,20 +244,11 @@ def work(run_plan: RunPlan) -> str:
     return run_plan.stages[-1].work
 
 
-def test_a_text_that_perplexity_is_measured_on_is_planned(tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("some words " * 50)
-    evaluate = {"task": "perplexity", "data": str(text), "sequence_length": 64}
-    assert work(planned(tmp_path, evaluate=evaluate)) == f"perplexity, 2 models, each on windows of 64 tokens of {text}"
-    limited = work(planned(tmp_path, evaluate={**evaluate, "limit": 3}))
-    assert limited.endswith(f"each on the first 3 windows of 64 tokens of {text}")
-    absent = work(planned(tmp_path, evaluate={**evaluate, "data": "nowhere.txt"}))
-    assert absent.endswith("tokens of nowhere.txt (not here yet)")
-
-
-def test_tasks_of_lm_eval_are_named(tmp_path: Path) -> None:
+def test_the_data_of_an_evaluation_are_named(tmp_path: Path) -> None:
     words = work(planned(tmp_path, evaluate={"harness": ["arc_easy", "piqa"], "limit": 5}))
-    assert words == "harness, 2 models, each on up to 5 examples of arc_easy, piqa"
+    assert words == "harness, 2 models, each on the first 5 of arc_easy, piqa"
+    absent = work(planned(tmp_path, evaluate={"task": "perplexity", "data": "nowhere.txt"}))
+    assert absent == "perplexity, 2 models, each on nowhere.txt (not here yet)"
 
 
 def test_shares_of_zeros_are_not_rounded_to_whole_percents(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Run all stages of a recipe in one folder: finished stages are skipped, interrupted ones continue."""
 
 import logging
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,13 @@ import yaml
 from shears.checkpoints.inspection import inspect
 from shears.config import EvaluateConfig, Recipe
 from shears.config.export_options import FORMATS
-from shears.data.calibration import check_text
-from shears.data.examples import check_rows
-from shears.data.rows import OWN_NAMES
 from shears.errors import memory_of
 from shears.evaluation.comparison import lead
 from shears.evaluation.evaluated import journal_path
 from shears.evaluation.run import evaluate, identity_of, same_backend, with_template
 from shears.evaluation.seen_in_training import check_apart
 from shears.evaluation.tasks import check_data
-from shears.models.devices import pick_device, resolved_precision, set_threads
+from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts
 from shears.records.artifacts import as_data
@@ -36,7 +32,6 @@ from shears.runs.stages import (
     stages_of,
     with_calibration,
 )
-from shears.training.teacher import find_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +53,10 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
         done = [stage.is_done() for stage in stages]  # raises before any work is done
         missing = [stage for stage, is_done in zip(stages, done, strict=True) if not is_done]
         to_do = [stage.name for stage in missing]
-        _check_rows(recipe, {stage.name for stage in stages} - {*to_do})
-        _check_trainings(recipe)
+        for stage in missing:
+            stage.check()
+        if recipe.evaluate and (recipe.evaluate.task == "harness" or is_path(recipe.evaluate.data)):
+            check_data(recipe.evaluate)
         begun = sum(
             file.stat().st_size for stage in missing for file in partial_folder(stage.output).glob("*.safetensors")
         )
@@ -76,45 +73,6 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
                 with timed(folder, stage.name), memory_of(stage.name):
                     stage.make()
         return _evaluate_models(recipe, folder) if recipe.evaluate else {"models": []}
-
-
-def _check_rows(recipe: Recipe, done: Collection[str]) -> None:
-    """Raise InputError, before any work is done, for data and packages that a stage could not use.
-
-    Data sets of the hub that are not here yet are left to their stage.
-    """
-    sources = list[tuple[str | None, Mapping[str, str], int | None]]()
-    if (training := recipe.train) and "train" not in done:
-        sources += [(source, training.columns, None) for source in (training.data, training.validation_source)]
-    if (search := recipe.search) and "search" not in done:
-        sources += [(search.data, search.columns, search.limit), (search.test, search.columns, None)]
-    for text, columns in _texts(recipe, done):
-        if text and is_path(text):
-            check_text(text, columns)
-    for source, columns, limit in sources:
-        if source and is_path(source):
-            check_rows(source, columns, limit)
-    if recipe.evaluate and (recipe.evaluate.task == "harness" or is_path(recipe.evaluate.data)):
-        check_data(recipe.evaluate)
-
-
-def _texts(recipe: Recipe, done: Collection[str]) -> list[tuple[str | None, Mapping[str, str]]]:
-    """Return the texts that the stages to come read, each with its columns."""
-    texts: dict[str, tuple[str | None, Mapping[str, str]]] = {"export": (recipe.export.calibration, OWN_NAMES)}
-    if recipe.sparsify.needs_calibration:
-        texts["sparsify"] = (recipe.sparsify.calibration, recipe.sparsify.columns)
-    if recipe.heal:
-        texts["heal"] = (recipe.heal.data, recipe.heal.columns)
-    return [text for name, text in texts.items() if name not in done]
-
-
-def _check_trainings(recipe: Recipe) -> None:
-    """Raise InputError, before any work is done, for devices and teachers that are not there."""
-    for stage in (recipe.heal, recipe.train):
-        if stage is not None:
-            resolved_precision(stage.precision, pick_device(stage.device))
-            if stage.teacher is not None:
-                find_teacher(stage.teacher)
 
 
 def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path | None]]:
@@ -144,9 +102,8 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     assert recipe.evaluate is not None
     models = _models_of(recipe, folder)
     (folder / "evaluation").mkdir(exist_ok=True)
-    config = recipe.evaluate
     # the same template for all models: the recipe's, or the training's, or the dense model's
-    config = with_template(config, models["dense"][0], folder / "super_adapter" if recipe.train else None)
+    config = with_template(recipe.evaluate, models["dense"][0], folder / "super_adapter" if recipe.train else None)
     number = len(stages_of(recipe, folder)) + 1
     rows = []
     for done, (name, parts) in enumerate(models.items(), start=1):

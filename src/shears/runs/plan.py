@@ -9,7 +9,7 @@ from pathlib import Path
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.super_adapter import by_linear
-from shears.config import EvaluateConfig, Recipe, SparsifyConfig, TrainConfig
+from shears.config import Recipe, SparsifyConfig, TrainConfig
 from shears.config.export_options import FORMATS
 from shears.config.resolve import load_recipe
 from shears.config.sparsify_options import METHODS
@@ -244,7 +244,9 @@ def _evaluate(basis: _Basis) -> Estimate:
     config = basis.recipe.evaluate
     assert config is not None
     num_models = 2 + bool(basis.recipe.heal) + len(basis.recipe.baselines) + basis.recipe.exports
-    work = f"{config.task}, {num_models} models, each on {_evaluation_data(config)}"
+    limit = f"the first {config.limit:,} of " if config.limit else ""
+    data = ", ".join(config.harness) or _shown(config.data)
+    work = f"{config.task}, {num_models} models, each on {limit}{data}"
     dense, sparse = (basis.loaded(size, config.weights) for size in (basis.dense, basis.sparse))
     if dense is None or sparse is None:
         return work, None
@@ -280,16 +282,6 @@ def _amount(source: str, limit: int | None = None) -> tuple[int | None, str]:
     with quietly():
         num_rows = len(read_rows(source)[:limit])
     return num_rows, f"{num_rows:,} examples of {source}"
-
-
-def _evaluation_data(config: EvaluateConfig) -> str:
-    """Return the data of an evaluation in words."""
-    if config.task == "perplexity":
-        windows = f"the first {config.limit:,} windows" if config.limit else "windows"
-        return f"{windows} of {config.sequence_length:,} tokens of {_shown(config.data)}"
-    if config.task == "harness":
-        return (f"up to {config.limit:,} examples of " if config.limit else "") + ", ".join(config.harness)
-    return _amount(config.data, config.limit)[1]
 
 
 def _calibration_tokens(config: SparsifyConfig) -> tuple[int, str]:

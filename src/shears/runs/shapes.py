@@ -1,7 +1,6 @@
 """The shape of a model without its weights, from which the plan of a run counts memory and disk."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,55 +48,35 @@ PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 beside its defaults."""
 
 
-@dataclass(frozen=True)
 class Shape:
-    """A model on the meta device, its folder if it is here, the bytes of its files if known."""
+    """A model on the meta device, its folder if it is here, the bytes of its files if known.
 
-    model: nn.Module
-    folder: Path | None
-    file_bytes: int | None
+    Numbers of weights: `parameters` (tied ones count once), `beside` the decoder blocks, `block` in
+    the largest of them, `linear_weights` in their linears. `sides` are outputs and inputs of every
+    linear there by name, `width` is the size of the hidden states.
+    """
 
-    @property
-    def parameters(self) -> int:
-        """Return the number of weights; tied ones count once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    @property
-    def block(self) -> int:
-        """Return the number of weights in the largest decoder block."""
-        return max(sum(weight.numel() for weight in block.parameters()) for block in decoder_blocks(self.model)[1])
-
-    @property
-    def beside(self) -> int:
-        """Return the number of weights outside the decoder blocks."""
-        blocks = decoder_blocks(self.model)[1]
-        return self.parameters - sum(weight.numel() for weight in blocks.parameters())
-
-    @property
-    def width(self) -> int:
-        """Return the size of the hidden states."""
-        embeddings: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]  # of a PreTrainedModel
-        return int(embeddings.weight.shape[1])  # type: ignore[index]
-
-    @property
-    def linear_weights(self) -> int:
-        """Return the number of weights in the linears of the decoder blocks."""
-        return sum(outputs * inputs for outputs, inputs in self.sides.values())
-
-    def adapter_parameters(self, ranks: Mapping[str, int]) -> int:
-        """Return the number of LoRA's parameters: rank x (outputs + inputs) for every linear."""
-        sides = self.sides
-        return sum(rank * sum(sides[name]) for name, rank in ranks.items())
-
-    @property
-    def sides(self) -> dict[str, tuple[int, int]]:
-        """Return outputs and inputs of every linear in the decoder blocks, by name."""
-        prefix, blocks = decoder_blocks(self.model)
-        return {
+    def __init__(self, model: nn.Module, folder: Path | None = None, file_bytes: int | None = None) -> None:
+        model.tie_weights()  # type: ignore[operator]  # empty_model does not; parameters() then has tied ones once
+        self.model = model
+        self.folder = folder
+        self.file_bytes = file_bytes
+        prefix, blocks = decoder_blocks(model)
+        sizes = [sum(weight.numel() for weight in block.parameters()) for block in blocks]
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.block = max(sizes)
+        self.beside = self.parameters - sum(sizes)
+        self.width = int(model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+        self.sides = {
             f"{prefix}.{index}.{name}": linear_matrix(name, linear).shape
             for index, block in enumerate(blocks)
             for name, linear in linears(block).items()
         }
+        self.linear_weights = sum(outputs * inputs for outputs, inputs in self.sides.values())
+
+    def adapter_parameters(self, ranks: Mapping[str, int]) -> int:
+        """Return the number of LoRA's parameters: rank x (outputs + inputs) for every linear."""
+        return sum(rank * sum(self.sides[name]) for name, rank in ranks.items())
 
     def package_bytes(
         self, settings: ExportConfig, sparsity: float, dtype: torch.dtype | None = None, ranks: Mapping[str, int] = {}
@@ -142,22 +121,20 @@ def shape_of(name: str, dtype: str = "auto") -> Shape | None:
     folder or a .gguf file without a model that transformers knows.
     """
     if (file := gguf_named(name)) is not None:
-        shape = Shape(_built(file, gguf_config(file)), None, None)
-        return _as_converted(shape, BF16_BYTES if dtype == "bf16" else FP32_BYTES)
+        shape = Shape(empty_model(file, gguf_config(file), torch.float32))
+        shape.file_bytes = shape.parameters * (BF16_BYTES if dtype == "bf16" else FP32_BYTES)
+        return shape
     folder = _folder(name)
     if folder is not None:
         files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        return Shape(_built(folder, known_config(folder)), folder, files or None)
+        return Shape(empty_model(folder, known_config(folder), torch.float32), folder, files or None)
     if name not in PUBLISHED:
         return None
     kind, settings = PUBLISHED[name]
-    shape = Shape(_built(Path(name), AutoConfig.for_model(kind, **settings)), None, None)
-    return _as_converted(shape, FP32_BYTES) if name in EMBEDDED else shape
-
-
-def _as_converted(shape: Shape, weight_bytes: int) -> Shape:
-    """Return the shape of a model that becomes a folder first, with the bytes of its files."""
-    return replace(shape, file_bytes=weight_bytes * shape.parameters)
+    shape = Shape(empty_model(Path(name), AutoConfig.for_model(kind, **settings), torch.float32))
+    if name in EMBEDDED:  # converted first
+        shape.file_bytes = FP32_BYTES * shape.parameters
+    return shape
 
 
 def _folder(name: str) -> Path | None:
@@ -175,9 +152,3 @@ def _folder(name: str) -> Path | None:
     except LOADING_ERRORS:  # not a hub id: a path that does not exist, for example
         return None
     return Path(config).parent if isinstance(config, str) else None
-
-
-def _built(folder: Path, config: Any) -> nn.Module:
-    model = empty_model(folder, config, torch.float32)
-    model.tie_weights()  # empty_model does not; parameters() then counts tied weights once
-    return model

@@ -13,16 +13,19 @@ from shears.config import HealConfig, Recipe, SearchConfig, TrainConfig
 from shears.config.evaluate_options import BASELINES
 from shears.config.export_options import FORMATS
 from shears.config.fields import TemplateName
-from shears.data.calibration import text_template_of
+from shears.config.train_options import LoopConfig
+from shears.data.calibration import check_text, text_template_of
+from shears.data.examples import check_rows
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError, reading
 from shears.export.peft import export_adapter
+from shears.models.devices import pick_device, resolved_precision
 from shears.models.fetching import gguf_named
 from shears.models.ref import resolve
 from shears.records import artifacts
 from shears.records.artifacts import as_data
 from shears.records.folders import named_folder
-from shears.records.paths import expanded, file_fingerprint
+from shears.records.paths import expanded, file_fingerprint, is_path
 from shears.searching.study import search
 from shears.sparsity.sparsify import sparsify_for
 from shears.training.heal import heal, teacher_of
@@ -37,6 +40,8 @@ class Stage:
     """One step of a run: its artifact, its configuration, its inputs and the function that makes it.
 
     `record` is the name of the record in `output`; `inputs` returns the fingerprints of the inputs.
+    `check` raises InputError, before any work is done, for data, a device or a teacher that it could
+    not use; data sets of the hub are left to `make`.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Stage:
     config: Mapping[str, Any]
     inputs: Callable[[], Mapping[str, str]]
     make: Callable[[], object]
+    check: Callable[[], object]
 
     def is_done(self) -> bool:
         """Tell whether the artifact exists; InputError if it was made with another configuration or is damaged."""
@@ -176,7 +182,9 @@ def _sparsify_stage(recipe: Recipe, folder: Path, template: TemplateName | None)
     def make() -> Path:
         return sparsify_for(model, output, config, template)
 
-    return Stage("sparsify", output, artifacts.SPARSITY, as_data(config), inputs, make)
+    text = config.calibration if config.needs_calibration else None
+    check = partial(_check, check_text, text, config.columns)
+    return Stage("sparsify", output, artifacts.SPARSITY, as_data(config), inputs, make, check)
 
 
 def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None) -> Stage:
@@ -198,7 +206,11 @@ def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None)
     def make() -> Path:
         return heal(sparse, output, **values)
 
-    return Stage("heal", output, artifacts.HEALED, values, inputs, make)
+    def check() -> None:
+        _check(check_text, config.data, config.columns)
+        _check_loop(config)
+
+    return Stage("heal", output, artifacts.HEALED, values, inputs, make, check)
 
 
 def _training(name: str, model: Callable[[], str | Path], output: Path, config: TrainConfig, sparse: Path) -> Stage:
@@ -218,7 +230,12 @@ def _training(name: str, model: Callable[[], str | Path], output: Path, config: 
     def make() -> Path:
         return train(model(), output, **values)
 
-    return Stage(name, output, artifacts.SEARCH_SPACE, values, inputs, make)
+    def check() -> None:
+        _check(check_rows, config.data, config.columns)
+        _check(check_rows, config.validation_source, config.columns)
+        _check_loop(config)
+
+    return Stage(name, output, artifacts.SEARCH_SPACE, values, inputs, make, check)
 
 
 def _search_stage(config: SearchConfig, folder: Path) -> Stage:
@@ -233,7 +250,11 @@ def _search_stage(config: SearchConfig, folder: Path) -> Stage:
     def make() -> Path:  # `values` has the URL of the storage without the password
         return search(adapter, output, **{**values, "storage": config.storage})
 
-    return Stage("search", output, artifacts.RESULT, values, inputs, make)
+    def check() -> None:
+        _check(check_rows, config.data, config.columns, config.limit)
+        _check(check_rows, config.test, config.columns)
+
+    return Stage("search", output, artifacts.RESULT, values, inputs, make, check)
 
 
 def _export_stage(recipe: Recipe, folder: Path) -> Stage:
@@ -256,7 +277,22 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
             fingerprints["ranks_fingerprint"] = file_fingerprint(file.path)
         return fingerprints | _hashes(calibration=recipe.export.calibration)
 
-    return Stage("export", output, form.record, values, inputs, lambda: export_adapter(source, output, **values))
+    def make() -> object:
+        return export_adapter(source, output, **values)
+
+    check = partial(_check, check_text, recipe.export.calibration)
+    return Stage("export", output, form.record, values, inputs, make, check)
+
+
+def _check(check: Callable[..., None], source: str | None, *options: Any) -> None:
+    if source and is_path(source):
+        check(source, *options)
+
+
+def _check_loop(config: LoopConfig) -> None:
+    resolved_precision(config.precision, pick_device(config.device))
+    if config.teacher is not None:
+        find_teacher(config.teacher)
 
 
 def _hashes(**sources: str | None) -> dict[str, str]:
