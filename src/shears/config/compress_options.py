@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from shears.config.fields import OfRows, Split, num_bytes, num_seconds
+from shears.config.fields import UNITS, OfRows, Split
 from shears.errors import InputError
 
 EffortName = Literal["quick", "usual", "thorough"]
@@ -18,18 +18,17 @@ class Bound:
     """A bound: at most so many bits a weight or bytes, or at least so many tokens a second."""
 
     kind: Literal["bits", "bytes", "tokens/s"]
-    amount: int | float
+    amount: float
 
     @classmethod
     def parse(cls, text: str) -> "Bound":
         """Return the bound of a text such as `3.3bits`, `1.0GB` or `40tok/s`; InputError for others."""
-        found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(bits?|tok/s|tokens/s|[kKMGT]?i?B)\s*", text)
+        found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(bits|tok/s|([kMG]?)B)\s*", text)
         if found is None or not float(found[1]):
             forms = "3.3bits (bits a weight), 1.0GB (size of the package) or 40tok/s (tokens a second)"
             raise InputError(f"must be {forms}, got {text!r}")
-        if found[2].startswith("bit"):
-            return cls("bits", float(found[1]))
-        return cls("tokens/s", float(found[1])) if found[2].endswith("/s") else cls("bytes", num_bytes(text))
+        amount = float(found[1]) * UNITS[found[3] or ""]
+        return cls("bits" if found[2] == "bits" else "tokens/s" if found[2] == "tok/s" else "bytes", amount)
 
     def holds(self, size: int | float, weights: int, tokens_per_second: int | float | None) -> bool:
         """Tell whether `size` bytes for `weights` numbers meet the bound; an unknown speed meets none."""
@@ -47,6 +46,14 @@ class Bound:
 def _check_target(value: str) -> str:
     Bound.parse(value)
     return value
+
+
+def num_seconds(text: str) -> float:
+    """Return the seconds of a time such as `90s`, `15min` or `1.5h`; InputError for anything else."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(s|min|h)", text.strip())
+    if found is None or not float(found[1]):
+        raise InputError(f"must be {', '.join(EFFORTS)} or a time such as 15min or 2h, got {text!r}")
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]
 
 
 def _check_time(value: str) -> str:

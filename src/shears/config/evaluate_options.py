@@ -68,8 +68,7 @@ class ScoringConfig(OfRows, OnDevice):
     else 256 or 32 in the paper's tasks and 64 in others. Tasks of lm-eval have their own."""
     precision: DtypeName = "auto"
     """Arithmetic; auto: bf16 autocast where the processor supports it, else the model's own number
-    format; `evaluate` scores texts in fp32 on a CPU that multiplies fp32 clearly faster. With fp32,
-    a 16-bit model takes twice its memory."""
+    format; texts are scored in fp32 on a CPU that is clearly faster in it, losses of a search always."""
     backend: Literal["auto", "native", "transformers"] = "auto"
     """What generates answers: native (our decoder, greedy, on the CPU), transformers, or auto
     (native where it covers the model). Changes the time, and no answer but by rounding."""
@@ -185,9 +184,6 @@ def parse_constraint(text: str) -> Constraint:
 class SearchConfig(ScoringConfig, Seeded):
     """How to find the best sub-adapter on validation data."""
 
-    precision: DtypeName = "auto"
-    """Arithmetic; auto: fp32 for losses, whose small differences bf16 rounds away, and bf16
-    autocast for accuracies where the processor supports it."""
     data: str
     """Validation examples, never the test split: a file, a hub id or arithmetic:validation."""
     objective: Annotated[tuple[Figure, ...], Split] = Field(("loss",), min_length=1)

@@ -20,18 +20,7 @@ TemplateName = Literal["question", "alpaca", "chat"]
 CHAT: Literal["chat"] = "chat"  # rows of instructions as turns, in the model's own chat template
 SEEDS = 2**32  # the largest seed of numpy's and transformers' generators, plus one
 BESIDE_FORMS = ("choices", "answer")  # columns that a row of any form may have
-UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-BINARY_UNITS = {"k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-SECONDS = {"s": 1, "min": 60, "h": 3600}
-
-
-def num_bytes(size: str) -> int:
-    """Return the bytes of a size such as `2GB`, `512 MiB` or `1000000`; InputError for anything else."""
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", size.strip())
-    if match is None or (match[3] and not match[2]):
-        raise InputError(f"must be a number with a unit such as 2GB or 512MiB, got {size!r}")
-    units = BINARY_UNITS if match[3] else UNITS
-    return int(float(match[1]) * units[match[2]])
+UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def whole_number(text: object) -> object:
@@ -39,14 +28,6 @@ def whole_number(text: object) -> object:
     match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)([kKMG])", text.strip()) if isinstance(text, str) else None
     number = float(match[1]) * UNITS[match[2]] if match else 0.5
     return int(number) if number == int(number) else text
-
-
-def num_seconds(text: str) -> float:
-    """Return the seconds of a time such as `90s`, `15min` or `1.5h`; InputError for anything else."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(s|min|h)", text.strip())
-    if match is None or not float(match[1]):
-        raise InputError(f"must be a number above 0 with a unit such as 15min or 2h, got {text!r}")
-    return float(match[1]) * SECONDS[match[2]]
 
 
 def kept_of_every(pattern: str) -> tuple[int, int] | None:

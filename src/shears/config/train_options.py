@@ -24,13 +24,15 @@ class LoopConfig(OfRows, OnDevice, Seeded):
     kl: ClassVar[float] = 0.5
     cross_entropy: ClassVar[float] = 0.5
     data: str
-    """Rows to train on: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded arithmetic:train."""
+    """Training examples, for heal a text of which every token counts: a JSON, JSONL, CSV or Parquet file
+    (heal: .txt), a hub id, the embedded arithmetic:train, or self:FILE (answers to FILE's prompts that
+    the teacher or the dense model writes, for train right ones; heal: self, text of its own)."""
     template: TemplateName | None = None
     """Prompt template of instruction/input/output rows; chat: turns in the model's chat template.
     Default: that of the model's or the run's training, else chat if the model has one, else question."""
     teacher: str | None = None
-    """Model whose predictions are learnt: the dense one, or the folder of an adapter that was
-    trained on it."""
+    """Model whose predictions are learnt: the dense one, or the folder of an adapter that was trained on
+    it; default of heal: the model that SPARSE was pruned from."""
     teacher_top_k: int = Field(64, gt=0)
     """Likeliest words that are kept of each prediction of the teacher; the others count as one."""
     learning_rate: float | None = Field(None, gt=0)
@@ -70,12 +72,6 @@ class HealConfig(LoopConfig):
 
     kl: ClassVar[float] = 1.0
     cross_entropy: ClassVar[float] = 0.0
-    data: str
-    """Text to train on, of which every token counts: a .txt file, rows, a hub id, arithmetic:train, self
-    (text that the dense model writes itself, see write), or self:FILE (its answers to FILE's prompts)."""
-    teacher: str | None = None
-    """Dense model that says what is right, or the folder of an adapter that was trained on one;
-    default: the model that SPARSE was pruned from."""
     tokens: Count = 1_000_000
     """Tokens to train on, such as 50k or 1M: a shorter text is read several times, a longer one in
     evenly spaced sequences."""
@@ -104,9 +100,6 @@ class HealConfig(LoopConfig):
 class TrainConfig(LoopConfig):
     """How to train the super-adapter on the frozen sparse model."""
 
-    data: str
-    """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, the embedded arithmetic:train,
-    or self:FILE (right answers to FILE's prompts that the teacher, else the model, writes)."""
     template: TemplateName = "question"
     """Prompt template of instruction/input/output rows, in training and in evaluation; chat: turns
     in the model's chat template."""
