@@ -10,6 +10,7 @@ from shears.config.fields import TemplateName
 from shears.data.chat_template import render_turns
 from shears.data.examples import prompt_of, to_example
 from shears.data.forms import form_of_rows, prompt_in, turns_in
+from shears.data.rules import rule_of, task_of_rules
 from shears.data.tokens import without_marks
 from shears.records.artifacts import SEARCH_SPACE, SUB_ADAPTER, write_json
 from shears.records.trained_form import TrainedForm, trained_form
@@ -59,22 +60,25 @@ def test_the_last_rows_own_question_is_asked_as_the_training_read_it(
 
 
 def test_a_form_is_that_of_most_rows_and_only_what_all_of_them_share() -> None:
-    assert form_of_rows([*INSTRUCTIONS, *PROMPTS[:1]], "alpaca") == TrainedForm("instruction", "alpaca", task="exact")
+    assert form_of_rows([*INSTRUCTIONS, *PROMPTS[:1]], "alpaca") == TrainedForm("instruction", "alpaca")
     assert form_of_rows([*SAME, *INSTRUCTIONS], "question").instruction is None
     others = [*chats("a", system="x"), *chats("b", system="y")]
-    assert form_of_rows(others, "question") == TrainedForm("chat", "chat", task="exact")
-    tasks = [form_of_rows(rows, "question").task for rows in (SAME, NUMBERS, [*SAME, *NUMBERS])]
-    assert tasks == ["json", "number", ""]
+    assert form_of_rows(others, "question") == TrainedForm("chat", "chat")
+    assert form_of_rows(chats("a\nb", "c\nd"), "question").ending == ""
+    assert form_of_rows(chats("a", "a"), "question").ending == ""  # a whole question is no ending
+
+
+def test_the_task_of_rows_is_that_of_all_answers() -> None:
+    def task(rows: list[dict[str, Any]]) -> str:
+        return task_of_rules((row, rule_of(row)) for row in rows)
+
+    assert [task(rows) for rows in (SAME, NUMBERS, [*SAME, *NUMBERS])] == ["json", "number", ""]
     equations = [
         {"instruction": "A", "output": "42+7-9 = 40", "answer": "40"},
         {"prompt": "B", "completion": "2*3=6", "answer": "6"},
     ]
-    assert [form_of_rows(equations[:1], template).task for template in ("question", "chat")] == ["equation", "number"]
-    assert form_of_rows(equations, "question").task == "equation"
-    wrong = [*equations, {"prompt": "C", "completion": "2*3 = 6", "answer": "7"}]
-    assert form_of_rows(wrong, "question").task == "number"
-    assert form_of_rows(chats("a\nb", "c\nd"), "question").ending == ""
-    assert form_of_rows(chats("a", "a"), "question").ending == ""  # a whole question is no ending
+    assert task(equations) == "equation"
+    assert task([*equations, {"prompt": "C", "completion": "2*3 = 6", "answer": "7"}]) == "number"
 
 
 def test_a_system_message_of_the_user_stays() -> None:
@@ -84,7 +88,7 @@ def test_a_system_message_of_the_user_stays() -> None:
 
 def test_the_first_record_that_names_a_form_counts(tmp_path: Path) -> None:
     adapter, model, other = (tmp_path / name for name in ("adapter", "model", "other"))
-    forms = [TrainedForm("chat", "chat", "Be brief.", None, "As JSON.", "json"), TrainedForm("prompt", "question")]
+    forms = [TrainedForm("chat", "chat", "Be brief.", None, "As JSON."), TrainedForm("prompt", "question")]
     for folder, name, form in ((adapter, SUB_ADAPTER, forms[0]), (model, SEARCH_SPACE, forms[1])):
         folder.mkdir()
         write_json(folder / name, {"config": {}, **form.as_record()})

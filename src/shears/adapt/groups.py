@@ -26,7 +26,7 @@ from shears.config import TrainConfig
 from shears.config.train_options import AUTO
 from shears.errors import InputError, option
 from shears.models.blocks import decoder_blocks, linears, matching, weight_oi
-from shears.models.blockwise.matrices import block_matrices, kept_dense, linear_matrix
+from shears.models.blockwise.matrices import block_matrices, kept_dense
 
 ATTENTION = ("attn", "attention")  # parts of the names and classes of attentions
 PROJECTIONS = "qkv"  # the order in which a group names its linears, as far as their names begin with these
@@ -83,17 +83,27 @@ def auto_groups(model: nn.Module) -> tuple[str, ...]:
     config: Any = model.config
     width = int(config.get_text_config().hidden_size)
     names = dict.fromkeys(name for block in blocks for name in linears(block))
+    uses = Counter(id(linear) for block in blocks for linear in linears(block).values())
     has_experts = any(EXPERTS in name.split(".") for name in names) or any(
         matrix.index is not None for block in blocks for matrix in block_matrices("", block)
     )
     found = dict[Group, None]()
-    for block, owners in zip(blocks, _owners(blocks), strict=True):
+    for block in blocks:
+        dense = kept_dense(block)
+        owners = defaultdict[str, dict[str, Sides]](dict)
+        for name, linear in linears(block).items():  # without routers, experts, and linears that blocks share
+            if uses[id(linear)] == 1 and f"{name}.weight" not in dense and EXPERTS not in name.split("."):
+                outputs, inputs = weight_oi(linear).shape
+                owners[name.rpartition(".")[0]][name] = outputs, inputs
         for owner, children in owners.items():
             module = block.get_submodule(owner)
             words = f"{owner.rpartition('.')[2]} {type(module).__name__}".lower() if owner else ""
+            # a module with weights beside its linears mixes tokens, as state-space models do
+            own = next(module.parameters(recurse=False), None)
+            mixes = own is not None or any(isinstance(child, nn.Conv1d) for child in module.children())
             if any(word in words for word in ATTENTION):
                 found[_of_attention(children, width)] = None
-            elif not has_experts and not _mixes(module):
+            elif not has_experts and not mixes:
                 found |= dict.fromkeys(_of_mlp(children, width))
     if not found:
         known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
@@ -102,21 +112,6 @@ def auto_groups(model: nn.Module) -> tuple[str, ...]:
             f"groups of its linears: {known or 'none'}"
         )
     return tuple("+".join(_short(name, names) for name in group) for group in found)
-
-
-def _owners(blocks: Sequence[nn.Module]) -> Iterator[Mapping[str, dict[str, Sides]]]:
-    """Yield each block's linears with outputs and inputs, by the owner's name and their own in the block.
-
-    Routers, experts, and linears that several blocks share are left out.
-    """
-    uses = Counter(id(linear) for block in blocks for linear in linears(block).values())
-    for block in blocks:
-        dense = kept_dense(block)
-        owners = defaultdict[str, dict[str, Sides]](dict)
-        for name, linear in linears(block).items():
-            if uses[id(linear)] == 1 and f"{name}.weight" not in dense and EXPERTS not in name.split("."):
-                owners[name.rpartition(".")[0]][name] = linear_matrix(name, linear).shape
-        yield owners
 
 
 def _of_attention(children: Mapping[str, Sides], width: int) -> Group:
@@ -138,12 +133,6 @@ def _of_mlp(children: Mapping[str, Sides], width: int) -> Iterator[Group]:
             others = [name for name in up if "gate" not in name.rpartition(".")[2]] or up
             yield (others[0] if len(others) < len(up) else others[-1],)  # of several, the one that follows the gate
             yield (down,)
-
-
-def _mixes(module: nn.Module) -> bool:
-    """Tell whether a module has weights beside its linears, as state-space models have."""
-    own = next(module.parameters(recurse=False), None)
-    return own is not None or any(isinstance(child, nn.Conv1d) for child in module.children())
 
 
 def _short(name: str, names: Iterable[str]) -> str:

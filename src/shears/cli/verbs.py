@@ -213,7 +213,7 @@ def export(
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
     form = next(form for record, form in FORMAT_OF_RECORD.items() if (folder / record).is_file())
     trained = trained_form(folder) or UNKNOWN
-    task = f"--task {trained.task or '...'} --data TEST"
+    task = "--task ... --data TEST"
     if form.holds == "package":
         _print_done(folder, tables.package_line(folder), trained.ask(tables.quoted(folder)))
     elif form.holds == "gguf":

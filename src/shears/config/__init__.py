@@ -40,7 +40,7 @@ class Recipe(StageConfig):
     baselines: Annotated[tuple[Literal["dense-lora", "sparse-lora"], ...], Split] = ()
     """What a run also trains and measures, with the budget of its own training and one rank, the
     largest: dense-lora (plain LoRA on the dense model), sparse-lora (on the pruned model)."""
-    sparsify: SparsifyConfig = SparsifyConfig()
+    sparsify: SparsifyConfig = Field(default_factory=SparsifyConfig)
     """How to prune."""
     heal: HealConfig | None = None
     """How to give the sparse model back what pruning took."""
@@ -48,7 +48,7 @@ class Recipe(StageConfig):
     """How to train the super-adapter."""
     search: SearchConfig | None = None
     """How to find the best sub-adapter."""
-    export: ExportConfig = ExportConfig()
+    export: ExportConfig = Field(default_factory=ExportConfig)
     """Which sub-adapter to write, and in what format."""
     evaluate: EvaluateConfig | None = None
     """What to measure."""

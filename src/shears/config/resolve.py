@@ -82,7 +82,7 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """Return a recipe file with `--set` settings applied; an empty section has all defaults."""
     values = override(read_yaml(path), settings)
     for name, field in Recipe.model_fields.items():
-        if isinstance(field.default, StageConfig) and values.get(name, ...) is None:
+        if field.default_factory is not None and values.get(name, ...) is None:
             values[name] = {}
     return build(Recipe, "", values)
 

@@ -17,8 +17,8 @@ from shears.config.fields import CHAT
 from shears.config.serve_options import is_written
 from shears.data.chat_template import Segment, chat_segments, render_turns
 from shears.data.rows import OWN_NAMES, Row, read_rows
-from shears.data.rules import as_text, choices_of, reference_of, written
-from shears.data.templates import chat_turns, question_of, render_completion, render_prompt
+from shears.data.rules import as_text, choices_of, written
+from shears.data.templates import chat_turns, render_completion, render_prompt
 from shears.data.tokens import encode, encode_rendered, start_of, with_start, without_marks
 from shears.errors import InputError
 
@@ -45,12 +45,9 @@ class Example:
     segments: tuple[Segment, ...]
     answer: str | None = None
     choices: tuple[str, ...] = ()
-    question: str = field(default="", compare=False)
-    """The question without a template, which identifies the example in any file."""
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     is_chat: bool = field(default=False, repr=False)
     """The text comes from a chat template, which writes the start of sequence itself."""
-    reference: str = field(default="", compare=False, repr=False)
-    """The right answer as the row writes it: `answer`, else the completion or the assistant's last turn."""
 
 
 def to_example(row: Mapping[str, Any], template: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
@@ -61,7 +58,7 @@ def to_example(row: Mapping[str, Any], template: str, tokenizer: "PreTrainedToke
     """
     form = form_of_row(row, template)
     conversation = chat_segments(row["messages"], tokenizer) if row.get("messages") else None
-    example = partial(Example, question=question_of(row), reference=reference_of(row))
+    example = partial(Example, row=row)
     if conversation is not None:
         answer = None if row.get("answer") is None else as_text(row["answer"])
         return example(conversation, answer, is_chat=True)

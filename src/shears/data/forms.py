@@ -7,7 +7,6 @@ from shears.config.fields import TemplateName
 from shears.data.chat_template import turns_of
 from shears.data.examples import RowForm, form_of_row
 from shears.data.rows import Row
-from shears.data.rules import rule_of, task_of_rules
 from shears.data.templates import TEMPLATES, chat_turns, render_prompt
 from shears.records.trained_form import TrainedForm
 
@@ -24,15 +23,11 @@ def form_of_rows(rows: Sequence[Row], template: TemplateName) -> TrainedForm:
         by_form[form_of_row(row, template)].append(row)
     form: RowForm = max(by_form, key=lambda name: len(by_form[name]))
     own = by_form[form]
-    try:
-        task = task_of_rules((row, rule_of(row)) for row in rows)
-    except ValueError:  # a row without an answer
-        task = ""
     instruction = _only(row.get("instruction") if row.get("input") else None for row in own)
     if form != "chat":
         column = "prompt" if form == "prompt" else "input" if instruction else "instruction"
         texts = [str(row.get(column) or "").strip() for row in own]
-        return TrainedForm(form, template, None, instruction, _common_ending(texts), task)
+        return TrainedForm(form, template, None, instruction, _common_ending(texts))
     chats = [
         turns_of(row["messages"])
         if row.get("messages")
@@ -41,8 +36,7 @@ def form_of_rows(rows: Sequence[Row], template: TemplateName) -> TrainedForm:
     ]
     system = _only(next((turn["content"] for turn in turns[:1] if turn["role"] == "system"), None) for turns in chats)
     texts = [str(turn["content"]) for turns in chats for turn in turns if turn["role"] == "user"]
-    task = "number" if task == "equation" else task  # an equation is asked for by its prompt, never in a chat
-    return TrainedForm("chat", "chat", system, instruction, _common_ending(texts), task)
+    return TrainedForm("chat", "chat", system, instruction, _common_ending(texts))
 
 
 def _only(values: Iterable[object]) -> str | None:

@@ -9,6 +9,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -86,28 +87,24 @@ def without_template(text: str) -> str:
 
     Case and spacing of these words do not matter. A text may have a part of a template or none.
     """
-    return _END.sub("", _START.sub("", _MIDDLE.sub(" ", text))).strip()
+    start, middle, end = _around()
+    return end.sub("", start.sub("", middle.sub(" ", text))).strip()
 
 
-def _around() -> tuple[set[str], set[str], set[str]]:
-    """Return the templates' texts before an instruction, between it and its input, and after."""
+@cache
+def _around() -> tuple[re.Pattern[str], ...]:
+    """Return patterns of the templates' texts before an instruction, between it and its input, and after."""
     alone = [render("\0", "").split("\0") for render in TEMPLATES.values()]
     with_input = [re.split("[\0\1]", render("\0", "\1")) for render in TEMPLATES.values()]
-    both = [*alone, *with_input]
-    ends = {parts[-1] for parts in both} | {TO_REASON}
-    return {parts[0] for parts in both}, {parts[1] for parts in with_input}, ends
-
-
-def _any_of(texts: set[str]) -> str:
-    """Return a regular expression of any of the texts, longest first, with any spaces in it."""
-    words = sorted((re.findall(r"\w+|[^\w\s]+", text) for text in texts), key=len, reverse=True)
-    return "|".join(r"(?<!\w)" + r"\s*".join(map(re.escape, each)) for each in words if each)
-
-
-_START, _MIDDLE, _END = (
-    re.compile(pattern.format(_any_of(texts)), re.IGNORECASE)
-    for pattern, texts in zip((r"\A(?:\s*(?:{}))+", "(?:{})", r"(?:(?:{})\s*)+\Z"), _around(), strict=True)
-)
+    ends = {parts[-1] for parts in [*alone, *with_input]} | {TO_REASON}
+    kinds = {parts[0] for parts in [*alone, *with_input]}, {parts[1] for parts in with_input}, ends
+    patterns = (r"\A(?:\s*(?:{}))+", "(?:{})", r"(?:(?:{})\s*)+\Z")
+    found = []
+    for pattern, texts in zip(patterns, kinds, strict=True):
+        words = sorted((re.findall(r"\w+|[^\w\s]+", text) for text in texts), key=len, reverse=True)
+        any_of = "|".join(r"(?<!\w)" + r"\s*".join(map(re.escape, each)) for each in words if each)
+        found.append(re.compile(pattern.format(any_of), re.IGNORECASE))
+    return tuple(found)
 
 
 def question_of(row: Mapping[str, Any]) -> str:

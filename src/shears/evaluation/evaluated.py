@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shears.data.examples import Example, prompt_of
-from shears.data.templates import question_id
+from shears.data.templates import question_id, question_of
 from shears.evaluation.statistics import wilson_interval
 from shears.records.artifacts import append_row, read_rows, write_rows
 from shears.records.figures import CUT
@@ -48,7 +48,7 @@ def record(index: int, example: Example, prediction: object, answer: object) -> 
     """Return the fields of every record; `id` depends on the question alone."""
     return {
         "index": index,
-        "id": question_id(example.question),
+        "id": question_id(question_of(example.row)),
         "prompt": prompt_of(example),
         "prediction": prediction,
         "answer": answer,

@@ -18,7 +18,7 @@ from shears.config.fields import CHAT
 from shears.data.answer_reading import is_right, read_answers, response_of
 from shears.data.calibration import check_text, text_tokens
 from shears.data.examples import Example, check_rows, load_examples, prompts_of, row_named
-from shears.data.rules import AnswerRule, RuleForm, rule_of_text
+from shears.data.rules import AnswerRule, RuleForm, reference_of, rule_of_text
 from shears.data.templates import DEFAULT_TEMPLATE
 from shears.evaluation.decode import ContinuousDecoder, Decoder
 from shears.evaluation.evaluated import Evaluation, Record, TextJournal, WrittenText, accuracy_of, record
@@ -148,7 +148,7 @@ def answer_rules(task: str, examples: Sequence[Example]) -> list[AnswerRule]:
     rules = []
     for number, example in enumerate(examples, start=1):
         with row_named(number, "the data"):
-            rules.append(rule_of_text(example.reference, FORMS[task]))
+            rules.append(rule_of_text(reference_of(example.row), FORMS[task]))
     return rules
 
 

@@ -24,8 +24,6 @@ class TrainedForm:
     """The instruction of every row, to another `input` each."""
     ending: str = ""
     """The last line of every question."""
-    task: str = ""
-    """The task of `evaluate` that reads the answers of all rows; empty if rows differ or have none."""
 
     @property
     def words(self) -> str:

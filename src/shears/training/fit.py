@@ -264,8 +264,10 @@ class Steps(TrainerCallback):
         if validation and (step % validation.every == 0 or step == state.max_steps):
             line[VALIDATION_LOSS] = self.trainer.validation_loss(validation)
         if is_first_process():
-            _append(self.log, line)
-            _append(self.log.with_name(TRAINING_TIMES), {"step": step, "seconds": seconds})
+            times = self.log.with_name(TRAINING_TIMES)
+            for path, content in ((self.log, line), (times, {"step": step, "seconds": seconds})):
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(content) + "\n")
         if validation and validation.patience and VALIDATION_LOSS in line:
             self._stop_early(state, control, validation.patience, {step: line[VALIDATION_LOSS]})
         if args.world_size == 1 and time.monotonic() - self.saved > SECONDS:
@@ -393,8 +395,3 @@ def _collated(numbered: Sequence[tuple[int, Tokenized]], pad_id: int) -> dict[st
     """Return a batch, with `numbers`, the examples' numbers in the training set."""
     numbers = torch.tensor([number for number, _ in numbered])
     return {**pad_right([row for _, row in numbered], pad_id), "numbers": numbers}
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
