@@ -105,10 +105,10 @@ def card(kind: str, record: Record, figures: Sequence[Record] = ()) -> str:
     named = [{**row, "name": f"{row['name']}, {row['task']}"} for row in figures]
     ranks = ranks_by_kind(ranks_of(record))
     tables = {
-        "Figures": model_rows(named),
+        "Figures": model_rows(named) if named else [],
         "Ranks": [{"group": f"`{group}`", "rank": text} for group, text in ranks.items()],
     }
-    words |= {"metadata": metadata.to_yaml(), "tables": tables, "remarks": remarks(figures)}
+    words |= {"metadata": metadata.to_yaml(), "tables": tables, "remarks": remarks(figures) if figures else []}
     return f"{_template().render(words)}\n"
 
 
