@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shears.config import EvaluateConfig, ExportConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig, WriteConfig
-from shears.config.fields import StageConfig
 from shears.config.resolve import build, load_recipe, override, read_yaml, stage_values
 from shears.errors import InputError
 
@@ -35,16 +34,11 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         (TrainConfig, {"data": "x", "alhpa": 3}, "unknown key 'x.alhpa'; did you mean 'x.alpha'?"),
         (TrainConfig, {}, "x.data must be given (--data)"),
         (TrainConfig, {"data": "x", "ranks": "16,32"}, "x.ranks must be distinct and largest first, got 16,32"),
-        (TrainConfig, {"data": "x", "ranks": "a"}, "x.ranks.0 must be a valid integer"),
         (TrainConfig, {"data": "x", "micro_batch_size": 5}, "micro_batch_size must divide batch_size (16), got 5"),
         (SparsifyConfig, {"sparsity": 1.5}, "x.sparsity must be less than 1, got 1.5"),
-        (SparsifyConfig, {"sparsity": -0.1}, "x.sparsity must be greater than or equal to 0, got -0.1"),
         (SparsifyConfig, {"method": "wnda"}, "'wanda', 'magnitude', 'sparsegpt' or 'admm', got 'wnda'"),
-        (SparsifyConfig, {"num_samples": "many"}, "x.num_samples must be a valid integer"),
         (TrainConfig, {"data": "x", "seed": -1}, "x.seed must be greater than or equal to 0, got -1"),
-        (TrainConfig, {"data": "x", "seed": 2**32}, "x.seed must be less than 4294967296"),
         (TrainConfig, {"data": "x", "epochs": float("inf")}, "x.epochs must be a finite number, got inf"),
-        (TrainConfig, {"data": "x", "alpha": "nan"}, "x.alpha must be a finite number"),
         (TrainConfig, {"data": "x", "ranks": True}, "x.ranks must be a valid tuple, got True"),
         (SearchConfig, {"data": "x", "objective": "accuracy"}, "task must be given with accuracy"),
         (
@@ -53,22 +47,11 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
             "values and embeddings need format package or gguf, got peft; add --format package",
         ),
         (
-            ExportConfig,
-            {"format": "merged", "embeddings": "int8"},
-            "values and embeddings need format package or gguf, got merged",
-        ),
-        (
             EvaluateConfig,
             {"task": "choices", "data": "x", "num_beams": 4},
             "num_beams needs generated answers, got 4 with",
         ),
-        (EvaluateConfig, {"harness": "arc_easy", "num_beams": 2}, "got 2 with task harness"),
         (TrainConfig, {"data": "x", "epochs": 1e308}, "x.epochs must be less than or equal to 1000000, got 1e+308"),
-        (
-            EvaluateConfig,
-            {"task": "boolq", "data": "x", "protocol": "choices", "num_beams": 4},
-            "got 4 with task boolq",
-        ),
     ],
 )
 def test_mistakes_are_explained(kind: type[TrainConfig], values: dict[str, object], message: str) -> None:
@@ -76,17 +59,6 @@ def test_mistakes_are_explained(kind: type[TrainConfig], values: dict[str, objec
         build(kind, "x", values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", [ExportConfig, EvaluateConfig])
-@pytest.mark.parametrize(
-    "values", [{}, {"task": "boolq"}, {"task": "boolq", "protocol": "choices"}, {"format": "package"}]
-)
-def test_a_recorded_configuration_reads_back(kind: type[StageConfig], values: dict[str, object]) -> None:
-    values = {"task": "choices", "data": "x", **values} if kind is EvaluateConfig else values
-    values = {name: value for name, value in values.items() if name in kind.model_fields}
-    config = build(kind, "x", values)
-    assert build(kind, "x", config.model_dump(mode="json")) == config
 
 
 def test_mistakes_inside_a_section_of_a_recipe_are_named_with_it() -> None:

@@ -218,7 +218,6 @@ def test_rows_are_trained_on_with_a_teacher_and_their_last_tenth_is_answered(inp
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"target": "100GB"}, "the target must need a compression"),
         ({"target": "1bits"}, r"nearest of 8 candidates is s50-int4-int4"),
         ({"calibration": "nowhere.txt"}, "nowhere.txt cannot be read: it does not exist"),
         ({"calibration": "one.jsonl"}, "must have a part to hold out"),

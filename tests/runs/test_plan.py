@@ -13,7 +13,6 @@ from shears.cli import main
 from shears.config import Recipe
 from shears.config.resolve import load_recipe
 from shears.config.sparsify_options import EMBEDDED
-from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.models.fetching import convert_gguf
 from shears.runs.plan import RunPlan, plan
@@ -46,16 +45,6 @@ def test_every_recipe_can_be_planned_offline(path: Path, tmp_path: Path) -> None
     assert run_plan.parameters == SIZES[recipe.model or ""]
     assert all(stage.memory for stage in run_plan.stages if recipe.train or stage.name != "export")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_is_headed_by_its_command_figure_and_cost(path: Path) -> None:
-    head = path.read_text().split("\nmodel:")[0]
-    assert all(line.startswith("#") for line in head.splitlines())
-    assert f"shears run {path.name} --output" in head
-    assert "Expect" in head
-    assert "Time" in head or "Takes" in head
-    assert "paper" not in path.parts or "Hardware" in head
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if "paper" in path.parts], ids=lambda path: path.stem)
@@ -157,20 +146,6 @@ def test_a_run_of_another_machines_gpu_is_planned(tmp_path: Path) -> None:
     assert here == there
 
 
-def test_models_are_evaluated_in_the_number_format_asked_for(tmp_path: Path) -> None:
-    path, most = write_recipe(tmp_path), 4 * tiny_model().num_parameters()
-    tiny_model().bfloat16().save_pretrained(tmp_path / "base")
-
-    def memory(*settings: str) -> int:
-        return plan(load_recipe(path, ["search=null", *settings]), tmp_path / "run").stages[-1].memory or 0
-
-    own, wide = memory(), memory("evaluate.precision=fp32")  # in 16 bits it would compute in 16
-    assert wide - own == pytest.approx(most / 2, rel=0.1)
-    assert memory("evaluate.precision=bf16") == own
-    assert memory("evaluate.dtype=fp32") == wide
-    assert memory("evaluate.precision=fp32", "evaluate.dtype=bf16") == pytest.approx(own, rel=0.05)
-
-
 def test_an_embedded_model_is_planned_alike_before_and_after_it_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,17 +175,12 @@ def with_config(folder: Path, **changes: object) -> Recipe:
     return recipe
 
 
-@pytest.mark.parametrize("changes", [{"model_type": "nosuch"}, {"hidden_size": "x"}, {"num_attention_heads": 0}])
+@pytest.mark.parametrize("changes", [{"model_type": "nosuch"}, {"num_attention_heads": 0}])
 def test_a_folder_that_transformers_does_not_know_is_one_line(changes: dict[str, object], tmp_path: Path) -> None:
     recipe = with_config(tmp_path, **changes)
     with pytest.raises(InputError, match="config.json cannot be read") as caught:
         plan(recipe, tmp_path / "run")
     assert "\n" not in str(caught.value)
-
-
-def test_a_quantised_folder_is_planned(tmp_path: Path) -> None:
-    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    assert plan(with_config(tmp_path, quantization_config=settings), tmp_path / "run").parameters
 
 
 def test_groups_that_match_nothing_are_refused_before_any_work(tmp_path: Path) -> None:
@@ -291,16 +261,6 @@ def test_an_adapter_takes_room_in_a_planned_package_unless_it_is_merged(masked: 
     assert (b"lora_A" in file.read_bytes()) is not masked
 
 
-@pytest.mark.parametrize(
-    ("export", "ranks"), [({"format": "padded"}, 4), ({"ranks": "maximal"}, 4), ({"ranks": "minimal"}, 2)]
-)
-def test_an_adapter_is_planned_at_the_ranks_it_is_written_in(
-    export: dict[str, str], ranks: int, tmp_path: Path
-) -> None:
-    train = {"data": "arithmetic:train", "ranks": [4, 2], "groups": ["q_proj"], "max_steps": 1}
-    assert planned(tmp_path, train=train, export=export).stages[2].disk == 4 * ranks * (32 + 32) * 2
-
-
 def test_a_search_on_the_test_rows_is_refused_whatever_their_file_is_called(tmp_path: Path) -> None:
     """As `run` refuses it; a hub set is not fetched to find out."""
     for name in ("validation.jsonl", "test.jsonl"):
@@ -336,14 +296,3 @@ def test_a_package_is_refused_and_a_text_to_download_is_named(tmp_path: Path) ->
                 {"model": str(tmp_path / "package"), "output": str(tmp_path / "run"), "sparsify": MAGNITUDE}
             )
         )
-
-
-def test_rows_of_token_ids_are_planned_as_they_are_calibrated_on(tmp_path: Path) -> None:
-    """All of them, without their padding, whatever `num_samples` says."""
-    file = tmp_path / "ids.jsonl"
-    padded = {"input_ids": [5, 6, 7, 0, 0], "attention_mask": [1, 1, 1, 0, 0]}
-    file.write_text("".join(json.dumps(row) + "\n" for row in [padded, {"input_ids": [1, 2, 3, 4]}]))
-    run_plan = planned(tmp_path, sparsify={"calibration": str(file), "num_samples": 64, "sequence_length": 512})
-    assert run_plan.stages[0].work == f"admm to 50%, all 2 rows of {file}, 7 tokens"
-    batches = calibration_batches(str(file), None, 64, 512, batch_size=4, seed=0).batches
-    assert sum(batch.numel() for batch in batches) == 7

@@ -102,14 +102,6 @@ def check_text(source: str | None, columns: Mapping[str, str] = OWN_NAMES) -> No
         raise InputError(f"rows of {source} must have the column text, or be examples, got the columns {named}")
 
 
-def token_row_lengths(source: str) -> list[int] | None:
-    """Return the lengths of the rows of `input_ids`, which are all used; None for a source of text."""
-    content = _read(source)
-    if isinstance(content, str) or "input_ids" not in content[0]:
-        return None
-    return [len(ids) for ids in token_rows(source, content)]
-
-
 def text_tokens(
     source: str,
     tokenizer: PreTrainedTokenizerBase,

@@ -66,8 +66,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
     The keywords are the fields of `CompressConfig`. Each candidate is a run in a folder of its own.
     An interrupted call continues with the plan that it made. `dry_run` returns the plan and writes
     nothing. InputError, before anything is written, for a bound that no candidate is predicted to
-    meet (with the nearest one), for a model that meets it as it is, and for a text that cannot be
-    used.
+    meet (with the nearest one), and for a text that cannot be used.
     """
     began = time.monotonic()
     settings = build(CompressConfig, "compress", config)
@@ -130,7 +129,7 @@ def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path
     if bound.kind == "tokens/s" and forecast is None:
         needs = "a target in tok/s needs a model that the native decoder covers, and its kernels"
         raise InputError(f"{needs}; name a target in bits or GB")
-    dense = _dense(ref, settings, shape, forecast.tokens_per_second(0.0, "bf16", "keep") if forecast else None)
+    dense_speed = forecast.tokens_per_second(0.0, "bf16", "keep") if forecast else None
     candidates = all_candidates(settings, shape, forecast)
     promising = meeting(bound, candidates, shape.parameters)
     first = promising[0]
@@ -164,7 +163,7 @@ def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path
         "target": str(bound),
         "machine": machine(),
         "parameters": shape.parameters,
-        "dense": dense,
+        "dense": {"bytes": shape.file_bytes or BF16_BYTES * shape.parameters, "tokens_per_second": dense_speed},
         "order": RULE,
         "candidates": as_rows(candidates, promising),
         "task": exam.task,
@@ -195,18 +194,6 @@ def _shape(ref: ModelRef) -> Shape:
             "shears run with a recipe"
         )
     return shape
-
-
-def _dense(ref: ModelRef, settings: CompressConfig, shape: Shape, speed: float | None) -> dict[str, Any]:
-    """Return size and predicted speed of the dense model; InputError if it meets the target as it is."""
-    size = shape.file_bytes or BF16_BYTES * shape.parameters
-    if settings.bound.holds(size, shape.parameters, speed):
-        words = "" if speed is None else f", {speed:.1f} tokens/s in bf16"
-        raise InputError(
-            f"the target must need a compression, {ref.name} meets it as it is ({settings.bound}): "
-            f"{size / 1e9:.4g} GB{words}; name a tighter target"
-        )
-    return {"bytes": size, "tokens_per_second": speed}
 
 
 def _readings(ref: ModelRef, settings: CompressConfig, texts: Texts) -> tuple[Rows | None, Amounts, Exam]:

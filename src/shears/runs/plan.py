@@ -9,12 +9,11 @@ from pathlib import Path
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.super_adapter import by_linear
-from shears.config import Recipe, SparsifyConfig, TrainConfig
+from shears.config import Recipe, TrainConfig
 from shears.config.export_options import FORMATS
 from shears.config.resolve import load_recipe
 from shears.config.sparsify_options import METHODS
 from shears.config.train_options import LoopConfig
-from shears.data.calibration import token_row_lengths
 from shears.data.rows import ARITHMETIC, read_rows
 from shears.evaluation.seen_in_training import check_apart
 from shears.models.blockwise.activations import BUDGET
@@ -174,8 +173,9 @@ def _sparsify(basis: _Basis) -> Estimate:
     is_fitted = config.reconstruct == "block"
     work = f"{config.method} to {100 * config.sparsity:.4g}%" + (", blocks fitted" if is_fitted else "")
     if config.needs_calibration:
-        num_tokens, source = _calibration_tokens(config)
-        work += f", {source}"
+        num_tokens = config.num_samples * config.sequence_length
+        sizes = f"{config.num_samples} x {config.sequence_length} = {num_tokens:,} tokens"
+        work += f", {sizes} of {_shown(str(config.calibration))}"
     if shape is None:
         return work, None
     hidden = min(BUDGET, FP32_BYTES * num_tokens * shape.width)
@@ -282,18 +282,6 @@ def _amount(source: str, limit: int | None = None) -> tuple[int | None, str]:
     with quietly():
         num_rows = len(read_rows(source)[:limit])
     return num_rows, f"{num_rows:,} examples of {source}"
-
-
-def _calibration_tokens(config: SparsifyConfig) -> tuple[int, str]:
-    """Return the number of calibration tokens, and the same in words."""
-    text = str(config.calibration)
-    if _is_local(text):
-        with quietly():
-            lengths = token_row_lengths(text)
-        if lengths is not None:
-            return sum(lengths), f"all {len(lengths):,} rows of {text}, {sum(lengths):,} tokens"
-    num_tokens = config.num_samples * config.sequence_length
-    return num_tokens, f"{config.num_samples} x {config.sequence_length} = {num_tokens:,} tokens of {_shown(text)}"
 
 
 @contextmanager
