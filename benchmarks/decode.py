@@ -34,8 +34,8 @@ from benchmarks.engines import LONGEST
 from benchmarks.memory import memory
 from benchmarks.report import MODEL, environment, log_to_stderr, parser_of, quotients, spread
 from benchmarks.rival import ROOT, Program, Rival, opened
-from shears.checkpoints.packed.file import read_package
-from shears.checkpoints.packed.layout import NumberFormat
+from shears.checkpoints.package_file import read_package
+from shears.checkpoints.packed_layout import NumberFormat
 from shears.models.load import put_adapter
 from shears.models.ref import resolve
 from shears.runtime.native.decoder import NativeBackend

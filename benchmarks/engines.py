@@ -194,7 +194,7 @@ class Native:
     """A package in our native decoder, and the cache of its texts."""
 
     def __init__(self, package: Path, threads: int) -> None:
-        from shears.checkpoints.packed.file import read_package
+        from shears.checkpoints.package_file import read_package
         from shears.runtime.native.decoder import NativeBackend
         from shears.runtime.native.model_source import source_of_package
 

@@ -59,8 +59,7 @@ from benchmarks.report import (
     spread,
 )
 from benchmarks.rival import ENGINES, Engine, Rival, RivalBackend, opened
-from shears.checkpoints.configuration import known_config
-from shears.checkpoints.without_code import build_causal_model
+from shears.checkpoints.without_code import build_causal_model, known_config
 from shears.config import EvaluateConfig
 from shears.data.examples import load_examples, prompts_of
 from shears.data.templates import DEFAULT_TEMPLATE
@@ -69,8 +68,7 @@ from shears.evaluation.evaluated import Evaluation, TextJournal, journal_path
 from shears.evaluation.run import settings_and_data
 from shears.evaluation.statistics import Bits, paired_difference, pooled_accuracy
 from shears.evaluation.tasks import Subject, evaluate_task
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve
 from shears.records.figures import CUT
 from shears.records.paths import file_fingerprint
 from shears.records.timing import processor

@@ -24,7 +24,7 @@ from benchmarks.real_models_data import test_file, write_training
 from benchmarks.rival import Engine, Program, converted, dequantized, quantized
 from benchmarks.tasks import TASKS as OTHER_TASKS
 from benchmarks.tasks import Paths, lines_of, write_mawps_anew, write_rows
-from shears.checkpoints.configuration import read_config
+from shears.checkpoints.without_code import read_config
 from shears.data.calibration import calibration_batches
 from shears.data.rows import read_rows
 from shears.export.gguf import LAYOUTS

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from shears.checkpoints.tensor_files import INDEX, SINGLE
-from shears.models.blockwise.sources import Skeleton
+from shears.models.sources import Skeleton
 from tests.tiny import CONFIGS, VOCABULARY, WINDOW, tiny_tokenizer
 
 LLAMA = CONFIGS["llama_untied"][1]

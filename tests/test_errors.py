@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from shears.errors import InputError, causes, memory_error
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve
 from shears.runtime import load
 from tests.tiny import save_tiny
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, conversion_mapping, core_model_loading
 from transformers.utils import logging as transformers_logging
 
-from shears.checkpoints.configuration import UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import SINGLE, TensorWriter
+from shears.checkpoints.without_code import UnsupportedCheckpoint
 from shears.errors import InputError
-from shears.models.blockwise.sources import Skeleton
+from shears.models.sources import Skeleton
 from tests.parts import LLAMA, assert_same, block_names, copied, reference, rewrite, save
 from tests.tiny import save_tiny
 

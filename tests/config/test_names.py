@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from shears.checkpoints.packed.layout import FORMAT_DTYPES
+from shears.checkpoints.packed_layout import FORMAT_DTYPES
 from shears.config import EvaluateConfig, ExportConfig, Recipe, TrainConfig
 from shears.config.evaluate_options import ANSWER_FORMS, ExampleTask, PaperTask, TaskName
 from shears.config.export_options import FORMATS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import shears
-from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.package_file import read_package
 from shears.models.load import load_model
 from shears.runtime.choice import Wanted, native_backend
 from shears.runtime.native import kernels_available

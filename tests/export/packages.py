@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed.index import ADAPTER, QUANTIZATION
+from shears.checkpoints.package_file import ADAPTER, QUANTIZATION
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.export.peft import export_adapter
 from shears.quantization.training import GRIDS
 from shears.records.artifacts import SEARCH_SPACE, SUB_ADAPTER, read_json, read_object, write_json
 from shears.records.paths import ADAPTER_CONFIG
-from tests.checkpoints.packed.test_layout import bits
+from tests.checkpoints.test_packed_layout import bits
 
 
 def package(source: Path | str, output: Path, **config: Any) -> Path:

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from shears.checkpoints.inspection import inspect
-from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.package_file import read_package
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.export import calibrated as calibrated_module
 from shears.models.load import load_with_adapter
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve
 from shears.quantization.grid import quantize
 from shears.quantization.with_inputs import round_with_inputs
 from shears.records.artifacts import PACKAGE, README, read_record

@@ -17,8 +17,7 @@ from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.export.gguf import LAYOUTS, VALUES, modelfile
 from shears.models.load import load_model
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve
 from shears.records.trained_form import TrainedForm
 from shears.runs.shapes import shape_of
 from tests.export.made import IDS, half_sparse, half_sparse_with_merge, super_adapter

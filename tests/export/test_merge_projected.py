@@ -16,9 +16,8 @@ from shears.errors import InputError
 from shears.export import merge
 from shears.export.peft import export_adapter
 from shears.models.blocks import weight_oi
-from shears.models.blockwise.walk import IrregularBlocks
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve
+from shears.models.walk import IrregularBlocks
 from shears.records.artifacts import SEARCH_SPACE, weights_fingerprint, write_json
 from shears.sparsity.admm import REFIT_DAMPING as DAMPING
 from tests.export.made import half_sparse, stock, super_adapter, weights

@@ -11,8 +11,8 @@ from peft import LoKrConfig, LoraConfig, PeftModel, PrefixTuningConfig, get_peft
 from torch import Tensor
 
 from shears.checkpoints.inspection import inspect
-from shears.checkpoints.packed.file import PACKAGE_FILE, read_package
-from shears.checkpoints.packed.layout import dense, pack
+from shears.checkpoints.package_file import PACKAGE_FILE, read_package
+from shears.checkpoints.packed_layout import dense, pack
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import ExportConfig
 from shears.errors import InputError

@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from shears.adapt.super_adapter import SuperAdapter, load_super_adapter
 from shears.adapt.train import train
 from shears.checkpoints.inspection import inspect
-from shears.checkpoints.packed.file import read_package
-from shears.checkpoints.packed.layout import dense
+from shears.checkpoints.package_file import read_package
+from shears.checkpoints.packed_layout import dense
 from shears.config import Recipe
 from shears.errors import InputError
 from shears.export.peft import export_adapter

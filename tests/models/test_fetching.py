@@ -15,8 +15,7 @@ from shears.config import Recipe, SparsifyConfig
 from shears.errors import InputError
 from shears.models import fetching
 from shears.models.load import load_model
-from shears.models.ref import resolve, resolve_with
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve, resolve_with
 from shears.runs.stages import baseline_model
 from tests.models.gguf_files import write_gguf
 

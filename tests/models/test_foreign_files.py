@@ -9,8 +9,7 @@ import pytest
 
 from shears.errors import InputError
 from shears.models.load import copy_configs
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve
 from shears.records.artifacts import read_json
 from shears.runtime import load
 from shears.sparsity.sparsify import sparsify

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.packed.layout import dense, pack
+from shears.checkpoints.packed_layout import dense, pack
 from shears.errors import InputError
 from shears.models.blocks import weight_oi
 from shears.models.grid_adapter import LEARNT, current_grids, make_quantize_aware

@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from shears.errors import InputError
 from shears.models.load import load_model
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve
 from tests.tiny import save_tiny
 
 

@@ -15,8 +15,7 @@ from shears.checkpoints.without_code import NeedsOwnCode, load_config
 from shears.cli import main
 from shears.errors import InputError
 from shears.models.load import load_model, load_with_adapter
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve
 from tests.end_to_end.recipe import write_recipe
 from tests.models.foreign import Armed, arm
 from tests.models.gguf_files import write_gguf

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shears.errors import InputError
-from shears.quantization.inverse import inverse_factor
+from shears.quantization.with_inputs import inverse_factor
 from tests.sparsity.hessians import exact_factor, problem
 
 

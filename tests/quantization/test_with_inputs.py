@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import dense, pack_quantized
+from shears.checkpoints.packed_layout import dense, pack_quantized
 from shears.errors import InputError
 from shears.quantization.grid import quantize
 from shears.quantization.with_inputs import DAMPING, SWEEPS, output_error, round_with_inputs

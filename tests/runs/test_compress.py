@@ -12,7 +12,7 @@ import pytest
 
 import shears
 from shears.adapt.train import read_training_rows
-from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.package_file import read_package
 from shears.cli import main
 from shears.cli.tables import next_lines, verdict_line
 from shears.config import CompressConfig, TrainConfig

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import shears
-from shears.checkpoints.packed.file import PACKAGE_FILE
+from shears.checkpoints.package_file import PACKAGE_FILE
 from shears.cli import main
 from shears.config import Recipe
 from shears.config.resolve import load_recipe

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shears import export_adapter
-from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.package_file import read_package
 from shears.config import BenchConfig
 from shears.errors import InputError
 from shears.runtime.generation.transformers_backend import TransformersBackend

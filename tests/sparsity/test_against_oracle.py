@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from shears.config import SparsifyConfig
-from shears.models.blocks import decoder_blocks
-from shears.models.blockwise.matrices import block_matrices
+from shears.models.blocks import block_matrices, decoder_blocks
 from shears.sparsity.prune import sparsify_model
 from tests.oracles import wanda
 from tests.tiny import CONFIGS, MORE_CONFIGS, VOCABULARY, tiny_model

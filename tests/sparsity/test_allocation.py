@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
 from shears.errors import InputError
-from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
+from shears.models.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.sparsity import allocation
 from shears.sparsity.allocation import (
     HIGHEST_SPARSITY,

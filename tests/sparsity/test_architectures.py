@@ -12,8 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shears.models.blocks import decoder_blocks
-from shears.models.blockwise.matrices import Matrix, block_matrices
+from shears.models.blocks import Matrix, block_matrices, decoder_blocks
 from shears.records.artifacts import SPARSITY
 from shears.sparsity.sparsify import sparsify
 from tests.oracles import wanda

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from shears.errors import InputError
-from shears.models.blockwise.activations import BUDGET, Activations
-from shears.models.blockwise.walk import BlockRun
+from shears.models.activations import BUDGET, Activations
+from shears.models.walk import BlockRun
 from shears.records.folders import partial_folder
 from shears.sparsity import checkpoint, prune
 from shears.sparsity import sparsify as verb

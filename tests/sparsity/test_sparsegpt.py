@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shears.quantization.inverse import inverse_factor
+from shears.quantization.with_inputs import inverse_factor
 from shears.sparsity.masks import Pattern
 from shears.sparsity.sparsegpt import prune_obs
 from tests.oracles import obs

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import shears
-from shears.checkpoints.packed.layout import NumberFormat
+from shears.checkpoints.packed_layout import NumberFormat
 from shears.config import Recipe
 from shears.errors import InputError
 from shears.models.recovery import read_recovery

@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from shears.adapt.train import train
 from shears.data.examples import load_examples, tokenize_all
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve
 from shears.training.batches import EpochOrder
 from tests.training.small_training import SETTINGS, log
 

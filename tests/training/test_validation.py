@@ -13,8 +13,7 @@ from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.errors import InputError
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve
 from shears.records.artifacts import read_json
 from shears.training.fit import StepTrainer, best_step, is_over
 from tests.oracles.losses import mean_completion_loss

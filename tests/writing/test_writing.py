@@ -19,8 +19,7 @@ from shears.data.examples import load_examples, tokenize_all
 from shears.data.templates import TO_REASON
 from shears.errors import InputError
 from shears.models.load import load_model
-from shears.models.ref import resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import load_tokenizer, resolve
 from shears.records import artifacts as journal
 from shears.records.artifacts import MERGED, write_json
 from shears.records.folders import partial_folder

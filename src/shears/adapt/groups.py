@@ -19,14 +19,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.space import SearchSpace
-from shears.checkpoints.configuration import known_config
 from shears.checkpoints.conversion import empty_model
+from shears.checkpoints.without_code import known_config
 from shears.checkpoints.zeros import EXPERTS
 from shears.config import TrainConfig
 from shears.config.train_options import AUTO
 from shears.errors import InputError, option
-from shears.models.blocks import decoder_blocks, linears, matching, weight_oi
-from shears.models.blockwise.matrices import block_matrices, kept_dense
+from shears.models.blocks import block_matrices, decoder_blocks, kept_dense, linears, matching, weight_oi
 
 ATTENTION = ("attn", "attention")  # parts of the names and classes of attentions
 PROJECTIONS = "qkv"  # the order in which a group names its linears, as far as their names begin with these

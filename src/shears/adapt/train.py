@@ -14,9 +14,9 @@ import torch
 from shears.adapt.elastic import ElasticAdapter, NLSCallback, lora_layers
 from shears.adapt.groups import add_lora, build_space, with_auto
 from shears.adapt.super_adapter import write_super_adapter
-from shears.checkpoints.configuration import known_config
 from shears.checkpoints.conversion import empty_model
 from shears.checkpoints.tensor_files import num_weights
+from shears.checkpoints.without_code import known_config
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.config.serve_options import ANSWERED
@@ -29,9 +29,8 @@ from shears.models.grid_adapter import current_grids, grids_of, make_quantize_aw
 from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import num_embeddings, positions_in
 from shears.models.recovery import start_from_recovery
-from shears.models.ref import ModelRef, resolve
+from shears.models.ref import ModelRef, load_tokenizer, resolve
 from shears.models.sparse_adapter import make_sparse
-from shears.models.tokenizers import load_tokenizer
 from shears.progress import is_first_process
 from shears.quantization.grid import Grid
 from shears.quantization.training import write_grids

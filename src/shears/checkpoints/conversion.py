@@ -20,9 +20,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.logging import set_tqdm_hook
 
-from shears.checkpoints.configuration import UnsupportedCheckpoint, loading
 from shears.checkpoints.tensor_files import TensorFiles, refuse_missing, refuse_non_finite
-from shears.checkpoints.without_code import build_causal_model
+from shears.checkpoints.without_code import UnsupportedCheckpoint, build_causal_model, loading
 
 META = torch.device("meta")
 RULE = "a model read part by part must"

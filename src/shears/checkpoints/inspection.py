@@ -9,7 +9,7 @@ import torch
 from gguf import GGUFReader, GGUFValueType
 from safetensors import safe_open
 
-from shears.checkpoints.packed.file import is_package, read_package
+from shears.checkpoints.package_file import is_package, read_package
 from shears.checkpoints.tensor_files import quantized_by
 from shears.checkpoints.zeros import EXPERTS, count_zeros, place_in_block, sparsities
 from shears.config.export_options import FORMAT_OF_RECORD

@@ -48,8 +48,7 @@ def data(  # noqa: PLR0913, PLR0917  # one option each
         --split 80/10/10 --output rows
     """
     from shears.data.preview import preview
-    from shears.models.ref import resolve
-    from shears.models.tokenizers import load_tokenizer
+    from shears.models.ref import load_tokenizer, resolve
 
     settings = build(TrainConfig, "train", {**values, "data": file})
     if split is not None or output is not None:

@@ -27,7 +27,7 @@ from shears.evaluation.evaluated import TextJournal, WrittenText
 from shears.models.devices import device_of, resolved_precision
 from shears.models.load import refuse_unknown
 from shears.models.properties import ignores_padding
-from shears.models.tokenizers import end_tokens
+from shears.models.ref import end_tokens
 from shears.progress import meter, track
 from shears.runtime.choice import Wanted
 from shears.runtime.generation.backend import Backend

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shears.checkpoints.configuration import known_config
-from shears.checkpoints.without_code import build_causal_model
+from shears.checkpoints.without_code import build_causal_model, known_config
 from shears.config import EvaluateConfig
 from shears.config.evaluate_options import ANSWER_FORMS, NEVER_CHAT, TEMPLATE
 from shears.config.fields import CHAT
@@ -27,8 +26,7 @@ from shears.evaluation.seen_in_training import mark_seen
 from shears.evaluation.tasks import Subject, check_data, evaluate_task
 from shears.models.devices import autocast, computing_dtype, device_of, keep_casts, pick_device
 from shears.models.load import load_with_adapter
-from shears.models.ref import AnyModel, ModelRef, resolve_with
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import AnyModel, ModelRef, load_tokenizer, resolve_with
 from shears.records.artifacts import as_data, weights_fingerprint, write_json
 from shears.records.folders import check_writable
 from shears.records.paths import expanded, file_fingerprint

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shears.checkpoints.configuration import UnsupportedCheckpoint
+from shears.checkpoints.without_code import UnsupportedCheckpoint
 from shears.config import ExportConfig
 from shears.config.fields import TemplateName
 from shears.config.serve_options import is_written
@@ -28,16 +28,14 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.merge import BATCH
 from shears.export.packing import Packing
-from shears.models.blocks import LoraUpdate
-from shears.models.blockwise.activations import BUDGET, Activations
-from shears.models.blockwise.capture import InputMoments, capturing
-from shears.models.blockwise.matrices import Matrix, affordable, block_matrices
-from shears.models.blockwise.sources import Skeleton, StreamedModel
-from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk
+from shears.models.activations import BUDGET, Activations
+from shears.models.blocks import LoraUpdate, Matrix, affordable, block_matrices
+from shears.models.capture import InputMoments, capturing
 from shears.models.devices import autocast, pick_device
 from shears.models.properties import check_calibration, num_positions, refuse_longer
-from shears.models.ref import ModelRef
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import ModelRef, load_tokenizer
+from shears.models.sources import Skeleton, StreamedModel
+from shears.models.walk import BlockRun, IrregularBlocks, Walk
 from shears.progress import track
 from shears.quantization.grid import BLOCK, Quantized, by_input, quantize
 from shears.quantization.with_inputs import output_error, round_with_inputs

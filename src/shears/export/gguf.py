@@ -35,17 +35,14 @@ from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shears.checkpoints.configuration import read_config
-from shears.checkpoints.tensor_files import TensorFiles
-from shears.checkpoints.tensor_format import Spec
-from shears.checkpoints.without_code import load_generation_config
+from shears.checkpoints.tensor_files import Spec, TensorFiles
+from shears.checkpoints.without_code import load_generation_config, read_config
 from shears.config import ExportConfig
 from shears.data.forms import prompt_in
 from shears.errors import InputError
 from shears.export.merge import write_merged
 from shears.export.peft import recorded_settings, refuse_ranks
-from shears.models.ref import ModelRef, resolve
-from shears.models.tokenizers import end_tokens, load_tokenizer
+from shears.models.ref import ModelRef, end_tokens, load_tokenizer, resolve
 from shears.progress import track
 from shears.records import artifacts
 from shears.records.artifacts import __version__

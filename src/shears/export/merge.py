@@ -24,18 +24,16 @@ from shears.data.calibration import calibration_batches
 from shears.data.rows import OWN_NAMES, located, source_fingerprint
 from shears.errors import InputError, reading
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
-from shears.models.blocks import LoraUpdate, sharing_a_weight
-from shears.models.blockwise.activations import BUDGET, Activations
-from shears.models.blockwise.capture import InputMoments
-from shears.models.blockwise.matrices import Matrix, linear_matrix
-from shears.models.blockwise.sources import BlockSource
-from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk
+from shears.models.activations import BUDGET, Activations
+from shears.models.blocks import LoraUpdate, Matrix, linear_matrix, sharing_a_weight
+from shears.models.capture import InputMoments
 from shears.models.devices import autocast
 from shears.models.load import answer_greedily
 from shears.models.properties import check_calibration, num_positions, refuse_longer
-from shears.models.ref import checked_base
+from shears.models.ref import checked_base, load_tokenizer, save_tokenizer
+from shears.models.sources import BlockSource
 from shears.models.sparse_adapter import masked_sum
-from shears.models.tokenizers import load_tokenizer, save_tokenizer
+from shears.models.walk import BlockRun, IrregularBlocks, Walk
 from shears.progress import track
 from shears.quantization.training import on_grid
 from shears.records.artifacts import FORM, HEALED, SPARSITY, record_in, training_source, weights_fingerprint

@@ -16,12 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.configuration import read_config
 from shears.checkpoints.conversion import empty_model
-from shears.checkpoints.packed.file import PACKAGE_FILE, Package
-from shears.checkpoints.packed.index import marked, unmarked
-from shears.checkpoints.tensor_files import SINGLE, TensorFiles
-from shears.checkpoints.tensor_format import TensorFile
+from shears.checkpoints.package_file import PACKAGE_FILE, Package, marked, unmarked
+from shears.checkpoints.tensor_files import SINGLE, TensorFile, TensorFiles
+from shears.checkpoints.without_code import read_config
 from shears.config import ExportConfig
 from shears.errors import InputError, reading
 from shears.export.calibrated import round_calibrated
@@ -31,8 +29,7 @@ from shears.export.peft import origin, read_sub_adapter, refuse_ranks
 from shears.models.blocks import LoraUpdate
 from shears.models.devices import DTYPES
 from shears.models.load import answer_greedily, copy_configs
-from shears.models.ref import ModelRef, checked_base, resolve
-from shears.models.tokenizers import save_tokenizer
+from shears.models.ref import ModelRef, checked_base, resolve, save_tokenizer
 from shears.quantization.grid import Grid
 from shears.records import artifacts
 from shears.records.artifacts import __version__

@@ -16,19 +16,19 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed.file import PackageWriter
-from shears.checkpoints.packed.index import (
+from shears.checkpoints.package_file import (
     IN_BLOCK,
     PLAIN,
     PLAIN_NAMES,
     DenseEntry,
     Index,
+    PackageWriter,
     PackedEntry,
     TableFormat,
     is_block_matrix,
     same_name,
 )
-from shears.checkpoints.packed.layout import (
+from shears.checkpoints.packed_layout import (
     QUANTIZED,
     NumberFormat,
     dense,
@@ -42,8 +42,7 @@ from shears.checkpoints.packed.layout import (
     pack_quantized,
     packed_bytes,
 )
-from shears.checkpoints.tensor_files import TensorFiles
-from shears.checkpoints.tensor_format import Spec, spec_of
+from shears.checkpoints.tensor_files import Spec, TensorFiles, spec_of
 from shears.checkpoints.zeros import count_zeros
 from shears.config import ExportConfig
 from shears.errors import InputError

@@ -14,8 +14,8 @@ from jaxtyping import Float, UInt8
 from peft import PeftModel
 from torch import Tensor, nn
 
-from shears.checkpoints.packed.index import is_block_matrix, same_name
-from shears.checkpoints.packed.layout import is_smaller, num_stored
+from shears.checkpoints.package_file import is_block_matrix, same_name
+from shears.checkpoints.packed_layout import is_smaller, num_stored
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.models.blocks import linears, sharing_a_weight, weight_oi

@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.checkpoints import without_code
-from shears.checkpoints.configuration import known_config, loading
-from shears.checkpoints.packed.index import QUANTIZATION, WEIGHTS
+from shears.checkpoints.package_file import QUANTIZATION, WEIGHTS
 from shears.checkpoints.tensor_files import refuse_missing, refuse_non_finite
+from shears.checkpoints.without_code import known_config, loading
 from shears.errors import InputError
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
 from shears.models.grid_adapter import make_quantize_aware
 from shears.models.properties import num_embeddings
-from shears.models.ref import AnyModel, ModelRef, resolve, resolve_with
+from shears.models.ref import AnyModel, ModelRef, load_tokenizer, resolve, resolve_with
 from shears.models.sparse_adapter import make_sparse
-from shears.models.tokenizers import load_tokenizer
 from shears.quantization.training import read_grids
 from shears.records.artifacts import check_input, find_record, read_object, read_record, write_json
 from shears.records.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS, own_file

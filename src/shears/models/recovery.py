@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from shears.checkpoints.tensor_files import refuse_non_finite
 from shears.config.sparsify_options import SparsifyConfig
 from shears.errors import InputError
-from shears.models.blockwise.matrices import Matrix
+from shears.models.blocks import Matrix
 from shears.models.ref import ModelRef
 from shears.records.artifacts import (
     RECOVERY,

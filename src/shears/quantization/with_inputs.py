@@ -10,6 +10,8 @@ Three steps, each on the grid of a package (docs/internals/package-format.md):
    all others given. This is exact for every mask, makes up for what step 2 dropped, and never
    raises the output error. Between two sweeps each scale becomes the best one for its codes.
 
+The factor of the inverse second moments prunes too: SparseGPT (arXiv 2301.00774).
+
 Shapes: O output features, I input features of a linear; B blocks of inputs, J inputs of one block.
 """
 
@@ -22,7 +24,53 @@ from torch.nn.functional import pad
 
 from shears.errors import InputError
 from shears.quantization.grid import BLOCK, LARGEST_CODE, Quantized, grid_of_range, in_steps, on_steps_, quantize
-from shears.quantization.inverse import inverse_factor
+
+RETRIES = 3  # each with ten times the damping
+DAMPING_FLOOR = 1e-3  # retries start from at least this damping
+DEAD_CURVATURE = 1e-12  # share of the mean, for an input that is always zero
+
+
+def inverse_factor(hessian: Float[Tensor, "I I"], damping: float) -> tuple[Float[Tensor, "I I"], float]:
+    """Return U, upper triangular, U^T U = (H + damping * mean(diag H) * Id)^-1, and the damping.
+
+    Where the float32 Cholesky factorisation fails, float64 is tried, then both with ten times the
+    damping, up to RETRIES times. The weights of an input that is always zero cost next to nothing,
+    so they are pruned first. InputError where H is not finite, and where it is not positive
+    definite with the largest damping.
+    """
+    scale = float(hessian.diagonal().double().mean())
+    if not torch.isfinite(hessian).all():
+        raise InputError("second moments of the inputs must be finite; check the weights, or use dtype fp32")
+    if scale <= 0:
+        raise InputError("second moments of the inputs must not all be zero; use more calibration tokens")
+    larger = [max(damping, DAMPING_FLOOR) * 10.0**retry for retry in range(1, RETRIES + 1)]
+    for used in [damping, *larger]:
+        for dtype in (torch.float32, torch.float64):
+            factor = _factor(hessian.to(dtype), used, scale)
+            if factor is not None:
+                return factor.float(), used
+    raise InputError(
+        f"second moments of the inputs must be positive definite, and are not with a damping of {larger[-1]:g}; "
+        "use more calibration tokens"
+    )
+
+
+def _factor(hessian: Float[Tensor, "I I"], damping: float, scale: float) -> Float[Tensor, "I I"] | None:
+    """Return U, or None where H is not positive definite in this dtype.
+
+    H = A A^T with A upper triangular is a Cholesky factorisation that starts at the last input; U
+    is the inverse of A.
+    """
+    damped = hessian.clone()
+    diagonal = damped.diagonal()
+    diagonal += torch.where(diagonal == 0, DEAD_CURVATURE, damping) * scale
+    lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+    identity = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
+    if failed.any():
+        return None
+    factor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    return factor if torch.isfinite(factor).all() else None
+
 
 DAMPING = 0.3  # share of the mean moment; the best of 0.01 to 0.3
 RATIOS = tuple(1 - step / 20 for step in range(10))  # of the range that the search tries

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shears.adapt.train import Rows, read_training_rows, train
-from shears.checkpoints.configuration import known_config
+from shears.checkpoints.without_code import known_config
 from shears.config import CompressConfig
 from shears.config.resolve import build
 from shears.data.calibration import text_template, text_tokens
@@ -18,8 +18,7 @@ from shears.data.rows import read_rows
 from shears.errors import InputError, memory_of, reading
 from shears.models.load import refuse_unknown
 from shears.models.properties import positions_in
-from shears.models.ref import ModelRef, resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import ModelRef, load_tokenizer, resolve
 from shears.records.artifacts import (
     COMPRESS,
     __version__,

@@ -21,8 +21,7 @@ from shears.data.rows import as_json_lines, read_rows
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import autocast, computing_dtype
 from shears.models.load import load_model
-from shears.models.ref import ModelRef
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import ModelRef, load_tokenizer
 from shears.records.artifacts import TRAINING_TIMES, as_data
 from shears.runs.candidates import Candidate, masked_for, training_of
 from shears.runs.effort import BATCH, FEWEST_STEPS, Amounts, Effort

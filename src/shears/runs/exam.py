@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shears.checkpoints.packed.file import PACKAGE_FILE
+from shears.checkpoints.package_file import PACKAGE_FILE
 from shears.config import CompressConfig
 from shears.config.evaluate_options import LONG_ANSWER
 from shears.config.fields import TemplateName

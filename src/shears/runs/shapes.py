@@ -10,16 +10,14 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.configuration import LOADING_ERRORS, known_config
 from shears.checkpoints.conversion import empty_model
-from shears.checkpoints.tensor_files import TensorFiles
-from shears.checkpoints.tensor_format import Spec
+from shears.checkpoints.tensor_files import Spec, TensorFiles
+from shears.checkpoints.without_code import LOADING_ERRORS, known_config
 from shears.config import ExportConfig
 from shears.config.sparsify_options import EMBEDDED
 from shears.export.gguf import planned_gguf_bytes
 from shears.export.packing import choose_form, planned_bytes
-from shears.models.blocks import decoder_blocks, linears
-from shears.models.blockwise.matrices import linear_matrix
+from shears.models.blocks import decoder_blocks, linear_matrix, linears
 from shears.models.fetching import cache_folder, gguf_config, gguf_named
 from shears.models.ref import resolve
 from shears.records.paths import PREFIX, A, B, expanded

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import NumberFormat
+from shears.checkpoints.package_file import Package
+from shears.checkpoints.packed_layout import NumberFormat
 from shears.models.devices import device_of
 from shears.models.ref import ModelRef
 from shears.runtime.generation.backend import MOST_SEQUENCES, Backend

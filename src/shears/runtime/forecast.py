@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack
+from shears.checkpoints.packed_layout import NumberFormat, PackedMatrix, pack
 from shears.models.devices import set_threads
 from shears.runtime.choice import decoder_of
 from shears.runtime.native import kernels_available

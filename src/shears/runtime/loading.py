@@ -7,15 +7,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from shears.checkpoints.configuration import known_config
-from shears.checkpoints.without_code import load_generation_config
+from shears.checkpoints.without_code import known_config, load_generation_config
 from shears.config.export_options import FORMATS
 from shears.config.resolve import build
 from shears.config.serve_options import RunningConfig
 from shears.errors import reading
 from shears.models.devices import set_threads
-from shears.models.ref import AnyModel, ModelRef, resolve_with
-from shears.models.tokenizers import end_tokens, load_tokenizer
+from shears.models.ref import AnyModel, ModelRef, end_tokens, load_tokenizer, resolve_with
 from shears.records.artifacts import COMPRESS, RECIPE, read_json
 from shears.records.paths import expanded
 from shears.records.trained_form import trained_form

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import NumberFormat
+from shears.checkpoints.package_file import Package
+from shears.checkpoints.packed_layout import NumberFormat
 from shears.config import BenchConfig
 from shears.config.resolve import build
 from shears.errors import InputError

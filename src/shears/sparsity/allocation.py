@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shears.errors import InputError
-from shears.models.blockwise.activations import BUDGET, Activations
-from shears.models.blockwise.matrices import Matrix
-from shears.models.blockwise.sources import BlockSource
-from shears.models.blockwise.walk import Batches, BlockRun, Context, Walk, differentiable
+from shears.models.activations import BUDGET, Activations
+from shears.models.blocks import Matrix
+from shears.models.sources import BlockSource
+from shears.models.walk import Batches, BlockRun, Context, Walk, differentiable
 from shears.progress import track
 
 SEQUENCES = 4  # of calibration text; gradients are taken sequence by sequence

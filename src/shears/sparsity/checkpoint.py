@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shears.errors import InputError, reading
-from shears.models.blockwise.activations import Activations
+from shears.models.activations import Activations
 from shears.records.artifacts import read_object, sync_path, sync_tree, write_json
 from shears.records.folders import CHECKPOINTS, CONFIG, LOCK
 

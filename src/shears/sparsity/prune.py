@@ -17,15 +17,14 @@ from shears.checkpoints.tensor_files import refuse_non_finite
 from shears.checkpoints.zeros import count_zeros
 from shears.config.sparsify_options import METHODS, SparsifyConfig
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks, linears, matching
-from shears.models.blockwise.activations import BUDGET, Activations
-from shears.models.blockwise.capture import InputMoments, InputNorms
-from shears.models.blockwise.matrices import Matrix, affordable, block_matrices
-from shears.models.blockwise.sources import BlockSource, WholeModel
-from shears.models.blockwise.walk import Batches, BlockRun, Context, Walk
+from shears.models.activations import BUDGET, Activations
+from shears.models.blocks import Matrix, affordable, block_matrices, decoder_blocks, linears, matching
+from shears.models.capture import InputMoments, InputNorms
 from shears.models.devices import autocast
 from shears.models.properties import check_calibration
 from shears.models.recovery import Recovered
+from shears.models.sources import BlockSource, WholeModel
+from shears.models.walk import Batches, BlockRun, Context, Walk
 from shears.progress import track
 from shears.sparsity.allocation import sensitivity_sparsities
 from shears.sparsity.checkpoint import Checkpoint

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shears.models.blockwise.activations import Activations
-from shears.models.blockwise.matrices import Matrix
-from shears.models.blockwise.walk import BlockRun, Walk, differentiable
+from shears.models.activations import Activations
+from shears.models.blocks import Matrix
+from shears.models.walk import BlockRun, Walk, differentiable
 from shears.sparsity.rewrite import in_format
 
 logger = logging.getLogger(__name__)

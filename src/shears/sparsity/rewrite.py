@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shears.checkpoints.configuration import UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import TensorWriter, weights_bytes
-from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
+from shears.checkpoints.without_code import UnsupportedCheckpoint
 from shears.models.devices import DTYPES, pick_device
 from shears.models.load import copy_configs, load_model
 from shears.models.ref import ModelRef
+from shears.models.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.records.artifacts import read_object
 from shears.records.folders import refuse_full_disk
 

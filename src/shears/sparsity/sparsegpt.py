@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shears.quantization.inverse import inverse_factor
+from shears.quantization.with_inputs import inverse_factor
 from shears.sparsity.masks import Pattern, Pruned, Task, lowest_per_row, pruned_mask
 
 DAMPING = 0.01  # as a share of the mean of the moments' diagonal, as published

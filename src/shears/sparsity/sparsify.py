@@ -16,8 +16,7 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.recovery import write_factors
-from shears.models.ref import ModelRef, resolve
-from shears.models.tokenizers import load_tokenizer, save_tokenizer
+from shears.models.ref import ModelRef, load_tokenizer, resolve, save_tokenizer
 from shears.records.artifacts import (
     SPARSITY,
     __version__,

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shears.checkpoints.configuration import known_config
-from shears.checkpoints.packed.index import is_block_matrix
+from shears.checkpoints.package_file import is_block_matrix
 from shears.checkpoints.tensor_files import TensorFiles, num_weights, weights_bytes
+from shears.checkpoints.without_code import known_config
 from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
 from shears.config.fields import TemplateName
@@ -20,15 +20,13 @@ from shears.config.resolve import build
 from shears.data.calibration import check_text, text_template, text_tokens
 from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks
-from shears.models.blockwise.matrices import block_matrices
-from shears.models.blockwise.sources import BlockSource
+from shears.models.blocks import block_matrices, decoder_blocks
 from shears.models.devices import DTYPES, computing_dtype, pick_device, resolved_precision
 from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import num_embeddings, positions_in, refuse_longer
 from shears.models.recovery import recovery_record
-from shears.models.ref import ModelRef, resolve
-from shears.models.tokenizers import load_tokenizer, save_tokenizer
+from shears.models.ref import ModelRef, load_tokenizer, resolve, save_tokenizer
+from shears.models.sources import BlockSource
 from shears.progress import is_first_process
 from shears.records.artifacts import (
     HEALED,

@@ -20,10 +20,9 @@ from torch.autograd.function import once_differentiable
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.packed.layout import NumberFormat
+from shears.checkpoints.packed_layout import NumberFormat
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks, sharing_a_weight, weight_oi
-from shears.models.blockwise.matrices import Matrix, block_matrices
+from shears.models.blocks import Matrix, block_matrices, decoder_blocks, sharing_a_weight, weight_oi
 from shears.models.recovery import read_recovery, write_factors
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import compute_dtype

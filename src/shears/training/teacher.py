@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shears.checkpoints.configuration import known_config
+from shears.checkpoints.without_code import known_config
 from shears.config.train_options import LoopConfig
 from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
 from shears.data.rows import source_fingerprint
@@ -26,8 +26,7 @@ from shears.errors import InputError, reading
 from shears.models.devices import autocast, computing_dtype, device_of, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
 from shears.models.load import load_with_adapter
-from shears.models.ref import ModelRef, checked_base, resolve
-from shears.models.tokenizers import load_tokenizer
+from shears.models.ref import ModelRef, checked_base, load_tokenizer, resolve
 from shears.progress import track
 from shears.records.artifacts import find_record, read_record, sync_path, weights_fingerprint
 from shears.records.folders import refuse_full_disk

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.checkpoints.configuration import known_config
+from shears.checkpoints.without_code import known_config
 from shears.config import WriteConfig
 from shears.config.resolve import build
 from shears.config.serve_options import ANSWERED, WRITTEN, is_written
@@ -22,8 +22,7 @@ from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
 from shears.models.load import load_with_adapter
 from shears.models.properties import positions_in
-from shears.models.ref import AnyModel, ModelRef, resolve_with
-from shears.models.tokenizers import end_tokens, load_tokenizer
+from shears.models.ref import AnyModel, ModelRef, end_tokens, load_tokenizer, resolve_with
 from shears.progress import meter
 from shears.records import artifacts as journal
 from shears.records.artifacts import WRITTEN_TEXT, __version__, as_data, write_json

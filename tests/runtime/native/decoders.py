@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from shears.checkpoints.packed.layout import NumberFormat
+from shears.checkpoints.packed_layout import NumberFormat
 from shears.runtime import choice, kernels_available
 from shears.runtime.native.loaded_model import source_of_model
 from tests.tiny import VOCABULARY, WINDOW, tiny_model

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.checkpoints.packed import layout
-from shears.checkpoints.packed.layout import FORMAT_DTYPES, NumberFormat, PackedMatrix
+from shears.checkpoints import packed_layout as layout
+from shears.checkpoints.packed_layout import FORMAT_DTYPES, NumberFormat, PackedMatrix
 from shears.errors import InputError
 from shears.runtime import kernels_available
-from tests.checkpoints.packed.masked import masked_floats, masked_int4
+from tests.checkpoints.masked import masked_floats, masked_int4
 
 if not kernels_available() and not os.environ.get("CI"):
     pytest.skip("the C++ extension is not built", allow_module_level=True)
@@ -64,9 +64,9 @@ def random_weight(rows: int, cols: int, values: NumberFormat, sparsity: float = 
 
 
 def in_both_forms(weight: Tensor, values: NumberFormat) -> Weight:
-    """Return a weight packed by the oracle, which knows nothing of shears.checkpoints.packed, and as dense rows.
+    """Return a weight packed by the oracle, which knows nothing of shears.checkpoints.packed_layout, and as dense rows.
 
-    int4 is packed by `layout.pack` where that has masks; tests/checkpoints/packed compares both.
+    int4 is packed by `layout.pack` where that has masks; tests/checkpoints compares both.
     """
     if values == "int4":
         packed = layout.pack(weight, values)

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from shears import export_adapter
-from shears.checkpoints.packed.file import Package, read_package
+from shears.checkpoints.package_file import Package, read_package
 from shears.errors import InputError
 from shears.records.paths import ADAPTER_CONFIG
 from shears.runtime.native.model_source import scaling_of, source_of_package

@@ -9,7 +9,7 @@ import pytest
 from peft import LoKrConfig, LoraConfig, get_peft_model
 
 from shears import export_adapter
-from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.package_file import read_package
 from shears.errors import InputError
 from shears.runtime import load
 from shears.runtime.native.architectures import NotCoveredError

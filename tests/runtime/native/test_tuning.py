@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from shears.checkpoints.packed.layout import NumberFormat, dense, pack
+from shears.checkpoints.packed_layout import NumberFormat, dense, pack
 from shears.errors import InputError
 from shears.runtime import kernels_available
 

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import PANEL, NumberFormat, PackedMatrix
+from shears.checkpoints.packed_layout import PANEL, NumberFormat, PackedMatrix
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.native import _native

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from shears.checkpoints.packed.layout import NumberFormat
+from shears.checkpoints.packed_layout import NumberFormat
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.generation.backend import MOST_SEQUENCES, MOST_TOGETHER, STEADY, Backend

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float16, Shaped, UInt8
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import (
+from shears.checkpoints.packed_layout import (
     FORMAT_DTYPES,
     NumberFormat,
     PackedMatrix,

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import PANEL, PackedMatrix
+from shears.checkpoints.packed_layout import PANEL, PackedMatrix
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.native.architectures import Fused

@@ -10,7 +10,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import (
+from shears.checkpoints.packed_layout import (
     FORMAT_DTYPES,
     PANEL,
     NumberFormat,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, is_masked, kept, num_stored, pack
+from shears.checkpoints.packed_layout import NumberFormat, PackedMatrix, is_masked, kept, num_stored, pack
 from shears.models.blocks import LoraUpdate
 from shears.models.sparse_adapter import SparseLinear
 from shears.records.paths import ADDED

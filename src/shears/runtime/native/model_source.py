@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from shears.checkpoints.configuration import known_config
-from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix
+from shears.checkpoints.package_file import Package
+from shears.checkpoints.packed_layout import NumberFormat, PackedMatrix
+from shears.checkpoints.without_code import known_config
 from shears.errors import reading
 from shears.models.blocks import LoraUpdate
 from shears.records.paths import ADAPTER_CONFIG, PREFIX, A, B

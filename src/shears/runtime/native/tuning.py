@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from shears.checkpoints.packed.layout import NumberFormat
+from shears.checkpoints.packed_layout import NumberFormat
 from shears.errors import InputError
 from shears.models.fetching import cache_folder
 from shears.records.choices import keep_choices, read_choices

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shears.models.blockwise.capture import InputMoments, InputNorms
-from shears.models.blockwise.matrices import Matrix
+from shears.models.blocks import Matrix
+from shears.models.capture import InputMoments, InputNorms
 
 
 def matrix(name: str, inputs: int = 4) -> Matrix:

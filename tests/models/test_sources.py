@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shears.checkpoints.tensor_files import TensorWriter
-from shears.models.blockwise.sources import Skeleton
+from shears.models.sources import Skeleton
 from tests.parts import ARCHITECTURES, BF16, FP32, assert_same, block_names, copied, reference, save
 
 

@@ -17,12 +17,11 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks, replaced_forwards
-from shears.models.blockwise.activations import Activations
-from shears.models.blockwise.capture import Receive, capturing
-from shears.models.blockwise.matrices import Matrix
-from shears.models.blockwise.sources import BlockSource
+from shears.models.activations import Activations
+from shears.models.blocks import Matrix, decoder_blocks, replaced_forwards
+from shears.models.capture import Receive, capturing
 from shears.models.devices import widen_norms
+from shears.models.sources import BlockSource
 
 PROBE_TOKENS = 2
 KEPT = frozenset({"linear", "addmm", "scaled_dot_product_attention"})  # products that repeated forwards share

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from shears.errors import InputError
-from shears.models.blockwise.matrices import Matrix
+from shears.models.blocks import Matrix
 
 Receive = Callable[[Matrix, Float[Tensor, "T I"]], None]
 # experts implementations of transformers in which the multiplications of each expert can be watched

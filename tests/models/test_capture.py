@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks
-from shears.models.blockwise.capture import capturing
-from shears.models.blockwise.matrices import Matrix, block_matrices
+from shears.models.blocks import Matrix, block_matrices, decoder_blocks
+from shears.models.capture import capturing
 from tests.tiny import VOCABULARY, tiny_model
 
 IDS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))

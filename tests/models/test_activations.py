@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.models.blockwise.activations import Activations
+from shears.models.activations import Activations
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64]
 

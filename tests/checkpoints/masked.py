@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import GROUPS, NumberFormat, PackedMatrix
+from shears.checkpoints.packed_layout import GROUPS, NumberFormat, PackedMatrix
 from tests.oracles import packed as oracle
 
 

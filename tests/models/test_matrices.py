@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shears.models.blocks import decoder_blocks
-from shears.models.blockwise.matrices import Matrix, block_matrices, kept_dense
+from shears.models.blocks import Matrix, block_matrices, decoder_blocks, kept_dense
 from tests.tiny import CONFIGS, MORE_CONFIGS, tiny_model
 
 # per architecture, the ends of names that are no plain linears: stacks of experts, what chooses experts, no matrices

@@ -11,12 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from shears.checkpoints.packed.file import PACKAGE_FILE, PackageWriter, read_package
-from shears.checkpoints.packed.index import DenseEntry, Index, PackedEntry
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, dense, pack, pack_nibbles
+from shears.checkpoints.package_file import PACKAGE_FILE, DenseEntry, Index, PackageWriter, PackedEntry, read_package
+from shears.checkpoints.packed_layout import NumberFormat, PackedMatrix, dense, pack, pack_nibbles
 from shears.errors import InputError
 from shears.quantization.grid import dequantize_blocks, quantize_blocks, quantize_rows
-from tests.checkpoints.packed.test_layout import bits, sparse_weight
+from tests.checkpoints.test_packed_layout import bits, sparse_weight
 
 WEIGHT = sparse_weight(37, 23, 0.5)
 EMBEDDING = sparse_weight(20, 23, 0.0, seed=3)

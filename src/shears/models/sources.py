@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.checkpoints import conversion
-from shears.checkpoints.configuration import LOADING_ERRORS, UnsupportedCheckpoint, read_config
 from shears.checkpoints.conversion import ConversionGroup
 from shears.checkpoints.tensor_files import TensorFiles, TensorWriter, in_dtype_with_zeros
+from shears.checkpoints.without_code import LOADING_ERRORS, UnsupportedCheckpoint, read_config
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks
 

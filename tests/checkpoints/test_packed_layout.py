@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import (
+from shears.checkpoints.packed_layout import (
     FORMAT_DTYPES,
     NumberFormat,
     PackedMatrix,
@@ -33,7 +33,7 @@ from shears.quantization.grid import BLOCK, LARGEST_CODE, dequantize_blocks, qua
 from tests.oracles import packed as oracle
 
 VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
-DOCS = Path(__file__).parents[3] / "docs" / "internals" / "package-format.md"
+DOCS = Path(__file__).parents[2] / "docs" / "internals" / "package-format.md"
 ODD = (-0.0, math.nan, math.inf, -math.inf, 1e-42, -1e-42, 3e38)
 SHAPES = st.tuples(st.integers(1, 50), st.integers(1, 40))
 WIDE = st.tuples(st.integers(1, 20), st.integers(1, 300))

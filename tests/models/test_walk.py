@@ -12,12 +12,11 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks
-from shears.models.blockwise.activations import Activations
-from shears.models.blockwise.capture import capturing
-from shears.models.blockwise.matrices import Matrix, block_matrices
-from shears.models.blockwise.sources import WholeModel
-from shears.models.blockwise.walk import BlockRun, Results, Walk
+from shears.models.activations import Activations
+from shears.models.blocks import Matrix, block_matrices, decoder_blocks
+from shears.models.capture import capturing
+from shears.models.sources import WholeModel
+from shears.models.walk import BlockRun, Results, Walk
 from tests.tiny import CONFIGS, VOCABULARY, tiny_model
 
 BATCHES = [torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(batch)) for batch in (0, 1)]
