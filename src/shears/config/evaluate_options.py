@@ -79,23 +79,20 @@ class EvaluateConfig(ScoringConfig):
 
     task: TaskName
     """perplexity of a text; accuracy of choices (by log-likelihood), or of a generated number,
-    equation, json (whole objects) or exact text; harness: tasks of lm-eval; the other names are
-    tasks of the Shears paper, which set prompt, protocol, answer length and answer parsing."""
+    equation, json (whole objects) or exact text; harness: lm-eval; others: tasks of the Shears paper."""
     data: str
     """Test examples or text: a file, a hub id or the embedded arithmetic:test; not for harness."""
     protocol: Literal["generate", "choices"] | None = None
-    """How a task of the paper is answered: generate (as in the paper: 4 beams, 256 or 32 new
-    tokens; default) or choices (the most likely choice)."""
+    """How a task of the paper is answered: generate (as in the paper; default) or choices (the likeliest)."""
     num_beams: int | None = Field(None, gt=0)
     """Beams of the beam search for generated answers; default: 4 in the paper's tasks in the paper's
     prompt, else 1, which is several times as fast."""
     sequence_length: int = Field(1024, gt=1)
     """Tokens in one window of a perplexity measurement; without effect on other tasks."""
     template: TemplateName | None = None
-    """Prompt template of instruction rows; chat: turns in the model's chat template. Default: the
-    one the adapter was trained with, else chat if the model has a chat template, else alpaca for the
-    paper's tasks and question for others. The paper's tasks of labels keep alpaca. Without effect on
-    rows of another form."""
+    """Prompt template of instruction rows; chat: turns in the model's chat template. Default: that of the
+    training, else chat if the model has one (but for the paper's labels), else alpaca for the paper's
+    tasks and question for others."""
     dtype: DtypeName = "auto"
     """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own. bf16
     also converts a .gguf file in bf16, if there is no adapter."""

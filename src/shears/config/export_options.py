@@ -78,20 +78,17 @@ class ExportConfig(Sampled):
     search chose), RESULT.json:N (the Nth configuration it evaluated) or RANKS.json ({group: rank});
     default: in a run with a search what search chose, else heuristic."""
     format: FormatName = "peft"
-    """peft: an adapter whose tensors have their own ranks; padded: an adapter whose tensors all
-    have the largest rank, filled up with zeros (for llama.cpp); merged: one model, in which the
-    base's zeros are lost; merged-sparse: one model that keeps every zero; package: sparse model and
-    adapter in one packed file, smaller and faster on a CPU; gguf: one model in a file for
-    llama.cpp and Ollama, in which zeros save nothing; unpacked: a package as an ordinary model folder, its
-    adapter in the folder adapter inside it."""
+    """peft: an adapter whose tensors have their own ranks; padded: all have the largest rank, filled up
+    with zeros (for llama.cpp); merged: one model, in which the base's zeros are lost; merged-sparse:
+    one that keeps every zero; package: sparse model and adapter in one packed file, smaller and faster
+    on a CPU; gguf: one file for llama.cpp and Ollama; unpacked: a package as an ordinary model folder."""
     values: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
     """For a package: number format of the nonzero weights; auto: bf16, but int4 for an adapter
     trained with quantize_aware. bf16 rounds the weights of an fp32 model, fp32 keeps them. For gguf:
     int8 is Q8_0, int4 Q4_0, auto F16."""
     embeddings: Literal["keep", "int8", "int4"] = "keep"
-    """For a package: keep embeddings and output head as they are, or quantize them to 8 bits with
-    one scale per row, or to 4 bits with a scale and a zero point per row and 128 inputs. For gguf: 16
-    bits, Q8_0 or Q4_0."""
+    """For a package: number format of embeddings and output head, keep: as they are. For gguf: 16 bits,
+    Q8_0 or Q4_0."""
     calibration: str | None = None
     """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its
     training data), and on which a package of int4 values is rounded (default: none, round to

@@ -1,7 +1,7 @@
 """The candidates for a package, with predicted figures, and the recipe that makes each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,3 @@ def training_of(effort: Effort, text: Path, **others: Any) -> TrainConfig:
     """
     warmup = min(TrainConfig.model_fields["warmup_steps"].default, effort.steps - 1)
     return TrainConfig(data=str(text), max_steps=effort.steps, warmup_steps=warmup, **others)
-
-
-def as_rows(candidates: Sequence[Candidate], promising: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """Return the candidates as data, those that should meet the target first."""
-    rows = [{"name": each.name, **asdict(each), "meets": each in promising} for each in candidates]
-    return sorted(rows, key=lambda each: not each["meets"])

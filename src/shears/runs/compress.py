@@ -37,7 +37,6 @@ from shears.runs.candidates import (
     RULE,
     Candidate,
     all_candidates,
-    as_rows,
     best,
     figures_of,
     following,
@@ -164,7 +163,10 @@ def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path
         "parameters": shape.parameters,
         "dense": {"bytes": shape.file_bytes or BF16_BYTES * shape.parameters, "tokens_per_second": dense_speed},
         "order": RULE,
-        "candidates": as_rows(candidates, promising),
+        "candidates": [
+            {"name": each.name, **asdict(each), "meets": each in promising}
+            for each in sorted(candidates, key=lambda each: each not in promising)
+        ],
         "task": exam.task,
         "longest_answer": exam.longest,
         "template": exam.template,

@@ -179,9 +179,7 @@ def _sparsify_stage(recipe: Recipe, folder: Path, template: TemplateName | None)
         fingerprint = resolve(model, config.dtype).fingerprint
         return {"base_fingerprint": fingerprint, **_hashes(calibration=config.calibration)}
 
-    def make() -> Path:
-        return sparsify_for(model, output, config, template)
-
+    make = partial(sparsify_for, model, output, config, template)
     text = config.calibration if config.needs_calibration else None
     check = partial(_check, check_text, text, config.columns)
     return Stage("sparsify", output, artifacts.SPARSITY, as_data(config), inputs, make, check)
@@ -203,14 +201,11 @@ def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None)
             fingerprints["recovery_fingerprint"] = artifacts.weights_fingerprint(recovery)
         return fingerprints | _hashes(data=config.data)
 
-    def make() -> Path:
-        return heal(sparse, output, **values)
-
     def check() -> None:
         _check(check_text, config.data, config.columns)
         _check_loop(config)
 
-    return Stage("heal", output, artifacts.HEALED, values, inputs, make, check)
+    return Stage("heal", output, artifacts.HEALED, values, inputs, partial(heal, sparse, output, **values), check)
 
 
 def _training(name: str, model: Callable[[], str | Path], output: Path, config: TrainConfig, sparse: Path) -> Stage:
@@ -247,8 +242,8 @@ def _search_stage(config: SearchConfig, folder: Path) -> Stage:
         fingerprint = artifacts.weights_fingerprint(adapter)
         return {"super_adapter_fingerprint": fingerprint, **_hashes(data=config.data, test=config.test)}
 
-    def make() -> Path:  # `values` has the URL of the storage without the password
-        return search(adapter, output, **{**values, "storage": config.storage})
+    # `values` has the URL of the storage without the password
+    make = partial(search, adapter, output, **{**values, "storage": config.storage})
 
     def check() -> None:
         _check(check_rows, config.data, config.columns, config.limit)
@@ -277,9 +272,7 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
             fingerprints["ranks_fingerprint"] = file_fingerprint(file.path)
         return fingerprints | _hashes(calibration=recipe.export.calibration)
 
-    def make() -> object:
-        return export_adapter(source, output, **values)
-
+    make = partial(export_adapter, source, output, **values)
     check = partial(_check, check_text, recipe.export.calibration)
     return Stage("export", output, form.record, values, inputs, make, check)
 
