@@ -106,7 +106,7 @@ def test_blocks_of_an_image_encoder_are_no_layers_of_the_decoder(tmp_path: Path)
         ("config.json", "[]", "config.json must be a JSON object, got"),
         ("sparsity.json", "[]", "sparsity.json must be a JSON object, got"),
         ("search_space.json", "[]", "search_space.json must be a JSON object, got"),
-        ("package.json", "{}", "package.json must be the record that shears wrote, it lacks bytes, ratio"),
+        ("package.json", "{}", "package.json must be as shears wrote it, it lacks bytes, ratio"),
         ("package.json", "[]", "package.json must be a JSON object"),
     ],
 )

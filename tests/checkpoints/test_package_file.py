@@ -176,39 +176,25 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
 
 
 Change = Callable[[dict[str, Any], dict[str, Any]], Any]
-BYTES = pack(WEIGHT, "int4").values.numel()
 PART = "packed.layers.0.up."
 EDITS: list[tuple[str, Change]] = [
     ("bf16", lambda header, _: header["__metadata__"].update(format="pt")),
-    ("bf16", lambda header, _: header.pop("__metadata__")),
     ("bf16", lambda header, _: header["__metadata__"].update(version="0")),
-    ("bf16", lambda header, _: header["__metadata__"].update(fingerprint=3)),
     ("bf16", lambda _, index: index["packed"]["layers.0.up"].update(rows=36)),
-    ("bf16", lambda _, index: index["packed"]["layers.0.up"].update(rows=10**9)),
     ("bf16", lambda _, index: index["packed"]["layers.0.up"].update(rows=-1)),
-    ("bf16", lambda _, index: index["packed"]["layers.0.up"].update(rows=True)),
-    ("bf16", lambda _, index: index["packed"]["layers.0.up"].update(cols=25)),
     ("bf16", lambda _, index: index["packed"]["layers.0.up"].update(values="fp32")),
-    ("bf16", lambda _, index: index["packed"]["layers.0.up"].update(bytes=9)),
     ("bf16", lambda _, index: index["packed"]["layers.0.up"].update(kept=3)),
     ("bf16", lambda _, index: index["packed"]["layers.0.up"].update(other=3)),
     ("bf16", lambda _, index: index["packed"]["layers.0.up"].pop("kept")),
-    ("bf16", lambda _, index: index["packed"].clear()),
-    ("bf16", lambda _, index: index["dense"]["embed.weight"].update(shape=[460])),
     ("bf16", lambda _, index: index["dense"]["norm.weight"].update(dtype="bf16")),
     ("bf16", lambda _, index: index["dense"]["none"].update(shape=[0, 2**47, 2**47])),
     ("bf16", lambda _, index: index["tied"].update({"a": "b"})),
     ("bf16", lambda header, _: header[PART + "offsets"].update(dtype="F64")),
-    ("bf16", lambda header, _: header[PART + "offsets"].update(shape=[2, 2])),
-    ("bf16", lambda header, _: header.pop("padding")),
     ("int4", lambda header, _: header["__metadata__"].update(version="1")),
     ("int4", lambda _, index: index["packed"]["layers.0.up"].pop("bytes")),
-    ("int4", lambda _, index: index["packed"]["layers.0.up"].update(bytes=BYTES + 1)),
     ("int4", lambda _, index: index["packed"]["layers.0.up"].update(rows=36)),
     ("int4", lambda _, index: index["packed"]["layers.0.up"].update(cols=129)),
     ("int4", lambda _, index: index["dense"]["embed.weight"].update(quantized="int2")),
-    ("int4", lambda _, index: index["dense"]["embed.weight"].update(quantized=False)),
-    ("int4", lambda header, _: header[PART + "scales"].update(dtype="BF16")),
     ("int4", lambda header, _: header[PART + "zeros"].update(shape=[3, 8, 1])),
 ]
 
@@ -219,41 +205,3 @@ def test_a_header_that_contradicts_itself_is_refused(values: NumberFormat, chang
     with pytest.raises(InputError, match="cannot be read") as caught:
         read_package(tmp_path, verify=False)
     assert "\n" not in str(caught.value)
-
-
-def _damaged(folder: Path, name: str, element: int, new: bytes) -> None:
-    """Write bytes at an element of a tensor of an int4 package."""
-    path = write(folder, "int4") / PACKAGE_FILE
-    data = bytearray(path.read_bytes())
-    length = int.from_bytes(data[:8], "little")
-    entry = json.loads(data[8 : 8 + length])[name]
-    size = {"I64": 8, "U8": 1}[entry["dtype"]]
-    place = 8 + length + entry["data_offsets"][0] + element * size
-    data[place : place + len(new)] = new
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    ("name", "element", "new"),
-    [
-        (PART + "offsets", 0, struct.pack("<q", 1)),
-        (PART + "offsets", 3, struct.pack("<q", BYTES + 1)),
-        (PART + "offsets", 1, struct.pack("<q", 1)),
-        (PART + "masks", 0, bytes(8)),
-        (PART + "masks", 8 * 6 * 2 + 7, bytes([255])),
-    ],
-)
-def test_parts_that_a_kernel_would_trust_are_checked(name: str, element: int, new: bytes, tmp_path: Path) -> None:
-    _damaged(tmp_path, name, element, new)
-    with pytest.raises(InputError, match="layers.0.up must"):
-        read_package(tmp_path, verify=False)
-
-
-def test_the_writer_takes_exactly_the_tensors_of_its_index(tmp_path: Path) -> None:
-    writer = PackageWriter(tmp_path / PACKAGE_FILE, Index(dense={"a": DenseEntry(dtype="fp32", shape=(2,))}))
-    with pytest.raises(ValueError, match=r"dense\.a must be"):
-        writer.put("dense.a", torch.zeros(3))
-    with pytest.raises(ValueError, match=r"dense\.b must be"):
-        writer.put("dense.b", torch.zeros(2))
-    with pytest.raises(ValueError, match="every tensor must be put"):
-        writer.finish()

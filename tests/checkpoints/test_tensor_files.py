@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shears.checkpoints.tensor_files import INDEX, SINGLE, TensorFiles, TensorWriter, refuse_missing
+from shears.checkpoints.tensor_files import INDEX, SINGLE, TensorFiles, TensorWriter
 from shears.errors import InputError
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -143,20 +143,3 @@ def test_a_wrong_index_is_refused(content: str, match: str, tmp_path: Path) -> N
     (tmp_path / INDEX).write_text(content)
     with pytest.raises(InputError, match=match):
         TensorFiles(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "tensor"),
-    [("b", torch.ones(3, 2)), ("a", torch.ones(2, 3)), ("a", torch.ones(6)), ("a", torch.ones(3, 2).half())],
-)
-def test_a_tensor_that_was_not_laid_out_is_refused(name: str, tensor: Tensor, tmp_path: Path) -> None:
-    save_file({"a": torch.ones(3, 2)}, tmp_path / SINGLE)
-    (tmp_path / "out").mkdir()
-    with pytest.raises((ValueError, KeyError), match=f"{name}"):
-        TensorWriter(TensorFiles(tmp_path), tmp_path / "out").put(name, tensor)
-
-
-def test_missing_weights_are_named(tmp_path: Path) -> None:
-    refuse_missing(tmp_path, [])
-    with pytest.raises(InputError, match=r"2 are missing or of another shape \(a \.\.\.\)"):
-        refuse_missing(tmp_path, ["b", "a"])

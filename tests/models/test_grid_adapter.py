@@ -8,7 +8,6 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed_layout import dense, pack
@@ -114,21 +113,6 @@ def test_learnt_scales_are_computed_with_as_they_are_stored() -> None:
     put_on_grid(fixed, grid=stored)
     x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(4))
     assert torch.equal(model(x), fixed(x))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_product_is_computed_in_the_dtype_of_a_plain_linear(dtype: torch.dtype) -> None:
-    model = one_linear(dtype=dtype)
-    grid = put_on_grid(model)
-    layer = layer_of(model)
-    weight = layer.base_layer.weight.detach()
-    a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
-    whole = on_grid(masked_sum(weight, a, b, SCALING), grid)
-    x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(4)).to(dtype)
-    assert torch.equal(model(x), linear(x, whole.to(dtype), layer.base_layer.bias))
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = linear(x.bfloat16(), whole.bfloat16(), layer.base_layer.bias.bfloat16())
-        assert torch.equal(model(x), expected)
 
 
 def test_what_is_kept_between_forwards_is_made_anew_after_any_change() -> None:

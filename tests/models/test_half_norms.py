@@ -39,18 +39,6 @@ def test_a_half_precision_model_is_evaluated_in_bf16(tmp_path: Path) -> None:
     assert figures["bf16"] == pytest.approx(figures["fp32"], rel=0.02)
 
 
-def test_widened_norms_have_the_same_values(tmp_path: Path) -> None:
-    base = _half(tmp_path, "opt")
-    used, raw = load_model(base, device="cpu"), load_model(base, device="cpu", to_save=True)
-    for name, weight in _norms(raw).items():
-        assert weight.dtype == torch.float16
-        wide = _norms(used)[name]
-        assert wide.dtype == torch.float32
-        assert torch.equal(wide, weight.float())
-    others = {name: tensor.dtype for name, tensor in used.named_parameters() if "norm" not in name}
-    assert set(others.values()) == {torch.float16}
-
-
 def test_a_model_in_memory_is_pruned_in_bf16_and_keeps_its_format(tmp_path: Path) -> None:
     model = load_model(_half(tmp_path, "opt"), device="cpu", to_save=True)
     before = {name: weight.clone() for name, weight in _norms(model).items()}

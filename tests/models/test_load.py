@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from shears.errors import InputError
@@ -17,13 +16,6 @@ def test_an_unreachable_hub_id_is_an_error_of_one_line() -> None:
     with pytest.raises(InputError, match="the model no-such-org/no-such-model cannot be read") as caught:
         load_model("no-such-org/no-such-model")
     assert "\n" not in str(caught.value)
-
-
-def test_a_loaded_model_is_in_evaluation_mode_and_keeps_its_dtype(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "m")
-    assert not load_model(folder).training
-    assert load_model(folder, device="cpu").dtype == torch.float32
-    assert load_model(folder, dtype="bf16").dtype == torch.bfloat16
 
 
 def test_a_tokenizer_without_padding_pads_with_the_end(tmp_path: Path) -> None:

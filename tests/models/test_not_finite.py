@@ -1,6 +1,7 @@
 """Weights that are not finite are named, with their model, by every verb that computes from them."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from shears.adapt.train import train
-from shears.checkpoints.tensor_files import first_non_finite
+from shears.checkpoints.tensor_files import refuse_non_finite
 from shears.errors import InputError
 from shears.evaluation.run import evaluate
 from shears.models.load import load_with_adapter
@@ -97,7 +98,9 @@ def test_search_and_load_name_an_adapter_that_is_not_finite(tmp_path: Path) -> N
     values=st.lists(st.floats(width=16, allow_nan=True, allow_infinity=True), max_size=5),
     dtype=st.sampled_from((torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2)),
 )
-def test_first_non_finite_is_isfinite(values: list[float], dtype: torch.dtype) -> None:
+def test_refuse_non_finite_is_isfinite(values: list[float], dtype: torch.dtype) -> None:
     tensor = torch.tensor(values, dtype=torch.float32).to(dtype)
-    expected = "b" if not tensor.float().isfinite().all() else None
-    assert first_non_finite([("a", torch.ones(2)), ("n", torch.ones(2, dtype=torch.int8)), ("b", tensor)]) == expected
+    tensors = [("a", torch.ones(2)), ("n", torch.ones(2, dtype=torch.int8)), ("b", tensor)]
+    finite = bool(tensor.float().isfinite().all())
+    with nullcontext() if finite else pytest.raises(InputError, match="b of m holds NaN"):
+        refuse_non_finite("m", tensors)

@@ -85,17 +85,6 @@ def test_outputs_and_gradients_are_those_of_the_literal_restatement(
     assert (b.grad[:, unused] == 0).all()
 
 
-def test_gradients_agree_with_finite_differences() -> None:
-    model = one_linear().double()
-    layer = layer_of(model)
-    make_sparse(model)
-    mask_ranks(model, torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    layer.base_layer.bias.requires_grad_()
-    x = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64, requires_grad=True)
-    leaves = (x, layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.base_layer.bias)
-    assert torch.autograd.gradcheck(lambda *_: model(x), leaves)
-
-
 @pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast_decides_the_dtype_of_the_product_and_of_nothing_else(

@@ -47,19 +47,6 @@ def test_evaluation_refuses_instead_of_an_index_error(base: Path, tmp_path: Path
         shears.evaluate(str(base), data=_data(tmp_path, "1+1=", "<new>="), **options)
 
 
-@pytest.mark.parametrize("format_", ["int4"])
-def test_rounding_on_a_text_refuses_before_the_first_forward(base: Path, tmp_path: Path, format_: str) -> None:
-    text = tmp_path / "text.txt"
-    options: dict[str, Any] = {"format": "package", "values": format_, "num_samples": 2, "sequence_length": 8}
-    text.write_text("1+1=2 " * 20)
-    shears.export_adapter(base, tmp_path / "known", calibration=str(text), **options)
-    rows = tmp_path / "ids.jsonl"
-    rows.write_text(json.dumps({"input_ids": [1, 257]}) + "\n")
-    with pytest.raises(InputError, match="calibration token ids must be below 257, got 257"):
-        shears.export_adapter(base, tmp_path / "unknown", calibration=str(rows), **options)
-    assert not (tmp_path / "unknown").exists()
-
-
 def test_compressing_refuses_before_the_first_forward(base: Path, tmp_path: Path) -> None:
     ids = tmp_path / "ids.jsonl"
     ids.write_text((json.dumps({"input_ids": [1, 2]}) + "\n") * 19 + json.dumps({"input_ids": [1, 300]}) + "\n")

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from shears.models.activations import Activations
 from shears.models.blocks import Matrix, block_matrices, decoder_blocks
 from shears.models.capture import capturing
 from shears.models.sources import WholeModel
-from shears.models.walk import BlockRun, Results, Walk
+from shears.models.walk import BlockRun, Walk
 from tests.tiny import CONFIGS, VOCABULARY, tiny_model
 
 BATCHES = [torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(batch)) for batch in (0, 1)]
@@ -62,17 +61,6 @@ def test_blocks_get_what_an_ordinary_forward_gives_them(name: str) -> None:
     for index, expected in enumerate(ordinary[1:], start=1):
         replayed = walked[index][-len(BATCHES) :]
         assert all(torch.equal(*pair) for pair in zip(replayed, expected, strict=True)), f"block {index}"
-
-
-def test_groups_come_in_the_order_of_the_calls() -> None:
-    found: list[list[str]] = []
-
-    def visit(run: BlockRun) -> None:
-        groups = run.groups(block_matrices(run.name, run.block)[::-1])
-        found.append([".".join(sorted(matrix.name.rpartition(".")[2] for matrix in group)) for group in groups])
-
-    walk(tiny_model("llama"), visit)
-    assert found == [["k_proj.q_proj.v_proj", "o_proj", "gate_proj.up_proj", "down_proj"]] * 2
 
 
 def halve(run: BlockRun, group: Sequence[Matrix]) -> None:
@@ -147,29 +135,6 @@ def test_results_are_forgotten_when_a_weight_before_them_changes(changed: str) -
         assert all(torch.equal(states, run.forward(batch)) for batch, states in enumerate(run.outputs()))
 
     walk(tiny_model("llama"), visit)
-
-
-class InPlace(nn.Module):
-    """Changes the result of its first product in place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(4, 4)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.first(inputs).add_(inputs)  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def test_a_result_that_was_changed_in_place_is_computed_again() -> None:
-    block, inputs = InPlace(), torch.randn(3, 4)
-    results, expected = Results(block), block(inputs)
-    for _ in range(3):
-        with suppress(KeyError), results.reading(0):
-            assert torch.equal(block(inputs), expected)
-            raise KeyError  # ends the forward
-    with results.spending(0):
-        assert torch.equal(block(inputs), expected)
 
 
 def test_the_model_is_restored_after_an_error() -> None:

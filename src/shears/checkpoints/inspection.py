@@ -82,7 +82,6 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _folder(folder: Path, marker: str) -> dict[str, Any]:
-    """Return what the folder is whose first marker that is."""
     if marker in FILES:
         return {"kind": FILES[marker], **artifacts.read_object(folder / marker)}
     if marker == artifacts.GGUF:
@@ -160,7 +159,6 @@ def _is_matrix(name: str, tensor: torch.Tensor) -> bool:
 
 
 def _gguf(path: Path) -> dict[str, Any]:
-    """Return what the header of a GGUF file says of its model."""
     with reading(path):
         reader = GGUFReader(path)
         architecture = str(reader.fields["general.architecture"].contents())
@@ -185,7 +183,6 @@ def _gguf(path: Path) -> dict[str, Any]:
 
 
 def _fit(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Tell whether one of two artifacts was made from the other, by the fingerprint in its record."""
     for made, source in ((one, other), (other, one)):
         for key in INPUTS:
             if made.get(key) is not None and made[key] == source.get("fingerprint"):

@@ -259,7 +259,6 @@ def _by_rows(spread: Shaped[Tensor, "P G W"], matrix: PackedMatrix) -> Shaped[Te
 
 
 def _panel_sizes(bits: Bool[Tensor, "P G W"], values: NumberFormat) -> Int64[Tensor, " P"]:
-    """Return the number of elements of `values` by panel."""
     by_group = _group_sizes(bits)
     return ((by_group + 1) // 2 if values == "int4" else by_group).sum(1)
 
@@ -322,7 +321,6 @@ def check_matrix(name: str, matrix: PackedMatrix) -> None:
 
 
 def _beyond(num_rows: int, num_cols: int, masks: UInt8[Tensor, "P G M"]) -> bool:
-    """Tell whether a bit is set for a row or an input that the weight does not have."""
     panels, groups, size = masks.shape
     group = size // 2
     rows = torch.ones(PANEL, group, dtype=torch.uint8)

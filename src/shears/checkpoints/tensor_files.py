@@ -102,7 +102,7 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 def spec_of(tensor: Tensor) -> Spec:
-    """Return dtype and shape of a tensor."""
+    """Return a tensor's dtype and shape."""
     return tensor.dtype, tuple(tensor.shape)
 
 
@@ -127,8 +127,8 @@ def refuse_missing(name: str | Path, absent: Collection[str]) -> None:
         )
 
 
-def first_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Return the name of the first tensor that holds NaN or infinity; None if there is none.
+def refuse_non_finite(model: str | Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise InputError where one of a model's tensors holds NaN or infinity.
 
     The extremes tell: both pass NaN on, in a tenth of the time of `isfinite`.
     """
@@ -136,15 +136,8 @@ def first_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
         if tensor.is_floating_point() and tensor.numel():
             wide = tensor if tensor.element_size() > 1 else tensor.float()  # of 8 bits: torch has no extremes
             if not all(map(torch.isfinite, torch.aminmax(wide.detach()))):
-                return name
-    return None
-
-
-def refuse_non_finite(model: str | Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise InputError where one of a model's tensors holds NaN or infinity."""
-    name = first_non_finite(tensors)
-    if name is not None:
-        raise InputError(f"weights must be finite, {name} of {model} holds NaN or infinity; get a sound copy of it")
+                rule = f"weights must be finite, {name} of {model} holds NaN or infinity"
+                raise InputError(f"{rule}; get a sound copy of it")
 
 
 def quantized_by(folder: Path) -> str | None:

@@ -40,12 +40,12 @@ class Activations:
         return loaded
 
     def __setitem__(self, index: int, tensor: Tensor) -> None:
-        self._forget(index)
-        size = tensor.numel() * tensor.element_size()
-        if self._budget is None or self._used + size <= self._budget:
+        before = self._kept.pop(index, None)
+        self._used += tensor.nbytes - (0 if before is None else before.nbytes)
+        if self._budget is None or self._used <= self._budget:
             self._kept[index] = tensor
-            self._used += size
         else:
+            self._used -= tensor.nbytes
             save_file({NAME: tensor.contiguous()}, self._path(index))
         self._devices[index] = tensor.device
 
@@ -66,11 +66,6 @@ class Activations:
             self[index] = load_file(folder / f"{index}.safetensors", device=str(device))[NAME]
 
     @property
-    def num_spilled(self) -> int:
-        """The number of tensors on the disk."""
-        return len(self) - len(self._kept)
-
-    @property
     def room(self) -> int | None:
         """The bytes of the budget that are left; None without one."""
         return None if self._budget is None else self._budget - self._used
@@ -86,11 +81,6 @@ class Activations:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _forget(self, index: int) -> None:
-        before = self._kept.pop(index, None)
-        if before is not None:
-            self._used -= before.numel() * before.element_size()
 
     def _path(self, index: int) -> Path:
         if self._files is None:

@@ -202,7 +202,6 @@ def linear_matrix(name: str, linear: nn.Module) -> Matrix:
 
 
 def _slices(name: str, module: nn.Module) -> Iterator[Matrix]:
-    """Yield the matrices of the stacks that are a module's own parameters."""
     counts = _named_counts(module)
     stacks = {
         key: parameter
@@ -232,7 +231,6 @@ def _stored_transposed(module: nn.Module, shapes: list[tuple[int, ...]]) -> bool
 
 
 def _named_counts(module: nn.Module) -> set[int]:
-    """Return the whole numbers among a module's attributes whose names contain `experts`."""
     return {value for key, value in vars(module).items() if "experts" in key and type(value) is int}
 
 

@@ -63,7 +63,6 @@ def load_model(model: AnyModel, dtype: str = "auto", device: str = "auto", *, to
 
 
 def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
-    """Return the model and transformers' loading info, of a package too."""
     if not ref.is_package:
         return without_code.load_causal_model(ref.folder, **options)
     folder = ref.folder

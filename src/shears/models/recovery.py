@@ -92,7 +92,6 @@ def _leading(matrix: Float[Tensor, "O I"], metric: Float[Tensor, " I"], rank: in
 
 
 def _largest(gram: Float[Tensor, "N N"], rank: int) -> Leading:
-    """Return the largest eigenvalues, at least zero, and their eigenvectors."""
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     start = len(values) - rank
     return values[start:].flip(0).clamp_min(0), vectors[:, start:].flip(1)

@@ -150,10 +150,11 @@ class BlockRun:
     def measure(self, matrices: Sequence[Matrix], receive: Receive) -> None:
         """Call `receive(matrix, inputs)` for every multiplication with a matrix, over all batches.
 
-        If `groups` found that the matrices share one input, forwards stop there, and begin with the
-        results of the forwards before them.
+        If the first batch of `groups` used each matrix exactly once, all with one tensor, forwards stop
+        there, and begin with the results of the forwards before them.
         """
-        if self._share_an_input(matrices):
+        uses = [(matrix, number) for matrix, number in self.uses if matrix in matrices]
+        if len(uses) == len(matrices) == len(dict(uses)) and len({number for _, number in uses}) == 1:
             self._measure_shared(matrices, receive)
             return
         for batch in range(len(self.hidden)):
@@ -184,11 +185,6 @@ class BlockRun:
         for matrix in matrices:
             add(matrix, matrix.name)
         return list(groups.values())
-
-    def _share_an_input(self, matrices: Sequence[Matrix]) -> bool:
-        """Tell whether the first batch used each matrix exactly once, all with one tensor."""
-        uses = [(matrix, number) for matrix, number in self.uses if matrix in matrices]
-        return len(uses) == len(matrices) == len(dict(uses)) and len({number for _, number in uses}) == 1
 
     def _measure_shared(self, matrices: Sequence[Matrix], receive: Receive) -> None:
         def receive_all(_: Matrix, inputs: Tensor) -> None:
@@ -275,7 +271,6 @@ class Walk:
         return self.source.model(batch.to(self.source.device), use_cache=False)
 
     def _as_output(self, states: Tensor) -> Any:
-        """Return hidden states in the form of a block's output."""
         if self._extras is None:
             return states
         return [states, *self._extras] if isinstance(self._extras, list) else (states, *self._extras)
@@ -298,7 +293,6 @@ class Walk:
         return outputs[0][1:] if isinstance(outputs[0], tuple | list) else None
 
     def _record(self) -> None:
-        """Record all calls and the first block's hidden states, without computing any block."""
         left: list[Tensor] = []  # the hidden states that the block before returned
 
         def shadow(index: int) -> Callable[..., Any]:

@@ -153,7 +153,6 @@ def by_input(table: Shaped[Tensor, "O B"], cols: int) -> Shaped[Tensor, "O I"]:
 
 
 def _finite(weight: Tensor) -> Tensor:
-    """Return the weight in float32; InputError for NaN and infinity."""
     wide = weight.float()
     if not bool(torch.isfinite(wide).all()):
         raise InputError("weights must be finite to be quantized, got NaN or infinity; pack them as fp32 or bf16")
