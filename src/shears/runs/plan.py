@@ -159,6 +159,8 @@ class _Basis:
 
 
 def _estimate(basis: _Basis, name: str) -> Estimate:
+    if name == "train" and basis.recipe.train is not None:
+        return _training(basis, basis.recipe.train, basis.sparse)
     if (baseline := baseline_configs(basis.recipe).get(name)) is None:
         return ESTIMATES[name](basis)
     model, size = ("dense", basis.dense) if name == DENSE_LORA else ("sparse", basis.sparse)
@@ -204,11 +206,6 @@ def _trained_dtype(config: LoopConfig) -> str:
     """Return the number format in which a training loads its base; the device may be one of another machine."""
     device = pick_device("auto") if config.device == "auto" else config.device
     return computing_dtype(config.precision, device)
-
-
-def _train(basis: _Basis) -> Estimate:
-    assert basis.recipe.train is not None
-    return _training(basis, basis.recipe.train, basis.sparse)
 
 
 def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None) -> Estimate:
@@ -258,7 +255,6 @@ def _evaluate(basis: _Basis) -> Estimate:
 ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = {
     "sparsify": _sparsify,
     "heal": _heal,
-    "train": _train,
     "search": _search,
     "export": _export,
     "evaluate": _evaluate,
