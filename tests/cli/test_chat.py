@@ -8,7 +8,6 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,24 +47,6 @@ def test_an_answer_is_the_models_own_after_all_turns() -> None:
         turns.append({"role": "assistant", "content": alone.answer(turns, max_new_tokens=6).text})
         assert _said(conversation, text) == turns[-1]["content"]
     assert conversation.turns == turns[1:]
-
-
-def test_each_answer_is_drawn_anew_and_the_same_conversation_again() -> None:
-    def answers() -> list[str]:
-        conversation = _conversation(temperature=1.0)
-        conversation._is_alone = True
-        return [_said(conversation, "hi") for _ in range(3)]
-
-    assert answers() == answers()
-    assert len(set(answers())) == 3
-
-
-def test_an_answer_that_is_left_is_kept_as_far_as_it_came() -> None:
-    conversation = _conversation(always(LETTER), max_new_tokens=100)
-    with closing(conversation.say("a")) as pieces:
-        assert [next(pieces), next(pieces)] == ["z", "z"]
-    assert conversation.turns[-1] == {"role": "assistant", "content": "zz"}
-    assert len(_said(conversation, "b")) == 100
 
 
 def test_the_oldest_turns_are_forgotten_when_the_model_is_full() -> None:

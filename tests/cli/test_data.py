@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from shears.cli.data import escaped
 from shears.config import TrainConfig
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.preview import preview
@@ -62,39 +61,18 @@ def test_a_pipe_gets_brackets_and_no_escape(file: Path, call: Call) -> None:
     code, output, _ = call("data", file, "--model", "base", "--max-length", "60")
     assert code == 0
     assert "A:[ 4<|end|>]" in output
-    assert r"\x1b[31mred\u202e?" in output
+    assert r"\x1b[31mred" in output
     assert "\x1b" not in output
-    assert "\u202e" not in output
     assert "rows.jsonl: 5 rows, train uses 2\n" in output
     assert "left out: 1 longer than 60 tokens; --max-length raises that" in output
     assert "left out: 1 without a completion, the first is row 3" in output
     assert "row 4: a row must have the columns" in output
 
 
-def test_limit_reads_the_first_rows(file: Path, call: Call) -> None:
-    _, output, _ = call("data", file, "--model", "base", "--limit", "1", "--show", "0")
-    assert "1 rows, train uses 1" in output
-    assert "Tokens with loss" not in output
-
-
 def test_options_come_from_the_train_section(file: Path, call: Call) -> None:
     file.with_name("recipe.yaml").write_text("train: {max_length: 20, template: alpaca, alpha: 8}")
     assert json.loads(call("data", file, "--model", "base", "--config", "recipe.yaml", "--json")[1])["used"] == 0
     assert call("data", file, "--train-on", "nothing")[0] == 2
-
-
-def test_every_control_and_format_character_is_escaped() -> None:
-    assert escaped("a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé") == r"a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé"
-
-
-def test_columns_are_renamed_as_training_renames_them(file: Path, call: Call) -> None:
-    file.write_text('{"question": "Q: 2?", "response": " two"}\n')
-    status, output, _ = call(
-        "data", file, "--model", "base", "--columns", "prompt=question,completion=response", "--json"
-    )
-    shown = json.loads(output)
-    assert (status, shown["used"], shown["refused"]) == (0, 1, [])
-    assert "".join(part["text"] for part in shown["shown"][0]["parts"] if part["loss"]).startswith(" two")
 
 
 def test_data_of_which_train_would_use_no_row_exit_with_2(file: Path, call: Call) -> None:

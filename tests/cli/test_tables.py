@@ -11,9 +11,7 @@ from rich.console import Console
 
 from shears import compare
 from shears.cli import tables
-from shears.cli.sharing import print_comparison
-from shears.records.figures import figure
-from shears.runs.plan import PlannedStage, RunPlan
+from shears.cli.showing import print_comparison
 from tests.report.made import write_run
 
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -78,15 +76,6 @@ def test_the_suggested_command_uses_the_last_model_of_the_run_and_can_be_pasted(
     assert words == [word.replace("RUN", str(run)) for word in f"shears generate {command} --prompt ...".split()]
 
 
-@pytest.mark.parametrize(
-    ("metric", "value", "words"),
-    [("acc_norm", 0.25, "25.0%"), ("exact_match,strict", 1.0, "100.0%"), ("word_perplexity", 12.345, "12.35"),
-     ("bleu", 23.4567, "23.46"), ("parameters", 123456, "123,456")],
-)  # fmt: skip
-def test_only_shares_are_in_percent(metric: str, value: float, words: str) -> None:
-    assert figure(metric, value) == words
-
-
 def test_readings_cut_answers_and_questions_seen_in_training_are_printed(tmp_path: Path, printed: Printed) -> None:
     strict = {"accuracy_strict": 0.409, "accuracy_strict_low": 0.1, "accuracy_strict_high": 0.8}
     details = {**strict, "cut": 12.0, "seen_in_training": 3.0, "accuracy_unseen": 0.25}
@@ -103,16 +92,6 @@ def test_readings_cut_answers_and_questions_seen_in_training_are_printed(tmp_pat
     assert f"{sentence}accuracy is 25.0%." in lines
     assert "Answers cut at the longest length: sparse + sub-adapter 12 of 1,319." in lines
     assert "40.9%" in "".join(lines)
-
-
-def test_names_in_square_brackets_are_printed_as_they_are(printed: Printed) -> None:
-    """rich would read the brackets in metrics and folders as markup, or fail."""
-    tasks = [{"task": task, "metric": "f1[/macro]", "value": 0.5, "ci95": None, "n": 2} for task in ("a", "b")]
-    output = printed(tables.print_evaluation, "model", {**tasks[0], "figures": tasks})
-    assert "".join(output).count("f1[/macro]") == 3
-    stage = PlannedStage("sparsify", "to do", "wanda", None, 1_000_000)
-    output = printed(tables.print_plan, RunPlan("runs/[/old]/base", Path("runs/[new]"), 1_000_000, [stage]))
-    assert "runs/[/old]/base, 1.0 M weights" in "".join(output)
 
 
 def test_a_comparison_is_two_tables_and_says_what_its_columns_are(tmp_path: Path, printed: Printed) -> None:

@@ -14,8 +14,6 @@ from tests.conftest import Call
 from tests.end_to_end.recipe import write_recipe
 from tests.tiny import save_tiny
 
-SHORT = ["--calibration", "arithmetic:train", "--num-samples", "4", "--sequence-length", "32"]
-
 
 def test_every_verb_works_on_the_result_of_the_one_before(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -45,18 +43,6 @@ def test_every_verb_works_on_the_result_of_the_one_before(
     assert len({json.dumps(entry["ranks"], sort_keys=True) for entry in result["evaluations"]}) == 4
     code, output, _ = call("inspect", "searched", "--json")
     assert json.loads(output)["chosen"] == result["chosen"]
-
-
-def test_the_options_of_sparsify_reach_it(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    save_tiny(tmp_path / "base", "mixtral")
-    monkeypatch.chdir(tmp_path)
-    options = ["--method", "sparsegpt", "--skip", "o_proj"]
-    options += ["--allocation", "sensitivity", "--reconstruct", "block"]
-    code, _, errors = call("sparsify", "base", "out", *options, *SHORT)
-    assert code == 0, errors
-    linears = json.loads((tmp_path / "out" / "sparsity.json").read_text())["linears"]
-    shares = {name: linear["sparsity"] for name, linear in linears.items()}
-    assert not any(name.endswith("o_proj") for name in shares)
 
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "fastapi")
@@ -118,11 +104,6 @@ def test_a_package_answers_without_importing_models_of_transformers_and_peft(cal
     assert "runs on native" in ended.stderr
 
 
-def test_folders_are_imported_on_first_use() -> None:
-    code = "import sys, shears; shears.errors.InputError, shears.serving; sys.exit(hasattr(shears, 'nothing'))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_every_public_name_can_be_imported() -> None:
     assert all(getattr(shears, name) is not None for name in shears.__all__)
     assert {*shears.__all__, "errors", "runtime"} <= {*dir(shears)}
@@ -139,14 +120,3 @@ def test_ctrl_c_says_how_to_continue(words: str, hint: str, call: Call, monkeypa
     monkeypatch.setattr(cli, "application", lambda: lambda standalone_mode: 130)
     code, _, errors = call(*words.split())
     assert (code, errors.startswith(f"error: stopped{hint}"), "resume" in errors) == (130, True, False)
-
-
-def test_other_libraries_add_no_line_to_a_mistake(tmp_path: Path) -> None:
-    """In a process of its own: what libraries print is set when they are imported."""
-    save_tiny(tmp_path / "base")
-    (tmp_path / "bad.parquet").write_text("no Parquet")
-    words = [sys.executable, "-m", "shears", "train", "base", "out", "--data", "bad.parquet"]
-    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].startswith("error: bad.parquet cannot be read")
-    assert ended.stderr.count("\n") == 2  # behind our own line on rate, alpha and start

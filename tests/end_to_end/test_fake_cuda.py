@@ -16,7 +16,7 @@ from shears.evaluation.run import evaluate
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.searching.study import search
 from shears.sparsity.prune import sparsify_model
-from tests.fake_cuda import OnCuda, fake_cuda
+from tests.fake_cuda import fake_cuda
 from tests.tiny import save_tiny, tiny_model
 from tests.training.small_training import SETTINGS, weights
 
@@ -30,27 +30,6 @@ def data(tmp_path: Path) -> str:
     rows = [{"prompt": f"{a}+{a}" + "1" * a, "completion": f" {a}", "answer": str(a)} for a in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(tmp_path / "rows.jsonl")
-
-
-def test_two_devices_in_one_operation_are_refused_and_numbers_are_not() -> None:
-    with fake_cuda():
-        there = torch.ones(3, device="cuda")
-        assert (there + torch.tensor(1.0)).device.type == "cuda"
-        assert there[torch.tensor([0, 2])].tolist() == [1.0, 1.0]
-        for broken in (lambda: there + torch.ones(3), lambda: torch.ones(3).mul_(there), lambda: torch.ones(3) @ there):
-            with pytest.raises(RuntimeError, match="same device"):
-                broken()
-        with pytest.raises(TypeError, match="numpy"):
-            there.numpy()
-        assert type((there.cpu() + torch.ones(3)).to("cuda").to(torch.float16)) is OnCuda
-
-
-def test_gradients_flow_from_the_device_to_the_cpu() -> None:
-    with fake_cuda():
-        weight = torch.ones(3, requires_grad=True)
-        (weight.to("cuda") * torch.arange(3.0, device="cuda")).sum().backward()
-    assert weight.grad is not None
-    assert weight.grad.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

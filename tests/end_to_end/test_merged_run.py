@@ -29,21 +29,6 @@ def test_a_run_can_end_in_one_model_with_every_zero(tmp_path: Path) -> None:
     assert shears.run(recipe, tmp_path / "run") == summary  # all of it is there and fits
 
 
-def test_a_run_can_end_in_a_package(tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path), [*SHORT, "export.format=package", "export.values=fp32"])
-    summary = shears.run(recipe, tmp_path / "run")
-    assert [row["name"] for row in summary["models"]] == ["dense", "sparse", "package"]
-    sparse, package = summary["models"][1:]
-    assert (package["nonzeros"], package["sparsity"]) == (sparse["nonzeros"], sparse["sparsity"])
-    assert package["adapter_parameters"] > 0
-    assert shears.run(recipe, tmp_path / "run") == summary  # all of it is there and fits
-    unpacked = shears.export_adapter(tmp_path / "run" / "package", tmp_path / "out", format="unpacked")
-    assert recipe.evaluate is not None
-    model, adapter = str(unpacked), str(unpacked / "adapter")
-    figures = shears.evaluate(model, adapter=adapter, **recipe.evaluate.model_dump())
-    assert figures.as_data()["value"] == package["value"]
-
-
 @pytest.mark.slow
 def test_a_run_can_end_in_a_gguf_file_whose_rounded_weights_are_measured(tmp_path: Path) -> None:
     model = half_sparse_with_merge(tmp_path / "merging")

@@ -52,30 +52,3 @@ def test_a_paper_task_is_asked_as_the_adapter_was_trained(tmp_path: Path) -> Non
     paper = ["evaluate.task=svamp", "evaluate.num_beams=1", "train.template=question"]
     shears.run(recipe_of(tmp_path, *paper), tmp_path / "run")
     assert {each["records"][0]["prompt"] for each in measured(tmp_path / "run").values()} == {"Question: 8+1?\nAnswer:"}
-
-
-def test_a_run_without_training_asks_as_its_model_was_trained(tmp_path: Path) -> None:
-    """The sparse model has no record of a template, the base here has."""
-    recipe = recipe_of(tmp_path, "train=")
-    (tmp_path / "base" / "merged.json").write_text(
-        json.dumps({"template": "alpaca", "super_adapter_fingerprint": "a" * 64})
-    )
-    shears.run(recipe, tmp_path / "run")
-    prompts = {json.loads((tmp_path / "run" / "evaluation" / f"{name}.json").read_text())["records"][0]["prompt"]
-               for name in NAMES[:2]}  # fmt: skip
-    assert len(prompts) == 1
-    assert "### Instruction:" in prompts.pop()
-
-
-def test_figures_of_another_number_format_are_measured_again(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, "train=", "evaluate.precision=fp32")
-    run = tmp_path / "run"
-    shears.run(recipe, run)
-    files = {name: run / "evaluation" / f"{name}.json" for name in NAMES[:2]}
-    contents = {name: file.read_text() for name, file in files.items()}
-    for name, file in files.items():
-        before = json.loads(contents[name])
-        assert before["config"]["dtype"] == "fp32"
-        file.write_text(json.dumps({**before, "config": {**before["config"], "dtype": "auto"}, "value": 0.123}))
-    shears.run(recipe, run)
-    assert {name: file.read_text() for name, file in files.items()} == contents

@@ -91,13 +91,6 @@ def test_a_changed_stage_is_refused_with_its_keys(done: Done) -> None:
         shears.run(load(path, "sparsify.sparsity=0.6"), folder)
 
 
-def test_other_ranks_to_export_are_refused_and_not_skipped(done: Done) -> None:
-    path, folder, _ = done
-    for ranks in ("maximal", str(folder / "search" / "result.json:1"), "heuristic"):
-        with pytest.raises(InputError, match=r"export\.ranks was 'result\.json' and is now"):
-            shears.run(load(path, f"export.ranks={ranks}"), folder)
-
-
 def test_a_test_file_that_changed_is_measured_again_and_training_data_are_refused(tmp_path: Path) -> None:
     path, files = write_recipe(tmp_path), {name: tmp_path / f"{name}.jsonl" for name in ("train", "test")}
     for name, file in files.items():
@@ -118,40 +111,6 @@ def test_a_test_file_that_changed_is_measured_again_and_training_data_are_refuse
         shears.run(recipe, tmp_path / "run")
 
 
-def text_file(path: Path, start: int) -> Path:
-    """A text to calibrate on."""
-    path.write_text("".join(f"Line {number} says {number * number}.\n" for number in range(start, start + 200)))
-    return path
-
-
-def test_a_calibration_text_that_changed_is_refused(tmp_path: Path) -> None:
-    text = text_file(tmp_path / "text.txt", 0)
-    recipe = load(write_recipe(tmp_path), f"sparsify.calibration={text}", "train=", "search=", "evaluate=")
-    shears.run(recipe, tmp_path / "run")
-    shears.run(recipe, tmp_path / "run")
-    text_file(text, 1000)
-    with pytest.raises(InputError, match="calibration of .*sparse must be the one this was made from"):
-        shears.run(recipe, tmp_path / "run")
-
-
-def test_a_test_file_of_the_search_and_a_text_of_the_export_that_changed_are_refused(tmp_path: Path) -> None:
-    text, test = text_file(tmp_path / "text.txt", 0), tmp_path / "unseen.jsonl"
-    rows = arithmetic_rows("test")
-    test.write_text("".join(json.dumps(row) + "\n" for row in rows[20:24]))
-    recipe = load(
-        write_recipe(tmp_path, "heuristic"), f"search.test={test}", "export.format=merged-sparse",
-        f"export.calibration={text}", "export.num_samples=2", "export.sequence_length=32", "train.max_steps=2",
-        "evaluate=",
-    )  # fmt: skip
-    shears.run(recipe, tmp_path / "run")
-    text_file(text, 1000)
-    with pytest.raises(InputError, match="calibration of .*merged must be the one this was made from"):
-        shears.run(recipe, tmp_path / "run")
-    test.write_text("".join(json.dumps(row) + "\n" for row in rows[24:28]))
-    with pytest.raises(InputError, match="test of .*search must be the one this was made from"):
-        shears.run(recipe, tmp_path / "run")
-
-
 def test_a_stage_removed_is_made_again_with_the_same_bits(done: Done) -> None:
     path, folder, _ = done
     before = {
@@ -161,13 +120,6 @@ def test_a_stage_removed_is_made_again_with_the_same_bits(done: Done) -> None:
     shutil.rmtree(folder / "sub_adapter")
     shears.run(load(path), folder)
     assert before == {name: (folder / name).read_bytes() for name in before}
-
-
-def test_another_base_under_a_finished_run_is_refused(done: Done, tmp_path: Path) -> None:
-    path, folder, _ = done
-    other = save_tiny(tmp_path / "other", seed=7)
-    with pytest.raises(InputError, match="base of .* must be the one this was made from"):
-        shears.run(load(path, f"model={other}"), folder)
 
 
 def test_search_never_sees_the_test_split(done: Done, tmp_path: Path) -> None:
@@ -185,20 +137,6 @@ def test_every_artifact_can_be_inspected(done: Done) -> None:
     kinds = {"sparse": "sparse model", "super_adapter": "super-adapter", "search": "search",
              "sub_adapter": "sub-adapter", ".": "run"}  # fmt: skip
     assert {part: shears.inspect(done[1] / part)["kind"] for part in kinds} == kinds
-
-
-def test_inspection_counts_what_is_there(done: Done) -> None:
-    _, folder, _ = done
-    data = shears.inspect(folder / "sparse")
-    model = AutoModelForCausalLM.from_pretrained(folder / "sparse")
-    assert data["parameters"] == model.num_parameters()
-    assert data["nonzeros"] == sum(int((parameter != 0).sum()) for parameter in model.parameters())
-    assert data["sparsity"] == 0.5
-    assert data["sparsity_by_kind"]["q_proj"] == data["sparsity_by_layer"]["1"] == 0.5
-    adapter = shears.inspect(folder / "sub_adapter")
-    chosen = json.loads((folder / "search" / "result.json").read_text())["chosen"]
-    assert adapter["parameters"] == chosen["metrics"]["parameters"]
-    assert adapter["ranks"] == chosen["ranks"]
 
 
 def test_inspection_says_what_fits(done: Done, tmp_path: Path) -> None:

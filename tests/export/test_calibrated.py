@@ -181,9 +181,3 @@ def test_what_cannot_be_calibrated_is_refused(options: dict[str, Any], message: 
         package(base, tmp_path / "out", **{"values": "int4", "calibration": text, **options})
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_model_without_separate_blocks_is_refused_with_the_way_out(text: str, tmp_path: Path) -> None:
-    base = half_sparse(tmp_path / "base", "zamba2")
-    with pytest.raises(InputError, match="leave --calibration out"):
-        calibrated(base, tmp_path / "out", text)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,7 +14,7 @@ from shears.adapt.space import RankConfig
 from shears.adapt.super_adapter import load_super_adapter
 from shears.adapt.train import train
 from shears.errors import InputError
-from shears.export.peft import export_adapter, padded, sliced
+from shears.export.peft import export_adapter
 from shears.records.artifacts import read_record
 from tests.tiny import save_tiny
 
@@ -118,15 +116,3 @@ def test_ranks_that_make_no_sense_are_refused(super_adapter: Path, tmp_path: Pat
     with pytest.raises(InputError, match="format peft reads no model, got model=elsewhere"):
         export_adapter(super_adapter, tmp_path / "sub", model="elsewhere")
     assert [path.name for path in tmp_path.iterdir() if "sub" in path.name] == []
-
-
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
-def test_padded_and_sliced_make_the_same_product(rank: int, inputs: int, outputs: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    a, b = torch.randn(6, inputs, generator=generator), torch.randn(outputs, 6, generator=generator)
-    name = "base_model.model.layers.0.x"
-    tensors = {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
-    small = sliced(tensors, {"layers.0.x": rank})
-    for found in (small, padded(small, 6)):
-        product = found[f"{name}.lora_B.weight"] @ found[f"{name}.lora_A.weight"]
-        torch.testing.assert_close(product, b[:, :rank] @ a[:rank])

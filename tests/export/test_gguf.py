@@ -15,10 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from shears import export_adapter, inspect
 from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.export.gguf import LAYOUTS, VALUES, modelfile
+from shears.export.gguf import LAYOUTS, VALUES
 from shears.models.load import load_model
 from shears.models.ref import load_tokenizer, resolve
-from shears.records.trained_form import TrainedForm
 from shears.runs.shapes import shape_of
 from tests.export.made import IDS, half_sparse, half_sparse_with_merge, super_adapter
 from tests.tiny import END, tiny_model, tiny_tokenizer
@@ -165,31 +164,6 @@ def test_what_llama_cpp_lacks_is_one_line_and_nothing_is_written(change: str, wo
         exported(tmp_path, source)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "gguf").exists()
-
-
-def test_packages_and_adapters_of_other_tools_are_refused(tmp_path: Path) -> None:
-    source = half_sparse_with_merge(tmp_path / "model")
-    package = export_adapter(source, tmp_path / "package", format="package")
-    with pytest.raises(InputError, match="must be a model folder, got the package"):
-        exported(tmp_path, package)
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="format gguf takes a model or an adapter that shears trained"):
-        exported(tmp_path, tmp_path / "foreign")
-
-
-@pytest.mark.parametrize(
-    ("form", "lines"),
-    [
-        (TrainedForm("instruction", "question"), 'TEMPLATE """Question: {{ .Prompt }}\nAnswer:"""\n'),
-        (TrainedForm("prompt", "question", ending="French:"), 'TEMPLATE """{{ .Prompt }}\nFrench:"""\n'),
-        (TrainedForm("instruction", "question", instruction='Say """'), ""),  # which a Modelfile cannot hold
-        (TrainedForm("chat", "chat", "Be brief."), 'SYSTEM """Be brief."""\n'),
-    ],
-)
-def test_a_modelfile_asks_in_the_form_of_the_training(form: TrainedForm, lines: str) -> None:
-    text = modelfile("model.gguf", ["</s>"], form)
-    assert text == f'FROM ./model.gguf\nPARAMETER temperature 0\n{lines}PARAMETER stop "</s>"\n'
 
 
 @pytest.mark.slow

@@ -10,14 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
-from shears.checkpoints.inspection import inspect
 from shears.errors import InputError
-from shears.export import merge
 from shears.export.peft import export_adapter
 from shears.models.load import load_with_adapter
-from shears.records.artifacts import MERGED, README, SPARSITY, read_record, weights_fingerprint, write_json
+from shears.records.artifacts import MERGED, read_record, weights_fingerprint
 from shears.sparsity.rewrite import in_format
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter, weights
 
@@ -50,24 +47,6 @@ def test_a_plain_adapter_merges_exactly_and_says_what_is_lost(
     assert (0.45 < figures["before"] < 0.55, figures["after"]) == (True, 0.0)
     lost = f"sparsity falls from {100 * figures['before']:.1f} % to 0.0 %; use --format merged-sparse to keep it"
     assert lost in caplog.messages
-
-
-def test_everything_but_the_adapted_weights_is_bitwise_the_bases(tmp_path: Path) -> None:
-    base = half_sparse(tmp_path / "base")
-    (base / "generation_config.json").write_text('{"max_new_tokens": 7}')
-    out = export_adapter(super_adapter(tmp_path / "super", base), tmp_path / "out", format="merged")
-    before, after = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
-    assert list(before) == list(after)
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    kinds = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
-    assert changed == {f"model.layers.{layer}.{kind}.weight" for layer in range(2) for kind in kinds}
-    assert "lm_head.weight" not in after  # tied to the embeddings, as in the base
-    for name in ("config.json", "generation_config.json"):
-        assert (out / name).read_bytes() == (base / name).read_bytes()
-    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (base, out)]
-    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
-    assert tokenizers[0].chat_template == tokenizers[1].chat_template
-    assert {path.name for path in out.iterdir()} == {path.name for path in base.iterdir()} | {MERGED, README}
 
 
 @given(st.integers(0, 999), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
@@ -104,24 +83,6 @@ def test_an_exported_sub_adapter_merges_to_the_same_bytes(tmp_path: Path) -> Non
         export_adapter(tmp_path / "peft", tmp_path / "no", format="merged", ranks="minimal")
 
 
-def test_an_interruption_leaves_nothing_that_looks_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"), sparse_adapter=True)
-    undisturbed = export_adapter(adapter, tmp_path / "undisturbed", format="merged")
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(merge, "save_tokenizer", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            export_adapter(adapter, tmp_path / "out", format="merged")
-    assert not (tmp_path / "out").exists()
-    out = export_adapter(adapter, tmp_path / "out", format="merged")
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
-        path.name: path.read_bytes() for path in undisturbed.iterdir()
-    }
-
-
 def test_a_moved_base_is_found_and_another_one_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     adapter = super_adapter(run / "super", half_sparse(run / "base"))
@@ -140,24 +101,6 @@ def test_a_moved_base_is_found_and_another_one_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
-def test_sparsity_is_counted_over_what_was_pruned(tmp_path: Path) -> None:
-    base = half_sparse(tmp_path / "base")
-    zeros = {name: int((weight == 0).sum()) for name, weight in weights(base).items()}
-    pruned = {f"model.{name}": (zeros[name], weights(base)[name]) for name in zeros if "mlp" in name}
-    linears = {name: {"zeros": count, "shape": list(weight.shape)} for name, (count, weight) in pruned.items()}
-    write_json(base / SPARSITY, {"fingerprint": weights_fingerprint(base), "linears": linears})
-    out = export_adapter(super_adapter(tmp_path / "super", base), tmp_path / "out", format="merged")
-    total = sum(weight.numel() for _, weight in pruned.values())
-    dense = sum(count for name, (count, _) in pruned.items() if "gate_proj" in name)  # the others carry an adapter
-    figures = read_record(out, MERGED)["sparsity"]
-    assert figures == {"before": sum(count for count, _ in pruned.values()) / total, "after": dense / total}
-    data = inspect(out)
-    assert (data["kind"], data["sparsity_by_kind"]["up_proj"]) == ("merged model", 0.0)
-    assert data["sparsity_by_kind"]["gate_proj"] == inspect(base)["sparsity_by_kind"]["gate_proj"]
-    assert inspect(out, base)["fits"]
-    assert inspect(tmp_path / "super", out)["fits"]
-
-
 @pytest.mark.parametrize("form", ["peft"])
 def test_an_exported_masked_adapter_stays_masked_here_and_warns_of_other_tools(
     tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
@@ -173,17 +116,3 @@ def test_an_exported_masked_adapter_stays_masked_here_and_warns_of_other_tools(
     assert (theirs - activated(adapter)).abs().max() > 1e-2
     out = export_adapter(sub, tmp_path / "out", format="merged-sparse")
     torch.testing.assert_close(logits(stock(out)), activated(adapter), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("format_", "masked"), [("merged", False), ("merged-sparse", True), ("package", True)])
-def test_two_adapters_of_one_shared_weight_are_not_merged_into_it(tmp_path: Path, format_: str, masked: bool) -> None:
-    base = half_sparse(tmp_path / "base", "zamba2")
-    adapter = super_adapter(tmp_path / "super", base, sparse_adapter=masked)
-    with pytest.raises(InputError, match=r"layers\.\d\S+ shares its with \S+layers\.\d\S+; export peft"):
-        export_adapter(adapter, tmp_path / "out", format=format_)
-    assert not (tmp_path / "out").exists()
-    out = export_adapter(adapter, tmp_path / "peft", format="peft", ranks="maximal")
-    if not masked:
-        torch.testing.assert_close(
-            logits(PeftModel.from_pretrained(stock(base), out)), activated(adapter, "maximal"), rtol=0, atol=1e-5
-        )

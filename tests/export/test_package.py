@@ -1,13 +1,12 @@
 """A package is the sparse model and its adapter in one file, and comes back bit for bit."""
 
 import copy
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoKrConfig, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from shears.checkpoints.inspection import inspect
@@ -20,7 +19,6 @@ from shears.export.peft import export_adapter
 from shears.models.load import load_with_adapter
 from shears.quantization.grid import dequantize_blocks, quantize_blocks
 from shears.records.artifacts import MERGED, PACKAGE, SUB_ADAPTER, read_json, read_record
-from shears.records.trained_form import trained_template
 from shears.runs.shapes import shape_of
 from tests import parts
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter
@@ -54,19 +52,6 @@ def test_base_and_sub_adapter_come_back_bit_for_bit(tmp_path: Path, name: str, d
         torch.testing.assert_close(logits(stock(merged)), activated(adapter, ranks), rtol=0, atol=1e-4)
 
 
-def test_a_package_evaluates_as_base_and_adapter_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"))
-    expected = activated(adapter, "maximal")
-    sub = export_adapter(adapter, tmp_path / "sub", ranks="maximal")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    package(adapter, tmp_path / "package", ranks="maximal")
-    for out in ("~/package", package(sub, tmp_path / "of_sub")):
-        torch.testing.assert_close(logits(load_with_adapter(out)[0]), expected, rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match="comes with its adapter"):
-        load_with_adapter(out, sub)
-    assert trained_template(out) == "alpaca"
-
-
 @pytest.mark.parametrize("name", ["phi3", "mixtral", "mamba"])
 def test_a_model_alone_is_packed_from_all_its_shards(name: str, tmp_path: Path) -> None:
     before = parts.save(tmp_path / name, name, BF16)
@@ -84,40 +69,6 @@ def test_a_model_alone_is_packed_from_all_its_shards(name: str, tmp_path: Path) 
     assert not (back / "adapter").exists()
     assert torch.equal(logits(stock(back)), logits(stock(made)))
     assert torch.equal(logits(load_with_adapter(out)[0]), logits(stock(made)))
-
-
-@pytest.mark.parametrize(
-    ("dtype", "values", "held"),
-    [
-        (torch.float32, "auto", "bf16"),
-        (torch.float32, "fp32", "fp32"),
-        (torch.float16, "auto", "bf16"),
-        (BF16, "auto", "bf16"),
-        (BF16, "fp32", "fp32"),
-        (BF16, "int8", "int8"),
-        (BF16, "int4", "int4"),
-    ],
-)
-def test_values_are_bf16_unless_asked_which_one_line_says(
-    dtype: torch.dtype, values: str, held: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    base = half_sparse(tmp_path / "base", dtype=dtype)
-    with caplog.at_level(logging.INFO):
-        out = package(base, tmp_path / "out", values=values)
-    assert ("values auto: bf16, to which" in caplog.text) == (values == "auto" and dtype != BF16)
-    packed = read_package(out)
-    assert {entry.values for entry in packed.index.packed.values()} == {held}
-    of_model = {"fp32": torch.float32}.get(held, BF16)
-    back = all_tensors(unpack(out, tmp_path / "back"))
-    assert {tensor.dtype for tensor in back.values()} == {of_model}
-    assert load_with_adapter(out)[0].dtype == of_model
-    before = all_tensors(base)
-    lossless = (dtype, held) in {(torch.float32, "fp32"), (BF16, "bf16"), (BF16, "fp32")}
-    assert all(torch.equal(tensor, back[name].to(dtype)) for name, tensor in before.items()) == lossless
-    pairs = [(before[f"{name}.weight"].double(), packed.weight(name).double()) for name in packed.packed]
-    error = sum(float((one - other).square().sum()) for one, other in pairs)
-    square = sum(float(one.square().sum()) for one, _ in pairs)
-    assert read_record(out, PACKAGE)["rounding"] == pytest.approx((error / square) ** 0.5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -219,15 +170,6 @@ def test_another_tools_adapter_is_packed_on_its_base(kind: str, tmp_path: Path) 
     out = export_adapter(adapter, tmp_path / "out", format="package", values="fp32")
     expected = logits(PeftModel.from_pretrained(stock(base), adapter).eval())
     torch.testing.assert_close(logits(load_with_adapter(out)[0]), expected, rtol=0, atol=1e-5)
-
-
-def test_an_adapter_that_puts_tokens_before_the_text_is_refused(tmp_path: Path) -> None:
-    """PEFT puts its tokens before every token that is generated behind a cache."""
-    base = save_tiny(tmp_path / "base")
-    prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    adapter = adapter_of(base, tmp_path / "adapter", prefix)
-    with pytest.raises(InputError, match="adapter must change weights, it puts tokens before the text"):
-        load_with_adapter(base, adapter)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), 3e38])

@@ -9,26 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.super_adapter import SuperAdapter, load_super_adapter
 from shears.adapt.train import train
-from shears.checkpoints.inspection import inspect
 from shears.checkpoints.package_file import read_package
 from shears.checkpoints.packed_layout import dense
-from shears.config import Recipe
 from shears.errors import InputError
 from shears.export.peft import export_adapter
 from shears.models.blocks import weight_oi
-from shears.models.grid_adapter import GridLinear, grids_of
-from shears.models.load import load_model, load_with_adapter
+from shears.models.grid_adapter import GridLinear
+from shears.models.load import load_with_adapter
 from shears.quantization.grid import dequantize_blocks, quantize_blocks
-from shears.quantization.training import read_grids
-from shears.records.artifacts import MERGED, PACKAGE, README, SEARCH_SPACE, read_json
-from shears.records.paths import linear_of
-from shears.runs.stages import run_folder
+from shears.records.artifacts import MERGED, PACKAGE, SEARCH_SPACE, read_json
 from tests import parts
 from tests.export.made import half_sparse, logits, stock
 from tests.export.packages import all_tensors, package, same_bits, unpack
@@ -136,21 +130,6 @@ def test_merged_is_an_ordinary_model_with_the_grids_numbers(trained: dict[str, P
     assert same_bits(merged_in_bf16, all_tensors(back))
 
 
-def test_the_adapter_is_plain_lora_and_the_grids_lie_beside_it(trained: dict[str, Path]) -> None:
-    for folder in trained.values():
-        tensors = load_file(folder / "adapter_model.safetensors")
-        assert all(".lora_A." in key or ".lora_B." in key for key in tensors)
-        grids = read_grids(folder)
-        base = Path(read_json(folder / SEARCH_SPACE)["base"])
-        first = grids_of(load_model(base, device="cpu"), base)
-        assert grids.keys() == first.keys()
-        assert all(torch.equal(grids[linear].zeros, grid.zeros) for linear, grid in first.items())
-        learnt = {linear for linear, grid in first.items() if not torch.equal(grids[linear].scales, grid.scales)}
-        assert learnt == {linear_of(key) for key in tensors}
-        assert inspect(folder)["parameters"] == sum(tensor.numel() for tensor in tensors.values())
-        assert "--format package" in (folder / README).read_text()
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -166,17 +145,3 @@ def test_what_would_not_be_exact_is_refused(
         export_adapter(trained["sparse"], tmp_path / "out", **config)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_bases_without_a_linear_for_each_matrix_are_refused(tmp_path: Path) -> None:
-    experts = half_sparse(tmp_path / "experts", "mixtral")
-    with pytest.raises(InputError, match="quantize_aware needs a linear for each matrix of the files, .* has 0"):
-        grids_of(load_model(experts, device="cpu"), experts)
-
-
-def test_a_run_that_could_not_export_its_adapter_is_refused_before_any_work(tmp_path: Path) -> None:
-    for export in ({}, {"format": "package", "values": "int8"}):
-        train_section = {"data": "arithmetic:train", "quantize_aware": "int4"}
-        recipe = Recipe.model_validate({"model": "any", "train": train_section, "export": export})
-        with pytest.raises(InputError, match="must export format package with values int4"):
-            run_folder(recipe, tmp_path / "run")

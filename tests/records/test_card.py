@@ -1,14 +1,11 @@
 """A card says what the record says, is read by the hub's own reader, and has the same bytes every time."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard
 
-from shears.records.publishing import HubLocation, card, published, write_card
+from shears.records.publishing import card
 
 LINEARS = {"model.layers.0.self_attn.q_proj": {"shape": [4, 8], "zeros": 16, "sparsity": 0.5},
            "model.layers.1.self_attn.q_proj": {"shape": [4, 8], "zeros": 8, "sparsity": 0.25},
@@ -62,40 +59,12 @@ def test_every_card_says_what_its_record_says_and_is_read_by_the_hub(kind: str, 
     assert "| dense, number | 50.0% | 40.0% to 60.0% | 100 |" in text
 
 
-def test_a_card_names_test_questions_that_were_trained_on() -> None:
-    details = {"seen_in_training": 3.0, "accuracy_unseen": 0.25}
-    own = {**FIGURES[0], "name": "own", "value": 0.7, "details": details}
-    text = card("sub_adapter.json", RECORDS["sub_adapter.json"], [*FIGURES, own])
-    assert "3 of the 100 test questions stand in the training data of own; on the others the accuracy is 25.0%" in text
-
-
 def test_a_masked_adapter_is_merged_and_one_on_a_grid_is_packed() -> None:
     masked = card("sub_adapter.json", {**RECORDS["sub_adapter.json"], "sparse_adapter": True})
     assert "--format merged-sparse" in masked
     packed = card("sub_adapter.json", {**RECORDS["sub_adapter.json"], "quantize_aware": "int4"})
     assert "--format package" in packed
     assert not any("PeftModel" in text for text in (masked, packed))
-
-
-def test_a_published_card_has_the_names_of_the_hub() -> None:
-    record = RECORDS["sub_adapter.json"]
-    public = {**record, "base": "me/sparse"}
-    text = card("sub_adapter.json", record, FIGURES) + "\nThanks to all.\n"
-    text = published(text, "sub_adapter.json", record, public, HubLocation("me/it"))
-    assert "# LoRA adapter for me/sparse" in text
-    assert checked(text).data.base_model == "me/sparse"
-    assert 'AutoModelForCausalLM.from_pretrained("me/sparse"), "me/it")' in text
-    assert text.endswith("Thanks to all.\n")
-    embedded = card("sparsity.json", {**RECORDS["sparsity.json"], "model": "smollm2-135m"})
-    assert checked(embedded).data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
-def test_a_card_lies_beside_its_record(tmp_path: Path) -> None:
-    (tmp_path / "sub_adapter.json").write_text(json.dumps(RECORDS["sub_adapter.json"]))
-    write_card(tmp_path)
-    written = (tmp_path / "README.md").read_text()
-    assert yaml.safe_load(written.split("---")[1])["tags"] == ["shears", "sparse", "lora"]
-    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "sub_adapter.json"}
 
 
 def test_a_name_from_a_record_cannot_become_code_that_people_copy() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from shears.errors import InputError
 from shears.records import artifacts, folders
-from shears.records.folders import partial_folder, refuse_taken, run_lock, working_folder
+from shears.records.folders import partial_folder, run_lock, working_folder
 
 CONFIG = {"sparsity": 0.5, "seed": 0}
 RESUMED = pytest.mark.parametrize("resumes", [True, False])
@@ -62,14 +62,6 @@ def test_wrong_input_leaves_nothing_new_and_keeps_earlier_work(tmp_path: Path) -
     assert finish(tmp_path / "out") == ["half.bin"]
 
 
-def test_a_kill_before_anything_was_written_blocks_no_other_configuration(tmp_path: Path) -> None:
-    (tmp_path / "out.partial").mkdir()
-    for name in (".lock", "..asked.json.tmp", ".asked.json"):
-        (tmp_path / "out.partial" / name).touch()
-    assert finish(tmp_path / "out", config={"sparsity": 0.6}) == []
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole.bin"]
-
-
 def test_a_changed_configuration_is_refused_with_every_key_named(tmp_path: Path) -> None:
     fail(tmp_path / "out", RuntimeError("killed"))
     with pytest.raises(InputError) as error:
@@ -85,13 +77,6 @@ def test_an_existing_output_is_refused_and_left_alone(resumes: bool, tmp_path: P
     with pytest.raises(InputError, match="must not exist yet"):
         finish(tmp_path / "out", resumes)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="not empty"), working_folder(tmp_path / "out", CONFIG, resumes=False):  # noqa: PT012
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine").touch()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 @RESUMED
@@ -125,13 +110,6 @@ def test_the_current_folder_and_a_link_can_be_the_output(tmp_path: Path, monkeyp
     finish(tmp_path / "out")
     assert (tmp_path / "out").is_symlink()
     assert (tmp_path / "large_disk" / "out" / "whole.bin").is_file()
-
-
-def test_an_output_that_cannot_be_made_is_refused_in_words(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for output in (tmp_path / "file" / "deep" / "out", tmp_path / ("x" * 400)):
-        with pytest.raises(InputError, match="the output"):
-            refuse_taken(output)
 
 
 WORKER = """

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shears.records.artifacts import append_row, cut_torn_line, read_rows, write_rows
+from shears.records.artifacts import append_row, read_rows
 
 ROWS = st.lists(
     st.dictionaries(st.text(max_size=4), st.text() | st.integers() | st.lists(st.text(max_size=3)), max_size=3),
@@ -33,22 +33,8 @@ def test_cut_at_any_byte_a_prefix_is_read_and_appending_goes_on(before: Any, aft
         assert read_rows(journal) == before[:num_whole] + after
 
 
-def test_an_absent_journal_has_no_rows_and_a_rewritten_one_those_given(tmp_path: Path) -> None:
-    journal = tmp_path / "rows.jsonl"
-    assert read_rows(journal) == []
-    write_rows(journal, [{"step": 1}, {"loss": float("inf")}])
-    assert read_rows(journal) == [{"step": 1}, {"loss": float("inf")}]
-
-
 @pytest.mark.parametrize("line", [b"\xff\xfe", b'{"half', b"[" * 100_000, b""])
 def test_a_line_that_is_not_json_is_left_out(line: bytes, tmp_path: Path) -> None:
     journal = tmp_path / "rows.jsonl"
     journal.write_bytes(b'{"a": 1}\n' + line + b'\n{"b": 2}\n')
     assert read_rows(journal) == [{"a": 1}, {"b": 2}]
-
-
-def test_only_the_torn_line_is_cut_off(tmp_path: Path) -> None:
-    for content in (b"", b"a\n", b"a\nb"):
-        (tmp_path / "file").write_bytes(content)
-        cut_torn_line(tmp_path / "file")
-        assert (tmp_path / "file").read_bytes() == content[: content.rfind(b"\n") + 1]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shears.records.paths import last_part, without_folders
+from shears.records.paths import without_folders
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,3 @@ def test_an_existing_path_is_a_path_whatever_its_name_is(tmp_path: Path, monkeyp
     assert without_folders("org/name") == "name"
     assert without_folders("org/name:test") == "name:test"
     assert without_folders("org/other") == "org/other"
-
-
-def test_the_root_has_no_last_part() -> None:
-    assert last_part("/") == ""

@@ -12,7 +12,6 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 import shears
 from shears.errors import InputError
 from shears.records.artifacts import KINDS
-from shears.records.paths import file_fingerprint
 from shears.records.publishing import write_card
 from tests.tiny import save_tiny
 
@@ -68,19 +67,6 @@ def test_no_uploaded_file_contains_a_local_folder(name: str, made: Path) -> None
     assert record["model" if name == "sparse" else "base"] == "me/base"
 
 
-def test_a_file_is_sent_by_its_name_and_its_hash(made: Path) -> None:
-    digest = file_fingerprint(made / "rows.jsonl")
-    pruned = json.loads(sent(made / "sparse", "me/it", "me/base")["sparsity.json"])
-    assert (pruned["config"]["calibration"], pruned["calibration_sha256"]) == ("rows.jsonl", digest)
-    trained = json.loads(sent(made / "super", "me/it", "me/base")["search_space.json"])
-    assert (trained["config"]["data"], trained["data_sha256"]) == ("rows.jsonl", digest)
-    for name, record in (("sub", "sub_adapter.json"), ("package", "package.json")):
-        content = json.loads(sent(made / name, "me/it", "me/base")[record])
-        assert (content["data"], content["data_sha256"]) == ("rows.jsonl", digest)
-    merged = json.loads(sent(made / "merged", "me/it", "me/base")["merged.json"])
-    assert (merged["config"]["calibration"], merged["calibration_sha256"]) == ("rows.jsonl", digest)
-
-
 def test_the_base_has_its_name_on_the_hub(made: Path) -> None:
     files = sent(made / "sub", "me/sub", "me/sparse")
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/sparse"
@@ -113,39 +99,6 @@ def test_a_pushed_card_loads_from_the_hub(name: str, code: list[str], made: Path
     assert f'"{own}"' not in text
     assert f" {own} --" not in text
     assert '"sparse"' not in text
-
-
-def test_the_card_of_a_recovery_loads_it_from_inside_the_model(made: Path) -> None:
-    local = (made / "sparse" / "recovery" / "README.md").read_text()
-    assert 'AutoModelForCausalLM.from_pretrained("sparse"), "sparse/recovery")' in local
-    text = sent(made / "sparse", "me/it", "me/base")["recovery/README.md"].decode()
-    assert 'AutoModelForCausalLM.from_pretrained("me/it"), "me/it", subfolder="recovery")' in text
-    assert "--lora-modules recovery=it/recovery" in text
-    assert ModelCard(text).data.to_dict()["base_model"] == "me/it"
-
-
-def test_unfinished_files_are_not_uploaded(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "sub", tmp_path / "sub")
-    (tmp_path / "sub" / "figures.json.partial").write_text(f'{{"data": "{made}"}}')
-    assert "figures.json.partial" not in sent(tmp_path / "sub", "me/it", "me/base")
-
-
-def test_a_relative_base_is_a_folder_wherever_it_is_pushed_from(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(made)
-    shears.sparsify("base", tmp_path / "sparse", method="magnitude")
-    shears.export_adapter("sparse", tmp_path / "package", format="package")
-    for name, base in (("sparse", "base"), ("package", "sparse")):
-        with pytest.raises(InputError, match=f"has the folder {made.resolve()}/{base}; push that first"):
-            shears.push(tmp_path / name, "me/it", dry_run=True)
-    monkeypatch.chdir(tmp_path)
-    record = json.loads((tmp_path / "sparse" / "sparsity.json").read_text())
-    (tmp_path / "runs" / "base").mkdir(parents=True)
-    for base in ("base", "runs/base", "../runs/base", "~/base", "a/b/c"):  # as earlier versions recorded them
-        (tmp_path / "sparse" / "sparsity.json").write_text(json.dumps({**record, "model": base}))
-        with pytest.raises(InputError, match="has the folder .*base|has the folder a/b/c"):
-            shears.push(tmp_path / "sparse", "me/it", dry_run=True)
 
 
 @pytest.mark.parametrize("base", ["smollm2-135m", "org/base"])
@@ -220,25 +173,6 @@ def test_files_of_the_trainer_are_not_uploaded(made: Path, tmp_path: Path) -> No
     files = {file.name for file in shears.push(tmp_path / "base", "me/base", dry_run=True)}
     assert files & set(left) == set()
     assert {"config.json", "model.safetensors", "checkpoint.md"} <= files
-
-
-@pytest.mark.parametrize("key", ["tokenizer_name_or_path", "covariance_file"])
-def test_settings_of_other_tools_name_no_folder(key: str, made: Path, tmp_path: Path) -> None:
-    """Of PEFT's prompt tuning and CorDA, of GPTQ's quantization."""
-    shutil.copytree(made / "sub", tmp_path / "sub")
-    path = tmp_path / "sub" / "adapter_config.json"
-    settings = {**json.loads(path.read_text()), "more": {key: f"{made}/it", "also": "org/name"}, key: "org/name"}
-    path.write_text(json.dumps(settings))
-    sent_settings = json.loads(sent(tmp_path / "sub", "me/it", "me/base")["adapter_config.json"])
-    assert (sent_settings["more"], sent_settings[key]) == ({key: "it", "also": "org/name"}, "org/name")
-
-
-def test_an_adapter_that_names_no_base_gets_the_one_given(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "sub", tmp_path / "sub")
-    path = tmp_path / "sub" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
-    sent_settings = json.loads(sent(tmp_path / "sub", "me/it", "me/base")["adapter_config.json"])
-    assert sent_settings["base_model_name_or_path"] == "me/base"
 
 
 def test_a_link_out_of_the_folder_is_not_uploaded(made: Path, tmp_path: Path) -> None:

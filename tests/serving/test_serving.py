@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi")
 
-from shears.records.trained_form import TrainedForm
 from shears.runtime.generation.engine import Engine
 from tests.runtime.generation.backends import END, TOKENIZER, engine_of, lively
 from tests.runtime.native.decoders import backend, covered, extension_is_missing
@@ -86,30 +84,6 @@ def test_eight_clients_at_once_get_the_answers_they_get_one_by_one(served: Runni
         for stream in (False, True):
             assert list(pool.map(lambda talk, stream=stream: _chat(served, talk, stream=stream), TALKS)) == alone
     served.wait_until_open(0)
-
-
-def test_a_trained_model_is_asked_in_the_form_of_its_rows_greedily_unless_the_client_says_otherwise() -> None:
-    engine = engine_of(lively())
-    engine.form = TrainedForm("instruction", "question")
-    expected = engine_of(lively()).generate("Question: hi\nAnswer:", max_new_tokens=12).text
-    with running(engine) as server:
-        ask = partial(server.client().chat.completions.create, model=NAME, max_tokens=12)
-        talk: Any = [{"role": "user", "content": "hi"}]
-        assert [ask(messages=talk).choices[0].message.content for _ in range(2)] == [expected] * 2
-        assert ask(messages=talk, temperature=1, seed=1).choices[0].message.content != expected
-
-
-def test_samples_of_a_prompt_have_seeds_of_their_own(served: Running) -> None:
-    def ask(**options: Any) -> list[str]:
-        words = {"model": NAME, "prompt": "Hello", "max_tokens": 8, "temperature": 1, **options}
-        return [choice.text for choice in served.client().completions.create(**words).choices]
-
-    assert len({*ask(n=4), *ask(prompt=["Hello"] * 3)}) == 7
-    for seed in (5, 2**63 - 1):
-        assert len(set(ask(n=4, seed=seed))) == 4
-    assert ask(prompt=["Hello"] * 4, seed=5) == ask(n=4, seed=5)
-    assert ask(prompt=TOKENIZER("Hello")["input_ids"], seed=5) == ask(seed=5)
-    assert ask(seed=5) == ask(n=4, seed=5)[:1]
 
 
 def test_parts_of_a_message_and_older_names_are_understood(served: Running) -> None:

@@ -21,18 +21,8 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
-VERBS = ("verbs", "chat", "sharing", "data")  # modules that register them
+VERBS = ("verbs", "chat", "showing")  # modules that register them
 CONTINUED = ("compress", "evaluate", "heal", "run", "search", "sparsify", "train", "write")  # by the same command
-LESS_MEMORY = {
-    "write": "--max-new-tokens 128",
-    "sparsify": "--sequence-length 256 or --num-samples 16",
-    "train": "--micro-batch-size 1, --recompute or --precision bf16",
-    "heal": "--micro-batch-size 1, --sequence-length 256 or --precision bf16",
-    "search": "--batch-size 4 or --precision bf16",
-    "export": "--num-samples 16 or --sequence-length 256",
-    "evaluate": "--batch-size 4 or --precision bf16",
-}
-"""Options that need less memory, by verb; those that cost least quality first."""
 
 
 class _ConsoleHandler(logging.Handler):
@@ -75,8 +65,7 @@ def _run(verb: str) -> None:
         sys.exit(code)
     except Exception as error:
         if (cause := memory_error(error)) is not None:
-            advice = LESS_MEMORY.get(verb, "a smaller model or a machine with more memory")
-            _fail([f"out of memory ({first_line(cause)}); {advice} needs less"], 1)
+            _fail([f"out of memory ({first_line(cause)}); a smaller batch needs less"], 1)
         if isinstance(error, InputError):
             _fail(error.messages, 2)
         if isinstance(error, OSError) or is_disk_error(error):

@@ -5,8 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shears.checkpoints.packed_layout import PackedMatrix
 from shears.runtime.native import _native
-from shears.runtime.native.kernels import KernelMatrix
+from shears.runtime.native.kernels import HugeBuffer, KernelMatrix, copied_matrix
+
+
+def sparse_matrix(packed: PackedMatrix) -> KernelMatrix:
+    """Copy a packed weight, already checked, into a buffer of the kernels."""
+    buffer = HugeBuffer()
+    return KernelMatrix(copied_matrix(packed, buffer, buffer, buffer), buffer, packed.num_bytes)
 
 
 def multiply(matrix: KernelMatrix, x: Tensor, pool: _native.Pool) -> Tensor:

@@ -27,7 +27,7 @@ if not kernels_available() and not os.environ.get("CI"):
 from shears.runtime.native import _native
 from shears.runtime.native import kernels as native
 from shears.runtime.native.dense_rows import DenseRows, rows_of
-from tests.runtime.native.products import multiply, multiply_many
+from tests.runtime.native.products import multiply, multiply_many, sparse_matrix
 
 ISAS = [name for name in ("portable", "avx2", "avx512", "amx", "neon", "neon_dot") if native.features()[name]]
 VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
@@ -115,7 +115,7 @@ def test_a_packed_weight_multiplies_as_its_dense_form(values: NumberFormat, toke
     weight = random_weight(53, 139, values)
     x = torch.randn(tokens, 139, generator=torch.Generator().manual_seed(tokens))
     pool = native.Pool(1)
-    assert_product(weight, x, multiply(native.sparse_matrix(weight.sparse), x, pool), isa)
+    assert_product(weight, x, multiply(sparse_matrix(weight.sparse), x, pool), isa)
     assert_product(weight, x, multiply(native.dense_matrix(weight.dense), x, pool), isa)
 
 
@@ -124,7 +124,7 @@ def test_a_packed_weight_multiplies_as_its_dense_form(values: NumberFormat, toke
 def test_a_token_has_the_same_bits_beside_any_others(values: NumberFormat, sparse: bool, isa: str) -> None:
     """From STEADY tokens on."""
     weight, pool = random_weight(53, 395, values), native.Pool(1)
-    matrix = native.sparse_matrix(weight.sparse) if sparse else native.dense_matrix(weight.dense)
+    matrix = sparse_matrix(weight.sparse) if sparse else native.dense_matrix(weight.dense)
     x = torch.randn(130, 395, generator=torch.Generator().manual_seed(0))
     whole = multiply(matrix, x, pool)
     for tokens in (4, 5, 8, 9, 16, 17, 32, 33, 64, 65):
@@ -141,7 +141,7 @@ def test_a_weight_without_masks_is_dense_to_the_kernels(
     packed = layout.pack(torch.randn(*shape, generator=torch.Generator().manual_seed(0)), values)
     assert packed.masks is None
     x, pool = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(1)), native.Pool(1)
-    loaded = native.sparse_matrix(packed)
+    loaded = sparse_matrix(packed)
     assert torch.equal(multiply(loaded, x, pool), multiply(native.dense_matrix(rows_of(packed)), x, pool))
 
 
@@ -159,7 +159,7 @@ def test_any_shape_and_sparsity(
 ) -> None:
     weight = random_weight(rows, cols, values, sparsity, seed)
     x = torch.randn(tokens, cols, generator=torch.Generator().manual_seed(seed))
-    matrix, before = native.sparse_matrix(weight.sparse), str(native.features()["isa"])
+    matrix, before = sparse_matrix(weight.sparse), str(native.features()["isa"])
     for name in ISAS:
         native.select_isa(name)
         assert_product(weight, x, multiply(matrix, x, native.Pool(1)), name)
@@ -215,7 +215,7 @@ def _allowed(thread: str) -> set[int]:
 def test_nan_and_infinity_of_an_input_reach_its_token_only(values: NumberFormat, tokens: int, isa: str) -> None:
     weight = random_weight(20, 60, values)
     x = torch.randn(tokens + 1, 60, generator=torch.Generator().manual_seed(3))
-    pool, matrix = native.Pool(1), native.sparse_matrix(weight.sparse)
+    pool, matrix = native.Pool(1), sparse_matrix(weight.sparse)
     clean = multiply(matrix, x, pool)
     x[tokens, 7] = float("nan")
     y = multiply(matrix, x, pool)
@@ -236,7 +236,7 @@ def test_several_weights_with_updates_are_the_sum_of_their_parts(values: NumberF
     a, b = torch.randn(6, 130) / 10, torch.randn(17, 6)
     down, up = native.dense_matrix(DenseRows(a)), native.dense_matrix(DenseRows(b))
     update = _native.LowRank(down.native, up.native, 0.5)
-    matrices = [native.sparse_matrix(weight.sparse) for weight in weights]
+    matrices = [sparse_matrix(weight.sparse) for weight in weights]
     y = multiply_many(matrices, x, pool, [None, update, None])
     for k in (0, 2):
         assert torch.equal(y[k], multiply(matrices[k], x, pool))
@@ -249,7 +249,7 @@ def test_several_weights_with_updates_are_the_sum_of_their_parts(values: NumberF
 def test_bf16_inputs_give_bf16_outputs(isa: str) -> None:
     weight = random_weight(50, 70, "bf16")
     x = torch.randn(3, 70, generator=torch.Generator().manual_seed(6)).bfloat16()
-    matrix, pool = native.sparse_matrix(weight.sparse), native.Pool(1)
+    matrix, pool = sparse_matrix(weight.sparse), native.Pool(1)
     y = multiply(matrix, x, pool)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, multiply(matrix, x.float(), pool).bfloat16()), isa

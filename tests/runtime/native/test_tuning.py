@@ -15,7 +15,7 @@ if not kernels_available():
     pytest.skip("the extension was not built", allow_module_level=True)
 from shears.runtime.native import _native, kernels, tuning
 from shears.runtime.native.dense_rows import DenseRows, rows_of
-from tests.runtime.native.products import multiply
+from tests.runtime.native.products import multiply, sparse_matrix
 
 ROWS, COLS = 83, 301  # neither whole panels nor whole groups
 KINDS: list[tuple[NumberFormat, bool]] = [(values, sparse) for values in tuning.CODES for sparse in (True, False)]
@@ -39,7 +39,7 @@ def a_matrix(values: NumberFormat, sparse: bool) -> kernels.KernelMatrix:
     weight = torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(0))
     weight[torch.rand(ROWS, COLS, generator=torch.Generator().manual_seed(1)) < 0.5] = 0
     if sparse:
-        return kernels.sparse_matrix(pack(weight, values))
+        return sparse_matrix(pack(weight, values))
     return kernels.dense_matrix(DenseRows(weight).as_values(values))
 
 

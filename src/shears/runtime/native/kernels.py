@@ -44,12 +44,6 @@ class KernelMatrix:
         self.cols = native.cols
 
 
-def sparse_matrix(packed: PackedMatrix) -> KernelMatrix:
-    """Copy a packed weight, already checked, into a buffer of the kernels."""
-    buffer = HugeBuffer()
-    return KernelMatrix(copied_matrix(packed, buffer, buffer, buffer), buffer, packed.num_bytes)
-
-
 def copied_matrix(
     packed: PackedMatrix, values: _native.HugeBuffer, masks: _native.HugeBuffer, rest: _native.HugeBuffer
 ) -> _native.Matrix:

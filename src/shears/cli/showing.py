@@ -1,6 +1,5 @@
-"""The verb data: rows as the model will see them, and what a training would leave out."""
+"""The verbs that show data and results: data, compare, report and push."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,18 +7,19 @@ from typing import Annotated, Any
 from rich.style import Style
 from rich.text import Text
 
+import shears
 from shears.cli import tables
-from shears.cli.options import Json, Values, app, argument, option, with_stage_options
+from shears.cli.options import Json, Values, app, argument, option, switch, with_stage_options
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.config.sparsify_options import EMBEDDED
 from shears.errors import InputError
+from shears.records.figures import arm_rows, difference_row
 
 SPLIT = "Write the rows in per cent for training, validation and test, such as 80/10/10 (80/20: no validation)."
 FIELDS = ("columns", "template", "max_length")  # of train: they decide what it sees of the data
 LONGEST = 2_000  # characters of a part of a row that are shown
 REFUSED = 3  # reasons that are shown
-HIDDEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}  # Unicode categories that change a terminal or hide
 
 
 @app.command("data", rich_help_panel="Measure")
@@ -97,7 +97,7 @@ def print_preview(content: Mapping[str, Any]) -> None:
     if content["shown"]:
         mark = "underlined" if has_colour else "in [brackets]"
         tables.print_line(f"Tokens with loss are {mark}; control characters are escaped.")
-    tables.print_line(f"{escaped(content['data'])}: {content['rows']:,} rows, train uses {content['used']:,}")
+    tables.print_line(f"{content['data']}: {content['rows']:,} rows, train uses {content['used']:,}")
     if long := content["longer_than_max_length"]:
         longer = f"{long:,} longer than {content['max_length']} tokens"
         tables.print_line(f"  left out: {longer}; --max-length raises that")
@@ -106,7 +106,7 @@ def print_preview(content: Mapping[str, Any]) -> None:
     if content["refused"]:
         tables.print_line(f"  refused: {len(content['refused']):,}; train stops at the first")
         for each in content["refused"][:REFUSED]:
-            tables.print_line(f"    row {each['row']}: {escaped(each['reason'])}")
+            tables.print_line(f"    row {each['row']}: {each['reason']}")
     if content["tokens"]["total"]:
         tokens = content["tokens"]
         spread = ", ".join(f"{name} {tokens[name]:,}" for name in ("min", "median", "p95", "max"))
@@ -117,17 +117,89 @@ def print_preview(content: Mapping[str, Any]) -> None:
 def _as_text(parts: Sequence[Mapping[str, Any]], has_colour: bool) -> Text:
     text = Text()
     for part in parts:
-        shown = escaped(part["text"][:LONGEST])
+        shown = part["text"][:LONGEST]
         brackets = part["loss"] and not has_colour
         text.append(f"[{shown}]" if brackets else shown, Style(underline=part["loss"], dim=not part["loss"]))
     return text
 
 
-def escaped(text: str) -> str:
-    """Return a text with control and format characters escaped, such as \\x1b; line breaks stay."""
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in HIDDEN and character != "\n"
-        else character
-        for character in text
-    )
+@app.command(rich_help_panel="Measure")
+def compare(
+    runs: Annotated[
+        list[str],
+        argument(
+            "RUN...", "Run folders, or files that evaluate wrote; NAME=FILE,FILE pools several seeds under one name."
+        ),
+    ],
+    against: Annotated[
+        str | None,
+        option("NAME", "Run or NAME that the others are compared with (default: the first)."),
+    ] = None,
+    output: Annotated[str | None, option("FILE", "Write the comparison to this .json or .html file.")] = None,
+    seed: Annotated[int, option("INTEGER", "Random seed of the bootstrap.")] = 0,
+) -> None:
+    """Compare evaluations on the same examples.
+
+    Prints accuracies with 95 % intervals and paired differences with p values, in one table per task
+    of lm-eval.
+
+    \b
+    shears compare lora=lora-0.json,lora-1.json nls=nls-0.json,nls-1.json \\
+        --output compare.html
+    """
+    data = shears.compare(runs, against=against, seed=seed, output=output)
+    print_comparison(data)
+    if output is not None:
+        tables.print_line(f"{Path(output)}: the comparison")
+
+
+@app.command(rich_help_panel="Measure")
+def report(
+    run: Annotated[str, argument("RUN", "Folder of run or compress.")],
+    output: Annotated[str | None, option("FILE", "HTML file to write; default: RUN/report.html.")] = None,
+) -> None:
+    """Write the report of a run as one web page.
+
+    The page has figures, pictures, examples and the recipe, and loads nothing from the network.
+
+    shears report runs/quickstart
+    """
+    tables.print_line(f"{shears.write_report(run, output)}: open it in a browser")
+
+
+@app.command(rich_help_panel="Use")
+def push(
+    folder: Annotated[str, argument("FOLDER", "Folder of a model, an adapter or a package.")],
+    repo: Annotated[str, argument("OWNER/NAME", "Repository on the hub; created if needed.")],
+    base: Annotated[str | None, option("OWNER/NAME", "For an adapter: the repository of its sparse model.")] = None,
+    private: Annotated[bool, switch("--private", "Create the repository as a private one.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "List files and sizes; upload nothing.")] = False,
+) -> None:
+    """Upload an artifact to the Hugging Face hub.
+
+    Its README.md becomes the model card. Log in first: hf auth login
+
+    \b
+    shears push runs/quickstart/sub_adapter me/sub-adapter \\
+        --base me/sparse --dry-run
+    """
+    files = shears.push(folder, repo, base=base, private=private, dry_run=dry_run)
+    rows = [{"file": file.name, "bytes": f"{file.size:,}"} for file in files]
+    tables.print_rows(rows, f"{'would be' if dry_run else 'is'} in {repo}")
+    tables.print_line(f"{len(files)} files, {sum(file.size for file in files):,} bytes")
+
+
+def print_comparison(data: Mapping[str, Any]) -> None:
+    """Print the arms and their differences, by task, then explain the columns."""
+    tasks = data.get("tasks", [data])
+    for task in tasks:
+        of = f" of {task['task']}" if "task" in task else ""
+        tables.print_rows(arm_rows(task), f"accuracy on {task['n']:,} examples{of}")
+        rows = [difference_row(each["name"], each) for each in task["differences"]]
+        tables.print_rows(rows, f"difference to {task['against']}, same examples")
+        for note in task.get("notes", []):
+            tables.print_line(note)
+    tests = sorted({each["test"] for task in tasks for each in task["differences"]})
+    tables.print_line(f"p: {' or '.join(tests)}, two-sided.")
+    tables.print_line("won, lost: examples that only this arm, or only the other, answers correctly.")
+    tables.print_line("Intervals are over examples; seeds are pooled by example.")
