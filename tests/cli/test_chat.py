@@ -19,7 +19,7 @@ from shears.cli import application, main
 from shears.cli.chat import Conversation
 from shears.config import ChatConfig
 from shears.errors import InputError
-from shears.records.artifacts import MERGED, write_json
+from shears.records.artifacts import write_json
 from shears.runtime import load, loading
 from tests.conftest import Call
 from tests.processes import DEADLINE, Process, until
@@ -80,7 +80,7 @@ def test_a_model_of_plain_rows_sees_each_line_in_their_form(
     lively().save_pretrained(folder := tmp_path / "model")
     tiny_tokenizer().save_pretrained(folder)
     expected = load(folder).generate("Question: hi\nAnswer:", max_new_tokens=5).text
-    write_json(folder / MERGED, {"template": "question", "form": {"rows": "instruction"}})
+    write_json(folder / "merged.json", {"template": "question", "form": {"rows": "instruction"}})
     for words in (["chat", folder], ["generate", folder, "--prompt", "hi"]):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi\nhi\n")))
         code, output, errors = call(*words, "--max-new-tokens", "5")

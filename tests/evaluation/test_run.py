@@ -23,7 +23,7 @@ from shears.export.peft import export_adapter
 from shears.models import devices
 from shears.models.load import load_with_adapter
 from shears.models.ref import resolve
-from shears.records.artifacts import MERGED, SUB_ADAPTER, weights_fingerprint, write_json
+from shears.records.artifacts import SUB_ADAPTER, weights_fingerprint, write_json
 from shears.runtime.loading import load
 from tests.runtime.native.decoders import extension_is_missing
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -197,9 +197,9 @@ def test_instructions_of_a_text_are_measured_in_the_form_of_use(base: Path, tmp_
 
     assert measured(rows) == expected("chat")
     assert measured(rows, template="alpaca") == expected("alpaca")
-    write_json(base / MERGED, {"template": "question"})
+    write_json(base / "merged.json", {"template": "question"})
     assert measured(rows) == expected("question")
-    (base / MERGED).unlink()
+    (base / "merged.json").unlink()
     (tmp_path / "text.txt").write_text("abc " * 9)
     assert measured(tmp_path / "text.txt")[0] is None
 

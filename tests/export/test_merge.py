@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from shears.errors import InputError
 from shears.export.peft import export_adapter
 from shears.models.load import load_with_adapter
-from shears.records.artifacts import MERGED, read_record, weights_fingerprint
+from shears.records.artifacts import read_record, weights_fingerprint
 from shears.sparsity.rewrite import in_format
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter, weights
 
@@ -43,7 +43,7 @@ def test_a_plain_adapter_merges_exactly_and_says_what_is_lost(
         out = export_adapter(adapter, tmp_path / "out", format="merged", ranks="maximal")
     torch.testing.assert_close(logits(stock(out)), activated(adapter, "maximal"), rtol=0, atol=1e-5)
     torch.testing.assert_close(logits(stock(out)), logits(PeftModel.from_pretrained(stock(base), adapter)))
-    figures = read_record(out, MERGED)["sparsity"]
+    figures = read_record(out, "merged.json")["sparsity"]
     assert (0.45 < figures["before"] < 0.55, figures["after"]) == (True, 0.0)
     lost = f"sparsity falls from {100 * figures['before']:.1f} % to 0.0 %; use --format merged-sparse to keep it"
     assert lost in caplog.messages
@@ -75,7 +75,7 @@ def test_an_exported_sub_adapter_merges_to_the_same_bytes(tmp_path: Path) -> Non
         out = export_adapter(sub, tmp_path / f"of_{form}", format="merged")
         for name, tensor in load_file(direct / "model.safetensors").items():
             torch.testing.assert_close(load_file(out / "model.safetensors")[name], tensor, rtol=0, atol=1e-6)
-        records = [read_record(folder, MERGED) for folder in (direct, out)]
+        records = [read_record(folder, "merged.json") for folder in (direct, out)]
         for key in ("ranks", "super_adapter_fingerprint", "ranks_fingerprint", "base_fingerprint", "template"):
             assert records[0][key] == records[1][key]
         assert records[1]["sub_adapter_fingerprint"] == weights_fingerprint(sub)

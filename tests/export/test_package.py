@@ -18,7 +18,7 @@ from shears.errors import InputError
 from shears.export.peft import export_adapter
 from shears.models.load import load_with_adapter
 from shears.quantization.grid import dequantize_blocks, quantize_blocks
-from shears.records.artifacts import MERGED, PACKAGE, SUB_ADAPTER, read_json, read_record
+from shears.records.artifacts import PACKAGE, SUB_ADAPTER, read_json, read_record
 from shears.runs.shapes import shape_of
 from tests import parts
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter
@@ -136,7 +136,7 @@ def test_a_masked_adapter_is_merged_into_its_package(tmp_path: Path) -> None:
     merged = export_adapter(adapter, tmp_path / "m", format="merged-sparse", ranks="maximal")
     record = read_record(out, PACKAGE)
     for key in ("base_fingerprint", "super_adapter_fingerprint", "ranks"):
-        assert record[key] == read_json(merged / MERGED)[key]
+        assert record[key] == read_json(merged / "merged.json")[key]
     assert same_bits(all_tensors(unpack(out, tmp_path / "back")), all_tensors(merged))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "base", "m", "out", "super"]
 

@@ -22,7 +22,7 @@ from shears.models.blocks import weight_oi
 from shears.models.grid_adapter import GridLinear
 from shears.models.load import load_with_adapter
 from shears.quantization.grid import dequantize_blocks, quantize_blocks
-from shears.records.artifacts import MERGED, PACKAGE, SEARCH_SPACE, read_json
+from shears.records.artifacts import PACKAGE, SEARCH_SPACE, read_json
 from tests import parts
 from tests.export.made import half_sparse, logits, stock
 from tests.export.packages import all_tensors, package, same_bits, unpack
@@ -124,7 +124,7 @@ def test_merged_is_an_ordinary_model_with_the_grids_numbers(trained: dict[str, P
     for form in ("merged", "merged-sparse"):
         merged = export_adapter(trained["sparse"], tmp_path / form, format=form, ranks="maximal")
         assert torch.equal(logits(stock(merged)), expected)
-        assert read_json(merged / MERGED)["quantize_aware"] == "int4"
+        assert read_json(merged / "merged.json")["quantize_aware"] == "int4"
     back = unpack(package(trained["sparse"], tmp_path / "package", ranks="maximal"), tmp_path / "back")
     merged_in_bf16 = {name: tensor.bfloat16() for name, tensor in all_tensors(tmp_path / "merged").items()}
     assert same_bits(merged_in_bf16, all_tensors(back))

@@ -21,7 +21,7 @@ from shears.errors import InputError
 from shears.models.load import load_model
 from shears.models.ref import load_tokenizer, resolve
 from shears.records import artifacts as journal
-from shears.records.artifacts import MERGED, write_json
+from shears.records.artifacts import write_json
 from shears.records.folders import partial_folder
 from shears.records.paths import file_fingerprint
 from shears.runtime.generation.continuation import TextSettings
@@ -165,7 +165,7 @@ def test_an_answer_is_the_likeliest_text_behind_the_prompt_in_the_models_templat
 
 def test_a_package_answers_in_the_form_of_its_training(model: Path, prompts: str, tmp_path: Path) -> None:
     trained = shutil.copytree(model, tmp_path / "trained")
-    write_json(trained / MERGED, {"template": "question", "form": {"rows": "instruction"}})
+    write_json(trained / "merged.json", {"template": "question", "form": {"rows": "instruction"}})
     asked = saved(tmp_path / "rows.jsonl", [ROWS[3], ROWS[0]])
     expected = rows_of(write(trained, tmp_path / "model", asked, **SHORT))
     assert {row["prompt"] for row in expected} == {"is it so", "Question: how many pens?\nAnswer:"}
