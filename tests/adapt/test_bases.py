@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from shears.adapt.train import train
 from shears.config import TrainConfig
 from shears.training.fit import fit
 from tests.adapt.prepared import prepared_on
-from tests.tiny import LONGEST, save_tiny, tiny_tokenizer
+from tests.tiny import LONGEST, save_tiny
 from tests.training.small_training import SETTINGS, log
 
 GPT2 = ("c_attn", "mlp.c_fc+mlp.c_proj")
@@ -51,15 +51,6 @@ def test_only_the_adapter_changes(
     assert sum(losses[-5:]) < 0.98 * sum(losses[:5])  # the head of a random model stays random
 
 
-def test_a_batch_stays_within_the_models_positions(tmp_path: Path) -> None:
-    """GPT-Neo has a causal mask of as many tokens as it has positions, and fails beyond."""
-    base = save_tiny(tmp_path / "base", "gpt_neo")
-    lengths = [240, 100, 90, 60]
-    changes = {"groups": ("q_proj", "v_proj"), "max_steps": 2, "max_length": 256, "batch_size": 4}
-    out = train(base, tmp_path / "out", data=write_rows(tmp_path, lengths), **{**SETTINGS, **changes})
-    assert [line["tokens"] for line in log(out)] == [sum(lengths) + 4 * 4] * 2
-
-
 @pytest.mark.parametrize(("name", "groups"), [("gpt2", ("c_attn",)), ("opt", ("q_proj",))])
 def test_examples_longer_than_the_model_has_positions_are_left_out(
     name: str, groups: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -81,12 +72,3 @@ def test_a_model_that_reads_padding_learns_the_same_in_a_batch_as_row_by_row(
     alone = train(base, tmp_path / "alone", micro_batch_size=1, **settings)
     losses = [[line["loss"] for line in log(folder)] for folder in (together, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def test_a_tokenizer_without_an_end_and_a_padding_token_will_do(data: str, tmp_path: Path) -> None:
-    base = save_tiny(tmp_path / "base")
-    settings = {**SETTINGS, "max_steps": 2, "data": data}
-    wanted = train(base, tmp_path / "wanted", **settings)
-    PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer).save_pretrained(base)
-    unmarked = train(base, tmp_path / "unmarked", **settings)
-    assert [line["tokens"] + 4 for line in log(unmarked)] == [line["tokens"] for line in log(wanted)]

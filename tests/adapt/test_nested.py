@@ -151,9 +151,3 @@ def test_a_base_decides_what_the_user_does_not(
 ) -> None:
     settings = TrainConfig(data="-", **options).for_base(*base)
     assert (settings.learning_rate, settings.alpha, settings.init) == decided
-
-
-@pytest.mark.parametrize(("examples", "epochs"), [(1, 10), (200, 10), (800, 6), (1812, 3), (5000, 1), (10**6, 1)])
-def test_few_rows_are_read_more_often(examples: int, epochs: int) -> None:
-    assert TrainConfig(data="-").num_epochs(examples) == epochs
-    assert TrainConfig(data="-", batch_size=1).num_steps(examples) == epochs * examples

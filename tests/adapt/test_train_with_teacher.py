@@ -2,20 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shears.adapt import train as train_module
 from shears.adapt.train import read_training_rows, train
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import IGNORED
 from shears.errors import InputError
 from shears.models.ref import resolve
-from shears.training.teacher import TeacherSource, TeacherTargets, find_teacher
+from shears.training.teacher import TeacherSource, find_teacher
 from tests.oracles import distillation as oracle
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.conftest import write_data
@@ -98,25 +96,6 @@ def test_an_adapter_on_the_dense_model_teaches(
     other = {**FEW, "learning_rate": 1e-3}
     again = train(base, tmp_path / "again", data=data, teacher=str(adapter), **other)
     assert log(again)[-1]["loss"] != log(folder)[-1]["loss"]
-
-
-def test_a_short_training_asks_the_teacher_about_its_own_examples_alone(
-    base: Path, teacher: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings: dict[str, Any] = {**SETTINGS, "data": data, "teacher": str(teacher)}
-    asked: list[int] = []
-    targets_of: Any = train_module.teacher_targets  # type: ignore[attr-defined]
-
-    def noted(*arguments: Any) -> TeacherTargets:
-        targets: TeacherTargets = targets_of(*arguments)
-        asked.append(len(targets.indices))
-        return targets
-
-    monkeypatch.setattr(train_module, "teacher_targets", noted)
-    short, long = (train(base, tmp_path / f"{steps}", **{**settings, "max_steps": steps}) for steps in (2, 5))
-    assert asked[0] < asked[1]
-    losses = [[line["loss"] for line in log(folder)][:2] for folder in (short, long)]
-    assert losses[0][0] == losses[1][0]
 
 
 def test_another_vocabulary_is_refused_before_anything_is_written(base: Path, data: str, tmp_path: Path) -> None:

@@ -70,13 +70,6 @@ def test_the_interval_of_a_ratio_holds_the_truth_in_95_of_100_samples() -> None:
     assert hits / 2000 == pytest.approx(0.95, abs=0.015)
 
 
-def test_with_equal_weights_it_is_the_interval_of_a_mean() -> None:
-    differences = np.random.default_rng(1).normal(size=50)
-    half = 1.959963984540054 * differences.std(ddof=1) / 50**0.5
-    expected = (differences.mean(), differences.mean() - half, differences.mean() + half)
-    assert ratio_difference(differences, np.ones(50)) == pytest.approx(expected)
-
-
 def measured(mean: float, seed: int = 0) -> Measured:
     values = mean + 0.2 * np.random.default_rng(seed).normal(size=40)
     return Measured(values, np.ones(40))
@@ -100,8 +93,3 @@ def test_a_clear_gain_needs_no_note_and_what_is_inside_the_noise_has_one() -> No
     assert notes[0] == notes[3] == worse
     assert "found nothing better" in notes[1]
     assert "do not tell" in notes[2]
-
-
-def test_one_example_has_no_interval() -> None:
-    one = Measured(np.array([0.5]), np.ones(1))
-    assert held_out_gain("loss", one, one, is_same=False)["test"]["ci95"] is None

@@ -13,11 +13,8 @@ import pytest
 from optuna.trial import TrialState
 
 from shears.adapt.space import RankConfig
-from shears.adapt.super_adapter import load_super_adapter
-from shears.adapt.train import train
 from shears.cli.tables import print_search
 from shears.config import SearchConfig
-from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.export.peft import export_adapter
 from shears.records.artifacts import read_json
@@ -26,10 +23,8 @@ from shears.searching import study as study_module
 from shears.searching.objectives import open_objective
 from shears.searching.outcome import Figures
 from shears.searching.study import search
-from tests.oracles.losses import mean_completion_loss
 from tests.searching.postgres import PASSWORD, running_server
 from tests.searching.sums import rows
-from tests.tiny import save_tiny, tiny_model
 
 SETTINGS: dict[str, Any] = {
     "strategy": "hill-climbing", "max_evaluations": 6, "device": "cpu", "precision": "fp32",
@@ -120,25 +115,6 @@ def test_interrupted_and_resumed_it_writes_the_same_bytes(
         resumed = search(super_adapter, tmp_path / "search", **settings)
     assert (resumed / "result.json").read_bytes() == (whole / "result.json").read_bytes()
     assert not partial_folder(tmp_path / "search").exists()
-
-
-def test_a_16_bit_model_is_searched_by_losses_of_fp32(tmp_path: Path) -> None:
-    """What one rank changes is less than what bf16 rounds, be it in the forward or in the weights it is made with."""
-    base, data = save_tiny(tmp_path / "base"), rows(tmp_path / "rows.jsonl", 0)
-    tiny_model().bfloat16().save_pretrained(base)
-    settings: dict[str, Any] = {"ranks": (4, 2), "max_steps": 2, "learning_rate": 1e-2, "sampling": "uniform"}
-    adapter = train(base, tmp_path / "adapter", data=data, device="cpu", seed=1, **settings)
-    asked: dict[str, Any] = {"data": rows(tmp_path / "validation.jsonl", 1), "device": "cpu", "strategy": "heuristic"}
-    found = {}
-    for precision in ("auto", "bf16"):
-        folder = search(adapter, tmp_path / precision, precision=precision, **asked)
-        found[precision] = result_of(folder)["chosen"]["metrics"]["loss"]
-    loaded = load_super_adapter(adapter, dtype="fp32", device="cpu")
-    loaded.elastic.activate(loaded.elastic.space.heuristic())
-    examples = load_examples(asked["data"], "question", loaded.tokenizer)
-    expected = mean_completion_loss(loaded.model, tokenize_all(examples, loaded.tokenizer, 256), 256, 32)
-    assert found["auto"] == pytest.approx(expected, rel=1e-6)
-    assert abs(found["bf16"] - expected) > 1e-5
 
 
 @pytest.mark.parametrize("settings", [{}, NUMBER])

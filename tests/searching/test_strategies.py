@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.evaluate_options import StrategyName, parse_constraint
-from shears.errors import InputError
 from shears.searching.outcome import Figures, Goal, outcome
 from shears.searching.strategies import Known, hill_climbing
 from tests.searching.formulas import Objective, conflicting, make_space, rugged, searched, separable
@@ -72,19 +71,6 @@ def test_hill_climbing_finds_the_optimum_of_a_separable_objective(seed: int, num
     assert len(history) == len(set(history))
 
 
-def test_after_a_summit_it_starts_again_elsewhere_until_the_budget_is_used_up() -> None:
-    space = make_space(4)
-    middle = space.heuristic()
-
-    def peak(ranks: RankConfig) -> Figures:
-        return {"loss": float(ranks != middle), "parameters": 1}
-
-    history = climb(space, peak, 40)
-    assert set(history[:9]) == {middle, *space.neighbours(middle)}
-    assert history[9] not in space.neighbours(middle)
-    assert len(history) == len(set(history)) == 40
-
-
 def test_a_proposal_of_hill_climbing_depends_on_what_is_known_and_on_no_order() -> None:
     space = make_space(4)
     history = climb(space, rugged, 40)
@@ -120,13 +106,6 @@ def test_every_strategy_begins_with_the_heuristic_and_measures_each_configuratio
         assert found < separable(space)(space.heuristic())["loss"]
     if strategy == "exhaustive":
         assert len(asked) == space.size
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_space_of_one_configuration_is_evaluated_and_left(strategy: str, tmp_path: Path) -> None:
-    space = make_space(2, (32,))
-    evaluated = searched(space, separable(space), tmp_path, strategy=strategy, max_evaluations=9)
-    assert [ranks for ranks, _ in evaluated] == [space.heuristic()]
 
 
 class Killed(BaseException):
@@ -173,21 +152,3 @@ def test_under_a_tight_bound_every_strategy_that_looks_finds_something_feasible(
     assert all(each["metrics"]["parameters"] <= 80 for each in (found["chosen"], *found["pareto"]))
     best = min(figures["loss"] for _, figures in evaluated if figures["parameters"] <= 80)
     assert found["chosen"]["metrics"]["loss"] == best
-
-
-@pytest.mark.parametrize("strategy", ["nsga2", "nsga3"])
-def test_children_of_feasible_parents_are_mostly_feasible(strategy: str, tmp_path: Path) -> None:
-    space = make_space(12)
-    shares = []
-    for name in (strategy, "random"):
-        (tmp_path / name).mkdir()
-        bound = {"constraint": f"parameters<={12 * 22}"} if name == strategy else {}
-        history = searched(space, conflicting(space), tmp_path / name, strategy=name, max_evaluations=70, **bound)
-        shares.append(sum(figures["parameters"] <= 264 for _, figures in history[40:]))
-    assert shares[0] > 3 * shares[1]
-
-
-def test_a_figure_that_is_not_finite_ends_the_search(tmp_path: Path) -> None:
-    space = make_space(2)
-    with pytest.raises(InputError, match="every figure must be finite, got .*nan"):
-        searched(space, lambda _: {"loss": float("nan"), "parameters": 1}, tmp_path, strategy="random")

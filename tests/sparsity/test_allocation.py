@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
-from shears.errors import InputError
 from shears.models.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.sparsity import allocation
 from shears.sparsity.allocation import (
@@ -144,25 +143,6 @@ def test_experts_that_no_sequence_reaches_are_neither_spared_nor_emptied() -> No
     assert len(unreached) == 2 * 2 * 3
     assert {found[name] for name in unreached} == {0.5}
     assert mean(found, model) == pytest.approx(0.5, abs=1e-12)
-
-
-def test_costs_are_the_cheapest_weights_first() -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(20, 30, generator=generator)
-    rows, columns = torch.rand(20, generator=generator) * 9, torch.rand(30, generator=generator)
-    columns *= rows.sum() / columns.sum()  # sums of one matrix
-    curve = allocation._curve(weight, (rows, columns))
-    costs = sorted((weight.double() ** 2 * rows[:, None] * columns / rows.sum()).flatten().tolist())
-    for share, cost in curve:
-        assert cost == pytest.approx(sum(costs[: round(share * 600)]), rel=1e-4)
-
-
-def test_gradients_that_are_not_finite_are_refused() -> None:
-    model = sharp("llama_untied")
-    with torch.no_grad():
-        model.get_parameter("lm_head.weight").fill_(1e38)
-    with pytest.raises(InputError, match="must be finite"):
-        allocated(WholeModel(model))
 
 
 def convex(data: st.DataObject, steps: int) -> list[float]:

@@ -1,6 +1,5 @@
 """Pruning touches the linears of the blocks, exactly as much as configured, and nothing else; or it is refused."""
 
-import logging
 from collections.abc import Callable
 
 import pytest
@@ -66,11 +65,6 @@ def test_linears_are_skipped_by_suffix_or_whole_regex(skip: object, expected: li
     assert report.achieved == pytest.approx(0.7, abs=1e-3)
 
 
-def test_experts_are_meant_by_the_name_of_their_stack() -> None:
-    expected = [f"model.layers.{block}.mlp.experts.gate_up_proj.{expert}" for block in (0, 1) for expert in range(4)]
-    assert chosen(tiny_model("mixtral"), skip=all_but("gate_up_proj")) == expected
-
-
 def test_weights_that_blocks_share_are_pruned_and_counted_once() -> None:
     names = chosen(tiny_model("zamba"))
     assert any("layers.1.shared_transf" in name for name in names)
@@ -118,24 +112,6 @@ def test_models_and_text_that_do_not_fit_are_refused(
         change(model)
     with pytest.raises(InputError, match=message):
         sparsify_model(model, batches, config())
-
-
-def test_the_batch_size_does_not_matter() -> None:
-    masks = []
-    for size in (1, 4):
-        model = tiny_model()
-        sparsify_model(model, TOKENS.split(size), config(precision="fp32"))
-        masks.append([weight_oi(linear) == 0 for linear in linears(model).values()])
-    assert all(torch.equal(*pair) for pair in zip(*masks, strict=True))
-
-
-def test_a_linear_that_no_token_reaches_is_pruned_by_magnitude(caplog: pytest.LogCaptureFixture) -> None:
-    model = tiny_model()
-    decoder_blocks(model)[1][1].add_module("idle", nn.Linear(8, 2))
-    with caplog.at_level(logging.WARNING):
-        report = sparsify_model(model, BATCHES, config())
-    assert "no calibration token reached model.layers.1.idle" in caplog.text
-    assert report.linears["model.layers.1.idle"].zeros == 8
 
 
 def test_a_model_that_computes_between_its_blocks_is_refused() -> None:

@@ -96,24 +96,6 @@ def test_a_model_is_fitted_as_whole_models_and_autograd_do_it(monkeypatch: pytes
         assert start.ndim < 2 or start.shape[0] == VOCABULARY or (start - found).abs().max() > 1e-4
 
 
-def test_the_first_block_tries_every_reach_and_the_others_take_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fitted(*reaches: float) -> tuple[Tensor, Any]:
-        monkeypatch.setattr(reconstruction, "REACHES", reaches)
-        model = tiny_model("llama")
-        report = sparsify_model(model, BATCHES, settings(method="magnitude"))
-        return model.get_parameter("model.layers.1.mlp.down_proj.weight"), report.blocks
-
-    reaches = (0.3, 0.03, 0.0003)
-    alone = [fitted(reach) for reach in reaches]
-    weights, errors = fitted(*reaches)
-    first, _ = errors
-    found = [blocks[first].fitted for _, blocks in alone]
-    best = found.index(min(found))
-    assert len(set(found)) == 3
-    assert errors == alone[best][1]
-    assert torch.equal(weights, alone[best][0])
-
-
 def test_a_fit_that_raises_the_error_is_undone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

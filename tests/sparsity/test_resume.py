@@ -13,7 +13,6 @@ from shears.models.activations import BUDGET, Activations
 from shears.models.walk import BlockRun
 from shears.records.folders import partial_folder
 from shears.sparsity import checkpoint, prune
-from shears.sparsity import sparsify as verb
 from shears.sparsity.prune import _Pruner
 from shears.sparsity.sparsify import sparsify
 from tests.tiny import save_tiny
@@ -116,17 +115,6 @@ def test_an_interrupted_pruning_is_neither_overwritten_nor_mixed_with_another(
     assert contents(partial_folder(tmp_path / "sparse")) == before
     save_tiny(tmp_path / "base", num_hidden_layers=3)
     assert not list(interrupted().rglob("checkpoints"))
-
-
-def test_a_whole_folder_that_was_not_renamed_is_not_made_again(
-    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base, settings = save_tiny(tmp_path / "base"), {"calibration": text, **SMALL}
-    killed_at(monkeypatch, verb, "write_card", 1, lambda: sparsify(base, tmp_path / "sparse", **settings))
-    monkeypatch.setattr(verb, "_write_sparse", None)
-    folder = sparsify(base, tmp_path / "sparse", **settings)
-    assert (folder / "README.md").is_file()
-    assert not (folder / "checkpoints").exists()
 
 
 def test_without_room_for_a_checkpoint_the_pruning_goes_on(

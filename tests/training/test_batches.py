@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shears.data.examples import Tokenized
-from shears.training.batches import EpochOrder, length_buckets, pad, pad_right
+from shears.training.batches import EpochOrder, pad, pad_right
 
 ROWS = [Tokenized([5, 6, 7], [-100, 6, 7]), Tokenized([8], [8])]
 LENGTHS = st.lists(st.integers(1, 50), max_size=60)
@@ -24,15 +24,6 @@ def test_padding_on_the_right_comes_after_the_tokens_without_a_label() -> None:
     assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
 
 
-@given(LENGTHS, st.integers(1, 8))
-def test_buckets_hold_every_index_once_longest_first(lengths: list[int], batch_size: int) -> None:
-    batches = length_buckets(lengths, batch_size)
-    flat = [index for batch in batches for index in batch]
-    assert sorted(flat) == list(range(len(lengths)))
-    assert [lengths[index] for index in flat] == sorted(lengths, reverse=True)
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-
-
 @given(LENGTHS, st.integers(1, 8), st.integers(0, 3), st.integers(0, 3))
 def test_an_epoch_reads_every_example_once_each_batch_sorted_by_length(
     lengths: list[int], batch_size: int, seed: int, epoch: int
@@ -44,13 +35,3 @@ def test_an_epoch_reads_every_example_once_each_batch_sorted_by_length(
     for start in range(0, len(numbers), batch_size):
         batch = [lengths[number] for number in numbers[start : start + batch_size]]
         assert batch == sorted(batch)
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        sampler = EpochOrder([1] * 50, 4, seed)
-        sampler.set_epoch(epoch)
-        return list(sampler)
-
-    assert order(0, 0) == order(0, 0)
-    assert len({tuple(order(seed, epoch)) for seed in range(2) for epoch in range(2)}) == 4

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from shears.models.ref import resolve
 from shears.quantization.grid import quantize
 from shears.records.folders import partial_folder
 from shears.sparsity.sparsify import sparsify
-from shears.training.fit import StepTrainer
 from shears.training.heal import heal
 from shears.training.kept_weights import RecoveryProduct
 from shears.training.teacher import TeacherSource
@@ -110,15 +108,6 @@ def test_the_model_comes_nearer_keeps_every_zero_and_resumes_to_the_same_bits(
     assert not (resumed / "checkpoints").exists()
 
 
-def test_the_log_has_the_tokens_and_rates_of_every_step(models: Path, tmp_path: Path) -> None:
-    lines = log(healed(models, tmp_path / "healed"))
-    assert [line["tokens"] for line in lines] == [64] * 7
-    rates = [0.0, *((1 + math.cos(math.pi * done / 6)) / 2 for done in range(6))]  # half a cosine after warmup
-    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2 * rate for rate in rates])
-    split = log(healed(models, tmp_path / "split", micro_batch_size=1))
-    assert [line["loss"] for line in split] == pytest.approx([line["loss"] for line in lines], rel=1e-4)
-
-
 def test_the_first_loss_is_that_of_the_package_and_of_the_recovery(
     models: Path, with_recovery: Path, tmp_path: Path
 ) -> None:
@@ -130,20 +119,6 @@ def test_the_first_loss_is_that_of_the_package_and_of_the_recovery(
     assert line["loss"] == pytest.approx(distance(models, with_recovery, recovery=True), rel=1e-3)
 
 
-def test_stopped_while_it_writes_no_step_is_repeated(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = healed(models, tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        patched.setattr("shears.training.heal.save_tokenizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            healed(models, tmp_path / "resumed")
-    monkeypatch.setattr(StepTrainer, "train", lambda *_, **__: pytest.fail("trained again"))
-    assert (whole / "model.safetensors").read_bytes() == (
-        healed(models, tmp_path / "resumed") / "model.safetensors"
-    ).read_bytes()
-
-
 def test_files_in_bf16_stay_in_bf16_with_their_zeros(models: Path, tmp_path: Path) -> None:
     for name in ("dense", "sparse"):
         AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.bfloat16).save_pretrained(tmp_path / name)
@@ -153,15 +128,6 @@ def test_files_in_bf16_stay_in_bf16_with_their_zeros(models: Path, tmp_path: Pat
     before, after = tensors(tmp_path / "sparse"), tensors(healed(tmp_path, tmp_path / "healed"))
     assert all(after[name].dtype == torch.bfloat16 for name in before)
     assert all(torch.equal(before[name] == 0, after[name] == 0) for name in before)
-
-
-def test_rows_are_read_by_their_template(models: Path, tmp_path: Path) -> None:
-    rows = [{"instruction": f"say {number}", "output": "x" * 30} for number in range(12)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options: dict[str, Any] = {"data": str(tmp_path / "rows.jsonl"), "tokens": 64}
-    made = [healed(models, tmp_path / name, template=name, **options) for name in ("question", "chat")]
-    asked, chat = (record_of(folder)["data_fingerprint"] for folder in made)
-    assert asked != chat == record_of(healed(models, tmp_path / "by-default", **options))["data_fingerprint"]
 
 
 def test_an_adapter_on_a_dense_model_teaches_as_the_merged_model_does(models: Path, tmp_path: Path) -> None:
@@ -187,13 +153,6 @@ def test_the_dense_model_writes_the_text_once_and_predicts_it_once(
     again = healed(models, tmp_path / "again", data="self", tokens=128)
     assert record_of(first)["fingerprint"] == record_of(again)["fingerprint"]
     assert record_of(first)["config"]["data"] == "self"
-
-
-def test_text_that_is_read_often_is_warned_of(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "short.txt").write_text("abcd" * 16)
-    with caplog.at_level(logging.WARNING, logger="shears"):
-        healed(models, tmp_path / "healed", data=str(tmp_path / "short.txt"))
-    assert "64 tokens, which are read 7.0 times for 448" in caplog.text
 
 
 def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: Path, tmp_path: Path) -> None:

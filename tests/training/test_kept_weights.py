@@ -44,26 +44,6 @@ def test_kept_weights_get_the_gradient_of_the_dense_weight(transposed: bool) -> 
     torch.testing.assert_close(inputs.grad, same.grad)
 
 
-@pytest.mark.parametrize("size", [2.0**-6, 1.0, 3.0])
-def test_a_step_is_a_share_of_the_size_of_the_kept_weights(size: float) -> None:
-    one, plain = One(False), One(False)
-    for model in (one, plain):
-        model.linear.weight.data *= size
-    before = plain.linear.weight.detach().clone()
-    kept = before != 0
-    train_kept(one, ["linear"], None)
-    one.linear.refresh()
-    assert torch.equal(one.linear.weight, before)
-    scale = one.linear.scale
-    assert 2**-0.5 <= float(before[kept].square().mean().sqrt()) / scale <= 2**0.5
-    for model in (one, plain):
-        model.linear(INPUTS).square().sum().backward()
-    torch.testing.assert_close(one.linear.values.grad, scale * plain.linear.weight.grad[kept])
-    with torch.no_grad():
-        one.linear.values += 0.01
-    assert torch.allclose(one.linear.healed()[kept], before[kept] + 0.01 * scale)
-
-
 @pytest.mark.parametrize("transposed", [False, True])
 def test_changed_values_are_computed_with_after_a_refresh_and_zeros_stay(transposed: bool) -> None:
     one = One(transposed)
@@ -92,16 +72,6 @@ def test_products_see_the_weights_of_a_package_and_gradients_pass_its_rounding(t
         one.linear.values *= 3
     one.linear.refresh()
     torch.testing.assert_close(weight_oi(one.linear), 3 * on_grid, rtol=1e-3, atol=0)  # scales are fp16 numbers
-
-
-def test_rounded_products_leave_the_values_in_float32() -> None:
-    one = One(False)
-    values = one.linear.weight[one.linear.weight != 0].detach().clone()
-    train_kept(one, ["linear"], torch.bfloat16)
-    assert torch.equal(one.linear.values, values)
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = one.linear(INPUTS)
-    torch.testing.assert_close(outputs.float(), expected(One(False)), rtol=2e-2, atol=2e-2)  # of bf16 products
 
 
 @pytest.mark.parametrize(("name", "count"), [("llama", 14), ("gpt2", 8), ("phi3", 8)])

@@ -16,7 +16,6 @@ from shears.errors import InputError
 from shears.models import devices
 from shears.records.folders import partial_folder
 from shears.sparsity.sparsify import sparsify
-from shears.training import checkpoints
 from shears.training.checkpoints import last_whole_checkpoint
 from shears.training.fit import StepTrainer
 from tests.models.foreign import Armed
@@ -182,16 +181,6 @@ def test_a_checkpoint_that_would_run_code_is_refused(
     with pytest.raises(InputError, match="must hold tensors and plain values, got: Weights only load failed"):
         train(base, tmp_path / "out", data=data, **SETTINGS)
     assert not (tmp_path / "ran").exists()
-
-
-def test_two_minutes_after_the_last_checkpoint_another_is_written(
-    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shears.training.fit.SECONDS", 0.0)
-    stop_after(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        train(base, tmp_path / "out", data=data, **{**SETTINGS, "save_steps": 50})
-    assert checkpoints.step_of(last_whole_checkpoint(partial_folder(tmp_path / "out")) or Path("-0")) == 3
 
 
 @pytest.mark.parametrize(

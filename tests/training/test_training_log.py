@@ -47,8 +47,3 @@ def test_the_first_loss_and_the_learning_rates_have_their_closed_forms(base: Pat
     assert lines[0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     rates = [0.0, 0.5, *(1 - done / 5 for done in range(5))]
     assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2 * rate for rate in rates])
-
-
-def test_a_space_of_one_configuration_logs_its_rank(base: Path, data: str, tmp_path: Path) -> None:
-    output = train(base, tmp_path / "out", data=data, **{**SETTINGS, "ranks": (4,)})
-    assert all(set(line["ranks"].values()) == {4} for line in log(output))

@@ -15,7 +15,7 @@ from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.errors import InputError
 from shears.models.ref import load_tokenizer, resolve
 from shears.records.artifacts import read_json
-from shears.training.fit import StepTrainer, best_step, is_over
+from shears.training.fit import StepTrainer
 from tests.oracles.losses import mean_completion_loss
 from tests.tiny import save_tiny
 from tests.training.conftest import Undisturbed
@@ -97,21 +97,6 @@ def test_early_stopping_keeps_the_best_adapter_whatever_interrupts_it(
     assert all(torch.equal(tensor, weights(whole)[name.replace(".default", "")]) for name, tensor in kept.items())
 
 
-def test_a_training_that_was_over_is_not_continued(
-    base: Path, data: str, held_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed between the last checkpoint and the saving of the adapter."""
-    settings = {**EVERY_TWO, "max_steps": 12, "data": data, "validation": held_out, "early_stopping": 1}
-    falling_until(2, monkeypatch)
-    whole = train(base, tmp_path / "whole", **settings)
-    with monkeypatch.context() as patch:
-        patch.setattr("shears.adapt.train.write_super_adapter", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(base, tmp_path / "stopped", **settings)
-    monkeypatch.setattr(StepTrainer, "train", lambda *_, **__: pytest.fail("trained again"))
-    assert_same(whole, train(base, tmp_path / "stopped", **settings))
-
-
 def test_a_share_of_the_rows_is_validated_and_not_trained_on(base: Path, data: str, tmp_path: Path) -> None:
     rows = [Tokenized([index], [index]) for index in range(18)]
     trained, validated = split_off(rows, 0.2, 0)
@@ -120,14 +105,6 @@ def test_a_share_of_the_rows_is_validated_and_not_trained_on(base: Path, data: s
     assert split_off(rows, 0.2, 0) == (trained, validated) != split_off(rows, 0.2, 1)
     output = train(base, tmp_path / "out", data=data, validation=0.2, **SETTINGS)
     assert list(losses_of(output)) == [4, 7]  # an epoch of 14 examples has four steps
-
-
-def test_what_follows_is_a_function_of_the_losses() -> None:
-    losses = {2: 3.0, 4: 2.0, 6: 2.0, 8: 2.5}
-    assert best_step(losses) == 4
-    assert is_over(losses, 2)
-    assert not is_over({2: 3.0, 4: 2.0, 6: 2.0}, 2)
-    assert not is_over(losses, None)
 
 
 @pytest.mark.parametrize(
