@@ -10,6 +10,7 @@ import pytest
 
 from shears.errors import InputError
 from shears.models.activations import BUDGET, Activations
+from shears.models.sources import StreamedModel
 from shears.models.walk import BlockRun
 from shears.records.folders import partial_folder
 from shears.sparsity import checkpoint, prune
@@ -62,23 +63,23 @@ def test_killed_in_every_block_it_ends_with_the_same_bytes(
     monkeypatch.setattr(prune, "BUDGET", 0 if name == "spilled" else BUDGET)
     whole = sparsify(base, tmp_path / "sparse", **settings).rename(tmp_path / "whole")
     pruned = list[str]()
-    real = _Pruner.prune_block
+    real = _Pruner._prune_measured
 
-    def prune_block(self: _Pruner, block: BlockRun) -> None:
+    def prune_block(self: _Pruner, block: BlockRun, matrices: Any) -> None:
         pruned.append(block.name)
-        real(self, block)
+        real(self, block, matrices)
 
-    monkeypatch.setattr(_Pruner, "prune_block", prune_block)
+    monkeypatch.setattr(_Pruner, "_prune_measured", prune_block)
 
     def run() -> Path:
         return sparsify(base, tmp_path / "sparse", **settings)
 
     for owner, function, call in (
-        (_Pruner, "_keep", 1),  # before anything of the first block is written
-        (_Pruner, "_keep", 2),
+        (StreamedModel, "keep", 1),  # before anything of the first block is written
+        (StreamedModel, "keep", 2),
         (checkpoint, "write_json", 1),  # the state after the second block is torn
         (shutil, "rmtree", 2),  # the state before it is still there
-        (_Pruner, "_keep", 2),
+        (StreamedModel, "keep", 2),
     ):
         killed_at(monkeypatch, owner, function, call, run)
         assert partial_folder(tmp_path / "sparse").is_dir()
@@ -99,7 +100,7 @@ def interrupted(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> C
         settings = {"method": "wanda", "calibration": text, **SMALL}
         return sparsify(base, tmp_path / "sparse", **{**settings, **changes})
 
-    killed_at(monkeypatch, _Pruner, "_keep", 3, run)
+    killed_at(monkeypatch, StreamedModel, "keep", 3, run)
     return run
 
 

@@ -138,7 +138,7 @@ def by_marginal_cost(
     missing = sparsity * sum(sizes[name] for name in curves)
     missing -= math.fsum(sizes[name] * share for name, share in sparsities.items())
     segments = sorted(
-        ((end[1] - start[1]) / (end[0] - start[0]) / sizes[name], name, end[0] - start[0])
+        (_slope(start, end) / sizes[name], name, end[0] - start[0])
         for name, hull in hulls.items()
         for start, end in pairwise(hull)
     )
@@ -154,15 +154,13 @@ def by_marginal_cost(
 
 def _between(points: Sequence[Point], low: float, high: float) -> list[Point]:
     """Return a curve's points in [low, high], the bounds included."""
-
-    def at(place: float) -> Point:
-        for (left, before), (right, after) in pairwise(points):
-            if left <= place <= right:
-                return place, before + (after - before) * (place - left) / (right - left)
-        return place, points[0][1]
-
     inside = [point for point in points if low < point[0] < high]
-    return [at(low), *inside, *([at(high)] if high > low else [])]
+    ends = []
+    for place in (low, high)[: 1 + (high > low)]:
+        pairs = (pair for pair in pairwise(points) if pair[0][0] <= place <= pair[1][0])
+        (left, before), (right, after) = next(pairs)
+        ends.append((place, before + (after - before) * (place - left) / (right - left)))
+    return [ends[0], *inside, *ends[1:]]
 
 
 def _hull(points: Sequence[Point]) -> list[Point]:

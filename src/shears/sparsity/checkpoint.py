@@ -43,23 +43,20 @@ class Checkpoint:
         whole = [path for path in self._folder.glob("*") if path.name.isdecimal()]
         self._last = max(whole, key=lambda folder: int(folder.name), default=None)
         if self._last is not None:
-            self._open(self._last)
+            with reading(self._last / STATE):
+                saved = read_object(self._last / STATE)
+                changed = [key for key, value in self._origin.items() if saved["origin"].get(key) != value]
+                if changed:
+                    rule = f"an interrupted pruning must continue with the same {' and '.join(changed)}"
+                    raise InputError(f"{rule}, that of {work} had another; delete it")
+                self.state = saved["state"]
+            self.done = int(self._last.name)
+            logger.info("%d blocks are pruned already", self.done)
         files = work.glob("*.safetensors") if self.state.get("written") else ()
         kept = {work / CONFIG, work / LOCK, self._folder, self._last, *files}
         for path in [*work.iterdir(), *self._folder.glob("*")]:
             if path not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def _open(self, folder: Path) -> None:
-        with reading(folder / STATE):
-            saved = read_object(folder / STATE)
-            changed = [key for key, value in self._origin.items() if saved["origin"].get(key) != value]
-            if changed:
-                rule = f"an interrupted pruning must continue with the same {' and '.join(changed)}"
-                raise InputError(f"{rule}, that of {folder.parent.parent} had another; delete it")
-            self.state = saved["state"]
-        self.done = int(folder.name)
-        logger.info("%d blocks are pruned already", self.done)
 
     @property
     def is_due(self) -> bool:

@@ -78,14 +78,12 @@ def _ranked(
 ) -> tuple[Float[Tensor, " O"], Float[Tensor, " O"]]:
     """Return every row's rank-th lowest score (-inf for rank 0) and, where needed, the next one."""
     nothing = torch.full_like(scores[:, 0], -math.inf)
-    if scores.device.type != "cpu":
-        threshold = scores.kthvalue(rank, dim=1).values if rank else nothing
-        return threshold, scores.kthvalue(rank + 1, dim=1).values if need_following else nothing
-    if not rank:
-        return nothing, scores.amin(1) if need_following else nothing
-    # a partition for two ranks at once would be 20 times slower
-    parted = torch.from_numpy(np.partition(scores.numpy(), rank - 1, axis=1))
-    return parted[:, rank - 1], parted[:, rank:].amin(1) if need_following else nothing
+    if scores.device.type == "cpu" and rank:
+        # a partition for two ranks at once would be 20 times slower
+        parted = torch.from_numpy(np.partition(scores.numpy(), rank - 1, axis=1))
+        return parted[:, rank - 1], parted[:, rank:].amin(1) if need_following else nothing
+    threshold = scores.kthvalue(rank, dim=1).values if rank else nothing
+    return threshold, scores.kthvalue(rank + 1, dim=1).values if need_following else nothing
 
 
 def _up_to(

@@ -38,10 +38,9 @@ _Removed = tuple[Matrix, Tensor, Tensor | None]  # dense weight, norms of its in
 
 @dataclass
 class SparsityReport:
-    """What pruning did so far: the target, and the pruned linears.
+    """What pruning did so far.
 
-    `by_magnitude` names the weights (experts by number) that no calibration token reached; `blocks`
-    has the errors of the blocks that were fitted.
+    `by_magnitude` names the weights (experts by number) that no calibration token reached.
     """
 
     target: float
@@ -98,7 +97,7 @@ def prune_blocks(
         return pruner.report
     for index in track(range(len(by_block)), "sparsify", len(by_block), "block"):
         with source.opened(index):
-            pruner.prune_unmeasured(index)
+            pruner.prune(index)
     return pruner.report
 
 
@@ -120,7 +119,7 @@ def _prune_walking(
             pruner.restore(checkpoint.state, checkpoint.load(states))
         for index in track(range(begin, len(walk)), "sparsify", len(walk) - begin, "block"):
             with walk.advancing(index) as block:
-                pruner.prune_block(block)
+                pruner.prune(index, block)
             if checkpoint is not None and checkpoint.is_due and index + 1 < len(walk):
                 checkpoint.save(index + 1, pruner.state(), states, pruner.report.recovered.tensors())
 
@@ -147,13 +146,30 @@ class _Pruner:
         matrices = [matrix for matrices in by_block.values() for matrix in matrices]
         self.report = SparsityReport(config.sparsity, Recovered(source.model, matrices, config))
 
-    def prune_block(self, block: BlockRun) -> None:
-        """Measure a block's inputs and prune it.
+    def prune(self, index: int, block: BlockRun | None = None) -> None:
+        """Prune a block by the statistics of its inputs, or by its weights alone; save it.
 
-        Norms are measured on the dense block, as in Wanda. Moments are measured group by group
-        after the linears that are pruned already, so that each group makes up for them.
+        InputError for a weight that is not finite.
         """
-        matrices = self._checked(block.index)
+        matrices = self._by_block[f"{self.source.prefix}.{index}"]
+        for matrix in matrices:
+            refuse_non_finite(self._model.name_or_path or "the model", [(matrix.name, matrix.view(self._model))])
+        if block is None:
+            for matrix in matrices:
+                self._prune(matrix)
+        else:
+            self._prune_measured(block, matrices)
+        for matrix, dense, of_inputs in self._removed:  # what its weights, final by now, have lost
+            self.report.recovered.add(matrix, dense - matrix.view(self._model).float(), of_inputs)
+        self._removed.clear()
+        self.source.keep(index, [matrix.parameter for matrix in matrices])
+
+    def _prune_measured(self, block: BlockRun, matrices: Sequence[Matrix]) -> None:
+        """Norms are measured on the dense block, as in Wanda.
+
+        Moments are measured group by group after the linears that are pruned already, so that each
+        group makes up for them.
+        """
         if self.reconstruction is not None:
             self.reconstruction.look(block)
         if self._method.needs == "moments" and matrices:
@@ -170,14 +186,6 @@ class _Pruner:
                 self._prune(matrix, norms=norms.of(matrix))
         if self.reconstruction is not None and matrices:
             self.report.blocks[block.name] = self.reconstruction.fit(block, matrices)
-        self._keep(block.index, matrices)
-
-    def prune_unmeasured(self, index: int) -> None:
-        """Prune a block by its weights alone."""
-        matrices = self._checked(index)
-        for matrix in matrices:
-            self._prune(matrix)
-        self._keep(index, matrices)
 
     def state(self) -> dict[str, Any]:
         """Return as JSON data what the report, a resume and the blocks to come need of those pruned."""
@@ -201,20 +209,6 @@ class _Pruner:
         self.report.recovered.restore(tensors, state["recovered"])
         if self.reconstruction is not None:
             self.reconstruction.reach = state["reach"]
-
-    def _checked(self, index: int) -> Sequence[Matrix]:
-        """Return the matrices of a block; InputError for a weight that is not finite."""
-        matrices = self._by_block[f"{self.source.prefix}.{index}"]
-        for matrix in matrices:
-            refuse_non_finite(self._model.name_or_path or "the model", [(matrix.name, matrix.view(self._model))])
-        return matrices
-
-    def _keep(self, index: int, matrices: Sequence[Matrix]) -> None:
-        """Save a block, and give the recovery what its weights, final by now, have lost."""
-        for matrix, dense, norms in self._removed:
-            self.report.recovered.add(matrix, dense - matrix.view(self._model).float(), norms)
-        self._removed.clear()
-        self.source.keep(index, [matrix.parameter for matrix in matrices])
 
     def _prune(self, matrix: Matrix, norms: Tensor | None = None, moments: Tensor | None = None) -> None:
         """Prune one weight in place by the statistics of its inputs, and count its zeros."""

@@ -53,10 +53,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
 
 
 def sparsify_for(
-    model: str | Path,
-    output: str | Path,
-    settings: SparsifyConfig,
-    trained: TemplateName | None = None,
+    model: str | Path, output: str | Path, settings: SparsifyConfig, trained: TemplateName | None = None
 ) -> Path:
     """Prune as `sparsify` does, for a training or a measurement in the template `trained`.
 
