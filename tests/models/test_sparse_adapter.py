@@ -9,13 +9,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shears.adapt.elastic import ElasticAdapter
-from shears.adapt.groups import build_space
 from shears.errors import InputError
-from shears.models.blocks import linears, weight_oi
-from shears.models.sparse_adapter import is_sparse, make_sparse
+from shears.models.blocks import weight_oi
+from shears.models.sparse_adapter import make_sparse
 from tests.oracles import sparse_peft
-from tests.tiny import tiny_model
 
 
 class Holder(nn.Module):
@@ -174,41 +171,3 @@ def test_layers_that_cannot_be_masked_are_refused() -> None:
             InputError, match="plain LoRA with dropout 0 on linears of floating-point weights, .*linear"
         ):
             make_sparse(odd)
-
-
-def elastic_model(sparse: bool = True) -> tuple[PeftModel, ElasticAdapter]:
-    """A tiny half-sparse model with a random elastic adapter of scaling 2."""
-    model, generator = tiny_model(), torch.Generator().manual_seed(1)
-    for linear in linears(model.base_model).values():
-        weight = linear.get_parameter("weight")
-        weight.data *= torch.rand(weight.shape, generator=generator) < 0.5
-    space = build_space(model, ("q_proj+k_proj+v_proj", "up_proj", "down_proj"), (6, 4, 2))
-    peft_model = get_peft_model(model, LoraConfig(r=6, lora_alpha=12, target_modules=space.linears))
-    for name, parameter in peft_model.named_parameters():
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    if sparse:
-        make_sparse(peft_model)
-    return peft_model, ElasticAdapter(peft_model, space)
-
-
-def logits(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        result: Tensor = model(input_ids=torch.arange(24).view(2, 12)).logits
-    return result
-
-
-def test_a_model_computes_what_masked_weights_do_at_its_ranks() -> None:
-    peft_model, elastic = elastic_model()
-    elastic.activate(elastic.space.heuristic())
-    twin = copy.deepcopy(peft_model)
-    plain, tensors = elastic_model(sparse=False)[0].unload(), dict(peft_model.named_parameters())
-    for linear in elastic.space.linears:
-        a, b = (tensors[f"base_model.model.{linear}.lora_{side}.default.weight"].data for side in "AB")
-        weight = weight_oi(plain.get_submodule(linear))
-        weight.data += sparse_peft.product(weight.data, a, b, (torch.arange(6) < 4).float(), 2.0).float()
-    torch.testing.assert_close(logits(peft_model), logits(plain))
-    elastic.activate(elastic.space.maximal())
-    assert is_sparse(twin)
-    torch.testing.assert_close(logits(twin), logits(plain))  # a copy has its own ranks
-    assert peft_model.state_dict().keys() == elastic_model(sparse=False)[0].state_dict().keys()

@@ -6,8 +6,7 @@ tests/checkpoints/test_conversion.py pins them.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,10 +72,11 @@ class Conversion:
             dtype_plan=self.model._get_dtype_plan(self.dtype),
             weight_mapping=self._rules,
         )
-        with _no_bar():
-            load = core_model_loading.convert_and_load_state_dict_in_model
-            report, _ = load(self.model, dict(tensors), config, None)
-        return report
+        before = set_tqdm_hook(lambda factory, args, kwargs: args[0])  # else a progress bar for every block
+        try:
+            return core_model_loading.convert_and_load_state_dict_in_model(self.model, dict(tensors), config, None)[0]
+        finally:
+            set_tqdm_hook(before)
 
     def _refuse_incomplete(self, report: Any) -> None:
         """Raise where transformers would draw a weight at random; tie weights that the files hold once."""
@@ -144,16 +144,6 @@ class Conversion:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.as_stored(group).items()}
         if shapes != {name: self.files.shape(name) for name in group.tensors}:
             raise UnsupportedCheckpoint(f"{RULE} convert back into its files, {group.parameters[0]} does not")
-
-
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """Hide transformers' progress bar, which would appear for every block."""
-    before = set_tqdm_hook(lambda factory, args, kwargs: args[0])
-    try:
-        yield
-    finally:
-        set_tqdm_hook(before)
 
 
 def empty_model(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:

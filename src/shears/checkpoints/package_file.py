@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shears.checkpoints import packed_layout as layout
 from shears.checkpoints.packed_layout import NumberFormat, PackedMatrix
-from shears.checkpoints.tensor_files import Spec, TensorFile, file_bytes, stored_specs, write_at
+from shears.checkpoints.tensor_files import Spec, TensorFile, laid_out, stored_specs, write_at
 from shears.errors import DISTRIBUTION, InputError, reading
 from shears.quantization import grid
 from shears.records.artifacts import read_object
@@ -195,7 +195,7 @@ class Index(_Entry):
     @property
     def file_bytes(self) -> int:
         """The size of the package file that has this index, header included."""
-        return file_bytes(self.tensors(), self.metadata(), ALIGNMENT)
+        return laid_out(self.tensors(), self.metadata(), ALIGNMENT)[2]
 
     def tensors(self) -> dict[str, Spec]:
         """Return dtype and shape of every tensor of the file, the padding last."""

@@ -52,12 +52,19 @@ class TensorFile:
     ) -> None:  # fmt: skip
         self.path = path
         self.specs = dict(specs)
-        offsets, header, size = _laid_out(specs, metadata, align)
+        offsets, header, size = laid_out(specs, metadata, align)
         self._offsets = {name: len(header) + offset for name, offset in offsets.items()}
         if create:
             with path.open("xb", buffering=0) as file:
                 write_at(file, 0, memoryview(header))
-                _reserve(file.fileno(), size)
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk is known at once
+                except AttributeError:  # macOS has no such call
+                    file.truncate(size)
+                except OSError as error:
+                    if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
+                        raise
+                    file.truncate(size)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor's bytes; ValueError for an unknown name, or another shape or dtype."""
@@ -68,12 +75,7 @@ class TensorFile:
             write_at(file, self._offsets[name], data)
 
 
-def file_bytes(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None, align: int = 8) -> int:
-    """Return the size of such a file."""
-    return _laid_out(specs, metadata, align)[2]
-
-
-def _laid_out(
+def laid_out(
     specs: Mapping[str, Spec], metadata: Mapping[str, str] | None, align: int
 ) -> tuple[dict[str, int], bytes, int]:
     """Return the offsets of the tensors after the header, the header, and the size of the file."""
@@ -87,18 +89,6 @@ def _laid_out(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % align)
     return offsets, len(text).to_bytes(8, "little") + text, 8 + len(text) + end
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Give a file its size; OSError for a full disk where the system can reserve the space."""
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except AttributeError:  # macOS has no such call
-        os.ftruncate(descriptor, size)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
-            raise
-        os.ftruncate(descriptor, size)
 
 
 def spec_of(tensor: Tensor) -> Spec:

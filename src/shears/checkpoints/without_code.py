@@ -106,7 +106,6 @@ def build_causal_model(config: Any, **options: Any) -> "PreTrainedModel":
 
 @contextmanager
 def _own_code(folder: Path) -> Iterator[None]:
-    """Raise NeedsOwnCode where transformers refuses a folder for the code that it asks for."""
     try:
         yield
     except ValueError as error:

@@ -163,7 +163,6 @@ def load_with_adapter(
 
 
 def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:
-    """Return an adapter's record, empty for another tool's; InputError for another base."""
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise InputError(f"the adapter must be a folder with {ADAPTER_CONFIG}, got {adapter}; check the path")
     path = find_record(adapter)

@@ -150,8 +150,7 @@ class Recovered:
             self.linears[name] = (tensors[f"{name}:b"], tensors[f"{name}:a"])
 
 
-def _takes_lora(model: PreTrainedModel, name: str) -> bool:
-    """Return whether PEFT puts LoRA on a linear: not on Mamba's, nor on names of experts."""
+def _takes_lora(model: PreTrainedModel, name: str) -> bool:  # not Mamba's linears, nor names of experts
     config = LoraConfig(target_modules=[name])
     try:
         _check_lora_target_modules_mamba(config, model, name.rpartition(".")[2])

@@ -23,7 +23,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from shears.errors import InputError
-from shears.quantization.grid import BLOCK, LARGEST_CODE, Quantized, grid_of_range, in_steps, on_steps_, quantize
+from shears.quantization.grid import (
+    BLOCK,
+    LARGEST_CODE,
+    Quantized,
+    by_input,
+    grid_of_range,
+    in_steps,
+    on_steps_,
+    quantize,
+)
 
 RETRIES = 3  # each with ten times the damping
 DAMPING_FLOOR = 1e-3  # retries start from at least this damping
@@ -124,7 +133,10 @@ def round_with_inputs(
     rounded = _swept(target, keep, factor, ranges)
     for sweep in range(SWEEPS):
         _descend(rounded, target, keep, ridge, ranges, fit_scales=sweep + 1 < SWEEPS)
-    found = _quantized(rounded, ranges)
+    zeros = (-ranges.lows).T
+    steps = in_steps(rounded, ranges.scales.repeat_interleave(BLOCK, 0)[: len(rounded)]).round_().T
+    codes = steps + by_input(zeros, len(rounded))
+    found = Quantized(codes.to(torch.uint8), ranges.scales.T.half().contiguous(), zeros.to(torch.uint8).contiguous())
     worse = output_error(wide, found, hessian, missed) > output_error(wide, nearest, hessian, missed)
     for part, other in zip(found, nearest, strict=True):
         assert part is not None
@@ -225,10 +237,3 @@ def _fit_scales(
     lower = (fitted > 0) & torch.isfinite(fitted) & (change * (2 * slope + change * curvature) < 0)
     scales.copy_(torch.where(lower, fitted, scales))
     rounded.copy_(steps.round_() * scales)
-
-
-def _quantized(rounded: Float[Tensor, "I O"], ranges: _Ranges) -> Quantized:
-    scales = ranges.scales.repeat_interleave(BLOCK, 0)[: len(rounded)]
-    zeros = (-ranges.lows).T
-    codes = in_steps(rounded, scales).round_().T + zeros.repeat_interleave(BLOCK, 1)[:, : len(rounded)]
-    return Quantized(codes.to(torch.uint8), ranges.scales.T.half().contiguous(), zeros.to(torch.uint8).contiguous())
