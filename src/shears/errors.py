@@ -120,14 +120,3 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.append(cause)
         yield cause
         cause = cause.__cause__
-
-
-@contextmanager
-def memory_of(stage: str) -> Iterator[None]:
-    """Note on an error that says that memory is used up which stage of a run used it."""
-    try:
-        yield
-    except Exception as error:
-        if memory_error(error) is not None:
-            error.add_note(stage)
-        raise

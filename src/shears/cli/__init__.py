@@ -54,7 +54,6 @@ def main() -> None:
 
 
 def _run(verb: str) -> None:
-    """Call the verb; turn every error that a user can mend into one line and an exit code."""
     from shears.errors import InputError, first_line, is_disk_error, memory_error
 
     try:
@@ -76,7 +75,6 @@ def _run(verb: str) -> None:
 
 
 def _quieten() -> None:
-    """Silence other libraries; log our own lines, of the first process only."""
     from shears.progress import is_first_process
 
     for name, value in QUIET.items():

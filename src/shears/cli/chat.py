@@ -180,7 +180,6 @@ class Conversation:
 
 
 def _typed() -> Iterator[str]:
-    """Yield the lines typed in the terminal until /quit or Ctrl-D; Ctrl-C discards a line."""
     while True:
         try:
             text = input("> ").strip()
@@ -197,7 +196,6 @@ def _typed() -> Iterator[str]:
 
 
 def _show(conversation: Conversation, text: str) -> None:
-    """Print an answer while it is generated, then its speed; Ctrl-C stops it."""
     start = time.perf_counter()
     first = 0.0
     is_stopped = False

@@ -26,7 +26,6 @@ Output = Annotated[str | None, option("FILE", "Also write figures and records to
 
 
 def _print_done(path: Path, text: str, *following: object) -> None:
-    """Print where a result is, what it is, and the verb to go on with."""
     words = " ".join(tables.quoted(word) if isinstance(word, Path) else str(word) for word in following)
     tables.print_line(f"{path}: {text}. Next: shears {words}")
 

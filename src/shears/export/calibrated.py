@@ -97,7 +97,6 @@ def round_calibrated(
 
 @contextmanager
 def _updated(model: nn.Module, updates: Mapping[str, LoraUpdate]) -> Iterator[None]:
-    """Add the updates to the outputs of their linears, whose weights stay as they are."""
 
     def add(update: LoraUpdate, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         a = update.a.to(output.device, torch.float32)
@@ -112,7 +111,6 @@ def _updated(model: nn.Module, updates: Mapping[str, LoraUpdate]) -> Iterator[No
 
 
 def _put_tables(skeleton: Skeleton, packing: Packing) -> None:
-    """Give the embeddings in memory the values that the package gives them."""
     for name, parameter in skeleton.model.named_parameters():
         stored = skeleton.disk_names(name)
         table = packing.tied.get(stored[0], stored[0]) if len(stored) == 1 else None

@@ -119,7 +119,6 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
 
 @contextmanager
 def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) -> Iterator[tuple[ModelRef, Any]]:
-    """Yield the model to write and the keys of its record; an adapter is merged in a folder that is removed again."""
     folder = expanded(source)
     if any((folder / name).is_file() for name in (artifacts.SEARCH_SPACE, artifacts.SUB_ADAPTER)):
         with tempfile.TemporaryDirectory(dir=work) as merged:
@@ -219,7 +218,6 @@ def _write_tensors(
 
 
 def _gguf_names(files: TensorFiles, layout: MODEL_ARCH, num_layers: int) -> dict[str, str]:
-    """Return the names in the GGUF file of a model's tensors, without a head that equals the embeddings."""
     known = get_tensor_name_map(layout, num_layers)
     names: dict[str, str] = {}
     for name in files.names:
@@ -316,7 +314,6 @@ def _words(content: Mapping[str, Any], num_words: int) -> list[tuple[str, TokenT
 
 
 def _rules(step: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield what splits a text, in order; a step that is not known by its type."""
     kind = None if step is None else step["type"]
     if step is None or kind == "Sequence":
         for each in step["pretokenizers"] if step is not None else ():
@@ -332,7 +329,6 @@ def _rules(step: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _prefixes(content: Mapping[str, Any]) -> bool:
-    """Tell whether a space is put before a text: by the normalizer, or by the pre-tokenizer."""
     normalizer = content["normalizer"] or {}
     steps = normalizer.get("normalizers", [normalizer])
     pre = content["pre_tokenizer"] or {}

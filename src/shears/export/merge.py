@@ -92,7 +92,6 @@ class MergedModel:
 
 
 def _by_block(source: BlockSource, updates: Mapping[str, LoraUpdate]) -> list[list[Matrix]]:
-    """Return the linears that have an update, a list for each block."""
     by_block: list[list[Matrix]] = []
     for index, block in enumerate(source.model.get_submodule(source.prefix).children()):
         named = {f"{source.prefix}.{index}.{name}": module for name, module in block.named_modules()}
@@ -151,7 +150,6 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
 
 
 def _calibration_text(chosen: SubAdapter, settings: ExportConfig, adapter: Path) -> tuple[str, Mapping[str, str]]:
-    """Return the calibration text of the settings, or the adapter's unchanged training data, and its columns."""
     if settings.calibration is not None:
         return settings.calibration, OWN_NAMES
     trained = training_source(chosen.record)
@@ -194,7 +192,6 @@ def _merge(target: MergedModel, chosen: SubAdapter) -> None:
 
 
 def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -> dict[str, float]:
-    """Return the shares of zeros before and after, over the pruned or else the adapted linears."""
     path = next((folder / name for name in (SPARSITY, HEALED) if (folder / name).is_file()), None)
     record = {} if path is None else record_in(path)
     if path is not None and record.get("fingerprint") == fingerprint:

@@ -101,7 +101,6 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
 
 
 def _foreign_source(source: str, model: str | None, settings: ExportConfig) -> Source:
-    """Return a model without an adapter, or another tool's adapter with its base model."""
     refuse_ranks(settings)
     folder = Path(source)
     adapter: dict[str, Tensor] = {}
@@ -127,7 +126,6 @@ def _foreign_source(source: str, model: str | None, settings: ExportConfig) -> S
 
 
 def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]:
-    """Write the package's files except the record; return the figures of the record."""
     folder = source.model.folder
     config = read_config(folder)
     files = TensorFiles(folder)
@@ -202,7 +200,6 @@ def write_unpacked(source: str, work: Path, model: str | None, settings: ExportC
 
 
 def _write_adapter(package: Package, folder: Path, record: Mapping[str, Any], base_fingerprint: str) -> None:
-    """Write the PEFT adapter; one of shears gets the record of a sub-adapter and a card."""
     folder.mkdir()
     save_file(package.adapter(), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     artifacts.write_json(folder / ADAPTER_CONFIG, package.adapter_config())

@@ -224,7 +224,6 @@ class Packing:
         return ratio if math.isfinite(ratio) else None
 
     def _grid(self, linear: str) -> Grid | None:
-        """Return the grid of a linear of the files."""
         return next((grid for module, grid in self._grids.items() if same_name(linear, module)), None)
 
     def begin(self, path: Path, adapter: Mapping[str, Tensor]) -> None:

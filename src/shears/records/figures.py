@@ -201,7 +201,6 @@ def by_layer(figures: Mapping[int, str]) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Return rising numbers as text, with runs of consecutive numbers as `first-last`."""
     runs = ([number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]))
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 

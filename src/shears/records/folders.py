@@ -102,7 +102,6 @@ def check_writable(output: Path) -> None:
 
 
 def _has_files(work: Path) -> bool:
-    """Tell whether a working folder holds more than what every stage writes at its start."""
     return any(path.name not in SCRAPS for path in work.iterdir())
 
 

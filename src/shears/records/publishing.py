@@ -222,7 +222,6 @@ def push(
 
 
 def _uploads(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
-    """Yield the files to upload; an adapter inside a model's folder gets `repo` as its base."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)
         if any(part.startswith(".") or part.endswith(PARTIAL) or EXCLUDED.fullmatch(part) for part in name.parts):
@@ -271,7 +270,6 @@ def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[st
 
 
 def _without_folders(content: Any, key: str = "") -> Any:
-    """Return JSON data in which paths of this machine are reduced to their last part."""
     if isinstance(content, dict):
         return {name: _without_folders(value, name) for name, value in content.items()}
     if isinstance(content, list):

@@ -69,7 +69,6 @@ def write_page(path: Path, title: str, lead: list[str], sections: list[Section])
 
 
 def _run(folder: Path) -> list[Section]:
-    """Return the lead and the sections of a run, as far as it has records."""
     file = folder / artifacts.RECIPE
     recipe = (parse_yaml(file.read_text("utf-8")) if file.is_file() else None) or {}
 
@@ -126,7 +125,6 @@ def _accuracy(summary: Record, answers: Mapping[str, list[Record]]) -> Section:
 
 
 def _examples(answers: Mapping[str, list[Record]]) -> Section:
-    """Return examples on which some models are right and others wrong."""
     section = Section("Examples")
     for records in zip(*answers.values(), strict=False):
         verdicts = {bool(each.get("correct")) for each in records}
@@ -154,7 +152,6 @@ def _speed(bench: Record) -> Section:
 
 
 def _layers(made: Mapping[str, Record]) -> Section:
-    """Return maps of the zeros and of the exported ranks."""
     section = Section("Layers")
     if "sparsify" in made:
         config = made["sparsify"]["config"]
@@ -227,7 +224,6 @@ def _search(result: Record, folder: Path) -> Section:
 
 
 def _origin(recipe: Record, made: Mapping[str, Record], folder: Path) -> Section:
-    """Return what is needed to repeat the run, and how long its stages took."""
     section = Section("Recipe", "What is needed to repeat this run.")
     rows: list[figures.Row] = []
     for name, record in made.items():
@@ -245,7 +241,6 @@ def _origin(recipe: Record, made: Mapping[str, Record], folder: Path) -> Section
 
 
 def _compression(folder: Path) -> list[Section]:
-    """Return the lead and the sections of a folder of `compress`."""
     record = read_object(folder / artifacts.COMPRESS)
     made = f"{len(record['measured'])} of {len(record['candidates'])} candidates were made"
     chosen = f"{record['chosen']} meets the target" if record["chosen"] else "none met the target yet"

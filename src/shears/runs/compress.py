@@ -15,7 +15,7 @@ from shears.config import CompressConfig
 from shears.config.resolve import build
 from shears.data.calibration import text_template, text_tokens
 from shears.data.rows import read_rows
-from shears.errors import InputError, memory_of, reading
+from shears.errors import InputError, reading
 from shears.models.load import refuse_unknown
 from shears.models.properties import positions_in
 from shears.models.ref import ModelRef, load_tokenizer, resolve
@@ -284,7 +284,7 @@ class _Work:
     def teach(self) -> None:
         """Train the dense model on the rows, if planned."""
         if self.effort.teaches and not (self.folder / TEACHER).is_dir():
-            with timed(self.folder, TEACHER), memory_of("train"):
+            with timed(self.folder, TEACHER):
                 train(self.ref.folder, self.folder / TEACHER, **as_data(training_of(self.effort, self.text)))
 
     def made(self, candidate: Candidate, settings: CompressConfig) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import yaml
 from shears.checkpoints.inspection import inspect
 from shears.config import EvaluateConfig, Recipe
 from shears.config.export_options import FORMATS
-from shears.errors import memory_of
 from shears.evaluation.comparison import lead
 from shears.evaluation.evaluated import journal_path
 from shears.evaluation.run import evaluate, identity_of, same_backend, with_template
@@ -70,7 +69,7 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
                 logger.info("[%d/%d] %s: done before with this configuration, skipped", number, total, stage.name)
             else:
                 logger.info("[%d/%d] %s", number, total, stage.name)
-                with timed(folder, stage.name), memory_of(stage.name):
+                with timed(folder, stage.name):
                     stage.make()
         return _evaluate_models(recipe, folder) if recipe.evaluate else {"models": []}
 
@@ -108,8 +107,7 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     rows = []
     for done, (name, parts) in enumerate(models.items(), start=1):
         logger.info("[%d/%d] evaluate (%d of %d): %s", number, number, done, len(models), name)
-        with memory_of("evaluate"):
-            rows.append(_row(name, *parts, config, folder))
+        rows.append(_row(name, *parts, config, folder))
     task = {"task": config.task, "data": config.data}
     records = {name: artifacts.read_object(artifacts.evaluation_file(folder, name)) for name in models}
     was_trained = artifacts.read_object(folder / "sparse" / artifacts.SPARSITY).get(artifacts.TRAINED_BEFORE)

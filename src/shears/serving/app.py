@@ -118,7 +118,6 @@ class Service:
         return JSONResponse(writer.whole(choices, [text.result() for text in texts]))
 
     def _texts(self, body: TextRequest, prompts: Sequence[Prompt], grammar: Grammar | None) -> list[Continuation]:
-        """Return the wanted texts; each has its own seed: equal prompts give several samples."""
         if body.model != self.name:
             raise HTTPException(404, f"the model must be {self.name!r}, got {body.model!r:.100}; see /v1/models")
         if (count := len(prompts) * body.n) > self._most_open:
@@ -140,7 +139,6 @@ class Service:
         ]
 
     def _submit(self, texts: Sequence[Continuation]) -> asyncio.Queue[Any]:
-        """Let texts be generated, all or none; return the queue of their pieces."""
         if len(self.open) + len(texts) > self._most_open:
             open_now = f"at most {self._most_open} texts can be open at once, {len(self.open)} are"
             raise HTTPException(429, f"{open_now}; try later", {"Retry-After": "1"})
@@ -162,7 +160,6 @@ class Service:
             self.open.pop(text, None)
 
     async def _generate(self) -> None:
-        """Generate the texts of all requests until there is none."""
         batch = self.engine.batch
         while len(batch):
             try:
@@ -180,7 +177,6 @@ class Service:
     async def _pieces(
         self, texts: Sequence[Continuation], queue: asyncio.Queue[Any]
     ) -> AsyncGenerator[tuple[int, str, bool], None]:
-        """Yield index, new text and end of a request's texts until all have ended; raise an error of one."""
         num_open = len(texts)
         try:
             while num_open:
