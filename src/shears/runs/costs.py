@@ -32,7 +32,7 @@ from shears.sparsity.prune import sparsify_model
 logger = logging.getLogger(__name__)
 TEACHER = "teacher"  # the folder of the dense model's adapter
 STEP_ROWS = 4  # rows in the training step that is timed
-QUESTIONS = 16  # rows that are answered at most: a batch of few takes longer for each
+QUESTIONS = 8  # rows that are answered at most: a batch of few takes longer for each
 AS_IT_CAME = 100  # rows that the model as it came answers at most: untrained answers are long
 SLOW = 10.0  # tokens a second of a model whose speed is not predicted
 DECODED = 130  # tokens that a measured speed takes, its warm-up included
@@ -64,7 +64,8 @@ def measured_speeds(
     """Return the speeds of making a candidate of a model; `training` are its rows to train on."""
     started = time.perf_counter()
     with quietly():
-        load, forward, pruning = _reading(model, effort, first.sparsity, texts)
+        rounds = training is None and first.values == "int4"  # with the text's inputs, which takes as long as pruning
+        load, forward, pruning = _reading(model, effort, first.sparsity or 0.5 * rounds, texts)
         speeds = Speeds(load, forward, pruning)
         if training is not None:
             right = statistics.fmean(sum(label != IGNORED for label in row.labels) for row in training.train)
