@@ -21,6 +21,12 @@ WEIGHT = sparse_weight(37, 23, 0.5)
 EMBEDDING = sparse_weight(20, 23, 0.0, seed=3)
 
 
+def _entry(matrix: PackedMatrix) -> PackedEntry:
+    kept = None if matrix.masks is None else matrix.num_kept
+    size = None if kept is None or matrix.values_dtype != "int4" else matrix.values.numel()
+    return PackedEntry(rows=matrix.rows, cols=matrix.cols, values=matrix.values_dtype, kept=kept, bytes=size)
+
+
 def write(folder: Path, values: NumberFormat = "bf16", matrix: PackedMatrix | None = None) -> Path:
     """A package with a packed linear, a norm, quantized embeddings with a tied head, and an adapter."""
     folder.mkdir(exist_ok=True)
@@ -30,7 +36,7 @@ def write(folder: Path, values: NumberFormat = "bf16", matrix: PackedMatrix | No
         codes, scales, zeros = quantize_blocks(EMBEDDING)
         embedding = {"": pack_nibbles(codes), ".scales": scales, ".zeros": zeros}
     index = Index(
-        packed={"layers.0.up": PackedEntry.of(matrix)},
+        packed={"layers.0.up": _entry(matrix)},
         dense={
             "norm.weight": DenseEntry(dtype="fp32", shape=(23,)),
             "count": DenseEntry(dtype="int64", shape=()),

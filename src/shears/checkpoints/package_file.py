@@ -107,13 +107,6 @@ class PackedEntry(_Entry):
             return layout.num_whole(self.rows, self.cols, self.values)
         return self.kept if self.bytes is None else self.bytes
 
-    @classmethod
-    def of(cls, matrix: PackedMatrix) -> "PackedEntry":
-        """Return the entry of a packed weight."""
-        kept = None if matrix.masks is None else matrix.num_kept
-        size = None if kept is None or matrix.values_dtype != "int4" else matrix.values.numel()
-        return cls(rows=matrix.rows, cols=matrix.cols, values=matrix.values_dtype, kept=kept, bytes=size)
-
     def specs(self) -> dict[str, Spec]:
         """Return dtype and shape of the weight's parts."""
         panels = math.ceil(self.rows / layout.PANEL)

@@ -200,7 +200,9 @@ def _spread(matrix: PackedMatrix, bits: Bool[Tensor, "P G W"] | None) -> Shaped[
     is_int4 = matrix.values_dtype == "int4"
     if bits is not None:
         if is_int4:
-            return _spread_pairs(matrix.values, bits)
+            filled = _filled_up(bits)
+            nibbles = unpack_nibbles(matrix.values, 2 * matrix.values.numel())
+            return torch.zeros(filled.shape, dtype=torch.uint8).masked_scatter_(filled, nibbles)[..., :-1]
         return torch.zeros(bits.shape, dtype=matrix.values.dtype).masked_scatter_(bits, matrix.values)
     panels, groups, _ = mask_shape(matrix.rows, matrix.cols, matrix.values_dtype)
     width = PANEL * GROUPS[matrix.values_dtype]
@@ -219,14 +221,14 @@ def unpack_codes(
     return codes, _by_row(matrix.scales, matrix.rows), zeros
 
 
-def dense(matrix: PackedMatrix, dtype: torch.dtype | None = None) -> Float[Tensor, "O I"]:
-    """Return the unpacked weight with scales applied; by default float32 for int8 and int4."""
+def dense(matrix: PackedMatrix) -> Float[Tensor, "O I"]:
+    """Return the unpacked weight with scales applied: float32 for int8 and int4."""
     whole = unpack(matrix)
     if matrix.scales is not None:
         int4 = matrix.values_dtype == "int4"
         by_row = _by_row(matrix.scales, matrix.rows).float() if int4 else matrix.scales
         whole = whole.float() * (by_input(by_row, matrix.cols) if int4 else by_row[:, None])
-    return whole if dtype is None else whole.to(dtype)
+    return whole
 
 
 def pack_nibbles(codes: UInt8[Tensor, "*A I"]) -> UInt8[Tensor, "*A H"]:
@@ -274,13 +276,6 @@ def _paired(codes: UInt8[Tensor, "P G W"], bits: Bool[Tensor, "P G W"]) -> UInt8
     codes = pad(codes, (0, 1))
     nibbles = torch.from_numpy(codes.numpy()[_filled_up(bits).numpy()])  # torch: 3 times as long
     return nibbles[0::2] | (nibbles[1::2] << 4)
-
-
-def _spread_pairs(stored: UInt8[Tensor, " N"], bits: Bool[Tensor, "P G W"]) -> UInt8[Tensor, "P G W"]:
-    """Return the codes in the order (panel, group, bit), 0 where not kept."""
-    filled = _filled_up(bits)
-    spread = torch.zeros(filled.shape, dtype=torch.uint8)
-    return spread.masked_scatter_(filled, unpack_nibbles(stored, 2 * stored.numel()))[..., :-1]
 
 
 def _filled_up(bits: Bool[Tensor, "P G W"]) -> Bool[Tensor, "P G W1"]:
