@@ -45,10 +45,3 @@ def test_every_model_is_asked_in_the_template_of_the_training_or_the_recipe(
     prompts = [[record["prompt"] for record in each["records"]] for each in measured(tmp_path / "run").values()]
     assert prompts[0] == prompts[1] == prompts[2]
     assert words in prompts[0][0]
-
-
-def test_a_paper_task_is_asked_as_the_adapter_was_trained(tmp_path: Path) -> None:
-    """By itself the dense model would be asked in the paper's template."""
-    paper = ["evaluate.task=svamp", "evaluate.num_beams=1", "train.template=question"]
-    shears.run(recipe_of(tmp_path, *paper), tmp_path / "run")
-    assert {each["records"][0]["prompt"] for each in measured(tmp_path / "run").values()} == {"Question: 8+1?\nAnswer:"}

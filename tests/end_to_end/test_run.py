@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 import sys
 from html import unescape
 from pathlib import Path
@@ -22,7 +21,6 @@ from shears.data.rows import arithmetic_rows
 from shears.errors import InputError
 from shears.records.timing import read_times
 from tests.end_to_end.recipe import write_recipe
-from tests.tiny import save_tiny
 
 Done = tuple[Path, Path, dict[str, Any]]
 
@@ -111,17 +109,6 @@ def test_a_test_file_that_changed_is_measured_again_and_training_data_are_refuse
         shears.run(recipe, tmp_path / "run")
 
 
-def test_a_stage_removed_is_made_again_with_the_same_bits(done: Done) -> None:
-    path, folder, _ = done
-    before = {
-        name: (folder / name).read_bytes() for name in ("search/result.json", "sub_adapter/adapter_model.safetensors")
-    }
-    shutil.rmtree(folder / "search")
-    shutil.rmtree(folder / "sub_adapter")
-    shears.run(load(path), folder)
-    assert before == {name: (folder / name).read_bytes() for name in before}
-
-
 def test_search_never_sees_the_test_split(done: Done, tmp_path: Path) -> None:
     path, _, _ = done
     with pytest.raises(InputError, match="never the test split"):
@@ -131,19 +118,6 @@ def test_search_never_sees_the_test_split(done: Done, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"all \d+ rows of arithmetic:test stand in .*copy.jsonl"):
         shears.run(load(path, f"search.data={copy}", "evaluate.data=arithmetic:test"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_every_artifact_can_be_inspected(done: Done) -> None:
-    kinds = {"sparse": "sparse model", "super_adapter": "super-adapter", "search": "search",
-             "sub_adapter": "sub-adapter", ".": "run"}  # fmt: skip
-    assert {part: shears.inspect(done[1] / part)["kind"] for part in kinds} == kinds
-
-
-def test_inspection_says_what_fits(done: Done, tmp_path: Path) -> None:
-    _, folder, _ = done
-    assert shears.inspect(folder / "sub_adapter", folder / "sparse")["fits"]
-    assert shears.inspect(folder / "sparse", folder / "super_adapter")["fits"]
-    assert not shears.inspect(folder / "sub_adapter", save_tiny(tmp_path / "other", seed=7))["fits"]
 
 
 def test_the_report_of_a_run_hands_out_commands_that_work(

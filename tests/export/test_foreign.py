@@ -41,16 +41,6 @@ def test_a_damaged_key_of_a_record_is_one_line(change: dict[str, Any], adapter: 
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("form", ["peft", "padded", "merged", "package"])
-def test_a_search_space_that_lacks_a_linear_of_its_adapter_is_named(form: str, adapter: Path, tmp_path: Path) -> None:
-    record = json.loads((adapter / SEARCH_SPACE).read_text())
-    absent = next(iter(record["groups"].values()))["modules"].pop()
-    (adapter / SEARCH_SPACE).write_text(json.dumps(record))
-    with pytest.raises(InputError, match=f"it lacks '{absent}'"):
-        export_adapter(adapter, tmp_path / "out", format=form)
-    assert not list(tmp_path.glob("out*"))
-
-
 @pytest.mark.parametrize("config", ["{}", "[]", '{"r": "x", "lora_alpha": 1}'])
 def test_a_damaged_configuration_of_peft_is_named(config: str, adapter: Path, tmp_path: Path) -> None:
     (adapter / ADAPTER_CONFIG).write_text(config)

@@ -1,7 +1,6 @@
 """A merged export is one ordinary model folder that computes what base and adapter do, zeros and all if asked."""
 
 import logging
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 
 from shears.errors import InputError
 from shears.export.peft import export_adapter
-from shears.models.load import load_with_adapter
 from shears.records.artifacts import read_record, weights_fingerprint
 from shears.sparsity.rewrite import in_format
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter, weights
@@ -81,38 +79,3 @@ def test_an_exported_sub_adapter_merges_to_the_same_bytes(tmp_path: Path) -> Non
         assert records[1]["sub_adapter_fingerprint"] == weights_fingerprint(sub)
     with pytest.raises(InputError, match="an exported sub-adapter has its ranks, got ranks=minimal besides"):
         export_adapter(tmp_path / "peft", tmp_path / "no", format="merged", ranks="minimal")
-
-
-def test_a_moved_base_is_found_and_another_one_refused(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    adapter = super_adapter(run / "super", half_sparse(run / "base"))
-    other = half_sparse(tmp_path / "other", "llama_untied")
-    with pytest.raises(InputError, match=f"the base model .* got {weights_fingerprint(other)[:12]}"):
-        export_adapter(adapter, tmp_path / "out", format="merged", model=str(other))
-    run.rename(tmp_path / "moved")
-    beside = export_adapter(tmp_path / "moved" / "super", tmp_path / "beside", format="merged")
-    shutil.move(tmp_path / "moved" / "base", tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="there is no .*base; check the name"):
-        export_adapter(tmp_path / "moved" / "super", tmp_path / "out", format="merged")
-    named = export_adapter(
-        tmp_path / "moved" / "super", tmp_path / "named", format="merged", model=str(tmp_path / "elsewhere")
-    )
-    assert weights_fingerprint(beside) == weights_fingerprint(named)
-    assert not list(tmp_path.glob("out*"))
-
-
-@pytest.mark.parametrize("form", ["peft"])
-def test_an_exported_masked_adapter_stays_masked_here_and_warns_of_other_tools(
-    tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    base = half_sparse(tmp_path / "base")
-    adapter = super_adapter(tmp_path / "super", base, sparse_adapter=True)
-    sub = export_adapter(adapter, tmp_path / "sub", format=form)
-    assert [message for message in caplog.messages if "other tools ignore; use --format merged-sparse" in message]
-    assert read_record(sub, "sub_adapter.json")["sparse_adapter"] is True
-    ours, _ = load_with_adapter(base, sub)
-    torch.testing.assert_close(logits(ours), activated(adapter), rtol=0, atol=1e-5)
-    theirs = logits(PeftModel.from_pretrained(stock(base), sub))
-    assert (theirs - activated(adapter)).abs().max() > 1e-2
-    out = export_adapter(sub, tmp_path / "out", format="merged-sparse")
-    torch.testing.assert_close(logits(stock(out)), activated(adapter), rtol=0, atol=1e-5)

@@ -119,15 +119,6 @@ def test_embeddings_and_head_may_be_quantized(embeddings: str, tmp_path: Path) -
     torch.testing.assert_close(logits(load_with_adapter(out)[0]), logits(stock(base)), rtol=0.05, atol=tolerance)
 
 
-def test_equal_embeddings_and_heads_are_stored_once(tmp_path: Path) -> None:
-    base = half_sparse(tmp_path / "base")
-    parts.rewrite(base, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
-    out = package(base, tmp_path / "out")
-    assert len(read_package(out).index.tied) == 1
-    assert same_bits(all_tensors(unpack(out, tmp_path / "back")), all_tensors(base))
-    assert inspect(out)["parameters"] == stock(base).num_parameters()
-
-
 def test_a_masked_adapter_is_merged_into_its_package(tmp_path: Path) -> None:
     adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"), sparse_adapter=True)
     out = package(adapter, tmp_path / "out", ranks="maximal")

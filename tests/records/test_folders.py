@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from shears.errors import InputError
-from shears.records import artifacts, folders
+from shears.records import folders
 from shears.records.folders import partial_folder, run_lock, working_folder
 
 CONFIG = {"sparsity": 0.5, "seed": 0}
@@ -137,26 +137,6 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_its_work(tmp_path: 
         finally:
             process.send_signal(signal.SIGKILL)
     assert finish(tmp_path / "out") == ["half.bin"]
-
-
-def test_a_second_process_is_refused_until_the_folder_is_renamed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To flush gigabytes takes long, and whoever came meanwhile once took the folder for abandoned."""
-    sync, seen = artifacts.sync_path, list[str]()
-
-    def look(path: Path) -> None:
-        try:
-            finish(tmp_path / "out")
-        except InputError as error:
-            seen.append(str(error))
-        sync(path)
-
-    with working_folder(tmp_path / "out", CONFIG, resumes=False) as work:
-        (work / "mine").touch()
-        monkeypatch.setattr(artifacts, "sync_path", look)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
-    assert len(seen) >= 4, "at every file that is flushed"
 
 
 def test_a_folder_killed_while_it_is_flushed_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 import shears
 from shears.errors import InputError
 from shears.records.artifacts import KINDS
-from shears.records.publishing import write_card
 from tests.tiny import save_tiny
 
 SECRET = "nobody-may-know"
@@ -67,14 +66,6 @@ def test_no_uploaded_file_contains_a_local_folder(name: str, made: Path) -> None
     assert record["model" if name == "sparse" else "base"] == "me/base"
 
 
-def test_the_base_has_its_name_on_the_hub(made: Path) -> None:
-    files = sent(made / "sub", "me/sub", "me/sparse")
-    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/sparse"
-    assert ModelCard(files["README.md"].decode()).data.to_dict()["base_model"] == "me/sparse"
-    nested = sent(made / "sparse", "me/it", "me/base")
-    assert json.loads(nested["recovery/adapter_config.json"])["base_model_name_or_path"] == "me/it"
-
-
 LOADED = 'AutoModelForCausalLM.from_pretrained("me/base")'
 
 
@@ -99,20 +90,6 @@ def test_a_pushed_card_loads_from_the_hub(name: str, code: list[str], made: Path
     assert f'"{own}"' not in text
     assert f" {own} --" not in text
     assert '"sparse"' not in text
-
-
-@pytest.mark.parametrize("base", ["smollm2-135m", "org/base"])
-def test_an_embedded_model_and_one_of_the_hub_stay_the_base(base: str, made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "sparse", tmp_path / "sparse")
-    shutil.rmtree(tmp_path / "sparse" / "recovery")
-    record = json.loads((made / "sparse" / "sparsity.json").read_text())
-    (tmp_path / "sparse" / "sparsity.json").write_text(json.dumps({**record, "model": base}))
-    write_card(tmp_path / "sparse")
-    files = sent(tmp_path / "sparse", "me/it")
-    assert json.loads(files["sparsity.json"])["model"] == base
-    base_model = ModelCard(files["README.md"].decode()).data.to_dict()["base_model"]
-    assert base_model == {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(base, base)
-    assert 'AutoModelForCausalLM.from_pretrained("me/it")' in files["README.md"].decode()
 
 
 def test_a_push_uploads_the_files_of_the_dry_run(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jsonschema
 import openai
 import pytest
-from pydantic import BaseModel, Field
 
 pytest.importorskip("fastapi")
 pytest.importorskip("llguidance")
@@ -152,20 +151,3 @@ def test_what_cannot_be_held_is_refused(plain: Running, options: Any, message: s
     assert message in caught.value.message
     assert "\n" not in caught.value.message
     assert not plain.service.open
-
-
-class Item(BaseModel):
-    """What the client's own helper makes a schema of."""
-
-    name: Annotated[str, Field(max_length=3)]
-    kind: Literal["a", "b"]
-    size: Annotated[int, Field(ge=0, le=9)] | None
-
-
-def test_the_client_parses_its_own_class(plain: Running) -> None:
-    """Tests the helpers of the openai package, streamed too."""
-    options: dict[str, Any] = {"model": NAME, "messages": TALK, "temperature": 1, "response_format": Item}
-    parsed = plain.client().chat.completions.parse(**options, seed=2).choices[0].message.parsed
-    assert isinstance(parsed, Item)
-    with plain.client().chat.completions.stream(**options, seed=2) as stream:
-        assert stream.get_final_completion().choices[0].message.parsed == parsed
