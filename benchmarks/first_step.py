@@ -2,7 +2,7 @@
 
     python -m benchmarks.first_step [train|heal|export|compress ...]
 
-Each verb runs once on the embedded model, in a process under `sys.setprofile`; lambdas, comprehensions and bodies of
+Each verb runs once on a tiny model, in a process under `sys.setprofile`; lambdas, comprehensions and bodies of
 modules and classes do not count. What a verb needs of another is made before it without the profiler.
 """
 
@@ -12,7 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-MODEL, ROWS = "smollm2-135m", "arithmetic:train"
+from tests.tiny import save_tiny
+
 PROFILE = """
 import json, runpy, sys, threading
 import shears
@@ -43,13 +44,35 @@ json.dump({"code": code, "functions": len(functions), "files": files, "forwards"
 
 def commands(work: Path, text: Path) -> dict[str, list[str]]:
     """Return the words of each verb; a verb reads what those before it wrote."""
+    model = str(save_tiny(work / "tiny"))
     sparse, adapter = f"{work}/sparse", f"{work}/train"
     return {
-        "sparsify": ["sparsify", MODEL, sparse, "--method", "magnitude"],
-        "train": ["train", MODEL, adapter, "--data", ROWS, "--max-steps", "2", "--warmup-steps", "0"],
-        "heal": ["heal", sparse, f"{work}/heal", "--teacher", MODEL, "--data", str(text), "--tokens", "8k"],
+        "sparsify": ["sparsify", model, sparse, "--method", "magnitude"],
+        "train": ["train", model, adapter, "--data", "arithmetic:train", "--max-steps", "2", "--warmup-steps", "0"],
+        "heal": [
+            "heal",
+            sparse,
+            f"{work}/heal",
+            "--teacher",
+            model,
+            "--data",
+            str(text),
+            "--tokens",
+            "1k",
+            "--sequence-length",
+            "64",
+        ],
         "export": ["export", adapter, f"{work}/export", "--format", "package"],
-        "compress": ["compress", MODEL, f"{work}/compress", "--calibration", str(text), "--dry-run"],
+        "compress": [
+            "compress",
+            model,
+            f"{work}/compress",
+            "--calibration",
+            str(text),
+            "--target",
+            "6bits",
+            "--dry-run",
+        ],
     }
 
 
@@ -62,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         text = work / "text.txt"
-        text.write_text((root / "docs" / "log.md").read_text(encoding="utf-8"), encoding="utf-8")
+        text.write_text((root / "ARCHITECTURE.md").read_text(encoding="utf-8"), encoding="utf-8")
         for verb, words in commands(work, text).items():
             if verb in wanted or needed.get(verb) in wanted:
                 out = work / f"{verb}.json"
