@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from benchmarks.engines import LONGEST
 from shears.errors import InputError
-from shears.runtime.generation.backend import Backend
+from shears.runtime.backend import Backend
 
 Engine = Literal["llama.cpp", "ik_llama.cpp", "OpenVINO", "shears"]
 ENGINES = get_args(Engine)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from shears.runs.compress import compress as compress
     from shears.runs.pipeline import run as run
     from shears.runs.plan import plan as plan
-    from shears.runtime.environment import environment as environment
     from shears.runtime.speed import bench as bench
+    from shears.runtime.speed import environment as environment
     from shears.searching.study import search as search
     from shears.serving import serve as serve
     from shears.sparsity.prune import sparsify_model as sparsify_model
@@ -42,7 +42,7 @@ _MODULES = {
     "build_space": "adapt.groups",
     "compare": "report.page",
     "compress": "runs.compress",
-    "environment": "runtime.environment",
+    "environment": "runtime.speed",
     "evaluate": "evaluation.run",
     "export_adapter": "export.peft",
     "heal": "training.heal",

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from benchmarks import tasks
 from shears.errors import InputError
-from shears.runtime.generation.backend import Backend
+from shears.runtime.backend import Backend
 from tests.tiny import save_tiny, tiny_model
 
 COSTS = st.tuples(st.integers(0, 5), st.integers(0, 5))

@@ -23,7 +23,7 @@ from shears.records.artifacts import write_json
 from shears.runtime import load, loading
 from tests.conftest import Call
 from tests.processes import DEADLINE, Process, until
-from tests.runtime.generation.backends import TOKENIZER, always, engine_of, lively
+from tests.runtime.backends import TOKENIZER, always, engine_of, lively
 from tests.tiny import LONGEST, tiny_tokenizer
 
 LETTER = TOKENIZER("z")["input_ids"][0]

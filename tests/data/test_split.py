@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.data.split import parse_shares, split_rows
+from shears.data.rows import parse_shares, split_rows
 from shears.data.templates import question_id
 from shears.errors import InputError
 from tests.conftest import Call

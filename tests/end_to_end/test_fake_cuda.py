@@ -13,7 +13,7 @@ import torch
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, SparsifyConfig
 from shears.evaluation.run import evaluate
-from shears.runtime.generation.transformers_backend import TransformersBackend
+from shears.runtime.transformers_backend import TransformersBackend
 from shears.searching.study import search
 from shears.sparsity.prune import sparsify_model
 from tests.fake_cuda import fake_cuda

@@ -14,9 +14,9 @@ from shears.errors import InputError
 from shears.evaluation.decode import ContinuousDecoder, Decoder, wanted_for
 from shears.evaluation.evaluated import WrittenText
 from shears.models.sparse_adapter import make_sparse
+from shears.runtime.backend import Backend
 from shears.runtime.choice import native_backend
-from shears.runtime.generation.backend import Backend
-from tests.runtime.generation.backends import always, lively
+from tests.runtime.backends import always, lively
 from tests.runtime.native.decoders import covered, extension_is_missing, with_lora
 from tests.tiny import tiny_tokenizer
 

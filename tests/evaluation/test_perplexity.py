@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from shears.errors import InputError
 from shears.evaluation.evaluated import Evaluation
-from shears.evaluation.perplexity import perplexity
+from shears.evaluation.likelihood import perplexity
 from tests.tiny import tiny_model
 
 

@@ -9,8 +9,8 @@ from shears import export_adapter
 from shears.checkpoints.package_file import read_package
 from shears.config import BenchConfig
 from shears.errors import InputError
-from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.speed import TRANSFORMERS, Round, _figures, _ratios, bench, values_of
+from shears.runtime.transformers_backend import TransformersBackend
 from tests.conftest import Call
 from tests.runtime.native.decoders import covered, extension_is_missing
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer

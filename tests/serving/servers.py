@@ -11,7 +11,7 @@ import httpx2
 from openai import OpenAI
 
 from shears.config import ServeConfig
-from shears.runtime.generation.engine import Engine
+from shears.runtime.engine import Engine
 from shears.serving.app import Service, make_server
 from tests.processes import until
 

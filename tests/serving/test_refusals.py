@@ -16,7 +16,7 @@ import json
 
 from shears.serving import app
 from shears.serving.protocol import IGNORED_KEYS, ChatRequest, CompletionRequest
-from tests.runtime.generation.backends import TOKENIZER, always, engine_of, lively
+from tests.runtime.backends import TOKENIZER, always, engine_of, lively
 from tests.serving.servers import NAME, Running, running
 
 LONG = 4096  # tokens; seconds of work

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from shears.runtime.generation.engine import Engine
-from tests.runtime.generation.backends import END, TOKENIZER, engine_of, lively
+from shears.runtime.engine import Engine
+from tests.runtime.backends import END, TOKENIZER, engine_of, lively
 from tests.runtime.native.decoders import backend, covered, extension_is_missing
 from tests.serving.servers import NAME, Running, running
 

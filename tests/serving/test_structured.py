@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("llguidance")
 
-from shears.runtime.generation.engine import Engine
-from shears.runtime.generation.transformers_backend import TransformersBackend
-from tests.runtime.generation.backends import END, engine_of, lively
-from tests.runtime.generation.templates import HERMES, LLAMA, tokenizer_with
+from shears.runtime.engine import Engine
+from shears.runtime.transformers_backend import TransformersBackend
+from tests.runtime.backends import END, engine_of, lively
+from tests.runtime.templates import HERMES, LLAMA, tokenizer_with
 from tests.serving.servers import NAME, Running, running
 
 TALK: Any = [{"role": "user", "content": "How many?"}]

@@ -24,9 +24,9 @@ from shears.records import artifacts as journal
 from shears.records.artifacts import write_json
 from shears.records.folders import partial_folder
 from shears.records.paths import file_fingerprint
-from shears.runtime.generation.continuation import TextSettings
-from shears.runtime.generation.engine import decoding_by
-from shears.runtime.generation.transformers_backend import TransformersBackend
+from shears.runtime.continuation import TextSettings
+from shears.runtime.engine import decoding_by
+from shears.runtime.transformers_backend import TransformersBackend
 from shears.writing import written
 from shears.writing.authors import TextAuthor, first_words
 from shears.writing.written import answers_source, text_source, write, written_rows

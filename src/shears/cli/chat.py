@@ -21,8 +21,8 @@ from shears.errors import InputError, reading
 from shears.progress import CONTROLS
 
 if TYPE_CHECKING:
-    from shears.runtime.generation.continuation import Continuation
-    from shears.runtime.generation.engine import Engine
+    from shears.runtime.continuation import Continuation
+    from shears.runtime.engine import Engine
 
 logger = logging.getLogger(__name__)
 Model = Annotated[str, argument("MODEL", "Package, folder of compress or run, model, hub id, .gguf or smollm2-135m.")]
@@ -55,7 +55,7 @@ def generate(
         --prompt "Ann has 3 pens and buys 4. How many?"
     shears generate package --prompt "As JSON: " --json-schema person.json
     """
-    from shears.runtime.generation.grammar import schema_text
+    from shears.runtime.grammar import schema_text
     from shears.runtime.loading import load
 
     settings = build(GenerateConfig, "generate", values)

@@ -65,8 +65,7 @@ def data(  # noqa: PLR0913, PLR0917  # one option each
 def write_parts(settings: TrainConfig, split: str | None, output: Path | None, limit: int | None) -> dict[str, int]:
     """Write the rows in parts and return their numbers by file; InputError where one option lacks."""
     from shears.data.examples import check_rows
-    from shears.data.rows import as_json_lines, read_rows
-    from shears.data.split import parse_shares, split_rows
+    from shears.data.rows import as_json_lines, parse_shares, read_rows, split_rows
     from shears.records.artifacts import write_text
     from shears.records.folders import refuse_taken, working_folder
 

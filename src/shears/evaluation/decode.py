@@ -29,11 +29,11 @@ from shears.models.load import refuse_unknown
 from shears.models.properties import ignores_padding
 from shears.models.ref import end_tokens
 from shears.progress import meter, track
+from shears.runtime.backend import Backend
+from shears.runtime.batch import Batch
 from shears.runtime.choice import Wanted
-from shears.runtime.generation.backend import Backend
-from shears.runtime.generation.batch import Batch
-from shears.runtime.generation.continuation import Continuation, TextSettings
-from shears.runtime.generation.engine import decoding_by
+from shears.runtime.continuation import Continuation, TextSettings
+from shears.runtime.engine import decoding_by
 from shears.training.batches import length_buckets, pad, padding
 
 

@@ -23,11 +23,10 @@ from shears.data.templates import DEFAULT_TEMPLATE
 from shears.evaluation.decode import ContinuousDecoder, Decoder
 from shears.evaluation.evaluated import Evaluation, Record, TextJournal, WrittenText, accuracy_of, record
 from shears.evaluation.harness import check_installed, run_harness
-from shears.evaluation.likelihood import likeliest_choices, warn_beyond
+from shears.evaluation.likelihood import likeliest_choices, perplexity, warn_beyond
 from shears.evaluation.paper_tasks import LABELS, paper_answers, paper_row, with_choices
-from shears.evaluation.perplexity import perplexity
 from shears.records.figures import CUT
-from shears.runtime.generation.backend import Backend
+from shears.runtime.backend import Backend
 
 logger = logging.getLogger(__name__)
 FORMS: Mapping[str, RuleForm] = {"number": "number", "equation": "equation", "json": "json", "exact": "exact"}

@@ -1,6 +1,6 @@
 """Running a model.
 
-`native` computes logits from packed weights, `generation` turns the logits of any backend into
+`native` computes logits from packed weights, `engine` turns the logits of any backend into
 text, `loading` opens a model by its name, `speed` measures one.
 """
 
@@ -8,14 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `as` exports a name to type checkers, which cannot read `__all__` below
-    from shears.runtime.generation.backend import Backend as Backend
-    from shears.runtime.generation.engine import Engine as Engine
+    from shears.runtime.backend import Backend as Backend
+    from shears.runtime.engine import Engine as Engine
     from shears.runtime.loading import load as load
     from shears.runtime.native import kernels_available as kernels_available
 
 _MODULES = {
-    "Backend": "generation.backend",
-    "Engine": "generation.engine",
+    "Backend": "backend",
+    "Engine": "engine",
     "kernels_available": "native",
     "load": "loading",
 }

@@ -14,7 +14,7 @@ from shears.checkpoints.package_file import Package
 from shears.checkpoints.packed_layout import NumberFormat
 from shears.models.devices import device_of
 from shears.models.ref import ModelRef
-from shears.runtime.generation.backend import MOST_SEQUENCES, Backend
+from shears.runtime.backend import MOST_SEQUENCES, Backend
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
 from shears.runtime.native.model_source import ModelSource, source_of_package
@@ -82,7 +82,7 @@ def package_backend(model: ModelRef, dtype: str = "auto") -> Backend:
     if native is not None:
         return native
     from shears.models.load import load_with_adapter
-    from shears.runtime.generation.transformers_backend import TransformersBackend
+    from shears.runtime.transformers_backend import TransformersBackend
 
     return TransformersBackend(load_with_adapter(model, dtype=dtype, device="cpu")[0])
 

@@ -17,9 +17,9 @@ from shears.models.ref import AnyModel, ModelRef, end_tokens, load_tokenizer, re
 from shears.records.artifacts import COMPRESS, RECIPE, read_json
 from shears.records.paths import expanded
 from shears.records.trained_form import trained_form
+from shears.runtime.backend import Backend
 from shears.runtime.choice import package_backend
-from shears.runtime.generation.backend import Backend
-from shears.runtime.generation.engine import Engine
+from shears.runtime.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
         settings = generation_settings(ref.folder)
     else:
         from shears.models.load import load_with_adapter
-        from shears.runtime.generation.transformers_backend import TransformersBackend
+        from shears.runtime.transformers_backend import TransformersBackend
 
         network, tokenizer = load_with_adapter(ref, adapter, wanted.dtype, wanted.device)
         backend = TransformersBackend(network)

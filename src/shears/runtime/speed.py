@@ -1,7 +1,8 @@
-"""`shears bench`: a package's speed beside the dense model's, in our kernels and in transformers."""
+"""`shears bench`: a package's speed beside the dense model's, in our kernels and transformers."""
 
 import logging
 import math
+import platform
 import random
 import time
 from collections import Counter
@@ -21,15 +22,18 @@ from shears.models.devices import set_threads
 from shears.models.load import load_model
 from shears.models.ref import AnyModel, resolve
 from shears.progress import meter
-from shears.records.timing import processor
+from shears.records.artifacts import __version__
+from shears.records.timing import processor, versions
+from shears.runtime.backend import Backend
 from shears.runtime.choice import decoder_of, package_backend
-from shears.runtime.generation.backend import Backend
-from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.loading import package_in
+from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
 from shears.runtime.native.loaded_model import source_of_model
+from shears.runtime.transformers_backend import TransformersBackend
 
 logger = logging.getLogger(__name__)
+TIMED_PRODUCTS = 15  # products timed per kind of weight; the median counts
 SHORT_PROMPT = 64  # tokens of the prompt that is continued
 TRANSFORMERS = "dense, transformers"
 OURS = "dense, our kernels ({})"
@@ -173,3 +177,32 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
     """Return the median, the smallest and the largest value."""
     numbers = list(values)
     return {"median": median(numbers), "min": min(numbers), "max": max(numbers)}
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, processor, instruction sets and speeds as plain data; takes seconds.
+
+    `speeds` are picoseconds per weight of one token's product by a weight in memory, on all threads;
+    half of a sparse weight are zeros, which count. It is empty without the C++ extension.
+    """
+    data: dict[str, Any] = {
+        "versions": {"shears": __version__, **versions()},
+        "processor": processor(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "instruction_sets": {},
+        "speeds": [],
+    }
+    if not kernels_available():
+        return data
+    from shears.runtime.native import _native
+    from shears.runtime.native.tuning import CODES, tune, weight_bytes
+
+    pool = _native.Pool(torch.get_num_threads())
+    for values, code in CODES.items():
+        seconds = {}
+        for kind, sparse in (("sparse", True), ("dense", False)):
+            tune(values, sparse)
+            seconds[kind] = 1e12 * _native.measure_speed(code, sparse, 1, weight_bytes(), TIMED_PRODUCTS, pool)[0]
+        data["speeds"].append({"values": values, **seconds})
+    return {**data, "instruction_sets": _native.features()}

@@ -17,8 +17,8 @@ from shears.models.devices import autocast, device_of
 from shears.models.properties import within_context
 from shears.models.sparse_adapter import is_sparse
 from shears.records.figures import CUT
+from shears.runtime.backend import Backend
 from shears.runtime.choice import Wanted, native_backend
-from shears.runtime.generation.backend import Backend
 from shears.runtime.native.loaded_model import updates_of
 from shears.searching.outcome import Figures, Goal, Measured
 from shears.training.batches import padding

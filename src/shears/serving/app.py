@@ -23,11 +23,11 @@ from starlette.requests import ClientDisconnect
 
 from shears.config import ServeConfig
 from shears.errors import InputError
-from shears.runtime.generation.batch import TooLongError
-from shears.runtime.generation.continuation import Continuation
-from shears.runtime.generation.engine import Engine, Prompt
-from shears.runtime.generation.grammar import Grammar
-from shears.runtime.generation.tool_calls import CallFormat, CallReader, CallRules, call_format
+from shears.runtime.batch import TooLongError
+from shears.runtime.continuation import Continuation
+from shears.runtime.engine import Engine, Prompt
+from shears.runtime.grammar import Grammar
+from shears.runtime.tool_calls import CallFormat, CallReader, CallRules, call_format
 from shears.serving.protocol import (
     DONE,
     ChatRequest,

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, model_validator
 
-from shears.runtime.generation.continuation import Continuation, FinishReason
-from shears.runtime.generation.tool_calls import Argued, Called, CallReader, Event, Said
+from shears.runtime.continuation import Continuation, FinishReason
+from shears.runtime.tool_calls import Argued, Called, CallReader, Event, Said
 
 IGNORED_KEYS = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",

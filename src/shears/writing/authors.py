@@ -23,7 +23,7 @@ from shears.data.templates import DEFAULT_TEMPLATE, chat_turns, render_prompt
 from shears.data.tokens import encode, encode_rendered, prompt_ids
 from shears.errors import InputError
 from shears.records.trained_form import TrainedForm
-from shears.runtime.generation.continuation import Continuation, TextSettings
+from shears.runtime.continuation import Continuation, TextSettings
 
 MARK = "\u241fwords\u241f"  # stands for a turn's words where the template is cut apart
 QUESTIONS = ("prompt", "instruction", "question")  # columns that ask, the first one that a row has

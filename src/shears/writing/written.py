@@ -29,13 +29,13 @@ from shears.records.artifacts import WRITTEN_TEXT, __version__, as_data, write_j
 from shears.records.folders import working_folder
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.trained_form import trained_form
+from shears.runtime.backend import Backend
+from shears.runtime.batch import Batch
 from shears.runtime.choice import Wanted, native_backend, package_backend
-from shears.runtime.generation.backend import Backend
-from shears.runtime.generation.batch import Batch
-from shears.runtime.generation.continuation import Continuation, TextSettings
-from shears.runtime.generation.engine import decoding_by
-from shears.runtime.generation.transformers_backend import TransformersBackend
+from shears.runtime.continuation import Continuation, TextSettings
+from shears.runtime.engine import decoding_by
 from shears.runtime.loading import generation_settings
+from shears.runtime.transformers_backend import TransformersBackend
 from shears.writing.authors import AnswerAuthor, TextAuthor, asked_turns
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shears.errors import InputError
-from shears.runtime.generation.backend import Backend
+from shears.runtime.backend import Backend
 from shears.runtime.native.loaded_model import source_of_model
 from tests.runtime.native.decoders import MODELS, backend, covered, expected, extension_is_missing, text, with_lora
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from shears.checkpoints.packed_layout import NumberFormat
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
-from shears.runtime.generation.backend import MOST_SEQUENCES, MOST_TOGETHER, STEADY, Backend
+from shears.runtime.backend import MOST_SEQUENCES, MOST_TOGETHER, STEADY, Backend
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, plan_of
 from shears.runtime.native.builder import Arena, Builder

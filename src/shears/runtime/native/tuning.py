@@ -20,7 +20,7 @@ from shears.errors import InputError
 from shears.models.fetching import cache_folder
 from shears.records.choices import keep_choices, read_choices
 from shears.records.timing import processor
-from shears.runtime.generation.backend import STEADY
+from shears.runtime.backend import STEADY
 from shears.runtime.native import _native
 
 logger = logging.getLogger(__name__)

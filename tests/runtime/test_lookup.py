@@ -7,12 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.runtime import kernels_available
-from shears.runtime.generation import batch
-from shears.runtime.generation.continuation import Continuation
-from shears.runtime.generation.engine import Engine
-from shears.runtime.generation.lookup import LONGEST, SHORTEST, Lookup
-from tests.runtime.generation.backends import END, TOKENIZER, lively
+from shears.runtime import batch, kernels_available
+from shears.runtime.continuation import LONGEST, SHORTEST, Continuation, Lookup
+from shears.runtime.engine import Engine
+from tests.runtime.backends import END, TOKENIZER, lively
 from tests.tiny import tiny_model
 
 TOKENS = st.lists(st.integers(0, 2), max_size=30)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from shears.runtime.generation.continuation import Decode, Detokenizer, StopFilter
+from shears.runtime.continuation import Decode, Detokenizer, StopFilter
 from tests.tiny import tiny_tokenizer
 
 BYTES = tiny_tokenizer()

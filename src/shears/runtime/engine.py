@@ -21,10 +21,10 @@ from shears.data.forms import prompt_in, turns_in
 from shears.data.tokens import encode_rendered, prompt_ids
 from shears.errors import InputError
 from shears.records.trained_form import TrainedForm
-from shears.runtime.generation.backend import Backend
-from shears.runtime.generation.batch import Batch
-from shears.runtime.generation.continuation import Continuation, Decode, TextSettings
-from shears.runtime.generation.grammar import Grammar, Grammars, Schema
+from shears.runtime.backend import Backend
+from shears.runtime.batch import Batch
+from shears.runtime.continuation import Continuation, Decode, TextSettings
+from shears.runtime.grammar import Grammar, Grammars, Schema
 
 Prompt = str | Sequence[int]
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from shears.errors import InputError
-from shears.runtime.generation.backend import Backend
-from shears.runtime.generation.batch import PREFILL_CHUNK, Batch
-from shears.runtime.generation.continuation import Continuation
-from shears.runtime.generation.engine import Engine
-from shears.runtime.generation.transformers_backend import TransformersBackend
-from tests.runtime.generation.backends import END, PROMPTS, TOKENIZER, always, engine_of, greedy, lively
+from shears.runtime.backend import Backend
+from shears.runtime.batch import PREFILL_CHUNK, Batch
+from shears.runtime.continuation import Continuation
+from shears.runtime.engine import Engine
+from shears.runtime.transformers_backend import TransformersBackend
+from tests.runtime.backends import END, PROMPTS, TOKENIZER, always, engine_of, greedy, lively
 from tests.runtime.native.decoders import backend, covered, extension_is_missing
 from tests.tiny import LONGEST, tiny_model
 

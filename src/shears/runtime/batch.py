@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from shears.errors import InputError
-from shears.runtime.generation.backend import STEADY, Backend
-from shears.runtime.generation.continuation import Continuation
+from shears.runtime.backend import STEADY, Backend
+from shears.runtime.continuation import Continuation
 
 logger = logging.getLogger(__name__)
 PREFILL_CHUNK = 512  # tokens of a prompt that are read before the other texts get their next token

@@ -21,7 +21,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from shears.errors import InputError, first_line, install_hint
-from shears.runtime.generation.sampling import Allowed
+from shears.runtime.sampling import Allowed
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 pytest.importorskip("llguidance")
 
 from shears.errors import InputError
-from shears.runtime.generation.engine import Engine
-from shears.runtime.generation.grammar import Grammars
-from shears.runtime.generation.tool_calls import (
+from shears.runtime.engine import Engine
+from shears.runtime.grammar import Grammars
+from shears.runtime.tool_calls import (
     Argued,
     Called,
     CallFormat,
@@ -23,9 +23,9 @@ from shears.runtime.generation.tool_calls import (
     Said,
     call_format,
 )
-from shears.runtime.generation.transformers_backend import TransformersBackend
-from tests.runtime.generation.backends import END, lively
-from tests.runtime.generation.templates import HERMES, LIST, LLAMA, SILENT, XML, tokenizer_with
+from shears.runtime.transformers_backend import TransformersBackend
+from tests.runtime.backends import END, lively
+from tests.runtime.templates import HERMES, LIST, LLAMA, SILENT, XML, tokenizer_with
 from tests.tiny import VOCABULARY
 
 QWEN = CallFormat("<tool_call>\n", '{"name": "', '", "arguments": ', "}", "\n</tool_call>", "\n")

@@ -17,7 +17,7 @@ from transformers import (
 
 from shears.config import SamplingConfig
 from shears.errors import InputError
-from shears.runtime.generation.sampling import (
+from shears.runtime.sampling import (
     Sampler,
     draw,
     penalised,

@@ -3,8 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
-from shears.runtime.generation.engine import Engine
-from shears.runtime.generation.transformers_backend import TransformersBackend
+from shears.runtime.engine import Engine
+from shears.runtime.transformers_backend import TransformersBackend
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

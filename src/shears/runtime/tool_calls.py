@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from shears.data.chat_template import render_turns
 from shears.data.tokens import control_names, without_marks
 from shears.errors import InputError
-from shears.runtime.generation.grammar import Grammars, Schema, json_rule
+from shears.runtime.grammar import Grammars, Schema, json_rule
 
 Functions = Mapping[str, Schema]
 """The schema of the arguments of each function, by its name."""

@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("llguidance")
 
 from shears.errors import InputError
-from shears.runtime.generation.engine import Engine
-from shears.runtime.generation.grammar import Grammars
-from tests.runtime.generation.backends import END, PROMPTS, TOKENIZER, engine_of, lively
-from tests.runtime.generation.test_engine import said, together
+from shears.runtime.engine import Engine
+from shears.runtime.grammar import Grammars
+from tests.runtime.backends import END, PROMPTS, TOKENIZER, engine_of, lively
 from tests.runtime.native.decoders import backend, covered, extension_is_missing
+from tests.runtime.test_engine import said, together
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
-from shears.runtime.generation.backend import Backend
-from shears.runtime.generation.transformers_backend import TransformersBackend
-from tests.runtime.generation.backends import lively
+from shears.runtime.backend import Backend
+from shears.runtime.transformers_backend import TransformersBackend
+from tests.runtime.backends import lively
 from tests.tiny import LONGEST, tiny_model
 
 NAMES = ["llama", "gemma2", "gpt2", "opt", "bloom", "mamba", "qwen3_5_text", "rwkv"]

@@ -1,1 +1,0 @@
-"""A backend computes logits, an engine turns them into text, a worker shares the engine."""
