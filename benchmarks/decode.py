@@ -39,8 +39,7 @@ from shears.checkpoints.packed_layout import NumberFormat
 from shears.models.load import put_adapter
 from shears.models.ref import resolve
 from shears.runtime.native.decoder import NativeBackend
-from shears.runtime.native.loaded_model import source_of_model
-from shears.runtime.native.model_source import ModelSource, source_of_package
+from shears.runtime.native.model_source import ModelSource, source_of_model, source_of_package
 
 PROMPT, NEW, PREFILL, QUESTION = 16, 64, 512, 64  # tokens
 WARM_UP = 1  # rounds

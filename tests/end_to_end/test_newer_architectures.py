@@ -10,7 +10,7 @@ import pytest
 import shears
 from shears.checkpoints.package_file import read_package
 from shears.models.load import load_model
-from shears.runtime.choice import Wanted, native_backend
+from shears.runtime.loading import Wanted, native_backend
 from shears.runtime.native import kernels_available
 from tests.runtime.native.decoders import MODELS, expected, text
 from tests.tiny import save_tiny

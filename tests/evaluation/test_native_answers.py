@@ -15,7 +15,7 @@ from shears.evaluation.decode import ContinuousDecoder, Decoder, wanted_for
 from shears.evaluation.evaluated import WrittenText
 from shears.models.sparse_adapter import make_sparse
 from shears.runtime.backend import Backend
-from shears.runtime.choice import native_backend
+from shears.runtime.loading import native_backend
 from tests.runtime.backends import always, lively
 from tests.runtime.native.decoders import covered, extension_is_missing, with_lora
 from tests.tiny import tiny_tokenizer

@@ -6,11 +6,9 @@ from typing import Any
 import pytest
 
 from shears.errors import InputError
-from shears.runtime.backend import Backend
 from shears.runtime.batch import PREFILL_CHUNK, Batch
 from shears.runtime.continuation import Continuation
 from shears.runtime.engine import Engine
-from shears.runtime.transformers_backend import TransformersBackend
 from tests.runtime.backends import END, PROMPTS, TOKENIZER, always, engine_of, greedy, lively
 from tests.runtime.native.decoders import backend, covered, extension_is_missing
 from tests.tiny import LONGEST, tiny_model
@@ -32,18 +30,6 @@ def together(engine: Engine, texts: Sequence[Continuation]) -> list[Continuation
     return [text.result() for text in texts]
 
 
-def read_by(runtime: Any) -> list[int]:
-    """Return a list that grows by the length of whatever is read."""
-    read, prefill = list[int](), runtime.prefill
-
-    def counted(sequence: int, tokens: Sequence[int]) -> Any:
-        read.append(len(tokens))
-        return prefill(sequence, tokens)
-
-    runtime.prefill = counted
-    return read
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom"])
 def test_greedy_text_is_that_of_the_model_without_cache(name: str) -> None:
     model = lively(name)
@@ -63,19 +49,24 @@ def test_a_seed_gives_the_same_text_in_any_company() -> None:
     assert said(*engine.generate_all(PROMPTS, **options, seed=4)) != said(*alone)
 
 
-@pytest.mark.parametrize("name", ["transformers", "llama, tied head", "qwen3.5, gated delta nets"])
-def test_equal_prompts_are_read_once_and_the_texts_are_those_of_each_alone(name: str) -> None:
-    if name != "transformers" and extension_is_missing():
+def test_a_prompt_begins_with_a_copy_of_what_it_shares_and_the_texts_are_those_of_each_alone() -> None:
+    if extension_is_missing():
         pytest.skip("the C++ extension is not built")
-    runtime: Backend = TransformersBackend(lively()) if name == "transformers" else backend(covered(name))
-    prompts = [LONG, OTHER, LONG, LONG]
+    runtime = backend(covered())
+    prompts = [LONG, OTHER, LONG]
     engine = Engine(runtime, TOKENIZER, frozenset([END]))
     options: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 12}
     alone = [engine.generate(prompt, seed=seed, **options) for seed, prompt in enumerate(prompts)]
-    read = read_by(runtime)
+    read, prefill = list[int](), runtime.prefill
+
+    def counted(sequence: int, tokens: Sequence[int]) -> Any:
+        read.append(len(tokens))
+        return prefill(sequence, tokens)
+
+    runtime.prefill = counted  # type: ignore[method-assign]
     texts = [engine.continuation(prompt, seed=seed, **options) for seed, prompt in enumerate(prompts)]
     assert said(*together(engine, texts)) == said(*alone)
-    assert read == [len(LONG), len(OTHER) - 136 if runtime.keeps_positions else len(OTHER)]  # it shares a beginning
+    assert read == [len(LONG), len(OTHER) - 136, len(LONG) - 144]
     assert len({text.text for text in texts}) > 2  # seeds differ
 
 
@@ -125,30 +116,10 @@ def test_long_prompts_are_read_in_pieces_while_others_go_on() -> None:
     assert said(*together(engine, [])) == []
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
-def test_a_prompt_that_goes_on_where_a_text_ended_is_read_from_there(name: str) -> None:
-    engine = engine_of(lively(name), 3)
-    engine.batch.num_kept = 2
-    read = read_by(engine.backend)
-    first = engine.generate("hello", max_new_tokens=6)
-    prompt = [*engine.encode("hello"), *first.tokens, *engine.encode("and then?")]
-    expected = said(engine_of(lively(name)).generate(prompt, max_new_tokens=6))
-    assert said(engine.generate(prompt, max_new_tokens=6)) == expected
-    assert read == [5, len(prompt) - 5 - len(first.tokens) + (first.finish == "length")]
-    assert said(engine.generate(prompt, max_new_tokens=6)) == expected  # what is held goes on behind it: read anew
-    assert read[2:] == [len(prompt)]
-    left = engine.stream(prompt, max_new_tokens=100)
-    next(left)
-    left.close()
-    assert said(engine.generate([*prompt, 7], max_new_tokens=6)) == said(
-        engine_of(lively(name)).generate([*prompt, 7], max_new_tokens=6)
-    )
-
-
 def test_texts_begin_as_others_end_and_more_may_be_added() -> None:
     engine = engine_of(lively(), 2)
     texts = [engine.continuation(prompt, max_new_tokens=5) for prompt in PROMPTS]
-    batch = Batch(engine.backend, fills_first=True)
+    batch = Batch(engine.backend)
     ended = []
     for text in batch.run(texts[:-1]):
         ended.append(text.text)

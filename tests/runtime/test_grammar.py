@@ -111,8 +111,8 @@ HOSTILE: list[tuple[Any, str]] = [
     (_nested(450), "at most 400 levels, those of its references added, got 901"),
     (_chain(300), "at most 400 levels, those of its references added, got 605; flatten it"),
     (_union(14), "too large"),
-    (_wide(20_000), "a schema must have at most 3,000 keys in all, got 40,002; shorten it"),
-    ({"enum": [f"value {number}" for number in range(60_000)]}, "at most 20,000 entries of lists in all, got 60,000"),
+    (_wide(20_000), "a schema must have at most 4,000 keys and entries, got"),
+    ({"enum": [f"value {number}" for number in range(60_000)]}, "at most 4,000 keys and entries, got 60,001"),
     ({"$ref": "https://example.com/schema.json"}, "$ref must point into the schema itself"),
     ({"$ref": "#/$defs/none"}, "'/$defs/none' does not exist"),
     ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "allows none"),
@@ -123,7 +123,7 @@ HOSTILE: list[tuple[Any, str]] = [
     ({"not": {"type": "string"}, "x-guidance": {"lenient": True}}, "x-guidance"),
     ({"type": "foo"}, "foo"),
     ("[1]", "a schema must be a JSON object, got [1]"),
-    ("{", "a schema must be JSON, got: Expecting"),
+    ("{", "the schema cannot be used: Expecting"),
 ]
 
 
@@ -147,7 +147,5 @@ def test_a_pattern_that_explodes_elsewhere_costs_little_a_token(engine: Engine, 
 
 
 def test_a_tokenizer_that_the_library_cannot_read_is_refused() -> None:
-    with pytest.raises(
-        InputError, match=r"a grammar needs a tokenizer of the kind in tokenizer\.json, this one fails: "
-    ):
+    with pytest.raises(InputError, match="a grammar with this tokenizer cannot be used: "):
         Grammars(TOKENIZER, 100, [END]).of_schema({})

@@ -51,7 +51,7 @@ def test_guesses_grow_where_they_hold_and_pause_where_they_fail() -> None:
 def both(monkeypatch: pytest.MonkeyPatch, prompts: Sequence[str], **options: Any) -> tuple[list[Continuation], int]:
     """Return the answers that must be the same with and without guesses, and the tokens that guesses saved."""
     from shears.runtime.native.decoder import NativeBackend
-    from shears.runtime.native.loaded_model import source_of_model
+    from shears.runtime.native.model_source import source_of_model
 
     class Counting(NativeBackend):
         calls = 0
@@ -65,7 +65,6 @@ def both(monkeypatch: pytest.MonkeyPatch, prompts: Sequence[str], **options: Any
         monkeypatch.setattr(batch, "MOST_ROWS", rows)
         backend = Counting(source_of_model(lively("llama")), 1, max_sequences=4)
         engine = Engine(backend, TOKENIZER, frozenset([END]))
-        engine.batch.num_kept = 4
         answers.append([*engine.generate_all(prompts, **options), *engine.generate_all(prompts, **options)])
         calls.append(backend.calls)
     without, with_guesses = ([(each.text, each.tokens, each.finish) for each in some] for some in answers)

@@ -79,7 +79,7 @@ def test_the_grammar_allows_what_the_choice_of_tools_says(
     rules = grammars.of_rules(CallRules(FUNCTIONS, **options).write(form, tokenizer, grammars))
 
     def allows(text: str) -> bool:
-        matcher = rules.matcher.deep_copy()
+        matcher = rules.begin()._matcher
         tokens = tokenizer(text)["input_ids"]
         return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
 

@@ -37,26 +37,6 @@ def test_the_logits_are_the_models_own_however_the_text_is_cut(name: str) -> Non
     np.testing.assert_allclose(backend.prefill(0, TEXT), expected[-1], **close)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_copy_goes_on_as_the_sequence_itself_and_apart_from_it(name: str) -> None:
-    backend, other = TransformersBackend(lively(name)), TransformersBackend(lively(name))
-    for each in (backend, other):
-        each.prefill(0, TEXT[:9])
-    with pytest.raises(InputError, match="all 9 tokens of sequence 0, got 8"):
-        backend.copy(0, 1, 8)
-    backend.copy(0, 1, 9)
-    with pytest.raises(InputError, match="got 9"):
-        backend.copy(0, 1, 9)
-    backend.step([1], [TEXT[0]])
-    backend.step([0], [TEXT[9]])
-    other.step([0], [TEXT[9]])
-    assert np.array_equal(backend.step([0], [TEXT[10]]), other.step([0], [TEXT[10]]))
-    other.drop(0)
-    other.prefill(0, TEXT[:9])
-    other.step([0], [TEXT[0]])
-    assert np.array_equal(backend.step([1], [TEXT[10]]), other.step([0], [TEXT[10]]))
-
-
 def test_a_model_that_keeps_its_state_to_itself_is_refused() -> None:
     backend = TransformersBackend(tiny_model("recurrent_gemma"))
     with pytest.raises(InputError, match="must return its cache to generate text, RecurrentGemmaForCausalLM does not"):

@@ -31,9 +31,9 @@ from shears.models.ref import end_tokens
 from shears.progress import meter, track
 from shears.runtime.backend import Backend
 from shears.runtime.batch import Batch
-from shears.runtime.choice import Wanted
 from shears.runtime.continuation import Continuation, TextSettings
 from shears.runtime.engine import decoding_by
+from shears.runtime.loading import Wanted
 from shears.training.batches import length_buckets, pad, padding
 
 
@@ -77,7 +77,7 @@ class ContinuousDecoder:
         ]
         with meter("generating", len(prompts), "questions") as progress:
             progress.skip(len(answers))
-            for text in Batch(self.backend, fills_first=True).run(missing):
+            for text in Batch(self.backend).run(missing):
                 [words] = self.tokenizer.batch_decode([text.tokens], skip_special_tokens=True)
                 answers[text.number] = WrittenText(words, text.finish == "length")
                 if self.journal:

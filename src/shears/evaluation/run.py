@@ -31,8 +31,7 @@ from shears.records.artifacts import as_data, weights_fingerprint, write_json
 from shears.records.folders import check_writable
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.trained_form import trained_template
-from shears.runtime.choice import native_backend
-from shears.runtime.loading import generation_settings
+from shears.runtime.loading import generation_settings, native_backend
 
 logger = logging.getLogger(__name__)
 SETTINGS = (

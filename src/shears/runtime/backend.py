@@ -32,10 +32,8 @@ class Backend(Protocol):
     vocab_size: int
     max_length: int
     max_sequences: int
-    copies: bool = False
-    """Whether it has `copy`."""
     keeps_positions: bool = False
-    """Whether each position's cache stands alone: it has `extend` and `shorten`, and `copy` takes any count."""
+    """Whether each position's cache stands alone: it has `extend`, `shorten` and `copy`."""
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         """Append tokens to a sequence, empty or not; return the logits after the last one."""
@@ -45,15 +43,15 @@ class Backend(Protocol):
 
     def extend(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Float[np.ndarray, "T V"]:
         """Append tokens to each of several sequences, MOST_TOGETHER in all; return the logits after each token."""
-        raise InputError("this backend takes one token of a sequence in a step")
+        raise InputError("this backend keeps one state of all tokens")
 
     def shorten(self, sequence: int, length: int) -> None:
         """Keep the first `length` tokens of a sequence; InputError if it has fewer."""
-        raise InputError("this backend cannot take back tokens")
+        raise InputError("this backend keeps one state of all tokens")
 
     def copy(self, source: int, sequence: int, count: int) -> None:
-        """Let an empty sequence begin with `count` tokens of `source`; InputError for fewer."""
-        raise InputError("this backend cannot copy sequences")
+        """Let an empty sequence begin with `count` tokens of `source`; InputError if that has fewer."""
+        raise InputError("this backend keeps one state of all tokens")
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
         """Return the logits at every position of a text, which no sequence keeps."""

@@ -25,20 +25,14 @@ class TooLongError(InputError):
 class Batch:
     """The texts that a backend works on, and a queue of those that wait for a free sequence.
 
-    One thread at a time may use a batch, apart from `add`. The caches of the last `num_kept`
-    finished texts stay for prompts that continue them. A prompt copies what it shares with the
-    beginning of a running one, where the backend can. If `fills_first`, all prompts with a sequence
-    are read before the next step, without guesses: more tokens a second, but running texts wait.
+    One thread at a time may use a batch, apart from `add`. A prompt copies what it shares with the
+    beginning of a running one, where the backend can.
     """
 
-    def __init__(self, backend: Backend, *, fills_first: bool = False) -> None:
-        self.num_kept = 0
-        self._fills_first = fills_first
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._waiting: deque[Continuation] = deque()
         self._running: dict[int, Continuation] = {}  # by sequence
-        self._num_cached: dict[int, int] = {}  # tokens in the cache of a running sequence
-        self._kept: dict[int, tuple[int, ...]] = {}  # tokens in the caches of finished texts, the oldest first
 
     def __len__(self) -> int:
         """Return how many texts wait or run."""
@@ -59,7 +53,8 @@ class Batch:
         """Generate texts, each begun when a sequence is free; yield each when it ends.
 
         Texts that are added meanwhile are generated, too. The error of one that fails is raised; then,
-        and when the iterator is closed, all texts are removed.
+        and when the iterator is closed, all texts are removed. All prompts with a sequence are read
+        before the next step, without guesses: more tokens a second, but running texts wait.
         """
         waiting = iter(texts)
         try:
@@ -68,11 +63,11 @@ class Batch:
                     self.add(text)
                 if not len(self):
                     return
-                yield from [text.result() for text in self.advance() if text.done]
+                yield from [text.result() for text in self.advance(fills_first=True) if text.done]
         finally:
             self.clear()
 
-    def advance(self) -> list[Continuation]:
+    def advance(self, *, fills_first: bool = False) -> list[Continuation]:
         """Read a chunk of one prompt (of all, if `fills_first`); give each read text a token, or a guess of several.
 
         Returns the texts that changed. A text that fails carries its error and does not disturb the
@@ -83,23 +78,28 @@ class Batch:
         self._admit()
         ready = [sequence for sequence, text in self._running.items() if text.tokens]
         changed = [self._running[sequence] for sequence in ready] + self._read_prompt()
-        while self._fills_first and self._unread() is not None:
+        while fills_first and self._unread() is not None:
             changed += self._read_prompt()
         if ready:
-            self._step(ready)
+            self._step(ready, guesses=self._backend.keeps_positions and not fills_first)
         return changed
 
     def clear(self) -> list[Continuation]:
-        """Remove and return all texts and drop all caches: after a failed step, or at the end."""
+        """Remove and return all texts: after a failed step, or at the end."""
         texts = [*self._running.values(), *self._waiting]
-        for sequence in [*self._running, *self._kept]:
-            self._backend.drop(sequence)
-        for table in (self._running, self._num_cached, self._kept, self._waiting):
-            table.clear()
+        for sequence in [*self._running]:
+            self._release(sequence)
+        self._waiting.clear()
         return texts
 
-    def _step(self, ready: list[int]) -> None:
-        tokens = [[self._running[sequence].tokens[-1], *guess] for sequence, guess in self._guesses(ready)]
+    def _step(self, ready: list[int], *, guesses: bool) -> None:
+        spare = MOST_ROWS - len(ready) if guesses else 0
+        tokens = []
+        for sequence in ready:  # their guesses share the rows of a step
+            room = min(spare, self._backend.max_length - self._backend.length(sequence) - 1)
+            guess = self._running[sequence].guess(room) if room > 0 else []
+            spare -= len(guess)
+            tokens.append([self._running[sequence].tokens[-1], *guess])
         if len(ready) < sum(map(len, tokens)):
             logits = self._backend.extend(ready, tokens)
         else:
@@ -107,15 +107,6 @@ class Batch:
         for sequence, several in zip(ready, tokens, strict=True):
             self._follow(sequence, several[1:], logits[: len(several)])
             logits = logits[len(several) :]
-
-    def _guesses(self, ready: list[int]) -> Iterator[tuple[int, list[int]]]:
-        """Yield each sequence and the tokens that may follow its last one; they share the rows of a step."""
-        spare = MOST_ROWS - len(ready) if self._backend.keeps_positions and not self._fills_first else 0
-        for sequence in ready:
-            room = min(spare, self._backend.max_length - self._num_cached[sequence] - 1)
-            guess = self._running[sequence].guess(room) if room > 0 else []
-            spare -= len(guess)
-            yield sequence, guess
 
     def _follow(self, sequence: int, guess: list[int], logits: Float[np.ndarray, "T V"]) -> None:
         """Let a text choose its next token, and go on for as long as it chooses what was guessed."""
@@ -125,44 +116,26 @@ class Batch:
         while not text.done and right < len(guess) and text.tokens[-1] == guess[right]:
             right += 1
             self._choose(text, logits[right])
-        self._num_cached[sequence] += 1 + right
         if guess:
             text.learn(len(guess), right)
         if right < len(guess):
-            self._backend.shorten(sequence, self._num_cached[sequence])
+            self._backend.shorten(sequence, self._backend.length(sequence) - len(guess) + right)
         if text.done:
             self._release(sequence)
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._backend.max_sequences:
+        empty = [number for number in range(self._backend.max_sequences) if number not in self._running]
+        while self._waiting and empty:
             text = self._waiting.popleft()
-            if text.done:
-                continue
-            sequence = self._choose_sequence(text.prompt)
-            text.num_prefilled = self._num_cached[sequence] = len(self._kept.pop(sequence, ()))
-            self._running[sequence] = text
-
-    def _choose_sequence(self, prompt: tuple[int, ...]) -> int:
-        """Return the sequence whose cache holds most of the prompt's start, else an empty one."""
-        prefixes = [sequence for sequence, tokens in self._kept.items() if prompt[: len(tokens)] == tokens != prompt]
-        if prefixes:
-            return max(prefixes, key=lambda sequence: len(self._kept[sequence]))
-        taken = self._running.keys() | self._kept.keys()
-        empty = next((sequence for sequence in range(self._backend.max_sequences) if sequence not in taken), None)
-        return self._drop_oldest() if empty is None else empty
-
-    def _drop_oldest(self) -> int:
-        sequence = next(iter(self._kept))
-        del self._kept[sequence]
-        self._backend.drop(sequence)
-        return sequence
+            if not text.done:
+                self._running[empty.pop(0)] = text
 
     def _unread(self) -> int | None:
         """Return the sequence of the oldest unread prompt."""
         return next((number for number, each in self._running.items() if each.num_prefilled < len(each.prompt)), None)
 
     def _read_prompt(self) -> list[Continuation]:
-        """Read a chunk of the oldest unread prompt; return the texts behind it once they have a token."""
+        """Read a chunk of the oldest unread prompt; return the text behind it once it has a token."""
         sequence = self._unread()
         if sequence is None:
             return []
@@ -174,35 +147,17 @@ class Batch:
             chunk = unread[: PREFILL_CHUNK - STEADY if leaves_few else PREFILL_CHUNK]
             logits = self._backend.prefill(sequence, chunk)
             text.num_prefilled += len(chunk)
-            self._num_cached[sequence] += len(chunk)
-            alike = self._read_alike(sequence, text)
         except Exception as error:
             if not isinstance(error, InputError):
                 logger.exception("reading a prompt failed")
             text.error = error
+        else:
+            if text.num_prefilled < len(text.prompt):
+                return []
+            self._choose(text, logits)
+        if text.done:
             self._release(sequence)
-            return [text]
-        texts = {number: self._running[number] for number in alike}
-        for number, each in texts.items():
-            self._choose(each, logits)
-            if each.done:
-                self._release(number)
-        return list(texts.values())
-
-    def _read_alike(self, sequence: int, text: Continuation) -> list[int]:
-        """Let unread prompts that equal a read one begin with its copy; return all their sequences.
-
-        A copy has the bits of the prompt read again. While the prompt is read in part, none is returned.
-        """
-        if text.num_prefilled < len(text.prompt):
-            return []
-        alike = [sequence]
-        for number, other in self._running.items():
-            if self._backend.copies and not other.num_prefilled and other.prompt == text.prompt:
-                self._backend.copy(sequence, number, len(text.prompt))
-                other.num_prefilled = self._num_cached[number] = len(text.prompt)
-                alike.append(number)
-        return alike
+        return [text]
 
     def _copy_beginning(self, sequence: int, text: Continuation) -> None:
         """Copy the tokens that an unread prompt shares with a running one, if that pays."""
@@ -216,7 +171,7 @@ class Batch:
         source = max(common, key=common.__getitem__)
         if common[source] >= LEAST_SHARED:
             self._backend.copy(source, sequence, common[source])
-            text.num_prefilled = self._num_cached[sequence] = common[source]
+            text.num_prefilled = common[source]
 
     def _choose(self, text: Continuation, logits: Float[np.ndarray, " V"]) -> None:
         try:
@@ -225,11 +180,5 @@ class Batch:
             text.error = error
 
     def _release(self, sequence: int) -> None:
-        text = self._running.pop(sequence)
-        num_cached = self._num_cached.pop(sequence)
-        if text.error is not None or not self.num_kept:
-            self._backend.drop(sequence)
-            return
-        self._kept[sequence] = (*text.prompt, *text.tokens)[:num_cached]
-        if len(self._kept) > self.num_kept:
-            self._drop_oldest()
+        del self._running[sequence]
+        self._backend.drop(sequence)

@@ -14,7 +14,7 @@ import torch
 
 from shears.checkpoints.packed_layout import NumberFormat, PackedMatrix, pack
 from shears.models.devices import set_threads
-from shears.runtime.choice import decoder_of
+from shears.runtime.loading import decoder_of
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
 from shears.runtime.native.dense_rows import DenseRows
@@ -87,7 +87,9 @@ class Forecast:
         table = table if embeddings == "keep" else table.as_values("int8" if embeddings == "int8" else "int4")
         norms = [name for name in self._plan.norms.by_place if name]
         tensors = {f"model.layers.{layer}.{name}.weight": ones for layer in range(count) for name in norms}
-        packed = {linear_name(layer, kind): each for layer in range(count) for kind, each in linears.items()}
+        packed = {
+            linear_name(layer, kind): partial(linears.__getitem__, kind) for layer in range(count) for kind in linears
+        }
         source = ModelSource(config, packed, {EMBEDDINGS: table, NORM: ones, **tensors}, {})
         backend = decoder_of(source, max_sequences=1)
         return 1.0 / self._decoding(backend)["max"]  # other processes only slow a round

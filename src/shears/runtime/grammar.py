@@ -7,11 +7,8 @@ V tokens of the vocabulary. Why llguidance and not xgrammar: docs/internals/log.
 """
 
 import json
-import logging
 import re
-import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any
@@ -20,16 +17,13 @@ from urllib.parse import unquote
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from shears.errors import InputError, first_line, install_hint
+from shears.errors import InputError, install_hint, option
 from shears.runtime.sampling import Allowed
-
-logger = logging.getLogger(__name__)
 
 Schema = Mapping[str, Any]
 # JSON on one line, as json.dumps writes it: free white space would let a model write it for ever
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
-MOST_KEYS = 3_000  # of all mappings in a schema; compiling takes a second then, and grows by the square
-MOST_ENTRIES = 20_000  # of all lists in a schema, such as the values of an enumeration
+MOST_PARTS = 4_000  # keys and list entries of a schema; compiling takes a second or two then, and grows by the square
 MOST_LEVELS = 400  # of a schema and all that it refers to; llguidance's compiler recurses, and crashes from 2,000 on
 # A step may take some 20 ms; a schema that needs more is refused, or ends its answer with an error.
 LIMITS = {
@@ -43,24 +37,16 @@ LIMITS = {
 }
 
 
-@dataclass(frozen=True)
 class Grammar:
-    """A compiled grammar; any number of answers may follow it."""
-
-    matcher: Any  # llguidance's, in the grammar's first state
-    vocab_size: int
-
-    def begin(self) -> "Place":
-        """Return the place of a new answer."""
-        return Place(self.matcher.deep_copy(), self.vocab_size)
-
-
-class Place:
-    """The place that one answer has reached in a grammar."""
+    """A compiled grammar, and the place that an answer has reached in it; `begin` returns that of a new answer."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
-        self._matcher = matcher
+        self._matcher = matcher  # llguidance's
         self._vocab_size = vocab_size
+
+    def begin(self) -> "Grammar":
+        """Return a copy for an answer of its own."""
+        return Grammar(self._matcher.deep_copy(), self._vocab_size)
 
     @property
     def complete(self) -> bool:
@@ -108,11 +94,8 @@ class Grammars:
         No keyword is ignored: InputError for a schema that llguidance cannot hold answers to.
         """
         text = schema_text(schema)
-        library = _library()
-        try:
-            grammar = library.LLMatcher.grammar_from_json_schema(text, overrides=STYLE)
-        except ValueError as error:
-            raise _unsupported(str(error)) from None
+        with option("the schema"):
+            grammar = _library().LLMatcher.grammar_from_json_schema(text, overrides=STYLE)
         return self._compiled(grammar)
 
     def of_rules(self, lark: str) -> Grammar:
@@ -132,29 +115,20 @@ class Grammars:
         if matcher.get_error().startswith("NoExtensionBias"):  # no token may begin an answer
             raise InputError("a schema must allow some JSON, got one that allows none; check its references")
         if matcher.is_error():
-            raise _unsupported(matcher.get_error())
+            rule = "a schema must be one that llguidance supports, which says"
+            raise InputError(f"{rule}: {_shown(matcher.get_error())}")
         return Grammar(matcher, self._vocab_size)
 
     def _vocabulary(self) -> Any:
         """Return llguidance's copy of the tokenizer, made once: seconds for 150,000 tokens."""
-        with self._lock:
-            if self._loaded is None:
-                self._loaded = self._load()
-            return self._loaded
-
-    def _load(self) -> Any:
         _library()
         from llguidance.hf import from_tokenizer
 
-        start = time.perf_counter()
-        try:
-            ends = self._end_tokens or None
-            loaded = from_tokenizer(self._tokenizer, self._vocab_size, ends)  # type: ignore[arg-type]
-        except (ValueError, TypeError) as error:
-            rule = "a grammar needs a tokenizer of the kind in tokenizer.json"
-            raise InputError(f"{rule}, this one fails: {first_line(error)}; take another model") from None
-        logger.info("the tokenizer was prepared for grammars in %.1f s", time.perf_counter() - start)
-        return loaded
+        with self._lock, option("a grammar with this tokenizer"):
+            if self._loaded is None:
+                ends = self._end_tokens or None
+                self._loaded = from_tokenizer(self._tokenizer, self._vocab_size, ends)  # type: ignore[arg-type]
+            return self._loaded
 
 
 def _library() -> Any:
@@ -163,10 +137,6 @@ def _library() -> Any:
     import llguidance
 
     return llguidance
-
-
-def _unsupported(message: str) -> InputError:
-    return InputError(f"a schema must be one that llguidance supports, which says: {_shown(message)}")
 
 
 def _shown(message: str) -> str:
@@ -183,36 +153,26 @@ def json_rule(schema: Schema) -> str:
 
 def schema_text(schema: Schema | str) -> str:
     """Return a schema as text; InputError unless it is an object that compiles in bounded time and memory."""
-    try:
+    with option("the schema"):
         content = json.loads(schema) if isinstance(schema, str) else dict(schema)
         text = json.dumps(content)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"a schema must be JSON, got: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"a schema must be a JSON object, got {text:.60}")
     if "x-guidance" in content:
         raise InputError("a schema must be JSON Schema, got the key 'x-guidance'; leave it out")
-    _check_size(content)
-    return text
-
-
-def _check_size(schema: dict[str, Any]) -> None:
-    for kind, most, name in ((dict, MOST_KEYS, "keys"), (list, MOST_ENTRIES, "entries of lists")):
-        count = sum(len(each) for layer in _layers(schema) for each in layer if isinstance(each, kind))
-        if count > most:
-            raise InputError(f"a schema must have at most {most:,} {name} in all, got {count:,}; shorten it")
-    targets = _targets(schema)
-    levels = len(targets)
+    parts = [each for layer in _layers(content) for each in layer]
+    count = sum(map(len, parts))
+    if count > MOST_PARTS:
+        raise InputError(f"a schema must have at most {MOST_PARTS:,} keys and entries, got {count:,}; shorten it")
+    references = [each["$ref"] for each in parts if isinstance(each, dict) and isinstance(each.get("$ref"), str)]
+    names = dict.fromkeys(references)
+    levels = len(names)
     if levels <= MOST_LEVELS:  # else they are not measured, for that takes time
-        levels = depth(schema) + sum(map(depth, targets))
+        levels = sum(len([*_layers(each)]) for each in (content, *(_at(content, name) for name in names)))
     if levels > MOST_LEVELS:
         rule = f"a schema must have at most {MOST_LEVELS} levels, those of its references added"
         raise InputError(f"{rule}, got {levels}; flatten it")
-
-
-def depth(value: Any) -> int:
-    """Return how deep lists and mappings lie in one another."""
-    return sum(1 for _ in _layers(value))
+    return text
 
 
 def _layers(value: Any) -> Iterator[list[Any]]:
@@ -223,18 +183,10 @@ def _layers(value: Any) -> Iterator[list[Any]]:
         layer = [child for each in layer for child in (each.values() if isinstance(each, dict) else each)]
 
 
-def _targets(schema: dict[str, Any]) -> list[Any]:
-    """Return what the schema refers to, each once; InputError for a reference to elsewhere."""
-    mappings = [each for layer in _layers(schema) for each in layer if isinstance(each, dict)]
-    names = dict.fromkeys(each["$ref"] for each in mappings if isinstance(each.get("$ref"), str))
-    for name in names:
-        if not name.startswith("#"):
-            raise InputError(f"$ref must point into the schema itself, as '#/$defs/NAME', got {name!r:.80}")
-    return [_at(schema, name) for name in names]
-
-
 def _at(schema: Any, pointer: str) -> Any:
     """Return what a JSON pointer (RFC 6901) names; None where it leads nowhere, which llguidance refuses."""
+    if not pointer.startswith("#"):
+        raise InputError(f"$ref must point into the schema itself, as '#/$defs/NAME', got {pointer!r:.80}")
     for part in pointer.removeprefix("#").split("/")[1:]:
         key = unquote(part).replace("~1", "/").replace("~0", "~")
         schema = schema.get(key) if isinstance(schema, dict) else None

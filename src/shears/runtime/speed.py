@@ -1,4 +1,4 @@
-"""`shears bench`: a package's speed beside the dense model's, in our kernels and transformers."""
+"""`shears bench`: a package's speed beside the dense model's, in our kernels and in transformers; what a machine is."""
 
 import logging
 import math
@@ -25,11 +25,10 @@ from shears.progress import meter
 from shears.records.artifacts import __version__
 from shears.records.timing import processor, versions
 from shears.runtime.backend import Backend
-from shears.runtime.choice import decoder_of, package_backend
-from shears.runtime.loading import package_in
+from shears.runtime.loading import decoder_of, package_backend, package_in
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
-from shears.runtime.native.loaded_model import source_of_model
+from shears.runtime.native.model_source import source_of_model
 from shears.runtime.transformers_backend import TransformersBackend
 
 logger = logging.getLogger(__name__)

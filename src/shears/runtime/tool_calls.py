@@ -19,6 +19,7 @@ from shears.data.tokens import control_names, without_marks
 from shears.errors import InputError
 from shears.runtime.grammar import Grammars, Schema, json_rule
 
+DECODER = json.JSONDecoder()
 Functions = Mapping[str, Schema]
 """The schema of the arguments of each function, by its name."""
 
@@ -206,7 +207,7 @@ class CallReader:
         self._buffer = ""
         self._events: list[Event] = []
         self._num_calls = 0
-        self._value = JsonObject()
+        self._value = ""  # the arguments that are read
         self._skipped = ""
 
     def add(self, piece: str) -> list[Event]:
@@ -272,7 +273,7 @@ class CallReader:
             start = name + self._form.middle
             if self._buffer.startswith(start):
                 self._events.append(Called(self._num_calls, name))
-                self._value = JsonObject()
+                self._value = ""
                 self._read = self._arguments
                 self._buffer = self._buffer[len(start) :]
                 return True
@@ -283,14 +284,19 @@ class CallReader:
         return False
 
     def _arguments(self) -> bool:
-        size = self._value.take(self._buffer)
-        self._events.append(Argued(self._num_calls, self._buffer[:size]))
-        self._buffer = self._buffer[size:]
-        if self._value.complete:
+        start = len(self._value)
+        self._value += self._buffer
+        try:
+            _, end = DECODER.raw_decode(self._value)
+        except ValueError:  # it goes on
+            end = None
+        self._events.append(Argued(self._num_calls, self._value[start:end]))
+        self._buffer = "" if end is None else self._value[end:]
+        if end is not None:
             self._num_calls += 1
             self._skipped = self._form.closing + (self._form.end if self._head == self._heads[1] else "")
             self._read = self._end
-        return self._value.complete
+        return end is not None
 
     def _end(self) -> bool:
         while self._buffer and self._skipped and self._buffer[0] == self._skipped[0]:
@@ -299,33 +305,3 @@ class CallReader:
         if self._buffer:
             self._read = self._text
         return bool(self._buffer)
-
-
-class JsonObject:
-    """Finds the end of a JSON object that comes in pieces."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
-        self.complete = False
-
-    def take(self, text: str) -> int:
-        """Return how many characters of the text belong to the object."""
-        for index, character in enumerate(text):
-            self._add(character)
-            if self.complete:
-                return index + 1
-        return len(text)
-
-    def _add(self, character: str) -> None:
-        if self._in_string:
-            self._in_string = self._escaped or character != '"'
-            self._escaped = character == "\\" and not self._escaped
-        elif character == '"':
-            self._in_string = True
-        elif character in "{[":
-            self._depth += 1
-        elif character in "}]":
-            self._depth -= 1
-            self.complete = self._depth == 0

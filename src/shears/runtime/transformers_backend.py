@@ -3,7 +3,6 @@
 B sequences, T tokens, V tokens of the vocabulary.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,17 +23,13 @@ CACHES = ("cache", "past_key_values", "state")  # names of the cache, which a fo
 class TransformersBackend(Backend):
     """A Backend that runs one forward per sequence, so that sequences change no bit of others.
 
-    `name` is the backend's name in `describe`; the model keeps its device, dtype and modules. `copy`
-    takes all tokens of a sequence, since caches differ by model.
+    The model keeps its device, dtype and modules.
     """
 
-    copies = True
-
-    def __init__(self, model: nn.Module, name: str = "transformers", max_sequences: int = MOST_SEQUENCES) -> None:
+    def __init__(self, model: nn.Module, max_sequences: int = MOST_SEQUENCES) -> None:
         self.max_length = num_positions(model) or (1 << 30)  # a model without a longest sequence
         self.max_sequences = max_sequences
         self._model = model
-        self._name = name
         config: Any = getattr(own_model(model), "config")  # noqa: B009  (no field of Module)
         self.vocab_size = int(config.get_text_config().vocab_size)
         names = forward_parameters(model)
@@ -67,19 +62,12 @@ class TransformersBackend(Backend):
     def length(self, sequence: int) -> int:
         return self._lengths[sequence]
 
-    def copy(self, source: int, sequence: int, count: int) -> None:
-        length = self._lengths[source]
-        if sequence in self._caches or count != length or not count:
-            raise InputError(f"an empty sequence must begin with all {length} tokens of sequence {source}, got {count}")
-        self._caches[sequence] = copy.deepcopy(self._caches[source])
-        self._lengths[sequence] = length
-
     def describe(self) -> Mapping[str, object]:
         tensors = [*self._model.parameters(), *self._model.buffers()]
         sizes = {t.data_ptr(): t.nbytes for t in tensors}  # tied tensors once; a storage may be a whole mapped file
         dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         return {
-            "name": self._name,
+            "name": "transformers",
             "isa": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "values": str(dtype).removeprefix("torch."),

@@ -18,8 +18,8 @@ from shears.models.properties import within_context
 from shears.models.sparse_adapter import is_sparse
 from shears.records.figures import CUT
 from shears.runtime.backend import Backend
-from shears.runtime.choice import Wanted, native_backend
-from shears.runtime.native.loaded_model import updates_of
+from shears.runtime.loading import Wanted, native_backend
+from shears.runtime.native.model_source import updates_of
 from shears.searching.outcome import Figures, Goal, Measured
 from shears.training.batches import padding
 

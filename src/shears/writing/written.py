@@ -31,10 +31,9 @@ from shears.records.paths import expanded, file_fingerprint
 from shears.records.trained_form import trained_form
 from shears.runtime.backend import Backend
 from shears.runtime.batch import Batch
-from shears.runtime.choice import Wanted, native_backend, package_backend
 from shears.runtime.continuation import Continuation, TextSettings
 from shears.runtime.engine import decoding_by
-from shears.runtime.loading import generation_settings
+from shears.runtime.loading import Wanted, generation_settings, native_backend, package_backend
 from shears.runtime.transformers_backend import TransformersBackend
 from shears.writing.authors import AnswerAuthor, TextAuthor, asked_turns
 

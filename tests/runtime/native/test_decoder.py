@@ -8,7 +8,7 @@ import torch
 
 from shears.errors import InputError
 from shears.runtime.backend import Backend
-from shears.runtime.native.loaded_model import source_of_model
+from shears.runtime.native.model_source import source_of_model
 from tests.runtime.native.decoders import MODELS, backend, covered, expected, extension_is_missing, text, with_lora
 
 if extension_is_missing():

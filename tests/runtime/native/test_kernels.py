@@ -25,11 +25,10 @@ if not kernels_available() and not os.environ.get("CI"):
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
 from shears.runtime.native import _native
-from shears.runtime.native import kernels as native
 from shears.runtime.native.dense_rows import DenseRows, rows_of
-from tests.runtime.native.products import multiply, multiply_many, sparse_matrix
+from tests.runtime.native.products import KernelMatrix, multiply, multiply_many
 
-ISAS = [name for name in ("portable", "avx2", "avx512", "amx", "neon", "neon_dot") if native.features()[name]]
+ISAS = [name for name in ("portable", "avx2", "avx512", "amx", "neon", "neon_dot") if _native.features()[name]]
 VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
 TOKENS = (1, 3, 16, 130)
 UNIT = 2.0**-24  # half a step of fp32
@@ -38,10 +37,10 @@ UNIT = 2.0**-24  # half a step of fp32
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """One instruction set, put back when done."""
-    before = str(native.features()["isa"])
-    native.select_isa(request.param)
+    before = str(_native.features()["isa"])
+    _native.select_isa(request.param)
     yield request.param
-    native.select_isa(before)
+    _native.select_isa(before)
 
 
 @dataclass(frozen=True)
@@ -114,17 +113,17 @@ def assert_product(weight: Weight, x: Tensor, y: Tensor, isa: str) -> None:
 def test_a_packed_weight_multiplies_as_its_dense_form(values: NumberFormat, tokens: int, isa: str) -> None:
     weight = random_weight(53, 139, values)
     x = torch.randn(tokens, 139, generator=torch.Generator().manual_seed(tokens))
-    pool = native.Pool(1)
-    assert_product(weight, x, multiply(sparse_matrix(weight.sparse), x, pool), isa)
-    assert_product(weight, x, multiply(native.dense_matrix(weight.dense), x, pool), isa)
+    pool = _native.Pool(1)
+    assert_product(weight, x, multiply(KernelMatrix(weight.sparse), x, pool), isa)
+    assert_product(weight, x, multiply(KernelMatrix(weight.dense), x, pool), isa)
 
 
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("sparse", [True, False])
 def test_a_token_has_the_same_bits_beside_any_others(values: NumberFormat, sparse: bool, isa: str) -> None:
     """From STEADY tokens on."""
-    weight, pool = random_weight(53, 395, values), native.Pool(1)
-    matrix = sparse_matrix(weight.sparse) if sparse else native.dense_matrix(weight.dense)
+    weight, pool = random_weight(53, 395, values), _native.Pool(1)
+    matrix = KernelMatrix(weight.sparse if sparse else weight.dense)
     x = torch.randn(130, 395, generator=torch.Generator().manual_seed(0))
     whole = multiply(matrix, x, pool)
     for tokens in (4, 5, 8, 9, 16, 17, 32, 33, 64, 65):
@@ -140,9 +139,9 @@ def test_a_weight_without_masks_is_dense_to_the_kernels(
     """To the bit: its values lie in the file as the kernels' own packing of dense rows puts them."""
     packed = layout.pack(torch.randn(*shape, generator=torch.Generator().manual_seed(0)), values)
     assert packed.masks is None
-    x, pool = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(1)), native.Pool(1)
-    loaded = sparse_matrix(packed)
-    assert torch.equal(multiply(loaded, x, pool), multiply(native.dense_matrix(rows_of(packed)), x, pool))
+    x, pool = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(1)), _native.Pool(1)
+    loaded = KernelMatrix(packed)
+    assert torch.equal(multiply(loaded, x, pool), multiply(KernelMatrix(rows_of(packed)), x, pool))
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -159,22 +158,22 @@ def test_any_shape_and_sparsity(
 ) -> None:
     weight = random_weight(rows, cols, values, sparsity, seed)
     x = torch.randn(tokens, cols, generator=torch.Generator().manual_seed(seed))
-    matrix, before = sparse_matrix(weight.sparse), str(native.features()["isa"])
+    matrix, before = KernelMatrix(weight.sparse), str(_native.features()["isa"])
     for name in ISAS:
-        native.select_isa(name)
-        assert_product(weight, x, multiply(matrix, x, native.Pool(1)), name)
-    native.select_isa(before)
+        _native.select_isa(name)
+        assert_product(weight, x, multiply(matrix, x, _native.Pool(1)), name)
+    _native.select_isa(before)
 
 
 @pytest.mark.parametrize(("values", "tokens"), [*itertools.product(VALUES, (1, 5, 40))])
 def test_the_number_of_threads_changes_no_bit(values: NumberFormat, tokens: int, isa: str) -> None:
     weight = DenseRows(torch.randn(300, 2000, generator=torch.Generator().manual_seed(0))).as_values(values)
     x = torch.randn(tokens, 2000, generator=torch.Generator().manual_seed(2))
-    matrix = native.dense_matrix(weight)
-    one, two, three = (multiply(matrix, x, native.Pool(threads)) for threads in (1, 2, 3))
+    matrix = KernelMatrix(weight)
+    one, two, three = (multiply(matrix, x, _native.Pool(threads)) for threads in (1, 2, 3))
     assert torch.equal(one, two)
     assert torch.equal(one, three)
-    assert native.features()["isa"] == isa
+    assert _native.features()["isa"] == isa
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -184,8 +183,7 @@ def test_a_dense_weight_may_begin_anywhere_in_a_file(values: NumberFormat) -> No
     moved = torch.cat([weight.values.new_zeros(1), weight.values.flatten()])[1:].view(weight.values.shape)
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(2))
     one, other = (
-        multiply(native.dense_matrix(each), x, native.Pool(1))
-        for each in (weight, dataclasses.replace(weight, values=moved))
+        multiply(KernelMatrix(each), x, _native.Pool(1)) for each in (weight, dataclasses.replace(weight, values=moved))
     )
     assert torch.equal(one, other)
 
@@ -193,8 +191,8 @@ def test_a_dense_weight_may_begin_anywhere_in_a_file(values: NumberFormat) -> No
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
 def test_a_pool_s_threads_may_run_anywhere_again_after_they_were_kept_off_their_caller_s_processor() -> None:
     weight = DenseRows(torch.randn(300, 2000, generator=torch.Generator().manual_seed(0)))
-    matrix, x, pool = native.dense_matrix(weight), torch.ones(4, 2000), native.Pool(3)
-    expected, allowed = multiply(matrix, x, native.Pool(1)), os.sched_getaffinity(0)
+    matrix, x, pool = KernelMatrix(weight), torch.ones(4, 2000), _native.Pool(3)
+    expected, allowed = multiply(matrix, x, _native.Pool(1)), os.sched_getaffinity(0)
     for _ in range(20):
         time.sleep(0.001)  # its threads fall asleep
         assert torch.equal(multiply(matrix, x, pool), expected)
@@ -215,7 +213,7 @@ def _allowed(thread: str) -> set[int]:
 def test_nan_and_infinity_of_an_input_reach_its_token_only(values: NumberFormat, tokens: int, isa: str) -> None:
     weight = random_weight(20, 60, values)
     x = torch.randn(tokens + 1, 60, generator=torch.Generator().manual_seed(3))
-    pool, matrix = native.Pool(1), sparse_matrix(weight.sparse)
+    pool, matrix = _native.Pool(1), KernelMatrix(weight.sparse)
     clean = multiply(matrix, x, pool)
     x[tokens, 7] = float("nan")
     y = multiply(matrix, x, pool)
@@ -230,26 +228,26 @@ def test_nan_and_infinity_of_an_input_reach_its_token_only(values: NumberFormat,
 
 @pytest.mark.parametrize(("values", "tokens"), [*itertools.product(VALUES, (1, 7, 33))])
 def test_several_weights_with_updates_are_the_sum_of_their_parts(values: NumberFormat, tokens: int, isa: str) -> None:
-    pool = native.Pool(2)
+    pool = _native.Pool(2)
     x = torch.randn(tokens, 130, generator=torch.Generator().manual_seed(5))
     weights = [random_weight(rows, 130, values, seed=rows) for rows in (64, 17, 33)]
     a, b = torch.randn(6, 130) / 10, torch.randn(17, 6)
-    down, up = native.dense_matrix(DenseRows(a)), native.dense_matrix(DenseRows(b))
+    down, up = KernelMatrix(DenseRows(a)), KernelMatrix(DenseRows(b))
     update = _native.LowRank(down.native, up.native, 0.5)
-    matrices = [sparse_matrix(weight.sparse) for weight in weights]
+    matrices = [KernelMatrix(weight.sparse) for weight in weights]
     y = multiply_many(matrices, x, pool, [None, update, None])
     for k in (0, 2):
         assert torch.equal(y[k], multiply(matrices[k], x, pool))
     plain = multiply(matrices[1], x, pool)
     expected = plain.double() + 0.5 * (x.double() @ a.double().T @ b.double().T)
     torch.testing.assert_close(y[1].double(), expected, atol=1e-4, rtol=1e-5)  # fp32 sums of 130 products
-    assert native.features()["isa"] == isa
+    assert _native.features()["isa"] == isa
 
 
 def test_bf16_inputs_give_bf16_outputs(isa: str) -> None:
     weight = random_weight(50, 70, "bf16")
     x = torch.randn(3, 70, generator=torch.Generator().manual_seed(6)).bfloat16()
-    matrix, pool = sparse_matrix(weight.sparse), native.Pool(1)
+    matrix, pool = KernelMatrix(weight.sparse), _native.Pool(1)
     y = multiply(matrix, x, pool)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, multiply(matrix, x.float(), pool).bfloat16()), isa
@@ -257,11 +255,11 @@ def test_bf16_inputs_give_bf16_outputs(isa: str) -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="float32, bfloat16, int8 or int4"):
-        native.dense_matrix(DenseRows(torch.zeros(4, 8, dtype=torch.float16)))
+        KernelMatrix(DenseRows(torch.zeros(4, 8, dtype=torch.float16)))
     with pytest.raises(InputError, match="at most 131071 columns"):
-        native.dense_matrix(DenseRows(torch.zeros(1, 140000, dtype=torch.int8), torch.ones(1)))
+        KernelMatrix(DenseRows(torch.zeros(1, 140000, dtype=torch.int8), torch.ones(1)))
     with pytest.raises(ValueError, match="SHEARS_ISA must be"):
-        native.select_isa("sse2")
+        _native.select_isa("sse2")
 
 
 def test_continuous_integration_builds_the_extension() -> None:

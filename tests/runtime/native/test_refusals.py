@@ -13,8 +13,7 @@ from shears.checkpoints.package_file import read_package
 from shears.errors import InputError
 from shears.runtime import load
 from shears.runtime.native.architectures import NotCoveredError
-from shears.runtime.native.loaded_model import source_of_model
-from shears.runtime.native.model_source import source_of_package
+from shears.runtime.native.model_source import source_of_model, source_of_package
 from tests.export.packages import change_adapter
 from tests.runtime.native.decoders import covered, expected, extension_is_missing, running_in, text, with_lora
 from tests.tiny import tiny_tokenizer

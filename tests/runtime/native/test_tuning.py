@@ -13,9 +13,9 @@ from shears.runtime import kernels_available
 
 if not kernels_available():
     pytest.skip("the extension was not built", allow_module_level=True)
-from shears.runtime.native import _native, kernels, tuning
+from shears.runtime.native import _native, tuning
 from shears.runtime.native.dense_rows import DenseRows, rows_of
-from tests.runtime.native.products import multiply, sparse_matrix
+from tests.runtime.native.products import KernelMatrix, multiply
 
 ROWS, COLS = 83, 301  # neither whole panels nor whole groups
 KINDS: list[tuple[NumberFormat, bool]] = [(values, sparse) for values in tuning.CODES for sparse in (True, False)]
@@ -35,17 +35,15 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _native.forget_choices()
 
 
-def a_matrix(values: NumberFormat, sparse: bool) -> kernels.KernelMatrix:
+def a_matrix(values: NumberFormat, sparse: bool) -> KernelMatrix:
     weight = torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(0))
     weight[torch.rand(ROWS, COLS, generator=torch.Generator().manual_seed(1)) < 0.5] = 0
-    if sparse:
-        return sparse_matrix(pack(weight, values))
-    return kernels.dense_matrix(DenseRows(weight).as_values(values))
+    return KernelMatrix(pack(weight, values) if sparse else DenseRows(weight).as_values(values))
 
 
 @pytest.mark.parametrize(("values", "sparse"), KINDS)
 def test_every_walk_with_the_same_sums_gives_the_same_bits(values: NumberFormat, sparse: bool) -> None:
-    matrix, pool = a_matrix(values, sparse), kernels.Pool(2)
+    matrix, pool = a_matrix(values, sparse), _native.Pool(2)
     for number, tokens in enumerate((1, 2, 4, 7, 13, 70)):
         x = torch.randn(tokens, COLS, generator=torch.Generator().manual_seed(tokens))
         results: dict[str, torch.Tensor] = {}
@@ -121,7 +119,7 @@ def test_zeros_are_stored_where_that_was_measured_to_be_faster(
     dense_ps: float, is_dense: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = str(_native.features()["isa"])
-    kernels.select_isa("portable")
+    _native.select_isa("portable")
     calls = []
 
     def speed(code: int, sparse: bool, *_: Any) -> list[float]:
@@ -135,7 +133,7 @@ def test_zeros_are_stored_where_that_was_measured_to_be_faster(
         assert tuning.is_dense_faster("int8", 3) == is_dense
         assert calls == [True, False]  # then the cache of the machine is asked
     finally:
-        kernels.select_isa(before)
+        _native.select_isa(before)
 
 
 def test_off_takes_the_default_walks(monkeypatch: pytest.MonkeyPatch) -> None:

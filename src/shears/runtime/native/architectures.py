@@ -101,10 +101,8 @@ class Scales:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an architecture does differently from Llama, by its config; `notes` is for docs/internals/runtime.md."""
+    """What an architecture does differently from Llama, by its config."""
 
-    models: str
-    notes: str
     layers: Callable[[Any], list[LayerPlan]]
     norms: Norms = Norms()
     scales: Callable[[Any], Scales] = lambda config: Scales()
@@ -178,25 +176,17 @@ def _granite_scales(config: Any) -> Scales:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(
-        "SmolLM, SmolLM2, Llama 2 and 3",
-        "biases of attention and feed-forward",
-        lambda config: _same_in_all_layers(config, None),
-    ),
-    "mistral": Architecture("Mistral", "the window of the config, in every layer", _window_of_config),
-    "qwen2": Architecture("Qwen2, Qwen2.5", "biases, windows by layer", _window_by_type),
-    "qwen3": Architecture("Qwen3", "norms of queries and keys, windows by layer", _window_by_type),
+    "llama": Architecture(lambda config: _same_in_all_layers(config, None)),
+    "mistral": Architecture(_window_of_config),
+    "qwen2": Architecture(_window_by_type),
+    "qwen3": Architecture(_window_by_type),
     "smollm3": Architecture(
-        "SmolLM3",
-        "layers without positions, windows by layer",
         lambda config: [
             LayerPlan(plan.window, bool(rotates))
             for plan, rotates in zip(_window_by_type(config), config.no_rope_layers, strict=True)
         ],
     ),
     "gemma3_text": Architecture(
-        "Gemma 3 (text)",
-        "windows with frequencies of their own, norms before and after, scaled embeddings, GeGLU",
         lambda config: _window_by_type(config, is_local=True),
         Norms(
             after_attention="post_attention_layernorm",
@@ -208,8 +198,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         unsupported=("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"),
     ),
     "phi3": Architecture(
-        "Phi-3, Phi-4-mini",
-        "fused weights, heads that rotate in part, longrope up to the original length",
         _window_of_config,
         fused={
             "qkv_proj": Fused(("q_proj", "k_proj", "v_proj")),
@@ -218,14 +206,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         is_partial=True,
     ),
     "granite": Architecture(
-        "Granite 3",
-        "multipliers of embeddings, attention, residual and logits; biases",
         lambda config: _same_in_all_layers(config, None),
         scales=_granite_scales,
     ),
     "olmo2": Architecture(
-        "OLMo 2",
-        "norms behind attention and feed-forward only; norms of queries and keys over all heads",
         lambda config: _same_in_all_layers(config, None),
         Norms(
             before_attention="",
@@ -236,8 +220,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ),
     ),
     "qwen3_5_text": Architecture(
-        "Qwen3.5 (text)",
-        "gated delta nets by layer, gated attention, heads that rotate in part",
         _delta_by_type,
         Norms(offset=1.0),
         fused={"q_proj": Fused(("q_proj", "q_gate"), by_head=True)},

@@ -17,8 +17,8 @@ from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, LayerPlan, NotCoveredError
 from shears.runtime.native.dense_rows import DenseRows, rows_of
 from shears.runtime.native.fused import Fusion, unfused, unfused_updates
-from shears.runtime.native.kernels import HugeBuffer, copied, copied_matrix, dense_matrix
-from shears.runtime.native.model_source import ModelSource
+from shears.runtime.native.kernels import copied, copied_matrix, dense_matrix
+from shears.runtime.native.model_source import ModelSource, Weight
 from shears.runtime.native.tuning import CODES, is_dense_faster
 
 ATTENTION = (("q_proj", "k_proj", "v_proj"), ("o_proj",))
@@ -41,9 +41,9 @@ class Arena:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._values = HugeBuffer()
-        self._masks = HugeBuffer()
-        self._rest = HugeBuffer()
+        self._values = _native.HugeBuffer()
+        self._masks = _native.HugeBuffer()
+        self._rest = _native.HugeBuffer()
 
     @property
     def num_bytes(self) -> int:
@@ -59,7 +59,7 @@ class Arena:
         if isinstance(weight, PackedMatrix) and weight.masks is not None:
             weight = rows_of(weight) if is_dense_faster(weight.values_dtype, self.threads) else weight
         if isinstance(weight, DenseRows):
-            return dense_matrix(weight, self._values).native
+            return dense_matrix(weight, self._values)
         return copied_matrix(weight, self._values, self._masks, self._rest)
 
     def up(self, update: LoraUpdate, *, bf16: bool) -> int:
@@ -71,7 +71,6 @@ class Arena:
         return copied(panels.to(torch.bfloat16 if bf16 else torch.float32), self._rest)
 
 
-Weight = PackedMatrix | DenseRows
 Call = tuple[str, tuple[object, ...]]  # a method of _native.DecoderWeights and its arguments
 SharedInput = dict[str, str]  # linears of a layer that share one input, by kind; their updates are set together
 
@@ -186,7 +185,7 @@ class Builder:
         waiting: deque[tuple[str, Future[Weight]]] = deque()
         with ThreadPoolExecutor(self._arena.threads) as workers:
             for name in [name for name in self._linear_names() if name in self._linears]:
-                waiting.append((name, workers.submit(self._linears.__getitem__, name)))
+                waiting.append((name, workers.submit(self._linears[name])))
                 if len(waiting) > self._arena.threads:
                     yield self._first_of(waiting)
             while waiting:
@@ -318,7 +317,7 @@ def _main_values(source: ModelSource) -> NumberFormat:
     """Return the number format of most linears."""
     dense = [tensor for name, tensor in source.tensors.items() if name.endswith("_proj.weight")]
     rows = [tensor if isinstance(tensor, DenseRows) else DenseRows(tensor) for tensor in dense]
-    counts = Counter(linear.values_dtype for linear in [*source.linears.values(), *rows])
+    counts = Counter(weight.values_dtype for weight in [*(read() for read in source.linears.values()), *rows])
     return counts.most_common(1)[0][0] if counts else "fp32"
 
 

@@ -31,8 +31,6 @@ class NativeBackend(Backend):
     exceed the model's context, except with longrope. InputError for a model that the decoder does not cover.
     """
 
-    copies = True
-
     def __init__(
         self,
         source: ModelSource,
@@ -106,11 +104,7 @@ class NativeBackend(Backend):
         return logits[: len(flat)]
 
     def shorten(self, sequence: int, length: int) -> None:
-        self.check_sequence(sequence)
-        held = self._decoder.length(sequence)
-        least = 0 if self.keeps_positions else held
-        if not least <= length <= held:
-            raise InputError(f"a sequence must keep {least} to its {held} tokens, got {length}")
+        self._check_count(sequence, length)
         self._decoder.shorten(sequence, length)
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
@@ -128,16 +122,18 @@ class NativeBackend(Backend):
         return self._decoder.length(sequence)
 
     def copy(self, source: int, sequence: int, count: int) -> None:
-        for number in (source, sequence):
-            self.check_sequence(number)
-        length = self._decoder.length(source)
-        least = 1 if self.keeps_positions else max(length, 1)
-        if not least <= count <= length or self._decoder.length(sequence):
-            raise InputError(
-                f"an empty sequence must begin with {least} to {length} tokens of sequence {source}, "
-                f"got {count} for one of {self._decoder.length(sequence)} tokens"
-            )
+        self.check_sequence(sequence)
+        self._check_count(source, count)
+        if held := self._decoder.length(sequence):
+            raise InputError(f"a sequence must be empty to begin with a copy, got one of {held} tokens")
         self._decoder.copy(source, sequence, count)
+
+    def _check_count(self, sequence: int, count: int) -> None:
+        self.check_sequence(sequence)
+        if not self.keeps_positions:
+            raise InputError("a model must keep positions apart to copy or cut a sequence, this one has one state")
+        if not 0 <= count <= (held := self._decoder.length(sequence)):
+            raise InputError(f"a sequence must keep 0 to its {held} tokens, got {count}")
 
     def describe(self) -> Mapping[str, object]:
         """Return plain data about this backend; memory_bytes excludes the mapped embeddings."""

@@ -3,9 +3,9 @@
 Shapes: O rows (outputs), I columns (inputs).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from threading import Lock
+from functools import partial
 
 import torch
 from jaxtyping import Int64
@@ -16,7 +16,7 @@ from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.native.architectures import Fused
 from shears.runtime.native.dense_rows import DenseRows, rows_of
-from shears.runtime.native.model_source import ModelSource
+from shears.runtime.native.model_source import ModelSource, Weight
 
 Rows = Int64[Tensor, " O"]
 
@@ -49,16 +49,47 @@ def unfused(source: ModelSource, fusion: Fusion) -> ModelSource:
 
     InputError for a fused weight of other rows than its parts.
     """
-    linears = _Parts(source, fusion)
+    linears: dict[str, Callable[[], Weight]] = {}
+    last: dict[str, str] = {}  # the fused weight that is not needed behind a part
+    for name, read in source.linears.items():
+        parts = fusion.parts_of(name)
+        linears |= {part: partial(_part, name, read, rows, parts) for part, rows in parts.items()}
+        if not parts:
+            linears[name] = read
+        last[[name, *parts][-1]] = name
     tensors: dict[str, DenseRows | Tensor] = {}
     for name, tensor in source.tensors.items():
         kind = name.removesuffix(".weight")
         parts = fusion.parts_of(kind) if name.endswith(".weight") else {}
-        tensors |= {f"{part}.weight": _dense_rows(kind, tensor, rows, parts) for part, rows in parts.items()}
+        _check_rows(kind, tensor.shape[0], parts)
+        for part, rows in parts.items():
+            tensors[f"{part}.weight"] = rows_taken(tensor, rows) if isinstance(tensor, DenseRows) else tensor[rows]
         if not parts:
             tensors[name] = tensor
+
+    def release(name: str) -> None:
+        if name in last:
+            source.release(last[name])
+
     updates = unfused_updates(source.updates, fusion)
-    return replace(source, linears=linears, tensors=tensors, updates=updates, release=linears.release)
+    return replace(source, linears=linears, tensors=tensors, updates=updates, release=release)
+
+
+def _part(name: str, read: Callable[[], Weight], rows: Rows, parts: Mapping[str, Tensor]) -> Weight:
+    weight = read()
+    _check_rows(name, weight.rows if isinstance(weight, PackedMatrix) else weight.shape[0], parts)
+    if isinstance(weight, DenseRows):
+        return rows_taken(weight, rows)
+    panels = rows[::PANEL] // PANEL
+    whole = (panels[:, None] * PANEL + torch.arange(PANEL)).flatten()
+    return _panels_taken(weight, panels, rows) if torch.equal(whole, rows) else rows_taken(rows_of(weight), rows)
+
+
+def rows_taken(weight: DenseRows, rows: Rows) -> DenseRows:
+    """Return some rows of a matrix."""
+    scales = None if weight.scales is None else weight.scales[rows]
+    zeros = None if weight.zeros is None else weight.zeros[rows]
+    return DenseRows(weight.values[rows], scales, zeros, weight.num_cols)
 
 
 def unfused_updates(updates: Mapping[str, LoraUpdate], fusion: Fusion) -> dict[str, LoraUpdate]:
@@ -69,19 +100,6 @@ def unfused_updates(updates: Mapping[str, LoraUpdate], fusion: Fusion) -> dict[s
         _check_rows(f"B of {name}", update.b.shape[0], parts)
         result |= {part: replace(update, b=update.b[rows]) for part, rows in parts.items()} or {name: update}
     return result
-
-
-def rows_taken(weight: PackedMatrix | DenseRows, rows: Rows) -> PackedMatrix | DenseRows:
-    """Return some rows of a weight: packed if they are whole panels, else with their zeros."""
-    if isinstance(weight, PackedMatrix):
-        panels = rows[::PANEL] // PANEL
-        whole = (panels[:, None] * PANEL + torch.arange(PANEL)).flatten()
-        if torch.equal(whole, rows):
-            return _panels_taken(weight, panels, rows)
-        weight = rows_of(weight)
-    scales = None if weight.scales is None else weight.scales[rows]
-    zeros = None if weight.zeros is None else weight.zeros[rows]
-    return DenseRows(weight.values[rows], scales, zeros, weight.num_cols)
 
 
 def _panels_taken(weight: PackedMatrix, panels: Int64[Tensor, " P"], rows: Rows) -> PackedMatrix:
@@ -105,61 +123,7 @@ def _panels_taken(weight: PackedMatrix, panels: Int64[Tensor, " P"], rows: Rows)
     )
 
 
-def _dense_rows(name: str, tensor: DenseRows | Tensor, rows: Rows, parts: Mapping[str, Rows]) -> DenseRows | Tensor:
-    _check_rows(name, tensor.shape[0], parts)
-    return rows_taken(tensor, rows) if isinstance(tensor, DenseRows) else tensor[rows]  # type: ignore[return-value]
-
-
-def _check_rows(name: str, num_rows: int, parts: Mapping[str, Rows]) -> None:
+def _check_rows(name: str, num_rows: int, parts: Mapping[str, Tensor]) -> None:
     needed = sum(len(rows) for rows in parts.values())
     if parts and num_rows != needed:
         raise InputError(f"{name} must have the {needed} rows of the model's config.json, got {num_rows}")
-
-
-class _Parts(Mapping[str, PackedMatrix | DenseRows]):
-    """The linears of a source; a fused weight is read once, and released when its last part is."""
-
-    def __init__(self, source: ModelSource, fusion: Fusion) -> None:
-        self._source = source
-        self._whole: dict[str, str] = {}
-        self._rows: dict[str, Rows] = {}
-        self._fusion = fusion
-        for name in source.linears:
-            parts = fusion.parts_of(name)
-            self._rows |= parts
-            self._whole |= dict.fromkeys(parts or [name], name)
-        self._left = {name: [*fusion.parts_of(name)] for name in source.linears}
-        self._read: dict[str, PackedMatrix | DenseRows] = {}
-        self._lock = Lock()
-
-    def __getitem__(self, name: str) -> PackedMatrix | DenseRows:
-        whole = self._whole[name]
-        if name not in self._rows:
-            return self._source.linears[whole]
-        with self._lock:  # the parts are read on several threads
-            if whole not in self._read:
-                weight = self._source.linears[whole]
-                rows = weight.rows if isinstance(weight, PackedMatrix) else weight.shape[0]
-                _check_rows(whole, rows, self._fusion.parts_of(whole))
-                self._read[whole] = weight
-            weight = self._read[whole]
-        return rows_taken(weight, self._rows[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._whole
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._whole)
-
-    def __len__(self) -> int:
-        return len(self._whole)
-
-    def release(self, name: str) -> None:
-        """Release the weight that a part is of, once all of its parts are released."""
-        whole = self._whole[name]
-        left = self._left[whole]
-        if name in left:
-            left.remove(name)
-        if not left:
-            self._read.pop(whole, None)
-            self._source.release(whole)

@@ -24,24 +24,8 @@ from shears.runtime.native import _native
 from shears.runtime.native.dense_rows import DenseRows
 from shears.runtime.native.tuning import CODES, tune
 
-Pool = _native.Pool
-HugeBuffer = _native.HugeBuffer
-features = _native.features
-select_isa = _native.select_isa
-
 MAX_INT8_COLS = 131071
 GROUP_BYTES = 4  # of a row in a panel: one fp32, two bf16, four int8
-
-
-class KernelMatrix:
-    """A weight copied into `buffer`, which it keeps alive; a product reads `num_bytes`."""
-
-    def __init__(self, native: _native.Matrix, buffer: _native.HugeBuffer, num_bytes: int) -> None:
-        self.native = native
-        self.num_bytes = num_bytes
-        self.buffer = buffer
-        self.rows = native.rows
-        self.cols = native.cols
 
 
 def copied_matrix(
@@ -56,9 +40,8 @@ def copied_matrix(
     return _native.Matrix(CODES[packed.values_dtype], packed.rows, packed.cols, *addresses)
 
 
-def dense_matrix(weight: DenseRows, buffer: _native.HugeBuffer | None = None) -> KernelMatrix:
+def dense_matrix(weight: DenseRows, buffer: _native.HugeBuffer) -> _native.Matrix:
     """Copy a dense weight into a buffer, in panels; InputError for other floats."""
-    buffer = HugeBuffer() if buffer is None else buffer
     name = weight.values_dtype
     if weight.values.dtype != FORMAT_DTYPES[name]:
         raise InputError(f"a weight must be float32, bfloat16, int8 or int4, got {weight.values.dtype}; convert it")
@@ -74,36 +57,22 @@ def dense_matrix(weight: DenseRows, buffer: _native.HugeBuffer | None = None) ->
         if values.storage_offset() * values.itemsize % GROUP_BYTES:
             values = values.clone()  # int8 that begins anywhere in a mapped file: torch views it as int32 only aligned
         groups_by_row = values.view(torch.int32).view(panels, PANEL, groups).transpose(1, 2)
-        _view(address, groups_by_row, buffer).copy_(groups_by_row)
+        memory = (ctypes.c_ubyte * num_bytes).from_address(address)
+        torch.frombuffer(memory, dtype=torch.int32).view(groups_by_row.shape).copy_(groups_by_row)
     else:
         _native.pack_dense(CODES[name], values.data_ptr(), rows, cols, address)
-    parts = _scales_and_zeros(weight)
+    if weight.zeros is not None and weight.scales is not None:
+        parts = [blocks_by_panel(weight.scales), pack_nibbles(blocks_by_panel(weight.zeros))]
+    else:
+        parts = [] if weight.scales is None else [weight.scales.float()]
     addresses = [copied(part, buffer) for part in parts]
-    native = _native.Matrix(CODES[name], rows, cols, 0, address, 0, *addresses)
-    return KernelMatrix(native, buffer, num_bytes + sum(part.nbytes for part in parts))
-
-
-def _scales_and_zeros(weight: DenseRows) -> list[Tensor]:
-    """Return what follows the values of a quantized weight, in the order of the kernels."""
-    if weight.scales is None:
-        return []
-    if weight.zeros is None:
-        return [weight.scales.float()]
-    return [blocks_by_panel(weight.scales), pack_nibbles(blocks_by_panel(weight.zeros))]
+    return _native.Matrix(CODES[name], rows, cols, 0, address, 0, *addresses)
 
 
 def copied(tensor: Tensor, buffer: _native.HugeBuffer) -> int:
     """Copy a tensor into a buffer; return the copy's address."""
     tensor = tensor.contiguous()
     return buffer.copy(tensor.data_ptr(), tensor.numel() * tensor.element_size())
-
-
-def _view(address: int, original: Tensor, buffer: _native.HugeBuffer) -> Tensor:
-    """Return a tensor over the copy of `original` in the buffer, which it keeps alive."""
-    size = original.numel() * original.element_size()
-    memory = (ctypes.c_ubyte * max(size, 1)).from_address(address)
-    memory.buffer = buffer  # type: ignore[attr-defined]
-    return torch.frombuffer(memory, dtype=torch.uint8)[:size].view(original.dtype).view(original.shape)
 
 
 def _check_columns(values: NumberFormat, cols: int) -> None:

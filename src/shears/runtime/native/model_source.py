@@ -5,17 +5,19 @@ Shapes: O rows (outputs), I columns (inputs).
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from shears.checkpoints.package_file import Package
-from shears.checkpoints.packed_layout import NumberFormat, PackedMatrix
+from shears.checkpoints.packed_layout import NumberFormat, PackedMatrix, is_masked, kept, num_stored, pack
 from shears.checkpoints.without_code import known_config
 from shears.errors import reading
 from shears.models.blocks import LoraUpdate
-from shears.records.paths import ADAPTER_CONFIG, PREFIX, A, B
+from shears.records.paths import ADAPTER_CONFIG, ADDED, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.dense_rows import DenseRows
 
@@ -35,12 +37,15 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 
 
+Weight = PackedMatrix | DenseRows
+
+
 @dataclass(frozen=True)
 class ModelSource:
-    """Weights by their names in files: linears without `.weight`, tensors with whole names."""
+    """Weights by their names in files: linears, each read by a call, without `.weight`; tensors with whole names."""
 
     config: Any  # transformers' PreTrainedConfig
-    linears: Mapping[str, PackedMatrix | DenseRows]
+    linears: Mapping[str, Callable[[], Weight]]
     tensors: Mapping[str, DenseRows | Tensor]
     updates: Mapping[str, LoraUpdate]
     values: NumberFormat | None = None
@@ -59,19 +64,15 @@ def source_of_package(package: Package) -> ModelSource:
     updates = _package_updates(package)
     tied = package.index.tied
     tensors = {name: _rows(package, tied.get(name, name)) for name in [*package.index.dense, *tied]}
-    return ModelSource(config, package.packed, tensors, updates)
+    linears = {name: partial(package.packed.__getitem__, name) for name in package.packed}
+    return ModelSource(config, linears, tensors, updates)
 
 
 def _rows(package: Package, name: str) -> DenseRows | Tensor:
     """Return a dense tensor of a package; a quantized one stays quantized."""
-    return quantized_rows(package, name) or package.dense(name)
-
-
-def quantized_rows(package: Package, name: str) -> DenseRows | None:
-    """Return a dense tensor of a package, mapped, if it is quantized; else None."""
     entry = package.index.dense[name]
     if not entry.quantized:
-        return None
+        return package.dense(name)
     parts = [package.tensors.get(f"dense.{name}{part}") for part in ("", ".scales", ".zeros")]
     assert parts[0] is not None
     return DenseRows(parts[0], parts[1], parts[2], entry.shape[1] if entry.quantized == "int4" else None)
@@ -108,3 +109,72 @@ def _of_linear(patterns: Any, linear: str, default: Any) -> Any:
         return next((n for each, n in (patterns or {}).items() if re.match(rf"(.*\.)?({each})$", linear)), default)
     except re.error as error:
         raise ValueError(f"{error} in a pattern") from error
+
+
+def source_of_model(
+    model: nn.Module, values: NumberFormat | None = None, *, sparse: bool = True, consume: bool = False
+) -> ModelSource:
+    """Return the source of a transformers model in memory, or of PEFT's LoRA around one.
+
+    `values` is the number format of the blocks' linears, by default the model's (fp32 for fp16,
+    whose numbers bf16 does not hold); `sparse` packs those that masks make smaller. A linear is
+    packed when it is read; if `consume`, `release` then takes its weight from the model. A masked
+    adapter (`make_sparse`) is added to the weight. NotCoveredError for weights that are no floats,
+    and for an adapter that is more than scaling B A.
+    """
+    base = _base_of(model)
+    tensors = {
+        name.replace(".base_layer.", "."): tensor.detach()
+        for name, tensor in base.state_dict().items()
+        if ADDED not in name
+    }
+    in_blocks = [name for name in tensors if ".layers." in name and LINEAR.search(name)]
+    names = [name.removesuffix(".weight") for name in in_blocks if tensors[name].ndim == 2]
+    if not names or not all(tensors[name].is_floating_point() for name in in_blocks):
+        raise NotCoveredError(
+            "the native decoder covers linears of floats in its blocks, this model has none or others"
+        )
+    form: NumberFormat = values or ("bf16" if tensors[f"{names[0]}.weight"].dtype == torch.bfloat16 else "fp32")
+    for name in names:
+        del tensors[f"{name}.weight"]
+
+    def release(name: str) -> None:
+        layer = base.get_submodule(name)
+        weight = getattr(layer, "base_layer", layer).weight
+        weight.data = weight.data.new_empty(0)
+
+    linears = {name: partial(_packed, base.get_submodule(name), form, sparse) for name in names}
+    source = ModelSource(base.config, linears, tensors, updates_of(model), form)
+    return replace(source, release=release) if consume else source
+
+
+def _base_of(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _packed(layer: Any, values: NumberFormat, sparse: bool) -> Weight:
+    weight = getattr(layer, "base_layer", layer).weight
+    whole = layer.whole_weight() if hasattr(layer, "whole_weight") else weight.detach()
+    rows, cols = whole.shape
+    if sparse and is_masked(rows, cols, num_stored(kept(whole), values), values):
+        return pack(whole, values)
+    return DenseRows(whole).as_values(values)
+
+
+def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
+    """Return a model's adapter by linear, not copied; masked products are parts of the weights.
+
+    NotCoveredError for an adapter that is more than scaling B A.
+    """
+    adapted = {name: module for name, module in _base_of(model).named_modules() if hasattr(module, "lora_A")}
+    return {name: _update(name, module) for name, module in adapted.items() if not hasattr(module, "whole_weight")}
+
+
+def _update(name: str, module: Any) -> LoraUpdate:
+    """Return the adapter of PEFT's LoRA layer, its factors not copied."""
+    [adapter, *others] = module.lora_A
+    if others or adapter in module.lora_variant or module.lora_bias.get(adapter):
+        raise NotCoveredError(f"the native decoder covers one plain LoRA, {name} has another adapter; merge it first")
+    a = module.lora_A[adapter].weight.detach()
+    b = module.lora_B[adapter].weight.detach()
+    return LoraUpdate(a, b, float(module.scaling[adapter]))
