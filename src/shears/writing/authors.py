@@ -30,17 +30,45 @@ QUESTIONS = ("prompt", "instruction", "question")  # columns that ask, the first
 CHATS = 0.5  # share of the texts that are chats, where the tokenizer has a chat template
 
 
-class TextAuthor:
-    """Begins plain texts and, where the tokenizer has a chat template, whole chats; turns finished ones into rows."""
+class Author:
+    """Begins texts by their numbers, and turns finished ones into rows."""
 
     numbers: Sequence[int] = range(sys.maxsize)
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text_settings: TextSettings, settings: WriteConfig) -> None:
         self._tokenizer = tokenizer
+        self._text_settings = text_settings
         self._settings = settings
+
+    def begin(self, number: int) -> Continuation:
+        """Return text number `number`, empty so far."""
+        raise NotImplementedError
+
+    def following(self, text: Continuation) -> Continuation | None:
+        """Return the empty text that a finished one goes on with; None if it is whole."""
+
+    def row(self, text: Continuation) -> Row:
+        """Return a finished text as a row with its `number` and `tokens`, 0 if it is empty."""
+        raise NotImplementedError
+
+    def is_kept(self, row: Row) -> bool:
+        """Return whether a row is one of the result."""
+        return bool(row["tokens"])
+
+    def _text(self, number: int, name: str, prompt: Sequence[int]) -> Continuation:
+        seed = random.Random(name.format(self._settings.seed, number)).getrandbits(63)
+        temperature = self._settings.temperature or 0.0
+        options = SamplingConfig(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
+        return Continuation(prompt, options, self._text_settings, number=number)
+
+
+class TextAuthor(Author):
+    """Begins plain texts and, where the tokenizer has a chat template, whole chats."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_settings: TextSettings, settings: WriteConfig) -> None:
         # a turn ends with a special token that need not end a text
         ends = frozenset(tokenizer.all_special_ids) | text_settings.end_tokens
-        self._text_settings = replace(text_settings, end_tokens=ends)
+        super().__init__(tokenizer, replace(text_settings, end_tokens=ends), settings)
         self._users: dict[int, str] = {}  # the user's turns of chats whose answers are written
         self._turn: tuple[str, str] | None = None  # what the template writes before and behind a user's turn
         if tokenizer.chat_template is not None:
@@ -52,16 +80,14 @@ class TextAuthor:
             raise InputError("a model that writes text must have words as tokens, its tokenizer has none; give a text")
 
     def begin(self, number: int) -> Continuation:
-        """Return text number `number`, empty so far: a plain text, or the user's turn of a chat."""
         if self._turn is not None and self._is_chat(number):
             [opening] = encode_rendered([self._turn[0]], self._tokenizer)
-            return self._text(number, "user", opening)
+            return self._text(number, "self text {} {} user", opening)
         [start] = prompt_ids([""], self._tokenizer)
         word = random.Random(f"self text {self._settings.seed} {number} word").choice(self._words)
-        return self._text(number, "text", [*start, word])
+        return self._text(number, "self text {} {} text", [*start, word])
 
     def following(self, text: Continuation) -> Continuation | None:
-        """Return the empty answer to a user's turn, unless that is empty or too long; None for another text."""
         words = self._words_of(text)
         if not self._is_chat(text.number) or text.number in self._users or not words:
             return None
@@ -70,10 +96,9 @@ class TextAuthor:
         if len(prompt) >= self._text_settings.max_length:
             return None
         self._users[text.number] = words
-        return self._text(text.number, "answer", prompt)
+        return self._text(text.number, "self text {} {} answer", prompt)
 
     def row(self, text: Continuation) -> Row:
-        """Return a finished text as a row of `text` or `messages` with its tokens, 0 if it is empty."""
         words = self._words_of(text)
         user = self._users.pop(text.number, None)
         if user is not None and words:
@@ -85,18 +110,8 @@ class TextAuthor:
             return {"number": text.number, "tokens": len(encode([whole], self._tokenizer)[0]), "text": whole}
         return {"number": text.number, "tokens": 0}
 
-    def is_kept(self, row: Row) -> bool:
-        """Return whether a row has text."""
-        return bool(row["tokens"])
-
     def _is_chat(self, number: int) -> bool:
         return self._turn is not None and int((number + 1) * CHATS) > int(number * CHATS)
-
-    def _text(self, number: int, turn: str, prompt: Sequence[int]) -> Continuation:
-        seed = random.Random(f"self text {self._settings.seed} {number} {turn}").getrandbits(63)
-        temperature = self._settings.temperature or 1.0
-        options = SamplingConfig(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
-        return Continuation(prompt, options, self._text_settings, number=number)
 
     def _words_of(self, text: Continuation) -> str:
         """Return the sampled words; a turn ends where the template's closing was written."""
@@ -113,8 +128,8 @@ def first_words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, word in zip(ids, words, strict=True) if word.strip().isalpha() and "\ufffd" not in word]
 
 
-class AnswerAuthor:
-    """Begins answers to the rows of a source, and turns finished ones into rows.
+class AnswerAuthor(Author):
+    """Begins answers to the rows of a source.
 
     Rows that are no chats are asked as plain text if those of the model's training were none or the
     tokenizer has no chat template, else as chats. InputError for a prompt that leaves no room for an answer.
@@ -128,11 +143,9 @@ class AnswerAuthor:
         rows: Sequence[Row],
         form: TrainedForm | None,
     ) -> None:
+        super().__init__(tokenizer, text_settings, settings)
         self._rows = rows
-        self._settings = settings
         self._form = form
-        self._tokenizer = tokenizer
-        self._text_settings = text_settings
         self._ids = [self._prompt(row) for row in rows]
         if (longest := max(map(len, self._ids))) >= text_settings.max_length:
             rule = f"a prompt must be shorter than the model's context of {text_settings.max_length} tokens"
@@ -144,14 +157,7 @@ class AnswerAuthor:
         self.numbers = [sample * len(rows) + row for sample in range(settings.samples) for row in order]
 
     def begin(self, number: int) -> Continuation:
-        """Return answer number `number`, empty so far."""
-        seed = random.Random(f"answer {self._settings.seed} {number}").getrandbits(63)
-        temperature = self._settings.temperature or 0.0
-        options = SamplingConfig(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
-        return Continuation(self._ids[number % len(self._rows)], options, self._text_settings, number=number)
-
-    def following(self, _: Continuation) -> None:
-        """Return None: an answer is whole."""
+        return self._text(number, "answer {} {}", self._ids[number % len(self._rows)])
 
     def row(self, text: Continuation) -> Row:
         """Return a finished answer as a row of `messages`, or of prompt and completion without a chat template.
@@ -217,9 +223,7 @@ def asked_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def plain_prompt(row: Mapping[str, Any], form: TrainedForm | None) -> str:
-    """Return a prompt as plain text, an instruction in a form's template; InputError for a conversation."""
-    if row.get("messages"):
-        raise InputError("messages need a tokenizer with a chat template, got one without; give prompt, or instruction")
+    """Return a prompt as plain text, an instruction in a form's template; InputError for a row without a question."""
     column, text, given = _asked_text(row)
     if column == "prompt":
         return text

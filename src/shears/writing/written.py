@@ -35,14 +35,13 @@ from shears.runtime.continuation import Continuation, TextSettings
 from shears.runtime.engine import decoding_by
 from shears.runtime.loading import Wanted, generation_settings, native_backend, package_backend
 from shears.runtime.transformers_backend import TransformersBackend
-from shears.writing.authors import AnswerAuthor, TextAuthor, asked_turns
+from shears.writing.authors import AnswerAuthor, Author, TextAuthor, asked_turns
 
 logger = logging.getLogger(__name__)
 
 CACHED_TEXTS = "self_text"  # in the cache of converted models
 TEXT = "text.jsonl"
 UNFINISHED = "written.jsonl"  # in the working folder: texts in the order in which they ended
-Author = TextAuthor | AnswerAuthor
 MOST_EMPTY = 64  # consecutive empty texts after which the model counts as unable to write
 
 
@@ -75,8 +74,10 @@ def write(
     decided = {key: value for key, value in asked.items() if key != "keep"}
     with working_folder(output, decided) as work:
         tokenizer, text_settings, backend = _open(ref, adapter)
-        author: Author = TextAuthor(tokenizer, text_settings, settings)
-        if rows is not None:
+        author: Author
+        if rows is None:
+            author = TextAuthor(tokenizer, text_settings, settings)
+        else:
             author = AnswerAuthor(tokenizer, text_settings, settings, rows, trained_form(adapter, ref.folder))
         written = written_rows(author, backend, settings.tokens, work / UNFINISHED)
         kept = sorted(filter(author.is_kept, written), key=lambda row: (row.get("row", row["number"]), row["number"]))
@@ -85,8 +86,6 @@ def write(
             "num_cut": sum(row.get("cut", False) for row in written),
             "num_empty": sum(not row["tokens"] for row in written),
         }
-        if counts["num_cut"]:
-            logger.warning("%(num_cut)d answers were cut; raise max_new_tokens, or leave them out with keep", counts)
         if not kept:
             rule = f"at least one answer must be kept, got {len(written)} answers, none of which is {settings.keep}"
             raise InputError(f"{rule}; --keep all keeps every answer")
