@@ -31,14 +31,6 @@ def test_the_pieces_are_the_text(prompt: str, text: str) -> None:
     assert all(piece == "" or _decode(BYTES(piece)["input_ids"]) == piece for piece in pieces)
 
 
-def test_bytes_that_are_no_text_do_not_hold_the_stream() -> None:
-    assert "".join(_streamed(_decode, [], [94] * 20)[:-1]) != ""
-
-
-def test_a_character_of_four_tokens_comes_whole() -> None:
-    assert _streamed(_decode, [], BYTES("🙂!")["input_ids"]) == ["", "", "", "🙂", "!", ""]
-
-
 def test_a_text_that_ends_inside_a_character_says_so() -> None:
     assert _streamed(_decode, [], BYTES("aé")["input_ids"][:2])[-1] == BROKEN
 
@@ -83,9 +75,3 @@ def test_a_text_stops_at_the_same_place_however_it_is_cut(pieces: list[str], sto
         assert whole.startswith(shown)
     assert shown + filter_.rest() == whole
     assert filter_.stopped == any(stop in "".join(pieces) for stop in stops)
-
-
-def test_what_may_become_a_stop_string_waits() -> None:
-    filter_ = StopFilter(["\n\nQ"])
-    assert [filter_.add(piece) for piece in ["a\n", "\n", "b", "\n\n", "Q", "more"]] == ["a", "", "\n\nb", "", "", ""]
-    assert filter_.rest() == ""

@@ -81,14 +81,6 @@ def test_a_text_ends(token: int, length: int, limit: int, text: str, finish: str
     assert len(result.prompt) == length
 
 
-def test_a_stop_string_ends_a_text_and_is_not_shown() -> None:
-    engine = engine_of(always(LETTER))
-    assert engine.generate("a", stop="zzz").text == ""
-    assert engine.generate("a", stop=["y", "zz"], max_new_tokens=1).text == "z"
-    assert engine.generate("a", stop=["zz"]).finish == "stop"
-    assert list(engine.stream("a", stop=["yz"], max_new_tokens=3)) == ["z", "z", "z"]
-
-
 def test_streams_share_an_engine_and_give_their_place_back() -> None:
     engine = engine_of(lively(), 2)
     one, other = (engine.stream(prompt, max_new_tokens=8) for prompt in PROMPTS[:2])

@@ -72,17 +72,6 @@ def test_the_penalty_counts_prompt_and_answer() -> None:
     assert logits.tolist() == [5.0, 4.0, 3.0, -1.0]
 
 
-def test_a_seed_gives_the_same_tokens() -> None:
-    logits = _logits(1000)
-
-    def draws(seed: int) -> list[int]:
-        sampler = Sampler(sampled(1.0, 0, 0.9, 1.0, seed), [])
-        return [sampler.next(logits) for _ in range(20)]
-
-    assert draws(1) == draws(1) != draws(2)
-    assert draws(-1) == draws(-1)
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
     logits = _logits(300)

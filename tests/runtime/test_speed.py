@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 
 from shears import export_adapter
-from shears.checkpoints.package_file import read_package
 from shears.config import BenchConfig
 from shears.errors import InputError
-from shears.runtime.speed import TRANSFORMERS, Round, _figures, _ratios, bench, values_of
+from shears.runtime.speed import TRANSFORMERS, Round, _figures, _ratios, bench
 from shears.runtime.transformers_backend import TransformersBackend
 from tests.conftest import Call
 from tests.runtime.native.decoders import covered, extension_is_missing
-from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 QUICK = {"prompt_tokens": 20, "new_tokens": 4, "rounds": 2, "threads": 1}
 
@@ -43,12 +42,6 @@ def test_a_package_is_measured_beside_the_dense_model(package: Path, call: Call)
     table = [line for line in printed.splitlines() if line[:1] in "│┃┏└ "]
     assert max(map(len, table)) <= 80
     assert json.loads(call("bench", package, *flags, "--json")[1])["rounds"] == 2
-
-
-def test_a_package_without_a_packed_linear_has_the_format_of_its_tensors(tmp_path: Path) -> None:
-    model = str(save_tiny(tmp_path / "model"))
-    package = export_adapter(model, tmp_path / "package", format="package", values="fp32")
-    assert values_of(read_package(package)) == "fp32"
 
 
 def test_figures_are_tokens_over_seconds_and_ratios_are_taken_round_by_round() -> None:

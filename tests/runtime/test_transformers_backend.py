@@ -11,7 +11,7 @@ from shears.errors import InputError
 from shears.runtime.backend import Backend
 from shears.runtime.transformers_backend import TransformersBackend
 from tests.runtime.backends import lively
-from tests.tiny import LONGEST, tiny_model
+from tests.tiny import tiny_model
 
 NAMES = ["llama", "gemma2", "gpt2", "opt", "bloom", "mamba", "qwen3_5_text", "rwkv"]
 TEXT = [5, 17, 200, 3, 88, 41, 7, 7, 9, 120, 33, 64]
@@ -41,11 +41,6 @@ def test_a_model_that_keeps_its_state_to_itself_is_refused() -> None:
     backend = TransformersBackend(tiny_model("recurrent_gemma"))
     with pytest.raises(InputError, match="must return its cache to generate text, RecurrentGemmaForCausalLM does not"):
         backend.prefill(0, TEXT)
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mpt"])
-def test_the_longest_sequence_is_found_under_every_name(name: str) -> None:
-    assert TransformersBackend(tiny_model(name)).max_length == LONGEST
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from shears.models.devices import set_threads
 from shears.runtime.loading import decoder_of
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
-from shears.runtime.native.dense_rows import DenseRows
-from shears.runtime.native.model_source import ModelSource
+from shears.runtime.native.model_source import DenseRows, ModelSource
 from shears.runtime.speed import decoding
 
 logger = logging.getLogger(__name__)

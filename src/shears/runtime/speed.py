@@ -71,13 +71,6 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
     rounds = _measured(contestants, wanted)
     first, *others = rounds
     ratios = [_ratios(rounds[first], rounds[name], name) for name in others]
-    for ratio in ratios:
-        if ratio["over"] == OURS.format(values) and ratio["decode"]["median"] < 1:
-            logger.warning(
-                "the package must decode faster than the dense model in our kernels, it reaches %.2f of its speed; "
-                "SHEARS_TUNING=again measures the kernels anew on an idle machine",
-                ratio["decode"]["median"],
-            )
     rows = [_figures(name, backend, rounds[name], wanted) for name, backend in contestants.items()]
     sizes = wanted.model_dump(include={"prompt_tokens", "new_tokens", "rounds"})
     machine = {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -173,7 +166,6 @@ def _ratios(ours: Sequence[Round], theirs: Sequence[Round], name: str) -> dict[s
 
 
 def _spread(values: Iterable[float]) -> dict[str, float]:
-    """Return the median, the smallest and the largest value."""
     numbers = list(values)
     return {"median": median(numbers), "min": min(numbers), "max": max(numbers)}
 

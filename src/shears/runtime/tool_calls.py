@@ -128,6 +128,7 @@ class CallRules:
         more = " ".join([*_terms(form.separator or "", numbers), "call"])
         calls = f"(behind ({more})*)" if self.several and form.separator is not None else "behind"
         names = [f"f{index}" for index in range(len(self.functions))]
+        no_call = "|".join(map(re.escape, heads)).replace("/", r"\/").replace("\n", r"\n")  # between slashes
         rules = {
             "start": self._start(mark, mark in numbers),
             "mark": " ".join(_terms(mark, numbers)) or '""',
@@ -137,7 +138,7 @@ class CallRules:
             "bare": f"({bare}) {json.dumps(form.closing)}",
             "answer": "TEXT" if self.answer is None else json_rule(self.answer),
             "lead[lazy]": f"ANY {json.dumps(mark)}",
-            "ANY": rf"/(.|\n)*/ & ~/({_slashed('|'.join(map(re.escape, heads)))})(.|\n)*/",
+            "ANY": rf"/(.|\n)*/ & ~/({no_call})(.|\n)*/",
             "TEXT": r"/(.|\n)+/ & ANY",
         }
         for index, (function, schema) in enumerate(self.functions.items()):
@@ -153,11 +154,6 @@ class CallRules:
         if mark and not is_token:
             return "answer? | lead calls | bare"
         return "answer? (mark calls)? | bare" if mark else "answer? | bare"
-
-
-def _slashed(pattern: str) -> str:
-    """Return a pattern for a rule, which stands between slashes."""
-    return pattern.replace("/", r"\/").replace("\n", r"\n")
 
 
 def _terms(text: str, numbers: Mapping[str, int]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shears.checkpoints.packed_layout import PackedMatrix
 from shears.runtime.native import _native, kernels
-from shears.runtime.native.dense_rows import DenseRows
+from shears.runtime.native.model_source import DenseRows
 
 
 class KernelMatrix:

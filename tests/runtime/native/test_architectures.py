@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig
 
 from shears.errors import InputError
-from shears.runtime.native.architectures import ARCHITECTURES, LayerPlan, plan_of
+from shears.runtime.native.architectures import ARCHITECTURES, plan_of
 from tests.runtime.native.decoders import LONGROPE, MODELS, ROPES
-from tests.tiny import CONFIGS, MORE_CONFIGS, WINDOW, tiny_model
+from tests.tiny import CONFIGS, MORE_CONFIGS, tiny_model
 
 ROOT = Path(__file__).parents[3]
 ALL_CONFIGS = CONFIGS | MORE_CONFIGS
@@ -21,12 +21,6 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 def config_of(name: str, **changes: Any) -> Any:
     kind, settings = ALL_CONFIGS[name]
     return AutoConfig.for_model(kind, **{**settings, **changes})
-
-
-@pytest.mark.parametrize("name", [name for name, (kind, _) in ALL_CONFIGS.items() if kind not in ARCHITECTURES])
-def test_other_architectures_are_left_to_transformers(name: str) -> None:
-    with pytest.raises(InputError, match=f"the native decoder covers {', '.join(ARCHITECTURES)}, not "):
-        plan_of(config_of(name))
 
 
 @pytest.mark.parametrize(
@@ -58,27 +52,10 @@ def test_frequencies_are_those_of_the_model(name: str) -> None:
     assert (plan.rope_scale != 1) == (changes.get("rope_parameters") in (ROPES["yarn"], LONGROPE))
 
 
-def test_layers_differ_where_the_config_says_so() -> None:
-    assert plan_of(config_of("mistral")).layers == (LayerPlan(WINDOW, True),) * 2
-    changes = MODELS["qwen2, window in one layer"][1]
-    assert plan_of(config_of("qwen2", **changes)).layers == (LayerPlan(None, True), LayerPlan(WINDOW, True))
-    gemma = plan_of(config_of(*MODELS["gemma3, linear positions"][:1], **MODELS["gemma3, linear positions"][1])).layers
-    assert gemma == (LayerPlan(WINDOW, True, is_local=True), LayerPlan(None, True))
-    four = plan_of(config_of("smollm3", num_hidden_layers=4)).layers
-    assert [layer.rotates for layer in four] == [True, True, True, False]
-
-
 def test_the_page_lists_every_architecture() -> None:
     page = (ROOT / "docs" / "internals" / "runtime.md").read_text()
     rows = [cells[1] for line in page.splitlines() if len(cells := line.split(" ")) > 1 and cells[1] in ARCHITECTURES]
     assert rows == [*ARCHITECTURES]
-
-
-def test_longrope_is_covered_up_to_the_original_length() -> None:
-    kind, changes = MODELS["phi3, longrope"]
-    plan = plan_of(config_of(kind, **changes))
-    assert (plan.max_positions, plan.longest) == (160, 160)
-    assert plan_of(config_of("phi3")).longest is None
 
 
 @pytest.mark.parametrize("changes", [{"rope_parameters": {"rope_theta": "many", "rope_type": "default"}},

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from shears.errors import InputError
-from shears.runtime.backend import Backend
 from shears.runtime.native.model_source import source_of_model
 from tests.runtime.native.decoders import MODELS, backend, covered, expected, extension_is_missing, text, with_lora
 
@@ -57,16 +56,6 @@ def test_int8_is_the_model_of_the_rounded_weights(sparse: bool) -> None:
     assert np.abs(runtime.logits(tokens) - exact).max() < 1e-3 * np.abs(exact).max()  # 16-bit inputs
 
 
-@pytest.mark.parametrize("targets", [ALL, ["q_proj", "v_proj"], ["k_proj", "up_proj", "down_proj"]])
-@pytest.mark.parametrize("name", ["llama, biases, heads of 12", "qwen3, norms of queries and keys"])
-def test_an_unmerged_lora_gives_what_peft_gives(name: str, targets: list[str]) -> None:
-    adapted, tokens = with_lora(covered(name), targets), text(LENGTH)
-    runtime, want = backend(adapted), expected(adapted, tokens)
-    np.testing.assert_allclose(runtime.logits(tokens), want, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(runtime.prefill(0, tokens[:-1]), want[-2], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(runtime.step([0], tokens[-1:])[0], want[-1], rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("name", "targets"),
     [
@@ -97,16 +86,6 @@ def test_a_lora_in_bf16_stays_within_rounding_of_peft() -> None:
     got, want = backend(adapted, "bf16").logits(tokens), expected(adapted, tokens)
     cosines = (got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
     assert cosines.min() > 0.999  # bf16 keeps 8 bits; a wrong scaling or a missing update gives 0.6
-
-
-def test_it_is_a_backend_that_says_what_it_is() -> None:
-    runtime = backend(covered(), "bf16")
-    assert isinstance(runtime, Backend)
-    described = runtime.describe()
-    assert (described["name"], described["values"], described["threads"]) == ("native", "bf16", 1)
-    before = described["memory_bytes"]
-    runtime.prefill(0, text(3))
-    assert runtime.describe()["memory_bytes"] > before  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["phi3, fused", "qwen3.5, gated delta nets"])

@@ -25,7 +25,7 @@ if not kernels_available() and not os.environ.get("CI"):
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
 from shears.runtime.native import _native
-from shears.runtime.native.dense_rows import DenseRows, rows_of
+from shears.runtime.native.model_source import DenseRows, rows_of
 from tests.runtime.native.products import KernelMatrix, multiply, multiply_many
 
 ISAS = [name for name in ("portable", "avx2", "avx512", "amx", "neon", "neon_dot") if _native.features()[name]]
@@ -244,15 +244,6 @@ def test_several_weights_with_updates_are_the_sum_of_their_parts(values: NumberF
     assert _native.features()["isa"] == isa
 
 
-def test_bf16_inputs_give_bf16_outputs(isa: str) -> None:
-    weight = random_weight(50, 70, "bf16")
-    x = torch.randn(3, 70, generator=torch.Generator().manual_seed(6)).bfloat16()
-    matrix, pool = KernelMatrix(weight.sparse), _native.Pool(1)
-    y = multiply(matrix, x, pool)
-    assert y.dtype == torch.bfloat16
-    assert torch.equal(y, multiply(matrix, x.float(), pool).bfloat16()), isa
-
-
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="float32, bfloat16, int8 or int4"):
         KernelMatrix(DenseRows(torch.zeros(4, 8, dtype=torch.float16)))
@@ -260,7 +251,3 @@ def test_what_does_not_fit_is_refused() -> None:
         KernelMatrix(DenseRows(torch.zeros(1, 140000, dtype=torch.int8), torch.ones(1)))
     with pytest.raises(ValueError, match="SHEARS_ISA must be"):
         _native.select_isa("sse2")
-
-
-def test_continuous_integration_builds_the_extension() -> None:
-    assert kernels_available()

@@ -11,11 +11,10 @@ from peft import PeftModel
 
 from shears import export_adapter
 from shears.checkpoints.package_file import Package, read_package
-from shears.errors import InputError
 from shears.records.paths import ADAPTER_CONFIG
 from shears.runtime.native.model_source import scaling_of, source_of_package
 from tests.runtime.native.decoders import PACKAGED, covered, expected, extension_is_missing, text, with_lora
-from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 
 if extension_is_missing():
     pytest.skip("the C++ extension is not built", allow_module_level=True)
@@ -49,14 +48,6 @@ def test_a_package_gives_the_logits_of_its_model_and_adapter(
     assert (runtime.max_length, runtime.max_sequences, runtime.describe()["values"]) == (256, 16, values)
 
 
-def test_int8_embeddings_are_table_and_head(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:
-    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="int8", embeddings="int8")
-    runtime, tokens = NativeBackend(source_of_package(read_package(package)), 1, max_length=120), text(100)
-    want = expected(adapted[0], tokens)
-    assert np.abs(runtime.logits(tokens) - want).max() < 0.1 * np.abs(want).max()
-    assert (runtime.describe()["head"], runtime.max_length) == ("int8", 120)
-
-
 @pytest.mark.parametrize("embeddings", ["keep", "int8", "int4"])
 def test_int4_is_the_model_of_the_rounded_weights(
     adapted: tuple[PeftModel, Path], tmp_path: Path, embeddings: str
@@ -79,26 +70,6 @@ def with_weights(adapted: PeftModel, package: Package) -> PeftModel:
             if ".lora_" not in name:
                 parameter.copy_(weights[name.replace(".base_layer.", ".")])
     return copied
-
-
-@pytest.mark.parametrize("dense", ["one layer", "all"])
-@pytest.mark.parametrize(("values", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05), ("int8", 0.1)])
-def test_linears_that_packing_makes_no_smaller_are_computed_as_they_are(
-    tmp_path: Path, dense: str, values: str, tolerance: float
-) -> None:
-    model = covered()
-    for name, parameter in model.named_parameters():
-        if name.endswith("_proj.weight") and (dense == "all" or ".layers.0." in name):
-            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(3))
-    model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    package = export_adapter(str(tmp_path / "model"), tmp_path / "package", format="package", values=values)
-    runtime, tokens = NativeBackend(source_of_package(read_package(package)), 1), text(100)
-    want = expected(model, tokens)
-    assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
-    assert runtime.describe()["values"] == values
-    if values != "int8":  # 8 bits are smaller without zeros too
-        assert "model.layers.0.self_attn.q_proj" not in source_of_package(read_package(package)).linears
 
 
 @pytest.mark.parametrize("values", ["fp32", "int4"])
@@ -143,28 +114,6 @@ def test_linears_without_masks_give_the_logits_of_their_model(tmp_path: Path, na
     bound = np.abs(want).max() * {"int8": 0.05, "int4": 0.1}[values]  # bf16 keys, values and head; inputs of 8 bits
     assert np.abs(native.logits(tokens) - want).max() < bound
     assert native.describe()["values"] == values
-
-
-def test_an_update_of_a_dense_linear_is_computed(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    model.name_or_path = str(tmp_path / "model")
-    adapted = with_lora(model, ["q_proj", "up_proj"])
-    adapted.save_pretrained(tmp_path / "adapter")
-    package = export_adapter(str(tmp_path / "adapter"), tmp_path / "package", format="package", values="fp32")
-    tokens = text(50)
-    want = expected(adapted, tokens)
-    assert (
-        np.abs(NativeBackend(source_of_package(read_package(package)), 1).logits(tokens) - want).max()
-        < 1e-5 * np.abs(want).max()
-    )
-
-
-def test_a_package_of_another_architecture_is_refused_with_the_reason(tmp_path: Path) -> None:
-    package = export_adapter(str(save_tiny(tmp_path / "model", "gpt2")), tmp_path / "package", format="package")
-    with pytest.raises(InputError, match="the native decoder covers .*, not gpt2"):
-        NativeBackend(source_of_package(read_package(package)), 1)
 
 
 def test_scalings_are_those_peft_computes(adapted: tuple[PeftModel, Path]) -> None:

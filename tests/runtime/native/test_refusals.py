@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peft import LoKrConfig, LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 
 from shears import export_adapter
 from shears.checkpoints.package_file import read_package
@@ -20,8 +20,6 @@ from tests.tiny import tiny_tokenizer
 
 if extension_is_missing():
     pytest.skip("the C++ extension is not built", allow_module_level=True)
-
-from shears.runtime.native.decoder import NativeBackend
 
 
 def _saved(folder: Path, name: str = "llama, tied head") -> Path:
@@ -69,19 +67,6 @@ def test_such_an_adapter_in_memory_is_refused(setting: dict[str, Any]) -> None:
         source_of_model(get_peft_model(covered("qwen2, biases"), config))
 
 
-def test_an_adapter_of_other_tensors_than_lora_is_refused() -> None:
-    adapted = get_peft_model(covered(), LoKrConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    with pytest.raises(NotCoveredError, match=r"must know every part .*, not model.layers.0.self_attn.q_proj.lokr_"):
-        NativeBackend(source_of_model(adapted), 1)
-
-
-def test_an_ordinary_adapter_is_covered(package: Path) -> None:
-    settings = LoraConfig(r=5, lora_alpha=10, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM").to_dict()
-    settings.pop("target_modules")  # a set
-    change_adapter(package, **settings, target_modules=["q_proj", "up_proj"])
-    assert len(source_of_package(read_package(package)).updates) == 4
-
-
 @pytest.mark.parametrize("change", [{"alora_invocation_tokens": [7, 8]}, {"target_modules": ["q_proj", "lm_head"]}])
 def test_what_is_left_to_transformers_has_the_logits_of_peft(tmp_path: Path, change: dict[str, Any]) -> None:
     model = covered("llama, own head")
@@ -120,19 +105,6 @@ def test_a_config_that_does_not_fit_the_tensors_is_refused(
     with running_in(backend), pytest.raises(InputError, match=message if backend == "auto" else None) as caught:
         load(package)
     assert "\n" not in str(caught.value)
-
-
-def test_invalid_generation_settings_are_refused(package: Path) -> None:
-    (package / "generation_config.json").write_text("{")
-    for backend in ("auto", "transformers"):
-        with running_in(backend), pytest.raises(InputError, match=r"generation_config.json"):
-            load(package)
-
-
-def test_layers_beyond_the_config_are_refused(package: Path) -> None:
-    _change(package / "config.json", num_hidden_layers=1)
-    with pytest.raises(NotCoveredError, match=r"must know every part .*, not model.layers.1"):
-        NativeBackend(source_of_package(read_package(package)), 1)
 
 
 NO_PATTERN = {"r": 0, "rank_pattern": {}}

@@ -8,19 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.native.model_source import source_of_model
 from tests.runtime.native.decoders import OF_THIS_YEAR, backend, covered, extension_is_missing, text, with_lora
-from tests.runtime.native.decoders import expected as decoded
 from tests.tiny import VOCABULARY
 
 if extension_is_missing():
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
-from shears.runtime.native import decoder as native_decoder
 from shears.runtime.native.decoder import NativeBackend
 
 
@@ -93,36 +90,6 @@ def test_a_text_beyond_the_original_length_of_longrope_is_refused() -> None:
     runtime = NativeBackend(source, 1, max_length=1 << 20, for_evaluation=True)
     with pytest.raises(InputError, match="a sequence must have 1 to 160 tokens, got 0 and 161 more"):
         runtime.logits(text(161))
-
-
-def test_sequences_stepped_together_do_not_see_each_other(runtime: NativeBackend) -> None:
-    lengths, alone = [1, 64, 65, 130], []
-    for sequence, length in enumerate(lengths):
-        tokens = text(length + 5, seed=sequence)
-        alone.append(runtime.logits(tokens)[length:])
-        runtime.prefill(sequence, tokens[:length])
-    order = [2, 0, 3, 1]
-    for step in range(5):
-        tokens = [text(lengths[sequence] + 5, seed=sequence)[lengths[sequence] + step] for sequence in order]
-        together = runtime.step(order, tokens)
-        for row, sequence in enumerate(order):
-            assert_close(together[row], alone[sequence][step])
-
-
-def test_scoring_a_text_leaves_sequences_alone(runtime: NativeBackend) -> None:
-    tokens = text(40)
-    runtime.prefill(0, tokens[:39])
-    runtime.logits(text(100, seed=1))
-    assert_close(runtime.step([0], tokens[39:])[0], runtime.logits(tokens)[39])
-
-
-def test_a_text_longer_than_a_chunk_is_computed_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokens = covered(), text(150)
-    whole = backend(model).logits(tokens)
-    monkeypatch.setattr(native_decoder, "CHUNK", 64)
-    small = backend(model)
-    assert_close(small.logits(tokens), whole)
-    assert_close(small.prefill(0, tokens), whole[-1])
 
 
 @pytest.mark.parametrize("values", ["fp32", "int4"])
@@ -200,13 +167,3 @@ def test_another_adapter_replaces_the_first_as_if_the_model_had_been_made_with_i
     with pytest.raises(InputError, match="must know every part of a model and its adapter, not lm_head"):
         runtime.adapt({"lm_head": updates["model.layers.0.self_attn.q_proj"]})
     np.testing.assert_array_equal(runtime.logits(tokens), expected["all"])
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_packing_ahead_on_threads_changes_nothing(threads: int) -> None:
-    tokens = text(9)
-    model = with_lora(covered("qwen2, biases"), ["q_proj"])
-    for name, part in model.named_modules():  # one dense weight among the sparse ones
-        if name.endswith("layers.1.mlp.gate_proj"):
-            nn.init.normal_(part.get_parameter("weight"))
-    assert_close(backend(model, threads=threads).logits(tokens), decoded(model, tokens))

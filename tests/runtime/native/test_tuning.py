@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from shears.checkpoints.packed_layout import NumberFormat, dense, pack
+from shears.checkpoints.packed_layout import NumberFormat, pack
 from shears.errors import InputError
 from shears.runtime import kernels_available
 
 if not kernels_available():
     pytest.skip("the extension was not built", allow_module_level=True)
 from shears.runtime.native import _native, tuning
-from shears.runtime.native.dense_rows import DenseRows, rows_of
+from shears.runtime.native.model_source import DenseRows
 from tests.runtime.native.products import KernelMatrix, multiply
 
 ROWS, COLS = 83, 301  # neither whole panels nor whole groups
@@ -52,14 +52,6 @@ def test_every_walk_with_the_same_sums_gives_the_same_bits(values: NumberFormat,
             assert _native.chosen(tuning.CODES[values], sparse, number) == name
             y = multiply(matrix, x, pool)
             assert torch.equal(y, results.setdefault(tuning.sums_of(name, values), y)), (name, tokens)
-
-
-@pytest.mark.parametrize(("values", "sparse"), KINDS)
-def test_a_measurement_names_a_candidate_for_every_number_of_tokens(values: NumberFormat, sparse: bool) -> None:
-    names = tuning.best_walks(values, sparse)
-    assert len(names) == _native.TOKEN_CLASSES
-    for number, name in enumerate(names):
-        assert name in _native.candidates(tuning.CODES[values], sparse, number)
 
 
 def test_the_default_stays_unless_another_walk_is_clearly_faster() -> None:
@@ -105,13 +97,6 @@ def test_a_second_process_reads_the_choices_from_the_cache(monkeypatch: pytest.M
     monkeypatch.setattr(tuning, "best_walks", lambda *_: pytest.fail("measured again"))
     tuning.tune("int8", True)
     assert [_native.chosen(tuning.CODES["int8"], True, number) for number in range(_native.TOKEN_CLASSES)] == chosen
-
-
-@pytest.mark.parametrize("values", tuning.CODES)
-def test_a_weight_with_its_zeros_is_the_same_weight(values: NumberFormat) -> None:
-    weight = torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(0))
-    for packed in (pack(weight, values), pack(weight.where(weight > 0, 0.0), values)):
-        assert torch.equal(rows_of(packed).floats(), dense(packed, torch.float32))
 
 
 @pytest.mark.parametrize(("dense_ps", "is_dense"), [(9.0, True), (11.0, False)])

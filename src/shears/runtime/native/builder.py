@@ -15,10 +15,9 @@ from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, LayerPlan, NotCoveredError
-from shears.runtime.native.dense_rows import DenseRows, rows_of
 from shears.runtime.native.fused import Fusion, unfused, unfused_updates
 from shears.runtime.native.kernels import copied, copied_matrix, dense_matrix
-from shears.runtime.native.model_source import ModelSource, Weight
+from shears.runtime.native.model_source import DenseRows, ModelSource, Weight, rows_of
 from shears.runtime.native.tuning import CODES, is_dense_faster
 
 ATTENTION = (("q_proj", "k_proj", "v_proj"), ("o_proj",))
@@ -165,7 +164,7 @@ class Builder:
         _check_shape(HEAD, head.shape, (self._plan.vocab_size, self._plan.hidden_size))
         head = head.as_values(head_values or head.values_dtype)
         self._head_values = head.values_dtype
-        norm = self._take_norm(NORM, self._plan.hidden_size)
+        norm = self._take_vector(NORM, self._plan.hidden_size, self._plan.norms.offset)
         yield from self._variation()
         frequencies = self._arena.floats(self._plan.inverse_frequencies)
         table = self.embeddings
@@ -202,10 +201,12 @@ class Builder:
         prefix = f"model.layers.{index}."
         norms = self._plan.norms
         places = [f"{prefix}{name}.weight" if name else "" for name in norms.by_place]
-        before, after, before_forward, after_forward = [self._take_norm(name, hidden) for name in places]
+        before, after, before_forward, after_forward = [
+            self._take_vector(name, hidden, norms.offset) for name in places
+        ]
         widths = [self._sizes[kind][0] if norms.whole else head_dim for kind in ("q_proj", "k_proj")]
         heads = [
-            self._take_norm(f"{prefix}self_attn.{name}_norm.weight", width)
+            self._take_vector(f"{prefix}self_attn.{name}_norm.weight", width, norms.offset)
             for name, width in zip("qk", widths, strict=True)
         ]
         yield "add_layer", (before, before_forward, *heads, plan.window or 0, plan.rotates)
@@ -242,7 +243,6 @@ class Builder:
         return numbers
 
     def _variation(self) -> Iterator[Call]:
-        """Yield the call that says what the whole model does differently from Llama, if anything."""
         plan, scales = self._plan, self._plan.scales
         rotary = 2 * len(plan.inverse_frequencies)
         if plan.delta is not None:
@@ -258,7 +258,6 @@ class Builder:
         given: Mapping[str, LoraUpdate],
         arena: Arena,
     ) -> None:
-        """Make a call, or set the updates, if any, of linears that share one input."""
         if isinstance(step, tuple):
             method, arguments = step
             getattr(weights, method)(*arguments)
@@ -284,15 +283,10 @@ class Builder:
         weights.set_down(next(iter(step)), arena.matrix(down))
 
     def _take_rows(self, name: str) -> DenseRows:
-        """Return a matrix in a number format of the kernels; one of another format becomes fp32."""
         tensor = self._tensors.pop(name)
         if isinstance(tensor, DenseRows):
             return tensor
         return DenseRows((tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()).contiguous())
-
-    def _take_norm(self, name: str, length: int) -> int:
-        """Copy the weights of a norm; return their address, 0 for one that the model does not have."""
-        return self._take_vector(name, length, self._plan.norms.offset)
 
     def _take_vector(self, name: str, length: int, offset: float = 0.0) -> int:
         """Copy a bias or a norm, with an offset; return its address, 0 for one that the model lacks."""
@@ -314,7 +308,6 @@ def _refuse_rest(rest: Sequence[str]) -> None:
 
 
 def _main_values(source: ModelSource) -> NumberFormat:
-    """Return the number format of most linears."""
     dense = [tensor for name, tensor in source.tensors.items() if name.endswith("_proj.weight")]
     rows = [tensor if isinstance(tensor, DenseRows) else DenseRows(tensor) for tensor in dense]
     counts = Counter(weight.values_dtype for weight in [*(read() for read in source.linears.values()), *rows])

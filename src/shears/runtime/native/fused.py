@@ -15,8 +15,7 @@ from shears.checkpoints.packed_layout import PANEL, PackedMatrix
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.native.architectures import Fused
-from shears.runtime.native.dense_rows import DenseRows, rows_of
-from shears.runtime.native.model_source import ModelSource, Weight
+from shears.runtime.native.model_source import DenseRows, ModelSource, Weight, rows_of
 
 Rows = Int64[Tensor, " O"]
 

@@ -21,7 +21,7 @@ from shears.checkpoints.packed_layout import (
 )
 from shears.errors import InputError
 from shears.runtime.native import _native
-from shears.runtime.native.dense_rows import DenseRows
+from shears.runtime.native.model_source import DenseRows
 from shears.runtime.native.tuning import CODES, tune
 
 MAX_INT8_COLS = 131071

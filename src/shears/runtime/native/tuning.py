@@ -7,7 +7,6 @@ bits, except those of an instruction set with other sums, taken only where they 
 """
 
 import hashlib
-import logging
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -22,8 +21,6 @@ from shears.records.choices import keep_choices, read_choices
 from shears.records.timing import processor
 from shears.runtime.backend import STEADY
 from shears.runtime.native import _native
-
-logger = logging.getLogger(__name__)
 
 CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # enum NumberFormat in csrc/matrix.h
 Candidates = Sequence[tuple[str, float]]  # a walk's name and its seconds per weight
@@ -46,7 +43,7 @@ def tune(values: NumberFormat, sparse: bool) -> None:
     if mode == "off":
         return
     path = cache_file()
-    kind = _kind(values, sparse)
+    kind = f"{values} {'sparse' if sparse else 'dense'}"
     known = read_choices(path, MEASURED)
     names = None if mode == "again" else known.get(kind)
     if names is None or not _apply(values, sparse, names):
@@ -75,23 +72,16 @@ def is_dense_faster(values: NumberFormat, threads: int) -> bool:
             _native.measure_speed(CODES[values], sparse, 1, weight_bytes(), TURNS, pool)[0] for sparse in (True, False)
         ]
         known[key] = times[1] < BETTER * times[0]
-        logger.debug("%s: sparse %.1f, dense %.1f ps per weight", key, 1e12 * times[0], 1e12 * times[1])
         keep_choices(path, known, MEASURED)
     return bool(known[key])
 
 
 def best_walks(values: NumberFormat, sparse: bool) -> list[str]:
-    """Return the best walk of every token class; takes about SECONDS plus making a weight."""
-    names = best_names(_native.time_candidates(CODES[values], sparse, weight_bytes(), SECONDS), values)
-    logger.debug("measured the walks of %s weights: %s", _kind(values, sparse), ", ".join(names))
-    return names
-
-
-def best_names(timed: Sequence[Candidates], values: NumberFormat) -> list[str]:
-    """Return the walk that products take for every token class.
+    """Return the best walk of every token class; takes about SECONDS plus making a weight.
 
     From STEADY tokens on all have the same sums: no bit of a text depends on the texts beside it.
     """
+    timed = _native.time_candidates(CODES[values], sparse, weight_bytes(), SECONDS)
     few = _classes_below_steady()
     return [best_of(candidates, values) for candidates in [*timed[:few], *with_same_sums(timed[few:], values)]]
 
@@ -117,18 +107,15 @@ def with_same_sums(timed: Sequence[Candidates], values: NumberFormat) -> list[Ca
     Those of the default stay unless others take less than MUCH_BETTER of its time, in the mean of
     the classes.
     """
+
+    def least(candidates: Candidates, sums: str) -> float:
+        return min(time for name, time in candidates if sums_of(name, values) == sums)
+
     names = [sums_of(name, values) for name, _ in timed[0]]
-    shares = {
-        sums: mean(_least(one, sums, values) / _least(one, names[0], values) for one in timed)
-        for sums in dict.fromkeys(names)
-    }
+    shares = {sums: mean(least(one, sums) / least(one, names[0]) for one in timed) for sums in dict.fromkeys(names)}
     best = min(shares, key=lambda sums: shares[sums])
     kept = best if shares[best] < MUCH_BETTER else names[0]
     return [[(name, time) for name, time in one if sums_of(name, values) == kept] for one in timed]
-
-
-def _least(candidates: Candidates, sums: str, values: NumberFormat) -> float:
-    return min(time for name, time in candidates if sums_of(name, values) == sums)
 
 
 def sums_of(name: str, values: NumberFormat) -> str:
@@ -159,17 +146,8 @@ def weight_bytes() -> int:
 def cache_file() -> Path:
     """Return the file of this processor's choices for this build of the extension."""
     machine = hashlib.sha256(f"{processor()} {_native.features()}".encode()).hexdigest()
-    return cache_folder() / "kernels" / f"{machine[:12]}-{_extension()[:12]}.json"
-
-
-@cache
-def _extension() -> str:
-    """Return the sha256 of the extension's file, which no process changes while it runs."""
-    return hashlib.sha256(Path(str(_native.__file__)).read_bytes()).hexdigest()
-
-
-def _kind(values: NumberFormat, sparse: bool) -> str:
-    return f"{values} {'sparse' if sparse else 'dense'}"
+    extension = hashlib.sha256(Path(str(_native.__file__)).read_bytes()).hexdigest()
+    return cache_folder() / "kernels" / f"{machine[:12]}-{extension[:12]}.json"
 
 
 def _apply(values: NumberFormat, sparse: bool, names: Any) -> bool:
