@@ -1,6 +1,5 @@
 """A pruning that was interrupted anywhere ends with the bytes of an undisturbed one, or says why it can't go on."""
 
-import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 
 from shears.errors import InputError
-from shears.models.activations import BUDGET, Activations
+from shears.models.activations import BUDGET
 from shears.models.sources import StreamedModel
 from shears.models.walk import BlockRun
 from shears.records.folders import partial_folder
@@ -116,17 +115,3 @@ def test_an_interrupted_pruning_is_neither_overwritten_nor_mixed_with_another(
     assert contents(partial_folder(tmp_path / "sparse")) == before
     save_tiny(tmp_path / "base", num_hidden_layers=3)
     assert not list(interrupted().rglob("checkpoints"))
-
-
-def test_without_room_for_a_checkpoint_the_pruning_goes_on(
-    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(self: Activations, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "0.safetensors").touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Activations, "save", refuse)
-    folder = sparsify(save_tiny(tmp_path / "base"), tmp_path / "sparse", calibration=text, **SMALL)
-    assert "could not be saved for a resume" in caplog.text
-    assert not (folder / "checkpoints").exists()

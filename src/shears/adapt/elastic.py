@@ -1,8 +1,7 @@
 """Elastic LoRA: ranks beyond the active one are masked by a forward hook on PEFT's own `lora_A`.
 
 Rank r means the first r rows of A and the first r columns of B. Zeroing A's output beyond r equals
-slicing both, gives the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and
-merging as they are.
+slicing both, gives the unused ranks a gradient of exactly zero, and leaves PEFT's layers as they are.
 
 A nested adapter computes scaling * B D A while it trains: D, a fixed diagonal, weighs each
 component by the share of the allowed ranks that contain it, and saving moves D into A and B.
@@ -92,7 +91,7 @@ class ElasticAdapter:
 
     @contextmanager
     def at(self, config: RankConfig) -> Iterator[None]:
-        """Use these ranks inside the context, and those from before afterwards."""
+        """Use these ranks inside the context."""
         before = self.active
         self.activate(config)
         try:
@@ -101,16 +100,14 @@ class ElasticAdapter:
             self.activate(before)
 
     def _diagonal(self, group: str, size: int) -> Float[Tensor, " R"]:
-        """Return D of a group in float32, ones for an adapter that is not nested.
+        """Return D of a group (MatryoshkaLoRA, arXiv 2605.07850, Algorithm 1), ones if it is not nested.
 
-        A component weighs the share of the allowed ranks that contain it: the mean of their masks
-        (MatryoshkaLoRA, arXiv 2605.07850, Algorithm 1). One that is in no allowed rank weighs 1.
+        A component weighs the share of the allowed ranks that contain it; one in none weighs 1.
         """
         if not self.nested:
             return torch.ones(size)
         ranks = self.space.ranks[group]
-        weights = torch.tensor([sum(rank > index for rank in ranks) / len(ranks) for index in range(ranks[0])])
-        return nn.functional.pad(weights, (0, size - len(weights)), value=1.0)
+        return torch.tensor([sum(rank > index for rank in ranks) / len(ranks) or 1.0 for index in range(size)])
 
     @torch.no_grad()
     def _divide_by_diagonal(self) -> None:
@@ -118,9 +115,9 @@ class ElasticAdapter:
         for group, layers in self._layers.items():
             for layer in layers:
                 a = layer.lora_A[self.adapter].weight
-                factor = 1 / self._diagonal(group, len(a)).sqrt()
-                a.mul_(factor.to(a)[:, None])
-                layer.lora_B[self.adapter].weight.mul_(factor.to(a))
+                factor = (1 / self._diagonal(group, len(a)).sqrt()).to(a)
+                a.mul_(factor[:, None])
+                layer.lora_B[self.adapter].weight.mul_(factor)
         self.space = replace(self.space, factors={})
 
     def tensors(self) -> dict[str, Tensor]:
@@ -136,7 +133,7 @@ class ElasticAdapter:
         return plain
 
     def num_parameters(self, config: RankConfig) -> int:
-        """Return the parameters of the sub-adapter: rank * (inputs + outputs), summed over its linears."""
+        """Return the parameters of the sub-adapter."""
         return sum(
             config[group] * (layer.in_features + layer.out_features)
             for group, layers in self._layers.items()
@@ -154,12 +151,11 @@ class ElasticAdapter:
     ) -> Path:
         """Write the adapter to `folder` as a super-adapter for search and export; return the folder.
 
-        For a training loop of your own, such as transformers' or TRL's Trainer with an
-        `NLSCallback`. `base` is the model's folder or hub id, by default the name that it was
-        loaded by. `data` are the training examples: they are recorded with their hash.
-        The folder appears whole; of several processes the first one writes. InputError if the folder
-        exists and is not empty, if the adapter is not plain LoRA on the space's linears, or if the
-        frozen weights in memory are not those of `base`.
+        For a training loop of your own, such as a Trainer with an `NLSCallback`. `base` is the
+        model's folder or hub id, by default the name that it was loaded by. `data` are the training
+        examples: they are recorded with their hash. Of several processes the first one writes.
+        InputError if the folder is not empty, if the adapter is not plain LoRA on the space's
+        linears, or if the frozen weights in memory are not those of `base`.
         """
         from shears.adapt.super_adapter import save_own_loop
 
@@ -171,10 +167,7 @@ class ElasticAdapter:
         for hook in self._hooks:
             hook.remove()
         for layer in self._all:
-            linear = layer.lora_A[self.adapter]
-            linear._buffers.pop(MASK, None)
-            linear._non_persistent_buffers_set.discard(MASK)
-        self._hooks = []
+            layer.lora_A[self.adapter]._buffers.pop(MASK, None)
 
 
 def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapter: str) -> LoraLayer:
@@ -191,19 +184,12 @@ def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapt
 
 
 def ranks_of_step(sampling: SamplingName, space: SearchSpace, seed: int, step: int) -> RankConfig:
-    """Return the ranks to train in a step: uniform draws them (Shears, section 3.2), nested trains all at once.
-
-    They are a function of the seed and the step alone. So they depend neither on the order of the
-    data nor on how a step is split into forwards, and a resumed training continues the same sequence.
-    """
+    """Return the ranks to train in a step: uniform draws them (Shears, section 3.2), nested trains all at once."""
     return space.random(random.Random(f"ranks/{seed}/{step}")) if sampling == "uniform" else space.maximal()
 
 
 class NLSCallback(TrainerCallback):
-    """Neural Low-rank adapter Search in any `transformers.Trainer`: draws ranks for each step.
-
-    A nested adapter trains all ranks in each step; any other one a random configuration.
-    """
+    """Neural Low-rank adapter Search in any `transformers.Trainer`: chooses the ranks of each step."""
 
     def __init__(self, elastic: ElasticAdapter, seed: int = 0) -> None:
         self.elastic = elastic

@@ -42,40 +42,37 @@ class SearchSpace:
             if len(self.factors.get(group, ranks)) != len(ranks):
                 raise InputError(f"a group must have a factor for each of its ranks, {group!r} has others")
         for name in ("ranks", "modules", "factors"):
-            groups = sorted(getattr(self, name).items()) if name == "ranks" else getattr(self, name).items()
+            groups = sorted(getattr(self, name).items())
             object.__setattr__(self, name, {group: tuple(values) for group, values in groups})
 
     @classmethod
     def of_data(cls, groups: Mapping[str, Any]) -> "SearchSpace":
         """Return the space that `as_data` described."""
         return cls(
-            {name: group["ranks"] for name, group in groups.items()},
-            {name: group["modules"] for name, group in groups.items()},
-            {name: group["factors"] for name, group in groups.items() if "factors" in group},
+            *(
+                {name: group[key] for name, group in groups.items() if key in group or key != "factors"}
+                for key in ("ranks", "modules", "factors")
+            )
         )
 
     def as_data(self) -> dict[str, dict[str, list[Any]]]:
         """Return the groups as plain JSON data: ranks, modules, and factors if there are any."""
-        data: dict[str, dict[str, list[Any]]] = {
-            group: {"ranks": list(ranks), "modules": list(self.modules[group])} for group, ranks in self.ranks.items()
+        held = {name: getattr(self, name) for name in ("ranks", "modules", "factors")}
+        return {
+            group: {name: list(values[group]) for name, values in held.items() if group in values}
+            for group in self.ranks
         }
-        for group, factors in self.factors.items():
-            data[group]["factors"] = list(factors)
-        return data
 
     @property
     def linears(self) -> list[str]:
-        """The names of the linears of all groups."""
         return [name for names in self.modules.values() for name in names]
 
     @property
     def max_rank(self) -> int:
-        """The largest rank of any group."""
         return max(ranks[0] for ranks in self.ranks.values())
 
     @property
     def size(self) -> int:
-        """The number of rank configurations."""
         return math.prod(len(ranks) for ranks in self.ranks.values())
 
     def nested(self) -> "SearchSpace":
@@ -85,9 +82,8 @@ class SearchSpace:
         """
         factors = {}
         for group, ranks in self.ranks.items():
-            # a component in k ranks weighs k / len(ranks); these sums are of whole numbers
-            kept = {rank: sum(min(rank, other) for other in ranks) for rank in ranks}
-            factors[group] = tuple(kept[ranks[0]] / kept[rank] for rank in ranks)
+            kept = [sum(min(rank, other) for other in ranks) for rank in ranks]  # whole numbers, len(ranks) times D's
+            factors[group] = [kept[0] / each for each in kept]
         return replace(self, factors=factors)
 
     def factor(self, group: str, rank: int) -> float:
@@ -107,7 +103,6 @@ class SearchSpace:
         return RankConfig({group: ranks[len(ranks) // 2] for group, ranks in self.ranks.items()})
 
     def random(self, generator: random.Random) -> RankConfig:
-        """Draw every group's rank uniformly."""
         return RankConfig({group: generator.choice(ranks) for group, ranks in self.ranks.items()})
 
     def neighbours(self, config: RankConfig) -> Iterator[RankConfig]:

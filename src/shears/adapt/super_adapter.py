@@ -29,11 +29,7 @@ from shears.records.publishing import write_card
 
 
 class SuperAdapter(NamedTuple):
-    """A loaded super-adapter; `elastic.activate` chooses the ranks of the next forward.
-
-    `record` is its search_space.json, with the earlier trainings of its base
-    (records/artifacts.py).
-    """
+    """A loaded super-adapter; `record` is its search_space.json, with the earlier trainings of its base."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -74,7 +70,6 @@ class RanksFile(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name in a record: the file's, without its folder, which may be moved."""
         return self.path.name if self.number is None else f"{self.path.name}:{self.number}"
 
 
@@ -88,19 +83,18 @@ def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> Ran
     if ranks in NAMED:
         named: RankConfig = getattr(space, ranks)()
         return named
-    file = ranks_file(ranks)
-    if file is None:
+    if (file := ranks_file(ranks)) is None:
         raise InputError(f"ranks must be {', '.join(NAMED)} or a JSON file, got {ranks!r}")
     content = read_object(file.path)
     with reading(file.name):
         if "chosen" in content:
             check_input("the super-adapter", content["super_adapter_fingerprint"], fingerprint)
-            number = file.number
-            if number is not None and not 1 <= number <= len(content["evaluations"]):
+            evaluated = [content["chosen"], *content["evaluations"]]
+            if (file.number or 0) >= len(evaluated):
                 raise InputError(
                     f"ranks {file.name} must be one of the {len(content['evaluations'])} evaluated, from 1"
                 )
-            content = content["chosen"] if number is None else content["evaluations"][number - 1]
+            content = evaluated[file.number or 0]
         elif file.number is not None:
             raise InputError(f"{file.path} must be a search's result where a number is given, got {file.name}")
         return space.check(content.get("ranks", content))
@@ -116,35 +110,30 @@ def ranks_file(ranks: str | None) -> RanksFile | None:
     path = Path(ranks) / RESULT if Path(ranks).is_dir() else Path(ranks)
     if path.is_file():
         return RanksFile(path, None)
-    numbered = re.fullmatch(r"(?P<path>.+):(?P<number>\d{1,9})", ranks, re.ASCII)
+    numbered = re.fullmatch(r"(?P<path>.+):(?P<number>[1-9]\d{0,8})", ranks, re.ASCII)
     if numbered and Path(numbered["path"]).is_file():
         return RanksFile(Path(numbered["path"]), int(numbered["number"]))
     return None
 
 
 def ranks_name(ranks: str) -> str:
-    """Return what a record calls ranks: a name such as maximal, or a file's name without its folder."""
     file = ranks_file(ranks)
     return file.name if file else Path(ranks).name
 
 
 def by_linear(space: SearchSpace, ranks: RankConfig) -> dict[str, int]:
-    """Return the rank of every linear of the space."""
     return {linear: ranks[group] for group, linears in space.modules.items() for linear in linears}
 
 
 def write_super_adapter(work: Path, elastic: ElasticAdapter, base: ModelRef, about: Mapping[str, Any]) -> None:
     """Write a plain PEFT adapter, and last the record that marks a whole super-adapter.
 
-    `about` are the record's keys on the training. InputError if the adapter is not finite plain LoRA
-    on the space's linears, all with one scaling.
+    InputError if the adapter is not finite plain LoRA on the space's linears, all with one scaling.
     """
     space = elastic.space
     config: Any = copy.copy(elastic.model.peft_config[elastic.adapter])
     tensors = {name: tensor for name, tensor in elastic.tensors().items() if LEARNT not in name}
-    odd = {name for name in tensors if not name.endswith((A, B))} | {linear_of(name) for name in tensors} ^ {
-        *space.linears
-    }
+    odd = {name for name in tensors if not name.endswith((A, B))} | set(map(linear_of, tensors)) ^ set(space.linears)
     if odd or config.r != space.max_rank or config.rank_pattern or config.alpha_pattern:
         raise InputError(
             f"a super-adapter must be plain LoRA of rank {space.max_rank} on the linears of its space and no others, "
@@ -157,7 +146,7 @@ def write_super_adapter(work: Path, elastic: ElasticAdapter, base: ModelRef, abo
     config.inference_mode = True
     data = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.to_dict().items())}
     artifacts.write_json(work / ADAPTER_CONFIG, data)
-    sizes = {name: elastic.num_parameters(getattr(space, name)()) for name in ("maximal", "heuristic", "minimal")}
+    sizes = {name: elastic.num_parameters(getattr(space, name)()) for name in NAMED}
     record = {
         "shears_version": __version__,
         **about,
@@ -186,8 +175,8 @@ def save_own_loop(elastic: ElasticAdapter, output: Path, base: str | Path | None
     ref.refuse_package("train")
     _refuse_other_weights(elastic.model, ref)
     data: str | None = about["data"]
-    sha256 = None if data is None else source_fingerprint(data)
-    if data is not None and sha256 is None and is_path(data):
+    sha256 = source_fingerprint(data) if data else None
+    if data and sha256 is None and is_path(data):
         raise InputError(f"data must name the training examples, there is no {data}; check the path, or leave it out")
     record = {"config": about, "template": about["template"], "data_sha256": sha256}
     with working_folder(output, about, resumes=False) as work:
@@ -203,12 +192,10 @@ def _refuse_other_weights(model: PeftModel, ref: ModelRef) -> None:
     Weights that are quantized in memory, or that transformers renames while loading, are not compared.
     """
     files = TensorFiles(ref.folder)
-    stored = set(files.names)
     for name, weight in model.get_base_model().named_parameters():
         plain = name.replace(".base_layer.", ".")
-        if ADDED in name or plain not in stored or not weight.is_floating_point():
-            continue
-        if not torch.equal(files.load(plain).to(weight.dtype), weight.cpu()):
+        compared = ADDED not in name and plain in files.specs and weight.is_floating_point()
+        if compared and not torch.equal(files.load(plain).to(weight.dtype), weight.cpu()):
             raise InputError(
                 f"the base must be the model that the adapter was trained on, {plain} of {ref.name} has other numbers; "
                 "name the right model, or save the changed one and train on its folder"

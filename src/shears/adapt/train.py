@@ -77,10 +77,9 @@ def train(model: str | Path, output: str | Path, **config: Any) -> Path:
         origin |= {"validation_sha256": sha} if (sha := source_fingerprint(validation)) else {}
     with training_folder(expanded(output), settings, origin) as work:
         if not (work / artifacts.SEARCH_SPACE).is_file():  # it is there after an interruption before renaming
-            data = settings
+            decided = settings_for(base, settings)
             if settings.data.startswith(ANSWERED):
-                data = _with_answers(settings, teacher.model if teacher else base)
-            decided = settings_for(base, data)
+                decided = _with_answers(decided, teacher.model if teacher else base)
             logger.info("learning rate %g, alpha %g, init %s", decided.learning_rate, decided.alpha, decided.init)
             rows = read_training_rows(base, decided)
             targets = _targets(teacher, rows, decided) if teacher else None
@@ -100,7 +99,6 @@ def _with_answers(settings: TrainConfig, author: ModelRef) -> TrainConfig:
 
 
 def _record(work: Path, settings: TrainConfig, decided: TrainConfig, rows: "Rows") -> dict[str, Any]:
-    """Return what the record says of a training: its settings, its rows, its steps, its validation."""
     about = {
         "config": artifacts.as_data(settings),
         "learning_rate": decided.learning_rate,
@@ -118,7 +116,7 @@ def _record(work: Path, settings: TrainConfig, decided: TrainConfig, rows: "Rows
 
 
 class Rows(NamedTuple):
-    """The tokenized examples to train on, those to validate on, if any, the padding token, and the rows' form."""
+    """The tokenized examples to train on, and those to validate on, if any."""
 
     train: list[Tokenized]
     validation: list[Tokenized]
@@ -153,8 +151,7 @@ def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
 def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[Tokenized], list[Tokenized]]:
     """Return the rows to train on and those of the share, in order; InputError for a single row.
 
-    The share is rounded, and both parts have at least one row. The draw is a function of the seed
-    and the number of rows.
+    The draw is a function of the seed and the number of rows.
     """
     if len(rows) < 2:
         raise InputError(f"validation by a share needs at least two examples, got {len(rows)}; give a file")
@@ -171,17 +168,13 @@ def _targets(teacher: TeacherSource, rows: Rows, settings: TrainConfig) -> Teach
     if count < len(seen):
         order = EpochOrder([len(row.input_ids) for row in seen], settings.batch_size, settings.seed)
         read = set(islice(order, count))
-        ignored = (Tokenized(row.input_ids, [IGNORED] * len(row.labels)) for row in seen)
-        pairs = zip(seen, ignored, strict=True)
-        seen = [row if number in read else other for number, (row, other) in enumerate(pairs)]
+        ignored = [Tokenized(row.input_ids, [IGNORED] * len(row.labels)) for row in seen]
+        seen = [row if number in read else ignored[number] for number, row in enumerate(seen)]
     return teacher_targets(teacher, seen, rows.pad_id, settings)
 
 
 def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> tuple[ElasticAdapter, Mapping[str, Grid]]:
-    """Load the model and put an adapter on it; `settings` are those of `settings_for`.
-
-    Return the handle on its ranks, and the grids of quantize_aware at the start, else none.
-    """
+    """Return the loaded model's adapter, and the grids of quantize_aware at the start, else none."""
     base = load_model(model, computing_dtype(settings.precision, pick_device(settings.device)), settings.device)
     refuse_unknown(max(max(row.input_ids) for row in chain(rows.train, rows.validation)), num_embeddings(base))
     space = build_space(base, settings.groups, settings.ranks)

@@ -4,9 +4,8 @@
 gradual mask. The weights are scaled by the norms of their inputs first, so that the projection
 drops the lowest Wanda scores.
 
-An iteration and a step of `refit` cost one product of O x I with I x I each. With a penalty of 0.5,
-ten iterations and five steps leave smaller errors than twenty and ten with the published penalty of
-1 (docs/internals/log.md).
+With a penalty of 0.5, ten iterations and five steps of `refit` leave smaller errors than twenty and
+ten with the published penalty of 1 (docs/internals/log.md).
 
 Shapes: O output features, I input features of a linear.
 """
@@ -26,7 +25,6 @@ POLISHING = 5  # steps of `refit` at the end
 
 
 def prune(task: Task) -> Pruned:
-    """Prune a weight by ADMM; the damping is ADMM's own."""
     assert task.moments is not None
     return prune_admm(task.weight, task.moments, task.pattern, task.zeros)
 
@@ -39,11 +37,7 @@ def prune_admm(
     zeros: int,
     iterations: int = ITERATIONS,
 ) -> Pruned:
-    """Return the weight with exactly `zeros` zeros, fitted to the dense outputs, and the mask.
-
-    `hessian` are the second moments X X^T of the inputs. The last steps are those of `refit`.
-    InputError if the moments are not finite.
-    """
+    """Return the fitted weight with exactly `zeros` zeros, and the mask; `hessian` is X X^T of the inputs."""
     if not torch.isfinite(hessian).all():
         raise InputError("second moments of the inputs must be finite; check the weights, or use dtype fp32")
     norms = hessian.diagonal().float().clamp_min(0).sqrt()
@@ -57,21 +51,14 @@ def prune_admm(
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     moved = dense.clone()  # the fitted weight plus the dual, which is zero where a weight is kept
     for iteration in range(iterations):
-        pruned = pruned_mask(moved.abs(), pattern, _zeros_at(iteration, pattern, zeros, iterations))
+        left = 0 if pattern.size else 1 - (iteration + 1) / iterations  # an N:M mask has all zeros at once
+        pruned = pruned_mask(moved.abs(), pattern, round(zeros * (1 - left**3)))
         wanted = torch.where(pruned, -moved, moved)  # the sparse weight minus the dual
         dual = moved.masked_fill_(~pruned, 0.0)
         moved = torch.addmm(dense, wanted.sub_(dense), inverse, alpha=PENALTY)
         moved.add_(dual)
     sparse = moved.masked_fill_(pruned, 0.0).div_(norms)
     return refit(weight, sparse, ~pruned, hessian, steps=POLISHING), pruned
-
-
-def _zeros_at(iteration: int, pattern: Pattern, zeros: int, iterations: int) -> int:
-    """Return the number of zeros in an iteration; an N:M mask has all from the first one."""
-    if pattern.size:
-        return zeros
-    left = 1 - (iteration + 1) / iterations
-    return round(zeros * (1 - left**3))
 
 
 REFIT_DAMPING = 0.01  # as a share of the mean of the moments' diagonal; SparseGPT's published value
@@ -91,9 +78,8 @@ def refit(
     """Return the float32 V of least ||(V - W) X||^2 + damping mean(diag H) ||V - W||^2, zeros kept.
 
     W is the dense `weight`, H = X X^T (`hessian`) the second moments of the inputs, `start` the
-    first V. Every row is a problem of its own over its kept weights. All rows take `steps` steps of
-    conjugate gradients (Jacobi preconditioner) together, one product of O x I with I x I each. No
-    step raises a row's error. Weights that are not kept are exactly 0.
+    first V. Rows take steps of conjugate gradients (Jacobi preconditioner) over their kept weights;
+    none raises a row's error.
     """
     damped = hessian.float().clone()
     damped.diagonal().add_(damping * damped.diagonal().mean())

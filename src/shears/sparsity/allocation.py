@@ -5,7 +5,7 @@ information (optimal brain damage, LeCun et al. 1990). F is summed over sequence
 by the product of its row and column sums over its total, because its entries from few sequences are
 noise. At the optimum the next zero costs the same everywhere.
 
-Shapes: B sequences, T tokens, H hidden features, O output features, I input features of a linear.
+Shapes: O output features, I input features of a linear.
 """
 
 import math
@@ -45,9 +45,8 @@ def sensitivity_sparsities(
 ) -> dict[str, float]:
     """Return the sparsity of every weight; the overall one without gradients (unused experts).
 
-    The model is unchanged, and one block is in memory at a time: the forward keeps every block's
-    inputs, the backward computes each block again, from the last one on. InputError if gradients
-    are not finite.
+    One block is in memory at a time: the forward keeps every block's inputs, the backward computes
+    each block again, from the last one on. InputError if gradients are not finite.
     """
     sequences = [sequence[None] for batch in batches for sequence in batch][:SEQUENCES]
     curves: dict[str, list[Point]] = {}
@@ -60,7 +59,14 @@ def sensitivity_sparsities(
                 if index + 1 == len(walk):
                     outputs = list(block.outputs())
         with source.with_head():
-            gradients = [_loss_gradient(walk, index, states) for index, states in enumerate(outputs)]
+            gradients: list[Tensor] = []
+            for index, states in enumerate(outputs):
+                tokens = walk.batches[index].to(states.device)
+                with torch.enable_grad():
+                    leaf = states.detach().requires_grad_()
+                    logits = walk.logits(index, leaf)[0, :-1].float()
+                    loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum")
+                gradients += torch.autograd.grad(loss, leaf)
         for index in track(range(len(walk) - 1, -1, -1), "sensitivity", len(walk), "block"):
             inputs = [kept[index * len(sequences) + number] for number in range(len(sequences))]
             with walk.opened(index) as block:
@@ -73,16 +79,6 @@ def sensitivity_sparsities(
     sizes = {matrix.name: math.prod(matrix.shape) for matrices in by_block.values() for matrix in matrices}
     optimum = by_marginal_cost(curves, sizes, sparsity, low, high)
     return {name: sparsity + STRENGTH * (optimum.get(name, sparsity) - sparsity) for name in sizes}
-
-
-def _loss_gradient(walk: Walk, index: int, states: Float[Tensor, "1 T H"]) -> Float[Tensor, "1 T H"]:
-    """Return the gradient of a sequence's summed loss with respect to the last block's outputs."""
-    tokens = walk.batches[index].to(states.device)
-    with torch.enable_grad():
-        leaf = states.detach().requires_grad_()
-        logits = walk.logits(index, leaf)[0, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum")
-        return torch.autograd.grad(loss, leaf)[0]
 
 
 def _backward(block: BlockRun, inputs: Sequence[Tensor], gradients: list[Tensor], matrices: Sequence[Matrix]) -> Fisher:
@@ -101,8 +97,7 @@ def _backward(block: BlockRun, inputs: Sequence[Tensor], gradients: list[Tensor]
             )
             by_name = dict(zip(parameters, of_weights, strict=True))
             for matrix in matrices:
-                gradient = by_name[matrix.parameter]
-                if gradient is not None:  # else the sequence does not reach the linear or the expert
+                if (gradient := by_name[matrix.parameter]) is not None:  # else the sequence does not reach it
                     squares = matrix.cut(gradient).float().square()
                     rows, columns = fisher.get(matrix, (0.0, 0.0))
                     fisher[matrix] = (rows + squares.sum(1), columns + squares.sum(0))
@@ -154,17 +149,15 @@ def by_marginal_cost(
 
 def _between(points: Sequence[Point], low: float, high: float) -> list[Point]:
     """Return a curve's points in [low, high], the bounds included."""
-    inside = [point for point in points if low < point[0] < high]
-    ends = []
-    for place in (low, high)[: 1 + (high > low)]:
-        pairs = (pair for pair in pairwise(points) if pair[0][0] <= place <= pair[1][0])
-        (left, before), (right, after) = next(pairs)
-        ends.append((place, before + (after - before) * (place - left) / (right - left)))
-    return [ends[0], *inside, *ends[1:]]
+    found = [point for point in points if low < point[0] < high]
+    for place in (low, high):
+        (left, before), (right, after) = next(pair for pair in pairwise(points) if pair[0][0] <= place <= pair[1][0])
+        found.append((place, before + (after - before) * (place - left) / (right - left)))
+    return sorted(found)
 
 
 def _hull(points: Sequence[Point]) -> list[Point]:
-    """Return the lower convex hull of points in order: slopes rise strictly."""
+    """Return the lower convex hull of points in order."""
     hull: list[Point] = []
     for point in points:
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,24 +28,22 @@ TENSORS = "tensors.safetensors"
 class Checkpoint:
     """The last saved state of the pruning that works in a folder; empty at its beginning.
 
-    `state` and `done`, a number of blocks, are what `save` was given. A checkpoint is a folder with
-    the number of blocks as its name. Other files that an interrupted run left are deleted.
-    InputError if that run read other things than `origin` says: weights, text, the version.
+    A checkpoint is a folder with the number of blocks as its name. Other files that an interrupted
+    run left are deleted. InputError if it read other things than `origin` says: weights, text, version.
     """
 
     def __init__(self, work: Path, origin: Mapping[str, Any]) -> None:
         self.state: dict[str, Any] = {}
         self.done = 0
         self._folder = work / CHECKPOINTS
-        self._origin = dict(origin)
+        self._origin = origin
         self._saved = time.monotonic()
         whole = [path for path in self._folder.glob("*") if path.name.isdecimal()]
         self._last = max(whole, key=lambda folder: int(folder.name), default=None)
         if self._last is not None:
             with reading(self._last / STATE):
                 saved = read_object(self._last / STATE)
-                changed = [key for key, value in self._origin.items() if saved["origin"].get(key) != value]
-                if changed:
+                if changed := [key for key, value in origin.items() if saved["origin"].get(key) != value]:
                     rule = f"an interrupted pruning must continue with the same {' and '.join(changed)}"
                     raise InputError(f"{rule}, that of {work} had another; delete it")
                 self.state = saved["state"]
@@ -60,46 +57,32 @@ class Checkpoint:
 
     @property
     def is_due(self) -> bool:
-        """Whether the work since the last save is worth another one."""
         return time.monotonic() - self._saved >= SECONDS
-
-    @property
-    def written(self) -> list[str]:
-        """The tensors in the output files that are final."""
-        return list(self.state.get("written", []))
 
     def save(
         self,
         done: int,
         state: Mapping[str, Any],
-        hidden: Mapping[str, Activations] | None = None,
-        tensors: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Activations],
+        tensors: Mapping[str, Tensor],
     ) -> None:
-        """Save JSON data, hidden states and tensors in place of those before; they are on the disk at the return.
-
-        Without room for them those before stay, with a warning.
-        """
+        """Save JSON data, hidden states and tensors in place of those before; they are on the disk at the return."""
         partial = self._folder / f"{done}.partial"
-        try:
-            partial.mkdir(parents=True)
-            for name, activations in (hidden or {}).items():
-                activations.save(partial / name)
-            save_file(dict(tensors or {}), partial / TENSORS)
-            write_json(partial / STATE, {"origin": self._origin, "state": state})
-            sync_tree(partial)
-            folder = partial.rename(self._folder / str(done))
-            sync_path(self._folder)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            logger.warning("%d blocks are pruned, which could not be saved for a resume: %s", done, error)
-        else:
-            if self._last is not None:
-                shutil.rmtree(self._last, ignore_errors=True)
-            self._last = folder
+        partial.mkdir(parents=True)
+        for name, activations in hidden.items():
+            activations.save(partial / name)
+        save_file(dict(tensors), partial / TENSORS)
+        write_json(partial / STATE, {"origin": self._origin, "state": state})
+        sync_tree(partial)
+        folder = partial.rename(self._folder / str(done))
+        sync_path(self._folder)
+        if self._last is not None:
+            shutil.rmtree(self._last)
+        self._last = folder
         self._saved = time.monotonic()
 
     def load(self, hidden: Mapping[str, Activations]) -> dict[str, Tensor]:
-        """Put the saved hidden states in place of others, by name; return the saved tensors."""
+        """Put the saved hidden states in place of others; return the saved tensors."""
         assert self._last is not None
         with reading(self._last):
             for name, activations in hidden.items():

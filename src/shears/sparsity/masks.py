@@ -5,11 +5,11 @@ Ties are decided by order; nothing is fully sorted. Shapes: O output, I input fe
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shears.config.fields import kept_of_every
@@ -48,9 +48,7 @@ def zero_counts(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> di
 
 def pruned_mask(scores: Float[Tensor, "O I"], pattern: Pattern, zeros: int) -> Bool[Tensor, "O I"]:
     """Return the pruned mask of exactly `zeros` weights, which must be N:M's number for such a pattern."""
-    if not pattern.size:
-        return lowest_per_row(scores, zeros)
-    return lowest_per_row(scores.reshape(-1, pattern.size), zeros).reshape(scores.shape)
+    return lowest_per_row(scores.reshape(-1, pattern.size or scores.shape[1]), zeros).reshape(scores.shape)
 
 
 def lowest_per_row(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O I"]:
@@ -70,7 +68,14 @@ def lowest_per_row(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O 
         one_more = lowest_per_row(following[None], extra)[0]
         threshold = torch.where(one_more, following, threshold)
         counts += one_more
-    return _up_to(scores, threshold, counts)
+    pruned = scores <= threshold[:, None]
+    over = (pruned.sum(1) > counts).nonzero()[:, 0]
+    if len(over):  # of those at the threshold, the first
+        below = scores[over] < threshold[over, None]
+        equal = scores[over] == threshold[over, None]
+        room = counts[over] - below.sum(1)
+        pruned[over] = below | (equal & (equal.cumsum(1) <= room[:, None]))
+    return pruned
 
 
 def _ranked(
@@ -84,20 +89,6 @@ def _ranked(
         return parted[:, rank - 1], parted[:, rank:].amin(1) if need_following else nothing
     threshold = scores.kthvalue(rank, dim=1).values if rank else nothing
     return threshold, scores.kthvalue(rank + 1, dim=1).values if need_following else nothing
-
-
-def _up_to(
-    scores: Float[Tensor, "O I"], threshold: Float[Tensor, " O"], counts: Int[Tensor, " O"]
-) -> Bool[Tensor, "O I"]:
-    """Return True for a row's `counts` lowest scores; of those at the threshold, the first."""
-    pruned = scores <= threshold[:, None]
-    over = (pruned.sum(1) > counts).nonzero()[:, 0]
-    if len(over):
-        below = scores[over] < threshold[over, None]
-        equal = scores[over] == threshold[over, None]
-        room = counts[over] - below.sum(1)
-        pruned[over] = below | (equal & (equal.cumsum(1) <= room[:, None]))
-    return pruned
 
 
 Pruned = tuple[Float[Tensor, "O I"], Bool[Tensor, "O I"]]  # the new weight, its zeros' mask
@@ -117,19 +108,15 @@ class Task:
     moments: Float[Tensor, "I I"] | None = None
 
 
-def wanda_scores(weight: Float[Tensor, "O I"], input_norm: Float[Tensor, " I"]) -> Float[Tensor, "O I"]:
-    """Return |W_oi| * ||X_i||_2 in float32 (Wanda, arXiv 2306.11695, eq. 1)."""
-    return weight.detach().float().abs() * input_norm.to(weight.device).float()
-
-
 def prune_by_wanda(task: Task) -> Pruned:
-    """Drop the lowest Wanda scores."""
-    assert task.norms is not None
-    pruned = pruned_mask(wanda_scores(task.weight, task.norms), task.pattern, task.zeros)
+    """Drop the lowest |W_oi| * ||X_i||_2 (Wanda, arXiv 2306.11695, eq. 1); without norms, the lowest |W_oi|."""
+    scores = task.weight.detach().float().abs()
+    if task.norms is not None:
+        scores *= task.norms.to(scores)
+    pruned = pruned_mask(scores, task.pattern, task.zeros)
     return task.weight.masked_fill(pruned, 0.0), pruned
 
 
 def prune_by_magnitude(task: Task) -> Pruned:
-    """Drop the lowest magnitudes |W_oi|."""
-    pruned = pruned_mask(task.weight.detach().float().abs(), task.pattern, task.zeros)
-    return task.weight.masked_fill(pruned, 0.0), pruned
+    """Drop the lowest |W_oi|."""
+    return prune_by_wanda(replace(task, norms=None))

@@ -33,17 +33,12 @@ from shears.sparsity.reconstruction import BlockErrors, Reconstruction
 from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
 
 logger = logging.getLogger(__name__)
-_Removed = tuple[Matrix, Tensor, Tensor | None]  # dense weight, norms of its inputs
 
 
 @dataclass
 class SparsityReport:
-    """What pruning did so far.
+    """What pruning did so far; no calibration token reached the weights `by_magnitude` (experts by number)."""
 
-    `by_magnitude` names the weights (experts by number) that no calibration token reached.
-    """
-
-    target: float
     recovered: Recovered
     linears: dict[str, LinearSparsity] = field(default_factory=dict)
     by_magnitude: list[str] = field(default_factory=list)
@@ -51,7 +46,6 @@ class SparsityReport:
 
     @property
     def achieved(self) -> float:
-        """Share of zeros over all pruned linears."""
         return overall_sparsity(self.linears)
 
 
@@ -74,37 +68,33 @@ def prune_blocks(
 ) -> SparsityReport:
     """Prune the blocks of `source`; hidden states beyond the budget go to `folder`.
 
-    With a checkpoint, and a source that is not resident, the pruning continues from there.
-    InputError as in `sparsify_model`, and for a model whose blocks cannot be computed one by one.
+    A source that is not resident continues from the checkpoint. InputError as in `sparsify_model`,
+    and for a model whose blocks cannot be computed one by one.
     """
     by_block = choose(source.model, config)
-    if source.resident:
-        checkpoint = None
+    checkpoint = None if source.resident else checkpoint
     if config.needs_calibration:
         check_calibration(source.model, batches)
     context = partial(autocast, config.precision, source.device)
     zeros = checkpoint.state.get("zeros") if checkpoint is not None else None
     if zeros is None:
-        sparsities = None
-        if config.allocation == "sensitivity":
-            sparsities = sensitivity_sparsities(source, batches, by_block, config.sparsity, context, folder)
-        zeros = zeros_by_weight(by_block, config, sparsities)
+        zeros = _zeros_by_weight(source, batches, by_block, config, context, folder)
         if checkpoint is not None and checkpoint.is_due:
-            checkpoint.save(0, {"zeros": zeros})
+            checkpoint.save(0, {"zeros": zeros}, {}, {})
     pruner = _Pruner(source, by_block, zeros, config)
     if config.measures_inputs:
         _prune_walking(pruner, batches, context, folder, checkpoint)
-        return pruner.report
-    for index in track(range(len(by_block)), "sparsify", len(by_block), "block"):
-        with source.opened(index):
-            pruner.prune(index)
+    else:
+        for index in track(range(len(by_block)), "sparsify", len(by_block), "block"):
+            with source.opened(index):
+                pruner.prune(index)
     return pruner.report
 
 
 def _prune_walking(
     pruner: "_Pruner", batches: Batches, context: Context, folder: Path | None, checkpoint: Checkpoint | None
 ) -> None:
-    """Prune each block on the outputs of those before it, from the checkpoint on, if there is one."""
+    """Prune each block on the outputs of those before it."""
     fits = pruner.config.reconstruct == "block"
     if fits:
         batches = [sequence[None] for batch in batches for sequence in batch]  # a gradient step for each
@@ -119,14 +109,14 @@ def _prune_walking(
             pruner.restore(checkpoint.state, checkpoint.load(states))
         for index in track(range(begin, len(walk)), "sparsify", len(walk) - begin, "block"):
             with walk.advancing(index) as block:
+                if pruner.reconstruction is not None:
+                    pruner.reconstruction.look(block)
                 pruner.prune(index, block)
             if checkpoint is not None and checkpoint.is_due and index + 1 < len(walk):
                 checkpoint.save(index + 1, pruner.state(), states, pruner.report.recovered.tensors())
 
 
 class _Pruner:
-    """Prunes block after block, and collects the figures of the report."""
-
     def __init__(
         self,
         source: BlockSource,
@@ -141,23 +131,20 @@ class _Pruner:
         self._zeros = zeros
         self._pattern = Pattern.parse(config.pattern)
         self._method = METHODS[config.method]
-        self._removed: list[_Removed] = []
+        self._removed: list[tuple[Matrix, Tensor, Tensor | None]] = []  # dense weight, norms of its inputs
         self.reconstruction: Reconstruction | None = None
         matrices = [matrix for matrices in by_block.values() for matrix in matrices]
-        self.report = SparsityReport(config.sparsity, Recovered(source.model, matrices, config))
+        self.report = SparsityReport(Recovered(source.model, matrices, config))
 
     def prune(self, index: int, block: BlockRun | None = None) -> None:
-        """Prune a block by the statistics of its inputs, or by its weights alone; save it.
-
-        InputError for a weight that is not finite.
-        """
+        """Prune a block by the statistics of its inputs, or by its weights alone; save it."""
         matrices = self._by_block[f"{self.source.prefix}.{index}"]
         for matrix in matrices:
             refuse_non_finite(self._model.name_or_path or "the model", [(matrix.name, matrix.view(self._model))])
         if block is None:
             for matrix in matrices:
                 self._prune(matrix)
-        else:
+        elif matrices:
             self._prune_measured(block, matrices)
         for matrix, dense, of_inputs in self._removed:  # what its weights, final by now, have lost
             self.report.recovered.add(matrix, dense - matrix.view(self._model).float(), of_inputs)
@@ -165,14 +152,8 @@ class _Pruner:
         self.source.keep(index, [matrix.parameter for matrix in matrices])
 
     def _prune_measured(self, block: BlockRun, matrices: Sequence[Matrix]) -> None:
-        """Norms are measured on the dense block, as in Wanda.
-
-        Moments are measured group by group after the linears that are pruned already, so that each
-        group makes up for them.
-        """
-        if self.reconstruction is not None:
-            self.reconstruction.look(block)
-        if self._method.needs == "moments" and matrices:
+        """Norms are measured on the dense block, moments after the linears that are pruned already."""
+        if self._method.needs == "moments":
             for group in affordable(block.groups(matrices), BUDGET):
                 moments = InputMoments()
                 block.measure(group, moments.receive)
@@ -180,15 +161,14 @@ class _Pruner:
                     self._prune(matrix, moments=moments.of(matrix))
         else:
             norms = InputNorms()
-            if matrices and (self._method.needs == "norms" or any(map(self.report.recovered.takes, matrices))):
+            if self._method.needs == "norms" or any(map(self.report.recovered.takes, matrices)):
                 block.measure(matrices, norms.receive)
             for matrix in matrices:
                 self._prune(matrix, norms=norms.of(matrix))
-        if self.reconstruction is not None and matrices:
+        if self.reconstruction is not None:
             self.report.blocks[block.name] = self.reconstruction.fit(block, matrices)
 
     def state(self) -> dict[str, Any]:
-        """Return as JSON data what the report, a resume and the blocks to come need of those pruned."""
         report = self.report
         return {
             "zeros": self._zeros,
@@ -201,7 +181,6 @@ class _Pruner:
         }
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state` and the recoveries' `tensors` were."""
         for name, ((rows, columns), zeros) in state["linears"].items():
             self.report.linears[name] = LinearSparsity((rows, columns), zeros)
         self.report.by_magnitude = list(state["by_magnitude"])
@@ -211,7 +190,6 @@ class _Pruner:
             self.reconstruction.reach = state["reach"]
 
     def _prune(self, matrix: Matrix, norms: Tensor | None = None, moments: Tensor | None = None) -> None:
-        """Prune one weight in place by the statistics of its inputs, and count its zeros."""
         view = matrix.view(self._model)
         if moments is not None and moments.any():  # inputs that are always zero tell as little as none
             norms = moments.diagonal().sqrt()
@@ -250,30 +228,33 @@ def choose(model: nn.Module, config: SparsifyConfig) -> dict[str, list[Matrix]]:
         own = {(id(model.get_parameter(each.parameter)), each.index): each for each in block_matrices(name, block)}
         by_block[name] = [each for key, each in own.items() if first.setdefault(key, name) == name]
     names = dict.fromkeys(each.linear for matrices in by_block.values() for each in matrices)
-    targeted = {*names}
-    if config.skip:  # may name linears outside of the blocks too, such as lm_head
-        targeted -= set(matching(list({**names, **linears(model)}), config.skip))
+    # skip may name linears outside of the blocks too, such as lm_head
+    skipped = matching(list({**names, **linears(model)}), config.skip) if config.skip else []
+    targeted = names.keys() - set(skipped)
     if not targeted:
         raise InputError(f"there must be linears to prune in the decoder blocks {prefix}, there are none")
     by_block = {name: [each for each in matrices if each.linear in targeted] for name, matrices in by_block.items()}
     size = Pattern.parse(config.pattern).size or 1
-    odd = [each for matrices in by_block.values() for each in matrices if each.shape[1] % size]
-    if odd:
+    for odd in [each for matrices in by_block.values() for each in matrices if each.shape[1] % size]:
         rule = f"pattern {config.pattern} needs a multiple of {size} inputs"
-        raise InputError(f"{rule}, {odd[0].name} has {odd[0].shape[1]}; skip it")
+        raise InputError(f"{rule}, {odd.name} has {odd.shape[1]}; skip it")
     return by_block
 
 
-def zeros_by_weight(
-    by_block: Mapping[str, Sequence[Matrix]], config: SparsifyConfig, sparsities: Mapping[str, float] | None = None
+def _zeros_by_weight(
+    source: BlockSource,
+    batches: Batches,
+    by_block: Mapping[str, Sequence[Matrix]],
+    config: SparsifyConfig,
+    context: Context,
+    folder: Path | None,
 ) -> dict[str, int]:
-    """Return the number of zeros of every weight, in all the configured share, to one weight.
-
-    `sparsities` has one for every weight; None gives all of them the same, as a pattern N:M does.
-    """
+    """Return the number of zeros of every weight, in all the configured share, to one weight."""
     matrices = [matrix for matrices in by_block.values() for matrix in matrices]
-    pattern = Pattern.parse(config.pattern)
-    if pattern.size:
+    if (pattern := Pattern.parse(config.pattern)).size:
         return {matrix.name: pattern.num_zeros(matrix.shape) for matrix in matrices}
     sizes = {matrix.name: math.prod(matrix.shape) for matrix in matrices}
-    return zero_counts(dict.fromkeys(sizes, config.sparsity) if sparsities is None else sparsities, sizes)
+    sparsities = dict.fromkeys(sizes, config.sparsity)
+    if config.allocation == "sensitivity":
+        sparsities = sensitivity_sparsities(source, batches, by_block, config.sparsity, context, folder)
+    return zero_counts(sparsities, sizes)

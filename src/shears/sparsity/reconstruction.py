@@ -30,10 +30,22 @@ BETAS = (0.9, 0.95)
 
 
 class BlockErrors(NamedTuple):
-    """Errors of a block's outputs (`output_error`) on the calibration text: pruned, then fitted."""
+    """Errors of a block's outputs on the calibration text: pruned, then fitted."""
 
     pruned: float
     fitted: float
+
+
+class _Fitted(NamedTuple):
+    """A parameter of the model, its values in float32 (the same memory if it is), and which are kept."""
+
+    parameter: Tensor
+    values: Float[Tensor, "..."]
+    kept: Bool[Tensor, "..."]
+
+    def store(self) -> None:
+        if self.values.data_ptr() != self.parameter.data_ptr():
+            self.parameter.detach().copy_(self.values)
 
 
 class Reconstruction:
@@ -56,56 +68,29 @@ class Reconstruction:
             self._dense[batch] = run.forward(batch, states)
 
     def fit(self, run: BlockRun, matrices: Sequence[Matrix]) -> BlockErrors:
-        """Fit the kept weights of the block's matrices in place; return the errors of its outputs."""
-        errors, reach = fit_block(run, matrices, self._dense, self._seed, self.reach)
-        self.reach = self.reach or reach
-        logger.info("%s: error of its outputs %.3g, fitted %.3g with a reach of %g", run.name, *errors, reach)
-        return errors
+        """Fit the weights of `matrices` that are not 0, in place; return the errors of the block's outputs.
 
-
-class _Fitted(NamedTuple):
-    """A parameter of the model, its values in float32 (the same memory if it is), and which are kept."""
-
-    parameter: Tensor
-    values: Float[Tensor, "..."]
-    kept: Bool[Tensor, "..."]
-
-    def store(self) -> None:
-        """Round the values into the parameter, unless they are its own memory."""
-        if self.values.data_ptr() != self.parameter.data_ptr():
-            self.parameter.detach().copy_(self.values)
-
-
-def fit_block(
-    run: BlockRun, matrices: Sequence[Matrix], targets: Activations, seed: int, reach: float = 0.0
-) -> tuple[BlockErrors, float]:
-    """Fit the weights of `matrices` that are not 0, in place, to outputs near the `targets`; return the reach taken.
-
-    The steps are Adam's in float32, and their length falls linearly to 0. The first is longer where
-    the outputs are further from the targets: the method and the sparsity decide how far weights have
-    to go. Weights that are 0 stay 0, others do not become 0. A `reach` is taken if it lowers the
-    error, else the next smaller one that does; without one, the best of REACHES. If none lowers the
-    error, the fit is undone, and 0 is returned.
-    """
-    parameters = [run.model.get_parameter(name) for name in dict.fromkeys(matrix.parameter for matrix in matrices)]
-    fitted = [_Fitted(each, each.detach().float(), each.detach() != 0) for each in parameters]
-    pruned = error = block_error(run, targets)
-    if pruned == 0:
-        return BlockErrors(0.0, 0.0), 0.0
-    start = best = [each.values.clone() for each in fitted]
-    taken = 0.0
-    for tried in [each for each in REACHES if not reach or each <= reach]:
-        _set(fitted, start)
-        _descend(run, fitted, targets, f"reconstruct/{seed}/{run.index}", tried * pruned**0.5)
-        found = block_error(run, targets)
-        if found < error:  # not if it is NaN
-            error, taken, best = found, tried, [each.values.clone() for each in fitted]
-            if reach:
-                break
-    if not taken:
-        logger.warning("%s: the fit is undone, it did not lower the error of %.3g", run.name, pruned)
-    _set(fitted, [in_format(own, each.kept, each.parameter.dtype) for each, own in zip(fitted, best, strict=True)])
-    return BlockErrors(pruned, error), taken
+        The steps are Adam's in float32, and their length falls linearly to 0. The first is longer
+        where the outputs are further from the targets: the method and the sparsity decide how far
+        weights have to go. If no reach lowers the error, the fit is undone.
+        """
+        parameters = [run.model.get_parameter(name) for name in dict.fromkeys(each.parameter for each in matrices)]
+        fitted = [_Fitted(each, each.detach().float(), each.detach() != 0) for each in parameters]
+        pruned = error = block_error(run, self._dense)
+        start = best = [each.values.clone() for each in fitted]
+        taken = 0.0
+        for tried in [each for each in REACHES if pruned and each <= (self.reach or each)]:
+            _set(fitted, start)
+            _descend(run, fitted, self._dense, f"reconstruct/{self._seed}/{run.index}", tried * pruned**0.5)
+            found = block_error(run, self._dense)
+            if found < error:  # not if it is NaN
+                error, taken, best = found, tried, [each.values.clone() for each in fitted]
+                if self.reach:
+                    break
+        _set(fitted, [in_format(own, each.kept, each.parameter.dtype) for each, own in zip(fitted, best, strict=True)])
+        self.reach = self.reach or taken
+        logger.info("%s: error of its outputs %.3g, fitted %.3g with a reach of %g", run.name, pruned, error, taken)
+        return BlockErrors(pruned, error)
 
 
 def _set(fitted: Sequence[_Fitted], values: Sequence[Tensor]) -> None:
@@ -152,6 +137,5 @@ def output_error(outputs: Float[Tensor, "B T H"], targets: Float[Tensor, "B T H"
 
 
 def block_error(run: BlockRun, targets: Activations) -> float:
-    """Return the mean `output_error` of the block's outputs over the batches."""
     errors = [float(output_error(outputs, target)) for outputs, target in zip(run.outputs(), targets, strict=True)]
     return sum(errors) / len(errors)

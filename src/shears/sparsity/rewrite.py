@@ -39,8 +39,7 @@ def rewriting(
 ) -> Iterator[BlockSource]:
     """Yield the blocks of a model; what is changed and kept of them is in the model folder `work` afterwards.
 
-    `written` are the tensors that an interrupted call had put into the files of `work`. InputError,
-    before any work, if the disk has too little room.
+    `written` are the tensors that an interrupted call had put into the files of `work`.
     """
     if not written:
         refuse_full_disk(work, weights_bytes(model.folder, DTYPES.get(dtype)))
@@ -72,14 +71,11 @@ class LinearSparsity(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of weights."""
         return self.shape[0] * self.shape[1]
 
     def as_record(self) -> dict[str, Any]:
-        """Return what a record says of the linear."""
         return {"shape": list(self.shape), "zeros": self.zeros, "sparsity": self.zeros / self.size}
 
 
 def overall_sparsity(linears: Mapping[str, LinearSparsity]) -> float:
-    """Return the share of zeros over all linears together."""
     return sum(linear.zeros for linear in linears.values()) / sum(linear.size for linear in linears.values())

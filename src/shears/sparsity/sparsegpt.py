@@ -21,7 +21,6 @@ CHUNK = 32  # columns that are swept one by one; any number gives the same resul
 
 
 def prune(task: Task) -> Pruned:
-    """Prune a weight by SparseGPT."""
     assert task.moments is not None
     return prune_obs(task.weight, inverse_factor(task.moments, DAMPING)[0], task.pattern, task.zeros)
 
@@ -57,13 +56,15 @@ def prune_obs(
         """Return |w| / U_jj, in the order of w^2 / U_jj^2 but without underflow."""
         return (values[start:stop] / diagonal[start:stop]).abs_().T
 
+    each, extra = divmod(zeros, outputs)
     chunk = pattern.size or CHUNK
     block_size = max(block_size // (pattern.size or 1), 1) * (pattern.size or 1)
     for start in range(0, inputs, block_size):
         stop = min(start + block_size, inputs)
         take_over(0, start, stop)
         if not pattern.size:
-            count = _zeros_in(start, stop, zeros, outputs, inputs)
+            # in proportion, rounded up: the last block has room for the one more zero of some rows
+            count = outputs * (-(-each * stop // inputs) + -each * start // inputs) + (extra if stop == inputs else 0)
             pruned[start:stop] = lowest_per_row(scores(start, stop), count).T
         for first in range(start, stop, chunk):
             last = min(first + chunk, stop)
@@ -73,17 +74,6 @@ def prune_obs(
                 pruned[first:last] = pruned_mask(group, pattern, pattern.num_zeros(group.shape)).T
             _sweep(values[first:last], errors[first:last], pruned[first:last], factor[first:last, first:last])
     return values.masked_fill_(pruned, 0.0).T.contiguous(), pruned.T.contiguous()
-
-
-def _zeros_in(start: int, stop: int, zeros: int, outputs: int, inputs: int) -> int:
-    """Return the share of a matrix's zeros in a block of its columns: in proportion, rounded up.
-
-    Rounding up keeps the last block's share within its size, even where some rows get one more
-    zero.
-    """
-    each, extra = divmod(zeros, outputs)
-    count = outputs * (-(-each * stop // inputs) + -each * start // inputs)
-    return count + (extra if stop == inputs else 0)
 
 
 def _sweep(

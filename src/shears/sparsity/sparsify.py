@@ -44,10 +44,8 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     """Prune `model` and write it to the folder `output`; return that folder.
 
     The keywords are the fields of `SparsifyConfig`. The model is read and written block by block:
-    memory holds the embeddings, one block and the hidden states. Only `calibration="self"`, text
-    that the model writes, loads it whole. The same call continues an interrupted run after its
-    last saved block. InputError for a model, a text or settings that
-    cannot be used.
+    only `calibration="self"`, text that the model writes, loads it whole. The same call continues
+    an interrupted run after its last saved block. InputError for what cannot be used.
     """
     return sparsify_for(model, output, build(SparsifyConfig, "sparsify", config))
 
@@ -55,10 +53,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
 def sparsify_for(
     model: str | Path, output: str | Path, settings: SparsifyConfig, trained: TemplateName | None = None
 ) -> Path:
-    """Prune as `sparsify` does, for a training or a measurement in the template `trained`.
-
-    None: that of the model's own training, if it had one.
-    """
+    """Prune as `sparsify` does, for the template `trained`, by default that of the model's own training."""
     started = time.monotonic()
     settings = settings.for_model(str(model))
     output = expanded(output)
@@ -75,7 +70,6 @@ def sparsify_for(
 def _write_sparse(
     work: Path, output: Path, ref: ModelRef, settings: SparsifyConfig, trained: TemplateName | None
 ) -> None:
-    """Write the model for `output`, and last the record that marks it as whole."""
     ref.refuse_package("prune")
     tokenizer: PreTrainedTokenizerBase | None = None
     try:
@@ -105,13 +99,12 @@ def _write_sparse(
     }
     computed = {"device": device.type, "precision": resolved_precision(settings.precision, device)}
     checkpoint = Checkpoint(work, {**origin, **computed})
-    with rewriting(ref, work, settings.device, settings.dtype, checkpoint.written) as source:
+    with rewriting(ref, work, settings.device, settings.dtype, checkpoint.state.get("written", ())) as source:
         report = prune_blocks(source, calibration.batches, settings, work, checkpoint)
     if tokenizer is not None:
         save_tokenizer(ref, work)
     if settings.recover_rank:
-        recovered = report.recovered
-        write_factors(work, output, recovered.linears, transposed=recovered.transposed, record={})
+        write_factors(work, output, report.recovered.linears, transposed=report.recovered.transposed, record={})
     sync_tree(work)
     record = {
         **origin,
@@ -120,7 +113,7 @@ def _write_sparse(
         **inherited(ref.record),
         "calibration_sha256": source_fingerprint(text) if settings.needs_calibration else None,
         "fingerprint": weights_fingerprint(work),
-        "target": report.target,
+        "target": settings.sparsity,
         "achieved": report.achieved,
         "by_magnitude": report.by_magnitude,
         "linears": {name: linear.as_record() for name, linear in report.linears.items()},
