@@ -108,9 +108,10 @@ def test_a_shortened_sequence_goes_on_as_if_it_had_never_been_longer(runtime: Na
     tokens = text(150)
     runtime.drop(0)
     runtime.prefill(0, [*tokens[:kept], *text(150, seed=1)[kept:]])
+    whole = runtime.logits(tokens)  # the first text that is scored takes memory of its own
     memory = runtime.describe()["memory_bytes"]
     runtime.shorten(0, kept)
-    assert_close(runtime.prefill(0, tokens[kept:]), runtime.logits(tokens)[-1])
+    assert_close(runtime.prefill(0, tokens[kept:]), whole[-1])
     assert runtime.describe()["memory_bytes"] == memory
 
 
