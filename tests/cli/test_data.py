@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from shears.config import TrainConfig
-from shears.data.examples import load_examples, tokenize_all
-from shears.data.preview import preview
+from shears.data.examples import load_examples, preview, tokenize_all
 from tests.conftest import Call
 from tests.tiny import save_tiny, tiny_tokenizer
 

@@ -14,8 +14,7 @@ from shears.config.fields import CHAT, DtypeName
 from shears.config.resolve import section_class
 from shears.config.sparsify_options import METHODS
 from shears.data.templates import TEMPLATES
-from shears.evaluation.paper_tasks import PAPER_TASKS
-from shears.evaluation.tasks import FORMS
+from shears.evaluation.tasks import FORMS, PAPER_TASKS
 from shears.models.devices import DTYPES
 
 

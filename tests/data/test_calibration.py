@@ -2,13 +2,20 @@
 
 import json
 import logging
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from shears.data.calibration import Calibration, calibration_batches, text_tokens
+from shears.config.fields import TemplateName
+from shears.data.calibration import Calibration, _packed, calibration_batches, text_tokens
+from shears.data.examples import load_examples, tokenize_all
+from shears.data.tokens import encode
 from shears.errors import InputError
 from tests.tiny import tiny_tokenizer
 
@@ -111,8 +118,7 @@ def test_of_a_short_text_all_whole_sequences_are_taken_with_a_warning(
         ("number.jsonl", b'{"text": 5}\n', "column text, or be examples"),
         ("ids.jsonl", b'{"input_ids": [1]}\n{"input_ids": []}\n', "row 2 of"),
         ("ids.jsonl", b'{"input_ids": [1, -2]}\n', "row 1 of"),
-        ("ids.jsonl", b'{"input_ids": [1, 2], "attention_mask": [1, 2]}\n', "must have a 0 or 1 for every id"),
-        ("ids.jsonl", b'{"input_ids": [1, 2], "attention_mask": [1]}\n', "must have a 0 or 1 for every id"),
+        ("ids.jsonl", b'{"input_ids": [1, 2], "attention_mask": [1, 0]}\n', "must be without padding, row 1"),
     ],
 )
 def test_unusable_text_is_an_error(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
@@ -122,10 +128,78 @@ def test_unusable_text_is_an_error(tmp_path: Path, name: str, content: bytes | N
         calibrate(tmp_path / name)
 
 
-def test_ready_token_ids_need_no_tokenizer_and_lose_their_padding(tmp_path: Path) -> None:
+def test_ready_token_ids_need_no_tokenizer(tmp_path: Path) -> None:
     path = tmp_path / "ids.jsonl"
-    path.write_text('{"input_ids": [1, 2, 0], "attention_mask": [1, 1, 0]}\n')
+    path.write_text('{"input_ids": [1, 2]}\n')
     assert sequences_of(calibration_batches(str(path), None, 8, 8, 1, 0)) == [[1, 2]]
     (tmp_path / "text.txt").write_text("words " * 99)
     with pytest.raises(InputError, match="needs the model's tokenizer.*input_ids"):
         calibration_batches(str(tmp_path / "text.txt"), None, 8, 8, 1, 0)
+
+
+Rows = Sequence[dict[str, Any]]
+
+
+def _jsonl(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("trained", "has_chat", "template"),
+    [
+        ("chat", True, "chat"),
+        ("question", True, "question"),
+        ("alpaca", True, "question"),
+        (None, True, "chat"),
+        (None, False, "question"),
+    ],
+)
+def test_instructions_are_calibrated_on_as_the_model_is_trained_or_else_asked(
+    tmp_path: Path, trained: TemplateName | None, has_chat: bool, template: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokens are those that a training in the template reads; plain text and chats stay as they are."""
+    tokenizer = tiny_tokenizer()
+    if not has_chat:
+        tokenizer.chat_template = None
+    rows = [{"instruction": "Add", "output": "two", "system": "be kind"}, {"instruction": "Say", "output": "yes"}]
+    path = str(_jsonl(tmp_path / "rows.jsonl", rows))
+    read = tokenize_all(load_examples(path, template, tokenizer), tokenizer, 512)
+    count = sum(len(row.input_ids) for row in read)
+    with caplog.at_level(logging.INFO, "shears"):
+        drawn = calibration_batches(path, tokenizer, count, 1, 1, 0, trained=trained)
+    tokens = [int(token) for batch in drawn.batches for token in batch.flatten()]
+    orders = [[token for row in order for token in row.input_ids] for order in (read, read[::-1])]
+    assert tokens in orders
+    told = [line for line in caplog.messages if "instructions of" in line]
+    assert told == [f"instructions of {path} are rendered in the template {template}"]
+
+
+END = 256
+
+
+def _texts(stream: list[int]) -> list[str]:
+    return str(TOKENIZER.decode(stream)).split("<|end|>")
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12),
+    num_samples=st.integers(1, 12),
+    sequence_length=st.integers(2, 24),
+    seed=st.integers(0, 9),
+)
+def test_no_row_gives_more_sequences_than_needed(
+    lengths: list[int], num_samples: int, sequence_length: int, seed: int
+) -> None:
+    texts = [chr(ord("a") + number) * length for number, length in enumerate(lengths)]
+    rows = [[*ids, END] for ids in encode(texts, TOKENIZER)]
+    packed = _packed(iter(rows), [END], num_samples, sequence_length, random.Random(seed))
+    needed, there = num_samples * sequence_length, sum(length + 1 for length in lengths)
+    assert len(packed) >= min(needed, there)
+    pieces = [len(piece) + 1 for piece in _texts(packed)[:-1]]
+    assert packed[-1] == END
+    assert sum(pieces) == len(packed)
+    most = -(-max(pieces) // sequence_length)
+    if most > 1:  # then a sequence less of every row would not have been enough
+        assert len(pieces) == len(rows)
+        assert sum(min(length + 1, (most - 1) * sequence_length) for length in lengths) < needed

@@ -39,20 +39,6 @@ def test_tools_that_are_called_are_trained_where_the_template_renders_them() -> 
     assert _trained([messages[0], {"role": "assistant", "tool_calls": [CALL]}], tokenizer) == 'add({"a": 1})' + END
 
 
-@pytest.mark.parametrize(
-    ("turn", "message"),
-    [
-        ({"role": "assistant"}, r"text as content, turn 2 \(assistant\) has None"),
-        ({"role": "assistant", "content": None}, r"turn 2 \(assistant\) has None"),
-        ({"role": "assistant", "content": 7}, "has 7"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, r"turn 2 \(user\) has \[\{'type'"),
-    ],
-)
-def test_other_content_is_refused(turn: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        to_example({"messages": [ASKED, turn, {"role": "assistant", "content": "a"}]}, "question", tiny_tokenizer())
-
-
 def test_an_empty_turn_is_not_trained() -> None:
     tokenizer = tiny_tokenizer()
     messages = [ASKED, {"role": "assistant", "content": " "}, ASKED, {"role": "assistant", "content": "a"}]
@@ -91,16 +77,6 @@ def test_an_instruction_row_in_the_template_chat_is_trained_as_the_chat_that_it_
     chat = {"messages": [*turns, {"role": "assistant", "content": SUM["output"]}]}
     asked = to_example({**SUM, "system": "s"}, "chat", tokenizer)
     assert tokenize(asked, tokenizer) == tokenize(to_example(chat, "question", tokenizer), tokenizer)
-
-
-def test_a_row_is_asked_alike_with_and_without_its_answer() -> None:
-    tokenizer = tiny_tokenizer()
-    known, test = (to_example({**SUM, **change}, "chat", tokenizer) for change in ({}, {"output": "", "answer": "3"}))
-    assert prompts_of([known], tokenizer) == prompts_of([test], tokenizer)
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": REASONED}], add_generation_prompt=True, return_dict=False
-    )
-    assert prompts_of([test], tokenizer) == [rendered]
 
 
 def test_only_a_number_is_reasoned_about_and_its_sentence_is_no_part_of_the_question() -> None:

@@ -9,14 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.data.chat_template import Segment
 from shears.data.examples import Example, check_rows, prompt_of, to_example, tokenize, tokenize_all
-from shears.data.tokens import prompt_ids
+from shears.data.tokens import Segment, prompt_ids
 from shears.errors import InputError
 from tests.tiny import END, starting_tokenizer, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-END_ID = 256
 
 
 def _trained_text(example: Example) -> str:
@@ -36,13 +34,6 @@ def test_an_instruction_row_goes_through_the_template() -> None:
     assert example.segments[-1] == Segment(" 3", True)
     assert example.answer == "3.0"
     assert to_example(row, "alpaca", TOKENIZER).segments[-1] == Segment("3", True)
-
-
-def test_an_empty_completion_labels_its_end_and_the_first_token_has_no_label() -> None:
-    without = to_example({"prompt": "ab", "completion": ""}, "question", TOKENIZER)
-    assert tokenize(without, TOKENIZER).labels == [-100, -100, END_ID]
-    alone = Example((Segment("ef", True),))
-    assert tokenize(alone, TOKENIZER).labels[:2] == [-100, TOKENIZER("f")["input_ids"][0]]
 
 
 @given(prompt=st.text(min_size=1, max_size=20), completion=st.text(min_size=1, max_size=20))
@@ -116,17 +107,6 @@ def test_a_chat_needs_a_template_that_does_not_rewrite_its_past() -> None:
         to_example({"messages": messages}, "question", tokenizer)
 
 
-def test_choices_at_the_end_of_the_instruction_become_completions() -> None:
-    row = {
-        "instruction": "Is it?\n\nAnswer format: true/false",
-        "output": "the correct answer is false",
-        "answer": "false",
-    }
-    example = to_example(row, "question", TOKENIZER)
-    assert example.choices == (" the correct answer is true", " the correct answer is false")
-    assert example.answer == example.segments[-1].text == " the correct answer is false"
-
-
 @pytest.mark.parametrize(
     ("choices", "answer", "chosen"),
     [
@@ -158,15 +138,6 @@ def test_the_answer_among_choices_is_a_text_a_letter_or_an_index(
     assert example.segments[-1].text == (chosen or "")
 
 
-@pytest.mark.parametrize(
-    ("completion", "text"), [(0, "0"), (0.0, "0.0"), (False, "false"), (True, "true"), ("", ""), (None, "")]
-)
-def test_zero_and_false_are_completions(completion: object, text: str) -> None:
-    example = to_example({"prompt": "a", "completion": completion, "answer": completion}, "question", TOKENIZER)
-    assert example.segments[-1].text == text
-    assert example.answer == (None if completion is None else text)
-
-
 def test_long_and_empty_examples_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     rows = [
         {"prompt": "a", "completion": "b"},
@@ -179,14 +150,6 @@ def test_long_and_empty_examples_are_left_out_and_counted(caplog: pytest.LogCapt
     assert "left out 2 of 3 examples: 1 longer than 10 tokens, 1 without a completion" in caplog.text
     with pytest.raises(InputError, match=r"at least one example .* 2 longer"):
         tokenize_all(examples[1:2] * 2, TOKENIZER, max_length=10)
-
-
-def test_an_empty_prompt_column_does_not_hide_the_instruction() -> None:
-    columns = {"prompt": None, "completion": None, "instruction": "Say hi", "output": "hi"}
-    assert to_example(columns, "question", TOKENIZER) == to_example(
-        {"instruction": "Say hi", "output": "hi"}, "question", TOKENIZER
-    )
-    assert prompt_of(to_example({"prompt": None, "completion": "b"}, "question", TOKENIZER)) == ""
 
 
 def test_rows_of_no_known_form_are_told_without_a_tokenizer(tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
 """A question keeps its id under other templates, spacing and punctuation, and different questions differ."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from shears.data.templates import question_id, question_of, render_prompt
+from shears.data.templates import (
+    TEMPLATES,
+    question_id,
+    question_of,
+    render_completion,
+    render_prompt,
+    without_template,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,12 +60,6 @@ def test_other_words_numbers_signs_or_order_are_another_question(one: str, other
     assert question_id(one) != question_id(other)
 
 
-@given(st.text(max_size=40))
-def test_any_text_has_an_id(text: str) -> None:
-    assert len(question_id(text)) == 16
-    assert question_id(text) == question_id(f"  {text}\n")
-
-
 @pytest.mark.parametrize(
     ("row", "question"),
     [
@@ -93,3 +92,26 @@ def test_marks_and_lone_symbols_tell_questions_apart(one: str, other: str) -> No
 
 def test_composed_and_decomposed_letters_are_the_same_question() -> None:
     assert question_id("caf\u00e9?") == question_id("Cafe\u0301") != question_id("cafe")
+
+
+def test_question_template_ends_in_answer_and_the_completion_begins_with_one_space() -> None:
+    assert render_prompt("question", "How many?") == "Question: How many?\nAnswer:"
+    assert render_prompt("question", "How many?", "3 pears") == "Question: How many?\n3 pears\nAnswer:"
+    assert render_completion("question", "\n 3 ") == " 3"
+
+
+def test_alpaca_template_is_the_published_wording() -> None:
+    assert render_prompt("alpaca", "Add.") == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Response:\n"
+    )
+    with_input = render_prompt("alpaca", "Add.", "1 2")
+    assert "paired with an input that provides further context" in with_input
+    assert with_input.endswith("### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_can_be_taken_off_again(template: str) -> None:
+    assert without_template(render_prompt(template, "Add  them.\n(Both)")) == "Add  them.\n(Both)"
+    assert without_template(render_prompt(template, "Add.", "1 2")).split() == ["Add.", "1", "2"]
+    assert without_template(render_prompt(template, render_prompt(template, "Add."))) == "Add."

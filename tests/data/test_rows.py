@@ -1,7 +1,6 @@
 """Reading rows: every format gives the same rows, and every broken file says what is wrong."""
 
 import csv
-import hashlib
 import io
 import json
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 
-from shears.data.rows import arithmetic_rows, read_rows, refuse_same, renamed, source_fingerprint
+from shears.data.rows import read_rows, refuse_same, renamed
 from shears.errors import InputError
 
 ROWS = [{"prompt": 'a, "b"', "completion": "é\u2028x"}, {"prompt": "c\nd", "completion": "true"}]
@@ -47,18 +46,6 @@ def test_answers_of_mixed_types_stay_what_they_are(tmp_path: Path) -> None:
     ]
     expected = [*rows[:3], {"prompt": "d", "answer": None}]
     assert read_rows(str(_write(tmp_path / "rows.json", rows))) == expected
-
-
-def test_csv_words_are_not_turned_into_other_types(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("prompt,answer\nIs it?,true\nWhere?,NA\nWhich?,007\n")
-    assert [row["answer"] for row in read_rows(str(path))] == ["true", "NA", "007"]
-
-
-def test_json_lines_are_read_under_the_name_json(tmp_path: Path) -> None:
-    path = tmp_path / "rows.json"
-    path.write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n')
-    assert [row["prompt"] for row in read_rows(str(path))] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -99,25 +86,6 @@ def test_an_unknown_source_lists_the_known_kinds(source: str, message: str) -> N
         read_rows(source)
 
 
-def test_the_split_of_the_embedded_data_is_named_or_given() -> None:
-    assert read_rows("arithmetic:test") == arithmetic_rows("test")
-    assert read_rows("arithmetic") == arithmetic_rows("train")
-
-
-def test_a_cell_of_a_csv_file_may_be_long(tmp_path: Path) -> None:
-    path = tmp_path / "long.csv"
-    path.write_text("prompt,completion\n" + "word " * 40_000 + ",b\n")
-    assert len(read_rows(str(path))[0]["prompt"]) == 200_000
-
-
-def test_a_file_has_the_hash_of_its_bytes_and_other_sources_have_none(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_bytes(b"{}\n")
-    assert source_fingerprint(str(tmp_path / "rows.jsonl")) == hashlib.sha256(b"{}\n").hexdigest()
-    assert [source_fingerprint(source) for source in ("name/of-the-hub:train", "arithmetic", str(tmp_path))] == [
-        None
-    ] * 3
-
-
 def test_the_script_of_a_data_set_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "org" / "rows"
     folder.mkdir(parents=True)
@@ -156,14 +124,6 @@ def test_named_columns_stand_for_those_of_a_form(tmp_path: Path) -> None:
     path = _source(tmp_path, {"question": "2+2?", "reply": "4", "messages": [], "prompt": "unused", "answer": "four"})
     (row,) = read_rows(path, {"instruction": "question", "output": "reply"})
     assert row == {"question": "2+2?", "reply": "4", "answer": "four", "instruction": "2+2?", "output": "4"}
-
-
-def test_other_columns_of_the_named_form_stay() -> None:
-    assert renamed([{"prompt": "a", "reply": "b", "text": "c"}], {"completion": "reply"}, "-") == [
-        {"prompt": "a", "reply": "b", "completion": "b"}
-    ]
-    assert renamed([{"prompt": "a", "solution": 1}], {"answer": "solution"}, "-")[0]["prompt"] == "a"
-    assert renamed([{"q": "a"}, {"r": "b"}], {"prompt": "q"}, "-")[1] == {"r": "b", "prompt": None}
 
 
 def test_a_column_that_no_row_has_is_told_with_those_there_are(tmp_path: Path) -> None:

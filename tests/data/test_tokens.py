@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from shears.data.chat_template import render_turns
 from shears.data.examples import completion_of, prompt_of, prompts_of, to_example, tokenize
-from shears.data.tokens import control_names, encode, encode_rendered
+from shears.data.tokens import control_names, encode, encode_rendered, render_turns
 from tests.tiny import END, tiny_tokenizer
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,32 +32,12 @@ def test_a_batch_answers_as_each_prompt_alone_without_cache(name: str) -> None:
     assert len(set(expected)) > 1
 
 
-def test_the_end_of_sequence_ends_an_answer() -> None:
-    model = always(256)
-    assert generate_answers(model, TOKENIZER, ["a", "bcd"], 5, 2) == ["", ""]
-
-
-def test_a_second_end_token_of_the_model_ends_an_answer_too() -> None:
-    letter = TOKENIZER("z")["input_ids"][0]
-    model = always(letter)
-    assert generate_answers(model, TOKENIZER, ["a"], 3, 1) == ["zzz"]
-    model.generation_config.eos_token_id = [256, letter]
-    assert len(generate_answers(model, TOKENIZER, ["a"], 3, 1)[0]) <= 1
-
-
 def test_a_row_ends_at_the_line_break_behind_its_first_line() -> None:
     line, letter = TOKENIZER("\nz")["input_ids"]
     criterion = EndOfLine(tokens_with("\n", TOKENIZER), prompt_length=1)
     rows = torch.tensor([[line, letter, line], [letter, line, line], [line, letter, letter], [line, line, letter]])
     assert criterion(rows, None).tolist() == [True, False, False, False]
     assert generate_answers(always(line), TOKENIZER, ["a"], 4, 1, until="\n") == ["\n" * 4]
-
-
-def test_a_peft_model_generates_like_any_other() -> None:
-    model = lively("llama")
-    expected = [greedy(model, prompt, 6) for prompt in PROMPTS]
-    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
-    assert generate_answers(wrapped, TOKENIZER, PROMPTS, 6, 5) == expected
 
 
 def test_an_empty_prompt_is_an_error() -> None:

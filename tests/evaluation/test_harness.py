@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from shears.errors import InputError
 from shears.evaluation.harness import task_figures
 from shears.evaluation.run import evaluate
 from shears.evaluation.statistics import wilson_interval
-from shears.records.artifacts import SUB_ADAPTER, write_json
 from tests.tiny import save_tiny, tiny_model
 
 pytest.importorskip("lm_eval")
@@ -104,22 +102,6 @@ def test_the_figures_are_those_of_plain_lm_eval(made: Path, adapter: str | None)
     for task, samples in plain["samples"].items():
         bits = {sample["doc_id"]: bool(sample[sample["metrics"][0]]) for sample in samples}
         assert bits == {record["index"]: record["correct"] for record in result.records if record["task"] == task}
-
-
-def test_questions_seen_in_training_are_reported_for_lm_evals_tasks(
-    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = Path(shutil.copytree(made / "base", tmp_path / "trained"))
-    trained = [{"instruction": "3 or 9 ?", "output": "9"}, {"prompt": "5 or 25", "completion": " 5"}]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in trained))
-    write_json(model / SUB_ADAPTER, {"data": str(tmp_path / "train.jsonl")})
-    result = evaluate(str(model), **_options(made, harness="tiny_choices"))
-    seen = [record["index"] for record in result.records if record["seen_in_training"]]
-    assert seen == [3, 5]
-    others = [record["correct"] for record in result.records if record["index"] not in seen]
-    assert result.details == {"seen_in_training": 2.0, "accuracy_unseen": sum(others) / 10}
-    assert "2 of 12 test questions stand in the training data" in caplog.text
-    assert evaluate(str(made / "base"), **_options(made)).details == {}
 
 
 def test_figures_have_counts_intervals_and_a_mean(made: Path, tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from shears.data.chat_template import Segment
 from shears.data.examples import Example, Tokenized, to_example, tokenize
+from shears.data.tokens import Segment
 from shears.errors import InputError
-from shears.evaluation.likelihood import completion_nats, likeliest_choices, log_likelihoods
+from shears.evaluation.evaluated import Evaluation
+from shears.evaluation.likelihood import completion_nats, likeliest_choices, log_likelihoods, perplexity
 from tests.tiny import LONGEST, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -59,15 +60,6 @@ def test_continuations_that_share_an_input_score_as_alone(name: str) -> None:
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)  # batches round differently
 
 
-def test_choices_that_differ_in_their_last_token_cost_one_forward() -> None:
-    model = tiny_model()
-    rows: list[int] = []
-    hook = model.get_output_embeddings().register_forward_hook(lambda _, __, out: rows.append(out.shape[0]))
-    log_likelihoods(model, [([1, 2], [3, last]) for last in range(10, 14)], PAD, batch_size=8)
-    hook.remove()
-    assert rows == [1]
-
-
 def test_the_likeliest_choice_wins_by_sum_and_by_mean() -> None:
     model = tiny_model()
     row = {"prompt": "Which?", "choices": [" yes", " no", " rather not now"], "answer": 0}
@@ -99,3 +91,63 @@ def test_prompts_beyond_the_table_of_positions_are_refused_in_one_line(caplog: p
     with pytest.raises(InputError, match="data cannot be used: index out of range"):
         likeliest_choices(tiny_model("gpt2"), TOKENIZER, [long], 2)
     assert "their figures mean little" in caplog.text
+
+
+def _tokens(count: int) -> list[int]:
+    return [int(token) for token in torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(0))]
+
+
+def _losses(result: Evaluation) -> list[float]:
+    return [record["nll"] for record in result.records]
+
+
+def _naive(model: PreTrainedModel, tokens: list[int], length: int) -> list[float]:
+    """Oracle: every window by itself, one token after the other, in float64."""
+    losses = []
+    for start in range(0, len(tokens) - length + 1, length):
+        window = tokens[start : start + length]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([window])).logits[0].double()
+        losses.append(sum(-float(logits[i - 1].log_softmax(-1)[window[i]]) for i in range(1, length)))
+    return losses
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2"])
+def test_it_equals_a_naive_loop(name: str) -> None:
+    model, tokens = tiny_model(name), _tokens(75)
+    result, expected = perplexity(model, tokens, 16), _naive(model, tokens, 16)
+    assert (len(result.records), result.n) == (4, 60)
+    assert _losses(result) == pytest.approx(expected, rel=1e-5)  # float32 against float64
+    assert result.value == pytest.approx(math.exp(sum(expected) / 60), rel=1e-4)
+
+
+def test_the_interval_covers_the_value_and_shrinks_with_more_windows() -> None:
+    model, tokens = tiny_model(), _tokens(800)
+    few, many = perplexity(model, tokens, 16, limit=5), perplexity(model, tokens, 16)
+    assert (len(few.records), len(many.records)) == (5, 50)
+    for result in (few, many):
+        assert result.ci95[0] < result.value < result.ci95[1]
+    means = torch.tensor(_losses(many), dtype=torch.float64) / 15
+    half = 1.959964 * means.std() / math.sqrt(50)
+    assert many.ci95[1] == pytest.approx(float(torch.exp(means.mean() + half)))
+
+
+def test_what_cannot_be_measured_is_an_error() -> None:
+    model = tiny_model()
+    with pytest.raises(InputError, match="at least 2 tokens, got 1"):
+        perplexity(model, [1], 16)
+    with pytest.raises(InputError, match="at most this model's context of 256 tokens, got 512"):
+        perplexity(model, _tokens(20), 512)
+    with torch.no_grad():
+        model.get_parameter("model.norm.weight").fill_(float("nan"))
+    with pytest.raises(InputError, match="must be finite"):
+        perplexity(model, _tokens(20), 16)
+
+
+def test_a_loss_without_a_finite_exponential_is_an_error() -> None:
+    model = tiny_model("llama_untied")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e5)
+    for count in (32, 16):  # windows, and one alone
+        with pytest.raises(InputError, match="loss must be finite and at most 709 nats for a perplexity, got"):
+            perplexity(model, _tokens(count), 16)

@@ -12,10 +12,8 @@ from shears.data.templates import render_prompt
 from shears.errors import InputError
 from shears.evaluation.decode import Decoder
 from shears.evaluation.evaluated import WrittenText
-from shears.evaluation.likelihood import log_likelihoods
-from shears.evaluation.paper_tasks import PAPER_TASKS, paper_row
 from shears.evaluation.statistics import wilson_interval
-from shears.evaluation.tasks import Subject, evaluate_task
+from shears.evaluation.tasks import PAPER_TASKS, Subject, evaluate_task, paper_row
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -109,18 +107,6 @@ def test_a_row_or_option_that_does_not_fit_is_an_error(
     config = {name: value for name, value in keys.items() if name != "answer"}
     with pytest.raises(InputError, match=message):
         evaluate_task(SUBJECT, _config(task=task, data=_file(tmp_path, [row]), **config))
-
-
-@pytest.mark.parametrize(("template", "space"), [("alpaca", ""), ("question", " ")])
-def test_choices_of_letters_follow_the_prompt_as_in_training(template: Any, space: str, tmp_path: Path) -> None:
-    """The question template ends in "Answer:", behind which completions begin with a space."""
-    config = _config(task="aqua", data=_file(tmp_path, [_row("aqua")]), protocol="choices", template=template)
-    (record,) = evaluate_task(SUBJECT, config).records
-    texts = [f"{space}The answer is ({letter})." for letter in "ABCDE"]
-    prompt = TOKENIZER(render_prompt(template, "What is 0?"))["input_ids"]
-    pairs = [(prompt, TOKENIZER(text)["input_ids"]) for text in texts]
-    assert record["log_likelihoods"] == pytest.approx(log_likelihoods(SUBJECT.model, pairs, 256, 1).tolist(), abs=1e-3)
-    assert record["answer"] == "The answer is (B)."
 
 
 ANSWER = "Please choose the correct answer to the question: "

@@ -18,9 +18,8 @@ from shears.config.fields import TemplateName
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.evaluation.evaluated import TextJournal, journal_path
-from shears.evaluation.run import evaluate, open_model, with_template
+from shears.evaluation.run import evaluate, with_template
 from shears.export.peft import export_adapter
-from shears.models import devices
 from shears.models.load import load_with_adapter
 from shears.models.ref import resolve
 from shears.records.artifacts import SUB_ADAPTER, weights_fingerprint, write_json
@@ -94,17 +93,6 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
         evaluate("nowhere/at/all", tmp_path / output, **{**OPTIONS, "data": str(tmp_path / "file")})
 
 
-def test_an_adapter_is_put_on_the_model_by_stock_peft(base: Path, tmp_path: Path) -> None:
-    adapter = _adapter(tmp_path / "adapter")
-    ids = torch.arange(8)[None]
-    plain, _ = load_with_adapter(base)
-    adapted, _ = load_with_adapter(base, adapter)
-    assert not adapted.training
-    assert not torch.equal(plain(input_ids=ids).logits, adapted(input_ids=ids).logits)
-    options = {**OPTIONS, "task": "perplexity", "sequence_length": 64}
-    assert evaluate(str(base), adapter=str(adapter), **options).value != evaluate(str(base), **options).value
-
-
 @pytest.mark.parametrize("adapted", [False, True])
 def test_fp32_is_the_arithmetic_of_a_16_bit_model_too(adapted: bool, base: Path, tmp_path: Path) -> None:
     tiny_model().bfloat16().save_pretrained(base)
@@ -119,25 +107,6 @@ def test_fp32_is_the_arithmetic_of_a_16_bit_model_too(adapted: bool, base: Path,
     assert evaluate(str(base), tmp_path / "two.json", adapter, precision="fp32", **options).value != expected
     configs = [json.loads((tmp_path / name).read_text())["config"] for name in ("one.json", "two.json")]
     assert [config["dtype"] for config in configs] == ["fp32", "bf16"]  # what the figures are of
-
-
-@pytest.mark.parametrize(
-    ("task", "expected"),
-    [
-        ("perplexity", torch.float32),
-        ("choices", torch.float32),
-        ("harness", torch.bfloat16),
-        ("number", torch.bfloat16),
-    ],
-)
-def test_only_scores_take_the_faster_number_format(
-    task: str, expected: torch.dtype, base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny_model("llama").bfloat16().save_pretrained(base)
-    monkeypatch.setattr(devices, "bf16_is_faster", lambda kind: False)
-    more = {"harness": ("piqa",)} if task == "harness" else {}
-    settings = EvaluateConfig(task=task, data="rows.jsonl", device="cpu", backend="transformers", **more)
-    assert next(open_model(resolve(base), None, settings).model.parameters()).dtype == expected
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_fingerprints(base: Path, tmp_path: Path) -> None:

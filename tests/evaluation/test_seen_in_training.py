@@ -9,8 +9,8 @@ import pytest
 from shears.data.rows import source_fingerprint
 from shears.data.templates import render_prompt
 from shears.errors import InputError
+from shears.evaluation.evaluated import check_apart
 from shears.evaluation.run import evaluate
-from shears.evaluation.seen_in_training import check_apart
 from shears.records.artifacts import SUB_ADAPTER, write_json
 from tests.tiny import save_tiny
 

@@ -86,13 +86,6 @@ def test_a_nan_log_likelihood_is_an_error_and_an_infinite_one_is_null(
         evaluate_task(Subject(_damaged(), SUBJECT.tokenizer), config)
 
 
-@pytest.mark.parametrize("task", ["number", "equation", "gsm8k"])
-def test_texts_of_a_model_without_numbers_are_refused_not_scored(task: str, tmp_path: Path) -> None:
-    data = _file(tmp_path, [{"instruction": "1+1?", "output": " 1+1 = 2", "answer": "2"}])
-    with pytest.raises(InputError, match="must give finite logits, got nan for a token; it may be damaged"):
-        evaluate_task(Subject(_damaged(), SUBJECT.tokenizer), _config(task, data))
-
-
 def _damaged() -> PreTrainedModel:
     model = tiny_model("llama_untied")
     model.get_parameter("lm_head.weight").data[:] = math.nan

@@ -47,7 +47,7 @@ def data(  # noqa: PLR0913, PLR0917  # one option each
     shears data rows.csv --columns user=ticket,assistant=json \\
         --split 80/10/10 --output rows
     """
-    from shears.data.preview import preview
+    from shears.data.examples import preview
     from shears.models.ref import load_tokenizer, resolve
 
     settings = build(TrainConfig, "train", {**values, "data": file})

@@ -132,11 +132,8 @@ def _first_answer(text: str) -> str:
 def _denied(text: str, match: re.Match[str]) -> bool:
     """Return whether the clause around a match denies it: "not 5", "option A is wrong"."""
     behind = CLAUSE_END.split(text[match.end() :], maxsplit=1)[0]
-    return DENIAL.search(behind) is not None or _denied_before(text, match)
-
-
-def _denied_before(text: str, match: re.Match[str]) -> bool:
-    return DENIAL.search(CLAUSE_START.split(text[: match.start()])[-1]) is not None
+    before = CLAUSE_START.split(text[: match.start()])[-1]
+    return any(map(DENIAL.search, (before, behind)))
 
 
 def strict_letter(text: str) -> str | None:

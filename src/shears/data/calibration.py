@@ -18,11 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config.fields import CHAT, TemplateName
 from shears.config.serve_options import is_written
-from shears.data.chat_template import render_turns, turns_of
 from shears.data.examples import to_example, tokenize
 from shears.data.rows import OWN_NAMES, Row, read_rows
 from shears.data.templates import DEFAULT_TEMPLATE
-from shears.data.tokens import encode, encode_rendered, prompt_ids
+from shears.data.tokens import encode, encode_rendered, prompt_ids, render_turns, turns_of
 from shears.errors import InputError, reading
 from shears.records.paths import expanded
 
@@ -61,8 +60,7 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     - Rows (`text`, or any form of example, from anything that `read_rows` reads) are shuffled and
       packed with the end of sequence between them. Each row gives a random piece of at most one sequence, or more if
       that is not enough. Chats need no assistant turn; rows without text are left out.
-    - Rows of `input_ids` are all used as they are, in order, without the padding that an `attention_mask` marks. They
-      need no tokenizer.
+    - Rows of `input_ids` are all used as they are, in order, and need no tokenizer.
 
     InputError for less text than one sequence, and for text without a tokenizer.
     """
@@ -132,18 +130,15 @@ def _read(source: str, columns: Mapping[str, str] = OWN_NAMES) -> str | list[Row
 
 
 def token_rows(source: str, rows: Sequence[Row]) -> list[list[int]]:
-    """Return the token ids of rows that hold `input_ids`, without padding; InputError for invalid ones."""
+    """Return the token ids of rows that hold `input_ids`; InputError for invalid ones."""
     logger.info("%s holds input_ids: all %d rows are used as they are", source, len(rows))
     sequences = []
     for number, row in enumerate(rows, start=1):
         ids = row.get("input_ids")
-        mask = row.get("attention_mask")
         if not isinstance(ids, list) or not all(type(each) is int and 0 <= each <= LARGEST_ID for each in ids or [""]):
             raise InputError(f"input_ids must be a list of token ids, row {number} of {source} has {str(ids)[:40]}")
-        if mask is not None:
-            if not isinstance(mask, list) or len(mask) != len(ids) or any(bit not in (0, 1) for bit in mask):
-                raise InputError(f"attention_mask must have a 0 or 1 for every id, row {number} of {source} has others")
-            ids = [token for token, bit in zip(ids, mask, strict=True) if bit]
+        if 0 in row.get("attention_mask", []):
+            raise InputError(f"input_ids must be without padding, row {number} of {source} masks some; leave them out")
         sequences.append(ids)
     return sequences
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shears.config.fields import TemplateName
-from shears.data.chat_template import turns_of
 from shears.data.examples import RowForm, form_of_row
 from shears.data.rows import Row
 from shears.data.templates import TEMPLATES, chat_turns, render_prompt
+from shears.data.tokens import turns_of
 from shears.records.trained_form import TrainedForm
 
 Turns = Sequence[Mapping[str, Any]]

@@ -28,6 +28,7 @@ OWN_NAMES: Mapping[str, str] = MappingProxyType({})  # the columns have the name
 ARITHMETIC = "arithmetic"
 EMBEDDED = Path(__file__).with_name("arithmetic.tsv")  # word problems, no question in two splits
 PARTS: Mapping[int, tuple[str, ...]] = {2: ("train", "test"), 3: ("train", "validation", "test")}
+EMPTY_CELL: Mapping[str, None] = MappingProxyType({})  # for NaN, which JSON lacks and Python's writer uses for it
 TRAIN = "train"  # the split of a source that names none
 
 
@@ -82,13 +83,13 @@ def _read_file(path: Path) -> list[Any]:
     if ending == ".csv":
         return _csv_rows(text)
     if ending == ".json" and text.lstrip().startswith("["):
-        whole: list[Any] = json.loads(text, parse_constant=_constant)
+        whole: list[Any] = json.loads(text, parse_constant=EMPTY_CELL.get)
         return whole
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     rows = []
-    for number, line in lines:
-        with reading(f"line {number} of {path}"):
-            rows.append(json.loads(line, parse_constant=_constant))
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            with reading(f"line {number} of {path}"):
+                rows.append(json.loads(line, parse_constant=EMPTY_CELL.get))
     return rows
 
 
@@ -99,10 +100,6 @@ def _csv_rows(text: str) -> list[Row]:
         if None in row or None in row.values():
             raise ValueError(f"row {number} must have as many cells as the header")
     return rows
-
-
-def _constant(_: str) -> None:
-    """Return None for NaN, which JSON lacks: Python's writer uses it for a table's empty cell."""
 
 
 def _read_hub(source: str) -> list[Row]:

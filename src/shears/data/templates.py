@@ -2,7 +2,7 @@
 
 Instruction rows have the same templates in training and evaluation; in the template `chat` they are
 turns (`chat_turns`). Rows of prompt and completion are used as they are; chats are rendered by the
-tokenizer's template (chat_template.py).
+tokenizer's template (tokens.py).
 """
 
 import hashlib

@@ -17,7 +17,7 @@ from shears.errors import InputError, reading
 from shears.evaluation import statistics
 from shears.evaluation.statistics import Bits
 from shears.records.artifacts import EVALUATION, evaluation_file, read_object
-from shears.records.figures import CONTAMINATION, CUT
+from shears.records.figures import CONTAMINATION
 
 logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
@@ -186,20 +186,12 @@ def _arm(name: str, runs: Sequence[Bits], measurements: Sequence[Measurement]) -
 
 def _difference(name: str, runs: Sequence[Bits], base: str, others: Sequence[Bits], seed: int) -> dict[str, Any]:
     value, low, high = statistics.paired_difference(runs, others)
-    resampled = statistics.bootstrap_difference(runs, others, seed)
-    difference: dict[str, Any] = {
-        "name": name,
-        "against": base,
-        "value": value,
-        "ci95": [low, high],
-        "bootstrap_ci95": [resampled.low, resampled.high],
-        "bootstrap_p": resampled.p,
-    }
+    difference: dict[str, Any] = {"name": name, "against": base, "value": value, "ci95": [low, high]}
     if len(runs) > 1 or len(others) > 1:
-        return {**difference, "test": "paired bootstrap", "p": resampled.p}
+        p = statistics.bootstrap_difference(runs, others, seed).p
+        return {**difference, "test": "paired bootstrap", "p": p}
     test = statistics.mcnemar(runs[0], others[0])
-    counts = {"won": test.won, "lost": test.lost, "p": test.p_mid, "p_exact": test.p_exact}
-    return {**difference, "test": "McNemar, mid-p", **counts}
+    return {**difference, "test": "McNemar, mid-p", "won": test.won, "lost": test.lost, "p": test.p_mid}
 
 
 def lead(
@@ -264,26 +256,7 @@ def _notes(arms: Arms, base: str) -> list[str]:
         if others:
             what = "Asked in other prompts" if name == "prompt" else "Compared with other right answers"
             notes.append(f"{what} than {base}: {', '.join(others)}. This changes the figures too.")
-    if strict := _accuracies(arms, "correct_strict"):
-        notes.append(f"Accuracy by the strict reading: {strict}.")
-    columns = {arm: [flag for each in runs for flag in each.column(CUT).values()] for arm, runs in arms.items()}
-    cut = [f"{arm} {sum(flags):,} of {len(flags):,}" for arm, flags in columns.items() if None not in flags]
-    if cut:
-        notes.append(f"Answers cut at the longest length: {', '.join(cut)}.")
     seen = {key for runs in arms.values() for each in runs for key, flag in each.column(CONTAMINATION).items() if flag}
     if seen:
-        unseen = [key for key in first.column("id") if key not in seen]
-        accuracy = f" Accuracy on the others: {_accuracies(arms, 'correct', unseen)}." if unseen else ""
-        notes.append(f"{len(seen):,} of the {len(first.records):,} questions are in training data of an arm.{accuracy}")
+        notes.append(f"{len(seen):,} of the {len(first.records):,} questions are in training data of an arm.")
     return notes
-
-
-def _accuracies(arms: Arms, name: str, keys: Sequence[Key] | None = None) -> str:
-    """Return each arm's share of True in a field of its records; arms without it are left out."""
-    shares = []
-    for arm, runs in arms.items():
-        columns = [each.column(name) for each in runs]
-        rows = [[column[key] for key in keys or columns[0]] for column in columns]
-        if all(isinstance(value, bool) for row in rows for value in row):
-            shares.append(f"{arm} {statistics.pooled_accuracy(rows).value:.1%}")
-    return ", ".join(shares)

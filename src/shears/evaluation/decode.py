@@ -199,15 +199,10 @@ class RequireFiniteLogits(LogitsProcessor):
         """Return the logits unchanged; InputError if a row has nan, or no finite maximum."""
         largest = scores.amax(dim=-1)
         if not bool(largest.isfinite().all()):
-            raise damaged_logits(largest[~largest.isfinite()][0].item())
+            got = largest[~largest.isfinite()][0].item()
+            rule = "the model must give finite logits"
+            raise InputError(f"{rule}, got {got} for a token; it may be damaged, or need --precision fp32")
         return scores
-
-
-def damaged_logits(logit: float) -> InputError:
-    """Return the error for logits whose maximum is not finite."""
-    return InputError(
-        f"the model must give finite logits, got {logit} for a token; it may be damaged, or need --precision fp32"
-    )
 
 
 def tokens_with(mark: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

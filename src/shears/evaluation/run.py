@@ -21,8 +21,7 @@ from shears.data.rows import source_fingerprint
 from shears.data.templates import DEFAULT_TEMPLATE
 from shears.errors import InputError
 from shears.evaluation.decode import wanted_for
-from shears.evaluation.evaluated import Evaluation, TextJournal, journal_path
-from shears.evaluation.seen_in_training import mark_seen
+from shears.evaluation.evaluated import Evaluation, TextJournal, journal_path, mark_seen
 from shears.evaluation.tasks import Subject, check_data, evaluate_task
 from shears.models.devices import autocast, computing_dtype, device_of, keep_casts, pick_device
 from shears.models.load import load_with_adapter
@@ -129,7 +128,7 @@ def open_model(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -> 
         if (backend := native_backend(ref.package, wanted)) is not None:
             return Subject(_without_weights(ref), load_tokenizer(ref), backend)
     dtype = settings.weights
-    if dtype == "auto" and _scores(settings):
+    if dtype == "auto" and not settings.generates and settings.task != "harness":  # lm-eval takes the model's own
         dtype = computing_dtype(settings.precision, pick_device(settings.device))
     model, tokenizer = load_with_adapter(ref, adapter, dtype, settings.device)
     backend = native_backend(model, wanted, consume=True) if settings.generates else None
@@ -141,11 +140,6 @@ def _without_weights(ref: ModelRef) -> nn.Module:
         model = build_causal_model(known_config(ref.folder))
     model.generation_config = generation_settings(ref.folder)
     return model
-
-
-def _scores(settings: EvaluateConfig) -> bool:
-    """Return whether texts are scored in the faster number format: lm-eval takes the model's own, as answers do."""
-    return not settings.generates and settings.task != "harness"
 
 
 def _evaluated(subject: Subject, settings: EvaluateConfig, ref: ModelRef, adapter: str | Path | None) -> Evaluation:

@@ -10,9 +10,8 @@ from shears.checkpoints.inspection import inspect
 from shears.config import EvaluateConfig, Recipe
 from shears.config.export_options import FORMATS
 from shears.evaluation.comparison import lead
-from shears.evaluation.evaluated import journal_path
+from shears.evaluation.evaluated import check_apart, journal_path
 from shears.evaluation.run import evaluate, identity_of, same_backend, with_template
-from shears.evaluation.seen_in_training import check_apart
 from shears.evaluation.tasks import check_data
 from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve

@@ -15,7 +15,7 @@ from shears.config.resolve import load_recipe
 from shears.config.sparsify_options import METHODS
 from shears.config.train_options import LoopConfig
 from shears.data.rows import ARITHMETIC, read_rows
-from shears.evaluation.seen_in_training import check_apart
+from shears.evaluation.evaluated import check_apart
 from shears.models.activations import BUDGET
 from shears.models.devices import DTYPES, computing_dtype, pick_device
 from shears.records.artifacts import EVALUATION, RECIPE

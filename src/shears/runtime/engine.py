@@ -16,9 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config import SamplingConfig
 from shears.config.resolve import build
-from shears.data.chat_template import render_turns
 from shears.data.forms import prompt_in, turns_in
-from shears.data.tokens import encode_rendered, prompt_ids
+from shears.data.tokens import encode_rendered, prompt_ids, render_turns
 from shears.errors import InputError
 from shears.records.trained_form import TrainedForm
 from shears.runtime.backend import Backend

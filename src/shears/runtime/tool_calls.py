@@ -14,8 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.chat_template import render_turns
-from shears.data.tokens import control_names, without_marks
+from shears.data.tokens import control_names, render_turns, without_marks
 from shears.errors import InputError
 from shears.runtime.grammar import Grammars, Schema, json_rule
 

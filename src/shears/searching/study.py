@@ -26,7 +26,7 @@ from shears.config.resolve import build
 from shears.data.examples import check_rows
 from shears.data.rows import refuse_same, source_fingerprint
 from shears.errors import InputError, first_line, install_hint, option
-from shears.evaluation.seen_in_training import check_apart
+from shears.evaluation.evaluated import check_apart
 from shears.progress import meter
 from shears.records.artifacts import RESULT, SEARCH_SPACE, __version__, as_data, cut_torn_line, read_record, write_json
 from shears.records.folders import working_folder
