@@ -110,8 +110,3 @@ def test_anything_but_short_arithmetic_has_no_value(text: str, value: float | No
 )
 def test_a_right_answer_is_its_number_or_none(answer: str, number: float | None) -> None:
     assert right_number(answer) == number
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_any_number_of_a_row_is_read_back(value: float) -> None:
-    assert right_number(str(value)) == value

@@ -126,12 +126,6 @@ def test_named_columns_stand_for_those_of_a_form(tmp_path: Path) -> None:
     assert row == {"question": "2+2?", "reply": "4", "answer": "four", "instruction": "2+2?", "output": "4"}
 
 
-def test_a_column_that_no_row_has_is_told_with_those_there_are(tmp_path: Path) -> None:
-    path = _source(tmp_path, {"question": "2+2?", "reply": "4"})
-    with pytest.raises(InputError, match=r"must name columns of .* \(question, reply\), got prompt=qestion"):
-        read_rows(path, {"prompt": "qestion"})
-
-
 def test_columns_of_turns_make_a_chat(tmp_path: Path) -> None:
     path = _source(tmp_path, {"ticket": "It burns", "fields": {"ünit": 1}, "prompt": "unused", "answer": "x"})
     (row,) = read_rows(path, {"user": "ticket", "assistant": "fields"})

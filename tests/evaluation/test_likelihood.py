@@ -11,7 +11,7 @@ from shears.data.tokens import Segment
 from shears.errors import InputError
 from shears.evaluation.evaluated import Evaluation
 from shears.evaluation.likelihood import completion_nats, likeliest_choices, log_likelihoods, perplexity
-from tests.tiny import LONGEST, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 ARCHITECTURES = ["llama", "gpt2", "opt", "gemma2", "bloom", "gpt_neox"]
@@ -84,13 +84,6 @@ def test_a_row_whose_choices_have_no_likelihood_is_refused(
     example = Example((Segment(prompt, False), Segment("", True)), answer, choices)
     with pytest.raises(InputError, match="choices need rows with a prompt, .*, row 1 has"):
         likeliest_choices(tiny_model(), TOKENIZER, [example], 2)
-
-
-def test_prompts_beyond_the_table_of_positions_are_refused_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    long = to_example({"prompt": "a" * (LONGEST + 5), "choices": ["b", "c"], "answer": 0}, "question", TOKENIZER)
-    with pytest.raises(InputError, match="data cannot be used: index out of range"):
-        likeliest_choices(tiny_model("gpt2"), TOKENIZER, [long], 2)
-    assert "their figures mean little" in caplog.text
 
 
 def _tokens(count: int) -> list[int]:

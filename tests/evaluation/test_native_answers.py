@@ -16,7 +16,7 @@ from shears.evaluation.evaluated import WrittenText
 from shears.models.sparse_adapter import make_sparse
 from shears.runtime.backend import Backend
 from shears.runtime.loading import native_backend
-from tests.runtime.backends import always, lively
+from tests.runtime.backends import lively
 from tests.runtime.native.decoders import covered, extension_is_missing, with_lora
 from tests.tiny import tiny_tokenizer
 
@@ -74,16 +74,6 @@ def test_the_answers_are_those_of_transformers(name: str, until: str) -> None:
     expected = Decoder(model, TOKENIZER, 12, until).answers(prompts, 4)
     assert _answers(model, _native(model), prompts, until=until) == expected
     assert len(set(expected)) > 2
-
-
-def test_a_text_ends_where_transformers_ends_it() -> None:
-    letter, line = TOKENIZER("z\n")["input_ids"]
-    model = always(letter)
-    assert _answers(model, _native(model), [[1, 2]], 3) == [("zzz", True)]
-    model.generation_config.eos_token_id = [256, letter]
-    assert _answers(model, _native(model), [[1, 2]], 3) == [("", False)]
-    model = always(line)
-    assert _answers(model, _native(model), [[1, 2]], 3, until="\n") == [("\n\n\n", True)]
 
 
 @pytest.mark.parametrize("name", ["sparse", "dense with an adapter", "an adapter masked by the base's zeros"])

@@ -165,3 +165,25 @@ def test_holm_steps_down() -> None:
     assert holm([0.03, 0.01, 0.05, 0.02, 0.04]) == pytest.approx([0.09, 0.05, 0.09, 0.08, 0.09])
     assert holm([]) == []
     assert holm([0.04]) == [0.04]
+
+
+@given(st.integers(0, 400), st.integers(1, 400))
+def test_a_share_lies_in_its_own_interval(successes: int, n: int) -> None:
+    successes = min(successes, n)
+    low, high = wilson_interval(successes, n)
+    assert 0.0 <= low <= successes / n <= high <= 1.0
+
+
+def test_without_examples_intervals_are_as_wide_as_can_be() -> None:
+    assert pooled_accuracy([[]])[1:] == (0.0, 1.0)
+    assert paired_difference([[]], [[]])[1:] == (-1.0, 1.0)
+    assert bootstrap_difference([[]], [[]]) == (-1.0, 1.0, 1.0)
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_lies_between_the_plain_p_and_bonferroni_and_keeps_the_order(values: list[float]) -> None:
+    found = holm(values)
+    for before, after in zip(values, found, strict=True):
+        assert before <= after <= min(1.0, len(values) * before) + 1e-12
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    assert [found[index] for index in order] == sorted(found)

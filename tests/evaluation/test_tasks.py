@@ -136,3 +136,10 @@ def test_a_row_that_does_not_suit_the_task_is_named(
 def test_options_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EvaluateConfig.model_validate({"data": "x", **changes})
+
+
+@pytest.mark.parametrize("task", ["number", "equation", "gsm8k"])
+def test_texts_of_a_model_without_numbers_are_refused_not_scored(task: str, tmp_path: Path) -> None:
+    data = _file(tmp_path, [{"instruction": "1+1?", "output": " 1+1 = 2", "answer": "2"}])
+    with pytest.raises(InputError, match="must give finite logits, got nan for a token; it may be damaged"):
+        evaluate_task(Subject(_damaged(), SUBJECT.tokenizer), _config(task, data))

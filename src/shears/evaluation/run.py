@@ -67,7 +67,11 @@ def evaluate(
     keep_casts(subject.model)  # PEFT freezes the base model, whose weights autocast would cast at every forward
     if path is None:
         return _evaluated(subject, settings, ref, adapter)
-    answered = {"backend": "transformers", **_native(subject)} if settings.generates else {}
+    answered: dict[str, Any] = {}
+    if settings.generates:
+        answered = {"backend": "transformers"}
+    if subject.backend is not None:
+        answered = {"backend": "native", "values": subject.backend.describe()["values"]}
     identity = identity_of(ref, adapter, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     if settings.generates:
@@ -170,9 +174,3 @@ def settings_and_data(config: EvaluateConfig) -> dict[str, Any]:
 def same_backend(record: Mapping[str, Any], config: EvaluateConfig) -> bool:
     """Return whether the settings allow the backend that made a record."""
     return config.backend in ("auto", record.get("backend", "transformers")) or not config.generates
-
-
-def _native(subject: Subject) -> dict[str, Any]:
-    """Return what a record says of the native decoder, with its number format."""
-    backend = subject.backend
-    return {} if backend is None else {"backend": "native", "values": backend.describe()["values"]}

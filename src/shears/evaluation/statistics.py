@@ -102,7 +102,6 @@ def mcnemar(ones: Bits, others: Bits) -> McNemar:
 
 
 def example_gaps(ones: Sequence[Bits], others: Sequence[Bits]) -> list[float]:
-    """Return the difference of two arms' shares for each example, -1 to 1."""
     return [one - other for one, other in zip(example_means(ones), example_means(others), strict=True)]
 
 
