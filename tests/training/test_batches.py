@@ -29,7 +29,7 @@ def test_an_epoch_reads_every_example_once_each_batch_sorted_by_length(
     lengths: list[int], batch_size: int, seed: int, epoch: int
 ) -> None:
     order = EpochOrder(lengths, batch_size, seed)
-    order.set_epoch(epoch)
+    order.epoch = epoch
     numbers = list(order)
     assert sorted(numbers) == list(range(len(lengths)))
     for start in range(0, len(numbers), batch_size):

@@ -25,7 +25,7 @@ def test_a_step_counts_the_tokens_of_its_own_examples(
     order = EpochOrder(lengths, 4, 0)
     orders = []
     for epoch in range(2):
-        order.set_epoch(epoch)
+        order.epoch = epoch
         orders.append(list(order))
     assert orders[0] != orders[1]
     assert [sorted(numbers) for numbers in orders] == [list(range(18))] * 2

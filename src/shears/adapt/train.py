@@ -94,7 +94,8 @@ def train(model: str | Path, output: str | Path, **config: Any) -> Path:
 
 
 def _with_answers(settings: TrainConfig, author: ModelRef) -> TrainConfig:
-    data, columns = first_process_first(lambda: answers_source(settings.data, author, settings.seed, settings.columns))
+    with first_process_first():
+        data, columns = answers_source(settings.data, author, settings.seed, settings.columns)
     return settings.model_copy(update={"data": data, "columns": dict(columns)})
 
 

@@ -4,7 +4,7 @@ N examples.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,7 @@ class Goal:
 
     def key(self, figures: Figures) -> tuple[float, ...]:
         """Return the sort key of a configuration, the best first: the sum of its excesses, then its costs."""
-        violation = sum((max(excess, 0.0) for excess in self.excesses(figures).values()), start=0.0)
-        return violation, *self.cost(figures)
+        return sum((max(excess, 0.0) for excess in self.excesses(figures).values()), 0.0), *self.cost(figures)
 
 
 def outcome(evaluated: Sequence[Evaluated], goal: Goal) -> dict[str, Any]:
@@ -63,26 +62,17 @@ def outcome(evaluated: Sequence[Evaluated], goal: Goal) -> dict[str, Any]:
         words = ", ".join(f"{name} {value:,.6g}" for name, value in nearest.items())
         raise InputError(
             f"a configuration must meet {', '.join(bound.text for bound in goal.constraints)}, and none of "
-            f"{len(evaluated)} evaluated does; the nearest has {words}; search with a larger "
-            "--max-evaluations, another strategy or a looser constraint"
+            f"{len(evaluated)} evaluated does; the nearest has {words}"
         )
-    costs = [goal.cost(figures) for _, figures in feasible]
-    front = [each for each, cost in zip(feasible, costs, strict=True) if not any(dominates(one, cost) for one in costs)]
-    return {
-        "evaluations": [_as_data(each) for each in evaluated],
-        "chosen": _as_data(min(feasible, key=lambda each: goal.key(each[1]))),
-        "pareto": [_as_data(each) for each in sorted(front, key=lambda each: goal.cost(each[1]))],
-    }
+    costs = np.array([goal.cost(figures) for _, figures in feasible])
+    beaten = [((costs <= cost).all(1) & (costs < cost).any(1)).any() for cost in costs]
+    best_first = sorted(zip(feasible, beaten, strict=True), key=lambda each: goal.cost(each[0][1]))
 
+    def as_data(some: Iterable[Evaluated]) -> list[dict[str, Any]]:
+        return [{"ranks": dict(ranks), "metrics": dict(sorted(figures.items()))} for ranks, figures in some]
 
-def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Tell whether one is no larger in every cost and smaller in one."""
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-
-def _as_data(evaluated: Evaluated) -> dict[str, Any]:
-    ranks, figures = evaluated
-    return {"ranks": dict(ranks), "metrics": dict(sorted(figures.items()))}
+    front = as_data(each for each, is_beaten in best_first if not is_beaten)
+    return {"evaluations": as_data(evaluated), "chosen": front[0], "pareto": front}
 
 
 @dataclass(frozen=True)
@@ -107,18 +97,14 @@ def held_out_gain(quality: str, chosen: Measured, heuristic: Measured, is_same: 
     difference on unseen examples comes with a paired 95 % interval, None if it is infinite.
     """
     if quality in MAXIMISED:
-        ones, others = ([each.values.astype(bool).tolist()] for each in (chosen, heuristic))
-        value, low, high = paired_difference(ones, others)
+        value, low, high = paired_difference(*([each.values.astype(bool).tolist()] for each in (chosen, heuristic)))
     else:
         value, low, high = ratio_difference(chosen.values - heuristic.values, chosen.weights)
     notes = []
     if is_same:
         notes = ["the heuristic is the chosen configuration: the search found nothing better"]
     elif low <= 0.0 <= high:
-        notes = [
-            f"the difference on the test examples is inside the noise ({low:+.4g} to {high:+.4g}): they do not tell "
-            "the chosen configuration from the heuristic"
-        ]
+        notes = [f"the test examples do not tell the choice from the heuristic: {low:+.4g} to {high:+.4g} is noise"]
     elif (value > 0) != (quality in MAXIMISED):
         notes = ["the chosen configuration is worse than the heuristic on the test examples; take the heuristic"]
     test = {

@@ -8,12 +8,7 @@ from itertools import product
 
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import (
-    BaseSampler,
-    NSGAIIISampler,
-    NSGAIISampler,
-    RandomSampler,
-)
+from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial
 
 from shears.adapt.space import RankConfig, SearchSpace
@@ -42,19 +37,12 @@ def hill_climbing(space: SearchSpace, seed: int, known: Known, max_climbs: int) 
             if incumbent not in known:
                 return incumbent
             visited.add(incumbent)
-            incumbent = _step(space, seed, known, incumbent)
+            neighbours = list(space.neighbours(incumbent))
+            random.Random(f"hill-climbing/{seed}/{tuple(incumbent.values())}").shuffle(neighbours)
+            better = [each for each in neighbours if each not in known or known[each] < known[incumbent]]
+            incumbent = better[0] if better else incumbent
         incumbent = space.random(random.Random(f"hill-climbing/{seed}/restart/{climb}"))
     return None
-
-
-def _step(space: SearchSpace, seed: int, known: Known, incumbent: RankConfig) -> RankConfig:
-    """Return the first neighbour that is better or not yet known; the incumbent itself at a summit."""
-    neighbours = list(space.neighbours(incumbent))
-    random.Random(f"hill-climbing/{seed}/{tuple(incumbent.values())}").shuffle(neighbours)
-    for neighbour in neighbours:
-        if neighbour not in known or known[neighbour] < known[incumbent]:
-            return neighbour
-    return incumbent
 
 
 class _CachedParents:
@@ -63,15 +51,13 @@ class _CachedParents:
     def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
         """Return the parents in the order of Optuna's cache; it computes them in another one."""
         super().get_parent_population(study, generation)  # type: ignore[misc]
-        parents: list[FrozenTrial] = super().get_parent_population(study, generation)  # type: ignore[misc]
-        return parents
+        return super().get_parent_population(study, generation)  # type: ignore[misc, no-any-return]
 
     def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
         """Return the parents, drawn from another generator than the children."""
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             twin = type(self)(population_size=self.population_size, seed=generation)  # type: ignore[call-arg, attr-defined]
-        parents: list[FrozenTrial] = super(_CachedParents, twin).select_parent(study, generation)  # type: ignore[misc]
-        return parents
+        return super(_CachedParents, twin).select_parent(study, generation)  # type: ignore[misc, no-any-return]
 
 
 class _Nsga2(_CachedParents, NSGAIISampler):  # type: ignore[misc]

@@ -62,7 +62,6 @@ def search(
     """
     settings = build(SearchConfig, "search", config)
     output = expanded(output)
-    start = time.monotonic()
     record = read_record(Path(super_adapter), SEARCH_SPACE, "fingerprint", "config")
     space = space_of_record(record)
     goal = Goal(settings.objectives, settings.constraints)
@@ -82,18 +81,14 @@ def search(
             heuristic = space.heuristic()
             found["test_sha256"] = source_fingerprint(str(settings.test))
             found["gain"] = held_out_gain(quality, on_test(ranks), on_test(heuristic), ranks == heuristic)
+            for note in found["gain"]["notes"]:
+                logger.warning("%s", note)
         about = {"shears_version": __version__, "config": as_data(settings), **identity}
         about |= {"objectives": list(goal.objectives), "constraints": [bound.text for bound in goal.constraints]}
         write_json(work / RESULT, {**about, **found})
-    _log(found, time.monotonic() - start)
-    return output
-
-
-def _log(found: Mapping[str, Any], seconds: float) -> None:
-    for note in found.get("gain", {}).get("notes", []):
-        logger.warning("%s", note)
     figures = ", ".join(f"{name} {value:,.5g}" for name, value in found["chosen"]["metrics"].items())
-    logger.info("%d configurations evaluated in %.0f s, chosen: %s", len(found["evaluations"]), seconds, figures)
+    logger.info("%d configurations evaluated, chosen: %s", len(found["evaluations"]), figures)
+    return output
 
 
 def _check(settings: SearchConfig, space: SearchSpace) -> None:
@@ -101,7 +96,7 @@ def _check(settings: SearchConfig, space: SearchSpace) -> None:
     if settings.strategy == "exhaustive" and settings.max_evaluations < space.size:
         raise InputError(
             f"max_evaluations must be at least {space.size:,}, the whole space, with strategy exhaustive, got "
-            f"{settings.max_evaluations}; raise it or take another strategy"
+            f"{settings.max_evaluations}"
         )
     if settings.test is not None:
         refuse_same(settings.test, settings.data, "search.test must be other examples than data, which the search sees")
@@ -158,8 +153,7 @@ def open_study(settings: SearchConfig, storage: BaseStorage, identity: dict[str,
         storage=storage, study_name=f"search-{name}", directions=directions, load_if_exists=True
     )
     if POPULATION not in study.user_attrs:
-        fitting = min(settings.max_evaluations // GENERATIONS, 50)
-        study.set_user_attr(POPULATION, max(fitting, 4))
+        study.set_user_attr(POPULATION, max(min(settings.max_evaluations // GENERATIONS, 50), 4))
     if settings.storage is None:  # this process alone works on the journal: what runs in it was killed
         for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             study.tell(trial.number, state=TrialState.FAIL)
@@ -224,10 +218,7 @@ def _evaluated(
     ranks = RankConfig({group: trial.suggest_categorical(group, list(each)) for group, each in space.ranks.items()})
     figures = known.get(ranks) or objective(ranks)
     if not all(map(math.isfinite, figures.values())):
-        raise InputError(
-            f"every figure must be finite, got {dict(figures)} for {ranks}; look for non-finite weights or examples "
-            "without a completion"
-        )
+        raise InputError(f"every figure must be finite, got {dict(figures)} for {ranks}")
     trial.set_user_attr(FIGURES, dict(figures))
     for name, excess in goal.excesses(figures).items():
         trial.set_constraint(name, excess)

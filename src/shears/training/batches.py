@@ -4,7 +4,8 @@ B examples, T tokens of the longest.
 """
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,20 +25,13 @@ def pad(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
     """Return input_ids, attention_mask, position_ids and labels, each Int "B T", padded on the left.
 
     Positions count from each row's first real token, so that a row's logits are the same in every
-    batch. Completions end together.
+    batch.
     """
-    length = max(len(row.input_ids) for row in rows)
-
-    def filled(lines: Iterable[list[int]], value: int) -> Tensor:
-        return torch.tensor([[value] * (length - len(line)) + line for line in lines])
-
-    mask = filled(([1] * len(row.input_ids) for row in rows), 0)
-    return {
-        "input_ids": filled((row.input_ids for row in rows), pad_id),
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-        "labels": filled((row.labels for row in rows), IGNORED),
-    }
+    lengths = [len(row.input_ids) for row in rows]
+    batch = pad_right([Tokenized(row.input_ids[::-1], row.labels[::-1]) for row in rows], pad_id)
+    turned = {name: tensor.flip(1) for name, tensor in batch.items()}
+    mask = torch.tensor([[0] * (max(lengths) - length) + [1] * length for length in lengths])
+    return {**turned, "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
 
 
 def pad_right(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
@@ -59,21 +53,17 @@ def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+@dataclass(eq=False)
 class EpochOrder(Sampler[int]):
-    """Yields the indices of an epoch in random batches, each sorted by length; `set_epoch` reshuffles them.
+    """Yields the indices of an epoch in random batches, each sorted by length, as a function of seed and epoch.
 
-    The micro-batches of a step then have little padding. The order is a function of (seed, epoch).
+    The micro-batches of a step then have little padding.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
-        self.epoch = epoch
+    lengths: Sequence[int]
+    batch_size: int
+    seed: int
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -84,7 +74,7 @@ class EpochOrder(Sampler[int]):
         generator.shuffle(order)
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         # a short batch must stay the last one, because a loader cuts equal runs
-        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
+        short = [batches.pop()] if len(order) % self.batch_size else []
         generator.shuffle(batches)
         for batch in batches + short:
             yield from sorted(batch, key=self.lengths.__getitem__)

@@ -4,12 +4,10 @@ import atexit
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TypeVar
 
-import torch
 from accelerate import PartialState
 
 from shears.config.train_options import LoopConfig
@@ -37,8 +35,7 @@ def training_folder(output: Path, settings: LoopConfig, origin: Mapping[str, str
     device = pick_device(settings.device)
     resolved_precision(settings.precision, device)  # raises before a model is loaded
     if launched()[1] > 1:  # by gloo between CPUs, by NCCL between GPUs
-        PartialState(cpu=device.type == "cpu")
-        atexit.register(_disconnect)
+        atexit.register(PartialState(cpu=device.type == "cpu").destroy_process_group)  # its threads could abort an exit
     work = partial_folder(output)
     known = {key.removesuffix("_sha256").removesuffix("_fingerprint") for key, value in origin.items() if value}
     options = {key: value for key, value in as_data(settings).items() if key not in CHANGEABLE | known}
@@ -54,12 +51,10 @@ def training_folder(output: Path, settings: LoopConfig, origin: Mapping[str, str
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the step after which a checkpoint was written."""
     return int(checkpoint.name.rsplit("-", 1)[-1])
 
 
 def last_whole_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that is marked as whole; None if there is none."""
     return max((marker.parent for marker in (work / CHECKPOINTS).glob(f"*/{MARKER}")), key=step_of, default=None)
 
 
@@ -70,7 +65,6 @@ def begin_from(work: Path) -> Path | None:
     if is_first_process():
         for path in (work / CHECKPOINTS).glob("checkpoint-*"):
             if not (path / MARKER).is_file():
-                logger.warning("checkpoint %s is incomplete; skipped", path.name)
                 shutil.rmtree(path)
         last = -1 if checkpoint is None else step_of(checkpoint)
         for log in (work / TRAINING_LOG, work / TRAINING_TIMES):
@@ -81,25 +75,12 @@ def begin_from(work: Path) -> Path | None:
     return checkpoint
 
 
-Made = TypeVar("Made")
-
-
-def _disconnect() -> None:  # the connection's threads could abort an interpreter that exits
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def wait() -> None:
     """Wait until every process has called this; a process that fails ends the others by its launcher."""
     if launched()[1] > 1:
         PartialState().wait_for_everyone()
 
 
-def first_process_first(make: Callable[[], Made]) -> Made:
-    """Return what `make` returns, in every process once the first one has called it and left its files."""
-    if not is_first_process():
-        wait()
-    made = make()
-    if is_first_process():
-        wait()
-    return made
+def first_process_first() -> AbstractContextManager[None]:
+    """Return a context that the first process is in before all others, who find the files that it left."""
+    return PartialState().main_process_first() if launched()[1] > 1 else nullcontext()

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -90,28 +89,26 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
 
     With early stopping, the model then has the weights of the lowest validation loss.
     """
-    trained = sum(each.numel() for each in training.model.parameters() if each.requires_grad)
-    refuse_full_disk(work, CHECKPOINT_BYTES * trained)
     trainer = StepTrainer(training, work, settings)
+    refuse_full_disk(work, CHECKPOINT_BYTES * sum(each.numel() for _, each in trainer._trained()))
     checkpoint = begin_from(work)
     done = 0 if checkpoint is None else step_of(checkpoint)
     patience = training.validation.patience if training.validation else None
     if checkpoint and (done == training.steps or is_over(validation_losses(work), patience)):
         trainer._load_from_checkpoint(str(checkpoint))  # Trainer would make one more step before it stops
     else:
-        tokens = sum(len(row.input_ids) for row in training.rows)
-        logger.info("%d examples, %d tokens, steps %d to %d", len(training.rows), tokens, done + 1, training.steps)
+        logger.info("%d examples, steps %d to %d", len(training.rows), done + 1, training.steps)
         with meter(training.verb, training.steps, "step") as progress, kept_heap():
             progress.skip(done)
             trainer.add_callback(Steps(trainer, progress))
             try:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             except UnpicklingError as error:  # transformers lets torch read tensors and plain values only
-                rule = f"{checkpoint} must hold tensors and plain values"
-                raise InputError(f"{rule}, got: {first_line(error)}; delete that folder") from error
+                raise InputError(
+                    f"{checkpoint} must hold tensors and plain values, got: {first_line(error)}; delete that folder"
+                ) from error
     if patience:
-        best = best_step(validation_losses(work))
-        trainer._load_from_checkpoint(str(work / CHECKPOINTS / f"checkpoint-{best}"))
+        trainer._load_from_checkpoint(f"{work}/{CHECKPOINTS}/checkpoint-{best_step(validation_losses(work))}")
 
 
 class StepTrainer(Trainer):
@@ -124,19 +121,21 @@ class StepTrainer(Trainer):
         self.training = training
         self.work = work
         self.settings = settings
-        length = sum(len(row.input_ids) for row in training.rows) / len(training.rows)
+        self.in_pieces = has_plain_head(training.model)  # before Trainer seeds the generators
+        lengths = [len(row.input_ids) for row in training.rows]
+        length = sum(lengths) / len(lengths)
+        self.order = EpochOrder(lengths, settings.batch_size, settings.seed)
         super().__init__(
             model=training.model,
             args=training_arguments(settings, work / CHECKPOINTS, training.steps, training.scheduler, length),
             train_dataset=list(enumerate(training.rows)),
-            data_collator=partial(_collated, pad_id=training.pad_id),
+            data_collator=self._collated,
             callbacks=list(training.callbacks),
         )
         self.remove_callback(PrinterCallback)  # only the command line prints
         self.model_accepts_loss_kwargs = True  # makes Trainer count the step's labels and not divide again
-        self.in_pieces = has_plain_head(training.model)
         self.figures = [0.0, 0.0]  # loss and tokens of the step in this process
-        self.gradient_norm = 0.0
+        self.gradient_norm: Any = 0.0
 
     def compute_loss(
         self,
@@ -159,7 +158,7 @@ class StepTrainer(Trainer):
         assert num_items_in_batch is not None
         mean = summed / max(int(num_items_in_batch), 1)
         self.figures[0] += mean.item()
-        self.figures[1] += sum(len(self.training.rows[number].input_ids) for number in inputs["numbers"].tolist())
+        self.figures[1] += sum(self.order.lengths[number] for number in inputs["numbers"].tolist())
         # DDP averages the processes' gradients, and the step's loss is their sum
         scaled: Tensor = mean * self.accelerator.num_processes
         return scaled
@@ -191,14 +190,15 @@ class StepTrainer(Trainer):
             )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        lengths = [len(row.input_ids) for row in self.training.rows]
-        self.order = EpochOrder(lengths, self.settings.batch_size, self.settings.seed)
         return self.order
 
+    def _collated(self, numbered: Sequence[tuple[int, Tokenized]]) -> dict[str, Tensor]:
+        numbers = torch.tensor([number for number, _ in numbered])  # of the examples in the training set
+        return {**pad_right([row for _, row in numbered], self.training.pad_id), "numbers": numbers}
+
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **kwargs)  # of all processes, before the clipping
-        self.gradient_norm = float(norm)
-        return norm
+        self.gradient_norm = super()._get_grad_norm(*args, **kwargs)  # of all processes, before the clipping
+        return self.gradient_norm
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(str(output_dir))
@@ -223,17 +223,13 @@ class Steps(TrainerCallback):
     def __init__(self, trainer: StepTrainer, progress: Meter) -> None:
         self.trainer = trainer
         self.progress = progress
-        self.log = trainer.work / TRAINING_LOG
         self.learning_rate = 0.0
-        self.figures = (0.0, 0)  # loss and tokens of the step in all processes
         self.step_start = self.saved = time.monotonic()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Choose the order of the epoch; accelerate does not reach it through every wrapper."""
-        self.trainer.order.set_epoch(int(state.epoch or 0))
+        self.trainer.order.epoch = int(state.epoch or 0)
 
     def on_step_begin(self, *_: Any, **kwargs: Any) -> None:
-        """Note the learning rate of this step."""
         self.learning_rate = kwargs["lr_scheduler"].get_last_lr()[0]
         self.trainer.figures = [0.0, 0.0]
 
@@ -242,51 +238,40 @@ class Steps(TrainerCallback):
 
         In fp16, gradients may overflow: torch's scaler skips such a step and lowers its scale.
         """
-        loss, tokens = self.trainer.figures
         if args.world_size > 1:
             own = torch.tensor(self.trainer.figures, dtype=torch.float64, device=args.device)
-            loss, tokens = self.trainer.accelerator.reduce(own).tolist()
-        self.figures = (loss, int(tokens))
-        self.trainer.refuse_non_finite("loss", loss)
+            self.trainer.figures = self.trainer.accelerator.reduce(own).tolist()
+        self.trainer.refuse_non_finite("loss", self.trainer.figures[0])
         if not args.fp16:
-            self.trainer.refuse_non_finite("norm of the gradients", self.trainer.gradient_norm)
+            self.trainer.refuse_non_finite("norm of the gradients", float(self.trainer.gradient_norm))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *_: Any, **__: Any
     ) -> None:
         """Log the step, with its validation if one is due, which may end the training; save in time."""
-        loss, tokens = self.figures
+        loss, tokens = self.trainer.figures
         step = state.global_step
-        line = {"step": step, "loss": loss, "tokens": tokens, "learning_rate": self.learning_rate}
+        line = {"step": step, "loss": loss, "tokens": int(tokens), "learning_rate": self.learning_rate}
         line |= self.trainer.training.details()
         seconds = round(time.monotonic() - self.step_start, 4)  # with the making of the batch
         validation = self.trainer.training.validation
         if validation and (step % validation.every == 0 or step == state.max_steps):
             line[VALIDATION_LOSS] = self.trainer.validation_loss(validation)
         if is_first_process():
-            times = self.log.with_name(TRAINING_TIMES)
-            for path, content in ((self.log, line), (times, {"step": step, "seconds": seconds})):
-                with path.open("a", encoding="utf-8") as file:
+            for name, content in ((TRAINING_LOG, line), (TRAINING_TIMES, {"step": step, "seconds": seconds})):
+                with (self.trainer.work / name).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(content) + "\n")
         if validation and validation.patience and VALIDATION_LOSS in line:
-            self._stop_early(state, control, validation.patience, {step: line[VALIDATION_LOSS]})
+            losses = validation_losses(self.trainer.work) | {step: line[VALIDATION_LOSS]}
+            over = is_over(losses, validation.patience)
+            if best_step(losses) == step:
+                state.best_global_step = step  # Trainer keeps its checkpoint
+            control.should_training_stop |= over
+            control.should_save |= over or best_step(losses) == step
         if args.world_size == 1 and time.monotonic() - self.saved > SECONDS:
             control.should_save = True
         self.step_start = time.monotonic()
-        self.progress.advance(work=tokens, note=f"tokens/s, loss {loss:.3f}")
-
-    def _stop_early(
-        self, state: TrainerState, control: TrainerControl, patience: int, newest: dict[int, float]
-    ) -> None:
-        """Save the weights of the lowest loss, which Trainer then keeps; stop where it no longer falls."""
-        losses = validation_losses(self.trainer.work) | newest
-        if best_step(losses) == state.global_step:
-            state.best_global_step = state.global_step
-            control.should_save = True
-        if is_over(losses, patience):
-            logger.info("the validation loss has not fallen since step %s; stopped", best_step(losses))
-            control.should_training_stop = True
-            control.should_save = True
+        self.progress.advance(work=int(tokens), note=f"tokens/s, loss {loss:.3f}")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Mark a checkpoint as whole once all of it is on the disk."""
@@ -319,10 +304,7 @@ def is_over(losses: Mapping[int, float], patience: int | None) -> bool:
 def training_arguments(
     settings: LoopConfig, folder: Path, steps: int, scheduler: str, length: float
 ) -> TrainingArguments:
-    """Return Trainer's arguments for examples of `length` tokens on average; `folder` gets the checkpoints.
-
-    InputError for an uneven split.
-    """
+    """Return Trainer's arguments for examples of `length` tokens on average; `folder` gets the checkpoints."""
     device = pick_device(settings.device)
     precision = resolved_precision(settings.precision, device)
     processes = launched()[1]
@@ -389,9 +371,3 @@ def kept_heap() -> Iterator[None]:
         libc.mallopt(M_MMAP_MAX, 65536)  # both are glibc's defaults
         libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
         libc.malloc_trim(0)
-
-
-def _collated(numbered: Sequence[tuple[int, Tokenized]], pad_id: int) -> dict[str, Tensor]:
-    """Return a batch, with `numbers`, the examples' numbers in the training set."""
-    numbers = torch.tensor([number for number, _ in numbered])
-    return {**pad_right([row for _, row in numbered], pad_id), "numbers": numbers}

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shears.checkpoints.package_file import is_block_matrix
-from shears.checkpoints.tensor_files import TensorFiles, num_weights, weights_bytes
+from shears.checkpoints.tensor_files import num_weights, weights_bytes
 from shears.checkpoints.without_code import known_config
 from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
@@ -20,7 +18,7 @@ from shears.config.resolve import build
 from shears.data.calibration import check_text, text_template, text_tokens
 from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
 from shears.errors import InputError
-from shears.models.blocks import block_matrices, decoder_blocks
+from shears.models.blocks import block_matrices
 from shears.models.devices import DTYPES, computing_dtype, pick_device, resolved_precision
 from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import num_embeddings, positions_in, refuse_longer
@@ -81,7 +79,6 @@ def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
         origin["recovery_fingerprint"] = recovery_record(base)["fingerprint"]
     with training_folder(output, settings, origin) as work:
         if not (work / HEALED).is_file():  # it is there after an interruption between saving and renaming
-            refuse_dense(base)
             decided = settings.model_copy(update={"learning_rate": settings.rate_for(num_weights(base.folder))})
             tokenizer = load_tokenizer(base)
             rows = sequences(base, teacher, tokenizer, decided)
@@ -115,33 +112,19 @@ def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
 
 
 def teacher_of(sparse: ModelRef, settings: HealConfig) -> TeacherSource:
-    """Return the teacher of the settings, by default the model that `sparse` was pruned from.
-
-    InputError where there is none, where it is the sparse model itself or has another vocabulary.
-    """
+    """Return the teacher of the settings, by default the model that `sparse` was pruned from."""
     if settings.teacher is not None:
         teacher = find_teacher(settings.teacher)
     else:
         name = sparse.record.get("model")
         if not isinstance(name, str):
             raise InputError(f"heal needs the dense model, and {sparse.name} has no record of it; add --teacher")
-        dtype = str(sparse.record.get("config", {}).get("dtype", "auto"))
-        teacher = TeacherSource(resolve(name, dtype))
+        teacher = TeacherSource(resolve(name, str(sparse.record.get("config", {}).get("dtype", "auto"))))
         teacher.model.refuse_package("teach")
     if teacher.fingerprint == sparse.fingerprint:
         raise InputError(f"the teacher must be another model than the one to heal, both are {teacher.name}")
     refuse_other_vocabulary(teacher, sparse)
     return teacher
-
-
-def refuse_dense(sparse: ModelRef) -> None:
-    """Raise InputError if no matrix of the blocks has a zero in its files, before anything is computed."""
-    files = TensorFiles(sparse.folder)
-    matrices = (name for name in files.names if is_block_matrix(name, (files.dtype(name), files.shape(name))))
-    if not any(count_zeros(files.load(name)) for name in matrices):
-        raise InputError(
-            f"the model to heal must have zeros, the linears of {sparse.name} have none; sparsify it first"
-        )
 
 
 def sequences(
@@ -155,8 +138,8 @@ def sequences(
     length = settings.sequence_length
     refuse_longer(length, positions_in(known_config(sparse.folder)))
     tokens = settings.num_sequences * length
-    write = partial(text_source, settings.data, teacher.model, tokens, settings.seed, settings.columns)
-    data, columns = first_process_first(write)
+    with first_process_first():
+        data, columns = text_source(settings.data, teacher.model, tokens, settings.seed, settings.columns)
     template: TemplateName = settings.template or text_template(trained_template(sparse.folder), tokenizer)
     ids = text_tokens(data, tokenizer, columns, template)
     pieces = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
@@ -184,16 +167,13 @@ def _trainable_model(sparse: ModelRef, rows: list[Tokenized], settings: HealConf
     model = load_model(sparse, computing_dtype(settings.precision, device), settings.device)
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
     linears = trainable(model)
-    size = sum(matrix.shape[0] * matrix.shape[1] for matrix in linears.values())
-    total = sum(parameter.numel() for parameter in decoder_blocks(model)[1].parameters() if parameter.ndim > 1)
     precision = resolved_precision(settings.precision, device)
     packed_as = None if settings.quantize_aware == "none" else settings.quantize_aware
     train_kept(model, linears, None if precision == "fp32" else DTYPES[precision], packed_as)
     if settings.recovery:
         add_recovery(model, sparse)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    share = 100 * size / total
-    logger.info("healing %.0f %% of the blocks' weights, %.4g M trained numbers", share, trained / 1e6)
+    logger.info("healing %d linears, %.4g M trained numbers", len(linears), trained / 1e6)
     return model
 
 
@@ -203,19 +183,13 @@ def _write_healed(
     """Write the sparse model with its trained weights to `work`; return the zeros of its linears.
 
     A recovery that was trained is written beside it, `about` in its record. InputError where a
-    weight is not finite in the files' number format, and where the files have their zeros in other
-    places than the sparse model.
+    weight is not finite in the files' number format.
     """
     for file in work.glob("*.safetensors*"):
         file.unlink()  # of an interruption while writing
     with rewriting(sparse, work, "cpu", "auto") as source:
         linears = _change(source, model)
     save_tokenizer(sparse, work)
-    before = TensorFiles(sparse.folder)
-    after = TensorFiles(work)
-    for name in sorted({*before.names} & {*after.names}):
-        if len(before.shape(name)) > 1 and not torch.equal(before.load(name) == 0, after.load(name) == 0):
-            raise InputError(f"{name} must have its zeros where {sparse.folder} has them, it has others")
     write_healed_recovery(model, work, output, about)
     return linears
 

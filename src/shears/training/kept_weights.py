@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed_layout import NumberFormat
-from shears.errors import InputError
+from shears.errors import InputError, option
 from shears.models.blocks import Matrix, block_matrices, decoder_blocks, sharing_a_weight, weight_oi
 from shears.models.recovery import read_recovery, write_factors
 from shears.models.ref import ModelRef
@@ -92,7 +92,6 @@ class KeptWeights(nn.Module):
         self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs."""
         result: Tensor = _KeptProduct.apply(x, self.values, self)
         return result if self.recovery is None else result + self.recovery(x)
 
@@ -161,7 +160,6 @@ def train_kept(
 
 
 def kept_weights(model: nn.Module) -> dict[str, KeptWeights]:
-    """Return the linears whose kept weights are trained, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, KeptWeights)}
 
 
@@ -169,7 +167,6 @@ class Refresh(TrainerCallback):
     """Lets the model compute with its trained weights, those of a checkpoint too."""
 
     def on_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
-        """Round the values into the weights of every linear."""
         for linear in kept_weights(kwargs["model"]).values():
             linear.refresh()
 
@@ -189,7 +186,6 @@ class RecoveryProduct(nn.Module):
         self.a = nn.Parameter(a.float() / self.scales[1])
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        """Return B A x."""
         b, a = (factor.to(x.dtype) for factor in (self.b, self.a))
         narrow = nn.functional.linear(x, a)
         return nn.functional.linear(narrow, b) * (self.scales[0] * self.scales[1])
@@ -201,17 +197,12 @@ class RecoveryProduct(nn.Module):
 
 
 def add_recovery(model: nn.Module, sparse: ModelRef) -> None:
-    """Give linears of kept weights the product of the recovery in the folder of `sparse`.
-
-    InputError if there is none, if it belongs to other weights, or if it has a linear that is not
-    trained.
-    """
+    """Give linears of kept weights the product of the recovery in the folder of `sparse`."""
     tensors = read_recovery(sparse)
     linears = kept_weights(model)
     for name in sorted(key.removeprefix(PREFIX).removesuffix(A) for key in tensors if key.endswith(A)):
-        if name not in linears:
-            raise InputError(f"recovery needs linears that healing trains, {name} is not one; leave recovery out")
-        linear = linears[name]
+        with option("recovery"):  # it lacks a linear that healing does not train
+            linear = linears[name]
         product = RecoveryProduct(tensors[PREFIX + name + B], tensors[PREFIX + name + A])
         linear.recovery = product.to(linear.weight.device)
 
@@ -221,10 +212,8 @@ def write_healed_recovery(model: nn.Module, work: Path, output: Path, record: di
     linears = kept_weights(model)
     shutil.rmtree(work / RECOVERY_FOLDER, ignore_errors=True)  # of an interruption while writing
     factors = {name: each.recovery.factors() for name, each in linears.items() if each.recovery is not None}
-    if not factors:
-        return
     if not all(torch.isfinite(factor).all() for pair in factors.values() for factor in pair):
         raise InputError("a healed recovery must be finite, it is not; lower learning_rate")
-    write_factors(
-        work, output, factors, transposed=any(isinstance(each, Conv1D) for each in linears.values()), record=record
-    )
+    if factors:
+        transposed = any(isinstance(each, Conv1D) for each in linears.values())
+        write_factors(work, output, factors, transposed=transposed, record=record)

@@ -6,6 +6,7 @@ that are kept of a teacher's prediction, H features before the head.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -67,12 +68,8 @@ def logits_at(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor
         return (hidden[wanted][None], *args[1:]) if hidden.shape[:2] == wanted.shape else args
 
     head = own_model(model).get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_pre_hook(choose) if isinstance(head, nn.Module) else None
-    try:
+    with head.register_forward_pre_hook(choose) if isinstance(head, nn.Module) else nullcontext():
         logits: Tensor = model(**inputs, use_cache=False).logits
-    finally:
-        if handle is not None:
-            handle.remove()
     return logits[wanted] if logits.shape[:2] == wanted.shape else logits.flatten(0, -2)
 
 
@@ -91,14 +88,14 @@ def loss_of_labels(
     words: Int[Tensor, " K"], taught: TopK | None = None, kl: float = 0.0, cross_entropy: float = 1.0
 ) -> LossOfLogits:
     """Return the loss of predicting these words; with a teacher, kl times its divergence is added to a share of it."""
+    share = 1.0 if taught is None else cross_entropy
 
     def loss(logits: Float[Tensor, "P V"], rows: slice) -> Float[Tensor, " P"]:
         total = torch.zeros(len(logits), device=logits.device)
-        if taught is not None and kl:
+        if taught is not None:
             total = kl * kl_from_top_k(logits, TopK(taught.indices[rows], taught.log_probs[rows]))
-        if taught is None or cross_entropy:
-            text = nn.functional.cross_entropy(logits.float(), words[rows], reduction="none")
-            total = total + (text if taught is None else cross_entropy * text)
+        if share:
+            total = total + share * nn.functional.cross_entropy(logits.float(), words[rows], reduction="none")
         return total
 
     return loss
@@ -115,7 +112,7 @@ def summed_in_pieces(
     head: Any = own_model(model).get_output_embeddings()  # type: ignore[operator]
     with replaced_forwards([head], lambda _: lambda hidden: hidden):
         hidden = logits_at(model, batch, wanted)
-    leaf = hidden.detach().requires_grad_(hidden.requires_grad)
+    leaf = hidden.detach().requires_grad_()
     gradient = torch.zeros_like(leaf)
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     kind = hidden.device.type
@@ -126,11 +123,8 @@ def summed_in_pieces(
         rows = slice(start, start + size)
         piece = leaf[rows]
         part = loss(nn.functional.linear(piece, weight, head.bias), rows).sum()
-        if leaf.requires_grad:
-            (gradient[rows],) = torch.autograd.grad(part, piece)
+        (gradient[rows],) = torch.autograd.grad(part, piece)
         total += part.detach()
-    if not leaf.requires_grad:
-        return total
     carrier = (hidden * gradient).sum()
     return total + (carrier - carrier.detach())
 
@@ -151,12 +145,6 @@ def has_plain_head(model: nn.Module) -> bool:
         outputs.append(args[0] * PROBE)
         return outputs[-1]
 
-    handle = head.register_forward_hook(probed)
-    was_training = model.training
-    model.eval()
-    try:
+    with head.register_forward_hook(probed):
         logits = base(input_ids=torch.tensor([[0, 1]], device=head.weight.device), use_cache=False).logits
-    finally:
-        model.train(was_training)
-        handle.remove()
     return len(outputs) == 1 and torch.equal(logits, outputs[0].to(logits.dtype))

@@ -64,16 +64,11 @@ class TeacherSource:
         return self.model.recorded_name if self.adapter is None else str(self.adapter.resolve())
 
     def load(self, dtype: str = "auto", device: str = "auto") -> nn.Module:
-        """Return the model, with its adapter, in evaluation mode."""
         return load_with_adapter(self.model, self.adapter, dtype, device)[0]
 
 
 def find_teacher(name: str | Path) -> TeacherSource:
-    """Return a teacher: a model by any name, or the folder of an adapter that shears trained.
-
-    InputError where there is none, for a package, and for an adapter whose base is not the one it
-    was trained on.
-    """
+    """Return a teacher: a model by any name, or the folder of an adapter that shears trained."""
     folder = expanded(name)
     if not (folder / ADAPTER_CONFIG).is_file():
         source = TeacherSource(resolve(name))
@@ -94,18 +89,14 @@ def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
     if sizes[0] != sizes[1] or words[0] != words[1]:
         raise InputError(
             f"a teacher must have the vocabulary of the model that it teaches, {teacher.name} has {sizes[0]:,} words "
-            f"and {student.name} {sizes[1]:,}{' others' if sizes[0] == sizes[1] else ''}; take the model that it was "
-            "pruned from"
+            f"and {student.name} {sizes[1]:,}; take the model that it was pruned from"
         )
 
 
 def origin_of(base: ModelRef, settings: LoopConfig, teacher: TeacherSource | None) -> dict[str, str | None]:
     """Return the fingerprints of the base, of the data, and of the teacher, if any."""
-    origin: dict[str, str | None] = {
-        "base_fingerprint": base.fingerprint,
-        "data_sha256": source_fingerprint(settings.data),
-    }
-    return origin if teacher is None else {**origin, "teacher_fingerprint": teacher.fingerprint}
+    taught = {} if teacher is None else {"teacher_fingerprint": teacher.fingerprint}
+    return {"base_fingerprint": base.fingerprint, "data_sha256": source_fingerprint(settings.data), **taught}
 
 
 class TeacherTargets:
@@ -137,28 +128,21 @@ def teacher_targets(
     The teacher is loaded only where they are missing, before the student needs its memory. Under a
     launcher the first process computes them.
     """
-    precision = resolved_precision(settings.precision, pick_device(settings.device))
-    key = {
-        "teacher": source.fingerprint,
-        "precision": precision,
-        "top_k": settings.teacher_top_k,
-        "rows": rows_fingerprint(rows),
-    }
+    device = pick_device(settings.device)
+    precision = resolved_precision(settings.precision, device)
+    top_k = settings.teacher_top_k
+    key = {"teacher": source.fingerprint, "precision": precision, "top_k": top_k, "rows": rows_fingerprint(rows)}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / FOLDER / f"{name}.safetensors"
-
-    def compute() -> None:
-        if path.is_file():
-            return
-        refuse_full_disk(path, 6 * settings.teacher_top_k * first_labels(rows)[-1])
-        network = source.load(computing_dtype(settings.precision, pick_device(settings.device)), settings.device)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        save_file(_computed(network, rows, pad_id, settings.teacher_top_k, precision), temporary)
-        sync_path(temporary)
-        temporary.rename(path)
-
-    first_process_first(compute)
+    with first_process_first():
+        if not path.is_file():
+            refuse_full_disk(path, 6 * top_k * first_labels(rows)[-1])
+            network = source.load(computing_dtype(settings.precision, device), settings.device)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            save_file(_computed(network, rows, pad_id, top_k, precision), temporary)
+            sync_path(temporary)
+            temporary.rename(path)
     logger.info("the teacher's targets are in %s", path)
     with reading(path):
         tensors = load_file(path)
