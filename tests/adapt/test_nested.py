@@ -127,14 +127,6 @@ def test_every_exported_rank_is_a_stock_peft_adapter_with_the_super_adapters_log
         assert scalings == {SCALING}
 
 
-def test_nested_is_the_default_where_it_can_be() -> None:
-    def sampling(**options: Any) -> str:
-        return TrainConfig(data="-", **options).sampling
-
-    assert sampling() == sampling(quantize_aware="none") == "nested"
-    assert sampling(quantize_aware="int4") == "uniform"
-
-
 @pytest.mark.parametrize(
     ("options", "base", "decided"),
     [

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from shears.sparsity.admm import DAMPING, ITERATIONS, PENALTY, prune_admm
@@ -27,26 +25,9 @@ def test_weights_and_masks_are_those_of_the_paper(kind: str, zeros: int, iterati
         found, pruned = prune_admm(weight, hessian, Pattern.parse(kind), zeros, iterations)
         expected, mask = admm.prune(weight, hessian, kind, zeros, iterations, damping=DAMPING, penalty=PENALTY)
         assert torch.equal(pruned, mask), seed
+        assert torch.equal(found == 0, pruned)
+        assert int(pruned.sum()) == zeros
         torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-3)  # five steps in float32
-
-
-@settings(max_examples=40)
-@given(seed=st.integers(0, 10_000), outputs=st.integers(1, 6), groups=st.integers(1, 4), data=st.data())
-def test_counts_are_exact(seed: int, outputs: int, groups: int, data: st.DataObject) -> None:
-    weight, hessian = small(seed, outputs, 4 * groups)
-    kind = data.draw(st.sampled_from(["row", "2:4", "1:4"]))
-    pattern = Pattern.parse(kind)
-    zeros = data.draw(st.integers(0, weight.numel())) if ":" not in kind else pattern.num_zeros(weight.shape)
-    iterations = data.draw(st.sampled_from([1, 5, 20]))
-    found, pruned = prune_admm(weight, hessian, pattern, zeros, iterations)
-    assert found.dtype == torch.float32
-    assert torch.isfinite(found).all()
-    assert torch.equal(found == 0, pruned)
-    assert int(pruned.sum()) == zeros
-    if kind == "row":
-        assert set(pruned.sum(1).tolist()) <= {zeros // outputs, -(-zeros // outputs)}
-    if ":" in kind:
-        assert (pruned.reshape(-1, 4).sum(1) == 4 - pattern.kept).all()
 
 
 def test_weights_of_inputs_that_are_always_zero_go_first() -> None:

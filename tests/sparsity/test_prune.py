@@ -1,7 +1,5 @@
 """Pruning touches the linears of the blocks, exactly as much as configured, and nothing else; or it is refused."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -75,10 +73,8 @@ def test_weights_that_blocks_share_are_pruned_and_counted_once() -> None:
     ("keys", "message"),
     [
         ({"skip": "q_porj"}, r"target 'q_porj'; this model has q_proj, k_proj, .*; did you mean 'q_proj'\?"),
-        ({"skip": "q_proj["}, r"must be a name or a regex, got 'q_proj\['"),
         ({"skip": "lm_head,.*proj"}, "must be linears to prune in the decoder blocks model.layers, there are none"),
         ({"pattern": "2:4", "sparsity": 0.6}, r"2:4 is a sparsity of 0\.5 everywhere; set sparsity=0\.5"),
-        ({"pattern": "1:4"}, r"1:4 is a sparsity of 0\.75 everywhere; set sparsity=0\.75"),
         ({"pattern": "2:4", "allocation": "sensitivity"}, "2:4 is a sparsity"),
         ({"pattern": "3:2"}, "must keep 0 < N < M weights, got 3:2"),
         ({"pattern": "layer"}, "must be row or N:M such as 2:4, got 'layer'"),
@@ -90,26 +86,18 @@ def test_settings_that_do_not_fit_are_refused(keys: dict[str, object], message: 
         sparsify_model(tiny_model("llama_untied"), BATCHES, config(**keys))
 
 
-def _not_finite(model: nn.Module) -> None:
-    with torch.no_grad():
-        model.get_parameter("model.layers.0.mlp.up_proj.weight")[0, 0] = torch.nan
-
-
 @pytest.mark.parametrize(
-    ("change", "batches", "message"),
+    ("value", "batches", "message"),
     [
-        (_not_finite, BATCHES, r"weights must be finite, model\.layers\.0\.mlp\.up_proj"),
-        (None, [], "at least one batch"),
-        (None, [torch.full((1, 8), VOCABULARY)], f"below {VOCABULARY}, got {VOCABULARY}"),
-        (None, [torch.zeros(1, LONGEST + 1, dtype=torch.long)], f"at most this model's context of {LONGEST}"),
+        (torch.nan, BATCHES, r"weights must be finite, model\.layers\.0\.mlp\.up_proj"),
+        (0.0, [], "at least one batch"),
+        (0.0, [torch.full((1, 8), VOCABULARY)], f"below {VOCABULARY}, got {VOCABULARY}"),
+        (0.0, [torch.zeros(1, LONGEST + 1, dtype=torch.long)], f"at most this model's context of {LONGEST}"),
     ],
 )
-def test_models_and_text_that_do_not_fit_are_refused(
-    change: Callable[[nn.Module], None] | None, batches: list[Tensor], message: str
-) -> None:
+def test_models_and_text_that_do_not_fit_are_refused(value: float, batches: list[Tensor], message: str) -> None:
     model = tiny_model()
-    if change is not None:
-        change(model)
+    model.get_parameter("model.layers.0.mlp.up_proj.weight").data[0, 0] = value
     with pytest.raises(InputError, match=message):
         sparsify_model(model, batches, config())
 

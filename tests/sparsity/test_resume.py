@@ -90,9 +90,9 @@ def test_killed_in_every_block_it_ends_with_the_same_bytes(
     assert blocks.count(0) <= 3
 
 
-@pytest.fixture
-def interrupted(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Prune, killed in the third block; return what prunes on."""
+def test_an_interrupted_pruning_is_neither_overwritten_nor_mixed_with_another(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = save_tiny(tmp_path / "base", num_hidden_layers=3)
 
     def run(**changes: Any) -> Path:
@@ -100,18 +100,12 @@ def interrupted(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> C
         return sparsify(base, tmp_path / "sparse", **{**settings, **changes})
 
     killed_at(monkeypatch, StreamedModel, "keep", 3, run)
-    return run
-
-
-def test_an_interrupted_pruning_is_neither_overwritten_nor_mixed_with_another(
-    interrupted: Callable[..., Path], tmp_path: Path
-) -> None:
     with pytest.raises(InputError, match=r"sparsity was 0\.5 and is now 0\.6"):
-        interrupted(sparsity=0.6)
+        run(sparsity=0.6)
     before = contents(partial_folder(tmp_path / "sparse"))
     save_tiny(tmp_path / "base", num_hidden_layers=3, seed=1)
     with pytest.raises(InputError, match=r"continue with the same base_fingerprint, that of .*sparse\.partial had"):
-        interrupted()
+        run()
     assert contents(partial_folder(tmp_path / "sparse")) == before
     save_tiny(tmp_path / "base", num_hidden_layers=3)
-    assert not list(interrupted().rglob("checkpoints"))
+    assert not list(run().rglob("checkpoints"))

@@ -46,21 +46,14 @@ def test_the_record_names_its_inputs_and_fits_its_weights(tmp_path: Path, text: 
     assert sorted(path.name for path in tmp_path.iterdir() if "sparse" in path.name) == ["sparse"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"sequence_length": 10_000}, "calibration needs at least one sequence"),
-        ({"sparsty": 0.5}, "did you mean 'sparsify.sparsity'"),
-        ({"skip": "nothing"}, "no linear matches target 'nothing'"),
-        ({"sequence_length": 300, "num_samples": 1}, "context of 256"),
-    ],
-)
-def test_unusable_inputs_are_refused_and_leave_no_folder(
-    settings: dict[str, object], message: str, tmp_path: Path, text: str
-) -> None:
+def test_unusable_inputs_are_refused_and_leave_no_folder(tmp_path: Path, text: str) -> None:
     base = save_tiny(tmp_path / "base")
-    with pytest.raises(InputError, match=message):
-        sparsify(str(base), tmp_path / "sparse", **{"calibration": text, **SMALL, **settings})
+    for settings, message in (
+        ({"sequence_length": 10_000}, "calibration needs at least one sequence"),
+        ({"skip": "nothing"}, "no linear matches target 'nothing'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sparsify(str(base), tmp_path / "sparse", **{"calibration": text, **SMALL, **settings})
     assert [path.name for path in tmp_path.iterdir() if "sparse" in path.name] == []
 
 
@@ -74,22 +67,15 @@ def test_a_model_without_a_tokenizer_is_pruned_on_ready_ids_and_refused_on_text(
         sparsify(tmp_path / "base", tmp_path / "other", calibration=text, **SMALL)
 
 
-def _with_weights(folder: Path, changes: dict[str, torch.Tensor]) -> str:
-    """A tiny model whose weights begin with these values."""
-    save_tiny(folder)
-    tensors = load_file(folder / "model.safetensors")
-    for name, values in changes.items():
-        tensors[name].view(-1)[: len(values)] = values
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return str(folder)
-
-
 def test_weights_too_small_for_fp16_are_no_zeros_there(tmp_path: Path, text: str) -> None:
     """An additional zero would make `check_saved` refuse the files."""
     name = "model.layers.0.mlp.up_proj.weight"
-    base = _with_weights(tmp_path / "base", {name: torch.linspace(-5e-8, 5e-8, 32)})
-    folder = sparsify(base, tmp_path / "sparse", calibration=text, dtype="fp16", **SMALL)
-    weight, dense = load_file(folder / "model.safetensors")[name], load_file(Path(base) / "model.safetensors")[name]
+    file = save_tiny(tmp_path / "base") / "model.safetensors"
+    tensors = load_file(file)
+    tensors[name].view(-1)[:32] = torch.linspace(-5e-8, 5e-8, 32)
+    save_file(tensors, file, metadata={"format": "pt"})
+    folder = sparsify(tmp_path / "base", tmp_path / "sparse", calibration=text, dtype="fp16", **SMALL)
+    weight, dense = load_file(folder / "model.safetensors")[name], load_file(file)[name]
     assert weight.dtype == torch.float16
     assert int((weight == 0).sum()) == weight.numel() // 2
     kept = weight != 0

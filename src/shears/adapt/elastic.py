@@ -34,8 +34,8 @@ from shears.records.paths import A, linear_of
 FIELDS = TrainConfig.model_fields
 
 
+# no closure, so that deepcopy is safe
 def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-    """Zero the outputs of lora_A beyond the active rank; no closure, so that deepcopy is safe."""
     return output * module.get_buffer(MASK).to(output.dtype)
 
 
@@ -172,14 +172,10 @@ class ElasticAdapter:
 
 def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapter: str) -> LoraLayer:
     layer = layers.get(name)
-    if layer is None:
-        raise InputError(f"every linear of the search space must carry the adapter {adapter!r}; {name} does not")
-    rank = len(layer.lora_A[adapter].weight)
-    if layer.use_rslora.get(adapter) or adapter in layer.lora_variant or rank < max_rank:
-        raise InputError(
-            f"an elastic adapter must be plain LoRA of the largest rank of its group ({max_rank}), without "
-            f"use_rslora and other variants; {name} has other LoRA of rank {rank}"
-        )
+    variant = layer is None or layer.use_rslora.get(adapter) or adapter in layer.lora_variant
+    if layer is None or variant or len(layer.lora_A[adapter].weight) < max_rank:
+        plain = f"plain LoRA of its group's largest rank ({max_rank}), without use_rslora and other variants"
+        raise InputError(f"every linear of the search space must carry the adapter {adapter!r}, {plain}; see {name}")
     return layer
 
 
@@ -197,16 +193,13 @@ class NLSCallback(TrainerCallback):
         self.sampling: SamplingName = "nested" if elastic.nested else "uniform"
 
     def on_step_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Activate the ranks of this step."""
         self.elastic.activate(ranks_of_step(self.sampling, self.elastic.space, self.seed, state.global_step))
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
-        """Activate the heuristic ranks before an evaluation, not those of the last draw."""
-        if control.should_evaluate:
+        if control.should_evaluate:  # not of the last draw
             self.elastic.activate(self.elastic.space.heuristic())
 
     on_epoch_end = on_step_end
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Leave the largest ranks active."""
         self.elastic.activate(self.elastic.space.maximal())

@@ -36,9 +36,8 @@ Sides = tuple[int, int]  # outputs and inputs of a linear
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
     """Return the search space: in each block, the linears joined by + share one rank.
 
-    Each part is a name's ending or a regex (see `models.blocks.matching`); the group `auto` stands
-    for those of `auto_groups`. InputError if a part matches nothing, if two groups claim one
-    linear, or if a rank exceeds min(inputs, outputs) of every linear in its group.
+    Each part is a name's ending or a regex, or `auto`. InputError if a part matches nothing, if two
+    groups claim one linear, or if a rank exceeds min(inputs, outputs) of every linear in its group.
     """
     prefix, blocks = decoder_blocks(model)
     everywhere = [f"{index}.{name}" for index, block in enumerate(blocks) for name in linears(block)]
@@ -68,7 +67,6 @@ def resolved_groups(groups: Sequence[str], folder: Path) -> tuple[str, ...]:
 
 
 def with_auto(groups: Sequence[str], model: nn.Module) -> tuple[str, ...]:
-    """Return the groups with `auto` replaced by those that the model's structure gives."""
     return tuple(name for group in groups for name in (auto_groups(model) if group == AUTO else (group,)))
 
 
@@ -114,7 +112,6 @@ def auto_groups(model: nn.Module) -> tuple[str, ...]:
 
 
 def _of_attention(children: Mapping[str, Sides], width: int) -> Group:
-    """Return an attention's linears, without the last one that leads back."""
     first = {name: name.rpartition(".")[2][0] for name in children}
     back = [name for name, (outputs, _) in children.items() if outputs == width and len(children) > 1]
     out = ([name for name in back if first[name] == "o"] or back)[-1:]
@@ -123,7 +120,6 @@ def _of_attention(children: Mapping[str, Sides], width: int) -> Group:
 
 
 def _of_mlp(children: Mapping[str, Sides], width: int) -> Iterator[Group]:
-    """Yield the groups of an MLP's first and second linear; none if they do not fit."""
     for down in [name for name, (outputs, _) in children.items() if outputs == width][-1:]:
         inner = children[down][1]
         fitting = (inner, 2 * inner)  # the second: gate and first linear in one
@@ -137,7 +133,7 @@ def _of_mlp(children: Mapping[str, Sides], width: int) -> Iterator[Group]:
 def _short(name: str, names: Iterable[str]) -> str:
     """Return the shortest ending of a linear's name that no other linear of any block has."""
     parts = name.split(".")
-    endings = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+    endings = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
     others = [f".{other}" for other in names if other != name]
     return next((ending for ending in endings if not any(each.endswith(f".{ending}") for each in others)), name)
 

@@ -25,8 +25,7 @@ class SearchSpace:
     """Allowed ranks of every group, largest first, and the linears that share a group's rank.
 
     `factors` are what a group's components are multiplied with at each of its ranks, in their
-    order; a group without any has 1 everywhere. Raises InputError for a group without falling
-    positive ranks, and without as many factors as ranks.
+    order; a group without any has 1 everywhere. InputError for ranks that are not positive and falling.
     """
 
     ranks: Mapping[str, Sequence[int]]
@@ -47,7 +46,6 @@ class SearchSpace:
 
     @classmethod
     def of_data(cls, groups: Mapping[str, Any]) -> "SearchSpace":
-        """Return the space that `as_data` described."""
         return cls(
             *(
                 {name: group[key] for name, group in groups.items() if key in group or key != "factors"}
@@ -56,7 +54,6 @@ class SearchSpace:
         )
 
     def as_data(self) -> dict[str, dict[str, list[Any]]]:
-        """Return the groups as plain JSON data: ranks, modules, and factors if there are any."""
         held = {name: getattr(self, name) for name in ("ranks", "modules", "factors")}
         return {
             group: {name: list(values[group]) for name, values in held.items() if group in values}
@@ -87,15 +84,12 @@ class SearchSpace:
         return replace(self, factors=factors)
 
     def factor(self, group: str, rank: int) -> float:
-        """Return what a group's components are multiplied with at one of its ranks."""
         return self.factors[group][self.ranks[group].index(rank)] if group in self.factors else 1.0
 
     def maximal(self) -> RankConfig:
-        """Return the largest rank of every group."""
         return RankConfig({group: ranks[0] for group, ranks in self.ranks.items()})
 
     def minimal(self) -> RankConfig:
-        """Return the smallest rank of every group."""
         return RankConfig({group: ranks[-1] for group, ranks in self.ranks.items()})
 
     def heuristic(self) -> RankConfig:

@@ -38,7 +38,6 @@ class SuperAdapter(NamedTuple):
 
 
 def space_of_record(record: Mapping[str, Any]) -> SearchSpace:
-    """Return the search space in the record `search_space.json`; InputError if it has none."""
     with reading(SEARCH_SPACE):
         return SearchSpace.of_data(record["groups"])
 
@@ -46,10 +45,7 @@ def space_of_record(record: Mapping[str, Any]) -> SearchSpace:
 def load_super_adapter(
     folder: str | Path, model: str | None = None, dtype: str = "auto", device: str = "auto"
 ) -> SuperAdapter:
-    """Load a super-adapter on its frozen base; it computes as in its training.
-
-    InputError if the base is not the one it was trained on.
-    """
+    """Load a super-adapter on its frozen base; InputError if it is not the one it was trained on."""
     folder = Path(folder)
     record = read_record(folder, SEARCH_SPACE, "groups", "base", "base_fingerprint")
     base = checked_base(folder, record, model)
@@ -164,14 +160,10 @@ def write_super_adapter(work: Path, elastic: ElasticAdapter, base: ModelRef, abo
 
 
 def save_own_loop(elastic: ElasticAdapter, output: Path, base: str | Path | None, about: Mapping[str, Any]) -> Path:
-    """Write the adapter of a user's own loop to the folder `output` (see `ElasticAdapter.save`)."""
     output = expanded(output)
     if not is_first_process():
         return output
-    name = base or elastic.model.peft_config[elastic.adapter].base_model_name_or_path
-    if not name:
-        raise InputError("an adapter's base must be known, and the model has no name; set base to its folder or hub id")
-    ref = resolve(str(name))
+    ref = resolve(str(base or elastic.model.peft_config[elastic.adapter].base_model_name_or_path))
     ref.refuse_package("train")
     _refuse_other_weights(elastic.model, ref)
     data: str | None = about["data"]

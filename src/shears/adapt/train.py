@@ -57,10 +57,9 @@ logger = logging.getLogger(__name__)
 def train(model: str | Path, output: str | Path, **config: Any) -> Path:
     """Train a super-adapter on `model` and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `TrainConfig`. The same call continues an interrupted run from
-    its last whole checkpoint. Under a launcher all processes call this, and the first one writes.
-    InputError if an input is unusable, or if the loss, the gradients or the weights stop being
-    finite.
+    The keywords are the fields of `TrainConfig`. The same call continues an interrupted run. Under a
+    launcher all processes call this, and the first one writes. InputError if an input is unusable,
+    or if the loss, the gradients or the weights stop being finite.
     """
     settings = build(TrainConfig, "train", config)
     base = resolve(model)
@@ -188,14 +187,12 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> tuple[Elastic
         make_quantize_aware(peft_model, grids, learn_scales=True)
     elif settings.masks:
         make_sparse(peft_model)
-    logger.info("%d groups of ranks %s", len(space.ranks), settings.ranks)
     return elastic, grids
 
 
 def training_of(
     elastic: ElasticAdapter, rows: Rows, settings: TrainConfig, targets: TeacherTargets | None = None
 ) -> Training:
-    """Return what the loop trains: the adapter, at the ranks that the sampling gives each step."""
     count = len(rows.train)
     validation = None
     if rows.validation:

@@ -32,8 +32,6 @@ Record = Mapping[str, Any]
 
 
 class Section:
-    """A section of a page: sentences, pictures as SVG, rows of tables, and texts to open, each by its name."""
-
     def __init__(self, title: str, *words: str) -> None:
         self.title = title
         self.words = list(words)
@@ -45,8 +43,7 @@ class Section:
 def write_report(run: str | Path, output: str | Path | None = None) -> Path:
     """Write the report of a folder of `run` or `compress` to one HTML file and return its path.
 
-    By default the file is `report.html` in that folder. InputError where a record lacks what its stage
-    writes, and for an output that cannot be written.
+    By default the file is `report.html` in that folder. InputError where a record lacks what its stage writes.
     """
     folder = expanded(run)
     path = expanded(output) if output is not None else folder / artifacts.REPORT
@@ -59,12 +56,11 @@ def write_report(run: str | Path, output: str | Path | None = None) -> Path:
 
 
 def write_page(path: Path, title: str, lead: list[str], sections: list[Section]) -> None:
-    """Write a page; characters that are no Unicode become `?`."""
     template = files("shears.report").joinpath("page.html").read_text("utf-8")
     page = Environment(autoescape=True).from_string(template)
     text = page.render(title=title, lead=lead, sections=sections, version=__version__)
     with option(f"the output {path}"):
-        write_text(path, text.encode(errors="replace").decode())
+        write_text(path, text.encode(errors="replace").decode())  # characters that are no Unicode become ?
     logger.info("wrote %s, %.1f kB", path, len(text) / 1e3)
 
 
@@ -73,7 +69,6 @@ def _run(folder: Path) -> list[Section]:
     recipe = (parse_yaml(file.read_text("utf-8")) if file.is_file() else None) or {}
 
     def record(stage: str, *parts: str) -> Record:
-        """Return a record; empty if its stage did not run, or left the recipe afterwards."""
         path = folder.joinpath(*parts)
         return read_object(path) if path.is_file() and recipe.get(stage, stage) is not None else {}
 
@@ -113,12 +108,8 @@ def _accuracy(summary: Record, answers: Mapping[str, list[Record]]) -> Section:
     section.words += figures.remarks(models)
     section.pictures[f"{metric} by model"] = intervals(models, metric, lambda value: figure(metric, value))
     section.tables["Models"] = figures.model_rows(models)
-    last = models[-1]["name"]
-    gaps = {
-        f"{last} minus {name}": paired(answers[last], answers[name])
-        for name in answers
-        if name != last and last in answers
-    }
+    *others, last = answers or [""]
+    gaps = {f"{last} minus {name}": paired(answers[last], answers[name]) for name in others}
     rows = [figures.difference_row(name, gap) for name, gap in gaps.items() if gap is not None]
     section.tables["Paired differences on the same examples (McNemar's mid-p)"] = rows
     return section
@@ -186,8 +177,6 @@ def _training(log: list[Record]) -> Section:
     lines = {"loss": list(zip(steps, losses, strict=True)), f"mean of {width}": list(zip(steps, means, strict=True))}
     if validated := [(line["step"], line["validation_loss"]) for line in log if "validation_loss" in line]:
         lines["validation"] = validated
-        best = min(validated, key=lambda point: point[1])
-        section.words.append(f"The validation loss was lowest after step {best[0]}: {best[1]:.4g}.")
     section.pictures["Loss"] = curves(lines, "step", "loss per token")
     return section
 
@@ -217,25 +206,23 @@ def _search(result: Record, folder: Path) -> Section:
     super_adapter = shlex.quote(str(folder / "super_adapter"))
     ranks = shlex.quote(f"{folder / 'search' / 'result.json'}:NUMBER")
     section.words.append(f"To export one: shears export {super_adapter} sub_adapter --ranks {ranks}")
-    if gain := result.get("gain"):
-        test = gain["test"]
-        section.words.append(f"On test data: chosen {test['chosen']:.4g}, heuristic {test['heuristic']:.4g}.")
     return section
 
 
 def _origin(recipe: Record, made: Mapping[str, Record], folder: Path) -> Section:
     section = Section("Recipe", "What is needed to repeat this run.")
-    rows: list[figures.Row] = []
-    for name, record in made.items():
-        prints = [f"{key} {value[:12]}" for key, value in record.items() if key.endswith("fingerprint") and value]
-        seed = record.get("config", {}).get("seed", "")
-        version = record.get("shears_version", "")
-        rows.append({"stage": name, "shears": version, "seed": seed, "inputs and output": ", ".join(prints)})
-    section.tables["Stages"] = rows
-    times = read_times(folder)
-    section.tables["Times"] = table_rows(times, TIMES)
-    versions = {f"{name} {version}" for line in times for name, version in line["versions"].items()}
-    section.words += [f"Versions: {', '.join(sorted(versions))}."] if versions else []
+    section.tables["Stages"] = [
+        {
+            "stage": name,
+            "shears": record.get("shears_version", ""),
+            "seed": record.get("config", {}).get("seed", ""),
+            "inputs and output": ", ".join(
+                f"{key} {value[:12]}" for key, value in record.items() if key.endswith("fingerprint") and value
+            ),
+        }
+        for name, record in made.items()
+    ]
+    section.tables["Times"] = table_rows(read_times(folder), TIMES)
     section.texts["The resolved recipe"] = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
     return section
 
@@ -249,12 +236,12 @@ def _compression(folder: Path) -> list[Section]:
     measured = Section("Measured", f"{where} The dense model's speed in bf16 is predicted.")
     for key, name, unit in (("bytes", "size, MB", 1e6), ("tokens_per_second", "tokens a second", 1.0)):
         known = [each for each in figures.measured_models(record) if each.get(key) and each.get("loss") is not None]
+        names = [(each["name"], each[key] / unit, each["loss"]) for each in known]
         marks: dict[str, list[tuple[Number, Number]]] = {"dense": [], "measured": [], "chosen": []}
-        for each in known:
-            kind = "chosen" if each["name"] == record["chosen"] else "measured"
-            marks["dense" if each["name"] == "dense" else kind].append((each[key] / unit, each["loss"]))
+        kinds = {"dense": "dense", record["chosen"]: "chosen"}
+        for label, x, loss in names:
+            marks[kinds.get(label, "measured")].append((x, loss))
         if len(known) > 1:
-            names = [(each["name"], each[key] / unit, each["loss"]) for each in known]
             measured.pictures[f"Loss over {name}"] = scatter(marks, name, "loss, nats a token", names)
     measured.tables["Measured"] = figures.measured_rows(record)
     plan = Section("Plan")

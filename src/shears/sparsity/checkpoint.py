@@ -4,7 +4,6 @@ A block's weights are in the output files when it is saved. What the blocks afte
 them are the hidden states, which go into a folder of their own, and the decisions and figures so far.
 """
 
-import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,7 +18,6 @@ from shears.models.activations import Activations
 from shears.records.artifacts import read_object, sync_path, sync_tree, write_json
 from shears.records.folders import CHECKPOINTS, CONFIG, LOCK
 
-logger = logging.getLogger(__name__)
 SECONDS = 60.0  # of work that a kill may cost: gigabytes of hidden states are not written after every fast block
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
@@ -28,8 +26,7 @@ TENSORS = "tensors.safetensors"
 class Checkpoint:
     """The last saved state of the pruning that works in a folder; empty at its beginning.
 
-    A checkpoint is a folder with the number of blocks as its name. Other files that an interrupted
-    run left are deleted. InputError if it read other things than `origin` says: weights, text, version.
+    Other files that an interrupted run left are deleted. InputError if its `origin` was another.
     """
 
     def __init__(self, work: Path, origin: Mapping[str, Any]) -> None:
@@ -48,7 +45,6 @@ class Checkpoint:
                     raise InputError(f"{rule}, that of {work} had another; delete it")
                 self.state = saved["state"]
             self.done = int(self._last.name)
-            logger.info("%d blocks are pruned already", self.done)
         files = work.glob("*.safetensors") if self.state.get("written") else ()
         kept = {work / CONFIG, work / LOCK, self._folder, self._last, *files}
         for path in [*work.iterdir(), *self._folder.glob("*")]:

@@ -36,7 +36,7 @@ class Pattern:
 def zero_counts(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
     """Return the number of zeros of every weight, in all exactly round(sum of size * sparsity).
 
-    `sizes` are numbers of weights by name. Remainders are rounded up in falling order.
+    Remainders are rounded up in falling order.
     """
     exact = {name: size * sparsities[name] for name, size in sizes.items()}
     zeros = {name: math.floor(value) for name, value in exact.items()}
@@ -55,7 +55,7 @@ def lowest_per_row(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O 
     """Return the pruned mask of exactly `zeros` weights, in every row the lowest scores.
 
     Every row gets zeros // O. The remaining zeros go, one each, to the rows whose next lowest score
-    is lowest. InputError where a score is NaN, because NaN has no order.
+    is lowest. InputError for NaN.
     """
     assert 0 <= zeros <= scores.numel(), zeros
     if scores.numel() and torch.isnan(scores.max()):  # max passes NaN on

@@ -52,8 +52,7 @@ class SparsityReport:
 def sparsify_model(model: PreTrainedModel, batches: Batches, config: SparsifyConfig) -> SparsityReport:
     """Prune the linears of a model in memory, in place, block by block.
 
-    `batches` are calibration token ids; a method that needs weights alone needs none. Embeddings,
-    norms and head stay as they are. InputError if nothing can be pruned or a weight is not finite.
+    `batches` are calibration token ids. InputError if nothing can be pruned or a weight is not finite.
     """
     return prune_blocks(WholeModel(model), batches, config)
 
@@ -66,11 +65,7 @@ def prune_blocks(
     folder: Path | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> SparsityReport:
-    """Prune the blocks of `source`; hidden states beyond the budget go to `folder`.
-
-    A source that is not resident continues from the checkpoint. InputError as in `sparsify_model`,
-    and for a model whose blocks cannot be computed one by one.
-    """
+    """Prune the blocks of `source`; hidden states beyond the budget go to `folder`."""
     by_block = choose(source.model, config)
     checkpoint = None if source.resident else checkpoint
     if config.needs_calibration:
@@ -217,8 +212,8 @@ class _Pruner:
 def choose(model: nn.Module, config: SparsifyConfig) -> dict[str, list[Matrix]]:
     """Return the weights of every decoder block that `skip` does not match.
 
-    A weight that blocks share is in the first of them. Parameters may be on the meta device.
-    InputError if nothing is left to prune, a name matches nothing, or N:M does not fit a linear.
+    A weight that blocks share is in the first of them. InputError if nothing is left to prune, a
+    name matches nothing, or N:M does not fit a linear.
     """
     prefix, blocks = decoder_blocks(model)
     first: dict[tuple[int, int | None], str] = {}

@@ -49,10 +49,9 @@ class _Fitted(NamedTuple):
 
 
 class Reconstruction:
-    """Fits the blocks of a walk in order.
+    """Fits the blocks of a walk in order; `dense` takes the dense model's hidden states.
 
-    `dense` takes the dense model's hidden states. The seed orders the batches. The first block tries every reach of a
-    step; the others take its best, which differs by model and number of steps, or the next one that lowers the error.
+    The first block tries every reach; the others take its best, or the next one that lowers the error.
     """
 
     def __init__(self, walk: Walk, dense: Activations, seed: int) -> None:
@@ -63,7 +62,6 @@ class Reconstruction:
             dense.append(states)
 
     def look(self, run: BlockRun) -> None:
-        """Compute the dense model's hidden states after a block that is not pruned yet."""
         for batch, states in enumerate(self._dense):
             self._dense[batch] = run.forward(batch, states)
 
@@ -100,7 +98,6 @@ def _set(fitted: Sequence[_Fitted], values: Sequence[Tensor]) -> None:
 
 
 def _descend(run: BlockRun, fitted: Sequence[_Fitted], targets: Activations, stream: str, rate: float) -> None:
-    """Take EPOCHS steps for each batch, in an order that is drawn from the stream."""
     groups = []
     for each in fitted:
         kept = each.values[each.kept]

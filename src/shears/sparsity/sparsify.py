@@ -97,8 +97,8 @@ def _write_sparse(
         "calibration_fingerprint": calibration.fingerprint or None,
         "shears_version": __version__,
     }
-    computed = {"device": device.type, "precision": resolved_precision(settings.precision, device)}
-    checkpoint = Checkpoint(work, {**origin, **computed})
+    precision = resolved_precision(settings.precision, device)
+    checkpoint = Checkpoint(work, {**origin, "device": device.type, "precision": precision})
     with rewriting(ref, work, settings.device, settings.dtype, checkpoint.state.get("written", ())) as source:
         report = prune_blocks(source, calibration.batches, settings, work, checkpoint)
     if tokenizer is not None:
