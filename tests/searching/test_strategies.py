@@ -60,24 +60,6 @@ def test_hill_climbing_is_the_textbook_climb(seed: int, num_groups: int, ranks: 
     assert climb(space, objective, len(expected), seed) == expected
 
 
-@settings(max_examples=10)
-@given(seed=st.integers(0, 1000), num_groups=st.integers(1, 5))
-def test_hill_climbing_finds_the_optimum_of_a_separable_objective(seed: int, num_groups: int) -> None:
-    space = make_space(num_groups, (8, 6, 4, 2))
-    objective = separable(space, seed)
-    history = climb(space, objective, 120, seed)
-    assert min(objective(ranks)["loss"] for ranks in history) == 0.0
-    assert history[0] == space.heuristic()
-    assert len(history) == len(set(history))
-
-
-def test_a_proposal_of_hill_climbing_depends_on_what_is_known_and_on_no_order() -> None:
-    space = make_space(4)
-    history = climb(space, rugged, 40)
-    known = {ranks: GOAL.key(rugged(ranks)) for ranks in reversed(history[:20])}
-    assert hill_climbing(space, 0, known, 40) == history[20]
-
-
 def test_without_a_feasible_start_it_climbs_from_the_end_that_breaks_the_bound_least() -> None:
     space = make_space(8)
     goal = Goal(constraints=(parse_constraint(f"parameters<={8 * 16 + 8}"),))

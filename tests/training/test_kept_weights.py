@@ -45,19 +45,6 @@ def test_kept_weights_get_the_gradient_of_the_dense_weight(transposed: bool) -> 
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_changed_values_are_computed_with_after_a_refresh_and_zeros_stay(transposed: bool) -> None:
-    one = One(transposed)
-    before = weight_oi(one.linear).detach().clone()
-    train_kept(one, ["linear"], None)
-    with torch.no_grad():
-        one.linear.values += 1
-    one.linear.refresh()
-    change = (before != 0).float()
-    torch.testing.assert_close(one.linear(INPUTS), nn.functional.linear(INPUTS, before + change, one.linear.bias))
-    assert torch.equal(one.linear.healed(), before + change)
-
-
-@pytest.mark.parametrize("transposed", [False, True])
 def test_products_see_the_weights_of_a_package_and_gradients_pass_its_rounding(transposed: bool) -> None:
     one, packed = One(transposed), One(transposed)
     on_grid = quantize(weight_oi(packed.linear).detach(), "int4").dense()

@@ -315,7 +315,7 @@ def training_arguments(
     if settings.batch_size % processes or own % max(size, 1):
         raise InputError(
             f"batch_size must be a multiple of micro_batch_size x processes, got {settings.batch_size} for "
-            f"{size} x {processes}; change one of them"
+            f"{size} x {processes}"
         )
     assert settings.learning_rate is not None, "the verb decides it"
     arguments = TrainingArguments(

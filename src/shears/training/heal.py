@@ -132,8 +132,7 @@ def sequences(
 ) -> list[Tokenized]:
     """Return the text in sequences, every token but the first predicted; InputError if too short.
 
-    The teacher writes it if the data is `self`. Of more text than all steps read, evenly spaced
-    sequences, whatever the seed: no other needs a teacher's targets.
+    Of more text than all steps read, evenly spaced sequences, whatever the seed.
     """
     length = settings.sequence_length
     refuse_longer(length, positions_in(known_config(sparse.folder)))
@@ -150,7 +149,6 @@ def sequences(
         )
     wanted = settings.num_steps * settings.batch_size
     if wanted < len(pieces):
-        logger.info("taking %d of the %d sequences of %s, evenly spaced", wanted, len(pieces), settings.data)
         pieces = [pieces[number * len(pieces) // wanted] for number in range(wanted)]
     epochs = settings.num_sequences / len(pieces)
     if epochs > MOST_EPOCHS:
