@@ -14,8 +14,6 @@ RANKS = {f"layers.{layer}.{kind}": rank for layer in range(LAYERS)
          for kind, rank in (("q_proj+k_proj", 4), ("up_proj", (6, 4, 2)[layer]))}  # fmt: skip
 MODELS = {"dense": [1, 1, 0, 0], "sparse": [1, 0, 0, 0], "sparse + sub-adapter": [1, 0, 1, 0]}
 VERSIONS = {"python": "3.11.9", "torch": "2.9.0", "transformers": "5.0.0", "peft": "0.18.0"}
-FILES = ("recipe.yaml", "sparse/sparsity.json", "super_adapter/search_space.json", "super_adapter/training_log.jsonl",
-         "search/result.json", "sub_adapter/sub_adapter.json", "evaluation.json")  # fmt: skip
 
 
 class Reader(HTMLParser):
@@ -32,9 +30,6 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def record(index: int, name: str, right: int, prompt: str) -> dict[str, Any]:
@@ -89,20 +84,6 @@ def records(prompt: str = "Question") -> dict[str, Any]:
         files[f"evaluation/{name.replace(' + ', '_').replace('-', '_')}.json"] = {
             **row(name, right), "task": "number", "config": {}, "records": each,
         }  # fmt: skip
-    return files
-
-
-def crowded() -> dict[str, Any]:
-    """Return a run with 80 configurations, and with linears from no zeros to all zeros."""
-    files = records()
-    found = files["search/result.json"]
-    found["evaluations"] += [
-        {"ranks": {**RANKS, "layers.0.up_proj": 5 + number}, "metrics": {"loss": 0.6 + 0.01 * number, "parameters": 50}}
-        for number in range(76)
-    ]
-    files["sparse/sparsity.json"]["linears"] = {
-        f"model.layers.{zeros}.self_attn.q_proj": {"shape": [4, 8], "zeros": zeros} for zeros in range(33)
-    }
     return files
 
 
