@@ -1,7 +1,7 @@
 """Describe a folder or file; counts come from the tensors themselves, not from records."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +9,17 @@ import torch
 from gguf import GGUFReader, GGUFValueType
 from safetensors import safe_open
 
-from shears.checkpoints.package_file import is_package, read_package
+from shears.checkpoints.package_file import read_package
 from shears.checkpoints.tensor_files import quantized_by
 from shears.checkpoints.zeros import EXPERTS, count_zeros, place_in_block, sparsities
 from shears.config.export_options import FORMAT_OF_RECORD
 from shears.errors import InputError, reading
 from shears.quantization.training import GRIDS
 from shears.records import artifacts
-from shears.records.folders import partial_folder
 
-MODELS = {
-    artifacts.SPARSITY: "sparse model",
-    artifacts.HEALED: "healed model",
-    **{record: form.called for record, form in FORMAT_OF_RECORD.items() if form.holds in ("model", "unpacked")},
-}
-"""What to call the models with these records."""
-ADAPTERS = {
-    artifacts.SEARCH_SPACE: "super-adapter",
-    **{record: form.called for record, form in FORMAT_OF_RECORD.items() if form.holds == "adapter"},
-    artifacts.RECOVERY: "recovery",
-}
-"""What to call the adapters with these records."""
+MERGED = (record for record, form in FORMAT_OF_RECORD.items() if form.holds in ("model", "unpacked"))
+MODELS = (artifacts.SPARSITY, artifacts.HEALED, *MERGED)  # records of models
+ADAPTERS = (artifacts.SEARCH_SPACE, artifacts.SUB_ADAPTER, artifacts.RECOVERY)  # records of adapters
 FILES = {artifacts.RESULT: "search", artifacts.EVALUATION: "run"}
 """What to call the folders of which only this file is shown."""
 MARKERS = (
@@ -71,9 +61,6 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"kind": "file", "path": str(path), **artifacts.read_object(path)}
     marker = next((name for name in MARKERS if (path / name).is_file()), None)
     if marker is None:
-        resolved = path.resolve()  # because `.` has no name
-        if resolved.name.endswith(".partial") or (resolved.name and partial_folder(resolved).exists()):
-            raise InputError(f"{path} must be finished, but its stage was interrupted; the same command continues it")
         rule = "a model, or an adapter, a search or a run of shears, a JSON file or a .gguf file"
         raise InputError(f"{path} must be {rule}; it has none of {', '.join(MARKERS)}")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -86,12 +73,12 @@ def _folder(folder: Path, marker: str) -> dict[str, Any]:
         return {"kind": FILES[marker], **artifacts.read_object(folder / marker)}
     if marker == artifacts.GGUF:
         record = artifacts.read_object(folder / marker)
-        return {**_gguf(folder / artifacts.GGUF_FILE), "kind": FORMAT_OF_RECORD[marker].called, **_kept(record)}
+        return {**_gguf(folder / artifacts.GGUF_FILE), "kind": artifacts.KINDS[marker], **_chosen(record, OF_MODEL)}
     if marker in ADAPTERS:
-        counts = [(tensor.numel(), count_zeros(tensor)) for _, tensor in tensors_of(folder)]
+        counts = [(tensor.numel(), count_zeros(tensor)) for _, tensor in _stored(folder)]
         parameters = sum(size for size, _ in counts)
         return {
-            "kind": ADAPTERS[marker],
+            "kind": artifacts.KINDS[marker],
             "parameters": parameters,
             "nonzeros": parameters - sum(zeros for _, zeros in counts),
             **artifacts.read_object(folder / marker),
@@ -99,45 +86,45 @@ def _folder(folder: Path, marker: str) -> dict[str, Any]:
         }
     if marker == artifacts.PACKAGE:
         record = artifacts.read_record(folder, marker, "bytes", "ratio", "base_fingerprint", "config")
+        package = read_package(folder)
+        tensors = (pair for pair in package.model_tensors() if pair[0] not in package.index.tied)
         return {
-            **_model(folder, record),
+            **_model(folder, record, tensors),
             "kind": "package",
-            "adapter_parameters": sum(tensor.numel() for tensor in read_package(folder).adapter().values()),
-            **{key: record[key] for key in OF_PACKAGE if record.get(key) is not None},
+            "adapter_parameters": sum(tensor.numel() for tensor in package.adapter().values()),
+            **_chosen(record, OF_PACKAGE),
             **{f"bytes_{name}": size for name, size in record["bytes"].items()},
             **{f"size_of_dense_{name}": ratio for name, ratio in record["ratio"].items()},
         }
     name = next((name for name in MODELS if (folder / name).is_file()), "")
-    return {"kind": MODELS.get(name, "model"), **_model(folder, artifacts.read_object(folder / name) if name else {})}
+    record = artifacts.read_object(folder / name) if name else {}
+    return {"kind": artifacts.KINDS.get(name, "model"), **_model(folder, record, _stored(folder))}
 
 
-def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: record[key] for key in OF_MODEL if record.get(key) is not None}
+def _chosen(record: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: record[key] for key in keys if record.get(key) is not None}
 
 
-def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a folder's safetensors files, or of a package's model, one at a time."""
-    if is_package(folder):
-        package = read_package(folder)
-        yield from ((name, tensor) for name, tensor in package.model_tensors() if name not in package.index.tied)
-        return
+def _stored(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a folder's safetensors files, one at a time."""
     for file in sorted(path for path in folder.glob("*.safetensors") if path.name != GRIDS):
         with reading(file), safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
                 yield name, opened.get_tensor(name)
 
 
-def _model(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def _model(folder: Path, record: Mapping[str, Any], tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
     """Return the counts of a model, its shares of zeros by layer and kind of linear, and its origin."""
     parameters = 0
     nonzeros = 0
     lists = defaultdict[str, dict[tuple[int, str], tuple[int, int]]](dict)  # decoder or image blocks
-    for name, tensor in tensors_of(folder):
+    for name, tensor in tensors:
         zeros_here = count_zeros(tensor)
         parameters += tensor.numel()
         nonzeros += tensor.numel() - zeros_here
         place = place_in_block(name)
-        if place is not None and _is_matrix(name, tensor):
+        stacked = EXPERTS in name.split(".") and tensor.ndim == 3 and tensor.is_floating_point()
+        if place is not None and (stacked or (name.endswith(".weight") and tensor.ndim >= 2)):
             counts = lists[f".{name}".partition(f".{place[0]}.")[0]]
             weights, zeros = counts.get(place, (0, 0))
             counts[place] = (weights + tensor.numel(), zeros + zeros_here)
@@ -148,14 +135,8 @@ def _model(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         **sparsities(largest),
         **({"quantized": quantized} if (quantized := quantized_by(folder)) else {}),
         "fingerprint": artifacts.weights_fingerprint(folder),
-        **_kept(record),
+        **_chosen(record, OF_MODEL),
     }
-
-
-def _is_matrix(name: str, tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor of a block is a matrix, named `weight`, or a stack of experts."""
-    stacked = EXPERTS in name.split(".") and tensor.ndim == 3 and tensor.is_floating_point()
-    return stacked or (name.endswith(".weight") and tensor.ndim >= 2)
 
 
 def _gguf(path: Path) -> dict[str, Any]:

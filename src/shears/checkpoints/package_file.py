@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shears.checkpoints import packed_layout as layout
 from shears.checkpoints.packed_layout import NumberFormat, PackedMatrix
-from shears.checkpoints.tensor_files import Spec, TensorFile, laid_out, stored_specs, write_at
+from shears.checkpoints.tensor_files import Spec, TensorFile, laid_out, stored_specs
 from shears.errors import DISTRIBUTION, InputError, reading
 from shears.quantization import grid
 from shears.records.artifacts import read_object
@@ -63,11 +63,9 @@ def is_block_matrix(name: str, spec: Spec) -> bool:
     """Return whether a tensor may be packed: a matrix of a decoder block that is no router."""
     match = IN_BLOCK.search(name)
     dtype, shape = spec
+    path = match["path"].split(".") if match else ["gate"]
     plain = len(shape) == 2 and dtype.is_floating_point and dtype.itemsize <= 4 and math.prod(shape) > 0
-    if match is None or not plain:
-        return False
-    path = match["path"].split(".")
-    return path[-1] != "gate" and ROUTERS.isdisjoint(path)
+    return plain and path[-1] != "gate" and ROUTERS.isdisjoint(path)
 
 
 def same_name(linear: str, module: str) -> bool:
@@ -91,14 +89,6 @@ class PackedEntry(_Entry):
     kept: Count | None = None
     bytes: Count | None = None  # of int4 with masks: size of `values`; a group begins with a new byte
     transposed: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> "PackedEntry":
-        if self.kept is None and self.values not in layout.QUANTIZED:
-            raise ValueError("a weight without kept must be int8 or int4")
-        if (self.bytes is not None) != (self.kept is not None and self.values == "int4"):
-            raise ValueError("int4 with kept, and nothing else, must have bytes")
-        return self
 
     @property
     def num_values(self) -> int:
@@ -284,7 +274,16 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
         raise InputError(f"a package must hold {PACKAGE_FILE}, {folder} does not; make one with shears export")
     stored, metadata = stored_specs(path)
     with reading(path):
-        index, fingerprint = _checked_metadata(metadata or {})
+        metadata = metadata or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"its format must be {FORMAT}; it is a file of another kind")
+        version = metadata["version"]
+        if version not in VERSIONS:
+            raise ValueError(f"it is package format version {version:.9}, this shears reads 1 to 3; update shears")
+        index = Index.model_validate_json(metadata["index"])
+        fingerprint = metadata["fingerprint"]
+        if index.version > version:
+            raise ValueError(f"a file with such an index must be version {index.version}, it is version {version}")
         if wrong := dict(index.tensors().items() ^ stored.items()):
             raise ValueError(f"its tensors must be those of its index, {min(wrong)} is not")
         if verify and (actual := _fingerprint(path, fingerprint)) != fingerprint:
@@ -297,18 +296,6 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
             packed[linear] = PackedMatrix(entry.rows, entry.cols, entry.values, **parts)
             layout.check_matrix(linear, packed[linear])
     return Package(path, index, fingerprint, packed, tensors)
-
-
-def _checked_metadata(metadata: Mapping[str, str]) -> tuple[Index, str]:
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"its format must be {FORMAT}; it is a file of another kind")
-    version = metadata["version"]
-    if version not in VERSIONS:
-        raise ValueError(f"it is package format version {version:.9}, this shears reads 1 to 3; update shears")
-    index = Index.model_validate_json(metadata["index"])
-    if index.version > version:
-        raise ValueError(f"a file with such an index must be version {index.version}, it is version {version}")
-    return index, metadata["fingerprint"]
 
 
 def _fingerprint(path: Path, written: str) -> str:
@@ -353,8 +340,8 @@ class PackageWriter(TensorFile):
         if self._missing:
             raise ValueError(f"every tensor must be put, {min(self._missing)} was not")
         fingerprint = _fingerprint(self.path, NO_FINGERPRINT)
-        with self.path.open("r+b", buffering=0) as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = file.read(length)
-            write_at(file, 8, memoryview(_replaced(header, NO_FINGERPRINT, fingerprint)))
+        with self.path.open("r+b") as file:
+            header = file.read(int.from_bytes(file.read(8), "little"))
+            file.seek(8)
+            file.write(_replaced(header, NO_FINGERPRINT, fingerprint))
         return fingerprint

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Float16, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from shears.quantization.grid import BLOCK, Quantized, by_input, codes_on_grid, quantize
+from shears.quantization.grid import BLOCK, Quantized, by_input, codes_on_grid, dequantize_blocks, quantize
 
 NumberFormat = Literal["fp32", "bf16", "int8", "int4"]
 PANEL = 16
@@ -74,23 +74,25 @@ def num_whole(rows: int, cols: int, values: NumberFormat) -> int:
     return panels * groups * PANEL * GROUPS[values] // (2 if values == "int4" else 1)
 
 
+def _bytes(rows: int, cols: int, num_values: int, values: NumberFormat) -> tuple[int, int]:
+    """Return the bytes with masks and without, scales not counted."""
+    shape = mask_shape(rows, cols, values)
+    size = FORMAT_DTYPES[values].itemsize
+    masked = math.prod(shape) + num_values * size + 8 * (shape[0] + 1)
+    return masked, num_whole(rows, cols, values) * size
+
+
 def is_masked(rows: int, cols: int, num_values: int, values: NumberFormat) -> bool:
     """Return whether masks make a weight smaller; `num_values` is what `num_stored` returns."""
-    whole = num_whole(rows, cols, values) * FORMAT_DTYPES[values].itemsize
-    return _masked_bytes(rows, cols, num_values, values) < whole
-
-
-def _masked_bytes(rows: int, cols: int, num_values: int, values: NumberFormat) -> int:
-    shape = mask_shape(rows, cols, values)
-    return math.prod(shape) + num_values * FORMAT_DTYPES[values].itemsize + 8 * (shape[0] + 1)
+    masked, whole = _bytes(rows, cols, num_values, values)
+    return masked < whole
 
 
 def packed_bytes(rows: int, cols: int, num_values: int, values: NumberFormat) -> int:
     """Return the bytes of a packed weight, with masks or without, whichever are fewer."""
     panels = math.ceil(rows / PANEL)
     scales = {"int8": 4 * rows, "int4": panels * math.ceil(cols / BLOCK) * (2 * PANEL + PANEL // 2)}.get(values, 0)
-    whole = num_whole(rows, cols, values) * FORMAT_DTYPES[values].itemsize
-    return min(_masked_bytes(rows, cols, num_values, values), whole) + scales
+    return min(_bytes(rows, cols, num_values, values)) + scales
 
 
 def is_smaller(rows: int, cols: int, num_values: int, values: NumberFormat, weight_bytes: int | float) -> bool:
@@ -119,7 +121,7 @@ def num_stored(mask: Bool[Tensor, "O I"], values: NumberFormat) -> int:
     """Return the number of elements of `values` beside the masks of kept weights; of int4, of bytes."""
     if values != "int4":
         return int(mask.sum())
-    return int(_panel_sizes(_in_panels(mask, values), values).sum())
+    return int(_panel_sizes(_masks(_in_panels(mask, values)), values).sum())
 
 
 def kept(weight: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
@@ -163,17 +165,22 @@ def _packed(
 ) -> PackedMatrix:
     rows, cols = mask.shape
     bits = _in_panels(mask, values)
+    masks = _masks(bits)
     spread = _in_panels(weight, values)
-    sizes = _panel_sizes(bits, values)
+    sizes = _panel_sizes(masks, values)
     if not is_masked(rows, cols, int(sizes.sum()), values):
         whole = pack_nibbles(spread) if values == "int4" else spread
         return PackedMatrix(rows, cols, values, None, whole.flatten(), None, scales, zeros)
-    masks = torch.from_numpy(np.packbits(bits.numpy(), axis=-1, bitorder="little"))
+    if values == "int4":
+        filled = _filled_up(bits, masks).numpy()
+        stored = pack_nibbles(torch.from_numpy(pad(spread, (0, 1)).numpy()[filled]))  # torch: 3 times as long
+    else:
+        stored = spread[bits]
     return PackedMatrix(
         rows, cols, values,
-        masks=masks.reshape(mask_shape(rows, cols, values)),
-        values=_paired(spread, bits) if values == "int4" else spread[bits],
-        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]),
+        masks=masks,
+        values=stored,
+        offsets=_offsets(sizes),
         scales=scales,
         zeros=zeros,
     )  # fmt: skip
@@ -198,16 +205,12 @@ def unpack(matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
 def _spread(matrix: PackedMatrix, bits: Bool[Tensor, "P G W"] | None) -> Shaped[Tensor, "P G W"]:
     """Return the values in the order (panel, group, bit), 0 where not kept; nibbles of int4 as bytes."""
     is_int4 = matrix.values_dtype == "int4"
-    if bits is not None:
-        if is_int4:
-            filled = _filled_up(bits)
-            nibbles = unpack_nibbles(matrix.values, 2 * matrix.values.numel())
-            return torch.zeros(filled.shape, dtype=torch.uint8).masked_scatter_(filled, nibbles)[..., :-1]
-        return torch.zeros(bits.shape, dtype=matrix.values.dtype).masked_scatter_(bits, matrix.values)
-    panels, groups, _ = mask_shape(matrix.rows, matrix.cols, matrix.values_dtype)
-    width = PANEL * GROUPS[matrix.values_dtype]
-    whole = unpack_nibbles(matrix.values, 2 * matrix.values.numel()) if is_int4 else matrix.values
-    return whole.view(panels, groups, width)
+    values = unpack_nibbles(matrix.values, 2 * matrix.values.numel()) if is_int4 else matrix.values
+    if matrix.masks is None or bits is None:
+        panels, groups, size = mask_shape(matrix.rows, matrix.cols, matrix.values_dtype)
+        return values.view(panels, groups, 8 * size)
+    filled = _filled_up(bits, matrix.masks) if is_int4 else bits
+    return torch.zeros(filled.shape, dtype=values.dtype).masked_scatter_(filled, values)[..., : bits.shape[2]]
 
 
 def unpack_codes(
@@ -223,12 +226,10 @@ def unpack_codes(
 
 def dense(matrix: PackedMatrix) -> Float[Tensor, "O I"]:
     """Return the unpacked weight with scales applied: float32 for int8 and int4."""
+    if matrix.zeros is not None:
+        return dequantize_blocks(*unpack_codes(matrix))
     whole = unpack(matrix)
-    if matrix.scales is not None:
-        int4 = matrix.values_dtype == "int4"
-        by_row = _by_row(matrix.scales, matrix.rows).float() if int4 else matrix.scales
-        whole = whole.float() * (by_input(by_row, matrix.cols) if int4 else by_row[:, None])
-    return whole
+    return whole if matrix.scales is None else whole.float() * matrix.scales[:, None]
 
 
 def pack_nibbles(codes: UInt8[Tensor, "*A I"]) -> UInt8[Tensor, "*A H"]:
@@ -260,27 +261,28 @@ def _by_rows(spread: Shaped[Tensor, "P G W"], matrix: PackedMatrix) -> Shaped[Te
     return whole[: matrix.rows, : matrix.cols].contiguous()
 
 
-def _panel_sizes(bits: Bool[Tensor, "P G W"], values: NumberFormat) -> Int64[Tensor, " P"]:
-    by_group = _group_sizes(bits)
+def _offsets(sizes: Int64[Tensor, " P"]) -> Int64[Tensor, " P1"]:
+    return torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+
+
+def _masks(bits: Bool[Tensor, "P G W"]) -> UInt8[Tensor, "P G M"]:
+    return torch.from_numpy(np.packbits(bits.contiguous().numpy(), axis=-1, bitorder="little"))
+
+
+def _panel_sizes(masks: UInt8[Tensor, "P G M"], values: NumberFormat) -> Int64[Tensor, " P"]:
+    by_group = _group_sizes(masks)
     return ((by_group + 1) // 2 if values == "int4" else by_group).sum(1)
 
 
-def _group_sizes(bits: Bool[Tensor, "P G W"]) -> Int64[Tensor, "P G"]:
+def _group_sizes(masks: UInt8[Tensor, "P G M"]) -> Int64[Tensor, "P G"]:
     """Return the number of kept weights by group (counting words is ten times as fast as bits)."""
-    words = np.packbits(bits.contiguous().numpy(), axis=-1).view(f"u{bits.shape[2] // 8}")
-    return torch.from_numpy(np.bitwise_count(words[..., 0]).astype(np.int64))
+    words = masks.numpy().view(f"u{masks.shape[2]}")[..., 0]
+    return torch.from_numpy(np.bitwise_count(words).astype(np.int64))
 
 
-def _paired(codes: UInt8[Tensor, "P G W"], bits: Bool[Tensor, "P G W"]) -> UInt8[Tensor, " N"]:
-    """Return the kept codes in pairs, low nibble first; a group's last byte is filled up with 0."""
-    codes = pad(codes, (0, 1))
-    nibbles = torch.from_numpy(codes.numpy()[_filled_up(bits).numpy()])  # torch: 3 times as long
-    return nibbles[0::2] | (nibbles[1::2] << 4)
-
-
-def _filled_up(bits: Bool[Tensor, "P G W"]) -> Bool[Tensor, "P G W1"]:
+def _filled_up(bits: Bool[Tensor, "P G W"], masks: UInt8[Tensor, "P G M"]) -> Bool[Tensor, "P G W1"]:
     """Return the bits and one more a group, set where the group keeps an odd number of weights."""
-    return torch.cat([bits, _group_sizes(bits)[:, :, None] % 2 == 1], 2)
+    return torch.cat([bits, _group_sizes(masks)[:, :, None] % 2 == 1], 2)
 
 
 def blocks_by_panel(table: Shaped[Tensor, "O B"]) -> Shaped[Tensor, "P B 16"]:
@@ -305,24 +307,15 @@ def check_matrix(name: str, matrix: PackedMatrix) -> None:
     if matrix.masks is None or matrix.offsets is None:
         return
     masks = matrix.masks
-    words = masks.reshape(-1).numpy().view(f"u{masks.shape[2]}").reshape(masks.shape[:2])
-    by_group = np.bitwise_count(words).astype(np.int64)
-    counts = ((by_group + 1) // 2 if matrix.values_dtype == "int4" else by_group).sum(1)
-    starts = np.concatenate([[0], counts.cumsum()])
-    if not np.array_equal(matrix.offsets.numpy(), starts) or starts[-1] != matrix.values.numel():
+    starts = _offsets(_panel_sizes(masks, matrix.values_dtype))
+    if not torch.equal(matrix.offsets, starts) or starts[-1] != matrix.values.numel():
         raise ValueError(f"the offsets of {name} must count the bits of its masks and the values")
-    if _beyond(matrix.rows, matrix.cols, masks):
-        raise ValueError(f"the masks of {name} must be 0 beyond the weight")
-
-
-def _beyond(num_rows: int, num_cols: int, masks: UInt8[Tensor, "P G M"]) -> bool:
     panels, groups, size = masks.shape
     group = size // 2
-    rows = torch.ones(PANEL, group, dtype=torch.uint8)
-    inputs = rows.clone()
-    rows[num_rows - PANEL * (panels - 1) :] = 0
-    inputs[:, num_cols - group * (groups - 1) :] = 0
-    words = [
-        torch.from_numpy(np.packbits(~part.view(-1).numpy().astype(bool), bitorder="little")) for part in (rows, inputs)
-    ]
-    return bool((masks[-1] & words[0]).any()) or bool((masks[:, -1] & words[1]).any())
+    last_rows = matrix.rows - PANEL * (panels - 1)
+    last_cols = matrix.cols - group * (groups - 1)
+    for words, rows, cols in ((masks[-1], last_rows, group), (masks[:, -1], PANEL, last_cols)):
+        inside = torch.zeros(PANEL, group, dtype=torch.bool)
+        inside[:rows, :cols] = True
+        if bool((words & ~_masks(inside.view(1, 1, -1))).any()):
+            raise ValueError(f"the masks of {name} must be 0 beyond the weight")

@@ -1,12 +1,9 @@
 """A model folder's safetensors files, read and written tensor by tensor in bounded memory."""
 
-import copy
-import errno
 import json
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from shears.errors import DISTRIBUTION, InputError, reading
-from shears.records.artifacts import read_object
+from shears.records.artifacts import read_object, sync_path, write_text
 from shears.records.paths import last_part
 
 DTYPES_BY_CODE = {
@@ -55,24 +52,20 @@ class TensorFile:
         offsets, header, size = laid_out(specs, metadata, align)
         self._offsets = {name: len(header) + offset for name, offset in offsets.items()}
         if create:
-            with path.open("xb", buffering=0) as file:
-                write_at(file, 0, memoryview(header))
-                try:
+            with path.open("xb") as file:
+                file.write(header)
+                file.truncate(size)
+                if hasattr(os, "posix_fallocate"):  # macOS has no such call
                     os.posix_fallocate(file.fileno(), 0, size)  # a full disk is known at once
-                except AttributeError:  # macOS has no such call
-                    file.truncate(size)
-                except OSError as error:
-                    if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
-                        raise
-                    file.truncate(size)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor's bytes; ValueError for an unknown name, or another shape or dtype."""
         if self.specs.get(name) != spec_of(tensor):
             raise ValueError(f"{name} must be {self.specs.get(name)}, got {spec_of(tensor)}")
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        with self.path.open("r+b", buffering=0) as file:
-            write_at(file, self._offsets[name], data)
+        with self.path.open("r+b") as file:
+            file.seek(self._offsets[name])
+            file.write(data)
 
 
 def laid_out(
@@ -94,13 +87,6 @@ def laid_out(
 def spec_of(tensor: Tensor) -> Spec:
     """Return a tensor's dtype and shape."""
     return tensor.dtype, tuple(tensor.shape)
-
-
-def write_at(file: FileIO, offset: int, data: memoryview) -> None:
-    """Write bytes at a position of a file."""
-    file.seek(offset)
-    while len(data):
-        data = data[file.write(data) :]
 
 
 SINGLE = "model.safetensors"  # transformers reads this file where it exists, else those of INDEX
@@ -139,12 +125,7 @@ def quantized_by(folder: Path) -> str | None:
 
 
 def weights_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:
-    """Return the bytes of a model's weights, its floating-point ones in `dtype` if that is given.
-
-    0 for weights in other files than safetensors.
-    """
-    if not any(folder.glob("*.safetensors")):
-        return 0
+    """Return the bytes of a model's safetensors files, their floating-point tensors in `dtype` if that is given."""
     specs = TensorFiles(folder).specs.values()
     return sum(math.prod(shape) * (dtype if dtype and own.is_floating_point else own).itemsize for own, shape in specs)
 
@@ -250,7 +231,7 @@ class TensorWriter:
     ) -> None:
         self.source = source
         self.output = Path(output)
-        self._written = set(written)
+        self.written = set(written)
         self._files: dict[str, TensorFile] = {}
         for file in source.files:
             specs = {name: spec for name, spec in source.specs.items() if source.file_of[name] == file}
@@ -265,34 +246,23 @@ class TensorWriter:
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor's bytes; ValueError for another shape or dtype."""
         self._files[self.source.file_of[name]].put(name, tensor)
-        self._written.add(name)
-
-    @property
-    def written(self) -> list[str]:
-        """Names of the tensors that were put."""
-        return sorted(self._written)
+        self.written.add(name)
 
     def flush(self) -> None:
         """Flush every file to the disk."""
         for file in self._files.values():
-            with file.path.open("r+b", buffering=0) as stream:
-                os.fsync(stream.fileno())
+            sync_path(file.path)
 
     def finish(self) -> None:
         """Copy the tensors that were not put, flush every file, and write the index if there is one."""
         for name in self.source.names:
-            if name not in self._written:
-                self._files[self.source.file_of[name]].put(
-                    name, in_dtype(name, self.source.load(name), self.dtype(name))
-                )
+            if name not in self.written:
+                self.put(name, in_dtype(name, self.source.load(name), self.dtype(name)))
         self.flush()
         if self.source.index is None:
             return
-        index = copy.deepcopy(self.source.index)
         specs = [spec for file in self._files.values() for spec in file.specs.values()]
         total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in specs)
-        index["metadata"] = {**(index.get("metadata") or {}), "total_size": total}
-        with (self.output / INDEX).open("x", encoding="utf-8") as file:
-            file.write(json.dumps(index, indent=2, sort_keys=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        metadata = {**(self.source.index.get("metadata") or {}), "total_size": total}
+        index = {**self.source.index, "metadata": metadata}
+        write_text(self.output / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")

@@ -203,7 +203,7 @@ class StreamedModel(BlockSource):
         """Flush the output files; return the names of the tensors in them."""
         assert self._writer is not None
         self._writer.flush()
-        return self._writer.written
+        return sorted(self._writer.written)
 
     def dtype_of(self, parameter: str) -> torch.dtype:
         """Return the number format of a parameter's tensor in the output files."""
