@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from shears.checkpoints.tensor_files import read_index
-from shears.errors import InputError, reading
+from shears.errors import InputError, memory_error, reading
 from shears.records.artifacts import read_object
 from shears.records.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -144,6 +144,8 @@ def loading(name: str | Path) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, ImportError, AssertionError, re.error) as error:
+            if memory_error(error) is not None:
+                raise
             raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from error
 
 

@@ -40,7 +40,7 @@ from shears.training.batches import length_buckets, pad, padding
 def wanted_for(config: ScoringConfig, num_beams: int = 1) -> Wanted:
     """Return what generating answers needs of the native decoder."""
     obstacle = f"the native decoder answers greedily (num_beams 1), got {num_beams} beams" if num_beams > 1 else ""
-    precision = resolved_precision(config.precision, "cpu")
+    precision = "fp32" if config.precision == "fp16" else resolved_precision(config.precision, "cpu")  # fp16: no CPU
     return Wanted(config.backend, precision, config.batch_size, obstacle=obstacle)
 
 

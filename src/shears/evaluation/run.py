@@ -132,8 +132,10 @@ def open_model(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -> 
         if (backend := native_backend(ref.package, wanted)) is not None:
             return Subject(_without_weights(ref), load_tokenizer(ref), backend)
     dtype = settings.weights
-    if dtype == "auto" and not settings.generates and settings.task != "harness":  # lm-eval takes the model's own
-        dtype = computing_dtype(settings.precision, pick_device(settings.device))
+    device = pick_device(settings.device)
+    scores = not settings.generates or device.type != "cpu"
+    if dtype == "auto" and scores and settings.task != "harness":  # lm-eval takes the model's own
+        dtype = computing_dtype(settings.precision, device)
     model, tokenizer = load_with_adapter(ref, adapter, dtype, settings.device)
     backend = native_backend(model, wanted, consume=True) if settings.generates else None
     return Subject(model, tokenizer, backend)

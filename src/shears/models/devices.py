@@ -25,12 +25,15 @@ def pick_device(device: str) -> torch.device:
 
 
 def resolved_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16"]:
-    """Return a precision; auto is bf16 if the hardware multiplies faster in it, else fp32. No fp16 on a CPU."""
+    """Return a precision; auto is bf16 if the hardware multiplies faster in it, else fp32, on CUDA fp16.
+
+    InputError for fp16 on a CPU.
+    """
     kind = torch.device(device).type
     if precision == "fp16" and kind != "cuda":
         raise InputError(f"precision fp16 needs a CUDA device, got {kind}; use auto, bf16 or fp32")
     if precision == "auto":
-        return "bf16" if bf16_is_faster(kind) else "fp32"
+        return "bf16" if bf16_is_faster(kind) else "fp16" if kind == "cuda" else "fp32"
     return "bf16" if precision == "bf16" else "fp16" if precision == "fp16" else "fp32"
 
 
@@ -46,10 +49,13 @@ def bf16_is_faster(kind: str) -> bool:
     return bool(capabilities.get("amx_bf16") or (capabilities.get("avx512_bf16") and is_amd))
 
 
-def computing_dtype(precision: str, device: torch.device | str) -> Literal["fp32", "auto"]:
-    """Return the `dtype` in which to load a model: fp32 where a CPU computes in fp32, else the model's own."""
-    is_wide = torch.device(device).type == "cpu" and resolved_precision(precision, device) == "fp32"
-    return "fp32" if is_wide else "auto"
+def computing_dtype(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16", "auto"]:
+    """Return the `dtype` in which to load frozen weights; auto: the model's own.
+
+    It is the one that is computed in, so that no forward converts them; a CPU with bf16 converts as it multiplies.
+    """
+    chosen = resolved_precision(precision, device)
+    return "auto" if (torch.device(device).type, chosen) == ("cpu", "bf16") else chosen
 
 
 def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:

@@ -88,9 +88,9 @@ def quantize_blocks(
     weights alone. InputError for NaN, infinity, and a scale beyond fp16.
     """
     rows, cols = weight.shape
-    codes = torch.empty(rows, cols, dtype=torch.uint8)
-    scales = torch.empty(block_shape(rows, cols), dtype=torch.float16)
-    zeros = torch.empty(block_shape(rows, cols), dtype=torch.uint8)
+    codes = torch.empty(rows, cols, dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(block_shape(rows, cols), dtype=torch.float16, device=weight.device)
+    zeros = torch.empty(block_shape(rows, cols), dtype=torch.uint8, device=weight.device)
     at_once = max(_QUANTIZED_AT_ONCE // max(cols, 1), 1)
     for start in range(0, rows, at_once):
         some = slice(start, start + at_once)

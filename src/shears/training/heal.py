@@ -19,7 +19,7 @@ from shears.data.calibration import check_text, text_template, text_tokens
 from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
 from shears.errors import InputError
 from shears.models.blocks import block_matrices
-from shears.models.devices import DTYPES, computing_dtype, pick_device, resolved_precision
+from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import num_embeddings, positions_in, refuse_longer
 from shears.models.recovery import recovery_record
@@ -162,10 +162,10 @@ def sequences(
 def _trainable_model(sparse: ModelRef, rows: list[Tokenized], settings: HealConfig) -> PreTrainedModel:
     """Return the model whose kept weights are the only trained parameters, with those of the recovery if asked."""
     device = pick_device(settings.device)
-    model = load_model(sparse, computing_dtype(settings.precision, device), settings.device)
+    precision = resolved_precision(settings.precision, device)
+    model = load_model(sparse, "fp32" if precision == "fp32" else "auto", settings.device)
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
     linears = trainable(model)
-    precision = resolved_precision(settings.precision, device)
     packed_as = None if settings.quantize_aware == "none" else settings.quantize_aware
     train_kept(model, linears, None if precision == "fp32" else DTYPES[precision], packed_as)
     if settings.recovery:
