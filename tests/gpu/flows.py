@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -45,9 +46,8 @@ class Folder:
         Path(self.choices).write_text("".join(json.dumps(row) + "\n" for row in choices))
         Path(self.text).write_text(" ".join(f"word{i % 97} is {i * 7 % 113}." for i in range(400)))
         self.base = self.path / "base"
-        tiny_model("llama", 0, hidden_size=64, intermediate_size=96, num_hidden_layers=1).to(dtype).save_pretrained(
-            self.base
-        )  # type: ignore[arg-type]
+        model = tiny_model("llama", 0, hidden_size=64, intermediate_size=96, num_hidden_layers=1)
+        model.to(dtype).save_pretrained(self.base)  # type: ignore[arg-type]
         tiny_tokenizer().save_pretrained(self.base)
         self.sparse = shears.sparsify(
             str(self.base), self.new(), method="wanda", calibration=self.text, device="cpu", recover_rank=4,
@@ -166,11 +166,15 @@ FLOWS: dict[str, Flow] = {
     "export masked": exported("masked", format="merged-sparse"),
     "export package": exported(format="package"),
     "export package int4": exported(format="package", values="int4", calibration=True),
-    "export sparse int4": exported("sparse", format="package", values="int4", calibration=True),
     "generate": generated,
     "write": written,
     "compress": compressed,
 }
+IN_FP16 = {
+    "sparsify admm", "sparsify reconstruct", "train nested", "train auto", "train recompute", "train on a grid",
+    "heal", "search loss", "evaluate perplexity", "evaluate number", "evaluate auto",
+}  # fmt: skip
+"""What number formats decide: run in fp16 too."""
 COMPARED = {
     "sparsify admm",
     "train uniform",
@@ -188,14 +192,16 @@ def attempt(flow: Flow, folder: Folder, *, fast_bf16: bool = True) -> tuple[Any,
     pretended.PLACES.clear()
     before = pretended.MEMORY["peak"] = pretended.MEMORY["now"]
     result, error = None, None
+    started = time.monotonic()
     try:
         with pretended.pretended_gpu(fast_bf16=fast_bf16):
             result = flow(folder, "cuda")
-    except Exception as failure:
+    except Exception as failure:  # noqa: BLE001  every verb is tried
         own = [frame for frame in traceback.extract_tb(failure.__traceback__) if "/src/shears/" in frame.filename]
         places = " > ".join(f"{frame.filename.split('/shears/')[-1]}:{frame.lineno}" for frame in own[-3:])
         error = f"{type(failure).__name__}: {str(failure)[:300]} at {places}"
-    return result, {"error": error, "peak": pretended.MEMORY["peak"] - before, **pretended.COUNTS}
+    seconds = round(time.monotonic() - started, 2)
+    return result, {"error": error, "seconds": seconds, "peak": pretended.MEMORY["peak"] - before, **pretended.COUNTS}
 
 
 def difference(here: Any, there: Any) -> float:
@@ -225,7 +231,7 @@ def main() -> None:
     for precision in ("bf16", "fp16", "fp32"):
         folder = Folder(Path(path), precision)
         for name, flow in flows.items():
-            if precision == "fp32" and name not in COMPARED:
+            if name not in {"bf16": flows, "fp16": IN_FP16, "fp32": COMPARED}[precision]:
                 continue
             there, figures[f"{name} {precision}"] = attempt(flow, folder)
             if precision == "fp32" and there is not None:

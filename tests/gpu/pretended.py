@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-TORCH = Path(str((importlib.util.find_spec("torch") or exit(1)).submodule_search_locations[0]))  # type: ignore[index]
+TORCH = Path(str(importlib.util.find_spec("torch").submodule_search_locations[0]))  # type: ignore[union-attr, index]
 for name in ("libc10.so", "libtorch_cpu.so", "libtorch.so"):
     ctypes.CDLL(str(TORCH / "lib" / name), mode=ctypes.RTLD_GLOBAL)
 NATIVE = ctypes.CDLL(os.environ["SHEARS_PRETENDED_GPU"])  # guard.cpp, compiled
@@ -41,7 +41,7 @@ SYNCS = (
 )  # fmt: skip
 """Operations that let the CPU wait for the device, since their result is a number or has its size."""
 COUNTS: Counter[str] = Counter()
-"""sync, to_cpu, to_cuda (copies), weight_casts and forwards since the last reset."""
+"""sync, to_cpu, to_cuda (copies), weight_casts, forwards and scaled (steps in fp16) since the last reset."""
 PLACES: Counter[tuple[str, str]] = Counter()
 """The same by the line of shears that caused it."""
 STORAGES: dict[int, list[int]] = {}
@@ -194,8 +194,9 @@ def _watch(func: Any, args: Any, tensors: list[Tensor]) -> None:
     masks = [leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, Tensor)] if func in INDEXING else []
     if func in SYNCS or any(isinstance(mask, OnCuda) and mask.dtype == torch.bool for mask in masks):
         count("sync")
-    if func is aten.embedding.default:
-        COUNTS["forwards"] += 1
+    counted = {aten.embedding.default: "forwards", aten._amp_update_scale_.default: "scaled"}
+    if func in counted:
+        COUNTS[counted[func]] += 1
 
 
 def _refuse_two_devices(func: Any, args: Any, tensors: list[Tensor]) -> None:
@@ -265,7 +266,19 @@ SPECIAL: Mapping[Any, Any] = {  # what a CPU has in other number formats only, o
 ATTENTION = torch.nn.functional.scaled_dot_product_attention
 
 
-def attention(
+def _bias(mask: Any, query: Any, key: Any) -> Any:
+    if mask is None:
+        return None
+    if not isinstance(mask, OnCuda):
+        raise RuntimeError("Expected attn_mask to be on the device of query, but it is on the CPU")
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+    elif mask.dtype != query.dtype:
+        raise RuntimeError(f"Expected attn_mask of query's dtype {query.dtype}, got {mask.dtype}")
+    return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+
+
+def attention(  # noqa: PLR0917  torch's signature
     query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
     scale: float | None = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
@@ -282,15 +295,7 @@ def attention(
     if enable_gqa:
         times = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
-    bias = attn_mask
-    if bias is not None:
-        if not isinstance(bias, OnCuda):
-            raise RuntimeError("Expected attn_mask to be on the device of query, but it is on the CPU")
-        if bias.dtype == torch.bool:
-            bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill_(bias.logical_not(), float("-inf"))
-        elif bias.dtype != query.dtype:
-            raise RuntimeError(f"Expected attn_mask of query's dtype {query.dtype}, got {bias.dtype}")
-        bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    bias = _bias(attn_mask, query, key)
     needed = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
     return aten._scaled_dot_product_efficient_attention(
         query, key, value, bias, needed, dropout_p, is_causal, scale=scale
@@ -303,11 +308,13 @@ class _Device(TorchDispatchMode):
 
 
 PRETENDED: Mapping[str, Any] = {
-    "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "is_initialized": lambda: True,
+    "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
+    "is_initialized": lambda: True,
     "set_device": lambda device: None, "synchronize": lambda device=None: None, "empty_cache": lambda: None,
     "is_bf16_supported": lambda including_emulation=True: including_emulation or FAST_BF16["value"],
     "_lazy_init": lambda: None, "get_device_capability": lambda device=None: (8, 9),
-    "get_device_name": lambda device=None: "a pretended device", "mem_get_info": lambda device=None: (24 << 30, 24 << 30),
+    "get_device_name": lambda device=None: "pretended",
+    "mem_get_info": lambda device=None: (24 << 30, 24 << 30),
     "current_stream": lambda device=None: None, "memory_allocated": lambda device=None: MEMORY["now"],
     "max_memory_allocated": lambda device=None: MEMORY["peak"], "memory_reserved": lambda device=None: MEMORY["now"],
     "reset_peak_memory_stats": lambda device=None: None,

@@ -1,0 +1,76 @@
+"""Every verb on a pretended GPU: it runs, computes what the CPU computes, and waits, copies and converts little.
+
+tests/gpu/pretended.py says what is pretended; the flows run in a process of their own.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+Figures = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    """The figures of every flow, by its name and number format."""
+    folder = tmp_path_factory.mktemp("gpu")
+    torch = Path(str((find_spec("torch") or pytest.fail("no torch")).submodule_search_locations[0]))  # type: ignore[index]
+    compiler = shutil.which("g++") or shutil.which("c++") or pytest.fail("the tests need a C++ compiler")
+    libraries = [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
+    command = [compiler, "-std=c++20", "-shared", "-fPIC", str(HERE / "guard.cpp"), f"-I{torch / 'include'}"]
+    subprocess.run([*command, *libraries, "-o", str(folder / "guard.so")], check=True)
+    environment = os.environ | {"SHEARS_PRETENDED_GPU": str(folder / "guard.so"), "OMP_NUM_THREADS": "1"}
+    flows = [sys.executable, "-W", "ignore", "-m", "tests.gpu.flows", str(folder / "figures.json"), str(folder)]
+    ended = subprocess.run(flows, cwd=HERE.parents[1], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found: Figures = json.loads((folder / "figures.json").read_text())
+    return found
+
+
+def test_every_verb_runs_on_the_device(figures: Figures) -> None:
+    assert len(figures) > 50
+    assert {name: each["error"] for name, each in figures.items() if each.get("error")} == {}
+
+
+def test_in_fp32_the_device_computes_what_the_cpu_does(figures: Figures) -> None:
+    compared = {name: each["difference"] for name, each in figures.items() if "difference" in each}
+    assert len(compared) == 6
+    merged = compared.pop("export merged-sparse fp32")  # both calibrate in bf16
+    assert merged < 2e-3
+    assert max(compared.values()) < 1e-5, compared
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_a_forward_converts_no_frozen_weight(verb: str, figures: Figures) -> None:
+    names = {"train": ("nested", "auto", "uniform"), "evaluate": ("number", "auto")}[verb]
+    counts = {
+        name: each.get("weight_casts", 0)
+        for name, each in figures.items()
+        if name.rpartition(" ")[0] in {f"{verb} {kind}" for kind in names}
+    }
+    assert len(counts) >= 4
+    assert set(counts.values()) == {0}, counts
+
+
+def test_an_fp16_base_needs_no_more_memory_than_one_in_bf16(figures: Figures) -> None:
+    assert figures["train auto fp16"]["peak"] <= 1.05 * figures["train auto bf16"]["peak"]
+
+
+def test_a_step_of_training_waits_and_copies_little(figures: Figures) -> None:
+    step = figures["a step"]  # of two forwards
+    assert sum(number for event, number in step.items() if event.startswith("sync")) <= 20, step
+    assert sum(number for event, number in step.items() if event.startswith("to_")) <= 11, step
+
+
+def test_without_bf16_in_hardware_auto_trains_in_fp16_with_a_loss_scale(figures: Figures) -> None:
+    scaled, plain = figures["train auto without bf16"], figures["train auto bf16"]
+    assert scaled["scaled"] == 3
+    assert "scaled" not in plain
