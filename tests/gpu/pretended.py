@@ -270,7 +270,7 @@ def _bias(mask: Any, query: Any, key: Any) -> Any:
     if mask is None:
         return None
     if not isinstance(mask, OnCuda):
-        raise RuntimeError("Expected attn_mask to be on the device of query, but it is on the CPU")
+        raise RuntimeError("Expected attn_mask to be on the device of query, but it is on the CPU")  # noqa: TRY004
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
     elif mask.dtype != query.dtype:

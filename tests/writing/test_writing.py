@@ -237,12 +237,12 @@ def test_a_source_behind_self_is_written_once(model: Path, tmp_path: Path, monke
 def test_right_answers_are_learnt_where_every_row_has_one(
     model: Path, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(written, "text_source", lambda *_, keep: (keep, {}))
+    monkeypatch.setattr(written, "text_source", lambda *_, keep, **_k: (keep, {}))
     answered = saved(tmp_path / "rows.jsonl", [ROWS[0], ROWS[3]])
     assert answers_source(f"self:{prompts}", "model", 0)[0] == "ended"
     assert answers_source(f"self:{answered}", "model", 0)[0] == "right"
     learnt = write(model, tmp_path / "out", prompts, **SHORT)
-    monkeypatch.setattr("shears.adapt.train.answers_source", lambda *_: (str(learnt), {}))
+    monkeypatch.setattr("shears.adapt.train.answers_source", lambda *_, **__: (str(learnt), {}))
     settings = {**SETTINGS, "max_steps": 3, "max_length": 200}
     folder = train(model, tmp_path / "adapter", data=f"self:{prompts}", **settings)
     record = json.loads((folder / "search_space.json").read_text())

@@ -94,7 +94,7 @@ def train(model: str | Path, output: str | Path, **config: Any) -> Path:
 
 def _with_answers(settings: TrainConfig, author: ModelRef) -> TrainConfig:
     with first_process_first():
-        data, columns = answers_source(settings.data, author, settings.seed, settings.columns)
+        data, columns = answers_source(settings.data, author, settings.seed, settings.columns, device=settings.device)
     return settings.model_copy(update={"data": data, "columns": dict(columns)})
 
 

@@ -105,7 +105,7 @@ def is_written(source: object) -> bool:
     return isinstance(source, str) and (source == WRITTEN or source.startswith(ANSWERED))
 
 
-class WriteConfig(OfRows, Seeded):
+class WriteConfig(OfRows, Seeded, OnDevice):
     """How a model writes text."""
 
     tokens: Count | None = None

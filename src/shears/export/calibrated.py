@@ -63,7 +63,7 @@ def round_calibrated(
     if is_written(text) and updates:
         raise InputError(f"calibration {text} must be a text for a model with an adapter; let shears write make it")
     length = settings.sequence_length
-    text, _ = text_source(text, model, settings.num_samples * length, settings.seed)
+    text, _ = text_source(text, model, settings.num_samples * length, settings.seed, device=settings.device)
     try:
         skeleton = Skeleton.open(model.folder, torch.float32, pick_device(settings.device))
         source = StreamedModel(skeleton)

@@ -68,7 +68,7 @@ class TransformersBackend(Backend):
         dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         return {
             "name": "transformers",
-            "isa": torch.backends.cpu.get_cpu_capability(),
+            "isa": torch.backends.cpu.get_cpu_capability() if device_of(self._model).type == "cpu" else "a GPU",
             "threads": torch.get_num_threads(),
             "values": str(dtype).removeprefix("torch."),
             "memory_bytes": sum(sizes.values()),

@@ -80,7 +80,7 @@ def _write_sparse(
     calibration = Calibration([], "")
     if settings.needs_calibration:
         tokens = settings.num_samples * settings.sequence_length
-        text, columns = text_source(text, ref, tokens, settings.seed, settings.columns)
+        text, columns = text_source(text, ref, tokens, settings.seed, settings.columns, device=settings.device)
         calibration = calibration_batches(
             text,
             tokenizer,

@@ -138,7 +138,9 @@ def sequences(
     refuse_longer(length, positions_in(known_config(sparse.folder)))
     tokens = settings.num_sequences * length
     with first_process_first():
-        data, columns = text_source(settings.data, teacher.model, tokens, settings.seed, settings.columns)
+        data, columns = text_source(
+            settings.data, teacher.model, tokens, settings.seed, settings.columns, device=settings.device
+        )
     template: TemplateName = settings.template or text_template(trained_template(sparse.folder), tokenizer)
     ids = text_tokens(data, tokenizer, columns, template)
     pieces = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]

@@ -73,7 +73,7 @@ def write(
     asked = _asked(ref, adapter, settings, rows)
     decided = {key: value for key, value in asked.items() if key != "keep"}
     with working_folder(output, decided) as work:
-        tokenizer, text_settings, backend = _open(ref, adapter)
+        tokenizer, text_settings, backend = _open(ref, adapter, settings.device)
         author: Author
         if rows is None:
             author = TextAuthor(tokenizer, text_settings, settings)
@@ -109,6 +109,7 @@ def _asked(ref: ModelRef, adapter: str | Path | None, settings: WriteConfig, row
     """Return what decides every text, and how many there are."""
     parts = [] if adapter is None else sorted(Path(adapter).glob("*.safetensors"))
     asked = {"base_fingerprint": ref.fingerprint, **as_data(settings)}
+    del asked["device"]  # two devices write the same text, but for rounding
     if parts:
         asked["adapter_fingerprint"] = file_fingerprint(*parts)
     if rows is not None:
@@ -117,16 +118,18 @@ def _asked(ref: ModelRef, adapter: str | Path | None, settings: WriteConfig, row
     return asked
 
 
-def _open(ref: ModelRef, adapter: str | Path | None) -> tuple[PreTrainedTokenizerBase, TextSettings, Backend]:
+def _open(
+    ref: ModelRef, adapter: str | Path | None, place: str
+) -> tuple[PreTrainedTokenizerBase, TextSettings, Backend]:
     """Return what writes: the native decoder where it covers the model."""
-    precision = resolved_precision("auto", device := pick_device("auto"))
+    precision = resolved_precision("auto", device := pick_device(place))
     backend: Backend | None
     if ref.is_package:
         tokenizer = load_tokenizer(ref)
         backend = native_backend(ref.package, Wanted()) or package_backend(ref)
         ends = end_tokens(tokenizer, generation_settings(ref.folder))
     else:
-        network, tokenizer = load_with_adapter(ref, adapter, "auto" if device.type == "cpu" else precision)
+        network, tokenizer = load_with_adapter(ref, adapter, "auto" if device.type == "cpu" else precision, place)
         ends = end_tokens(tokenizer, getattr(network, "generation_config", None))
         backend = native_backend(network, Wanted(precision=precision))
         if backend is None:
@@ -218,7 +221,7 @@ def text_source(
 
 
 def answers_source(
-    source: str, model: AnyModel, seed: int, columns: Mapping[str, str] = OWN_NAMES
+    source: str, model: AnyModel, seed: int, columns: Mapping[str, str] = OWN_NAMES, **config: Any
 ) -> tuple[str, Mapping[str, str]]:
     """Return a source of rows and its columns; for `self:FILE` a file with the model's answers to all rows.
 
@@ -228,4 +231,4 @@ def answers_source(
         return source, columns
     rows = read_rows(source.removeprefix(ANSWERED), columns)
     keep = "right" if all(row.get("answer") is not None for row in rows) else "ended"
-    return text_source(source, model, None, seed, columns, keep=keep)
+    return text_source(source, model, None, seed, columns, keep=keep, **config)
