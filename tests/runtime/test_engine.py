@@ -108,6 +108,27 @@ def test_long_prompts_are_read_in_pieces_while_others_go_on() -> None:
     assert said(*together(engine, [])) == []
 
 
+def test_a_turn_that_goes_on_where_a_text_ended_is_read_from_there() -> None:
+    engine = engine_of(lively("llama"), 3)
+    engine.batch.keeps_last = True
+    first = engine.generate("hello", max_new_tokens=6)
+    prompt = [*engine.encode("hello"), *first.tokens, *engine.encode("and then?")]
+    expected = said(engine_of(lively("llama")).generate(prompt, max_new_tokens=6))
+    text = engine.generate(prompt, max_new_tokens=6)
+    assert said(text) == expected
+    read, prefill = list[int](), engine.backend.prefill
+
+    def counted(sequence: int, tokens: Sequence[int]) -> Any:
+        read.append(len(tokens))
+        return prefill(sequence, tokens)
+
+    engine.backend.prefill = counted  # type: ignore[method-assign]
+    longer = [*prompt, *text.tokens, 7, 8]
+    engine.generate(longer, max_new_tokens=2)
+    engine.generate(prompt, max_new_tokens=2)  # what is held goes on behind it: read anew
+    assert read == [2 + (text.finish == "length"), len(prompt)]
+
+
 def test_texts_begin_as_others_end_and_more_may_be_added() -> None:
     engine = engine_of(lively(), 2)
     texts = [engine.continuation(prompt, max_new_tokens=5) for prompt in PROMPTS]

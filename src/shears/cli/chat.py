@@ -137,7 +137,7 @@ class Conversation:
 
     def __init__(self, engine: "Engine", settings: ChatConfig, *, is_alone: bool) -> None:
         self._engine = engine
-        engine.batch.num_kept = 1  # every turn continues the sequence of the last one
+        engine.batch.keeps_last = True  # every turn continues the sequence of the last one
         self._options = settings.model_dump(include=set(SamplingConfig.model_fields))
         self._system = [] if settings.system is None else [{"role": "system", "content": settings.system}]
         self.turns: list[dict[str, str]] = []

@@ -26,10 +26,13 @@ class Batch:
     """The texts that a backend works on, and a queue of those that wait for a free sequence.
 
     One thread at a time may use a batch, apart from `add`. A prompt copies what it shares with the
-    beginning of a running one, where the backend can.
+    beginning of a running one, where the backend can. If `keeps_last`, as a conversation wants, the
+    cache of the last finished text stays for a prompt that continues it.
     """
 
     def __init__(self, backend: Backend) -> None:
+        self.keeps_last = False
+        self._kept: dict[int, tuple[int, ...]] = {}  # the tokens in the cache of a finished text
         self._backend = backend
         self._waiting: deque[Continuation] = deque()
         self._running: dict[int, Continuation] = {}  # by sequence
@@ -89,6 +92,7 @@ class Batch:
         texts = [*self._running.values(), *self._waiting]
         for sequence in [*self._running]:
             self._release(sequence)
+        self._drop_kept()
         self._waiting.clear()
         return texts
 
@@ -127,8 +131,19 @@ class Batch:
         empty = [number for number in range(self._backend.max_sequences) if number not in self._running]
         while self._waiting and empty:
             text = self._waiting.popleft()
-            if not text.done:
-                self._running[empty.pop(0)] = text
+            if text.done:
+                continue
+            begun = (
+                number for number, known in self._kept.items() if text.prompt[: len(known)] == known != text.prompt
+            )
+            sequence = next(begun, None)
+            if sequence is None:
+                self._drop_kept()
+                sequence = empty[0]
+            else:
+                text.num_prefilled = len(self._kept.pop(sequence))
+            empty.remove(sequence)
+            self._running[sequence] = text
 
     def _unread(self) -> int | None:
         """Return the sequence of the oldest unread prompt."""
@@ -180,5 +195,14 @@ class Batch:
             text.error = error
 
     def _release(self, sequence: int) -> None:
-        del self._running[sequence]
-        self._backend.drop(sequence)
+        text = self._running.pop(sequence)
+        if self.keeps_last and text.error is None:
+            self._drop_kept()
+            self._kept = {sequence: (*text.prompt, *text.tokens)[: self._backend.length(sequence)]}
+        else:
+            self._backend.drop(sequence)
+
+    def _drop_kept(self) -> None:
+        for sequence in self._kept:
+            self._backend.drop(sequence)
+        self._kept = {}
