@@ -100,14 +100,12 @@ def test_an_adapter_on_the_dense_model_teaches(
 
 def test_another_vocabulary_is_refused_before_anything_is_written(base: Path, data: str, tmp_path: Path) -> None:
     larger = save_tiny(tmp_path / "larger", vocab_size=300)
-    with pytest.raises(
-        InputError, match=r"larger has 300 words and .*base 257; take the model that it was pruned from"
-    ):
+    with pytest.raises(InputError, match=r"larger has 300 words, .*base 257; take the model"):
         train(base, tmp_path / "out", data=data, teacher=str(larger), **SETTINGS)
     other = save_tiny(tmp_path / "other")
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["new"])
     tokenizer.save_pretrained(other)
-    with pytest.raises(InputError, match=r"other has 257 words and .*base 257 others; take"):
+    with pytest.raises(InputError, match="a teacher must have the vocabulary"):
         train(base, tmp_path / "out", data=data, teacher=str(other), **SETTINGS)
     assert {path.name for path in tmp_path.iterdir()} == {"larger", "other", "train.jsonl"}

@@ -88,8 +88,8 @@ def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
     words = [load_tokenizer(model).get_vocab() for model in models]
     if sizes[0] != sizes[1] or words[0] != words[1]:
         raise InputError(
-            f"a teacher must have the vocabulary of the model that it teaches, {teacher.name} has {sizes[0]:,} words "
-            f"and {student.name} {sizes[1]:,}; take the model that it was pruned from"
+            f"a teacher must have the vocabulary of the model that it teaches, token for token: {teacher.name} has "
+            f"{sizes[0]:,} words, {student.name} {sizes[1]:,}; take the model that it was pruned from"
         )
 
 
