@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from shears.checkpoints.tensor_files import INDEX, SINGLE
-from shears.models.sources import Skeleton
+from shears.models.sources import StreamedModel
 from tests.tiny import CONFIGS, VOCABULARY, WINDOW, tiny_tokenizer
 
 LLAMA = CONFIGS["llama_untied"][1]
@@ -55,9 +55,9 @@ def reference(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedMode
     return model
 
 
-def block_names(skeleton: Skeleton) -> list[str]:
-    blocks = skeleton.model.get_submodule(skeleton.blocks)
-    return [f"{skeleton.blocks}.{index}" for index, _ in enumerate(blocks.children())]
+def block_names(source: StreamedModel) -> list[str]:
+    blocks = source.model.get_submodule(source.prefix)
+    return [f"{source.prefix}.{index}" for index, _ in enumerate(blocks.children())]
 
 
 def assert_same(expected: dict[str, Tensor], got: dict[str, Tensor]) -> None:

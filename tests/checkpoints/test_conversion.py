@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from shears.checkpoints.tensor_files import SINGLE, TensorWriter
 from shears.checkpoints.without_code import UnsupportedCheckpoint
 from shears.errors import InputError
-from shears.models.sources import Skeleton
+from shears.models.sources import StreamedModel
 from tests.parts import LLAMA, assert_same, block_names, copied, reference, rewrite, save
 from tests.tiny import save_tiny
 
@@ -24,36 +24,34 @@ from tests.tiny import save_tiny
 def test_files_without_the_prefix_of_the_base_model_keep_their_names(name: str, tmp_path: Path) -> None:
     save(tmp_path / "m", name, shard="1GB")
     rewrite(tmp_path / "m", lambda tensors: {key.split(".", 1)[1]: tensor for key, tensor in tensors.items()})
-    expected, skeleton = reference(tmp_path / "m").state_dict(), Skeleton.open(tmp_path / "m")
-    block = block_names(skeleton)[0]
-    key = next(key for key, p in skeleton.model.get_submodule(block).named_parameters(prefix=block) if p.ndim > 1)
-    assert skeleton.disk_names(key) == [key.split(".", 1)[1]]
-    writer = TensorWriter(skeleton.files, copied(tmp_path / "m", tmp_path / "out"))
-    skeleton.load(block)
-    skeleton.model.get_parameter(key).data.zero_()
-    skeleton.store([key], writer)
-    writer.finish()
+    expected, source = reference(tmp_path / "m").state_dict(), StreamedModel(tmp_path / "m")
+    block = block_names(source)[0]
+    key = next(key for key, p in source.model.get_submodule(block).named_parameters(prefix=block) if p.ndim > 1)
+    assert source.disk_names(key) == [key.split(".", 1)[1]]
+    source.writer = TensorWriter(source.files, copied(tmp_path / "m", tmp_path / "out"))
+    with source.opened(0):
+        source.model.get_parameter(key).data.zero_()
+        source.keep([key])
+    source.writer.finish()
     assert_same(expected | {key: torch.zeros_like(expected[key])}, reference(tmp_path / "out").state_dict())
 
 
 def test_tensors_that_the_model_does_not_use_are_kept(tmp_path: Path) -> None:
     save(tmp_path / "m", "llama", shard="1GB")
     rewrite(tmp_path / "m", lambda tensors: tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3)})
-    skeleton = Skeleton.open(tmp_path / "m")
-    writer = TensorWriter(skeleton.files, copied(tmp_path / "m", tmp_path / "out"))
-    skeleton.load("model.layers.0")
-    layer = skeleton.model.get_submodule("model.layers.0")
-    skeleton.store([name for name, _ in layer.named_parameters(prefix="model.layers.0")], writer)
-    writer.finish()
+    source = StreamedModel(tmp_path / "m")
+    source.writer = TensorWriter(source.files, copied(tmp_path / "m", tmp_path / "out"))
+    with source.opened(0) as layer:
+        source.keep([name for name, _ in layer.named_parameters(prefix="model.layers.0")])
+    source.writer.finish()
     assert (tmp_path / "out" / SINGLE).read_bytes() == (tmp_path / "m" / SINGLE).read_bytes()
 
 
 def test_a_tied_head_is_tied_again(tmp_path: Path) -> None:
     save(tmp_path, "llama")
-    skeleton = Skeleton.open(tmp_path)
-    skeleton.load_rest()
-    assert skeleton.model.get_parameter("lm_head.weight") is skeleton.model.get_parameter("model.embed_tokens.weight")
-    assert skeleton.disk_names("lm_head.weight") == []
+    source = StreamedModel(tmp_path)
+    assert source.model.get_parameter("lm_head.weight") is source.model.get_parameter("model.embed_tokens.weight")
+    assert source.disk_names("lm_head.weight") == []
 
 
 @pytest.mark.parametrize("equal", [True, False])
@@ -61,11 +59,11 @@ def test_a_tied_head_that_is_also_stored(equal: bool, tmp_path: Path) -> None:
     save(tmp_path / "m", "llama", shard="1GB")
     embedding = load_file(tmp_path / "m" / SINGLE)["model.embed_tokens.weight"]
     rewrite(tmp_path / "m", lambda tensors: tensors | {"lm_head.weight": embedding * (1 if equal else 2)})
-    expected, skeleton = reference(tmp_path / "m").state_dict(), Skeleton.open(tmp_path / "m")
-    skeleton.load_rest()
-    head = skeleton.model.get_parameter("lm_head.weight")
-    assert (head is skeleton.model.get_parameter("model.embed_tokens.weight")) == equal
-    assert torch.equal(head, expected["lm_head.weight"])
+    expected, source = reference(tmp_path / "m").state_dict(), StreamedModel(tmp_path / "m")
+    with source.with_head():
+        head = source.model.get_parameter("lm_head.weight")
+        assert (head is source.model.get_parameter("model.embed_tokens.weight")) == equal
+        assert torch.equal(head, expected["lm_head.weight"])
 
 
 @pytest.mark.parametrize("lost", ["model.layers.1.mlp.experts.2.down_proj.weight", "model.norm.weight"])
@@ -73,7 +71,7 @@ def test_a_weight_that_the_files_lack_is_refused(lost: str, tmp_path: Path) -> N
     save(tmp_path, "qwen3_moe", shard="1GB")
     rewrite(tmp_path, lambda tensors: {key: tensor for key, tensor in tensors.items() if key != lost})
     with pytest.raises(InputError, match=rf"1 are missing .*{lost[:16]}.*complete checkpoint"):
-        Skeleton.open(tmp_path)
+        StreamedModel(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,7 @@ def test_unsupported_checkpoints_are_an_error_of_one_line(change: dict[str, Any]
     config = json.loads((save_tiny(tmp_path) / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(InputError, match=match) as caught:
-        Skeleton.open(tmp_path)
+        StreamedModel(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -99,16 +97,16 @@ def test_blocks_that_share_weights_are_left_to_a_whole_load(tmp_path: Path) -> N
     config = AutoConfig.for_model("zamba2", **{**LLAMA, **hybrid, **size, "tie_word_embeddings": True})
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedCheckpoint, match=r"must share no weights, model\.layers\.3"):
-        Skeleton.open(tmp_path)
+        StreamedModel(tmp_path)
 
 
 def test_tensors_are_read_one_by_one_without_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With threads, transformers holds all that it reads at once, beside what it makes of it."""
     save(tmp_path, "mixtral")
     monkeypatch.delattr(core_model_loading, "ThreadPoolExecutor")
-    skeleton = Skeleton.open(tmp_path)
-    skeleton.load("model.layers.1")
-    assert not any(parameter.is_meta for parameter in skeleton.model.get_submodule("model.layers.1").parameters())
+    source = StreamedModel(tmp_path)
+    with source.opened(1) as block:
+        assert not any(parameter.is_meta for parameter in block.parameters())
 
 
 PRIVATE: list[tuple[Any, list[str]]] = [

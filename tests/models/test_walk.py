@@ -14,7 +14,7 @@ from shears.errors import InputError
 from shears.models.activations import Activations
 from shears.models.blocks import Matrix, block_matrices, decoder_blocks
 from shears.models.capture import capturing
-from shears.models.sources import WholeModel
+from shears.models.sources import BlockSource
 from shears.models.walk import BlockRun, Walk
 from tests.tiny import CONFIGS, VOCABULARY, tiny_model
 
@@ -28,7 +28,7 @@ def walk(
     budget: int | None = None,
 ) -> None:
     with torch.no_grad(), Activations(budget) as hidden:
-        walked = Walk(WholeModel(model), batches, hidden)
+        walked = Walk(BlockSource(model), batches, hidden)
         for index in range(len(walked)):
             with walked.advancing(index) as run:
                 visit(run)

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
-from shears.models.sources import BlockSource, Skeleton, StreamedModel, WholeModel
+from shears.models.sources import BlockSource, StreamedModel
 from shears.sparsity import allocation
 from shears.sparsity.allocation import (
     HIGHEST_SPARSITY,
@@ -29,7 +28,6 @@ from shears.sparsity.allocation import (
 )
 from shears.sparsity.prune import choose
 from tests.oracles import fisher
-from tests.parts import copied
 from tests.tiny import VOCABULARY, tiny_model
 
 NAMES = ["llama", "gpt2", "mixtral"]
@@ -75,7 +73,7 @@ def recorded(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> dict[st
         return found
 
     monkeypatch.setattr(allocation, "_backward", record)
-    allocated(WholeModel(model))
+    allocated(BlockSource(model))
     return sums
 
 
@@ -103,7 +101,7 @@ def test_sums_are_those_of_one_backward_of_the_whole_model_a_sequence(
 @pytest.mark.parametrize("name", NAMES)
 def test_the_mean_is_the_sparsity_asked_for_and_nothing_strays(name: str, sparsity: float) -> None:
     model = sharp(name)
-    found = allocated(WholeModel(model), sparsity)
+    found = allocated(BlockSource(model), sparsity)
     assert mean(found, model) == pytest.approx(sparsity, abs=1e-12)
     assert all(0 <= value <= HIGHEST_SPARSITY for value in found.values())
     assert all(abs(value - sparsity) <= STRENGTH * REACH + 1e-12 for value in found.values())
@@ -116,12 +114,11 @@ def test_blocks_read_from_files_one_by_one_give_the_same(
 ) -> None:
     model = sharp(name)
     model.save_pretrained(tmp_path / "m")
-    skeleton = Skeleton.open(tmp_path / "m", torch.float32)
-    writer = TensorWriter(skeleton.files, copied(tmp_path / "m", tmp_path / "out"))
-    expected = allocated(WholeModel(model))
+    source = StreamedModel(tmp_path / "m", torch.float32)
+    expected = allocated(BlockSource(model))
     monkeypatch.setattr(allocation, "BUDGET", 0)
-    assert allocated(StreamedModel(skeleton, writer)) == expected
-    assert all(tensor.is_meta for tensor in skeleton.model.get_submodule(skeleton.blocks).parameters())
+    assert allocated(source) == expected
+    assert all(tensor.is_meta for tensor in source.model.get_submodule(source.prefix).parameters())
 
 
 def test_experts_that_no_sequence_reaches_are_neither_spared_nor_emptied() -> None:
@@ -132,7 +129,7 @@ def test_experts_that_no_sequence_reaches_are_neither_spared_nor_emptied() -> No
             block.get_parameter("mlp.gate.weight").zero_()  # all alike: every token takes the first expert
     expected = fisher.sums(exact(model), list(TOKENS))
     unreached = [name for name, (rows, _) in expected.items() if not rows.any()]
-    found = allocated(WholeModel(model))
+    found = allocated(BlockSource(model))
     assert len(unreached) == 2 * 2 * 3
     assert {found[name] for name in unreached} == {0.5}
     assert mean(found, model) == pytest.approx(0.5, abs=1e-12)

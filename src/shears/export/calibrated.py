@@ -34,7 +34,7 @@ from shears.models.capture import InputMoments, capturing
 from shears.models.devices import autocast, pick_device
 from shears.models.properties import check_calibration, num_positions, refuse_longer
 from shears.models.ref import ModelRef, load_tokenizer
-from shears.models.sources import Skeleton, StreamedModel
+from shears.models.sources import StreamedModel
 from shears.models.walk import BlockRun, IrregularBlocks, Walk
 from shears.progress import track
 from shears.quantization.grid import BLOCK, Quantized, by_input, quantize
@@ -65,16 +65,15 @@ def round_calibrated(
     length = settings.sequence_length
     text, _ = text_source(text, model, settings.num_samples * length, settings.seed, device=settings.device)
     try:
-        skeleton = Skeleton.open(model.folder, torch.float32, pick_device(settings.device))
-        source = StreamedModel(skeleton)
+        source = StreamedModel(model.folder, torch.float32, pick_device(settings.device))
         refuse_longer(length, num_positions(source.model))
         tokenizer = load_tokenizer(model)
         drawn = calibration_batches(
             text, tokenizer, settings.num_samples, length, BATCH, settings.seed, trained=template
         )
         check_calibration(source.model, drawn.batches)
-        _put_tables(skeleton, packing)
-        rounding = _Rounding(skeleton, packing, updates)
+        _put_tables(source, packing)
+        rounding = _Rounding(source, packing, updates)
         with (
             _updated(source.model, updates),
             Activations(BUDGET, folder) as hidden,
@@ -110,9 +109,9 @@ def _updated(model: nn.Module, updates: Mapping[str, LoraUpdate]) -> Iterator[No
         yield
 
 
-def _put_tables(skeleton: Skeleton, packing: Packing) -> None:
-    for name, parameter in skeleton.model.named_parameters():
-        stored = skeleton.disk_names(name)
+def _put_tables(source: StreamedModel, packing: Packing) -> None:
+    for name, parameter in source.model.named_parameters():
+        stored = source.disk_names(name)
         table = packing.tied.get(stored[0], stored[0]) if len(stored) == 1 else None
         if table in packing.tables and not parameter.is_meta:
             form = packing.dense[table].quantized
@@ -123,8 +122,8 @@ def _put_tables(skeleton: Skeleton, packing: Packing) -> None:
 class _Rounding:
     """Rounds the packed linears of one block after the other and hands them to the package."""
 
-    def __init__(self, skeleton: Skeleton, packing: Packing, updates: Mapping[str, LoraUpdate]) -> None:
-        self._skeleton = skeleton
+    def __init__(self, source: StreamedModel, packing: Packing, updates: Mapping[str, LoraUpdate]) -> None:
+        self._source = source
         self._packing = packing
         self._updates = updates
         self._error = 0.0
@@ -151,7 +150,7 @@ class _Rounding:
         matrices = [
             matrix
             for matrix in block_matrices(block.name, block.block)
-            if not packed.isdisjoint(self._skeleton.disk_names(matrix.parameter))
+            if not packed.isdisjoint(self._source.disk_names(matrix.parameter))
         ]
         rounded: dict[Matrix, Quantized] = {}
         groups = list(affordable(block.groups(matrices) if matrices else [], BUDGET))
@@ -161,13 +160,13 @@ class _Rounding:
                 moments, drift = _measured(block, group, (inputs, places.get(group[0], [])))
                 for matrix in group:
                     rounded[matrix] = self._rounded(matrix, moments.of(matrix), drift)
-                    matrix.view(self._skeleton.model).copy_(rounded[matrix].dense())
+                    matrix.view(self._source.model).copy_(rounded[matrix].dense())
         for linear, quantized in self._as_stored(rounded):
             self._packing.put(linear, quantized)
             self._done.add(linear)
 
     def _rounded(self, matrix: Matrix, moments: Tensor | None, drift: Tensor | None) -> Quantized:
-        weight = matrix.view(self._skeleton.model).float()
+        weight = matrix.view(self._source.model).float()
         nearest = quantize(weight, "int4")
         if moments is None or not moments.any():
             self._unreached.append(matrix.name)
@@ -193,7 +192,7 @@ class _Rounding:
         points = {each: by_input(w.zeros, w.codes.shape[1]) for each, w in rounded.items() if w.zeros is not None}
         zeros = self._converted(points)
         for matrix, weight in rounded.items():
-            matrix.view(self._skeleton.model).copy_(weight.dense())
+            matrix.view(self._source.model).copy_(weight.dense())
         for linear, code in codes.items():
             own = scales[linear][:, ::BLOCK]
             if torch.equal(scales[linear], by_input(own, code.shape[1])):  # else its blocks of inputs were moved
@@ -203,9 +202,9 @@ class _Rounding:
     def _converted(self, tensors: Mapping[Matrix, Tensor]) -> dict[str, Tensor]:
         """Return the files' packed linears (O I) if the matrices hold these tensors."""
         for matrix, tensor in tensors.items():
-            matrix.view(self._skeleton.model).copy_(tensor)
+            matrix.view(self._source.model).copy_(tensor)
         found = {}
-        for name, tensor in self._skeleton.stored({each.parameter for each in tensors}):
+        for name, tensor in self._source.stored({each.parameter for each in tensors}):
             linear = name.removesuffix(".weight")
             if (entry := self._packing.packed.get(linear)) is not None:
                 found[linear] = (tensor.T if entry.transposed else tensor).cpu().clone()

@@ -65,7 +65,7 @@ class MergedModel:
 
     def keep(self, index: int) -> None:
         """Write the current weights of an open block's adapted linears to the output."""
-        self.source.keep(index, [matrix.parameter for matrix in self.by_block[index]])
+        self.source.keep([matrix.parameter for matrix in self.by_block[index]])
 
     def view(self, matrix: Matrix) -> Float[Tensor, "O I"]:
         """Return the current weight of a linear of the open block."""

@@ -23,7 +23,7 @@ from shears.models.capture import InputMoments, InputNorms
 from shears.models.devices import autocast
 from shears.models.properties import check_calibration
 from shears.models.recovery import Recovered
-from shears.models.sources import BlockSource, WholeModel
+from shears.models.sources import BlockSource
 from shears.models.walk import Batches, BlockRun, Context, Walk
 from shears.progress import track
 from shears.sparsity.allocation import sensitivity_sparsities
@@ -54,7 +54,7 @@ def sparsify_model(model: PreTrainedModel, batches: Batches, config: SparsifyCon
 
     `batches` are calibration token ids. InputError if nothing can be pruned or a weight is not finite.
     """
-    return prune_blocks(WholeModel(model), batches, config)
+    return prune_blocks(BlockSource(model), batches, config)
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ class _Pruner:
         for matrix, dense, of_inputs in self._removed:  # what its weights, final by now, have lost
             self.report.recovered.add(matrix, dense - matrix.view(self._model).float(), of_inputs)
         self._removed.clear()
-        self.source.keep(index, [matrix.parameter for matrix in matrices])
+        self.source.keep([matrix.parameter for matrix in matrices])
 
     def _prune_measured(self, block: BlockRun, matrices: Sequence[Matrix]) -> None:
         """Norms are measured on the dense block, moments after the linears that are pruned already."""

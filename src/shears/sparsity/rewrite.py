@@ -15,7 +15,7 @@ from shears.checkpoints.without_code import UnsupportedCheckpoint
 from shears.models.devices import DTYPES, pick_device
 from shears.models.load import copy_configs, load_model
 from shears.models.ref import ModelRef
-from shears.models.sources import BlockSource, Skeleton, StreamedModel, WholeModel
+from shears.models.sources import BlockSource, StreamedModel
 from shears.records.artifacts import read_object
 from shears.records.folders import refuse_full_disk
 
@@ -44,18 +44,18 @@ def rewriting(
     if not written:
         refuse_full_disk(work, weights_bytes(model.folder, DTYPES.get(dtype)))
     try:
-        skeleton = Skeleton.open(model.folder, torch.float32, pick_device(device))
+        source = StreamedModel(model.folder, torch.float32, pick_device(device))
     except UnsupportedCheckpoint as error:
         logger.warning("%s; the whole model is loaded into memory", error)
-        skeleton = None
-    if skeleton is None:
+        source = None
+    if source is None:
         network = load_model(model, dtype, device, to_save=True)
-        yield WholeModel(network)
+        yield BlockSource(network)
         network.save_pretrained(work)
         return
-    writer = TensorWriter(skeleton.files, work, DTYPES.get(dtype), written)
-    yield StreamedModel(skeleton, writer)
-    writer.finish()
+    source.writer = TensorWriter(source.files, work, DTYPES.get(dtype), written)
+    yield source
+    source.writer.finish()
     config = read_object(model.folder / "config.json")
     if dtype in DTYPES:
         config.pop("torch_dtype", None)

@@ -214,5 +214,5 @@ def _change(source: BlockSource, model: nn.Module) -> dict[str, LinearSparsity]:
                 before = linears.get(matrix.linear, LinearSparsity((0, matrix.shape[1]), 0))
                 shape = (before.shape[0] + matrix.shape[0], matrix.shape[1])
                 linears[matrix.linear] = LinearSparsity(shape, before.zeros + count_zeros(view))
-            source.keep(index, [matrix.parameter for matrix in matrices if matrix.name in trained])
+            source.keep([matrix.parameter for matrix in matrices if matrix.name in trained])
     return linears
