@@ -83,13 +83,6 @@ def test_set_reads_values_as_yaml(number: int, share: float) -> None:
     assert (config.num_samples, config.sparsity) == (number, share)
 
 
-def test_lists_and_exponents_are_read_from_set() -> None:
-    values = override({}, ["train.ranks=[8, 4]", "train.learning_rate=1e-3", "model=m", "train.data=x"])
-    config = build(Recipe, "", values)
-    assert config.train is not None
-    assert (config.model, config.train.ranks, config.train.learning_rate) == ("m", (8, 4), 0.001)
-
-
 @pytest.mark.parametrize("setting", ["alpha", "=3", ""])
 def test_a_setting_without_key_or_value_is_refused(setting: str) -> None:
     with pytest.raises(InputError, match=r"--set must be section\.key=value"):
@@ -124,11 +117,6 @@ def test_a_pattern_is_not_read_as_a_number_in_base_60(tmp_path: Path) -> None:
     assert load_recipe(path, ["sparsify.seed=1_000", "sparsify.sparsity=5.0e-1"]).sparsify.seed == 1000
 
 
-def test_a_size_may_be_a_bare_number_and_data_a_path(tmp_path: Path) -> None:
-    searched = build(SearchConfig, "search", {"data": tmp_path / "v.jsonl", "seed": 3})
-    assert (searched.data, searched.seed) == (f"{tmp_path}/v.jsonl", 3)
-
-
 def test_invalid_yaml_values_are_text_or_an_error(tmp_path: Path) -> None:
     assert override({}, ["sparsify.calibration=2024-13-45"]) == {"sparsify": {"calibration": "2024-13-45"}}
     path = tmp_path / "recipe.yaml"
@@ -139,12 +127,6 @@ def test_invalid_yaml_values_are_text_or_an_error(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(InputError, match="cannot be read"):
             load_recipe(path)
-
-
-def test_an_empty_section_has_all_defaults(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text("model: smollm2-135m\nsparsify:\n")
-    assert load_recipe(path).sparsify == SparsifyConfig()
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system [touch ran]", "!!python/name:os.system", "!any x"])

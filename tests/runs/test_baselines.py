@@ -11,7 +11,6 @@ from shears.config import Recipe
 from shears.config.resolve import load_recipe
 from shears.errors import InputError
 from shears.records.artifacts import as_data
-from shears.records.timing import read_times
 from shears.runs.plan import plan
 from shears.runs.stages import baseline_configs
 from tests.end_to_end.recipe import write_recipe
@@ -31,15 +30,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("baselines")
     write_recipe(folder)
     shears.run(recipe_of(folder), folder / "run")
-    (folder / "before.json").write_text(json.dumps(stamps(folder / "run")))
     shears.run(recipe_of(folder, BOTH), folder / "run")
     return folder
-
-
-def stamps(run: Path) -> dict[str, int]:
-    """When each of the weights and figures was written, by its path."""
-    files = (path for pattern in ("*.safetensors", "evaluation/*.json") for path in run.rglob(pattern))
-    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in files}
 
 
 @pytest.mark.parametrize(
@@ -88,25 +80,6 @@ def test_a_baseline_is_what_train_makes_of_its_settings(done: Path, tmp_path: Pa
         assert (alone / name).read_bytes() == (made / name).read_bytes()
 
 
-def test_baselines_of_a_finished_run_are_added_and_nothing_is_made_again(done: Path) -> None:
-    """So an old run, whose records know no baselines, is skipped stage by stage."""
-    before, after = json.loads((done / "before.json").read_text()), stamps(done / "run")
-    assert {name: after[name] for name in before} == before
-    assert sorted(after.keys() - before.keys()) == [
-        "baselines/dense_lora/adapter_model.safetensors",
-        "baselines/sparse_lora/adapter_model.safetensors",
-        "evaluation/dense_lora.json",
-        "evaluation/sparse_lora.json",
-    ]
-    timed = [line["stage"] for line in read_times(done / "run")]
-    assert timed[-4:] == [
-        "dense-lora",
-        "sparse-lora",
-        "evaluate dense-lora",
-        "evaluate sparse-lora",
-    ]
-
-
 def test_without_its_baseline_a_run_is_compared_with_the_dense_model_named_as_untrained(done: Path) -> None:
     lead = shears.run(recipe_of(done), done / "run")["lead"]
     assert (lead["against"], lead["untrained"]) == ("dense", True)
@@ -114,17 +87,6 @@ def test_without_its_baseline_a_run_is_compared_with_the_dense_model_named_as_un
     assert {stage.name: stage.state for stage in stages}["evaluate"] == "to do"  # their figures are not in the summary
     shears.run(recipe_of(done, BOTH), done / "run")
     assert {stage.state for stage in plan(recipe_of(done, BOTH), done / "run").stages} == {"done"}
-
-
-def test_baselines_are_planned(tmp_path: Path) -> None:
-    write_recipe(tmp_path)
-    stages = plan(recipe_of(tmp_path, BOTH), tmp_path / "run").stages
-    train, dense, sparse = (stage for stage in stages if " steps of " in stage.work)
-    assert (dense.name, sparse.name) == ("dense-lora", "sparse-lora")
-    assert dense.work == f"rank 6 on the dense model, {train.work}"
-    assert sparse.work == f"rank 6 on the sparse model, {train.work}"
-    assert (dense.memory, dense.disk) == (sparse.memory, sparse.disk) == (train.memory, train.disk)
-    assert stages[-1].work.startswith("number, 5 models")
 
 
 def test_baselines_without_a_training_are_refused_before_anything_is_written(tmp_path: Path) -> None:

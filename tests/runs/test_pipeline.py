@@ -40,11 +40,6 @@ def test_a_record_of_another_configuration_or_a_damaged_one_is_one_line(
         assert "\n" not in str(caught.value)
 
 
-def test_a_run_goes_into_the_home_folder_that_its_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert run_folder(Recipe(model="any", output="~/runs/one")) == tmp_path / "home" / "runs" / "one"
-
-
 def test_a_run_goes_into_a_folder_and_nowhere_else(tmp_path: Path) -> None:
     """An empty name, as of a shell's variable that is not set, is not that of the recipe."""
     (tmp_path / "file").touch()
@@ -69,23 +64,6 @@ def test_columns_that_are_not_there_are_told_before_any_work(setting: str, messa
     with pytest.raises(InputError, match=message):
         shears.run(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_training_of_named_groups_is_that_of_the_default(tmp_path: Path) -> None:
-    """Records of earlier versions name the groups that are the default of Llama now."""
-    recipe = load_recipe(write_recipe(tmp_path), ["train.max_steps=1", "search=null", "evaluate=null"])
-    shears.run(recipe, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "super_adapter" / "search_space.json").read_text())
-    assert record["config"]["groups"] == ["q_proj+k_proj+v_proj", "up_proj", "down_proj"]
-    assert [stage.state for stage in plan(recipe, tmp_path / "run").stages][:2] == ["done", "done"]
-    named = load_recipe(
-        tmp_path / "recipe.yaml",
-        ["train.max_steps=1", "search=null", "evaluate=null", "train.groups=q_proj+k_proj+v_proj,up_proj,down_proj"],
-    )
-    assert [stage.state for stage in plan(named, tmp_path / "run").stages][:2] == ["done", "done"]
-    other = named.model_copy(update={"train": named.train and named.train.model_copy(update={"groups": ("up_proj",)})})
-    with pytest.raises(InputError, match="train.groups was"):
-        plan(other, tmp_path / "run")
 
 
 @pytest.mark.parametrize("form", ["package", "gguf"])

@@ -47,13 +47,6 @@ def test_every_recipe_can_be_planned_offline(path: Path, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if "paper" in path.parts], ids=lambda path: path.stem)
-def test_the_papers_recipes_draw_one_configuration_a_step(path: Path) -> None:
-    train = load_recipe(path).train
-    assert train is not None
-    assert train.sampling == "uniform"
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_known_models_have_the_size_that_is_published(name: str) -> None:
     shape = shape_of(name)
@@ -74,17 +67,6 @@ def test_a_gguf_file_has_the_size_of_the_folder_that_it_becomes(without: tuple[s
     halved = shape_of(str(file), "bf16")
     assert halved is not None
     assert before.file_bytes == 4 * before.parameters == 2 * (halved.file_bytes or 0)
-
-
-@pytest.mark.parametrize("kept", [200, 0])
-def test_a_damaged_gguf_file_is_refused_as_the_run_refuses_it(kept: int, tmp_path: Path) -> None:
-    whole = write_gguf(tmp_path / "whole.gguf").read_bytes()
-    file = tmp_path / "model.gguf"
-    file.write_bytes(whole[:kept] or b"no model")
-    with pytest.raises(InputError, match="model.gguf cannot be read"):
-        shape_of(str(file))
-    with pytest.raises(InputError, match="model.gguf cannot be read"):
-        convert_gguf(file)
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +91,6 @@ def test_the_figures_of_a_plan_are_those_of_the_run(finished: tuple[Path, RunPla
     assert sparsified.disk == pytest.approx(weights, rel=0.01)
     with pytest.raises(InputError, match=r"train\.alpha was 12\.0 and is now 99"):
         plan(load_recipe(folder / "recipe.yaml", [*EVALUATED, "train.alpha=99"]), folder / "run")
-
-
-def test_figures_of_other_settings_are_still_to_be_measured(finished: tuple[Path, RunPlan]) -> None:
-    folder, _ = finished
-    for settings, state in (((), "done"), (("evaluate.limit=3",), "to do")):
-        recipe = load_recipe(folder / "recipe.yaml", [*EVALUATED, *settings])
-        assert [stage.state for stage in plan(recipe, folder / "run").stages] == [*["done"] * 3, state]
 
 
 def test_a_sparse_model_of_another_number_format_has_its_size(tmp_path: Path) -> None:
@@ -158,28 +133,6 @@ def test_figures_of_models_and_data_to_download_are_unknown(tmp_path: Path) -> N
     assert "nowhere.jsonl is not here yet" in run_plan.stages[1].work
 
 
-def with_config(folder: Path, **changes: object) -> Recipe:
-    """A recipe whose model has other settings."""
-    recipe = load_recipe(write_recipe(folder), NO_SEARCH)
-    path = folder / "base" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    return recipe
-
-
-@pytest.mark.parametrize("changes", [{"model_type": "nosuch"}, {"num_attention_heads": 0}])
-def test_a_folder_that_transformers_does_not_know_is_one_line(changes: dict[str, object], tmp_path: Path) -> None:
-    recipe = with_config(tmp_path, **changes)
-    with pytest.raises(InputError, match="config.json cannot be read") as caught:
-        plan(recipe, tmp_path / "run")
-    assert "\n" not in str(caught.value)
-
-
-def test_groups_that_match_nothing_are_refused_before_any_work(tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path), ["train.groups=c_attn"])
-    with pytest.raises(InputError, match="no linear matches target 'c_attn'"):
-        plan(recipe, tmp_path / "run")
-
-
 def test_a_dry_run_prints_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,17 +152,6 @@ def planned(folder: Path, **sections: Any) -> RunPlan:
     sections["sparsify"] = {"calibration": "arithmetic:train", **sections.get("sparsify", {})}
     recipe = {"model": str(folder / "base"), "output": str(folder / "run"), **sections}
     return plan(Recipe.model_validate(recipe))
-
-
-def work(run_plan: RunPlan) -> str:
-    return run_plan.stages[-1].work
-
-
-def test_the_data_of_an_evaluation_are_named(tmp_path: Path) -> None:
-    words = work(planned(tmp_path, evaluate={"harness": ["arc_easy", "piqa"], "limit": 5}))
-    assert words == "harness, 2 models, each on the first 5 of arc_easy, piqa"
-    absent = work(planned(tmp_path, evaluate={"task": "perplexity", "data": "nowhere.txt"}))
-    assert absent == "perplexity, 2 models, each on nowhere.txt (not here yet)"
 
 
 @pytest.mark.parametrize(

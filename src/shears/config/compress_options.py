@@ -43,11 +43,6 @@ class Bound:
         return f"at most {self.amount:g} bits a weight" if self.kind == "bits" else f"at least {self.amount:g} tokens/s"
 
 
-def _check_target(value: str) -> str:
-    Bound.parse(value)
-    return value
-
-
 def num_seconds(text: str) -> float:
     """Return the seconds of a time such as `90s`, `15min` or `1.5h`; InputError for anything else."""
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(s|min|h)", text.strip())
@@ -56,20 +51,14 @@ def num_seconds(text: str) -> float:
     return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]
 
 
-def _check_time(value: str) -> str:
-    if value not in EFFORTS:
-        num_seconds(value)
-    return value
-
-
 class CompressConfig(OfRows):
     """How to reach a bound on size or speed with the least loss."""
 
-    target: Annotated[str, AfterValidator(_check_target)]
+    target: Annotated[str, AfterValidator(lambda text: Bound.parse(text) and text)]
     """What the package must meet on this machine: 3.3bits (bits a weight at most, of the whole
     file), 1.0GB (size of the file at most) or 40tok/s (tokens a second at least, when it
     generates)."""
-    time: Annotated[str, AfterValidator(_check_time)] = "usual"
+    time: Annotated[str, AfterValidator(lambda text: text if text in EFFORTS else num_seconds(text) and text)] = "usual"
     """quick, usual or thorough, or the time that all of it may take, such as 30min or 2h: steps, tokens
     and a teacher are planned to fit, by speeds measured on this machine."""
     data: str | None = None

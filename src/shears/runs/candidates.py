@@ -83,7 +83,7 @@ def following(
     before = next(each for each in promising if each.name == last["name"])
     larger = last["bytes"] / before.bytes
     faster = last["tokens_per_second"] / before.tokens_per_second if before.tokens_per_second else 1.0
-    tried = {each["name"] for each in measured}
+    tried = [each["name"] for each in measured]
     for each in promising if not last["holds"] else ():
         speed = None if each.tokens_per_second is None else each.tokens_per_second * faster
         if each.name not in tried and bound.holds(each.bytes * larger, weights, speed):
@@ -115,15 +115,12 @@ def recipe_of(candidate: Candidate, effort: Effort, model: ModelRef, text: Path,
     pruning = {"method": effort.method, "calibration": source} if prunes else {"method": "magnitude"}  # needs no text
     heal = train = None
     if effort.heal and prunes:
-        sizes: dict[str, Any] = {"tokens": effort.heal, "sequence_length": effort.sequence_length}
-        steps = HealConfig(data=source, **sizes).num_steps
-        warmup = min(HealConfig.model_fields["warmup_steps"].default, steps - 1)
-        grid: Any = "int4" if is_int4 else "none"
-        heal = HealConfig(data=source, warmup_steps=warmup, quantize_aware=grid, **sizes)
+        heal = HealConfig(
+            data=source, tokens=effort.heal, sequence_length=effort.sequence_length,
+            quantize_aware="int4" if is_int4 else "none",
+        )  # fmt: skip
     if effort.steps:
-        taught = {"teacher": None if teacher is None else str(teacher)}
-        train = training_of(effort, text, **taught, **masked_for(candidate.values))
-    calibrated = is_int4 and train is None and heal is None
+        train = training_of(effort, text, teacher=teacher and str(teacher), **masked_for(candidate.values))
     return Recipe(
         model=model.name,
         sparsify=SparsifyConfig(sparsity=candidate.sparsity, dtype=dtype_of(model), **sampling, **pruning),
@@ -131,7 +128,7 @@ def recipe_of(candidate: Candidate, effort: Effort, model: ModelRef, text: Path,
         train=train,
         export=ExportConfig(
             format="package", values=candidate.values, embeddings=candidate.embeddings,
-            calibration=source if calibrated else None, **sampling,
+            calibration=source if is_int4 and not (heal or train) else None, **sampling,
         ),
     )  # fmt: skip
 
@@ -146,5 +143,4 @@ def training_of(effort: Effort, text: Path, **others: Any) -> TrainConfig:
 
     The zeros mask a share of its product, which the default alpha makes up for.
     """
-    warmup = min(TrainConfig.model_fields["warmup_steps"].default, effort.steps - 1)
-    return TrainConfig(data=str(text), max_steps=effort.steps, warmup_steps=warmup, **others)
+    return TrainConfig(data=str(text), max_steps=effort.steps, **others)

@@ -45,7 +45,7 @@ from shears.runs.candidates import (
     training_of,
 )
 from shears.runs.costs import AS_IT_CAME, TEACHER, fitted, left_out, measured_speeds, sentences, stage_seconds
-from shears.runs.effort import FEWEST_SEQUENCES, LENGTH, Amounts, Effort, efforts
+from shears.runs.effort import LENGTH, Amounts, Effort, efforts
 from shears.runs.exam import NEW_TOKENS, ROUNDS, Exam, Texts, answers_of, longest_answer, split_text, task_of_rows
 from shears.runs.pipeline import run
 from shears.runs.plan import plan, quietly
@@ -109,8 +109,6 @@ def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, A
         names = {_candidate(each).name for each in record["candidates"] if each["meets"]}
         if not {each["name"] for each in record["measured"]} <= names:
             raise ValueError("it measured what was not planned")
-        if not (folder / Path(record["held_out"]).name).is_file():
-            raise ValueError("its held-out text is gone")
     logger.info("%s: continuing with the plan of %s", folder, COMPRESS)
     return record
 
@@ -134,8 +132,6 @@ def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path
     training, amounts, exam = _readings(ref, settings, texts)
     found = efforts(amounts, positions_in(known_config(ref.folder)))
     exam = replace(exam, sequence_length=found["quick"].sequence_length)
-    stages = _sizes(first, found["usual"], ref, texts.calibration, folder)
-    refuse_full_disk(folder, sum(stages[name]["disk"] or 0 for name in ("sparsify", "export")))
     speeds = measured_speeds(ref, found["quick"], first, texts, training, exam)
 
     def total(effort: Effort) -> float:
@@ -151,6 +147,7 @@ def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path
     if missing:
         logger.warning("the time leaves out: %s", "; ".join(missing))
     stages = _sizes(first, effort, ref, texts.calibration, folder)
+    refuse_full_disk(folder, sum(stages[name]["disk"] or 0 for name in ("sparsify", "export")))
     words = sentences(effort, first, amounts)
     seconds = {"plan": spent, **stage_seconds(effort, first, speeds, amounts, exam.windows)}
     return {
@@ -218,8 +215,6 @@ def _readings(ref: ModelRef, settings: CompressConfig, texts: Texts) -> tuple[Ro
     exam = Exam(texts.held_out, LENGTH, text_template(template, tokenizer), task, longest)
     with quietly():
         text, held_out = (text_tokens(str(file), tokenizer, template=exam.template) for file in texts)
-    if len(text) < FEWEST_SEQUENCES * LENGTH:
-        logger.warning("the text has only %d tokens, all of which are taken, in shorter sequences", len(text))
     refuse_unknown(max([*text, *held_out], default=0), known_config(ref.folder).get_text_config().vocab_size)
     row_tokens = sum(len(row.input_ids) for row in rows) / max(len(rows), 1)
     return training, Amounts(len(rows), row_tokens, len(text), len(held_out), questions), exam
@@ -259,19 +254,19 @@ class _Work:
     @property
     def exam(self) -> Exam:
         record = self.record
-        held_out = self.folder / Path(record["held_out"]).name
-        length = self.effort.sequence_length
-        return Exam(held_out, length, record["template"], record["task"], record["longest_answer"])
+        return Exam(
+            self.folder / Path(record["held_out"]).name,
+            self.effort.sequence_length,
+            record["template"],
+            record["task"],
+            record["longest_answer"],
+        )
 
     @property
     def text(self) -> Path:
         return self.folder / Path(self.record["held_out"]).name.replace("held_out", "calibration")
 
-    def save(self) -> None:
-        write_json(self.folder / COMPRESS, self.record)
-
     def measure_dense(self) -> None:
-        """Measure loss and answers of the model as it came."""
         dense, exam = self.record["dense"], self.exam
         if "held_out_loss" in dense:
             return
@@ -279,16 +274,14 @@ class _Work:
             answered = None if exam.task is None else exam.answered(self.ref, AS_IT_CAME, untrained=True)
             dense["answers"] = None if answered is None else answers_of(answered)
             dense["held_out_loss"] = exam.loss(self.ref)
-        self.save()
+        self.choose()
 
     def teach(self) -> None:
-        """Train the dense model on the rows, if planned."""
         if self.effort.teaches and not (self.folder / TEACHER).is_dir():
             with timed(self.folder, TEACHER):
                 train(self.ref.folder, self.folder / TEACHER, **as_data(training_of(self.effort, self.text)))
 
     def made(self, candidate: Candidate, settings: CompressConfig) -> dict[str, Any]:
-        """Make the package of a candidate and return its figures."""
         logger.info("%s: %s predicted", candidate.name, figures_of(candidate))
         output = self.folder / candidate.name
         teacher = self.folder / TEACHER if self.effort.teaches else None
@@ -305,9 +298,9 @@ class _Work:
         }
 
     def choose(self) -> None:
-        """Name the best package of those that were made."""
+        """Name the best package of those that were made, and write the record."""
         self.record["chosen"] = best(packages_of(self.record))
-        self.save()
+        write_json(self.folder / COMPRESS, self.record)
 
     def make_rival(self, promising: list[Candidate], settings: CompressConfig) -> None:
         """Make dense int4, the rival of the chosen package or of the last one; it may be chosen itself."""

@@ -79,12 +79,11 @@ def measured_speeds(
 
 
 def _reading(model: ModelRef, effort: Effort, sparsity: float, texts: Texts) -> tuple[float, float, float]:
-    """Return the seconds of loading, of a token of a forward pass, and of ADMM in all blocks."""
     started = time.perf_counter()
     network = load_model(model, computing_dtype("auto", "cpu"), "cpu")
     loading = time.perf_counter() - started
-    source, length = str(texts.calibration), effort.sequence_length
-    text = calibration_batches(source, load_tokenizer(model), 2, length, 1, 0).batches
+    tokenizer = load_tokenizer(model)
+    text = calibration_batches(str(texts.calibration), tokenizer, 2, effort.sequence_length, 1, 0).batches
     batch = torch.cat([each for each in text if each.shape[1] == text[0].shape[1]])
 
     def forward_pass() -> None:
@@ -102,7 +101,6 @@ def _reading(model: ModelRef, effort: Effort, sparsity: float, texts: Texts) -> 
 
 
 def _training(model: ModelRef, effort: Effort, values: str, texts: Texts, rows: Rows) -> float:
-    """Return the seconds of a token of a training step, the second one of STEP_ROWS rows."""
     size = min(STEP_ROWS, len(rows.train))
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rows.jsonl"

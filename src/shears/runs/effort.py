@@ -45,22 +45,12 @@ class Effort:
     rival: bool
 
 
-class EffortScale(NamedTuple):
-    """Amounts of an effort: sequences, epochs, the fewest and most steps and epochs, tokens to heal on."""
-
-    samples: int
-    epochs: float
-    fewest: int
-    most: int
-    most_epochs: int
-    heal: int
-
-
-SCALES: dict[EffortName, EffortScale] = {
-    "quick": EffortScale(16, 1, 40, 120, 5, 0),
-    "usual": EffortScale(64, 3, 120, 600, 10, 100_000),
-    "thorough": EffortScale(128, 3, 200, 2000, 15, 500_000),
+SCALES: dict[EffortName, tuple[int, ...]] = {
+    "quick": (16, 1, 40, 120, 5, 0),
+    "usual": (64, 3, 120, 600, 10, 100_000),
+    "thorough": (128, 3, 200, 2000, 15, 500_000),
 }
+"""Sequences, epochs, the fewest and the most steps, the most epochs, and tokens to heal on."""
 
 
 def efforts(amounts: Amounts, context: int | None = None) -> dict[EffortName, Effort]:
@@ -68,12 +58,12 @@ def efforts(amounts: Amounts, context: int | None = None) -> dict[EffortName, Ef
     length = min(LENGTH, context or LENGTH, max(amounts.text_tokens // FEWEST_SEQUENCES, 2))
     epoch = -(-amounts.rows // BATCH)
     found = dict[EffortName, Effort]()
-    for name, scale in SCALES.items():
-        steps = min(max(round(scale.epochs * epoch), scale.fewest), scale.most_epochs * epoch, scale.most)
-        heal = max(min(scale.heal, 4 * amounts.text_tokens), FEWEST_SEQUENCES * length)  # more epochs give little
+    for name, (samples, epochs, fewest, most, most_epochs, most_healed) in SCALES.items():
+        steps = min(max(epochs * epoch, fewest), most_epochs * epoch, most)
+        heal = max(min(most_healed, 4 * amounts.text_tokens), FEWEST_SEQUENCES * length)  # more epochs give little
         found[name] = Effort(
-            name=name, method="admm", num_samples=scale.samples, sequence_length=length,
-            heal=heal if scale.heal and not amounts.rows else 0,
+            name=name, method="admm", num_samples=samples, sequence_length=length,
+            heal=heal if most_healed and not amounts.rows else 0,
             steps=max(steps, FEWEST_STEPS) if amounts.rows else 0,
             teaches=name == "thorough" and amounts.rows > 0, rival=amounts.questions > 0,
         )  # fmt: skip

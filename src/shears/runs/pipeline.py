@@ -50,7 +50,6 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
         stages = stages_of(recipe, folder)
         done = [stage.is_done() for stage in stages]  # raises before any work is done
         missing = [stage for stage, is_done in zip(stages, done, strict=True) if not is_done]
-        to_do = [stage.name for stage in missing]
         for stage in missing:
             stage.check()
         if recipe.evaluate and (recipe.evaluate.task == "harness" or is_path(recipe.evaluate.data)):
@@ -58,9 +57,8 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
         begun = sum(
             file.stat().st_size for stage in missing for file in partial_folder(stage.output).glob("*.safetensors")
         )
-        refuse_full_disk(folder, bytes_of(recipe, to_do) - begun)
-        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-        artifacts.write_text(folder / artifacts.RECIPE, text)
+        refuse_full_disk(folder, bytes_of(recipe, [stage.name for stage in missing]) - begun)
+        artifacts.write_text(folder / artifacts.RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         total = len(stages) + (recipe.evaluate is not None)
         for number, (stage, is_done) in enumerate(zip(stages, done, strict=True), start=1):
             if is_done:
@@ -74,7 +72,6 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
 
 
 def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path | None]]:
-    """Return the dense, sparse, baseline and exported models, each with its adapter, by name."""
     assert recipe.evaluate is not None
     models: dict[str, tuple[ModelRef, Path | None]] = {
         "dense": (resolve(str(recipe.model), recipe.sparsify.dtype), None),
@@ -96,7 +93,6 @@ def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path |
 
 
 def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Evaluate all models of a run; return the summary and write it."""
     assert recipe.evaluate is not None
     models = _models_of(recipe, folder)
     (folder / "evaluation").mkdir(exist_ok=True)
@@ -148,8 +144,7 @@ def _earlier_figures(
     if not file.is_file():
         return None
     record = artifacts.read_object(file)
-    expected = identity_of(model, adapter, config)
-    is_same = all(record.get(key) == value for key, value in expected.items())
+    is_same = all(record.get(key) == value for key, value in identity_of(model, adapter, config).items())
     if not (is_same and same_backend(record, config)):
         logger.info("%s is of another model, prompt, data or setting: measuring again", file)
         return None

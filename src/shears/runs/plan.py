@@ -115,27 +115,22 @@ class _Basis:
         return stored if dtype is None or self.shape is None else dtype.itemsize * self.shape.parameters
 
     def ranks(self, choice: Callable[[SearchSpace], RankConfig]) -> dict[str, int]:
-        """Return the rank of every adapted linear; empty without a training or a known shape."""
         return {} if self.space is None else dict(by_linear(self.space, choice(self.space)))
 
     def adapter(self, choice: Callable[[SearchSpace], RankConfig] = SearchSpace.maximal) -> int:
-        """Return the bytes of an adapter at chosen ranks."""
         return FP32_BYTES * self.shape.adapter_parameters(self.ranks(choice)) if self.shape else 0
 
     def recovery(self) -> int:
-        """Return the parameters of the recovery that pruning makes."""
         assert self.shape is not None
         return self.shape.adapter_parameters(dict.fromkeys(self.shape.sides, self.recipe.sparsify.recover_rank))
 
     @property
     def exported(self) -> Callable[[SearchSpace], RankConfig]:
-        """The choice of ranks that the export writes."""
         export = self.recipe.export
         ranks = "maximal" if FORMATS[export.format].pads else export.ranks
         return CHOICES.get(ranks or "", SearchSpace.heuristic)
 
     def disk(self, name: str) -> int | None:
-        """Return the bytes of the files that a stage leaves; None for a model of unknown size."""
         if self.shape is None or self.sparse is None:
             return None
         if name == "sparsify":
@@ -181,8 +176,8 @@ def _sparsify(basis: _Basis) -> Estimate:
     if shape is None:
         return work, None
     hidden = min(BUDGET, FP32_BYTES * num_tokens * shape.width)
-    needs_moments = METHODS[config.method].needs == "moments"
-    moments = max(inputs for _, inputs in shape.sides.values()) ** 2 if needs_moments else 0
+    widest = max(inputs for _, inputs in shape.sides.values())
+    moments = widest**2 * (METHODS[config.method].needs == "moments")
     # fp32: weights outside the blocks, two blocks (a fit needs gradients, Adam's two moments and a
     # copy too), twice the second moments of the widest linear
     blocks = 6 if is_fitted else 2
@@ -209,7 +204,6 @@ def _trained_dtype(config: LoopConfig) -> str:
 
 
 def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None) -> Estimate:
-    """Return the estimate of a training on a model of `model_bytes`."""
     examples, words = _amount(config.data)
     count = round((examples or 0) * (1 - (config.validation_share or 0)))
     passes = "1 to 10" if config.epochs is None else f"{config.epochs:g}"
@@ -262,7 +256,6 @@ ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = {
 
 
 def _is_local(source: str) -> bool:
-    """Tell whether a source can be read without a download."""
     return source.partition(":")[0] == ARITHMETIC or expanded(source).is_file()
 
 

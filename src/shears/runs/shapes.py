@@ -136,7 +136,6 @@ def shape_of(name: str, dtype: str = "auto") -> Shape | None:
 
 
 def _folder(name: str) -> Path | None:
-    """Return the folder of a model that needs no download, None for others."""
     path = expanded(name)
     if path.is_dir():
         model = resolve(path)

@@ -63,7 +63,6 @@ class Stage:
         return True
 
     def _prefixed(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a configuration under keys such as `export.ranks`, with ranks by their name."""
         section = self.name if self.name in Recipe.model_fields else "train"  # of a baseline
         named = {"ranks": ranks_name(config["ranks"])} if section == "export" and config["ranks"] else {}
         return {f"{section}.{key}": value for key, value in {**config, **named}.items()}
@@ -209,10 +208,7 @@ def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None)
 
 
 def _training(name: str, model: Callable[[], str | Path], output: Path, config: TrainConfig, sparse: Path) -> Stage:
-    """Return a stage that trains on the model that `model` returns, which may convert a file first.
-
-    `sparse` is a model of the same architecture; its groups are those of the training.
-    """
+    """Return a training on what `model` returns; `sparse` has the same architecture, and so the same groups."""
     values = as_data(config)
     if (output / artifacts.SEARCH_SPACE).is_file() and sparse.is_dir():  # its record names the groups
         values["groups"] = list(resolved_groups(config.groups, sparse))
@@ -222,15 +218,12 @@ def _training(name: str, model: Callable[[], str | Path], output: Path, config: 
         taught = {"teacher_fingerprint": find_teacher(config.teacher).fingerprint} if config.teacher else {}
         return {"base_fingerprint": resolve(model()).fingerprint, **taught, **hashes}
 
-    def make() -> Path:
-        return train(model(), output, **values)
-
     def check() -> None:
         _check(check_rows, config.data, config.columns)
         _check(check_rows, config.validation_source, config.columns)
         _check_loop(config)
 
-    return Stage(name, output, artifacts.SEARCH_SPACE, values, inputs, make, check)
+    return Stage(name, output, artifacts.SEARCH_SPACE, values, inputs, lambda: train(model(), output, **values), check)
 
 
 def _search_stage(config: SearchConfig, folder: Path) -> Stage:
@@ -253,7 +246,6 @@ def _search_stage(config: SearchConfig, folder: Path) -> Stage:
 
 
 def _export_stage(recipe: Recipe, folder: Path) -> Stage:
-    """Return the stage that exports a sub-adapter; in a run without training, the sparse model."""
     form = FORMATS[recipe.export.format]
     output = folder / form.folder
     values = as_data(recipe.export)
@@ -289,6 +281,5 @@ def _check_loop(config: LoopConfig) -> None:
 
 
 def _hashes(**sources: str | None) -> dict[str, str]:
-    """Return the sha256 of the sources that are local files, under the keys of records."""
     hashes = {f"{name}_sha256": source_fingerprint(source) for name, source in sources.items() if source}
     return {key: value for key, value in hashes.items() if value}
