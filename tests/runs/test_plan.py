@@ -225,3 +225,43 @@ def test_a_package_is_refused_and_a_text_to_download_is_named(tmp_path: Path) ->
                 {"model": str(tmp_path / "package"), "output": str(tmp_path / "run"), "sparsify": MAGNITUDE}
             )
         )
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "paper" in path.parts], ids=lambda path: path.stem)
+def test_the_papers_recipes_draw_one_configuration_a_step(path: Path) -> None:
+    train = load_recipe(path).train
+    assert train is not None
+    assert train.sampling == "uniform"
+
+
+@pytest.mark.parametrize("kept", [200, 0])
+def test_a_damaged_gguf_file_is_refused_as_the_run_refuses_it(kept: int, tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "whole.gguf").read_bytes()
+    file = tmp_path / "model.gguf"
+    file.write_bytes(whole[:kept] or b"no model")
+    with pytest.raises(InputError, match="model.gguf cannot be read"):
+        shape_of(str(file))
+    with pytest.raises(InputError, match="model.gguf cannot be read"):
+        convert_gguf(file)
+
+
+def with_config(folder: Path, **changes: object) -> Recipe:
+    """A recipe whose model has other settings."""
+    recipe = load_recipe(write_recipe(folder), NO_SEARCH)
+    path = folder / "base" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return recipe
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "nosuch"}, {"num_attention_heads": 0}])
+def test_a_folder_that_transformers_does_not_know_is_one_line(changes: dict[str, object], tmp_path: Path) -> None:
+    recipe = with_config(tmp_path, **changes)
+    with pytest.raises(InputError, match="config.json cannot be read") as caught:
+        plan(recipe, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_groups_that_match_nothing_are_refused_before_any_work(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), ["train.groups=c_attn"])
+    with pytest.raises(InputError, match="no linear matches target 'c_attn'"):
+        plan(recipe, tmp_path / "run")

@@ -113,6 +113,7 @@ def test_a_share_of_the_rows_is_validated_and_not_trained_on(base: Path, data: s
         ({"early_stopping": 2}, "early_stopping needs validation, got none; add a file, or a share"),
         ({"validation_every": 2}, "validation_every needs validation, got none"),
         ({"validation": 1.5}, "validation must be a source of rows or a share between 0 and 1, got 1.5"),
+        ({"validation": "-"}, "validation must be other examples than data, both are -"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -160,6 +160,8 @@ class TrainConfig(LoopConfig):
         for name in ("validation_every", "early_stopping"):
             if self.validation is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} needs validation, got none; add a file, or a share of the rows such as 0.05")
+        if self.validation == self.data:
+            raise ValueError(f"validation must be other examples than data, both are {self.data}; give a share of them")
         if not 0 < (0.5 if self.validation_share is None else self.validation_share) < 1:
             raise ValueError(f"validation must be a source of rows or a share between 0 and 1, got {self.validation}")
         return self
