@@ -213,11 +213,11 @@ def difference(here: Any, there: Any) -> float:
     return max(float((mine[name].float() - theirs[name].float()).abs().max()) for name in mine)
 
 
-def events_of_a_step(folder: Folder) -> dict[str, float]:
+def events_of_a_step(folder: Folder, sampling: str) -> dict[str, float]:
     """Return what a step of training costs in syncs and copies, by place."""
     totals = []
     for steps in (3, 7):
-        attempt(trained(max_steps=steps, save_steps=100, micro_batch_size=2), folder)
+        attempt(trained(max_steps=steps, save_steps=100, micro_batch_size=2, sampling=sampling), folder)
         totals.append(Counter(pretended.PLACES))
     return {f"{kind} {place}": number / 4 for (kind, place), number in (totals[1] - totals[0]).items()}
 
@@ -236,8 +236,8 @@ def main() -> None:
             there, figures[f"{name} {precision}"] = attempt(flow, folder)
             if precision == "fp32" and there is not None:
                 figures[f"{name} {precision}"]["difference"] = difference(flow(folder, "cpu"), there)
-        if precision == "bf16":
-            figures["a step"] = events_of_a_step(folder)
+        for sampling in ("nested", "uniform") if precision == "bf16" else ():
+            figures[f"a step {sampling}"] = events_of_a_step(folder, sampling)
         if precision == "fp16" and "train auto" in flows:
             figures["train auto without bf16"] = attempt(flows["train auto"], folder, fast_bf16=False)[1]
     Path(output).write_text(json.dumps(figures, indent=1))

@@ -75,17 +75,18 @@ class ElasticAdapter:
             self._hooks.append(linear.register_forward_hook(_mask_ranks))
         if nested and any(layer.lora_B[adapter].weight.any() for layer in self._all):
             self._divide_by_diagonal()
-        self.active = self.activate(space.maximal())
+        self.active = RankConfig({})
+        self.activate(space.maximal())
 
     def activate(self, config: RankConfig) -> RankConfig:
         """Use these ranks in every following forward; InputError if they are not in the space."""
         config = self.space.check(config)
         for group, layers in self._layers.items():
             rank = config[group]
-            for layer in layers:
+            for layer in layers if self.active.get(group) != rank else ():
                 mask = layer.lora_A[self.adapter].get_buffer(MASK)  # written in place, because compiled code keeps it
-                first = (torch.arange(len(mask)) < rank).float() * self.space.factor(group, rank)
-                mask.copy_(first * self._diagonal(group, len(mask)))
+                mask.copy_(self._diagonal(group, len(mask), mask.device)).mul_(self.space.factor(group, rank))
+                mask[rank:] = 0
         self.active = config
         return config
 
@@ -99,15 +100,16 @@ class ElasticAdapter:
         finally:
             self.activate(before)
 
-    def _diagonal(self, group: str, size: int) -> Float[Tensor, " R"]:
+    def _diagonal(self, group: str, size: int, device: torch.device | None = None) -> Float[Tensor, " R"]:
         """Return D of a group (MatryoshkaLoRA, arXiv 2605.07850, Algorithm 1), ones if it is not nested.
 
         A component weighs the share of the allowed ranks that contain it; one in none weighs 1.
         """
         if not self.nested:
-            return torch.ones(size)
+            return torch.ones(size, device=device)
         ranks = self.space.ranks[group]
-        return torch.tensor([sum(rank > index for rank in ranks) / len(ranks) or 1.0 for index in range(size)])
+        shares = [sum(rank > index for rank in ranks) / len(ranks) or 1.0 for index in range(size)]
+        return torch.tensor(shares, device=device)
 
     @torch.no_grad()
     def _divide_by_diagonal(self) -> None:

@@ -104,6 +104,7 @@ def _descend(run: BlockRun, fitted: Sequence[_Fitted], targets: Activations, str
         size = float(kept.square().mean().sqrt()) if kept.numel() else 0.0
         groups.append({"params": [each.values], "lr": rate * size})
     adam = torch.optim.Adam(groups, betas=BETAS, fused=True)
+    scaler = torch.amp.GradScaler(enabled=fitted[0].values.is_cuda)  # by powers of two: exact but in fp16
     steps = EPOCHS * len(targets)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
     parameters = [each.parameter for each in fitted]
@@ -112,12 +113,13 @@ def _descend(run: BlockRun, fitted: Sequence[_Fitted], targets: Activations, str
     with differentiable(parameters):
         for batch in order:
             with torch.enable_grad():
-                loss = output_error(run.forward(batch), targets[batch])
+                loss = scaler.scale(output_error(run.forward(batch), targets[batch]))
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             for each, gradient in zip(fitted, gradients, strict=True):
                 # Adam's step of a weight whose gradients are all 0 is exactly 0
                 each.values.grad = None if gradient is None else gradient.float().mul_(each.kept)
-            adam.step()
+            scaler.step(adam)
+            scaler.update()
             schedule.step()
             for each in fitted:
                 each.store()
