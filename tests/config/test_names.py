@@ -8,21 +8,21 @@ import pytest
 
 from shears.checkpoints.packed_layout import FORMAT_DTYPES
 from shears.config import EvaluateConfig, ExportConfig, Recipe, TrainConfig
-from shears.config.evaluate_options import ANSWER_FORMS, ExampleTask, PaperTask, TaskName
+from shears.config.evaluate_options import ANSWER_FORMS, WRITTEN_TASKS, ExampleTask, PaperTask, TaskName
 from shears.config.export_options import FORMATS
 from shears.config.fields import CHAT, DtypeName
 from shears.config.resolve import section_class
 from shears.config.sparsify_options import METHODS
 from shears.data.templates import TEMPLATES
-from shears.evaluation.tasks import FORMS, PAPER_TASKS
+from shears.evaluation.tasks import PAPER_TASKS
 from shears.models.devices import DTYPES
 
 
 @pytest.mark.parametrize(
     ("names", "registry"),
     [
-        (TaskName, [*PAPER_TASKS, *FORMS, "choices", "perplexity", "harness"]),
-        (ExampleTask, ["choices", *FORMS]),
+        (TaskName, [*PAPER_TASKS, *WRITTEN_TASKS, "choices", "perplexity", "harness"]),
+        (ExampleTask, ["choices", *WRITTEN_TASKS]),
         (PaperTask, PAPER_TASKS),
         (get_args(EvaluateConfig.model_fields["template"].annotation)[0], [*TEMPLATES, CHAT]),
         (TrainConfig.model_fields["template"].annotation, [*TEMPLATES, CHAT]),

@@ -9,7 +9,7 @@ import pytest
 from shears import compare
 from shears.errors import InputError
 from shears.evaluation.comparison import Measurement, compare_arms, lead, paired, read_arms
-from shears.evaluation.statistics import bootstrap_difference, mcnemar, paired_difference, wilson_interval
+from shears.evaluation.statistics import bootstrap_p, mcnemar, paired_difference, wilson_interval
 
 ONE = [True, True, False, True, True, False, True, True]
 OTHER = [True, False, False, False, True, False, False, True]
@@ -22,7 +22,7 @@ def records(bits: list[bool], task: str | None = None) -> list[dict[str, Any]]:
 
 
 def figures_file(folder: Path, name: str, records: list[dict[str, Any]], task: str = "number") -> str:
-    content = {"task": task, "metric": "accuracy", "config": {"protocol": None}, "records": records}
+    content = {"task": task, "metric": "accuracy", "records": records}
     (folder / name).write_text(json.dumps(content))
     return str(folder / name)
 
@@ -64,7 +64,7 @@ def test_seeds_are_pooled_and_tested_by_resampling_examples(tmp_path: Path) -> N
     found = compare([f"x={files[0]},{files[1]}", f"y={files[2]},{files[3]}"])
     assert [(arm["name"], arm["runs"]) for arm in found["arms"]] == [("x", 2), ("y", 2)]
     (difference,) = found["differences"]
-    assert difference["p"] == bootstrap_difference([THIRD, OTHER], [ONE, OTHER]).p
+    assert difference["p"] == bootstrap_p([THIRD, OTHER], [ONE, OTHER])
     assert "won" not in difference
     assert found["arms"][0]["spread"] == pytest.approx(0.375 / 2**0.5)
 

@@ -42,13 +42,13 @@ def _config(**keys: Any) -> EvaluateConfig:
 
 
 @pytest.mark.parametrize("task", ANSWER_FORMS)
-def test_the_name_sets_protocol_length_and_beams_and_flags_override_them(task: str) -> None:
+def test_the_name_sets_length_and_beams_and_flags_override_them(task: str) -> None:
     plain, tokens = _config(task=task, data="x"), 32 if task in LABELS else 256
-    assert (plain.protocol, plain.longest_answer, plain.beams) == ("generate", tokens, 4)
+    assert (plain.generates, plain.longest_answer, plain.beams) == (True, tokens, 4)
     chat = plain.in_template("chat")
     assert (chat.max_new_tokens, chat.num_beams) == (32 if task in LABELS else 512, 1)
     other = _config(task=task, data="x", num_beams=1, max_new_tokens=7).in_template("alpaca")
-    assert (other.protocol, other.max_new_tokens, other.num_beams) == ("generate", 7, 1)
+    assert (other.max_new_tokens, other.num_beams) == (7, 1)
     assert _config(**plain.model_dump()) == plain
 
 
@@ -62,18 +62,6 @@ def test_a_task_by_name_runs_whole(task: str, tmp_path: Path) -> None:
     assert result.details.keys() == ({"cut"} if ANSWER_FORMS[task] == "number" else {*strict, "cut"})
     assert len({record["id"] for record in result.records}) == 3
     json.dumps(result.as_data(), allow_nan=False)
-
-
-@pytest.mark.parametrize("task", [*LABELS, "aqua"])
-def test_choices_are_a_second_protocol_of_the_same_task(task: str, tmp_path: Path) -> None:
-    data = _file(tmp_path, [_row(task, number) for number in range(3)])
-    result = evaluate_task(SUBJECT, _config(task=task, data=data, protocol="choices"))
-    generated = evaluate_task(SUBJECT, _config(task=task, data=data, max_new_tokens=1, num_beams=1))
-    assert "accuracy_per_token" in result.details
-    assert [record["id"] for record in result.records] == [record["id"] for record in generated.records]
-    assert len(result.records[0]["log_likelihoods"]) == (5 if task == "aqua" else LABELS[task].count("/") + 1)
-    if task == "aqua":
-        assert result.records[0]["answer"] == "The answer is (B)."
 
 
 def test_a_letter_inside_a_word_counts_officially_and_not_strictly(
@@ -91,22 +79,17 @@ def test_a_letter_inside_a_word_counts_officially_and_not_strictly(
 
 
 @pytest.mark.parametrize(
-    ("task", "keys", "message"),
+    ("task", "answer", "message"),
     [
-        ("gsm8k", {"answer": "many"}, "row 1 of the data: .*many"),
-        ("gsm8k", {"answer": "9" * 400}, "row 1 of the data: the answer to gsm8k must be a number, got '999"),
-        ("aqua", {"answer": "F"}, "row 1 of the data: the answer to aqua must be A or B or C or D or E, got 'F'"),
-        ("boolq", {"answer": "maybe"}, "the answer to boolq must be true or false, got ''"),
-        ("gsm8k", {"protocol": "choices"}, "protocol choices needs a task with choices, and gsm8k asks for a number"),
+        ("gsm8k", "many", "row 1 of the data: .*many"),
+        ("gsm8k", "9" * 400, "row 1 of the data: the answer to gsm8k must be a number, got '999"),
+        ("aqua", "F", "row 1 of the data: the answer to aqua must be A or B or C or D or E, got 'F'"),
+        ("boolq", "maybe", "the answer to boolq must be true or false, got ''"),
     ],
 )
-def test_a_row_or_option_that_does_not_fit_is_an_error(
-    task: str, keys: dict[str, str], message: str, tmp_path: Path
-) -> None:
-    row = {**_row(task), **{name: value for name, value in keys.items() if name == "answer"}}
-    config = {name: value for name, value in keys.items() if name != "answer"}
+def test_a_row_that_does_not_fit_is_an_error(task: str, answer: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate_task(SUBJECT, _config(task=task, data=_file(tmp_path, [row]), **config))
+        evaluate_task(SUBJECT, _config(task=task, data=_file(tmp_path, [{**_row(task), "answer": answer}])))
 
 
 ANSWER = "Please choose the correct answer to the question: "

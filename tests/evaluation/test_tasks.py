@@ -124,10 +124,8 @@ def test_a_row_that_does_not_suit_the_task_is_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "number", "protocol": "generate"}, "protocol needs a task of the paper"),
         ({"task": "choices", "num_beams": 4}, "num_beams needs generated answers, got 4 with task choices"),
         ({"task": "mawps", "backend": "native"}, "backend native needs generated answers and num_beams 1"),
-        ({"task": "boolq", "protocol": "choices", "backend": "native"}, "backend native needs generated answers"),
         ({"task": "equation", "template": "chat"}, "template of task equation must be question or alpaca"),
         ({"task": "harness"}, "go together, got task harness"),
         ({"task": "number", "harness": "piqa"}, "go together, got task number"),

@@ -14,7 +14,7 @@ import shears
 from shears.adapt.train import read_training_rows
 from shears.checkpoints.package_file import read_package
 from shears.cli import main
-from shears.cli.tables import next_lines, verdict_line
+from shears.cli.tables import closing_lines
 from shears.config import CompressConfig, TrainConfig
 from shears.data.examples import IGNORED, Tokenized
 from shears.errors import InputError
@@ -210,8 +210,7 @@ def test_rows_are_trained_on_with_a_teacher_and_their_last_tenth_is_answered(inp
     assert [stage["name"] for stage in record["stages"]] == stages
     assert {*stages} <= real_seconds(out, record).keys()
     assert "trains dense int4 alike" in shears.write_report(out).read_text()
-    commands = next_lines(record, "small")
-    assert commands[0].endswith(f"write small/{record['chosen']}/package answers --prompts small/held_out.jsonl")
+    assert closing_lines(record, "small")[1].endswith(f"chat small/{record['chosen']}/package")
 
 
 @pytest.mark.parametrize(
@@ -306,8 +305,8 @@ def test_the_verdict_says_first_that_a_dense_model_answers_more() -> None:
         "dense": {"answers": figures("00")["answers"], "held_out_loss": 1.0}, "measured": [package],
         "rival": figures("11", package="s0-int4/package"), "chosen": "s50-int4", "target": "at most 1 GB",
     }  # fmt: skip
-    assert verdict_line(record, "small").startswith(
+    assert closing_lines(record, "small")[0].startswith(
         "Keep the dense one where its size will do: dense int4 (s0-int4/package) (2 of 2, 100.0 % (0.0 to 100.0))"
     )
     record["rival"]["answers"] = figures("10")["answers"]
-    assert verdict_line(record, "small").startswith("small/s50-int4/package meets the target")
+    assert closing_lines(record, "small")[0].startswith("small/s50-int4/package meets the target")

@@ -104,7 +104,7 @@ def _check_words(words: Sequence[str], verb: str) -> None:
 
 
 def application() -> Any:
-    """Return the application with all its verbs, in the order of the help."""
+    """Return the application with all its verbs."""
     from shears.cli.options import app
 
     for name in VERBS:
@@ -113,13 +113,9 @@ def application() -> Any:
 
 
 def _fail(messages: Sequence[str], code: int) -> None:
-    """Exit with a line for each message.
-
-    Wrong input affects all processes of a launcher, so only the first one prints it.
-    """
     from shears.progress import is_first_process, visible
 
-    if is_first_process() or code == 1:  # a system error may affect one process only
+    if is_first_process() or code == 1:  # a system error may be one process's
         for message in messages:
             text = visible(" ".join(message.splitlines()))
             print(f"error: {text}", file=sys.stderr)

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing, suppress
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Model = Annotated[str, argument("MODEL", "Package, folder of compress or run, model, hub id, .gguf or smollm2-135m.")]
-WELCOME = "Ctrl-C stops an answer, Ctrl-D quits, /reset starts a new conversation"
 REMOVED = dict.fromkeys(CONTROLS)
 """Control characters, removed from what a model says to a terminal."""
 
@@ -78,7 +77,7 @@ def generate(
 def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Talk with a model in its chat template; answers appear as they are generated.
 
-    /reset starts a new conversation, /quit or Ctrl-D quits, Ctrl-C stops an answer. If input or
+    /reset starts a new conversation, Ctrl-D quits, Ctrl-C stops an answer. If input or
     output is not a terminal, every input line is a conversation of its own, and only the answers are
     printed. A model that was trained on rows is asked in their form, at temperature 0 unless another
     is given.
@@ -95,21 +94,13 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     conversation = Conversation(engine, settings, is_alone=not is_terminal)
-    if not is_terminal:
-        for line in filter(None, map(str.strip, sys.stdin)):
-            for piece in conversation.say(line):
-                _write(piece)
-            _write("\n")
+    if is_terminal:
+        _talk(conversation)
         return
-    with suppress(ImportError):
-        import_module("readline")  # makes lines editable and keeps a history for the arrow keys
-    _note(WELCOME)
-    for text in _typed():
-        if text == "/reset":
-            conversation.turns.clear()
-            _note("new conversation")
-        else:
-            _show(conversation, text)
+    for line in filter(None, map(str.strip, sys.stdin)):
+        for piece in conversation.say(line):
+            _write(piece)
+        _write("\n")
 
 
 @app.command(rich_help_panel="Use")
@@ -160,11 +151,9 @@ class Conversation:
         longest = self._engine.backend.max_length
         room = min(self._options["max_new_tokens"], longest // 4)  # tokens kept free for the answer
         turns = [*([] if self._is_alone else self.turns), {"role": "user", "content": text}]
-        tokens = self._engine.encode_chat([*self._system, *turns])
         num_turns = len(turns)
-        while len(turns) > 1 and len(tokens) + room > longest:
+        while len(tokens := self._engine.encode_chat([*self._system, *turns])) + room > longest and len(turns) > 1:
             turns = turns[2:]
-            tokens = self._engine.encode_chat([*self._system, *turns])
         self.answer = answer = self._engine.continuation(tokens, **self._options)
         self._engine.batch.add(answer)
         self._options["seed"] += 1
@@ -179,7 +168,10 @@ class Conversation:
             self.turns.append({"role": "assistant", "content": answer.text})
 
 
-def _typed() -> Iterator[str]:
+def _talk(conversation: Conversation) -> None:
+    with suppress(ImportError):
+        import_module("readline")  # makes lines editable and keeps a history for the arrow keys
+    _note("Ctrl-C stops an answer, Ctrl-D quits, /reset starts a new conversation")
     while True:
         try:
             text = input("> ").strip()
@@ -189,38 +181,33 @@ def _typed() -> Iterator[str]:
         except EOFError:
             print()
             return
-        if text == "/quit":
-            return
-        if text:
-            yield text
+        if text == "/reset":
+            conversation.turns.clear()
+            _note("new conversation")
+        elif text:
+            _show(conversation, text)
 
 
 def _show(conversation: Conversation, text: str) -> None:
     start = time.perf_counter()
-    first = 0.0
-    is_stopped = False
+    notes = []
     try:
         with closing(conversation.say(text)) as pieces:
             for piece in pieces:
-                first = first or time.perf_counter()
                 _write(piece)
     except KeyboardInterrupt:
-        is_stopped = True
+        notes.append("stopped")
     except InputError as error:
         _note(f"error: {error}")
         return
-    end = time.perf_counter()
     answer = conversation.answer
     assert answer is not None
-    notes = [f"{len(answer.tokens)} tokens"]
-    if len(answer.tokens) > 1 and first:
-        notes += [f"{(len(answer.tokens) - 1) / (end - first):.0f} per second", f"first after {first - start:.2f} s"]
-    if is_stopped or answer.finish == "length":
-        notes.append("stopped" if is_stopped else "cut off at --max-new-tokens")
+    if answer.finish == "length":
+        notes.append("cut off at --max-new-tokens")
     if conversation.num_forgotten:
         notes.append("context limit reached: the model no longer sees the oldest turns")
     print()
-    _note(", ".join(notes))
+    _note(", ".join([f"{len(answer.tokens)} tokens in {time.perf_counter() - start:.1f} s", *notes]))
 
 
 def _write(text: str) -> None:

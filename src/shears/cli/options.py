@@ -52,17 +52,17 @@ app = typer.Typer(
 
 
 def argument(metavar: str, text: str) -> Any:
-    """Return what typer needs to know of an argument: the name of its value, and its help."""
+    """Return typer's description of an argument."""
     return typer.Argument(metavar=metavar, help=text)
 
 
 def option(metavar: str, text: str, **rest: Any) -> Any:
-    """Return what typer needs to know of an option: the name of its value, its help, its bounds."""
+    """Return typer's description of an option with a value."""
     return typer.Option(metavar=metavar, help=text, **rest)
 
 
 def switch(name: str, text: str, **rest: Any) -> Any:
-    """Return what typer needs to know of an option without a value."""
+    """Return typer's description of an option without a value."""
     return typer.Option(name, help=text, **rest)
 
 
@@ -106,9 +106,8 @@ def with_stage_options(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a verb one option per field of its configuration.
 
-    The verb receives the merged keys as its last argument, `values`. `only` names the fields that
-    become options; by default all do. Flags override --set, --set overrides the --config file, and
-    the file overrides the defaults.
+    `only` names the fields that become options; by default all do. Flags override --set, which
+    overrides the --config file.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
@@ -156,10 +155,10 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     }
     if field.annotation is bool:
         return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **look)])
-    if any(isinstance(mark, Repeated) for mark in field.metadata):
-        return _keyword(name, Annotated[list[str] | None, typer.Option(flag, metavar="TEXT", **look)])
-    kind = "NAME" if choices else kind
-    return _keyword(name, Annotated[str | None, typer.Option(flag, metavar=kind, **look)])
+    is_repeated = any(isinstance(mark, Repeated) for mark in field.metadata)
+    look["metavar"] = "TEXT" if is_repeated else "NAME" if choices else kind
+    value: Any = list[str] if is_repeated else str
+    return _keyword(name, Annotated[value | None, typer.Option(flag, **look)])
 
 
 def _default_text(field: FieldInfo) -> str:
@@ -168,9 +167,8 @@ def _default_text(field: FieldInfo) -> str:
         return ""
     if isinstance(default, bool):
         return f"(default: {'yes' if default else 'no'})"
-    if isinstance(default, float):
-        return f"(default: {default:g})"
-    return f"(default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
+    values = default if isinstance(default, tuple) else (default,)
+    return f"(default: {','.join(f'{each:g}' if isinstance(each, float) else str(each) for each in values)})"
 
 
 def metavar(annotation: Any) -> str:
@@ -183,9 +181,5 @@ def metavar(annotation: Any) -> str:
         return "|".join(map(str, arguments))
     if origin in (Union, UnionType):
         return metavar(next(option for option in arguments if option is not type(None)))
-    if origin is tuple:
-        return "A,B,..."
-    if origin is dict:
-        return "A=X,..."
-    names: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER"}
-    return names.get(annotation, "TEXT")
+    names: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER", tuple: "A,B,...", dict: "A=X,..."}
+    return names.get(origin or annotation, "TEXT")

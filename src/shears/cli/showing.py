@@ -16,7 +16,6 @@ from shears.config.sparsify_options import EMBEDDED
 from shears.errors import InputError
 from shears.records.figures import arm_rows, difference_row
 
-SPLIT = "Write the rows in per cent for training, validation and test, such as 80/10/10 (80/20: no validation)."
 FIELDS = ("columns", "template", "max_length")  # of train: they decide what it sees of the data
 LONGEST = 2_000  # characters of a part of a row that are shown
 REFUSED = 3  # reasons that are shown
@@ -24,13 +23,11 @@ REFUSED = 3  # reasons that are shown
 
 @app.command("data", rich_help_panel="Measure")
 @with_stage_options("train", TrainConfig, only=FIELDS)
-def data(  # noqa: PLR0913, PLR0917  # one option each
+def data(
     file: Annotated[str, argument("FILE", "Training examples: JSON, JSONL, CSV, Parquet, a hub id.")],
     model: Annotated[str, option("NAME", "Model whose tokenizer and chat template are used.")] = next(iter(EMBEDDED)),
     limit: Annotated[int | None, option("INTEGER", "Read only this many rows, the first ones.", min=1)] = None,
     show: Annotated[int, option("INTEGER", "Rows to show (default: 3).", min=0)] = 3,
-    split: Annotated[str | None, option("TEXT", SPLIT)] = None,
-    output: Annotated[Path | None, option("FOLDER", "Folder of the parts of --split; must not exist.")] = None,
     as_json: Json = False,
     *,
     values: Values,
@@ -41,49 +38,17 @@ def data(  # noqa: PLR0913, PLR0917  # one option each
     elsewhere. Then counts the rows that train would use, leave out or refuse, and their lengths in
     tokens. Exits with 2 where train would use no row.
 
-    With --split, writes the rows in parts instead, rows of one question into one part.
-
     shears data train.jsonl --model sparse --template alpaca --max-length 256
-    shears data rows.csv --columns user=ticket,assistant=json \\
-        --split 80/10/10 --output rows
     """
     from shears.data.examples import preview
     from shears.models.ref import load_tokenizer, resolve
 
     settings = build(TrainConfig, "train", {**values, "data": file})
-    if split is not None or output is not None:
-        counts = write_parts(settings, split, output, limit)
-        tables.print_data(counts, as_json, _print_parts)
-        return
     content = {"data": file, "model": model, **preview(settings, load_tokenizer(resolve(model)), limit, show)}
     tables.print_data(content, as_json, print_preview)
     if not content["used"]:
         rule = f"data must have at least one row that train uses, {file} has none of {content['rows']:,}"
         raise InputError(f"{rule}; raise --max-length or correct the rows")
-
-
-def write_parts(settings: TrainConfig, split: str | None, output: Path | None, limit: int | None) -> dict[str, int]:
-    """Write the rows in parts and return their numbers by file; InputError where one option lacks."""
-    from shears.data.examples import check_rows
-    from shears.data.rows import as_json_lines, parse_shares, read_rows, split_rows
-    from shears.records.artifacts import write_text
-    from shears.records.folders import refuse_taken, working_folder
-
-    if split is None or output is None:
-        raise InputError("--split and --output go together, got one alone; add the other")
-    shares = parse_shares(split)
-    refuse_taken(output)
-    check_rows(settings.data, settings.columns, limit)
-    parts = split_rows(read_rows(settings.data, settings.columns)[:limit], shares)
-    with working_folder(output, {"split": {name: len(rows) for name, rows in parts.items()}}, resumes=False) as work:
-        for name, rows in parts.items():
-            write_text(work / f"{name}.jsonl", as_json_lines(rows))
-    return {str(output / f"{name}.jsonl"): len(rows) for name, rows in parts.items()}
-
-
-def _print_parts(counts: Mapping[str, int]) -> None:
-    for path, count in counts.items():
-        tables.print_line(f"{path}: {count:,} rows")
 
 
 def print_preview(content: Mapping[str, Any]) -> None:
@@ -98,16 +63,14 @@ def print_preview(content: Mapping[str, Any]) -> None:
         tables.print_line(f"Tokens with loss are {mark}; control characters are escaped.")
     tables.print_line(f"{content['data']}: {content['rows']:,} rows, train uses {content['used']:,}")
     if long := content["longer_than_max_length"]:
-        longer = f"{long:,} longer than {content['max_length']} tokens"
-        tables.print_line(f"  left out: {longer}; --max-length raises that")
+        tables.print_line(f"  left out: {long:,} longer than {content['max_length']} tokens; --max-length raises that")
     if empty := content["without_completion"]:
         tables.print_line(f"  left out: {len(empty):,} without a completion, the first is row {empty[0]}")
     if content["refused"]:
         tables.print_line(f"  refused: {len(content['refused']):,}; train stops at the first")
         for each in content["refused"][:REFUSED]:
             tables.print_line(f"    row {each['row']}: {each['reason']}")
-    if content["tokens"]["total"]:
-        tokens = content["tokens"]
+    if (tokens := content["tokens"])["total"]:
         spread = ", ".join(f"{name} {tokens[name]:,}" for name in ("min", "median", "p95", "max"))
         with_loss = f"with loss, in the rows used: {tokens['with_loss']:,}"
         tables.print_line(f"tokens of a row: {spread}; in all {tokens['total']:,}; {with_loss}")
@@ -125,22 +88,15 @@ def _as_text(parts: Sequence[Mapping[str, Any]], has_colour: bool) -> Text:
 @app.command(rich_help_panel="Measure")
 def compare(
     runs: Annotated[
-        list[str],
-        argument(
-            "RUN...", "Run folders, or files that evaluate wrote; NAME=FILE,FILE pools several seeds under one name."
-        ),
+        list[str], argument("RUN...", "Run folders, or files that evaluate wrote; NAME=FILE,FILE pools several seeds.")
     ],
-    against: Annotated[
-        str | None,
-        option("NAME", "Run or NAME that the others are compared with (default: the first)."),
-    ] = None,
+    against: Annotated[str | None, option("NAME", "Run or NAME to compare with (default: the first).")] = None,
     output: Annotated[str | None, option("FILE", "Write the comparison to this .json or .html file.")] = None,
     seed: Annotated[int, option("INTEGER", "Random seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare evaluations on the same examples.
 
-    Prints accuracies with 95 % intervals and paired differences with p values, in one table per task
-    of lm-eval.
+    Prints accuracies with 95 % intervals and paired differences with p values.
 
     \b
     shears compare lora=lora-0.json,lora-1.json nls=nls-0.json,nls-1.json \\

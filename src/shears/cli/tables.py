@@ -84,20 +84,14 @@ def sparsity_line(folder: Path) -> str:
 def package_line(folder: Path) -> str:
     """Return the size of a package as a sentence."""
     record = read_json(folder / PACKAGE)
-    sizes = {
-        part: f"{record['bytes'][part] / 1e6:.1f} MB ({record['ratio'][part]:.3f} of dense)"
-        for part in ("linears", "model")
-    }
-    return (
-        f"{record['num_linears']} linears packed as {record['values']}, {record['sparsity']:.1%} zeros, "
-        f"{sizes['linears']}; the file {sizes['model']}"
-    )
+    packed = f"{record['num_linears']} linears packed as {record['values']}, {record['sparsity']:.1%} zeros"
+    return f"{packed}; {record['bytes']['model'] / 1e6:.1f} MB, {record['ratio']['model']:.3f} of dense"
 
 
 def print_evaluation(title: str, data: Record) -> None:
     """Print one evaluation with other readings of its answers, or with the figures of each task."""
     tasks = data.get("figures") or [data, *figures.other_readings(data)]
-    if len({each["task"] for each in data.get("figures", [])}) > 1:
+    if len({each["task"] for each in tasks}) > 1:
         tasks = [*tasks, {**data, "task": "mean of the tasks"}]
     rows = [
         {
@@ -142,7 +136,7 @@ def _front(result: Record) -> str:
 
 
 def print_summary(summary: Record, folder: Path) -> None:
-    """Print the figures of a run's models, its artifacts, and a command to try the last model."""
+    """Print the figures of a run's models, and a command to try the last one."""
     models = summary["models"]
     if models:
         for words in figures.lead_lines(summary.get("lead")):
@@ -152,10 +146,7 @@ def print_summary(summary: Record, folder: Path) -> None:
             print_line(words)
         print_line("zeros: share in the linears of the decoder blocks; non-zeros: in the whole model.")
     exports = dict.fromkeys(form.folder for form in FORMATS.values())
-    names = ("sparse", "healed", "super_adapter", "search", *exports, "baselines", "evaluation.json")
-    there = [name for name in names if (folder / name).exists()]
-    for name in there:
-        print_line(f"  {folder / name}")
+    there = [name for name in ("sparse", "healed", *exports) if (folder / name).exists()]
     last = models[-1]["name"] if models else next((name for name in reversed(there) if name in WHOLE_MODELS), "")
     adapter = folder / "sub_adapter" if last in ("", "sparse + sub-adapter") and "sub_adapter" in there else None
     tried = folder / (last if last in WHOLE_MODELS else "healed" if "healed" in there else "sparse")
@@ -255,12 +246,12 @@ def print_compressed(record: Record, real: Mapping[str, float]) -> None:
     print_rows(figures.measured_rows(record), "measured; the dense model's speed is predicted for bf16")
 
 
-def verdict_line(record: Record, folder: str | Path) -> str:
-    """Return in one sentence whether a measured package meets the target, where it is, and what answers more."""
-    row = _chosen(record)
+def closing_lines(record: Record, folder: str | Path) -> list[str]:
+    """Return whether a package meets the target, what answers more, and how to use it."""
+    row = next((row for row in figures.packages_of(record) if row["name"] == record["chosen"]), None)
     if row is None:
         tried = f"no package meets the target ({record['target']}) after {len(record['measured'])} attempts"
-        return f"{tried}; try more --sparsities or a looser target"
+        return [f"{tried}; try more --sparsities or a looser target"]
     words = f"{row['bytes'] / 1e9:.4g} GB, {row['bits_per_weight']:.2f} bits a weight"
     speed = f"{row['tokens_per_second']:.1f} tokens/s"
     losses = f"loss {row['loss']:.4f} against {record['dense']['held_out_loss']:.4f} of the dense model"
@@ -274,24 +265,9 @@ def verdict_line(record: Record, folder: str | Path) -> str:
         for name, each in others.items()
         if right and each is not None and each["right"].count("1") > right[: each["n"]].count("1")
     ]
-    if not better:
-        return verdict
-    verb = "answers" if len(better) == 1 else "answer"
-    return f"Keep the dense one where its size will do: {' and '.join(better)} {verb} more of the same rows. {verdict}"
-
-
-def next_lines(record: Record, folder: str | Path) -> list[str]:
-    """Return the commands that use the chosen package; none without one."""
-    row = _chosen(record)
-    if row is None:
-        return []
+    if better:
+        verb = "answers" if len(better) == 1 else "answer"
+        more = f"{' and '.join(better)} {verb} more of the same rows"
+        verdict = f"Keep the dense one where its size will do: {more}. {verdict}"
     package = quoted(Path(folder) / row["package"])
-    lines = [f"Next: shears chat {package}", f"Next: shears serve {package}"]
-    if row["answers"] is not None:
-        held_out = quoted(Path(folder) / record["held_out"])
-        lines.insert(0, f"Next: shears write {package} answers --prompts {held_out}")
-    return lines
-
-
-def _chosen(record: Record) -> Record | None:
-    return next((row for row in figures.packages_of(record) if row["name"] == record["chosen"]), None)
+    return [verdict, f"Next: shears chat {package}", f"Next: shears serve {package}"]

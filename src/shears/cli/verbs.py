@@ -108,10 +108,7 @@ def sparsify(model: BaseModel, out: Out, *, values: Values) -> None:
 @app.command(rich_help_panel="Stages")
 @with_stage_options("heal", config.HealConfig)
 def heal(
-    sparse: Annotated[str, argument("SPARSE", "Sparse model that sparsify wrote.")],
-    out: Out,
-    *,
-    values: Values,
+    sparse: Annotated[str, argument("SPARSE", "Sparse model that sparsify wrote.")], out: Out, *, values: Values
 ) -> None:
     """Train a sparse model to predict what the dense one predicts.
 
@@ -122,17 +119,13 @@ def heal(
     """
     refuse_taken(expanded(out))
     folder = shears.heal(sparse, out, **values)
-    healed = f"healed, {tables.sparsity_line(folder)}"
-    _print_done(folder, healed, "train", folder, "adapter --data FILE")
+    _print_done(folder, f"healed, {tables.sparsity_line(folder)}", "train", folder, "adapter --data FILE")
 
 
 @app.command(rich_help_panel="Stages")
 @with_stage_options("train", config.TrainConfig)
 def train(
-    sparse: Annotated[
-        str,
-        argument("SPARSE", "Sparse model to train on; it stays frozen. A dense model works too."),
-    ],
+    sparse: Annotated[str, argument("SPARSE", "Model to train on, sparse or dense; it stays frozen.")],
     out: Out,
     *,
     values: Values,
@@ -188,18 +181,14 @@ def export(
         ),
     ],
     out: Out,
-    model: Annotated[
-        str | None,
-        option("FOLDER", "Sparse model of the adapter, if it was moved; for the formats that include it."),
-    ] = None,
+    model: Annotated[str | None, option("FOLDER", "Sparse model of the adapter, if it was moved.")] = None,
     *,
     values: Values,
 ) -> None:
     """Write a sub-adapter for PEFT, or merge or pack it.
 
-    OUT is an ordinary PEFT adapter (PeftModel.from_pretrained loads it), one model with the adapter merged in
-    (AutoModelForCausalLM loads it), a package with both, or a .gguf file for llama.cpp and Ollama. Format unpacked
-    makes an ordinary model folder of a package.
+    OUT is an ordinary PEFT adapter, one model with the adapter merged in, a package with both, or a
+    .gguf file for llama.cpp and Ollama. Format unpacked makes an ordinary model folder of a package.
 
     \b
     shears export adapter sub_adapter --ranks search/result.json
@@ -230,13 +219,7 @@ def export(
 
 @app.command(rich_help_panel="Measure")
 @with_stage_options("evaluate", config.EvaluateConfig)
-def evaluate(
-    model: BaseModel,
-    adapter: Adapter = None,
-    output: Output = None,
-    *,
-    values: Values,
-) -> None:
+def evaluate(model: BaseModel, adapter: Adapter = None, output: Output = None, *, values: Values) -> None:
     """Measure a model, with or without an adapter.
 
     Prints every figure with its number of examples and 95 % interval.
@@ -244,24 +227,20 @@ def evaluate(
     \b
     shears evaluate sparse --adapter sub_adapter --task equation --data test.jsonl
     """
-    result = shears.evaluate(model, Path(output) if output is not None else None, adapter=adapter, **values)
+    result = shears.evaluate(model, output, adapter=adapter, **values)
     tables.print_evaluation(f"{model}{f' + {adapter}' if adapter else ''}", result.as_data())
 
 
 @app.command(rich_help_panel="Measure")
 def inspect(
-    path: Annotated[
-        str | None,
-        argument("PATH", "Folder of a model, an adapter, a search or a run; or a JSON or .gguf file."),
-    ] = None,
+    path: Annotated[str | None, argument("PATH", "Folder of an artifact or a run; or a JSON or .gguf file.")] = None,
     against: Annotated[str | None, option("FOLDER", "Another artifact; tells whether the two belong together.")] = None,
     as_json: Json = False,
 ) -> None:
     """Describe a model, an adapter, a search or a run; without PATH this machine and the speed of its kernels.
 
     Prints sparsity per layer and kind of linear, ranks per group, parameters, non-zeros, size and
-    fingerprints; of a .gguf file its architecture, sizes, types of quantization and tokenizer, and
-    whether it can be loaded.
+    fingerprints; of a .gguf file its architecture, types of quantization and tokenizer.
 
     shears inspect sub_adapter --against sparse
     """
@@ -327,9 +306,7 @@ def compress(
         return
     folder = expanded(out)
     tables.print_compressed(record, real_seconds(folder, record))
-    tables.print_line(f"report: {shears.write_report(folder)}")
-    tables.print_line(tables.verdict_line(record, out))
-    for line in tables.next_lines(record, out):
+    for line in (f"report: {shears.write_report(folder)}", *tables.closing_lines(record, out)):
         tables.print_line(line)
 
 

@@ -46,7 +46,6 @@ BOUND = re.compile(r"\s*(loss|accuracy|parameters)\s*(<=|>=)\s*(\d+\.?\d*)\s*([k
 
 
 def longest_answer(task: str | None, template: str | None) -> int:
-    """Return the default of the longest generated answer, in tokens, by task and template."""
     form = ANSWER_FORMS.get(str(task))
     reasons = template == CHAT and (task == "number" or form in ("number", "letter"))
     if reasons or task in ("json", "exact"):
@@ -82,8 +81,6 @@ class EvaluateConfig(ScoringConfig):
     equation, json (whole objects) or exact text; harness: lm-eval; others: tasks of the Shears paper."""
     data: str
     """Test examples or text: a file, a hub id or the embedded arithmetic:test; not for harness."""
-    protocol: Literal["generate", "choices"] | None = None
-    """How a task of the paper is answered: generate (as in the paper; default) or choices (the likeliest)."""
     num_beams: int | None = Field(None, gt=0)
     """Beams of the beam search for generated answers; default: 4 in the paper's tasks in the paper's
     prompt, else 1, which is several times as fast."""
@@ -107,12 +104,12 @@ class EvaluateConfig(ScoringConfig):
     @property
     def generates(self) -> bool:
         """Whether answers are generated, one text per example."""
-        return self.task in WRITTEN_TASKS or self.protocol == "generate"
+        return self.task in WRITTEN_TASKS or self.task in ANSWER_FORMS
 
     @property
     def beams(self) -> int:
         """Beams of the beam search: those of the paper in its prompt, unless others are given."""
-        is_paper = self.protocol == "generate" and self.template != CHAT
+        is_paper = self.task in ANSWER_FORMS and self.template != CHAT
         return self.num_beams or (PAPER_BEAMS if is_paper else 1)
 
     @property
@@ -130,19 +127,12 @@ class EvaluateConfig(ScoringConfig):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Any) -> Any:
-        """Fill in the keys that the task determines; naming tasks of lm-eval selects task harness."""
-        if not isinstance(values, Mapping):
-            return values
-        if values.get("harness"):
-            values = {"task": "harness", "data": ".", **values}
-        if str(values.get("task")) not in ANSWER_FORMS:
-            return values
-        return {**values, "protocol": values.get("protocol") or "generate"}
+        """Select task harness where tasks of lm-eval are named."""
+        is_harness = isinstance(values, Mapping) and values.get("harness")
+        return {"task": "harness", "data": ".", **values} if is_harness else values
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluateConfig":
-        if self.protocol is not None and self.task not in ANSWER_FORMS:
-            raise ValueError(f"protocol needs a task of the paper ({', '.join(ANSWER_FORMS)}), got task {self.task}")
         if (self.task == "harness") != bool(self.harness):
             raise ValueError(f"task harness and harness=hellaswag, for example, go together, got task {self.task}")
         if (self.num_beams or 1) > 1 and not self.generates:

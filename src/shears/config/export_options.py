@@ -13,12 +13,9 @@ from shears.config.fields import Sampled
 class ExportFormat:
     """An export format: an entry of FORMATS is all that stages, records, cards and reports know.
 
-    The folder holds an adapter without its base, an ordinary model folder, a package, a .gguf file,
-    or a model folder made from a package; inspect and messages name it as it is `called`. `folder` is
-    its name in a run, `record` the name of its record, `title` that of the model card ({}: the base
-    model). `writer` is a function as `module:name`, imported when it is called, because reading a
-    recipe or a record must not import torch. With `pads` every tensor of the adapter has the largest
-    rank.
+    `folder` and `record` are names in a run, `title` is that of the model card ({}: the base model).
+    `writer` is `module:name`, imported when it is called: reading a recipe must not import torch.
+    With `pads` every tensor of the adapter has the largest rank.
     """
 
     holds: Literal["adapter", "model", "package", "gguf", "unpacked"]

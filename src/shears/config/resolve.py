@@ -36,10 +36,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config:
-    """Return the configuration; InputError with one message per wrong key if it is invalid.
-
-    Messages name keys behind `section`, such as `train`, which is empty for a whole recipe.
-    """
+    """Return the configuration; InputError with one message per wrong key if it is invalid."""
     try:
         return kind.model_validate({key: str(v) if isinstance(v, Path) else v for key, v in values.items()})
     except ValidationError as error:

@@ -1,10 +1,9 @@
 """Options of `shears generate`, `chat`, `serve`, `write` and `bench`: sampling, and what runs the model."""
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from shears.config.fields import Count, DtypeName, OfRows, OnDevice, Repeated, Seeded, StageConfig
 from shears.errors import InputError
@@ -20,12 +19,6 @@ OF_PROMPTS = ("columns", "samples", "keep")
 def _as_strings(value: object) -> object:
     """Return one string as a tuple of one; it is not split at commas or spaces."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else value
-
-
-def _checked_key(value: str) -> str:
-    if not re.fullmatch(r"[!-~]+", value):
-        raise ValueError("must be of ASCII letters, digits and signs, as a request's header is, without spaces")
-    return value
 
 
 Length = Annotated[int, Field(gt=0, description="Longest answer, in tokens.")]
@@ -90,8 +83,9 @@ class ServeConfig(RunningConfig):
     """Port to listen on; 0: any free port."""
     name: str | None = None
     """Name of the model in requests; default: the name of its folder."""
-    api_key: Annotated[str, AfterValidator(_checked_key)] | None = Field(None, min_length=1)
-    """Key that every request must carry; default: $SHEARS_API_KEY, or none if that is not set."""
+    api_key: str | None = Field(None, pattern=r"^[!-~]+$")
+    """Key that every request must carry, of ASCII characters without spaces; default: $SHEARS_API_KEY,
+    or none if that is not set."""
     max_new_tokens: int = Field(2048, gt=0)
     """Longest answer a request may ask for, in tokens; also the default of a request that sets none."""
 

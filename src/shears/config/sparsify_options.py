@@ -107,10 +107,7 @@ class SparsifyConfig(OfRows, Sampled):
         return self.allocation != "uniform" or self.measures_inputs
 
     def for_model(self, model: str) -> "SparsifyConfig":
-        """Return the options with a calibration text; InputError if it is needed and not given.
-
-        Only the embedded models have a default text, because its sums are unlike a text in use.
-        """
+        """Return the options with a calibration text; InputError if it is needed and not given."""
         if self.calibration is not None:
             return self
         if self.needs_calibration and model not in EMBEDDED:

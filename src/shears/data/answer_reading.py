@@ -11,20 +11,17 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 DECIMAL = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
 FRACTION = re.compile(r"(?:\d\s*[/\u2044]\s*\d+(?:\.\d+)?|[\u00bc-\u00be\u2150-\u215e])\D*$")  # at the end of a text
 TOLERANCE = 1e-3  # |difference| that still counts as equal, as in LLM-Adapters and the Shears paper
 MOST_STARTS = 100  # brackets in a text that JSON may begin at; trying them all could take quadratic time
 LONGEST_EQUATION = 200  # characters; the parser's recursion would fail on thousands of brackets
-OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = MappingProxyType(
-    {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-)
-SIGNS: Mapping[type[ast.unaryop], Callable[[float], float]] = MappingProxyType(
-    {ast.UAdd: operator.pos, ast.USub: operator.neg}
-)
+OPERATORS: Mapping[type[ast.AST], Callable[..., float]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.UAdd: operator.pos, ast.USub: operator.neg,
+}  # fmt: skip
 OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")  # the last one without commas: - is a sign, 2/3 is 3, 1,2 is 12
 IS = r"\s+is\b(?!\s*not\b)"
 # A word of denial counts within the answer's clause: from the last stop before it to the next stop or reason behind it.
@@ -46,7 +43,10 @@ NAMED_LETTERS = re.compile(
 )
 WHOLE_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.)?(?:[eE][-+]?\d+)?")
 MARKED_NUMBER = re.compile(r"####\s*(\S+)\s*$")  # as GSM8K's answers end
-HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE)
+HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE)  # a model may go on with another
+
+
+Answer = float | str | None
 
 
 def extract_number(text: str, pattern: re.Pattern[str] = DECIMAL) -> float | None:
@@ -89,8 +89,7 @@ def numbers_equal(a: float | None, b: float | None) -> bool:
 def evaluate_equation(text: str) -> float | None:
     """Return the value of the expression in the first line, left of its first `=` if it has one.
 
-    It may hold numbers (commas are removed), + - * / and brackets. None for anything else, a
-    division by zero, and more than 200 characters.
+    None for anything but numbers, + - * / and brackets, and for more than 200 characters.
     """
     expression = text.strip().split("\n", 1)[0].split("=", 1)[0].replace(",", "").strip()
     if not expression or len(expression) > LONGEST_EQUATION or not re.fullmatch(r"[\d.+\-*/() ]+", expression):
@@ -105,28 +104,16 @@ def evaluate_equation(text: str) -> float | None:
 def _value(node: ast.expr) -> float:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return float(node.value)
-    if isinstance(node, ast.UnaryOp) and type(node.op) in SIGNS:
-        return SIGNS[type(node.op)](_value(node.operand))
+    if isinstance(node, ast.UnaryOp) and type(node.op) in OPERATORS:
+        return OPERATORS[type(node.op)](_value(node.operand))
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         return OPERATORS[type(node.op)](_value(node.left), _value(node.right))
     raise ValueError(f"not arithmetic: {type(node).__name__}")
 
 
-class Reading(NamedTuple):
-    """The answers by the official rule and by the strict one; None if there is none."""
-
-    official: float | str | None
-    strict: float | str | None
-
-
 def response_of(text: str) -> str:
     """Return the text up to a heading `### Response:` in it, stripped, as the papers do."""
     return text.split("### Response:", maxsplit=1)[0].strip()
-
-
-def _first_answer(text: str) -> str:
-    """Return a response without the further instructions that a model may invent behind it."""
-    return HEADING.split(text, maxsplit=1)[0].strip()
 
 
 def _denied(text: str, match: re.Match[str]) -> bool:
@@ -142,7 +129,7 @@ def strict_letter(text: str) -> str | None:
     A text names a letter that it begins with ("C)", "(C)", "C."), has in brackets or calls an
     option. None for "A or B" and for the article of "the answer is A man".
     """
-    first = _first_answer(text)
+    first = HEADING.split(text, maxsplit=1)[0].strip()
     stated = STATED_LETTERS.findall(first)[-1:]
     named = [match[0] for match in NAMED_LETTERS.finditer(first) if not _denied(first, match)]
     letters = {letter for group in stated or named for letter in re.findall(LETTER, group)}
@@ -156,11 +143,8 @@ def official_label(text: str, labels: Sequence[str]) -> str | None:
 
 
 def strict_label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the label behind the last "answer is", else the only label named and not denied.
-
-    None for "answer1 or answer2" and for "not true".
-    """
-    first = _first_answer(text)
+    """Return the label behind the last "answer is", else the only label named and not denied."""
+    first = HEADING.split(text, maxsplit=1)[0].strip()
     label = rf"\b(?:{'|'.join(map(re.escape, labels))})\b"
     group = f"{label}(?:{NEXT}{label})*"
     stated = re.findall(rf"(?i)answer{IS}\s*:?\s*{OPENED}({group})", first)[-1:]
@@ -223,17 +207,17 @@ def same_json(one: Any, other: Any) -> bool:
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
-def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> Reading:
-    """Return the answer in a response by both rules; `form` is number (the same by both), letter or label."""
+def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> tuple[Answer, Answer]:
+    """Return the answers in a response by the official rule and by the strict one."""
     if form == "number":
         number = extract_number(text, OFFICIAL_NUMBER)
-        return Reading(number, number)
+        return number, number
     if form == "letter":
-        return Reading(official_label(text, "ABCDE"), strict_letter(text))
-    return Reading(official_label(text, labels), strict_label(text, labels))
+        return official_label(text, "ABCDE"), strict_letter(text)
+    return official_label(text, labels), strict_label(text, labels)
 
 
-def is_right(prediction: float | str | None, answer: float | str) -> bool:
+def is_right(prediction: Answer, answer: float | str) -> bool:
     """Return whether a number is within 0.001 of the answer, a letter or label equal to it."""
     if isinstance(answer, str):
         return prediction == answer

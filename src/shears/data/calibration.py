@@ -6,7 +6,6 @@ Every row gives at most one piece before any row gives more, so that one long do
 import hashlib
 import logging
 import random
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -57,9 +56,8 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     `text_template` decides by the template of the model's training, `trained`.
 
     - A .txt file gives windows that do not overlap.
-    - Rows (`text`, or any form of example, from anything that `read_rows` reads) are shuffled and
-      packed with the end of sequence between them. Each row gives a random piece of at most one sequence, or more if
-      that is not enough. Chats need no assistant turn; rows without text are left out.
+    - Rows (`text`, or any form of example) are shuffled and packed with the end of sequence between
+      them. Each gives a random piece of at most one sequence, or more if that is not enough.
     - Rows of `input_ids` are all used as they are, in order, and need no tokenizer.
 
     InputError for less text than one sequence, and for text without a tokenizer.
@@ -90,10 +88,7 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
 
 
 def check_text(source: str | None, columns: Mapping[str, str] = OWN_NAMES) -> None:
-    """Raise InputError unless a text, if one is named, can be read and its first row has a known form.
-
-    `calibration_batches` and `text_tokens` find this and more, but need a tokenizer.
-    """
+    """Raise InputError unless a text can be read and its first row has a known form."""
     content = "" if source is None or is_written(source) else _read(source, columns)
     if not isinstance(content, str) and content[0].keys().isdisjoint({"input_ids", "text", *EXAMPLE_COLUMNS}):
         named = ", ".join(content[0]) or "none"
@@ -106,21 +101,16 @@ def text_tokens(
     columns: Mapping[str, str] = OWN_NAMES,
     template: TemplateName = DEFAULT_TEMPLATE,
 ) -> list[int]:
-    """Return the tokens of a whole .txt file, or of all rows of a source, in order, end of sequence between them.
-
-    Columns of rows get the names of `columns`; rows of instructions get the `template`. Rows of `input_ids` are taken
-    as they are.
-    """
+    """Return the tokens of a whole .txt file, or of all rows of a source in order."""
     content = _read(source, columns)
     if isinstance(content, str):
         return prompt_ids([content], tokenizer)[0]
-    is_ready = "input_ids" in content[0]
-    rows = token_rows(source, content) if is_ready else _row_tokens(source, content, tokenizer, template)
-    return [token for ids in rows for token in ids]
+    if "input_ids" in content[0]:
+        return [token for ids in token_rows(source, content) for token in ids]
+    return [token for ids in _row_tokens(source, content, tokenizer, template) for token in ids]
 
 
 def _read(source: str, columns: Mapping[str, str] = OWN_NAMES) -> str | list[Row]:
-    """Return the text of a .txt file, or the rows of any other source."""
     if not source.lower().endswith(".txt"):
         return read_rows(source, columns)
     if columns:
@@ -147,27 +137,23 @@ def _packed(
     rows: Iterator[list[int]], end: list[int], num_samples: int, sequence_length: int, generator: random.Random
 ) -> list[int]:
     """Join random pieces of shuffled rows: at most one sequence of each, or as few more as needed."""
+    needed = num_samples * sequence_length
     used: list[list[int]] = []
-    missing = num_samples * sequence_length
+    total = 0
     for ids in rows:
         used.append(ids)
-        missing -= min(len(ids), sequence_length)
-        if missing <= 0:
+        total += min(len(ids), sequence_length)
+        if total >= needed:
             break
-
-    def total(count: int) -> int:
-        return sum(min(len(ids), count * sequence_length) for ids in used)
-
-    count = 1 + bisect_left(range(1, num_samples + 1), num_samples * sequence_length, key=total)
-    return [token for ids in used for token in _piece(ids, end, count * sequence_length, generator)]
-
-
-def _piece(ids: list[int], end: list[int], most: int, generator: random.Random) -> list[int]:
-    """Return a random piece of a row with an end of sequence; a row of at most `most` tokens as it is."""
-    if len(ids) <= most:
-        return ids
-    start = generator.randrange(len(ids) - most + 1)
-    return ids[start : start + most - len(end)] + end
+    most = sequence_length  # tokens of a row
+    while total < needed and most < needed:
+        most += sequence_length
+        total = sum(min(len(ids), most) for ids in used)
+    packed = []
+    for ids in used:
+        start = generator.randrange(len(ids) - most + 1) if len(ids) > most else 0
+        packed += ids[start : start + most - len(end)] + end if len(ids) > most else ids
+    return packed
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -175,11 +161,7 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def text_template(trained: TemplateName | None, tokenizer: PreTrainedTokenizerBase) -> TemplateName:
-    """Return the template of instructions in a text that a model is calibrated or healed on.
-
-    They are chats if those of the model's training are, whose template is `trained`; without one, if the
-    tokenizer has a chat template, for `evaluate` asks the model so. Else they are in the template question.
-    """
+    """Return the template of a text's instructions: that of the training, else as `evaluate` asks."""
     if trained is None:
         return CHAT if tokenizer.chat_template is not None else DEFAULT_TEMPLATE
     return text_template_of(trained)
@@ -223,7 +205,6 @@ def _row_tokens(
 
 
 def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens of a conversation in its chat template, closed by an end of sequence."""
     if tokenizer.chat_template is None:
         raise InputError("messages need a tokenizer with a chat template, got one without; use the column text")
     text = render_turns(turns_of(messages), tokenizer)

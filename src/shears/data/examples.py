@@ -1,8 +1,6 @@
 """Rows of any known form as examples (text segments, some of which carry the loss) and as tokens.
 
-`to_example` says why a row is refused. Each segment is tokenized by itself, so that a prompt has the
-same tokens in training and evaluation. A chat begins with the start of sequence of its template only,
-as in transformers and in servers.
+Each segment is tokenized by itself: a prompt has the same tokens in training and evaluation.
 """
 
 import hashlib
@@ -11,8 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
+from shears.config import TrainConfig
 from shears.config.fields import CHAT
 from shears.config.serve_options import is_written
 from shears.data.rows import OWN_NAMES, Row, read_rows
@@ -29,15 +30,6 @@ from shears.data.tokens import (
     without_marks,
 )
 from shears.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-from itertools import groupby
-from math import ceil
-from typing import TYPE_CHECKING
-
-from shears.config import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,11 +66,10 @@ def to_example(row: Mapping[str, Any], template: str, tokenizer: "PreTrainedToke
     The first two may have `choices`; `answer` is then a choice's text, letter or index.
     """
     form = form_of_row(row, template)
-    conversation = chat_segments(row["messages"], tokenizer) if row.get("messages") else None
     example = partial(Example, row=row)
-    if conversation is not None:
+    if row.get("messages"):
         answer = None if row.get("answer") is None else as_text(row["answer"])
-        return example(conversation, answer, is_chat=True)
+        return example(chat_segments(row["messages"], tokenizer), answer, is_chat=True)
     texts, answer = choices_of(row)
     column = "completion" if form == "prompt" else "output"
     completion = "" if row.get(column) is None else written(column, row[column])
@@ -90,8 +81,12 @@ def to_example(row: Mapping[str, Any], template: str, tokenizer: "PreTrainedToke
         else:
             segments = (Segment(render_turns(turns, tokenizer, answering=True), False), Segment("", True))
         return example(segments, answer, tuple(texts), is_chat=True)
-    render: Callable[[str], str] = str if form == "prompt" else partial(render_completion, template)
-    prompt = str(written("prompt", row["prompt"] or "")) if form == "prompt" else _instruction(row, template)
+    render: Callable[[str], str] = str
+    if form == "prompt":
+        prompt = written("prompt", row["prompt"] or "")
+    else:
+        render = partial(render_completion, template)
+        prompt = render_prompt(template, *(written(name, row.get(name) or "") for name in ("instruction", "input")))
     choices = tuple(map(render, texts))
     answer = render(answer) if answer is not None and choices else answer
     completion = render(completion) if completion else (answer or "") if choices else ""
@@ -110,11 +105,6 @@ def form_of_row(row: Mapping[str, Any], template: str) -> RowForm:
             f"{', '.join(map(str, row)) or 'none'}; name yours with columns, such as prompt=question"
         )
     return "chat" if template == CHAT else "instruction"
-
-
-def _instruction(row: Mapping[str, Any], template: str) -> str:
-    instruction, given = (written(name, row.get(name) or "") for name in ("instruction", "input"))
-    return render_prompt(template, instruction, given)
 
 
 @contextmanager
@@ -160,11 +150,7 @@ def check_rows(
     limit: int | None = None,
     convert: Callable[[Row], Row] = dict,
 ) -> None:
-    """Raise InputError unless the first `limit` rows of a source have a known form.
-
-    `load_examples` finds these faults and others, but needs a tokenizer. Answers that a model has
-    to write have a known form.
-    """
+    """Raise InputError unless the first `limit` rows of a source have a known form."""
     for number, row in enumerate([] if is_written(source) else read_rows(source, columns)[:limit], start=1):
         with row_named(number, source):
             form_of_row(convert(row), CHAT)
@@ -189,16 +175,16 @@ def completion_of(example: Example) -> str:
 def prompts_of(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     """Return the tokens of the examples' prompts: those that `tokenize` gives before the last trained segment."""
     pieces = _pieces([(segments_before(example), example.is_chat) for example in examples], tokenizer)
-    rows = [[token for piece in each for token in piece] for each in pieces]
     start = start_of(tokenizer)
-    return [row if example.is_chat else with_start(row, start) for example, row in zip(examples, rows, strict=True)]
+    rows = []
+    for example, each in zip(examples, pieces, strict=True):
+        ids = [token for piece in each for token in piece]
+        rows.append(ids if example.is_chat else with_start(ids, start))
+    return rows
 
 
 def tokenize(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Tokenized:
-    """Return the tokens of an example, with the end of sequence behind the last trained segment.
-
-    Labels come from the segments, not from the padding id, which is often the end of sequence.
-    """
+    """Return the tokens of an example, with the end of sequence behind the last trained segment."""
     return _tokenized([example], tokenizer)[0]
 
 
@@ -212,7 +198,6 @@ def _tokenized(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
 def _pieces(
     rows: Sequence[tuple[tuple[Segment, ...], bool]], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[list[list[int]]]:
-    """Return the tokens of each segment of rows of (segments, whether a chat template rendered them)."""
     rendered = iter(encode_rendered([part.text for parts, is_chat in rows if is_chat for part in parts], tokenizer))
     plain = iter(encode([part.text for parts, is_chat in rows if not is_chat for part in parts], tokenizer))
     return [[next(rendered if is_chat else plain) for _ in parts] for parts, is_chat in rows]
@@ -233,10 +218,7 @@ def _joined(example: Example, pieces: list[list[int]], start: int | None, end: i
 
 
 def tokenize_all(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Tokenized]:
-    """Return the tokens of the examples, without those that are too long or have no completion, whose number is logged.
-
-    InputError if none remains.
-    """
+    """Return the tokens of the examples that are not too long and have a completion."""
     with_text = [example for example in examples if completion_of(example).strip()]
     rows = _tokenized(with_text, tokenizer)
     fitting = [row for row in rows if len(row.input_ids) <= max_length]
@@ -264,12 +246,7 @@ def rows_fingerprint(rows: Sequence[Tokenized]) -> str:
 def preview(
     settings: TrainConfig, tokenizer: "PreTrainedTokenizerBase", limit: int | None = None, show: int = 3
 ) -> dict[str, Any]:
-    """Return what a training sees of the first `limit` rows as plain JSON data; InputError for unreadable data.
-
-    Rows are counted from 1. `tokens` are of every row with a completion, those that are too long included;
-    `with_loss` of the rows that are used. `shown` has the first rows, as decoded stretches of tokens with
-    and without loss.
-    """
+    """Return what a training sees of the first `limit` rows, as plain JSON data."""
     rows = read_rows(settings.data, settings.columns)[:limit]
     refused: list[dict[str, Any]] = []
     empty: list[int] = []

@@ -14,10 +14,7 @@ Turns = Sequence[Mapping[str, Any]]
 
 
 def form_of_rows(rows: Sequence[Row], template: TemplateName) -> TrainedForm:
-    """Return the form of training rows: that of most, and what all rows of this form have in common.
-
-    Instructions in the template `chat` are chats.
-    """
+    """Return the form of most training rows, and what all rows of this form have in common."""
     by_form: dict[RowForm, list[Row]] = {"chat": [], "instruction": [], "prompt": []}
     for row in rows:
         by_form[form_of_row(row, template)].append(row)
@@ -28,19 +25,14 @@ def form_of_rows(rows: Sequence[Row], template: TemplateName) -> TrainedForm:
         column = "prompt" if form == "prompt" else "input" if instruction else "instruction"
         texts = [str(row.get(column) or "").strip() for row in own]
         return TrainedForm(form, template, None, instruction, _common_ending(texts))
-    chats = [
-        turns_of(row["messages"])
-        if row.get("messages")
-        else chat_turns({**row, "instruction": None} if instruction else row)
-        for row in own
-    ]
-    system = _only(next((turn["content"] for turn in turns[:1] if turn["role"] == "system"), None) for turns in chats)
+    asked = {"instruction": None} if instruction else {}
+    chats = [turns_of(row["messages"]) if row.get("messages") else chat_turns({**row, **asked}) for row in own]
+    system = _only(turns[0]["content"] if turns[0]["role"] == "system" else None for turns in chats)
     texts = [str(turn["content"]) for turns in chats for turn in turns if turn["role"] == "user"]
     return TrainedForm("chat", "chat", system, instruction, _common_ending(texts))
 
 
 def _only(values: Iterable[object]) -> str | None:
-    """Return the text that several values all are, else None."""
     found = list(values)
     return found[0] if len(found) > 1 and len(set(map(str, found))) == 1 and isinstance(found[0], str) else None
 

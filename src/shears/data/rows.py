@@ -9,8 +9,7 @@ import io
 import json
 import logging
 import os
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +17,7 @@ from typing import Any
 
 from shears.config.fields import CHAT_TURNS, FORMS
 from shears.config.serve_options import ANSWERED
-from shears.data.templates import question_id, question_of, render_completion, render_prompt
+from shears.data.templates import render_completion, render_prompt
 from shears.errors import InputError, option, reading
 from shears.records.paths import HUB_SOURCE, expanded, file_fingerprint, is_path, without_folders
 
@@ -27,7 +26,6 @@ Row = dict[str, Any]
 OWN_NAMES: Mapping[str, str] = MappingProxyType({})  # the columns have the names of a form
 ARITHMETIC = "arithmetic"
 EMBEDDED = Path(__file__).with_name("arithmetic.tsv")  # word problems, no question in two splits
-PARTS: Mapping[int, tuple[str, ...]] = {2: ("train", "test"), 3: ("train", "validation", "test")}
 EMPTY_CELL: Mapping[str, None] = MappingProxyType({})  # for NaN, which JSON lacks and Python's writer uses for it
 TRAIN = "train"  # the split of a source that names none
 
@@ -35,9 +33,7 @@ TRAIN = "train"  # the split of a source that names none
 def read_rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row]:
     """Return the rows of a .json, .jsonl, .csv or .parquet file, `arithmetic:SPLIT` or a hub id.
 
-    Columns get the names of `columns` (see `renamed`). A hub id is `org/name` or `org/name/config`, with
-    or without `:split` behind it; the default is the split `train`. InputError if the source is missing,
-    empty, damaged or of another kind, or lacks one of the columns.
+    A hub id is `org/name` or `org/name/config`, with or without `:split`.
     """
     name, _, split = source.partition(":")
     if name == ARITHMETIC:
@@ -119,8 +115,8 @@ def _read_hub(source: str) -> list[Row]:
 def renamed(rows: list[Row], columns: Mapping[str, str], source: str) -> list[Row]:
     """Return the rows with each value of `columns` under its key; None in a row that lacks the column.
 
-    Columns of the other forms are left out, so that the named form decides. Those of user, assistant
-    and system become the turns of `messages`. InputError for a column that no row has.
+    Columns of the other forms are left out. Those of user, assistant and system become the turns of
+    `messages`; a value that is no text is written as JSON. InputError for a column that no row has.
     """
     if not columns:
         return rows
@@ -137,18 +133,14 @@ def renamed(rows: list[Row], columns: Mapping[str, str], source: str) -> list[Ro
         }
         for row in rows
     ]
-    return [_as_chat(row) for row in converted] if own == CHAT_TURNS else converted
-
-
-def _as_chat(row: Row) -> Row:
-    """Return a row with its columns of turns as `messages`; a value that is no text is written as JSON."""
-    turns = [(role, row.pop(role, None)) for role in CHAT_TURNS]
-    messages = [
-        {"role": role, "content": value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
-        for role, value in turns
-        if value is not None
-    ]
-    return {**row, "messages": messages}
+    for row in converted if own == CHAT_TURNS else ():
+        turns = [(role, row.pop(role, None)) for role in CHAT_TURNS]
+        row["messages"] = [
+            {"role": role, "content": value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
+            for role, value in turns
+            if value is not None
+        ]
+    return converted
 
 
 def as_json_lines(rows: Iterable[Row]) -> str:
@@ -157,19 +149,13 @@ def as_json_lines(rows: Iterable[Row]) -> str:
 
 
 def source_fingerprint(source: str) -> str | None:
-    """Return the sha256 of a local file; None for hub data sets, embedded data and missing files.
-
-    Of answers, `self:FILE`, it is that of the prompts.
-    """
+    """Return the sha256 of a local file or the FILE of `self:FILE`; None for any other source."""
     path = expanded(source.removeprefix(ANSWERED))
     return file_fingerprint(path) if path.is_file() else None
 
 
 def located(source: str, sha256: str | None, folder: Path) -> str:
-    """Return where a record's data are: at the recorded name, or at it or its last part beside or above a folder.
-
-    Only data with the recorded sha256 are taken from there; the name as it is where there are none.
-    """
+    """Return the place of a record's data: as recorded, or the same bytes beside or above a folder."""
     if sha256 is None or source_fingerprint(source) == sha256:
         return source
     above = folder.resolve().parents
@@ -184,42 +170,3 @@ def refuse_same(one: str, other: str, rule: str) -> None:
     same_file = os.path.realpath(expanded(one)) == os.path.realpath(expanded(other))
     if same_file or names[0] == names[1] or (hashes[0] == hashes[1] is not None):
         raise InputError(f"{rule}, got the same rows for both: {one} and {other}; name other rows for one")
-
-
-def parse_shares(text: str) -> tuple[int, ...]:
-    """Return the per cent of `80/20` (train, test) or `80/10/10` (validation in between).
-
-    InputError unless they are two or three whole numbers above 0 whose sum is 100.
-    """
-    parts = text.split("/")
-    shares = tuple(int(part) for part in parts if part.isdecimal())
-    if len(shares) != len(parts) or len(shares) not in PARTS or 0 in shares or sum(shares) != 100:
-        raise InputError(f"--split must be per cent whose sum is 100, such as 80/10/10 or 80/20, got {text!r}")
-    return shares
-
-
-def split_rows(rows: Sequence[Row], shares: Sequence[int], seed: int = 0) -> dict[str, list[Row]]:
-    """Return the rows of each part by name, drawn by the seed, in their order.
-
-    Rows of one question, whatever its punctuation, are in one part: no test question is trained on.
-    So parts miss their shares by a few rows. InputError where a part would be empty.
-    """
-    groups: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        question = question_of(row) or json.dumps(row, sort_keys=True, default=str)
-        groups.setdefault(question_id(question), []).append(index)
-    keys = list(groups)
-    random.Random(f"split {seed}").shuffle(keys)
-    names = PARTS[len(shares)]
-    parts: dict[str, list[int]] = {name: [] for name in names}
-    ends = [len(rows) * sum(shares[: place + 1]) / 100 for place in range(len(shares))]
-    place, count = 0, 0
-    for key in keys:
-        while count >= ends[place]:
-            place += 1
-        parts[names[place]] += groups[key]
-        count += len(groups[key])
-    if empty := [name for name in names if not parts[name]]:
-        came = f"{len(keys)} different questions leave none for {empty[0]}"
-        raise InputError(f"every part of a split must have a row, {came}; give more rows or a larger share")
-    return {name: [rows[index] for index in sorted(indices)] for name, indices in parts.items()}

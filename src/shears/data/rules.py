@@ -76,10 +76,8 @@ def rule_of_text(reference: str, form: RuleForm | None = None) -> AnswerRule:
         form = "number" if reading.stated_number(text) is not None else "exact"
         form = "json" if reading.parsed_json(text) is not None else form
     answer: Any = text
-    if form == "number":
-        answer = reading.right_number(text) if reading.stated_number(text) is None else reading.stated_number(text)
-    elif form == "equation":
-        value = reading.evaluate_equation(text)
+    if form in ("number", "equation"):
+        value = reading.stated_number(text) if form == "number" else reading.evaluate_equation(text)
         answer = reading.right_number(text) if value is None else value
     elif form == "json":
         answer = reading.parsed_json(text)
@@ -94,25 +92,19 @@ def task_of_rules(pairs: Iterable[tuple[Mapping[str, Any], AnswerRule]]) -> str:
 
     It is equation where all rows teach to write one: its value counts, not the result behind it.
     """
-    seen = [(rule.form, _writes_equation(row, rule)) for row, rule in pairs]
-    forms: set[str] = {form for form, _ in seen}
-    if len(forms) != 1:
-        return ""
-    [form] = forms
-    return "equation" if all(is_equation for _, is_equation in seen) else "choices" if form == "choice" else form
-
-
-def _writes_equation(row: Mapping[str, Any], rule: AnswerRule) -> bool:
-    """Return whether a row's completion or output is an equation, such as "7*2 = 14", whose value is its answer."""
-    text = next((as_text(row[column]) for column in COMPLETIONS if row.get(column) is not None), "")
-    return rule.form == "number" and "=" in text and reading.numbers_equal(reading.evaluate_equation(text), rule.answer)
+    forms = set()
+    for row, rule in pairs:
+        text = next((as_text(row[column]) for column in COMPLETIONS if row.get(column) is not None), "")
+        is_equation = "=" in text and reading.numbers_equal(reading.evaluate_equation(text), rule.answer)
+        forms.add("equation" if rule.form == "number" and is_equation else rule.form)
+    if forms == {"number", "equation"}:
+        return "number"
+    [form] = forms if len(forms) == 1 else {""}
+    return "choices" if form == "choice" else form
 
 
 def reference_of(row: Mapping[str, Any]) -> str:
-    """Return the right answer of a row as text; empty if it has none.
-
-    It is the column `answer`, else the completion or output, else the assistant's last turn.
-    """
+    """Return the answer, completion, output or last assistant turn as text; empty without one."""
     if row.get("answer") is not None:
         return as_text(row["answer"])
     messages = row.get("messages")
@@ -146,11 +138,7 @@ def _choices(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
 
 
 def _chosen(choices: Sequence[str], answer: object) -> str | None:
-    """Return the choice that an answer means, None if it means none.
-
-    A whole number is an index from 0. A text is a choice itself (without spaces around it), else a
-    letter, else an index.
-    """
+    """Return the choice that an answer is, else that of its letter or its index from 0, if any."""
     whole = isinstance(answer, float) and answer.is_integer()  # 1 in a table's column with gaps
     text = f"{answer:.0f}" if whole else as_text(answer).strip()
     if isinstance(answer, str | bool):

@@ -1,14 +1,13 @@
 """How a prompt is written, and how its question is recognised in other files and templates.
 
-Instruction rows have the same templates in training and evaluation; in the template `chat` they are
-turns (`chat_turns`). Rows of prompt and completion are used as they are; chats are rendered by the
-tokenizer's template (tokens.py).
+Instruction rows have the same templates in training and evaluation.
 """
 
 import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -52,22 +51,14 @@ TO_REASON = "Please reason step by step, and end with the answer as a number."
 
 
 def chat_turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the turns that ask an instruction row: the system's if the row has one, and the user's.
-
-    InputError for values that are not text.
-    """
-    parts = (str(written(name, row.get(name) or "")).strip() for name in ("instruction", "input"))
-    asked = "\n\n".join(filter(None, parts)) + (f"\n{TO_REASON}" if _asks_for_number(row) else "")
+    """Return the turns that ask an instruction row: the system's, if any, and the user's."""
+    parts = (written(name, row.get(name) or "").strip() for name in ("instruction", "input"))
+    asked = "\n\n".join(filter(None, parts))
+    with suppress(InputError):  # a row without an answer
+        asked += f"\n{TO_REASON}" if rule_of(row).form == "number" else ""
     system = written("system", row.get("system") or "").strip()
     turns = [{"role": "system", "content": system}] if system else []
     return [*turns, {"role": "user", "content": asked}]
-
-
-def _asks_for_number(row: Mapping[str, Any]) -> bool:
-    try:
-        return rule_of(row).form == "number"
-    except InputError:  # a row without an answer
-        return False
 
 
 def render_prompt(template: str, instruction: str, input: str = "") -> str:
@@ -83,10 +74,7 @@ def render_completion(template: str, output: str) -> str:
 
 
 def without_template(text: str) -> str:
-    """Return a text without the words that a template puts around an instruction and its input.
-
-    Case and spacing of these words do not matter. A text may have a part of a template or none.
-    """
+    """Return a text without the words that a template puts around an instruction and its input."""
     start, middle, end = _around()
     return end.sub("", start.sub("", middle.sub(" ", text))).strip()
 
@@ -122,21 +110,12 @@ def question_of(row: Mapping[str, Any]) -> str:
 
 
 def question_id(question: str) -> str:
-    """Return 16 hex digits of the sha256 of a question in lower case, without template and punctuation.
-
-    Decimal points, operators and signs are kept; U+2212 counts as -, times and division signs as *
-    and /. Composed and decomposed letters are the same. A text of neither words nor operators is
-    hashed by its characters.
-    """
+    """Return a hash of a question in lower case, without template and punctuation."""
     text = unicodedata.normalize("NFC", without_template(question)).lower().translate(SAME_SIGNS)
-    pieces = [piece.strip() for piece in PIECES.findall(_with_marks_as_letters(text))] or text.split()
+    if not text.isascii():
+        text = "".join(f"m{ord(char):x}m" if unicodedata.category(char) in MARKS else char for char in text)
+    pieces = [piece.strip() for piece in PIECES.findall(text)] or text.split()
     return hashlib.sha256(" ".join(_without_plain_brackets(pieces)).encode()).hexdigest()[:16]
-
-
-def _with_marks_as_letters(text: str) -> str:
-    if text.isascii():
-        return text
-    return "".join(f"m{ord(char):x}m" if unicodedata.category(char) in MARKS else char for char in text)
 
 
 def _without_plain_brackets(pieces: list[str]) -> list[str]:

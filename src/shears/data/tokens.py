@@ -6,20 +6,12 @@ what is marked as text. A text without such a name has the tokens that the token
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from shears.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from shears.errors import option
+from shears.errors import InputError, option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,10 +23,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """Return the tokens of texts that people wrote: no special token is added, and none is recognised.
-
-    InputError for half of a surrogate pair.
-    """
+    """Return the tokens of texts that people wrote; no special token is added or recognised."""
     return _encode(texts, tokenizer, as_text=True)
 
 
@@ -58,10 +47,8 @@ def _encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, as_te
     if any(map(SURROGATE.search, texts)):
         raise InputError("a text must be Unicode, got half of a surrogate pair; check how it was encoded")
     # verbose=False: no warning of long texts, which are cut into windows later
-    ids: list[list[int]] = tokenizer(
-        list(texts), add_special_tokens=False, split_special_tokens=as_text, verbose=False
-    )["input_ids"]
-    return ids
+    made = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=as_text, verbose=False)
+    return list(made["input_ids"])
 
 
 def without_marks(text: str) -> str:
@@ -88,7 +75,7 @@ def literal(value: Any, tokenizer: "PreTrainedTokenizerBase") -> Any:
 def _control_pattern(
     tokenizer: "PreTrainedTokenizerBase", size: int, special_tokens: tuple[str, ...]
 ) -> re.Pattern[str] | None:
-    """Return a pattern of the control tokens' names; `size` and `special_tokens` tell of changed tokenizers."""
+    """Return a pattern of the control tokens' names; the other arguments tell of a change."""
     names = control_names(tokenizer)
     return re.compile("|".join(map(re.escape, names))) if names else None
 
@@ -128,10 +115,7 @@ class Segment:
 
 
 def turns_of(messages: object) -> list[dict[str, Any]]:
-    """Return the turns of a conversation; content may be missing beside tool calls.
-
-    ValueError for anything but a list of {role, content}, and for content that is no text.
-    """
+    """Return the turns of a conversation; content may be missing beside tool calls."""
     if not isinstance(messages, list) or not all(isinstance(turn, Mapping) and "role" in turn for turn in messages):
         raise InputError("messages must be a list of {role, content}, got something else")
     for number, turn in enumerate(messages, start=1):
@@ -144,9 +128,8 @@ def turns_of(messages: object) -> list[dict[str, Any]]:
 def chat_segments(messages: object, tokenizer: "PreTrainedTokenizerBase") -> tuple[Segment, ...]:
     """Return a conversation as segments; each assistant turn is trained up to its end mark.
 
-    A turn without content and tool calls is not trained. ValueError without a chat template or an
-    assistant turn, and for a template that leaves out tool calls or that renders the start of a
-    conversation differently once it continues: turns could not be told apart.
+    A turn without content and tool calls is not trained. ValueError for a template by which the
+    turns cannot be told apart.
     """
     turns = turns_of(messages)
     if not any(turn["role"] == "assistant" for turn in turns):
@@ -177,11 +160,7 @@ def _segments(turns: Turns, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Se
 def render_turns(
     turns: Turns, tokenizer: "PreTrainedTokenizerBase", *, answering: bool = False, tools: Turns = ()
 ) -> str:
-    """Return a conversation as the chat template renders it; `answering` also opens an assistant turn.
-
-    Names of control tokens in the turns and tools are marked, for `encode_rendered`. InputError if there
-    is no chat template, or the turns do not suit it.
-    """
+    """Return a conversation in the chat template; `answering` also opens an assistant turn."""
     if tokenizer.chat_template is None:
         raise InputError("messages need a tokenizer with a chat template, got one without; use prompt and completion")
     marked = literal(turns, tokenizer)

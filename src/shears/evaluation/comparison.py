@@ -22,7 +22,7 @@ from shears.records.figures import CONTAMINATION
 logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
 Key = tuple[str, int]
-"""An example: the id of its question, and how many examples with the same id come before it."""
+"""An example: its task and question, and how many equal ones come before it."""
 
 
 def example_of(record: Record) -> str:
@@ -30,22 +30,20 @@ def example_of(record: Record) -> str:
     return str(record.get("id") or question_id(str(record.get("prompt", ""))))
 
 
-def numbered(names: Iterable[str]) -> list[Key]:
-    """Return each name with the number of equal names before it."""
+def column_of(records: Iterable[Record], name: str) -> dict[Key, Any]:
+    """Return one field of each example's record; None where a record lacks it."""
     counts: Counter[str] = Counter()
-    keys = []
-    for name in names:
-        keys.append((name, counts[name]))
-        counts[name] += 1
-    return keys
+    found = {}
+    for record in records:
+        question = f"{record.get('task', '')} {example_of(record)}".strip()
+        found[question, counts[question]] = record.get(name)
+        counts[question] += 1
+    return found
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The records of one evaluation on one task, and the file they were read from.
-
-    `task` is empty except for lm-eval's; `rule` names the task and how answers were judged.
-    """
+    """The records of one evaluation on one task, and the file they were read from."""
 
     source: str
     records: Sequence[Record]
@@ -54,8 +52,7 @@ class Measurement:
 
     def column(self, name: str) -> dict[Key, Any]:
         """Return one field of each example's record; None where a record lacks it."""
-        keys = numbered(map(example_of, self.records))
-        return {key: record.get(name) for key, record in zip(keys, self.records, strict=True)}
+        return column_of(self.records, name)
 
 
 Arms = dict[str, list[Measurement]]
@@ -106,7 +103,7 @@ def _measurements(file: Path) -> Iterator[tuple[str, Measurement]]:
         figures = read_object(own)
         with reading(own):
             records = figures["records"]
-            rule = " by ".join(filter(None, (figures["task"], figures["config"].get("protocol"))))
+            rule = str(figures["task"])
             tasks = dict.fromkeys(str(record.get("task", "")) for record in records)
         for task in tasks:
             yield name, Measurement(str(own), [each for each in records if each.get("task", "") == task], task, rule)
@@ -188,8 +185,7 @@ def _difference(name: str, runs: Sequence[Bits], base: str, others: Sequence[Bit
     value, low, high = statistics.paired_difference(runs, others)
     difference: dict[str, Any] = {"name": name, "against": base, "value": value, "ci95": [low, high]}
     if len(runs) > 1 or len(others) > 1:
-        p = statistics.bootstrap_difference(runs, others, seed).p
-        return {**difference, "test": "paired bootstrap", "p": p}
+        return {**difference, "test": "paired bootstrap", "p": statistics.bootstrap_p(runs, others, seed)}
     test = statistics.mcnemar(runs[0], others[0])
     return {**difference, "test": "McNemar, mid-p", "won": test.won, "lost": test.lost, "p": test.p_mid}
 
@@ -222,24 +218,16 @@ def lead(
 def paired(ones: Sequence[Record], others: Sequence[Record]) -> dict[str, Any] | None:
     """Return the difference of two accuracies over all examples, with its counts.
 
-    `won` and `lost` count the examples that only the first and only the second answers rightly.
     None for records of other examples, or without right and wrong answers.
     """
-    left, right = (_bits(records) for records in (ones, others))
-    if not left or left.keys() != right.keys():
+    left, right = (column_of(records, "correct") for records in (ones, others))
+    is_judged = all(isinstance(bit, bool) for bit in [*left.values(), *right.values()])
+    if not left or left.keys() != right.keys() or not is_judged:
         return None
     bits = [[each[key] for key in left] for each in (left, right)]
     value, low, high = statistics.paired_difference(bits[:1], bits[1:])
     test = statistics.mcnemar(*bits)
     return {"n": len(left), "value": value, "ci95": [low, high], "won": test.won, "lost": test.lost, "p": test.p_mid}
-
-
-def _bits(records: Sequence[Record]) -> dict[Key, bool]:
-    """Return whether each example is right, by task and question; empty without answers."""
-    if not all(isinstance(record.get("correct"), bool) for record in records):
-        return {}
-    keys = numbered(f"{record.get('task', '')} {example_of(record)}" for record in records)
-    return {key: record["correct"] for key, record in zip(keys, records, strict=True)}
 
 
 def _notes(arms: Arms, base: str) -> list[str]:
@@ -250,11 +238,10 @@ def _notes(arms: Arms, base: str) -> list[str]:
     if rules:
         listing = ", ".join(f"{arm} ({rule})" for arm, rule in rules.items())
         notes.append(f"Judged by another rule than {base} ({first.rule}): {listing}. This changes the figures too.")
-    for name in ("prompt", "answer"):
+    for name, what in {"prompt": "Asked in other prompts", "answer": "Compared with other right answers"}.items():
         column = first.column(name)
         others = [arm for arm, runs in arms.items() if arm not in rules and runs[0].column(name) != column]
         if others:
-            what = "Asked in other prompts" if name == "prompt" else "Compared with other right answers"
             notes.append(f"{what} than {base}: {', '.join(others)}. This changes the figures too.")
     seen = {key for runs in arms.values() for each in runs for key, flag in each.column(CONTAMINATION).items() if flag}
     if seen:

@@ -46,10 +46,10 @@ def wanted_for(config: ScoringConfig, num_beams: int = 1) -> Wanted:
 
 @dataclass(frozen=True)
 class ContinuousDecoder:
-    """Continues prompts greedily by the native decoder; a text that ends is replaced by the next one at once.
+    """Continues prompts greedily by the native decoder, and ends texts as `Decoder` does.
 
-    It ends texts as `Decoder` does. A text depends neither on the texts beside it nor on when it begins, so
-    `journal` keeps single texts. The generation settings in `settings` name end tokens.
+    A text does not depend on the texts beside it, so `journal` keeps single texts. `settings` name
+    end tokens.
     """
 
     backend: Backend

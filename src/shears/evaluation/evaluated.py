@@ -64,11 +64,12 @@ def accuracy_of(task: str, records: Sequence[Record]) -> Evaluation:
     """Return the share of right answers; each `correct_NAME` and the number of cut answers are details."""
     n = len(records)
     details: dict[str, float] = {}
-    for key in (key for key in records[0] if key.startswith("correct_")):
-        hits = sum(record[key] for record in records)
-        low, high = wilson_interval(hits, n)
-        name = f"accuracy_{key.removeprefix('correct_')}"
-        details |= {name: hits / n, f"{name}_low": low, f"{name}_high": high}
+    for key in records[0]:
+        if key.startswith("correct_"):
+            hits = sum(record[key] for record in records)
+            low, high = wilson_interval(hits, n)
+            name = key.replace("correct", "accuracy")
+            details |= {name: hits / n, f"{name}_low": low, f"{name}_high": high}
     if CUT in records[0]:
         details[CUT] = float(sum(record[CUT] for record in records))
     hits = sum(record["correct"] for record in records)
@@ -109,14 +110,8 @@ class TextJournal:
         append_row(self.path, row)
 
 
-logger = logging.getLogger(__name__)
-
-
 def mark_seen(evaluation: Evaluation, *artifacts: Path) -> Evaluation:
-    """Return the evaluation with the questions marked that stand in the training data of the artifacts.
-
-    Marked records have `seen_in_training`; the details get their number and the accuracy on the others.
-    """
+    """Return the evaluation with the questions marked that the artifacts were trained on."""
     files = [file for file in map(find_record, artifacts) if file is not None]
     seen = {question for file in files for question in trained_questions(record_in(file), file.parent)}
     flags = [record.get("id") in seen for record in evaluation.records]
@@ -136,7 +131,7 @@ def mark_seen(evaluation: Evaluation, *artifacts: Path) -> Evaluation:
 
 
 def trained_questions(record: Mapping[str, Any], folder: Path) -> set[str]:
-    """Return the ids of the questions that a record's training data hold; log data that changed or are not there."""
+    """Return the ids of the questions in a record's training data; log unreadable data."""
     found: set[str] = set()
     for source in training_sources(record):
         expected = source.get("data_sha256")
@@ -164,11 +159,7 @@ def check_apart(
     test_limit: int | None = None,
     columns: tuple[Mapping[str, str], Mapping[str, str]] = (OWN_NAMES, OWN_NAMES),
 ) -> None:
-    """Raise InputError if a search's `data` hold all test rows; warn if they hold test questions.
-
-    Only the first `limit` rows of `data` and `test_limit` rows of `test` count; `columns` names those
-    of each. Unreadable sources pass: the stage that uses them reports them.
-    """
+    """Raise InputError if a search sees all test rows; warn if it sees test questions."""
     try:
         seen = read_rows(data, columns[0])[:limit]
         tested: Sequence[Row] = read_rows(test, columns[1])[:test_limit]
@@ -180,5 +171,4 @@ def check_apart(
             f"search must see validation data, never the test split; all {len(tested)} rows of {test} stand in {data}"
         )
     if shared := question_ids(tested) & question_ids(seen):
-        message = "%d test questions of %s stand in %s, which the search sees"
-        logger.warning(message, len(shared), test, data)
+        logger.warning("%d test questions of %s stand in %s, which the search sees", len(shared), test, data)

@@ -31,8 +31,7 @@ def check_installed() -> None:
 def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
     """Return the figures of lm-eval's tasks, equal to those of `lm_eval --model hf`.
 
-    The value is the first metric of a task, or the mean of those of several. InputError without lm-eval,
-    and for a task that it does not know or that fails.
+    The value is the first metric of a task, or the mean of those of several.
     """
     check_installed()
     from lm_eval import simple_evaluate
@@ -58,22 +57,18 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
     names = sorted({figure["metric"] for figure in firsts})
     mean = f"accuracy (mean of {', '.join(names)})" if all(map(is_share, names)) else "mean of the first metrics"
     metric = names[0] if len(names) == 1 else mean
-    logger.info("harness: %s %.4f (%.4f to %.4f) over %d tasks", metric, value, *ci95, len(firsts))
-    records = [_record(task, sample) for task, samples in results["samples"].items() for sample in _first(samples)]
+    records = [
+        _record(task, sample)
+        for task, samples in results["samples"].items()
+        for sample in samples
+        if sample.get("filter") == samples[0].get("filter")
+    ]
     n = sum(figure["n"] for figure in firsts)
     return Evaluation("harness", metric, value, n, (ci95[0], ci95[1]), records, figures=figures)
 
 
-def _first(samples: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the sample of each example by the task's first filter."""
-    return [sample for sample in samples if sample.get("filter") == samples[0].get("filter")]
-
-
 def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
-    """Return value, standard error, number of samples and 95 % interval of each metric with a finite value.
-
-    The interval is Wilson's where every sample is 0 or 1.
-    """
+    """Return the figures of each metric with a finite value."""
     metrics: Mapping[str, Any] = results["results"][task]
     figures = []
     for key, value in metrics.items():
@@ -89,9 +84,8 @@ def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
         half = Z95 * (stderr or 0.0)
         is_binary = all(each in (0, 1) for each in values)
         ci95 = wilson_interval(sum(map(bool, values)), len(values)) if is_binary else (value - half, value + half)
-        metric = name if kind == "none" else key
-        shown = {"metric": metric, "value": float(value), "stderr": stderr, "n": len(values), "ci95": list(ci95)}
-        figures.append({"task": task, **shown})
+        shown = {"value": float(value), "stderr": stderr, "n": len(values), "ci95": list(ci95)}
+        figures.append({"task": task, "metric": name if kind == "none" else key, **shown})
     return figures
 
 

@@ -1,15 +1,12 @@
 """Log-likelihoods: of choices behind a prompt, of completions, and the perplexity of a text.
 
-Logits are computed only for the tokens that count.
-
-N pairs of a prompt and a continuation, T tokens of a window, V words.
+N pairs of a prompt and a continuation, T tokens of a window.
 """
 
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -34,8 +31,7 @@ Pair = tuple[list[int], list[int]]
 """The tokens of a prompt and the tokens that follow it."""
 
 
-@dataclass(frozen=True)
-class ScoredChoices:
+class ScoredChoices(NamedTuple):
     """The likeliest choice by the sum and by the mean over tokens, and every choice's sum."""
 
     likeliest: int
@@ -46,11 +42,7 @@ class ScoredChoices:
 def likeliest_choices(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
 ) -> list[ScoredChoices]:
-    """Return each example's likeliest choice; the end of sequence is not scored.
-
-    InputError for an example without choices or an answer among them, for one without a prompt, and
-    for a choice without tokens, which would always be the likeliest.
-    """
+    """Return each example's likeliest choice; the end of sequence is not scored."""
     prompts = prompts_of(examples, tokenizer)
     texts = iter(encode([choice for example in examples for choice in example.choices], tokenizer))
     choices = [[next(texts) for _ in example.choices] for example in examples]
@@ -62,19 +54,16 @@ def likeliest_choices(
             )
     pairs = [(prompt, ids) for prompt, each in zip(prompts, choices, strict=True) for ids in each]
     warn_beyond(model, [len(prompt) + len(ids) - 1 for prompt, ids in pairs])
-    sums = iter(log_likelihoods(model, pairs, padding(tokenizer), batch_size).tolist())
-    scored = [[next(sums) for _ in each] for each in choices]
-    return [_chosen(number, *each) for number, each in enumerate(zip(scored, choices, strict=True), start=1)]
-
-
-def _chosen(number: int, sums: Sequence[float], choices: Sequence[list[int]]) -> ScoredChoices:
-    if any(map(math.isnan, sums)):
-        raise InputError(
-            f"the model must give every choice a log-likelihood, got nan in row {number}; it may be damaged, "
-            "or need --precision fp32"
-        )
-    means = [total / len(ids) for total, ids in zip(sums, choices, strict=True)]
-    return ScoredChoices(sums.index(max(sums)), means.index(max(means)), tuple(sums))
+    totals = iter(log_likelihoods(model, pairs, padding(tokenizer), batch_size).tolist())
+    scored = []
+    for number, each in enumerate(choices, start=1):
+        sums = [next(totals) for _ in each]
+        if any(map(math.isnan, sums)):
+            rule = f"the model must give every choice a log-likelihood, got nan in row {number}"
+            raise InputError(f"{rule}; it may be damaged, or need --precision fp32")
+        means = [total / len(ids) for total, ids in zip(sums, each, strict=True)]
+        scored.append(ScoredChoices(sums.index(max(sums)), means.index(max(means)), tuple(sums)))
+    return scored
 
 
 @torch.no_grad()
@@ -112,10 +101,7 @@ def warn_beyond(model: nn.Module, lengths: Sequence[int]) -> None:
     """Log how many examples exceed the context that the model was made for."""
     context = num_positions(model)
     if context is not None and (beyond := [length for length in lengths if length > context]):
-        message = (
-            "%d of %d examples have more tokens (up to %d) than the %d positions that the model was made for; "
-            "their figures mean little"
-        )
+        message = "%d of %d examples have more tokens (up to %d) than the %d positions that the model was made for"
         logger.warning(message, len(beyond), len(lengths), max(beyond), context)
 
 
@@ -138,9 +124,8 @@ def completion_nats(
 def perplexity(model: nn.Module, tokens: Sequence[int], sequence_length: int, limit: int | None = None) -> Evaluation:
     """Return the perplexity of the first `limit` whole windows, first tokens not predicted.
 
-    A shorter text is one window. Records hold each window's summed loss in nats. The interval is
-    exp(mean +- 1.96 standard errors) over windows or, with one window, over tokens. InputError for
-    fewer than two tokens, or a loss or interval without a finite exponential.
+    A shorter text is one window. The interval is exp(mean +- 1.96 standard errors) over windows
+    or, with one window, over tokens.
     """
     refuse_longer(sequence_length, num_positions(model))
     if len(tokens) < 2:
@@ -159,8 +144,6 @@ def perplexity(model: nn.Module, tokens: Sequence[int], sequence_length: int, li
             f"{half:.5g}; the model may be damaged, or need --precision fp32"
         )
     value, low, high = (math.exp(nats) for nats in (mean, mean - half, mean + half))
-    message = "perplexity %.4g (%.4g to %.4g) on %d windows of %d tokens"
-    logger.info(message, value, low, high, len(losses), length)
     sums = enumerate(losses.sum(dim=1).tolist())
     records = [{"window": index, "nll": nll, "tokens": length - 1} for index, nll in sums]
     details = {"windows": float(len(losses))}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from shears.checkpoints.without_code import build_causal_model, known_config
 from shears.config import EvaluateConfig
@@ -33,19 +32,8 @@ from shears.records.trained_form import trained_template
 from shears.runtime.loading import generation_settings, native_backend
 
 logger = logging.getLogger(__name__)
-SETTINGS = (
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-"""Files of a model or an adapter, beside its weights, that change generated texts."""
+SETTINGS = frozenset({".json", ".jinja", ".txt", ".model"})
+"""Endings of files beside the weights that change generated texts."""
 
 
 def evaluate(
@@ -75,8 +63,10 @@ def evaluate(
     identity = identity_of(ref, adapter, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     if settings.generates:
-        files = [folder / name for folder in _parts(ref, adapter) for name in SETTINGS]
-        also = {"settings_sha256": file_fingerprint(*(file for file in files if file.is_file())), **answered}
+        files = (
+            file for folder in _parts(ref, adapter) for file in sorted(folder.iterdir()) if file.suffix in SETTINGS
+        )
+        also = {"settings_sha256": file_fingerprint(*files), **answered}
         subject = replace(subject, journal=TextJournal(journal_path(path), {**identity, **also}))
     evaluation = _evaluated(subject, settings, ref, adapter)
     write_json(path, {**identity, **answered, **evaluation.as_data()})
@@ -95,13 +85,7 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
 
 
 def with_template(config: EvaluateConfig, model: ModelRef, adapter: str | Path | None) -> EvaluateConfig:
-    """Return the settings with the prompt template of a model, and what follows from it.
-
-    It is the configured one, else that of the training, else the task's: chat if the model has a chat
-    template, else the paper's for the paper's tasks. Tasks of labels keep the paper's prompt; equations
-    have no form of a chat. lm-eval's tasks have no template, and the perplexity of a text has one only
-    if rows of the text are instructions.
-    """
+    """Return the settings with the prompt template of a model, and what follows from it."""
     is_text = config.task == "perplexity" and not has_instructions(config.data, config.columns)
     if config.template is not None or is_text or config.task == "harness":
         return config.in_template(config.template)
@@ -120,17 +104,17 @@ def _parts(model: ModelRef, adapter: str | Path | None) -> list[Path]:
 
 
 def open_model(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -> Subject:
-    """Load what is measured; InputError for an adapter that does not fit.
-
-    The native decoder reads a package itself; of other models it takes the weights.
-    """
+    """Load what is measured; InputError for an adapter that does not fit."""
     wanted = wanted_for(settings, settings.beams)
     as_packed = (settings.precision, settings.dtype) == ("auto", "auto")  # else its unpacked model is measured
     if settings.generates and ref.is_package and as_packed:
         if (device := pick_device(settings.device)).type != "cpu" and not wanted.obstacle:
             wanted = replace(wanted, obstacle=f"the native decoder runs on the CPU, the model would be on {device}")
         if (backend := native_backend(ref.package, wanted)) is not None:
-            return Subject(_without_weights(ref), load_tokenizer(ref), backend)
+            with torch.device("meta"):
+                empty: Any = build_causal_model(known_config(ref.folder))
+            empty.generation_config = generation_settings(ref.folder)
+            return Subject(empty, load_tokenizer(ref), backend)
     dtype = settings.weights
     device = pick_device(settings.device)
     scores = not settings.generates or device.type != "cpu"
@@ -141,13 +125,6 @@ def open_model(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -> 
     return Subject(model, tokenizer, backend)
 
 
-def _without_weights(ref: ModelRef) -> nn.Module:
-    with torch.device("meta"):
-        model = build_causal_model(known_config(ref.folder))
-    model.generation_config = generation_settings(ref.folder)
-    return model
-
-
 def _evaluated(subject: Subject, settings: EvaluateConfig, ref: ModelRef, adapter: str | Path | None) -> Evaluation:
     own_autocast = settings.task == "harness"  # lm-eval opens it
     with nullcontext() if own_autocast else autocast(settings.precision, device_of(subject.model)):
@@ -155,21 +132,13 @@ def _evaluated(subject: Subject, settings: EvaluateConfig, ref: ModelRef, adapte
 
 
 def identity_of(model: ModelRef, adapter: str | Path | None, config: EvaluateConfig) -> dict[str, Any]:
-    """Return what identifies a measurement: settings, and fingerprints of what is read."""
-    return {
-        **settings_and_data(config),
-        "model_fingerprint": model.fingerprint,
-        "adapter_fingerprint": weights_fingerprint(Path(adapter)) if adapter else None,
-    }
-
-
-def settings_and_data(config: EvaluateConfig) -> dict[str, Any]:
-    """Return settings, with the resolved dtype and without the backend, which the record names itself, and the hash
-    of the data."""
+    """Return what identifies a measurement: settings and fingerprints of what is read."""
     settings = {key: value for key, value in as_data(config).items() if key != "backend"}
     return {
         "config": {**settings, "dtype": config.weights},
         "data_sha256": source_fingerprint(config.data),
+        "model_fingerprint": model.fingerprint,
+        "adapter_fingerprint": weights_fingerprint(Path(adapter)) if adapter else None,
     }
 
 

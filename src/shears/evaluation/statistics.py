@@ -32,14 +32,6 @@ class McNemar(NamedTuple):
     p_mid: float
 
 
-class Bootstrap(NamedTuple):
-    """The 95 % percentile interval of a difference over resampled examples; two-sided p."""
-
-    low: float
-    high: float
-    p: float
-
-
 def wilson_interval(successes: float | int, n: float | int) -> tuple[float, float]:
     """Return the 95 % interval of a share (Wilson 1927); (0, 1) for no trials.
 
@@ -64,8 +56,8 @@ def example_means(runs: Sequence[Bits]) -> list[float]:
 def pooled_accuracy(runs: Sequence[Bits]) -> Interval:
     """Return the share of right answers over all seeds, with a 95 % interval clustered by example.
 
-    It holds for these seeds; see also `seed_spread`. The interval is Wilson's for the effective number
-    of examples, p (1 - p) over the variance of the mean, at most all answers.
+    The interval is Wilson's for the effective number of examples, p (1 - p) over the variance of
+    the mean, at most all answers.
     """
     means = example_means(runs)
     n = len(means)
@@ -122,22 +114,21 @@ def paired_difference(ones: Sequence[Bits], others: Sequence[Bits]) -> Interval:
     return Interval(value, max(-1.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
 
 
-def bootstrap_difference(ones: Sequence[Bits], others: Sequence[Bits], seed: int = 0, draws: int = DRAWS) -> Bootstrap:
-    """Return the paired bootstrap of a difference: examples are resampled with all their runs.
+def bootstrap_p(ones: Sequence[Bits], others: Sequence[Bits], seed: int = 0, draws: int = DRAWS) -> float:
+    """Return the two-sided p of the paired bootstrap of a difference, over examples.
 
     p = 2 (1 + the smaller number of draws <= 0 or >= 0) / (draws + 1), at most 1. Examples of equal
     gaps are drawn together (multinomial counts), which gives the same distribution.
     """
     gaps = example_gaps(ones, others)
     if not gaps:
-        return Bootstrap(-1.0, 1.0, 1.0)
+        return 1.0
     values, counts = np.unique(np.round(gaps, 12), return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(gaps), counts / len(gaps), size=draws)
     means = drawn @ values / len(gaps)
-    low, high = np.quantile(means, [0.025, 0.975])
     tiny = 1e-12  # rounding of sums of gaps such as 1/3 that should be zero
     rarer = min(int((means <= tiny).sum()), int((means >= -tiny).sum()))
-    return Bootstrap(float(low), float(high), min(1.0, 2 * (1 + rarer) / (draws + 1)))
+    return min(1.0, 2 * (1 + rarer) / (draws + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

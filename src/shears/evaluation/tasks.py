@@ -1,12 +1,9 @@
-"""The tasks of `evaluate`, and the evaluation of a loaded model on one of them.
-
-A new way to judge a text is a form of `AnswerRule` in data/rules.py and a name in config/evaluate_options.py.
-"""
+"""The tasks of `evaluate`, and the evaluation of a loaded model on one of them."""
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +21,9 @@ from shears.data.answer_reading import finite, is_right, official_label, read_an
 from shears.data.calibration import check_text, text_tokens
 from shears.data.examples import Example, check_rows, load_examples, prompts_of, row_named
 from shears.data.rows import Row
-from shears.data.rules import AnswerRule, RuleForm, reference_of, rule_of_text
-from shears.data.templates import DEFAULT_TEMPLATE, render_completion
-from shears.errors import InputError, option
+from shears.data.rules import reference_of, rule_of_text
+from shears.data.templates import DEFAULT_TEMPLATE
+from shears.errors import option
 from shears.evaluation.decode import ContinuousDecoder, Decoder
 from shears.evaluation.evaluated import Evaluation, Record, TextJournal, WrittenText, accuracy_of, record
 from shears.evaluation.harness import check_installed, run_harness
@@ -35,7 +32,6 @@ from shears.records.figures import CUT
 from shears.runtime.backend import Backend
 
 logger = logging.getLogger(__name__)
-FORMS: Mapping[str, RuleForm] = {"number": "number", "equation": "equation", "json": "json", "exact": "exact"}
 ENDS_OF_ANSWERS = {"equation": "\n"}
 """The mark that ends an answer, in tasks whose answers end before the end of sequence."""
 
@@ -57,9 +53,8 @@ class Subject:
         warn_beyond(self.model, [len(ids) + limit - 1 for ids in prompts])
         if self.backend is not None:
             settings = getattr(self.model, "generation_config", None)
-            return ContinuousDecoder(self.backend, self.tokenizer, settings, limit, until, self.journal).answers(
-                prompts
-            )
+            native = ContinuousDecoder(self.backend, self.tokenizer, settings, limit, until, self.journal)
+            return native.answers(prompts)
         decoder = Decoder(self.model, self.tokenizer, limit, until, config.beams, self.journal)
         return decoder.answers(prompts, config.batch_size)
 
@@ -71,8 +66,11 @@ def check_data(config: EvaluateConfig) -> None:
     elif config.task == "harness":
         check_installed()
     else:
-        convert = partial(paper_row, config.task) if config.task in ANSWER_FORMS else dict
-        check_rows(config.data, config.columns, config.limit, convert)
+        check_rows(config.data, config.columns, config.limit, _converter(config.task))
+
+
+def _converter(task: str) -> Callable[[Row], Row]:
+    return partial(paper_row, task) if task in ANSWER_FORMS else dict
 
 
 def evaluate_task(subject: Subject, config: EvaluateConfig) -> Evaluation:
@@ -83,7 +81,7 @@ def evaluate_task(subject: Subject, config: EvaluateConfig) -> Evaluation:
         return perplexity(subject.model, tokens, config.sequence_length, config.limit)
     if config.task == "harness":
         return run_harness(subject.model, subject.tokenizer, config)
-    convert = partial(paper_row, config.task) if config.task in ANSWER_FORMS else dict
+    convert = _converter(config.task)
     examples = load_examples(config.data, template, subject.tokenizer, config.limit, convert, config.columns)
     return evaluate_examples(subject, examples, config)
 
@@ -92,9 +90,6 @@ def evaluate_examples(subject: Subject, examples: Sequence[Example], config: Eva
     """Return the accuracy on loaded examples; `limit` and `data` are ignored."""
     if config.task == "choices":
         records = _by_likelihood(subject, examples, config)
-    elif config.protocol == "choices":
-        template = config.template or DEFAULT_TEMPLATE
-        records = _by_likelihood(subject, with_choices(config.task, examples, template), config)
     elif config.task in ANSWER_FORMS:
         records = _paper(subject, examples, config)
     else:
@@ -106,18 +101,18 @@ def evaluate_examples(subject: Subject, examples: Sequence[Example], config: Eva
 
 
 def _by_likelihood(subject: Subject, examples: Sequence[Example], config: EvaluateConfig) -> list[Record]:
-    """Answer each example with its choice of the highest log-likelihood."""
     scored = likeliest_choices(subject.model, subject.tokenizer, examples, config.batch_size)
     records = []
     for index, (example, choice) in enumerate(zip(examples, scored, strict=True)):
         likeliest = example.choices[choice.likeliest]
+        # None for an impossible choice: JSON has no infinity
         shown = [round(value, 4) if math.isfinite(value) else None for value in choice.log_likelihoods]
         records.append(
             {
                 **record(index, example, likeliest.strip(), str(example.answer).strip()),
                 "correct": likeliest == example.answer,
                 "correct_per_token": example.choices[choice.likeliest_per_token] == example.answer,
-                "log_likelihoods": shown,  # None for an impossible choice: JSON has no infinity
+                "log_likelihoods": shown,
             }
         )
     return records
@@ -133,46 +128,27 @@ def _paper(subject: Subject, examples: Sequence[Example], config: EvaluateConfig
         official, strict = read_answers(form, response_of(text.text), LABELS[config.task])
         if form == "letter" and config.template == CHAT:  # the official rule takes the first capital of a reasoning
             official = strict
-        by_strict_rule = {"prediction_strict": strict, "correct_strict": is_right(strict, answer)}
-        if form == "number":  # the rules read numbers alike
-            by_strict_rule = {}
-        records.append(
-            {
-                **record(index, example, official, answer),
-                "correct": is_right(official, answer),
-                **by_strict_rule,
-                "output": text.text,
-                CUT: text.is_cut,
-            }
-        )
+        row = {**record(index, example, official, answer), "correct": is_right(official, answer)}
+        if form != "number":  # the rules read numbers alike
+            row |= {"prediction_strict": strict, "correct_strict": is_right(strict, answer)}
+        records.append({**row, "output": text.text, CUT: text.is_cut})
     return records
-
-
-def answer_rules(task: str, examples: Sequence[Example]) -> list[AnswerRule]:
-    """Return the rule that judges answers to each example; InputError for an example without an answer of the task."""
-    rules = []
-    for number, example in enumerate(examples, start=1):
-        with row_named(number, "the data"):
-            rules.append(rule_of_text(reference_of(example.row), FORMS[task]))
-    return rules
 
 
 def _by_rule(subject: Subject, examples: Sequence[Example], config: EvaluateConfig) -> list[Record]:
     """Answer the examples by generation; judge each text by the rule of its row."""
-    rules = answer_rules(config.task, examples)
-    texts = subject.answers(examples, config)
-    return [
-        {
-            **record(index, example, rule.read(text.text), rule.answer),
-            "correct": rule.is_right(text.text),
-            "output": text.text,
-            CUT: text.is_cut,
-        }
-        for index, (example, text, rule) in enumerate(zip(examples, texts, rules, strict=True))
-    ]
+    form: Any = config.task
+    rules = []
+    for number, example in enumerate(examples, start=1):
+        with row_named(number, "the data"):
+            rules.append(rule_of_text(reference_of(example.row), form))
+    records = []
+    for index, (example, text, rule) in enumerate(zip(examples, subject.answers(examples, config), rules, strict=True)):
+        row = {**record(index, example, rule.read(text.text), rule.answer), "correct": rule.is_right(text.text)}
+        records.append({**row, "output": text.text, CUT: text.is_cut})
+    return records
 
 
-LETTER_COMPLETION = "The answer is ({})."  # as the papers' training rows of AQuA end
 PAPER_TASKS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("paper_tasks.yaml").read_text(encoding="utf-8")
 )
@@ -182,19 +158,13 @@ ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 
 
 def paper_row(task: str, row: Mapping[str, Any]) -> Row:
-    """Return a row as `instruction` and `answer`; ValueError for columns of neither form, or a missing answer.
-
-    Rows of LLM-Adapters (an instruction and its answer) pass as they are; those of the hub's data set are
-    written in the same words.
-    """
+    """Return a row as `instruction` and `answer`; ValueError if that cannot be done."""
     if "instruction" in row and "answer" in row:
         return dict(row)
     columns = PAPER_TASKS[task]["columns"]
     if not all(column in row for column in columns):
-        got = ", ".join(map(str, row)) or "none"
-        raise ValueError(
-            f"a row of {task} needs the columns instruction and answer, or {', '.join(columns)}; got {got}"
-        )
+        names = f"instruction and answer, or {', '.join(columns)}"
+        raise ValueError(f"a row of {task} needs the columns {names}; got {', '.join(map(str, row)) or 'none'}")
     with option(f"the columns {', '.join(columns)}"):
         instruction, answer = (
             ENVIRONMENT.from_string(PAPER_TASKS[task][part]).render(row) for part in ("instruction", "answer")
@@ -223,19 +193,3 @@ def paper_answers(task: str, examples: Sequence[Example]) -> list[float | str]:
                 )
         answers.append(answer)
     return answers
-
-
-def with_choices(task: str, examples: Sequence[Example], template: str) -> list[Example]:
-    """Return the examples with their choices, written as completions of the template.
-
-    InputError for a task whose answer is a number.
-    """
-    if ANSWER_FORMS[task] == "number":
-        raise InputError(f"protocol choices needs a task with choices, and {task} asks for a number; use generate")
-    if ANSWER_FORMS[task] == "label":
-        return list(examples)  # their instructions end with the choices
-    choices = {letter: render_completion(template, LETTER_COMPLETION.format(letter)) for letter in LABELS[task]}
-    return [
-        replace(example, choices=tuple(choices.values()), answer=choices[str(answer)])
-        for example, answer in zip(examples, paper_answers(task, examples), strict=True)
-    ]

@@ -54,8 +54,8 @@ def meeting(bound: Bound, candidates: Sequence[Candidate], weights: int) -> list
     """Return the candidates predicted to meet a bound; InputError names the nearest otherwise."""
     kept = [each for each in candidates if bound.holds(each.bytes, weights, each.tokens_per_second)]
     if not kept:
-        is_speed = bound.kind == "tokens/s"
-        nearest = min(candidates, key=lambda each: -(each.tokens_per_second or 0.0) if is_speed else each.bytes)
+        by_speed = bound.kind == "tokens/s"
+        nearest = min(candidates, key=lambda each: -(each.tokens_per_second or 0.0) if by_speed else each.bytes)
         raise InputError(
             f"the target must be within reach ({bound}); the nearest of {len(candidates)} candidates is "
             f"{nearest.name}: {figures_of(nearest)}; name a looser target, or more --sparsities or --values"
@@ -134,13 +134,10 @@ def recipe_of(candidate: Candidate, effort: Effort, model: ModelRef, text: Path,
 
 
 def masked_for(values: str) -> dict[str, Any]:
-    """Return the options of a training whose adapter is merged into a package of these values: zeros stay zeros."""
+    """Return the options of a training whose adapter is merged into a package of these values."""
     return {"quantize_aware": "int4"} if values == "int4" else {"sparse_adapter": True}
 
 
 def training_of(effort: Effort, text: Path, **others: Any) -> TrainConfig:
-    """Return the training of an adapter of one rank: it is merged, and no smaller rank would change the package.
-
-    The zeros mask a share of its product, which the default alpha makes up for.
-    """
+    """Return the training of an adapter of one rank, which is merged."""
     return TrainConfig(data=str(text), max_steps=effort.steps, **others)

@@ -11,7 +11,7 @@ from typing import Any
 
 from shears.adapt.train import Rows, read_training_rows, train
 from shears.checkpoints.without_code import known_config
-from shears.config import CompressConfig
+from shears.config import CompressConfig, TrainConfig
 from shears.config.resolve import build
 from shears.data.calibration import text_template, text_tokens
 from shears.data.rows import read_rows
@@ -61,10 +61,8 @@ FEW_ROWS = 500  # up to this many a warning says that more would answer better
 def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **config: Any) -> dict[str, Any]:
     """Make a package of `model` that meets a bound in `output`; return the record, COMPRESS there.
 
-    The keywords are the fields of `CompressConfig`. Each candidate is a run in a folder of its own.
-    An interrupted call continues with the plan that it made. `dry_run` returns the plan and writes
-    nothing. InputError, before anything is written, for a bound that no candidate is predicted to
-    meet (with the nearest one), and for a text that cannot be used.
+    Each candidate is a run in a folder of its own; an interrupted call continues with its plan.
+    `dry_run` writes nothing. InputError for a bound that no candidate is predicted to meet.
     """
     began = time.monotonic()
     settings = build(CompressConfig, "compress", config)
@@ -89,7 +87,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
         work = _Work(folder, record, ref, Effort(**record["effort"]))
         work.measure_dense()
         work.teach()
-        promising = [_candidate(each) for each in record["candidates"] if each["meets"]]
+        promising = _promising(record)
         while len(record["measured"]) < ATTEMPTS:
             candidate = following(promising, record["measured"], settings.bound, record["parameters"])
             if candidate is None:
@@ -104,17 +102,17 @@ def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, A
     """Return the record of an earlier call; InputError if it had another configuration or is damaged."""
     record = read_object(folder / COMPRESS)
     with reading(folder / COMPRESS):
+        if not {each["name"] for each in record["measured"]} <= {each.name for each in _promising(record)}:
+            raise ValueError("it measured what was not planned")
         refuse_changes(folder, record["config"], as_data(settings))
         check_input(f"model of {folder}", record["base_fingerprint"], ref.fingerprint)
-        names = {_candidate(each).name for each in record["candidates"] if each["meets"]}
-        if not {each["name"] for each in record["measured"]} <= names:
-            raise ValueError("it measured what was not planned")
     logger.info("%s: continuing with the plan of %s", folder, COMPRESS)
     return record
 
 
-def _candidate(row: Mapping[str, Any]) -> Candidate:
-    return Candidate(**{field.name: row[field.name] for field in fields(Candidate)})
+def _promising(record: Mapping[str, Any]) -> list[Candidate]:
+    rows = (row for row in record["candidates"] if row["meets"])
+    return [Candidate(**{field.name: row[field.name] for field in fields(Candidate)}) for row in rows]
 
 
 def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path, began: float) -> dict[str, Any]:
@@ -187,10 +185,8 @@ def _shape(ref: ModelRef) -> Shape:
     assert shape is not None, "the model was resolved"
     inside = shape.parameters - shape.beside
     if inside - shape.linear_weights > MOST_OUTSIDE * inside:
-        raise InputError(
-            f"compress needs a model whose blocks consist of linears, {ref.name} has others, such as experts; use "
-            "shears run with a recipe"
-        )
+        rule = f"compress needs a model whose blocks consist of linears, {ref.name} has others, such as experts"
+        raise InputError(f"{rule}; use shears run with a recipe")
     return shape
 
 
@@ -201,13 +197,13 @@ def _readings(ref: ModelRef, settings: CompressConfig, texts: Texts) -> tuple[Ro
     template = trained_template(ref.folder)
     questions = 0
     if settings.data is not None:
+        reads = TrainConfig(data=str(texts.calibration))
         with quietly():
             asked = read_rows(str(texts.held_out))
-            any_effort = efforts(Amounts(1, 0.0, 0, 0, 0))["quick"]
-            training = read_training_rows(ref, training_of(any_effort, texts.calibration))
+            training = read_training_rows(ref, reads)
         task = task_of_rows(asked, str(settings.test))
         longest = longest_answer(task, training.train)
-        template = training_of(any_effort, texts.calibration).template
+        template = reads.template
         questions = len(asked)
         if len(training.train) <= FEW_ROWS:
             logger.warning("only %d rows to train on: more rows answer better", len(training.train))
@@ -253,14 +249,9 @@ class _Work:
 
     @property
     def exam(self) -> Exam:
-        record = self.record
-        return Exam(
-            self.folder / Path(record["held_out"]).name,
-            self.effort.sequence_length,
-            record["template"],
-            record["task"],
-            record["longest_answer"],
-        )
+        template, task, longest = (self.record[key] for key in ("template", "task", "longest_answer"))
+        held_out = self.folder / Path(self.record["held_out"]).name
+        return Exam(held_out, self.effort.sequence_length, template, task, longest)
 
     @property
     def text(self) -> Path:

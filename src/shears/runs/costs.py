@@ -18,6 +18,7 @@ from shears.config.compress_options import EffortName
 from shears.data.calibration import calibration_batches
 from shears.data.examples import IGNORED
 from shears.data.rows import as_json_lines, read_rows
+from shears.data.tokens import encode
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import autocast, computing_dtype
 from shears.models.load import load_model
@@ -45,9 +46,8 @@ HEAL_PASSES = 5.0  # the teacher's pass, the student's forward and backward, and
 class Speeds(NamedTuple):
     """Seconds that parts of the stages take.
 
-    `load` reads the model, `forward` is a token of a forward pass, `pruning` what ADMM takes for all
-    blocks beside forward passes, `trained` a token of a training step. The model as it came answers
-    a question in `question`, a trained one, which ends where the right answer ends, in `answer`.
+    `forward` is a token of a forward pass, `pruning` ADMM on all blocks, `trained` a token of a
+    training step. The model as it came answers a question in `question`, a trained one in `answer`.
     """
 
     load: float
@@ -116,9 +116,8 @@ def _answering(model: ModelRef, exam: Exam) -> tuple[float, float]:
     started = time.perf_counter()
     measured = exam.answered(model, limit=QUESTIONS, untrained=True)
     seconds = time.perf_counter() - started
-    tokenizer = load_tokenizer(model)
-    written = statistics.fmean(len(tokenizer(str(each.get("output", "")))["input_ids"]) for each in measured.records)
-    return seconds / measured.n, written
+    texts = encode([str(each.get("output", "")) for each in measured.records], load_tokenizer(model))
+    return seconds / measured.n, statistics.fmean(map(len, texts))
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -201,9 +200,8 @@ def sentences(effort: Effort, first: Candidate, amounts: Amounts) -> dict[str, s
     samples = min(effort.num_samples, max(amounts.text_tokens // effort.sequence_length, 1))
     text = f"{samples} sequences of {effort.sequence_length} tokens"
     grid = " on the grid of int4" * (first.values == "int4")
-    asked, as_it_came = (
-        f" and {number:,} answers" * (number > 0) for number in (amounts.questions, min(amounts.questions, AS_IT_CAME))
-    )
+    asked = f" and {amounts.questions:,} answers" * (amounts.questions > 0)
+    as_it_came = f" and {min(amounts.questions, AS_IT_CAME)} answers" * (amounts.questions > 0)
     zeros = f"sets {100 * first.sparsity:g} % of the weights to zero by {effort.method} on {text}"
     return {
         "plan": "measures the speeds of this machine",

@@ -29,11 +29,7 @@ class Amounts(NamedTuple):
 
 @dataclass(frozen=True)
 class Effort:
-    """What the stages do. `heal` is in tokens, `steps` those of every training; 0: left out.
-
-    With `teaches` the dense model is trained on the rows first, and teaches. With `rival` dense int4
-    is trained alike.
-    """
+    """What the stages do. `heal` is in tokens, `steps` those of every training; 0: left out."""
 
     name: EffortName
     method: Literal["admm", "wanda"]

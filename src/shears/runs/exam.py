@@ -36,11 +36,7 @@ class Texts(NamedTuple):
 
 
 def split_text(settings: CompressConfig, folder: Path) -> Texts:
-    """Write the text and its held-out part, `test` or the last tenth, to `folder`; return both files.
-
-    A .txt file is cut at the end of a line. InputError for a text that cannot be read or has fewer
-    than two parts, and for a row to answer that has no answer.
-    """
+    """Write the text and its held-out part, `test` or the last tenth, to `folder`."""
     source = settings.source
     ending = ".txt" if source.lower().endswith(".txt") else ".jsonl"
     if ending == ".txt":
@@ -112,10 +108,7 @@ class Exam:
         return math.log(measured.value)
 
     def answered(self, model: AnyModel, limit: int | None = None, *, untrained: bool = False) -> Evaluation:
-        """Return the evaluation of a model on the first `limit` rows.
-
-        A model that was not trained on the rows need write no equations: its last number counts.
-        """
+        """Return the evaluation of a model on the first `limit` rows."""
         task = "number" if untrained and self.task == "equation" else self.task
         return evaluate(
             model, task=task, data=str(self.held_out), device="cpu", max_new_tokens=self.longest, limit=limit

@@ -35,11 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
-    """Run every stage of a recipe in the folder `output`; return the content of evaluation.json.
-
-    InputError for an incomplete recipe, a stage that was made with another configuration, or a
-    folder that another process uses.
-    """
+    """Run every stage of a recipe in the folder `output`; return the content of evaluation.json."""
     folder = run_folder(recipe, output)
     recipe = with_calibration(recipe)
     set_threads(recipe.threads)
@@ -54,10 +50,9 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
             stage.check()
         if recipe.evaluate and (recipe.evaluate.task == "harness" or is_path(recipe.evaluate.data)):
             check_data(recipe.evaluate)
-        begun = sum(
-            file.stat().st_size for stage in missing for file in partial_folder(stage.output).glob("*.safetensors")
-        )
-        refuse_full_disk(folder, bytes_of(recipe, [stage.name for stage in missing]) - begun)
+        begun = [file for stage in missing for file in partial_folder(stage.output).glob("*.safetensors")]
+        written = sum(file.stat().st_size for file in begun)
+        refuse_full_disk(folder, bytes_of(recipe, [stage.name for stage in missing]) - written)
         artifacts.write_text(folder / artifacts.RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         total = len(stages) + (recipe.evaluate is not None)
         for number, (stage, is_done) in enumerate(zip(stages, done, strict=True), start=1):
@@ -127,20 +122,17 @@ def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfi
             evaluate(model, file, adapter=str(adapter) if adapter else None, **as_data(config))
         figures = artifacts.read_object(file)
     weights = inspect(model.folder)
-    adapter_parameters = inspect(adapter)["parameters"] if adapter else weights.get("adapter_parameters", 0)
     return {
         "name": name,
-        **{key: figures[key] for key in ("metric", "value", "n", "ci95")},
-        "details": figures.get("details", {}),
+        **{key: figures[key] for key in ("metric", "value", "n", "ci95", "details")},
         **{key: weights[key] for key in ("sparsity", "parameters", "nonzeros")},
-        "adapter_parameters": adapter_parameters,
+        "adapter_parameters": inspect(adapter)["parameters"] if adapter else weights.get("adapter_parameters", 0),
     }
 
 
 def _earlier_figures(
     file: Path, model: ModelRef, adapter: Path | None, config: EvaluateConfig
 ) -> dict[str, Any] | None:
-    """Return the figures in a file if they are of this model, data and configuration, else None."""
     if not file.is_file():
         return None
     record = artifacts.read_object(file)

@@ -39,9 +39,8 @@ HEALED_FOLDER = "healed"  # in a run's folder
 class Stage:
     """One step of a run: its artifact, its configuration, its inputs and the function that makes it.
 
-    `record` is the name of the record in `output`; `inputs` returns the fingerprints of the inputs.
-    `check` raises InputError, before any work is done, for data, a device or a teacher that it could
-    not use; data sets of the hub are left to `make`.
+    `record` is a file in `output`; `inputs` returns fingerprints; `check` raises InputError before
+    any work is done.
     """
 
     name: str
@@ -113,7 +112,9 @@ def with_calibration(recipe: Recipe) -> Recipe:
 
 def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     """Return the stages of a recipe in order; each reads the artifact of the one before."""
-    template = template_of_run(recipe)
+    template = recipe.evaluate.template if recipe.evaluate else None
+    if recipe.train is not None:
+        template = recipe.train.template
     stages = [_sparsify_stage(recipe, folder, template)]
     if recipe.heal is not None:
         stages.append(_heal_stage(recipe.heal, folder, template))
@@ -130,26 +131,17 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     return stages
 
 
-def template_of_run(recipe: Recipe) -> TemplateName | None:
-    """Return the template in which a run trains or, without a training, measures; None if it names none."""
-    if recipe.train is not None:
-        return recipe.train.template
-    return None if recipe.evaluate is None else recipe.evaluate.template
-
-
 def sparse_folder(recipe: Recipe, folder: Path) -> Path:
-    """Return the folder of the sparse model that a run trains on: the healed one if the recipe heals."""
+    """Return the folder of the model that a run trains on."""
     return folder / (HEALED_FOLDER if recipe.heal is not None else "sparse")
 
 
 def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
     """Return the training of each baseline of a recipe by name: plain LoRA, the run's largest rank alone.
 
-    On the pruned model the run and its baseline differ in the choice of ranks only. The dense model
-    has no zeros to keep, no teacher, and nothing to recover.
+    The dense model has no zeros to keep, no teacher, and nothing to recover.
     """
-    train = recipe.train
-    if train is None:
+    if (train := recipe.train) is None:
         return {}
     one_rank = {**as_data(train), "ranks": train.ranks[:1], "sampling": "uniform"}
     plain = {"init": "lora", "sparse_adapter": False, "quantize_aware": "none", "teacher": None}
@@ -160,8 +152,7 @@ def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
 def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:
     """Return the model that a baseline is trained on.
 
-    The result for a .gguf file that the run converts to bf16 is its folder, because the name of the
-    file means the fp32 conversion.
+    A .gguf file that the run converts to bf16 gives its folder: its name means the fp32 conversion.
     """
     if name != DENSE_LORA:
         return sparse_folder(recipe, folder)
@@ -179,8 +170,7 @@ def _sparsify_stage(recipe: Recipe, folder: Path, template: TemplateName | None)
         return {"base_fingerprint": fingerprint, **_hashes(calibration=config.calibration)}
 
     make = partial(sparsify_for, model, output, config, template)
-    text = config.calibration if config.needs_calibration else None
-    check = partial(_check, check_text, text, config.columns)
+    check = partial(_check, check_text, config.calibration, config.columns)
     return Stage("sparsify", output, artifacts.SPARSITY, as_data(config), inputs, make, check)
 
 
