@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 
 import shears
 from shears.checkpoints.package_file import PACKAGE_FILE
@@ -15,6 +17,7 @@ from shears.config.resolve import load_recipe
 from shears.config.sparsify_options import EMBEDDED
 from shears.errors import InputError
 from shears.models.fetching import convert_gguf
+from shears.runs.hours import block_bytes, timed_rates
 from shears.runs.plan import RunPlan, plan
 from shears.runs.shapes import PUBLISHED, shape_of
 from tests.end_to_end.recipe import write_recipe
@@ -141,8 +144,67 @@ def test_a_dry_run_prints_the_plan(
     with pytest.raises(SystemExit, match="0"):
         main()
     printed = " ".join(capfd.readouterr()[0].split())
-    assert "sparsify │ to do │ wanda to 50%, 4 x 64 = 256 tokens of" in printed
+    assert "sparsify │ to do │ wanda to 50%" in printed
+    assert "cpu in fp32: " in printed
+    assert "TFLOP/s, timed now by one product" in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_llama_7b_fits_24_gb_by_arithmetic_and_has_no_hours_on_a_gpu_that_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "gsm8k").mkdir(parents=True)
+    for name, count in (("math_10k_train", 9_500), ("math_10k_validation", 500), ("gsm8k/test", 1_319)):
+        rows = [{"instruction": f"{name[-9:]} {n:5}".ljust(300), "output": "y" * 300} for n in range(count)]
+        (tmp_path / "data" / f"{name}.json").write_text(json.dumps(rows))
+    names = ("sparsify", "train", "search", "export", "evaluate")
+    recipe = load_recipe(ROOT / "recipes/paper/llama-7b-math.yaml", [f"{name}.device=cuda" for name in names])
+    run_plan = plan(recipe, tmp_path / "run")
+    sparsify, train, search, _, evaluate = run_plan.stages
+    hidden, inner, blocks, words, logits = 4096, 11008, 32, 32000, 16 * 2**23
+    linears = blocks * (4 * hidden**2 + 3 * hidden * inner)
+    adapter = 32 * blocks * (3 * 2 * hidden + 2 * (hidden + inner))
+    without = (16 * hidden + 6 * inner) * blocks  # bytes a token that the backward needs beside adapters
+    adapted = (3 * 4 * hidden + 3 * inner) * blocks  # inputs in 16 bits and masks of their dropout
+    assert train.activations == 2 * 512 * (without + adapted) + logits
+    assert train.memory == 2 * SIZES["huggyllama/llama-7b"] + 16 * adapter
+    assert search.memory == 2 * SIZES["huggyllama/llama-7b"] + 4 * adapter
+    assert search.activations == 8 * 512 * without // blocks + logits
+    cache = 4 * 4 * blocks * hidden  # keys and values of 4 beams in 16 bits
+    assert evaluate.activations == 4 * (512 + 256) * (cache + without // blocks)
+    most = {stage.name: round((stage.peak or 0) / 1e9, 1) for stage in run_plan.stages}
+    assert most == {"sparsify": 4.9, "train": 21.5, "search": 14.4, "export": 0.3, "evaluate": 20.5}
+    assert sparsify.flops == 4 * linears * 128 * 2048
+    tokens = 1_782 * 16 * 600 // 4  # three epochs of rows with 600 characters
+    assert train.flops == pytest.approx(4 * (linears + hidden * words) * tokens, rel=0.01)
+    assert search.flops == pytest.approx(2 * (linears + hidden * words) * 100 * 500 * 600 // 4, rel=0.01)
+    assert "about 1,425,000 tokens" in train.work
+    assert [stage.hours(timed_rates([stage.place])) for stage in run_plan.stages] == [None] * 5
+    assert train.hours({train.place: 1e12}) == (train.flops or 0) / 1e12 / 3600
+
+
+def test_activations_are_the_bytes_that_a_backward_keeps(tmp_path: Path) -> None:
+    """Of the second block: the first has inputs that need no gradient."""
+    kept = []
+    for layers in (1, 2):
+        model = tiny_model("llama", num_hidden_layers=layers, num_key_value_heads=4).to(torch.bfloat16)  # type: ignore[arg-type]
+        adapted = get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj", "up_proj", "down_proj"]))
+        sizes: dict[int, tuple[int, torch.Tensor]] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, Any] = sizes) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            sizes[storage._cdata] = (storage.nbytes(), tensor)
+            return tensor
+
+        weights = {each.untyped_storage()._cdata for each in adapted.parameters()}
+        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each):
+            adapted.get_base_model().model(input_ids=torch.zeros(8, 64, dtype=torch.long), use_cache=False)
+        kept.append(sum(size for key, (size, _) in sizes.items() if key not in weights) / (8 * 64))
+    shape = shape_of(str(save_tiny(tmp_path / "base", num_key_value_heads=4)))
+    assert shape is not None
+    names = [name for name in shape.sides if name.endswith(("q_proj", "up_proj", "down_proj"))]
+    assert kept[1] - kept[0] == pytest.approx(block_bytes(shape, 2, names), rel=0.1)  # and what no token has
 
 
 def planned(folder: Path, **sections: Any) -> RunPlan:

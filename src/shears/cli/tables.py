@@ -25,7 +25,7 @@ console = VisibleConsole(quiet=not is_first_process())
 
 INSTRUCTION_SETS = ("amx", "avx512", "avx2", "neon_dot", "neon", "portable")  # of the kernels, the fastest first
 WHOLE_MODELS = {form.folder for form in FORMATS.values() if form.is_model}
-STAGES = {"name": "stage", "state": "state", "work": "work", "memory": "memory", "disk": "disk"}
+STAGES = {"name": "stage", "state": "state", "work": "work", "hours": "hours", "memory": "memory", "disk": "disk"}
 COSTS = {"name": "stage", "work": "what it does", "seconds": "minutes", "memory": "memory", "disk": "disk"}
 COLUMNS = 8  # kinds of linears side by side: as many as 80 characters hold
 
@@ -215,10 +215,23 @@ def print_environment(data: Record) -> None:
 
 
 def print_plan(plan: "RunPlan") -> None:
-    """Print the plan of a run."""
+    """Print the plan of a run, with hours by rates that are timed now."""
+    from shears.runs.hours import device_memory, timed_rates
+
     weights = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "size unknown"
-    print_rows(table_rows([vars(stage) for stage in plan.stages], STAGES), f"{plan.model}, {weights}")
-    print_line(f"memory: without activations; disk: files that stay in {plan.folder}")
+    places = sorted({stage.place for stage in plan.stages if stage.flops is not None})
+    rates = timed_rates(places)
+    rows = [{**vars(stage), "memory": stage.peak, "hours": stage.hours(rates)} for stage in plan.stages]
+    print_rows(table_rows(rows, STAGES), f"{plan.model}, {weights}")
+    print_line("hours: arithmetic (FLOP by the rate of a product), confirmed by no run; -: not known")
+    for place in places:
+        rate = rates.get(place)
+        found = f"{rate / 1e12:.2g} TFLOP/s, timed now by one product" if rate else "not on this machine"
+        print_line(f"  {' in '.join(place)}: {found}")
+    for device in sorted({stage.place[0] for stage in plan.stages}):
+        if held := device_memory(device):
+            print_line(f"  {device}: {held[0]}, {size(held[1])} of memory")
+    print_line(f"memory: about, of the longest rows; disk: files that stay in {plan.folder}")
     print_line(f"{size(plan.bytes_to_write)} to write, {size(free_bytes(plan.folder))} free there")
 
 

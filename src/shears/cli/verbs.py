@@ -260,7 +260,7 @@ def run(
     recipe: Annotated[str, argument("FILE", "Recipe: model, output and one section per stage.")],
     output: Annotated[str | None, option("FOLDER", "Folder of the run; overrides the recipe's.")] = None,
     set_: SET = None,
-    dry_run: Annotated[bool, switch("--dry-run", "Only print the plan: stages, tokens, memory, disk.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Only print the plan: tokens, hours, memory, disk.")] = False,
 ) -> None:
     """Run all stages of a recipe.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
@@ -17,31 +18,58 @@ from shears.config.train_options import LoopConfig
 from shears.data.rows import ARITHMETIC, read_rows
 from shears.evaluation.evaluated import check_apart
 from shears.models.activations import BUDGET
-from shears.models.devices import DTYPES, computing_dtype, pick_device
+from shears.models.devices import DTYPES, computing_dtype, pick_device, resolved_precision
 from shears.records.artifacts import EVALUATION, RECIPE
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
+from shears.runs.hours import Place, block_bytes, cache_bytes, mean_tokens, training_bytes
 from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, shape_of
 from shears.runs.stages import DENSE_LORA, baseline_configs, run_folder, stages_of, with_calibration
+from shears.training.losses import PIECE
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others: as heuristic
+CHEAP = ("wanda", "magnitude")  # methods that take hardly more than the forward passes
 ADAM_BYTES = 4 * FP32_BYTES  # weight, gradient and two moments of a trained weight, all fp32
 
-Estimate = tuple[str, int | None]  # work in words; memory in bytes
+LONGEST: int = TrainConfig.model_fields["max_length"].default  # tokens of a row without a training
+LOGITS = 4 * FP32_BYTES * PIECE  # bytes of logits that a loss holds
+
+
+class Estimate(NamedTuple):
+    """Work in words; bytes of weights and optimizer, and of activations and caches; FLOP."""
+
+    work: str
+    memory: int | None
+    activations: float = 0
+    flops: float | None = None
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage: its state and work in words; memory and disk in bytes, None if unknown.
+    """A stage: its state and work in words; bytes and floating-point operations, None if unknown.
 
-    Memory is without the activations of a forward pass, which depend on lengths and batch.
+    `memory` are weights and optimizer, `activations` those of the largest batch with the cache of
+    keys and values; `place` is the device and the number format of the products.
     """
 
     name: str
     state: str
     work: str
     memory: int | None
+    activations: int
+    flops: float | None
     disk: int | None
+    place: Place
+
+    @property
+    def peak(self) -> int | None:
+        """Bytes of weights, optimizer, activations and cache, about; None if unknown."""
+        return None if self.memory is None else self.memory + self.activations
+
+    def hours(self, rates: Mapping[Place, float]) -> float | None:
+        """Return the FLOP by the rate of the place, in hours; None if one is unknown."""
+        rate = rates.get(self.place)
+        return None if self.flops is None or rate is None else self.flops / rate / 3600
 
 
 @dataclass(frozen=True)
@@ -80,7 +108,13 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
             is_done = (before.evaluate, before.baselines) == (test, recipe.baselines)
         states["evaluate"] = _state(is_done, folder / EVALUATION)
     basis = _Basis(recipe)
-    stages = [PlannedStage(name, state, *_estimate(basis, name), basis.disk(name)) for name, state in states.items()]
+    stages = [
+        PlannedStage(
+            name, state, (own := _estimate(basis, name)).work, own.memory, round(own.activations),
+            own.flops, basis.disk(name), basis.place(name),
+        )
+        for name, state in states.items()
+    ]  # fmt: skip
     return RunPlan(str(recipe.model), folder, basis.shape.parameters if basis.shape else None, stages)
 
 
@@ -113,6 +147,23 @@ class _Basis:
         """Return the size of a model in the format `weights`; auto: that of its files, `stored`."""
         dtype = DTYPES.get(weights)
         return stored if dtype is None or self.shape is None else dtype.itemsize * self.shape.parameters
+
+    def place(self, name: str) -> Place:
+        """Return the device of a stage, maybe of another machine, and its number format."""
+        config: Any = baseline_configs(self.recipe).get(name) or getattr(self.recipe, name)
+        device = str(pick_device("auto")) if config.device == "auto" else config.device
+        precision = getattr(config, "precision", "fp32")
+        is_wide = name == "search" and config.weights == "fp32"
+        return device, "fp32" if is_wide else resolved_precision(precision, device)
+
+    def item(self, name: str) -> int:
+        """Return the bytes of a number in the products of a stage."""
+        return DTYPES[self.place(name)[1]].itemsize
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return self.recipe.train.max_length if self.recipe.train else LONGEST
 
     def ranks(self, choice: Callable[[SearchSpace], RankConfig]) -> dict[str, int]:
         return {} if self.space is None else dict(by_linear(self.space, choice(self.space)))
@@ -159,8 +210,8 @@ def _estimate(basis: _Basis, name: str) -> Estimate:
     if (baseline := baseline_configs(basis.recipe).get(name)) is None:
         return ESTIMATES[name](basis)
     model, size = ("dense", basis.dense) if name == DENSE_LORA else ("sparse", basis.sparse)
-    work, memory = _training(basis, baseline, size)
-    return f"rank {baseline.ranks[0]} on the {model} model, {work}", memory
+    own = _training(basis, baseline, size, name)
+    return own._replace(work=f"rank {baseline.ranks[0]} on the {model} model, {own.work}")
 
 
 def _sparsify(basis: _Basis) -> Estimate:
@@ -174,14 +225,18 @@ def _sparsify(basis: _Basis) -> Estimate:
         sizes = f"{config.num_samples} x {config.sequence_length} = {num_tokens:,} tokens"
         work += f", {sizes} of {_shown(str(config.calibration))}"
     if shape is None:
-        return work, None
+        return Estimate(work, None)
     hidden = min(BUDGET, FP32_BYTES * num_tokens * shape.width)
     widest = max(inputs for _, inputs in shape.sides.values())
     moments = widest**2 * (METHODS[config.method].needs == "moments")
     # fp32: weights outside the blocks, two blocks (a fit needs gradients, Adam's two moments and a
     # copy too), twice the second moments of the widest linear
     blocks = 6 if is_fitted else 2
-    return work, FP32_BYTES * (shape.beside + blocks * shape.block + 2 * moments) + hidden
+    memory = FP32_BYTES * (shape.beside + blocks * shape.block + 2 * moments) + hidden
+    flops = 4.0 * shape.linear_weights * num_tokens  # every block reads its tokens twice
+    held = block_bytes(shape, basis.item("sparsify")) * config.sequence_length * (num_tokens > 0)
+    is_cheap = config.method in CHEAP and not is_fitted
+    return Estimate(work, memory, held, flops if is_cheap else None)
 
 
 def _heal(basis: _Basis) -> Estimate:
@@ -190,11 +245,15 @@ def _heal(basis: _Basis) -> Estimate:
     tokens = config.num_sequences * config.sequence_length
     work = f"{config.num_steps:,} steps, {tokens:,} tokens of {_shown(config.data)}"
     if basis.shape is None:
-        return work, None
+        return Estimate(work, None)
     kept = round(basis.shape.linear_weights * (1 - basis.recipe.sparsify.sparsity))
     trained = (ADAM_BYTES + FP32_BYTES) * kept + ADAM_BYTES * basis.recovery() * config.recovery  # + places
     dtype = _trained_dtype(config)
-    return work, sum(basis.loaded(size, dtype) or 0 for size in (basis.dense, basis.sparse)) + trained
+    memory = sum(basis.loaded(size, dtype) or 0 for size in (basis.dense, basis.sparse)) + trained
+    every, length = basis.shape.sides, config.sequence_length
+    held = training_bytes(basis.shape, basis.item("heal"), config, every, length)
+    flops = 2.0 * basis.shape.products * tokens * (4 + config.recompute)  # the teacher's forward too
+    return Estimate(work, memory, held + LOGITS, flops)
 
 
 def _trained_dtype(config: LoopConfig) -> str:
@@ -203,32 +262,43 @@ def _trained_dtype(config: LoopConfig) -> str:
     return computing_dtype(config.precision, device)
 
 
-def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None) -> Estimate:
-    examples, words = _amount(config.data)
+def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None, name: str = "train") -> Estimate:
+    examples, words, mean = _amount(config.data)
     count = round((examples or 0) * (1 - (config.validation_share or 0)))
     passes = "1 to 10" if config.epochs is None else f"{config.epochs:g}"
     steps = f"{config.num_steps(count):,} steps" if count or config.max_steps else f"{passes} epochs in steps"
     held_out = f", validated on {config.validation}" if config.validation else ""
     work = f"{steps} of {config.batch_size} examples, {words}{held_out}"
     loaded = basis.loaded(model_bytes, _trained_dtype(config))
-    return work, None if loaded is None else loaded + ADAM_BYTES // FP32_BYTES * basis.adapter()
+    if loaded is None or basis.shape is None:
+        return Estimate(work, None)
+    adapted, item = basis.ranks(SearchSpace.maximal), basis.item(name)
+    held = training_bytes(basis.shape, item, config, adapted, config.max_length)
+    times = 2 + config.recompute + (config.teacher is not None)  # forward, gradients of its inputs
+    read = config.num_steps(count) * config.batch_size * mean
+    flops = 2.0 * times * basis.shape.products * read if mean else None
+    return Estimate(work, loaded + ADAM_BYTES // FP32_BYTES * basis.adapter(), held + LOGITS, flops)
 
 
 def _search(basis: _Basis) -> Estimate:
     config = basis.recipe.search
     assert config is not None
     size = f" of {basis.space.size:.3g}" if basis.space else ""
-    data = _amount(config.data, config.limit)[1]
+    rows, data, mean = _amount(config.data, config.limit)
     work = f"{config.strategy}, up to {config.budget}{size} configurations, each on {data}"
     loaded = basis.loaded(basis.sparse, config.weights)
-    return work, None if loaded is None else loaded + basis.adapter()
+    if loaded is None or basis.shape is None:
+        return Estimate(work, None)
+    held = block_bytes(basis.shape, basis.item("search")) * config.batch_size * basis.longest
+    flops = 2.0 * basis.shape.products * config.budget * (rows or 0) * mean if mean else None
+    return Estimate(work, loaded + basis.adapter(), held + LOGITS, flops)
 
 
 def _export(basis: _Basis) -> Estimate:
     config = basis.recipe.export
     ranks = config.ranks or ("the ranks that search chose" if basis.recipe.search else "the heuristic's ranks")
     work = f"format {config.format}, {ranks if basis.recipe.train else config.values}"
-    return work, None if basis.shape is None else 2 * basis.adapter(basis.exported)
+    return Estimate(work, None if basis.shape is None else 2 * basis.adapter(basis.exported))
 
 
 def _evaluate(basis: _Basis) -> Estimate:
@@ -239,11 +309,17 @@ def _evaluate(basis: _Basis) -> Estimate:
     data = ", ".join(config.harness) or _shown(config.data)
     work = f"{config.task}, {num_models} models, each on {limit}{data}"
     dense, sparse = (basis.loaded(size, config.weights) for size in (basis.dense, basis.sparse))
-    if dense is None or sparse is None:
-        return work, None
+    if dense is None or sparse is None or basis.shape is None:
+        return Estimate(work, None)
     bases = (dense if name == DENSE_LORA else sparse for name in basis.recipe.baselines)
     sizes = [dense, sparse + basis.adapter(SearchSpace.heuristic), *(base + basis.adapter() for base in bases)]
-    return work, max(sizes)  # one model at a time
+    held = block_bytes(basis.shape, item := basis.item("evaluate"))
+    length = basis.longest
+    if config.generates:
+        work += f", {config.longest_answer} tokens an answer in {config.beams} beams"
+        held += config.beams * cache_bytes(basis.shape, item)
+        length += config.longest_answer
+    return Estimate(work, max(sizes), held * config.batch_size * length)  # one model at a time
 
 
 ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = {
@@ -263,14 +339,16 @@ def _shown(source: str) -> str:
     return source if _is_local(source) else f"{source} (not here yet)"
 
 
-def _amount(source: str, limit: int | None = None) -> tuple[int | None, str]:
-    """Return how many examples a source has, None if unknown, and the same in words."""
+def _amount(source: str, limit: int | None = None) -> tuple[int | None, str, float]:
+    """Return how many examples a source has, the same in words, and their mean tokens; None, 0: unknown."""
     if not _is_local(source):
         count = f"up to {limit:,}" if limit else "an unknown number of"
-        return limit, f"{count} examples ({source} is not here yet)"
+        return limit, f"{count} examples ({source} is not here yet)", 0.0
     with quietly():
-        num_rows = len(read_rows(source)[:limit])
-    return num_rows, f"{num_rows:,} examples of {source}"
+        rows = read_rows(source)[:limit]
+    mean = mean_tokens(rows)
+    words = f"{len(rows):,} examples of {source}, about {len(rows) * mean:,.0f} tokens"
+    return len(rows), words, mean
 
 
 @contextmanager

@@ -50,7 +50,8 @@ class Shape:
     """A model on the meta device, its folder if it is here, the bytes of its files if known.
 
     Numbers of weights: `parameters` (tied ones count once), `beside` the decoder blocks, `block` in
-    the largest of them, `linear_weights` in their linears. `sides` are outputs and inputs of every
+    the largest of them (there are `num_blocks`), `linear_weights` in their linears, `products` also in
+    the head. `sides` are outputs and inputs of every
     linear there by name, `width` is the size of the hidden states.
     """
 
@@ -63,6 +64,7 @@ class Shape:
         sizes = [sum(weight.numel() for weight in block.parameters()) for block in blocks]
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.block = max(sizes)
+        self.num_blocks = len(sizes)
         self.beside = self.parameters - sum(sizes)
         self.width = int(model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
         self.sides = {
@@ -71,6 +73,7 @@ class Shape:
             for name, linear in linears(block).items()
         }
         self.linear_weights = sum(outputs * inputs for outputs, inputs in self.sides.values())
+        self.products = self.linear_weights + model.get_input_embeddings().weight.numel()  # type: ignore[operator]
 
     def adapter_parameters(self, ranks: Mapping[str, int]) -> int:
         """Return the number of LoRA's parameters: rank x (outputs + inputs) for every linear."""
