@@ -65,7 +65,7 @@ from shears.data.examples import load_examples, prompts_of
 from shears.data.templates import DEFAULT_TEMPLATE
 from shears.errors import InputError
 from shears.evaluation.evaluated import Evaluation, TextJournal, journal_path
-from shears.evaluation.run import settings_and_data
+from shears.evaluation.run import identity_of
 from shears.evaluation.statistics import Bits, paired_difference, pooled_accuracy
 from shears.evaluation.tasks import Subject, evaluate_task
 from shears.models.ref import load_tokenizer, resolve
@@ -157,7 +157,9 @@ def _by_rival(maker: Maker, engine: Engine, file: Path, output: Path, config: Ev
     model.generation_config = generation_settings(ref.folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     weights = max(_files_of(file), key=lambda path: path.stat().st_size)
-    journal = TextJournal(journal_path(output), {**settings_and_data(config), "file_sha256": file_fingerprint(weights)})
+    journal = TextJournal(
+        journal_path(output), {**identity_of(ref, None, config), "file_sha256": file_fingerprint(weights)}
+    )
     with opened(maker.program(engine), file) as process:
         backend = RivalBackend(process, model.config.vocab_size)
         return evaluate_task(Subject(model, load_tokenizer(ref), backend, journal), config)

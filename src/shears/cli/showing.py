@@ -1,11 +1,7 @@
 """The verbs that show data and results: data, compare, report and push."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any
-
-from rich.style import Style
-from rich.text import Text
 
 import shears
 from shears.cli import tables
@@ -34,9 +30,9 @@ def data(
 ) -> None:
     """Show training data as the model will see it.
 
-    Prints some rows as their tokens decode, those with loss underlined in a terminal and in brackets
-    elsewhere. Then counts the rows that train would use, leave out or refuse, and their lengths in
-    tokens. Exits with 2 where train would use no row.
+    Prints some rows as their tokens decode, those with loss in brackets. Then counts the rows that
+    train would use, leave out or refuse, and their lengths in tokens. Exits with 2 where train would
+    use no row.
 
     shears data train.jsonl --model sparse --template alpaca --max-length 256
     """
@@ -53,14 +49,12 @@ def data(
 
 def print_preview(content: Mapping[str, Any]) -> None:
     """Print the rows and the counts."""
-    has_colour = tables.console.color_system is not None and not tables.console.no_color
     for row in content["shown"]:
         tables.print_line(f"row {row['row']}, {sum(part['tokens'] for part in row['parts']):,} tokens:")
-        tables.console.print(_as_text(row["parts"], has_colour), soft_wrap=True)
-        tables.print_line("")
+        parts = [(part["text"][:LONGEST], part["loss"]) for part in row["parts"]]
+        tables.print_line("".join(f"[{text}]" if has_loss else text for text, has_loss in parts) + "\n")
     if content["shown"]:
-        mark = "underlined" if has_colour else "in [brackets]"
-        tables.print_line(f"Tokens with loss are {mark}; control characters are escaped.")
+        tables.print_line("Tokens with loss are in [brackets]; control characters are escaped.")
     tables.print_line(f"{content['data']}: {content['rows']:,} rows, train uses {content['used']:,}")
     if long := content["longer_than_max_length"]:
         tables.print_line(f"  left out: {long:,} longer than {content['max_length']} tokens; --max-length raises that")
@@ -74,15 +68,6 @@ def print_preview(content: Mapping[str, Any]) -> None:
         spread = ", ".join(f"{name} {tokens[name]:,}" for name in ("min", "median", "p95", "max"))
         with_loss = f"with loss, in the rows used: {tokens['with_loss']:,}"
         tables.print_line(f"tokens of a row: {spread}; in all {tokens['total']:,}; {with_loss}")
-
-
-def _as_text(parts: Sequence[Mapping[str, Any]], has_colour: bool) -> Text:
-    text = Text()
-    for part in parts:
-        shown = part["text"][:LONGEST]
-        brackets = part["loss"] and not has_colour
-        text.append(f"[{shown}]" if brackets else shown, Style(underline=part["loss"], dim=not part["loss"]))
-    return text
 
 
 @app.command(rich_help_panel="Measure")
@@ -102,10 +87,7 @@ def compare(
     shears compare lora=lora-0.json,lora-1.json nls=nls-0.json,nls-1.json \\
         --output compare.html
     """
-    data = shears.compare(runs, against=against, seed=seed, output=output)
-    print_comparison(data)
-    if output is not None:
-        tables.print_line(f"{Path(output)}: the comparison")
+    print_comparison(shears.compare(runs, against=against, seed=seed, output=output))
 
 
 @app.command(rich_help_panel="Measure")

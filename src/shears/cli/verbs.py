@@ -18,7 +18,6 @@ from shears.records.paths import expanded
 from shears.records.timing import real_seconds
 from shears.records.trained_form import UNKNOWN, trained_form
 
-FIRST = "quickstart"  # the recipe that init writes without a name
 Out = Annotated[str, argument("OUT", "Folder to write; must not exist.")]
 BaseModel = Annotated[str, argument("MODEL", "smollm2-135m, a hub id, a model folder or a .gguf file.")]
 Package = Annotated[str, argument("PACKAGE", "Package that export wrote.")]
@@ -32,9 +31,7 @@ def _print_done(path: Path, text: str, *following: object) -> None:
 
 @app.command(rich_help_panel="Start")
 def init(
-    names: Annotated[
-        list[str] | None, argument("NAME", f"Recipes to write (default: {FIRST}), or smollm2-135m to download.")
-    ] = None,
+    name: Annotated[str, argument("NAME", "Recipe to write, or smollm2-135m to download it.")] = "quickstart",
 ) -> None:
     """Write a recipe to begin with into this folder, or download the embedded model.
 
@@ -46,20 +43,17 @@ def init(
     shears run quickstart.yaml
     """
     recipes = {path.stem: path for path in sorted((Path(shears.__file__).parent / "recipes").rglob("*.yaml"))}
-    chosen = names or [FIRST]
-    for name in dict.fromkeys(chosen):
-        if name in EMBEDDED:
-            from shears.models.fetching import fetch
+    if name in EMBEDDED:
+        from shears.models.fetching import fetch
 
-            print(fetch(name))
-            continue
-        if name not in recipes:
-            raise InputError(f"the recipe must be one of {', '.join(recipes)}, got {name!r}")
-        if Path(f"{name}.yaml").exists():
-            raise InputError(f"{name}.yaml must not exist yet; rename it, or run it: shears run {name}.yaml")
-        shutil.copyfile(recipes[name], f"{name}.yaml")
-        tables.print_line(f"next: shears run {name}.yaml")
-    tables.print_line(f"other recipes of shears init NAME: {', '.join(name for name in recipes if name not in chosen)}")
+        print(fetch(name))
+        return
+    if name not in recipes:
+        raise InputError(f"the recipe must be one of {', '.join(recipes)}, got {name!r}")
+    if Path(f"{name}.yaml").exists():
+        raise InputError(f"{name}.yaml must not exist yet; rename it, or run it: shears run {name}.yaml")
+    shutil.copyfile(recipes[name], f"{name}.yaml")
+    tables.print_line(f"next: shears run {name}.yaml; other recipes: {', '.join(recipes)}")
 
 
 @app.command(rich_help_panel="Stages")

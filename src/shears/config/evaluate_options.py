@@ -15,7 +15,6 @@ from shears.config.fields import (
     OnDevice,
     Seeded,
     Split,
-    StorageURL,
     TemplateName,
 )
 
@@ -189,9 +188,6 @@ class SearchConfig(ScoringConfig, Seeded):
     max_evaluations: int = Field(50, gt=0)
     """Rank configurations to evaluate, each once; may be raised when an interrupted search is continued.
     Without effect on heuristic, which evaluates one."""
-    storage: StorageURL | None = Field(None, repr=False)
-    """Database where several workers share the search, such as postgresql://USER@HOST/NAME; default:
-    a file in the output folder, for one process."""
 
     @property
     def objectives(self) -> tuple[str, ...]:
