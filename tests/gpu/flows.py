@@ -55,6 +55,7 @@ class Folder:
         )  # fmt: skip
         plain = {**TRAINING, "device": "cpu", "precision": "fp32", "init": "lora"}
         self.adapter = shears.train(self.sparse, self.new(), data=self.rows, **plain)
+        self.package = shears.export_adapter(str(self.adapter), self.new(), format="package", values="int8")
         self.masked = shears.train(self.sparse, self.new(), data=self.rows, sparse_adapter=True, **plain)
 
     def new(self) -> Path:
@@ -119,6 +120,16 @@ def generated(f: Folder, device: str) -> str:
     return load(f.sparse, f.adapter, device=device).generate("1+1", max_new_tokens=3).text
 
 
+def evaluated_package(f: Folder, device: str) -> Any:
+    """Evaluate a package of int8 values."""
+    return shears.evaluate(f.package, data=f.rows, task="number", max_new_tokens=3, device=device)
+
+
+def generated_package(f: Folder, device: str) -> str:
+    """Generate a few words by a package of int8 values."""
+    return load(f.package, device=device).generate("1+1", max_new_tokens=3).text
+
+
 def written(f: Folder, device: str) -> Path:
     """Let the model write."""
     return shears.write(f.sparse, f.new(), tokens=60, max_new_tokens=16, device=device)
@@ -167,6 +178,8 @@ FLOWS: dict[str, Flow] = {
     "export package": exported(format="package"),
     "export package int4": exported(format="package", values="int4", calibration=True),
     "generate": generated,
+    "evaluate package int8": evaluated_package,
+    "generate package int8": generated_package,
     "write": written,
     "compress": compressed,
 }

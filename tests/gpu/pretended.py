@@ -186,7 +186,7 @@ def _moved(func: Any, source: Any, kwargs: dict[str, Any], to_cuda: bool) -> Any
     if isinstance(source, OnCuda) != to_cuda:
         count("to_cuda" if to_cuda else "to_cpu")
     elif to_cuda and source.ndim == 2 and min(source.shape) >= 16 and result.dtype != source.dtype:
-        COUNTS["weight_casts"] += 1
+        count("weight_casts")
     return OnCuda(result) if to_cuda else result
 
 

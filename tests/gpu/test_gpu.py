@@ -79,3 +79,12 @@ def test_without_bf16_in_hardware_auto_trains_in_fp16_with_a_loss_scale(figures:
     scaled, plain = figures["train auto without bf16"], figures["train auto bf16"]
     assert scaled["scaled"] == 3
     assert "scaled" not in plain
+
+
+def test_an_int8_package_computes_on_a_gpu_that_is_asked_for(figures: Figures) -> None:
+    assert figures["evaluate package int8 bf16"]["forwards"] > 0
+    assert figures["generate package int8 bf16"]["forwards"] > 0
+
+
+def test_compress_uses_the_cpu_alone(figures: Figures) -> None:
+    assert figures["compress bf16"]["peak"] == 0

@@ -283,8 +283,8 @@ def compress(
     """Make a small, fast package for your rows or text.
 
     Measures this machine, plans what fits the time, makes the package that should lose least and meet
-    the target, and compares it with the dense model: size, speed, right answers. The same command
-    continues an interrupted one.
+    the target, and compares it with the dense model: size, speed, right answers. All of it runs on the
+    CPU. The same command continues an interrupted one.
 
     \b
     shears compress MODEL small --data rows.jsonl --target 0.25GB --dry-run

@@ -107,9 +107,11 @@ def dtype_of(model: ModelRef) -> DtypeName:
 
 
 def recipe_of(candidate: Candidate, effort: Effort, model: ModelRef, text: Path, teacher: Path | None) -> Recipe:
-    """Return the recipe that makes a candidate, calibrated, healed and trained on the file `text`."""
+    """Return the recipe that makes a candidate on the CPU, calibrated, healed and trained on the file `text`."""
     source = str(text)
-    sampling: dict[str, Any] = {"num_samples": effort.num_samples, "sequence_length": effort.sequence_length}
+    sampling: dict[str, Any] = {
+        "num_samples": effort.num_samples, "sequence_length": effort.sequence_length, "device": "cpu"
+    }  # fmt: skip
     is_int4 = candidate.values == "int4"
     prunes = candidate.sparsity > 0
     pruning = {"method": effort.method, "calibration": source} if prunes else {"method": "magnitude"}  # needs no text
@@ -117,7 +119,7 @@ def recipe_of(candidate: Candidate, effort: Effort, model: ModelRef, text: Path,
     if effort.heal and prunes:
         heal = HealConfig(
             data=source, tokens=effort.heal, sequence_length=effort.sequence_length,
-            quantize_aware="int4" if is_int4 else "none",
+            quantize_aware="int4" if is_int4 else "none", device="cpu",
         )  # fmt: skip
     if effort.steps:
         train = training_of(effort, text, teacher=teacher and str(teacher), **masked_for(candidate.values))
@@ -139,5 +141,5 @@ def masked_for(values: str) -> dict[str, Any]:
 
 
 def training_of(effort: Effort, text: Path, **others: Any) -> TrainConfig:
-    """Return the training of an adapter of one rank, which is merged."""
-    return TrainConfig(data=str(text), max_steps=effort.steps, **others)
+    """Return the training, on the CPU, of an adapter of one rank, which is merged."""
+    return TrainConfig(data=str(text), max_steps=effort.steps, device="cpu", **others)

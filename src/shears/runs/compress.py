@@ -63,6 +63,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
 
     Each candidate is a run in a folder of its own; an interrupted call continues with its plan.
     `dry_run` writes nothing. InputError for a bound that no candidate is predicted to meet.
+    All of it runs on the CPU, where packages do.
     """
     began = time.monotonic()
     settings = build(CompressConfig, "compress", config)

@@ -47,7 +47,7 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
     set_threads(threads)
     ref = resolve_with(package_in(model), adapter, wanted.dtype)
     if ref.is_package:
-        backend: Backend = package_backend(ref, wanted.dtype)
+        backend: Backend = package_backend(ref, wanted.dtype, wanted.device)
         tokenizer = load_tokenizer(ref)
         settings = generation_settings(ref.folder)
     else:
@@ -115,15 +115,18 @@ def _independent(source: ModelSource, wanted: Wanted, head: NumberFormat | None)
     return decoder_of(source, max_sequences=min(wanted.max_sequences, MOST_SEQUENCES), **limits)
 
 
-def package_backend(model: ModelRef, dtype: str = "auto") -> Backend:
-    """Return the native decoder of a package where it covers the model, else transformers on dense weights."""
-    native = native_backend(model.package, Wanted(independent=False))
+def package_backend(model: ModelRef, dtype: str = "auto", device: str = "cpu") -> Backend:
+    """Return the native decoder of a package where it covers the model, else transformers on dense weights.
+
+    On a GPU that is asked for, transformers computes.
+    """
+    native = native_backend(model.package, Wanted(independent=False)) if device in ("auto", "cpu") else None
     if native is not None:
         return native
     from shears.models.load import load_with_adapter
     from shears.runtime.transformers_backend import TransformersBackend
 
-    return TransformersBackend(load_with_adapter(model, dtype=dtype, device="cpu")[0])
+    return TransformersBackend(load_with_adapter(model, dtype=dtype, device=device)[0])
 
 
 def decoder_of(source: ModelSource, **limits: Any) -> "NativeBackend":
