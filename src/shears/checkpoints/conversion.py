@@ -7,9 +7,8 @@ tests/checkpoints/test_conversion.py pins them.
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,23 +25,21 @@ META = torch.device("meta")
 RULE = "a model read part by part must"
 
 
-@dataclass(frozen=True)
-class ConversionGroup:
+class ConversionGroup(NamedTuple):
     """Parameters (or persistent buffers) and the tensors of the files that they are made from."""
 
     parameters: tuple[str, ...]
     tensors: tuple[str, ...]
 
 
-class _LazyTensor:
+class _LazyTensor(NamedTuple):
     """A tensor of the files that is read when transformers indexes it."""
 
-    def __init__(self, files: TensorFiles, name: str) -> None:
-        self._files = files
-        self._name = name
+    files: TensorFiles
+    name: str
 
-    def __getitem__(self, _: object) -> Tensor:
-        return self._files.load(self._name)
+    def __getitem__(self, _: object) -> Tensor:  # type: ignore[override]
+        return self.files.load(self.name)
 
 
 class Conversion:
@@ -118,10 +115,12 @@ class Conversion:
         """Read the groups' parameters onto the device; InputError where the files are torn or not finite."""
         tensors = {name: _LazyTensor(self.files, name) for group in groups for name in group.tensors}
         report = self._convert(tensors, device)
-        unread = [name for group in groups for name in group.parameters if self._parameter(name).is_meta]
+        names = (name for group in groups for name in group.parameters)
+        loaded = [(name, self.model.get_parameter_or_buffer(name)) for name in names]
+        unread = (name for name, tensor in loaded if tensor.is_meta)
         refuse_missing(self.files.folder, {*unread, *report.conversion_errors})
-        loaded = ((name, self._parameter(name)) for group in groups for name in group.parameters)
-        refuse_non_finite(self.files.folder, (pair for pair in loaded if isinstance(pair[1], torch.nn.Parameter)))
+        read = (pair for pair in loaded if isinstance(pair[1], torch.nn.Parameter))
+        refuse_non_finite(self.files.folder, read)
 
     def tie(self) -> None:
         """Tie the weights that the model shares; the files hold them once, or twice with equal values."""
@@ -129,15 +128,12 @@ class Conversion:
 
     def as_stored(self, group: ConversionGroup) -> dict[str, Tensor]:
         """Return the group's present parameters as tensors by their names in the files."""
-        parameters = {name: self._parameter(name).detach() for name in group.parameters}
+        find = self.model.get_parameter_or_buffer
+        parameters = {name: find(name).detach() for name in group.parameters}
         prefix = f"{self.model.base_model_prefix}."  # in the model's names, and in those of some files
         names = {name.removeprefix(prefix): name for name in group.tensors}
         reverted = core_model_loading.revert_weight_conversion(self.model, parameters)
         return {names.get(name.removeprefix(prefix), name): tensor for name, tensor in reverted.items()}
-
-    def _parameter(self, name: str) -> Tensor:
-        parameter: Tensor = self.model.get_parameter_or_buffer(name)
-        return parameter
 
     def refuse_one_way(self, group: ConversionGroup) -> None:
         """Raise UnsupportedCheckpoint where a group cannot be converted back into its tensors."""

@@ -61,8 +61,7 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"kind": "file", "path": str(path), **artifacts.read_object(path)}
     marker = next((name for name in MARKERS if (path / name).is_file()), None)
     if marker is None:
-        rule = "a model, or an adapter, a search or a run of shears, a JSON file or a .gguf file"
-        raise InputError(f"{path} must be {rule}; it has none of {', '.join(MARKERS)}")
+        raise InputError(f"{path} must be a JSON or .gguf file, or hold one of {', '.join(MARKERS)}")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     with reading(path):
         return {"path": str(path), **_folder(path, marker), "size_bytes": size}
@@ -114,7 +113,6 @@ def _stored(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _model(folder: Path, record: Mapping[str, Any], tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
-    """Return the counts of a model, its shares of zeros by layer and kind of linear, and its origin."""
     parameters = 0
     nonzeros = 0
     lists = defaultdict[str, dict[tuple[int, str], tuple[int, int]]](dict)  # decoder or image blocks

@@ -46,10 +46,7 @@ REQUIRED = "package.safetensors is read by shears; shears export PACKAGE OUT --f
 
 
 def marked(config: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a model's config.json as that of its package; `adapter` are PEFT's settings.
-
-    transformers does not know the quantization method and stops with it.
-    """
+    """Return a model's config.json as that of its package, which transformers refuses."""
     method = {"quant_method": DISTRIBUTION} | ({} if adapter is None else {ADAPTER: dict(adapter)})
     return {**config, QUANTIZATION: method, WEIGHTS: REQUIRED}
 
@@ -61,9 +58,8 @@ def unmarked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_block_matrix(name: str, spec: Spec) -> bool:
     """Return whether a tensor may be packed: a matrix of a decoder block that is no router."""
-    match = IN_BLOCK.search(name)
     dtype, shape = spec
-    path = match["path"].split(".") if match else ["gate"]
+    path = match["path"].split(".") if (match := IN_BLOCK.search(name)) else ["gate"]
     plain = len(shape) == 2 and dtype.is_floating_point and dtype.itemsize <= 4 and math.prod(shape) > 0
     return plain and path[-1] != "gate" and ROUTERS.isdisjoint(path)
 
@@ -141,11 +137,8 @@ class DenseEntry(_Entry):
         if self.quantized == "int8":
             return {"": (torch.int8, self.shape), ".scales": (torch.float32, (rows,))}
         blocks = grid.block_shape(rows, cols)
-        return {
-            "": (torch.uint8, (rows, math.ceil(cols / 2))),
-            ".scales": (torch.float16, blocks),
-            ".zeros": (torch.uint8, blocks),
-        }
+        codes = (torch.uint8, (rows, math.ceil(cols / 2)))
+        return {"": codes, ".scales": (torch.float16, blocks), ".zeros": (torch.uint8, blocks)}
 
 
 class Index(_Entry):
@@ -164,7 +157,7 @@ class Index(_Entry):
 
     @property
     def version(self) -> str:
-        """The lowest version of the format that has everything that the index names."""
+        """The lowest version of the format that has all: 3 has weights without masks, 2 int4."""
         if any(entry.kept is None for entry in self.packed.values()):
             return "3"
         of_plain = [entry.quantized for entry in (*self.dense.values(), *self.adapter.values())]
@@ -190,7 +183,6 @@ class Index(_Entry):
 
 
 PACKAGE_FILE = "package.safetensors"
-VERSIONS = ("1", "2", "3")  # 3: a weight without masks; 2: int4; 1: any other file
 PARTS = ("masks", "values", "offsets", "scales", "zeros")
 
 
@@ -206,13 +198,12 @@ class Package:
 
     @property
     def folder(self) -> Path:
-        """The folder of the package, with the model's configuration and tokenizer."""
         return self.path.parent
 
     def adapter_config(self) -> dict[str, Any]:
-        """Return PEFT's settings of the adapter; InputError where they are missing."""
-        with reading(self.folder / "config.json"):
-            return dict(read_object(self.folder / "config.json")[QUANTIZATION][ADAPTER])
+        """Return PEFT's settings of the adapter."""
+        with reading(path := self.folder / "config.json"):
+            return dict(read_object(path)[QUANTIZATION][ADAPTER])
 
     def dense(self, name: str) -> Tensor:
         """Return a dense or tied tensor of the model by its name, dequantized."""
@@ -267,7 +258,6 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
     """Map the package file of a folder and check it; `verify` reads every byte for the fingerprint.
 
     Without `verify`, everything that a kernel depends on is still checked: shapes, offsets, masks.
-    InputError, in one line, for a file that is torn, foreign, of another version, or contradicts itself.
     """
     path = Path(folder) / PACKAGE_FILE
     if not path.is_file():
@@ -278,7 +268,7 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format must be {FORMAT}; it is a file of another kind")
         version = metadata["version"]
-        if version not in VERSIONS:
+        if version not in ("1", "2", "3"):
             raise ValueError(f"it is package format version {version:.9}, this shears reads 1 to 3; update shears")
         index = Index.model_validate_json(metadata["index"])
         fingerprint = metadata["fingerprint"]

@@ -50,9 +50,8 @@ class PackedMatrix:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all parts."""
         parts = (self.masks, self.values, self.offsets, self.scales, self.zeros)
-        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+        return sum(part.nbytes for part in parts if part is not None)
 
     @property
     def num_kept(self) -> int:
@@ -137,15 +136,12 @@ def pack(
     """Return the packed weight, its kept values converted to `values`, with masks if `is_masked`.
 
     Bit for bit lossless where that is the weight's own dtype. A kept weight that becomes zero in
-    `values` stays kept. `grid` are the scales and zero points of int4, by default those of the
-    weight (`quantize_blocks`). InputError for NaN or infinity in int8 or int4, and for a scale of
-    int4 beyond fp16.
+    `values` stays kept. `grid` are the scales and zero points of int4, by default the weight's own.
     """
-    mask = kept(weight)
     if values in QUANTIZED:
         rounded = quantize(weight, values) if grid is None else Quantized(codes_on_grid(weight, *grid), *grid)
-        return pack_quantized(mask, rounded)
-    return _packed(mask, values, weight.to(FORMAT_DTYPES[values]), None, None)
+        return pack_quantized(kept(weight), rounded)
+    return _packed(kept(weight), values, weight.to(FORMAT_DTYPES[values]), None, None)
 
 
 def pack_quantized(mask: Bool[Tensor, "O I"], weight: Quantized) -> PackedMatrix:
@@ -176,14 +172,7 @@ def _packed(
         stored = pack_nibbles(torch.from_numpy(pad(spread, (0, 1)).numpy()[filled]))  # torch: 3 times as long
     else:
         stored = spread[bits]
-    return PackedMatrix(
-        rows, cols, values,
-        masks=masks,
-        values=stored,
-        offsets=_offsets(sizes),
-        scales=scales,
-        zeros=zeros,
-    )  # fmt: skip
+    return PackedMatrix(rows, cols, values, masks, stored, _offsets(sizes), scales, zeros)
 
 
 def unpack(matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
@@ -213,9 +202,7 @@ def _spread(matrix: PackedMatrix, bits: Bool[Tensor, "P G W"] | None) -> Shaped[
     return torch.zeros(filled.shape, dtype=values.dtype).masked_scatter_(filled, values)[..., : bits.shape[2]]
 
 
-def unpack_codes(
-    matrix: PackedMatrix,
-) -> tuple[UInt8[Tensor, "O I"], Float16[Tensor, "O B"], UInt8[Tensor, "O B"]]:
+def unpack_codes(matrix: PackedMatrix) -> tuple[UInt8[Tensor, "O I"], Float16[Tensor, "O B"], UInt8[Tensor, "O B"]]:
     """Undo the packing of int4: codes, scales, zero points; a zero has its zero point as code."""
     assert matrix.zeros is not None
     assert matrix.scales is not None
@@ -270,8 +257,7 @@ def _masks(bits: Bool[Tensor, "P G W"]) -> UInt8[Tensor, "P G M"]:
 
 
 def _panel_sizes(masks: UInt8[Tensor, "P G M"], values: NumberFormat) -> Int64[Tensor, " P"]:
-    by_group = _group_sizes(masks)
-    return ((by_group + 1) // 2 if values == "int4" else by_group).sum(1)
+    return ((_group_sizes(masks) + 1) // 2 if values == "int4" else _group_sizes(masks)).sum(1)
 
 
 def _group_sizes(masks: UInt8[Tensor, "P G M"]) -> Int64[Tensor, "P G"]:
@@ -287,9 +273,8 @@ def _filled_up(bits: Bool[Tensor, "P G W"], masks: UInt8[Tensor, "P G M"]) -> Bo
 
 def blocks_by_panel(table: Shaped[Tensor, "O B"]) -> Shaped[Tensor, "P B 16"]:
     """Return a table in the order (panel, block, row), 0 for rows beyond the weight."""
-    rows, blocks = table.shape
-    padded = pad(table, (0, 0, 0, -rows % PANEL))
-    return padded.view(math.ceil(rows / PANEL), PANEL, blocks).transpose(1, 2).contiguous()
+    padded = pad(table, (0, 0, 0, -len(table) % PANEL))
+    return padded.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
 
 
 def _by_row(table: Shaped[Tensor, "P B 16"], rows: int) -> Shaped[Tensor, "O B"]:
@@ -298,10 +283,7 @@ def _by_row(table: Shaped[Tensor, "P B 16"], rows: int) -> Shaped[Tensor, "O B"]
 
 
 def check_matrix(name: str, matrix: PackedMatrix) -> None:
-    """Raise ValueError for inconsistent offsets, masks and values, which a kernel would trust.
-
-    The caller has checked the tensors' shapes and dtypes against `rows`, `cols` and `values_dtype`.
-    """
+    """Raise ValueError for inconsistent offsets, masks and values, which a kernel would trust."""
     if matrix.scales is not None and not bool((torch.isfinite(matrix.scales) & (matrix.scales >= 0)).all()):
         raise ValueError(f"the scales of {name} must be finite and at least 0")
     if matrix.masks is None or matrix.offsets is None:

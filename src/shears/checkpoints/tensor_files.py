@@ -85,7 +85,6 @@ def laid_out(
 
 
 def spec_of(tensor: Tensor) -> Spec:
-    """Return a tensor's dtype and shape."""
     return tensor.dtype, tuple(tensor.shape)
 
 
@@ -181,11 +180,9 @@ class TensorFiles:
         return tuple(self.specs)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape; KeyError for an unknown name."""
         return self.specs[name][1]
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return a tensor's dtype in the file; KeyError for an unknown name."""
         return self.specs[name][0]
 
     def load(self, name: str) -> Tensor:
@@ -210,20 +207,18 @@ def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def in_dtype_with_zeros(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor in another dtype; what would round to zero becomes the smallest number."""
     result = in_dtype(name, tensor, dtype)
-    smallest = SMALLEST.get(dtype)
-    if smallest is None or dtype == tensor.dtype:
+    if dtype not in SMALLEST or dtype == tensor.dtype:
         return result
-    lost = (result == 0) & (tensor != 0)
-    return torch.where(lost, torch.full_like(tensor, smallest).copysign(tensor).to(dtype), result)
+    smallest = torch.full_like(tensor, SMALLEST[dtype]).copysign(tensor).to(dtype)
+    return torch.where((result == 0) & (tensor != 0), smallest, result)
 
 
 class TensorWriter:
     """Safetensors files in `output` with the names, layout and metadata of `source`.
 
     The constructor lays the files out; floating-point tensors get `dtype`, if given. `put` writes
-    one tensor; `finish` copies the others from the source. The same source and tensors give the same
-    bytes. An interrupted writer's files are taken over with the names of the tensors that it had
-    `written`. OSError where the disk is full, or a file exists and none was written.
+    one tensor; `finish` copies the others from the source. An interrupted writer's files are taken
+    over with the names of the tensors that it had `written`.
     """
 
     def __init__(
@@ -240,16 +235,14 @@ class TensorWriter:
             self._files[file] = TensorFile(self.output / file, specs, source.metadata[file], create=not written)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype that a tensor is written in; KeyError for an unknown name."""
+        """Return the dtype that a tensor is written in."""
         return self._files[self.source.file_of[name]].specs[name][0]
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor's bytes; ValueError for another shape or dtype."""
         self._files[self.source.file_of[name]].put(name, tensor)
         self.written.add(name)
 
     def flush(self) -> None:
-        """Flush every file to the disk."""
         for file in self._files.values():
             sync_path(file.path)
 
@@ -259,10 +252,9 @@ class TensorWriter:
             if name not in self.written:
                 self.put(name, in_dtype(name, self.source.load(name), self.dtype(name)))
         self.flush()
-        if self.source.index is None:
-            return
-        specs = [spec for file in self._files.values() for spec in file.specs.values()]
-        total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in specs)
-        metadata = {**(self.source.index.get("metadata") or {}), "total_size": total}
-        index = {**self.source.index, "metadata": metadata}
-        write_text(self.output / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
+        if self.source.index is not None:
+            specs = [spec for file in self._files.values() for spec in file.specs.values()]
+            total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in specs)
+            metadata = {**(self.source.index.get("metadata") or {}), "total_size": total}
+            index = {**self.source.index, "metadata": metadata}
+            write_text(self.output / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")

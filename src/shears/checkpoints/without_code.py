@@ -34,10 +34,7 @@ class NeedsOwnCode(InputError):  # noqa: N818  # InputError says that it is an e
 
 
 def load_config(folder: Path, **options: Any) -> Any:
-    """Return transformers' configuration of a model folder; with `gguf_file`, of that file in it.
-
-    InputError if it asks for code that transformers lacks.
-    """
+    """Return transformers' configuration of a folder; with `gguf_file`, of that file in it."""
     _refuse_kernels(folder)
     with _own_code(folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
@@ -45,15 +42,11 @@ def load_config(folder: Path, **options: Any) -> Any:
 
 def load_generation_config(folder: Path) -> GenerationConfig:
     """Return the generation settings in a folder; they name no code."""
-    settings: GenerationConfig = GenerationConfig.from_pretrained(folder)
-    return settings
+    return cast("GenerationConfig", GenerationConfig.from_pretrained(folder))
 
 
 def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a folder; InputError if it asks for code that transformers lacks.
-
-    Other errors are those of the tokenizers library.
-    """
+    """Return the tokenizer in a folder."""
     path = folder / "tokenizer_config.json"
     settings = read_object(path) if path.is_file() else {}
     if named := [key for key in ("vocab", "merges") if isinstance(settings.get(key), str)]:
@@ -71,11 +64,7 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
 
 
 def load_causal_model(folder: Path, **options: Any) -> Any:
-    """Return what `from_pretrained` returns, read from safetensors or, with `gguf_file`, from that.
-
-    InputError if the folder asks for code that transformers lacks, or if its index names files of
-    other folders.
-    """
+    """Return the model of a folder's safetensors or, with `gguf_file`, of that file in it."""
     from transformers import AutoModelForCausalLM
 
     if "gguf_file" not in options:
@@ -95,13 +84,12 @@ def refuse_pickled(adapter: Path) -> None:
 
 
 def build_causal_model(config: Any, **options: Any) -> "PreTrainedModel":
-    """Return a model with new weights; InputError if it asks for code that transformers lacks."""
+    """Return a model with new weights."""
     from transformers import AutoModelForCausalLM
 
-    model: PreTrainedModel
+    build = cast("Any", AutoModelForCausalLM).from_config
     with _own_code(Path(getattr(config, "name_or_path", "") or "the configuration")):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
-    return model
+        return cast("PreTrainedModel", build(config, trust_remote_code=False, **options))
 
 
 @contextmanager
@@ -117,7 +105,6 @@ def _own_code(folder: Path) -> Iterator[None]:
 
 
 def _refuse_kernels(folder: Path) -> None:
-    """Raise NeedsOwnCode for a config.json that names a repository of kernels, which holds code."""
     path = folder / "config.json"
     if path.is_file() and KERNELS.search(json.dumps(read_object(path))):
         raise NeedsOwnCode(
@@ -158,8 +145,7 @@ def known_config(folder: Path) -> Any:
 def read_config(folder: Path) -> Any:
     """Return a model folder's configuration; UnsupportedCheckpoint for adapters and quantized weights."""
     config = known_config(folder)
-    parts = (config, config.get_text_config())
-    if any(getattr(part, "quantization_config", None) for part in parts):
+    if any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config())):
         raise UnsupportedCheckpoint(f"a model read part by part must not be quantised, {folder} is")
     if (folder / ADAPTER_CONFIG).exists():
         raise UnsupportedCheckpoint(f"a model read part by part must be without an adapter, {folder} has one")

@@ -21,18 +21,14 @@ def count_zeros(tensor: "Tensor") -> int:
 
 def place_in_block(name: str) -> tuple[int, str] | None:
     """Return the layer and the path in a block, without numbers of experts; None outside of blocks."""
-    match = IN_BLOCK.search(name)
-    if match is None:
+    if (match := IN_BLOCK.search(name)) is None:
         return None
     path = ".".join(part for part in match["path"].split(".") if not part.isdigit())
     return int(match["layer"]), path
 
 
 def sparsities(counts: Counts) -> dict[str, Any]:
-    """Return the shares of zeros in all block weights, by layer, by kind and by both.
-
-    The experts of a layer count as one linear.
-    """
+    """Return the shares of zeros of blocks, by layer, kind and both; a layer's experts are one."""
     names = kinds_of(path for _, path in counts)
     order = list(dict.fromkeys(names.values()))
     by_both: dict[int, dict[str, float]] = {layer: {} for layer in sorted({layer for layer, _ in counts})}
@@ -57,9 +53,7 @@ def kinds_of(paths: Iterable[str]) -> dict[str, str]:
     experts.
     """
     split = {path: path.split(".") for path in dict.fromkeys(paths)}
-    names = {}
-    for path, parts in split.items():
-        names[path] = _kind(parts, [other for other in split.values() if other != parts])
+    names = {path: _kind(parts, [each for each in split.values() if each != parts]) for path, parts in split.items()}
     return dict(sorted(names.items(), key=lambda item: _reading_order(item[1])))
 
 

@@ -42,7 +42,6 @@ from shears.quantization.with_inputs import output_error, round_with_inputs
 from shears.writing.written import text_source
 
 logger = logging.getLogger(__name__)
-METHOD = "masked GPTQ and coordinate descent"
 
 
 @torch.no_grad()
@@ -57,7 +56,6 @@ def round_calibrated(
     """Put the rounded linears of a model with an adapter's `updates` into a package that was begun; return figures.
 
     `template` is that of the training, if any; hidden states beyond the budget are kept in `folder`.
-    InputError for an unusable text, and for a model whose blocks cannot be walked one by one.
     """
     text = str(settings.calibration)
     if is_written(text) and updates:
@@ -104,15 +102,14 @@ def _updated(model: nn.Module, updates: Mapping[str, LoraUpdate]) -> Iterator[No
 
     with ExitStack() as hooks:
         for name, update in updates.items():
-            hook = model.get_submodule(name).register_forward_hook(partial(add, update))
-            hooks.callback(hook.remove)
+            module = model.get_submodule(name)
+            hooks.callback(module.register_forward_hook(partial(add, update)).remove)
         yield
 
 
 def _put_tables(source: StreamedModel, packing: Packing) -> None:
     for name, parameter in source.model.named_parameters():
-        stored = source.disk_names(name)
-        table = packing.tied.get(stored[0], stored[0]) if len(stored) == 1 else None
+        table = next((packing.tied.get(each, each) for each in source.disk_names(name)), None)
         if table in packing.tables and not parameter.is_meta:
             form = packing.dense[table].quantized
             weight = packing.files.load(table)
@@ -142,16 +139,17 @@ class _Rounding:
             logger.warning("%s is rounded to nearest: no calibration token reached it, or it has no matrix", name)
         ratio = self._error / self._nearest if self._nearest > 0 else 1.0
         logger.info("errors of single linears on their inputs: %.1f %% of those of rounding to nearest", 100 * ratio)
-        return {"method": METHOD, "output_error_of_nearest": ratio, "to_nearest": to_nearest}
+        return {
+            "method": "masked GPTQ and coordinate descent",
+            "output_error_of_nearest": ratio,
+            "to_nearest": to_nearest,
+        }
 
     def round_block(self, block: BlockRun, exact: Activations, folder: Path) -> None:
         """Round a block; its outputs for the `exact` hidden states, before it is rounded, replace these."""
         packed = {f"{linear}.weight" for linear in self._packing.packed}
-        matrices = [
-            matrix
-            for matrix in block_matrices(block.name, block.block)
-            if not packed.isdisjoint(self._source.disk_names(matrix.parameter))
-        ]
+        named = ((each, self._source.disk_names(each.parameter)) for each in block_matrices(block.name, block.block))
+        matrices = [matrix for matrix, names in named if not packed.isdisjoint(names)]
         rounded: dict[Matrix, Quantized] = {}
         groups = list(affordable(block.groups(matrices) if matrices else [], BUDGET))
         with Activations(BUDGET, folder) as inputs:
@@ -171,9 +169,8 @@ class _Rounding:
         if moments is None or not moments.any():
             self._unreached.append(matrix.name)
             return nearest
-        update = self._updates.get(matrix.name)
         whole = weight
-        if update is not None:
+        if (update := self._updates.get(matrix.name)) is not None:
             whole = weight.addmm(update.b.to(weight), update.a.to(weight), alpha=update.scaling)
         missed = None if drift is None else drift @ whole.T  # X^T (X' - X) W^T: exact outputs seen through X
         rounded = round_with_inputs(weight, weight != 0, moments, missed=missed)
@@ -182,10 +179,10 @@ class _Rounding:
         return rounded
 
     def _as_stored(self, rounded: Mapping[Matrix, Quantized]) -> Iterator[tuple[str, Quantized]]:
-        """Yield codes, scales and zero points by the linears of the files.
+        """Yield what rounded linears become in the files, which may hold experts one by one.
 
-        Files may hold experts one by one and fused linears. The model's own conversion splits them:
-        codes, scales and zero points take the weights' places in turn, repeated to their shape.
+        The model's own conversion splits them: codes, scales and zero points, repeated to the
+        weights' shape, take the weights' places in turn.
         """
         codes = self._converted({each: weight.codes for each, weight in rounded.items()})
         scales = self._converted({each: by_input(w.scales, w.codes.shape[1]) for each, w in rounded.items()})

@@ -78,11 +78,7 @@ UNMERGED = -1e6  # score of a token that no merge makes; merges have -1, -2, ...
 
 
 def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
-    """Write `source`, a model or an adapter that is merged into its base, as one GGUF file; return the record.
-
-    InputError for an architecture, a tokenizer or rotary positions that llama.cpp lacks, for a
-    package, and for another tool's adapter.
-    """
+    """Write a model, or an adapter merged into its base, as one GGUF file; return the record."""
     path = work / artifacts.GGUF_FILE
     with _opened(source, work, model, settings) as (ref, record):
         config = read_config(ref.folder)
@@ -106,13 +102,11 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
         tokens = end_tokens(tokenizer, load_generation_config(ref.folder) if has_settings else None)
         ends = [str(tokenizer.decode([token])) for token in sorted(tokens)]
     artifacts.write_text(work / "Modelfile", modelfile(artifacts.GGUF_FILE, ends, form_of_record(record)))
-    size = path.stat().st_size
-    logger.info("%.1f MB, matrices in %s", size / 1e6, VALUES[settings.values].name)
     return {
         **{key: value for key, value in record.items() if key != "fingerprint"},
         "config": recorded_settings(settings),
         "kind": VALUES[settings.values].name,
-        "file_bytes": size,
+        "file_bytes": path.stat().st_size,
         "file_sha256": file_fingerprint(path),
     }
 
@@ -123,8 +117,6 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
     if any((folder / name).is_file() for name in (artifacts.SEARCH_SPACE, artifacts.SUB_ADAPTER)):
         with tempfile.TemporaryDirectory(dir=work) as merged:
             record = write_merged(source, Path(merged), model, settings.model_copy(update={"format": "merged"}))
-            if "quantize_aware" in record and settings.values == "int4":
-                logger.warning("Q4_0 rounds the weights of a quantize_aware training again; values int8 is nearer")
             yield ModelRef(Path(merged), source), record
         return
     if (folder / ADAPTER_CONFIG).is_file() or model is not None:
@@ -137,7 +129,6 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
 
 
 def _add_settings(writer: GGUFWriter, config: Any, plan: DecoderPlan) -> None:
-    """Write the sizes and the rotary positions of a model; InputError for positions that llama.cpp lacks."""
     writer.add_context_length(plan.max_positions)
     writer.add_embedding_length(plan.hidden_size)
     writer.add_block_count(len(plan.layers))
@@ -232,16 +223,13 @@ def _gguf_names(files: TensorFiles, layout: MODEL_ARCH, num_layers: int) -> dict
 
 def as_neighbours(weight: Tensor, heads: int) -> Tensor:
     """Return a weight (O I) or bias (O) whose rows i and i + D / 2 of each head, turned together, are neighbours."""
-    halves = weight.unflatten(0, (heads, 2, -1))
-    turned: Tensor = halves.transpose(1, 2).flatten(0, 2)
-    return turned.contiguous()
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
 def modelfile(file: str, ends: Sequence[str], form: TrainedForm | None = None) -> str:
     """Return the Modelfile, from which Ollama makes a model of a GGUF file in the same folder.
 
-    It asks in the form of a training, greedily. Texts of `ends` end an answer. Ollama takes the template of
-    chats from the file.
+    It asks in the form of a training, greedily; Ollama takes the template of chats from the file.
     """
     lines = [f"FROM ./{file}"]
     if form is not None:
@@ -268,7 +256,10 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, num_wo
         writer.add_tokenizer_model("llama")
         ranks = {merge.replace(" ", ""): -rank for rank, merge in reversed(list(enumerate(merges, start=1)))}
         writer.add_token_scores([float(ranks.get(word, UNMERGED)) for word, _ in words])
-        writer.add_add_space_prefix(_prefixes(content))
+        steps = (content["normalizer"] or {}).get("normalizers", [content["normalizer"] or {}])
+        prepends = any(step.get("type") == "Prepend" for step in steps)
+        scheme = (content["pre_tokenizer"] or {}).get("prepend_scheme", "never")
+        writer.add_add_space_prefix(prepends or scheme != "never")
     else:
         rules = tuple(_rules(content["pre_tokenizer"]))
         if content["normalizer"] not in (None, {"type": "NFC"}) or rules not in SPLITS:
@@ -281,18 +272,15 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, num_wo
         writer.add_token_merges(merges)
     writer.add_token_list([word for word, _ in words])
     writer.add_token_types([int(kind) for _, kind in words])
-    ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id,
-           "unk": tokenizer.unk_token_id, "pad": tokenizer.pad_token_id}  # fmt: skip
-    for name, number in ids.items():
-        if isinstance(number, int):
+    for name in ("bos", "eos", "unk", "pad"):
+        if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(number)
     encoded = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(encoded[0] == ids["bos"])
-    writer.add_add_eos_token(encoded[-1] == ids["eos"])
+    writer.add_add_bos_token(encoded[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(encoded[-1] == tokenizer.eos_token_id)
 
 
 def _words(content: Mapping[str, Any], num_words: int) -> list[tuple[str, TokenType]]:
-    """Return the text and the type of every token; InputError where the model has no row for one."""
     model = content["model"]
     has_bytes = bool(model.get("byte_fallback"))
     known: dict[int, tuple[str, TokenType]] = {}
@@ -314,22 +302,16 @@ def _words(content: Mapping[str, Any], num_words: int) -> list[tuple[str, TokenT
 
 
 def _rules(step: Mapping[str, Any] | None) -> Iterator[str]:
-    kind = None if step is None else step["type"]
-    if step is None or kind == "Sequence":
-        for each in step["pretokenizers"] if step is not None else ():
+    if step is None:
+        return
+    kind = step["type"]
+    if kind == "Sequence":
+        for each in step["pretokenizers"]:
             yield from _rules(each)
     elif kind == "ByteLevel":
-        yield from [GPT2] if step["use_regex"] else []
-        yield from ["add_prefix_space"] if step["add_prefix_space"] else []
+        yield from [GPT2] * step["use_regex"] + ["add_prefix_space"] * step["add_prefix_space"]
     elif kind == "Digits" and step["individual_digits"]:
         yield DIGITS
     else:
         is_plain = kind == "Split" and step["behavior"] == "Isolated" and not step["invert"]
         yield str(step["pattern"].get("Regex")) if is_plain else str(kind)
-
-
-def _prefixes(content: Mapping[str, Any]) -> bool:
-    normalizer = content["normalizer"] or {}
-    steps = normalizer.get("normalizers", [normalizer])
-    pre = content["pre_tokenizer"] or {}
-    return any(step.get("type") == "Prepend" for step in steps) or pre.get("prepend_scheme", "never") != "never"

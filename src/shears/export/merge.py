@@ -46,16 +46,17 @@ Linears = Mapping[str, LinearSparsity]
 
 
 class MergedModel:
-    """A model to merge into. `before` and `after` hold the zeros of the linears merged so far.
-
-    InputError where the model lacks a linear that has an update, or where two linears share one
-    weight, because the update of one would change the other.
-    """
+    """A model to merge into. `before` and `after` hold the zeros of the linears merged so far."""
 
     def __init__(self, source: BlockSource, updates: Mapping[str, LoraUpdate]) -> None:
         self.source = source
         self.updates = updates
-        self.by_block = _by_block(source, updates)
+        self.by_block: list[list[Matrix]] = []
+        for index, block in enumerate(source.model.get_submodule(source.prefix).children()):
+            named = {f"{source.prefix}.{index}.{name}": module for name, module in block.named_modules()}
+            self.by_block.append([linear_matrix(name, module) for name, module in named.items() if name in updates])
+        if absent := sorted(updates.keys() - {matrix.name for matrices in self.by_block for matrix in matrices}):
+            raise InputError(f"every adapted linear must be in a decoder block of the base model, {absent[0]} is not")
         if (pair := sharing_a_weight(source.model, updates)) is not None:
             raise InputError(
                 f"a merge must give each linear a weight of its own, {pair[0]} shares its with {pair[1]}; export peft"
@@ -63,51 +64,25 @@ class MergedModel:
         self.before: dict[str, LinearSparsity] = {}
         self.after: dict[str, LinearSparsity] = {}
 
-    def keep(self, index: int) -> None:
-        """Write the current weights of an open block's adapted linears to the output."""
-        self.source.keep([matrix.parameter for matrix in self.by_block[index]])
-
-    def view(self, matrix: Matrix) -> Float[Tensor, "O I"]:
-        """Return the current weight of a linear of the open block."""
-        return matrix.view(self.source.model)
-
     def put(self, matrix: Matrix, values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"] | None) -> None:
-        """Make `values` the weight, in the files' number format, zero exactly where not `kept`.
-
-        `kept` None keeps every weight. InputError where a rounded weight is not finite.
-        """
-        view = self.view(matrix)
+        """Make `values` the weight, in the files' dtype, zero exactly where not `kept`."""
+        view = matrix.view(self.source.model)
         if matrix.name not in self.before:
             zeros = count_zeros(view if kept is None else kept)
             self.before[matrix.name] = LinearSparsity(matrix.shape, zeros)
         dtype = self.source.dtype_of(matrix.parameter)
         rounded = values.to(dtype) if kept is None else in_format(values, kept, dtype)
         if not torch.isfinite(rounded).all():
-            problem = f"exceeds {dtype}; take a base of another dtype"
-            if not torch.isfinite(values).all():
-                problem = "has NaN or infinity before it is rounded; make its base, or its adapter, again"
-            raise InputError(f"merged weights must be finite, {matrix.name} {problem}")
+            raise InputError(f"merged weights must be finite in {dtype}, not so {matrix.name}; take another base")
         view.copy_(rounded)
         self.after[matrix.name] = LinearSparsity(matrix.shape, count_zeros(rounded))
 
 
-def _by_block(source: BlockSource, updates: Mapping[str, LoraUpdate]) -> list[list[Matrix]]:
-    by_block: list[list[Matrix]] = []
-    for index, block in enumerate(source.model.get_submodule(source.prefix).children()):
-        named = {f"{source.prefix}.{index}.{name}": module for name, module in block.named_modules()}
-        by_block.append([linear_matrix(name, module) for name, module in named.items() if name in updates])
-    if absent := sorted(updates.keys() - {matrix.name for matrices in by_block for matrix in matrices}):
-        raise InputError(f"every adapted linear must be in a decoder block of the base model, {absent[0]} is not")
-    return by_block
-
-
 def write_merged(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
-    """Write the base with the sub-adapter of `source` in its weights; return its record.
+    """Write the base with the super- or sub-adapter of `source` in its weights; return its record.
 
-    `source` is a super-adapter or an exported sub-adapter. Every format but `merged` keeps each
-    zero of the base: an adapter that was trained without the mask is projected on these zeros.
-    InputError for ranks outside the search space, for another base, for a quantized one, and where
-    the projection has no calibration text.
+    Every format but `merged` keeps each zero of the base: an adapter that was trained without the
+    mask is projected on these zeros.
     """
     adapter = Path(source)
     chosen = read_sub_adapter(adapter, settings)
@@ -177,7 +152,7 @@ def _merge(target: MergedModel, chosen: SubAdapter) -> None:
             continue
         with target.source.opened(index):
             for matrix in matrices:
-                weight = target.view(matrix)
+                weight = matrix.view(target.source.model)
                 update = target.updates[matrix.name]
                 if not chosen.masked:
                     target.put(matrix, _sum(weight, update), None)
@@ -188,13 +163,12 @@ def _merge(target: MergedModel, chosen: SubAdapter) -> None:
                     target.put(matrix, on_grid(merged, chosen.grids[matrix.name].to(weight.device)), None)
                 else:
                     target.put(matrix, merged, weight != 0)
-            target.keep(index)
+            target.source.keep([matrix.parameter for matrix in matrices])
 
 
 def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -> dict[str, float]:
     path = next((folder / name for name in (SPARSITY, HEALED) if (folder / name).is_file()), None)
-    record = {} if path is None else record_in(path)
-    if path is not None and record.get("fingerprint") == fingerprint:
+    if path is not None and (record := record_in(path)).get("fingerprint") == fingerprint:
         with reading(path):
             pruned = {
                 name: LinearSparsity((linear["shape"][0], linear["shape"][1]), linear["zeros"])
@@ -213,8 +187,7 @@ def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -
 def project(target: MergedModel, batches: Sequence[Int[Tensor, "_ _"]], folder: Path) -> None:
     """Merge the target's updates with every zero kept and the smallest output errors.
 
-    Hidden states beyond the budget are kept in `folder`. IrregularBlocks where blocks cannot be
-    walked.
+    Hidden states beyond the budget are kept in `folder`.
     """
     with Activations(BUDGET, folder) as hidden:
         walk = Walk(target.source, batches, hidden, lambda: autocast("auto", target.source.device))
@@ -228,7 +201,7 @@ def _project_block(target: MergedModel, run: BlockRun) -> None:
     kept: dict[Matrix, Tensor] = {}
     whole: dict[Matrix, Tensor] = {}
     for matrix in matrices:
-        view = target.view(matrix)
+        view = matrix.view(target.source.model)
         kept[matrix] = view != 0
         whole[matrix] = _sum(view, target.updates[matrix.name])
         view.copy_(whole[matrix])
@@ -244,4 +217,4 @@ def _project_block(target: MergedModel, run: BlockRun) -> None:
                 merged = refit(whole[matrix], merged, kept[matrix], moments)
             target.put(matrix, merged, kept[matrix])
             del whole[matrix]
-    target.keep(run.index)
+    target.source.keep([matrix.parameter for matrix in matrices])

@@ -65,11 +65,7 @@ class Source(NamedTuple):
 
 
 def write_package(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
-    """Write a package of a model, a super-adapter or a sub-adapter; return its record.
-
-    InputError for `ranks` where there is no choice of ranks, for another base than the adapter's,
-    and for weights that int8 or int4 cannot hold.
-    """
+    """Write a package of a model, a super-adapter or a sub-adapter; return its record."""
     with _opened(source, work, model, settings) as parts:
         parts.model.refuse_package("pack")
         figures = _write(parts, work, settings)
@@ -105,15 +101,14 @@ def _foreign_source(source: str, model: str | None, settings: ExportConfig) -> S
     folder = Path(source)
     adapter: dict[str, Tensor] = {}
     config = None
-    name = source
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         with reading(folder):
             adapter = load_file(folder / ADAPTER_WEIGHTS)
             config = artifacts.read_object(folder / ADAPTER_CONFIG)
-            name = model or str(config["base_model_name_or_path"])
+            model = model or str(config["base_model_name_or_path"])
     elif model is not None:
         raise InputError(f"a model is packed as it is, got model={model} beside {source}; leave it out")
-    base = resolve(name)
+    base = resolve(model or source)
     merged_before = {key: base.record[key] for key in OF_MERGED if key in base.record}
     record = {
         "shears_version": __version__,
@@ -132,15 +127,11 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     if source.grids:
         settings = settings.model_copy(update={"values": "int4"})
     form = choose_form(files.specs, settings, getattr(config.get_text_config(), "vocab_size", None))
-    if settings.values == "auto" and form.rest is not None:
-        logger.info("values auto: bf16, to which the model's numbers are rounded; --values fp32 keeps every bit")
     modules = empty_model(folder, config, torch.float32).named_modules()
     packing = Packing(files, form, [name for name, module in modules if isinstance(module, Conv1D)], source.grids)
     calibrated: dict[str, Any] = {}
     packing.begin(work / PACKAGE_FILE, source.adapter)
     if settings.calibration is not None:
-        if source.adapter and not source.updates:
-            logger.warning("the adapter of another tool is left out while the inputs are measured")
         template = template_of_record(source.origin)
         calibrated = round_calibrated(source.model, source.updates, settings, template, packing, work)
     fingerprint = packing.finish()
@@ -157,11 +148,7 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
         "model": (work / PACKAGE_FILE).stat().st_size,
         "adapter": sum(tensor.nbytes for tensor in source.adapter.values()),
     }
-    logger.info(
-        "packed %d linears, %.1f %% zeros, %s values, relative error of rounding %s; the file has %.1f MB",
-        len(packing.packed), 100 * packing.sparsity, form.values,
-        "not finite" if packing.rounding is None else f"{packing.rounding:.3%}", sizes["model"] / 1e6,
-    )  # fmt: skip
+    logger.info("packed %d linears as %s, %.1f MB", len(packing.packed), form.values, sizes["model"] / 1e6)
     return {
         "values": form.values,
         "package_fingerprint": fingerprint,
@@ -178,7 +165,7 @@ def write_unpacked(source: str, work: Path, model: str | None, settings: ExportC
     """Write a package as a model folder and, if it has one, its adapter as `work`/adapter; return the record.
 
     fp32 and bf16 values come out bit for bit as they were packed, int8 and int4 values as the
-    nearest numbers of the model's dtype. InputError for a folder that is no whole package.
+    nearest numbers of the model's dtype.
     """
     refuse_ranks(settings)
     ref = ModelRef(Path(source), source)
@@ -205,8 +192,6 @@ def _write_adapter(package: Package, folder: Path, record: Mapping[str, Any], ba
     artifacts.write_json(folder / ADAPTER_CONFIG, package.adapter_config())
     if "ranks" in record:
         kept = {key: record[key] for key in OF_ADAPTER if key in record}
-        kept["base"] = ".."
-        kept["base_fingerprint"] = base_fingerprint
-        kept["fingerprint"] = artifacts.weights_fingerprint(folder)
-        artifacts.write_json(folder / artifacts.SUB_ADAPTER, kept)
+        own = {"base": "..", "base_fingerprint": base_fingerprint, "fingerprint": artifacts.weights_fingerprint(folder)}
+        artifacts.write_json(folder / artifacts.SUB_ADAPTER, kept | own)
         write_card(folder)

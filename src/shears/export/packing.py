@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +60,6 @@ class Form:
     vocabulary: int | None  # number of words; None for a model without an embedding of words
 
     def dense_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the dtype of a tensor that is not packed."""
         return dtype if self.rest is None or not dtype.is_floating_point else self.rest
 
     def packed_values(self, dtype: torch.dtype) -> NumberFormat:
@@ -83,7 +82,6 @@ class Form:
         return PackedEntry(rows=rows, cols=cols, values=values, kept=num_kept, bytes=size, transposed=transposed)
 
     def dense_entry(self, name: str, spec: Spec) -> DenseEntry:
-        """Return the entry of a tensor that is not packed."""
         dtype = PLAIN_NAMES[self.dense_dtype(spec[0])]
         quantized = self.embeddings if self.is_table(name, spec) else False
         return DenseEntry(dtype=dtype, shape=spec[1], quantized=quantized)  # type: ignore[arg-type]
@@ -99,8 +97,7 @@ def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: i
     """Return the formats of the settings; `auto` is bf16.
 
     Other tensors keep their dtypes where the values have the main one. Otherwise they are converted
-    too (to bf16 beside int8 and int4), so that the model has one dtype. InputError for tensors
-    whose numbers are not plain.
+    too (to bf16 beside int8 and int4), so that the model has one dtype.
     """
     sizes = Counter[torch.dtype]()
     for name, (dtype, shape) in specs.items():
@@ -142,11 +139,8 @@ def planned_bytes(
     return Index(packed=packed, dense=others, adapter=_adapter_entries(adapter)).file_bytes
 
 
-def _adapter_entries(adapter: Mapping[str, Spec]) -> dict[str, DenseEntry]:
-    return {
-        name: DenseEntry(dtype=PLAIN_NAMES[dtype], shape=shape)  # type: ignore[arg-type]
-        for name, (dtype, shape) in adapter.items()
-    }
+def _adapter_entries(adapter: Mapping[str, Spec]) -> Any:
+    return {name: DenseEntry(dtype=PLAIN_NAMES[dtype], shape=shape) for name, (dtype, shape) in adapter.items()}  # type: ignore[arg-type]
 
 
 class Packing:
@@ -157,10 +151,7 @@ class Packing:
     these grids, and no others.
     """
 
-    def __init__(
-        self, files: TensorFiles, form: Form, transposed: Collection[str],
-        grids: Mapping[str, Grid] = MappingProxyType({}),
-    ) -> None:  # fmt: skip
+    def __init__(self, files: TensorFiles, form: Form, transposed: Collection[str], grids: Mapping[str, Grid]) -> None:
         self.files = files
         self.form = form
         self._grids = grids
@@ -168,7 +159,7 @@ class Packing:
         self.dense: dict[str, DenseEntry] = {}
         self.tied: dict[str, str] = {}
         self.tables: list[str] = []  # embeddings and heads, those that are tied to others left out
-        self.zeros = 0  # of the packed weights
+        self._zeros = 0  # of the packed weights
         self._square = 0.0  # sum of squares of the rounded weights
         self._error = 0.0  # and of their rounding errors
         first_of: dict[str, str] = {}
@@ -180,7 +171,7 @@ class Packing:
             entry = self._packed_entry(linear, tensor, is_transposed) if is_block_matrix(name, spec) else None
             if entry is not None:
                 self.packed[linear] = entry
-                self.zeros += count_zeros(tensor)
+                self._zeros += count_zeros(tensor)
                 continue
             if form.is_table(name, spec):  # those of equal bits are stored once
                 digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
@@ -204,15 +195,14 @@ class Packing:
     @property
     def sparsity(self) -> float:
         """Share of zeros in the packed weights."""
-        return self.zeros / max(sum(entry.rows * entry.cols for entry in self.packed.values()), 1)
+        return self._zeros / max(sum(entry.rows * entry.cols for entry in self.packed.values()), 1)
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of the packed weights, of the same weights dense, and of the whole model dense."""
-        entries = self.packed.items()
-        linears = sum(packed_bytes(each.rows, each.cols, each.num_values, each.values) for _, each in entries)
+        linears = sum(packed_bytes(each.rows, each.cols, each.num_values, each.values) for each in self.packed.values())
         dense = sum(
             each.rows * each.cols * self.form.dense_dtype(self.files.dtype(f"{linear}.weight")).itemsize
-            for linear, each in entries
+            for linear, each in self.packed.items()
         )
         rest = sum(math.prod(each.shape) * PLAIN[each.dtype].itemsize for each in self.dense.values())
         return {"linears": linears, "linears_dense": dense, "model_dense": dense + rest}
@@ -251,9 +241,8 @@ class Packing:
 
     def finish(self) -> str:
         """Write the other tensors; return the file's fingerprint. InputError for weights beyond int8 or int4."""
-        for linear in self.packed:
-            if linear in self._missing:
-                self.put(linear)
+        for linear in [linear for linear in self.packed if linear in self._missing]:
+            self.put(linear)
         for name, entry in self.dense.items():
             tensor = self.files.load(name)
             if not entry.quantized:

@@ -56,10 +56,9 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
     """Write the chosen sub-adapter to the folder `output`; return that folder.
 
     The keywords are the fields of `ExportConfig`. The formats peft and padded write an adapter and
-    read no model. The merged formats write a whole model: the base model (`model` where it was
-    moved) with the sub-adapter in its weights; they also take a sub-adapter that was exported
-    before. A package also takes a model without an adapter, by any name. InputError for ranks
-    outside the search space and for another base model.
+    read no model. The merged formats write the base model (`model` where it was moved) with the
+    sub-adapter in its weights; they also take a sub-adapter that was exported before. package and
+    gguf also take a model without an adapter, by any name.
     """
     started = time.monotonic()
     settings = build(ExportConfig, "export", config)
@@ -93,7 +92,6 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
         config = {**config, "rank_pattern": {}, "alpha_pattern": {}}
     save_file(dict(tensors), work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     artifacts.write_json(work / ADAPTER_CONFIG, config)
-    logger.info("%.4g M adapter parameters", sum(tensor.numel() for tensor in tensors.values()) / 1e6)
     return {
         **origin(None, chosen, settings),
         **{key: chosen.record[key] for key in ("alpha", "max_rank") if key in chosen.record},
@@ -109,11 +107,11 @@ def recorded_settings(settings: ExportConfig) -> dict[str, Any]:
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
     """Return the first r rows of every A and columns of every B, r by linear."""
-    parts = {}
-    for name, tensor in tensors.items():
-        rank = ranks[linear_of(name)]
-        parts[name] = (tensor[:rank] if name.endswith(A) else tensor[:, :rank]).contiguous()
-    return parts
+    each_rank = {name: ranks[linear_of(name)] for name in tensors}
+    return {
+        name: (tensors[name][:rank] if name.endswith(A) else tensors[name][:, :rank]).contiguous()
+        for name, rank in each_rank.items()
+    }
 
 
 def padded(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
@@ -151,16 +149,11 @@ class SubAdapter(NamedTuple):
 
 
 def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
-    """Return an exported sub-adapter, or the part of a super-adapter at the ranks of the settings.
-
-    InputError for a folder without the record of either, for ranks outside the search space, and
-    for `ranks` beside an exported sub-adapter.
-    """
+    """Return an exported sub-adapter, or that of a super-adapter at the ranks of the settings."""
     if (folder / artifacts.SUB_ADAPTER).is_file():
         record = artifacts.read_record(folder, artifacts.SUB_ADAPTER, *NEEDED, "ranks")
         refuse_ranks(settings)
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
-        return SubAdapter(record, dict(record["ranks"]), tensors, read_adapter_config(folder))
+        return SubAdapter(record, record["ranks"], load_file(folder / ADAPTER_WEIGHTS), read_adapter_config(folder))
     record = artifacts.read_record(folder, artifacts.SEARCH_SPACE, *NEEDED, "groups")
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
@@ -186,7 +179,6 @@ def refuse_ranks(settings: ExportConfig) -> None:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return PEFT's configuration of a LoRA; InputError without r or alpha."""
     config = artifacts.read_object(folder / ADAPTER_CONFIG)
     if type(config.get("r")) is not int or config["r"] < 1 or not isinstance(config.get("lora_alpha"), int | float):
         raise InputError(f"{folder / ADAPTER_CONFIG} must be PEFT's of a LoRA with r and lora_alpha; make it again")
