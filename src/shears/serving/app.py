@@ -8,7 +8,6 @@ import hmac
 import logging
 import random
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -31,9 +30,7 @@ from shears.runtime.tool_calls import CallFormat, CallReader, CallRules, call_fo
 from shears.serving.protocol import (
     DONE,
     ChatRequest,
-    ChoiceWriter,
     CompletionRequest,
-    Kind,
     ResponseWriter,
     TextRequest,
     Tool,
@@ -43,7 +40,7 @@ from shears.serving.protocol import (
 logger = logging.getLogger(__name__)
 MOST_WAITING = 32  # texts beyond those that the backend holds at once
 MOST_BYTES = 1_000_000  # of a request
-SAMPLING = {"temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed"}
+SAMPLING = {"temperature", "top_p", "top_k", "repetition_penalty", "stop"}
 
 
 class Service:
@@ -99,23 +96,18 @@ class Service:
         start = time.time()
         texts = self._texts(body, prompts, grammar)
         queue = self._submit(texts)
-        kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
-        name = ("chatcmpl-" if kind == "chat" else "cmpl-") + uuid.uuid4().hex
-        with_usage = body.stream_options.include_usage
-        writer = ResponseWriter(kind, name, int(start), self.name, body.n, with_usage)
         names = list(body.functions()) if isinstance(body, ChatRequest) else []
-        readers = [None if form is None else CallReader(form, names) for _ in texts]
-        choices = [ChoiceWriter(kind, index, reader) for index, reader in enumerate(readers)]
+        writer = ResponseWriter(body, [None if form is None else CallReader(form, names) for _ in texts])
         if body.stream:
-            events = self._events(texts, queue, writer, choices)
+            events = self._events(texts, queue, writer)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         async with aclosing(self._pieces(texts, queue)) as pieces:
             async for _ in pieces:
                 if await request.is_disconnected():
                     return Response(status_code=499)  # which is never read
-        counts = writer.usage(texts)
-        logger.info("%s: %s tokens in %.2f s", kind, counts["total_tokens"], time.time() - start)
-        return JSONResponse(writer.whole(choices, [text.result() for text in texts]))
+        answer = writer.whole(texts)
+        logger.info("%s tokens in %.2f s", answer["usage"]["total_tokens"], time.time() - start)
+        return JSONResponse(answer)
 
     def _texts(self, body: TextRequest, prompts: Sequence[Prompt], grammar: Grammar | None) -> list[Continuation]:
         if body.model != self.name:
@@ -127,15 +119,14 @@ class Service:
             raise HTTPException(400, f"at most {most} tokens can be asked for, got {wanted}; ask for fewer")
         options = {
             "temperature": 1.0 if self.engine.form is None else 0.0,
-            "seed": random.SystemRandom().getrandbits(63),
             **body.model_dump(include=SAMPLING, exclude_none=True),
             "max_new_tokens": wanted,
         }
+        seed = random.SystemRandom().getrandbits(63) if body.seed is None else body.seed
         each = [prompt for prompt in prompts for _ in range(body.n)]
-        seeds = [(options["seed"] + index) % 2**63 if index else options["seed"] for index in range(len(each))]
         return [
-            self.engine.continuation(prompt, grammar=grammar, **{**options, "seed": seed})
-            for prompt, seed in zip(each, seeds, strict=True)
+            self.engine.continuation(prompt, grammar=grammar, seed=seed + index, **options)
+            for index, prompt in enumerate(each)
         ]
 
     def _submit(self, texts: Sequence[Continuation]) -> asyncio.Queue[Any]:
@@ -189,24 +180,19 @@ class Service:
             self._leave(texts)
 
     async def _events(
-        self,
-        texts: Sequence[Continuation],
-        queue: asyncio.Queue[Any],
-        writer: ResponseWriter,
-        choices: Sequence[ChoiceWriter],
+        self, texts: Sequence[Continuation], queue: asyncio.Queue[Any], writer: ResponseWriter
     ) -> AsyncIterator[bytes]:
         async with aclosing(self._pieces(texts, queue)) as pieces:
             try:
-                for choice in choices if writer.kind == "chat" else ():
-                    yield event(writer.chunk(choice.opening()))
+                for index in range(len(texts) if writer.is_chat else 0):
+                    yield event(writer.opening(index))
                 async for index, text, is_last in pieces:
-                    finish = texts[index].finish if is_last else None
-                    for part in choices[index].pieces(text, finish):
-                        yield event(writer.chunk(part))
+                    for part in writer.pieces(index, text, texts[index].finish if is_last else None):
+                        yield event(part)
                 if writer.with_usage:
-                    yield event(writer.totals(texts))
+                    yield event(writer.chunk([], writer.usage(texts)))
             except Exception as error:  # noqa: BLE001  (the status is sent: clients look for errors among the events)
-                yield event(error_body(error))
+                yield event(_response(error)[1])
         yield DONE
 
     async def check_key(self, request: Request) -> None:
@@ -251,20 +237,14 @@ def make_server(service: Service) -> uvicorn.Server:
 
 
 async def _as_json(_: Request, error: Exception) -> JSONResponse:
-    headers = error.headers if isinstance(error, HTTPException) else None
-    return JSONResponse(error_body(error), status_of(error), headers)
+    status, body = _response(error)
+    return JSONResponse(body, status, getattr(error, "headers", None))
 
 
-def status_of(error: Exception) -> int:
-    """Return the status of the response to a request that failed."""
-    if isinstance(error, HTTPException):
-        return int(error.status_code)
-    return 400 if isinstance(error, ValidationError | InputError | ClientDisconnect) else 500
-
-
-def error_body(error: Exception) -> dict[str, Any]:
-    """Return an error in OpenAI's form; `param` names the key of a body that cannot be used."""
-    status = status_of(error)
+def _response(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Return a status, and an error in OpenAI's form; `param` names the key of a body that cannot be used."""
+    is_wrong = isinstance(error, ValidationError | InputError | ClientDisconnect)
+    status = error.status_code if isinstance(error, HTTPException) else 400 if is_wrong else 500
     kind = {429: "rate_limit_error", 500: "server_error"}.get(status, "invalid_request_error")
     message = "the model failed; see the server's log" if status == 500 else str(getattr(error, "detail", error))
     param = None
@@ -273,4 +253,4 @@ def error_body(error: Exception) -> dict[str, Any]:
         param = ".".join(map(str, first["loc"])) or None
         message = f"{param or 'the body'}: {first['msg']}"
     code = "context_length_exceeded" if isinstance(error, TooLongError) else None
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}

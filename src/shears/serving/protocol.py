@@ -6,9 +6,9 @@ change the answer; a key that never changes an answer, and one that is null, is 
 """
 
 import json
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, model_validator
@@ -20,8 +20,6 @@ IGNORED_KEYS = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
      "prompt_cache_retention", "reasoning_effort", "verbosity", "modalities", "include_obfuscation")
 )  # fmt: skip
-MOST_TOOLS = 128
-Kind = Literal["chat", "text"]
 DONE = b"data: [DONE]\n\n"
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -184,7 +182,7 @@ class ChatRequest(TextRequest):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     response_format: ResponseFormat = ResponseFormat(type="text")
-    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] = []
+    tools: Annotated[list[Tool], Field(max_length=128)] = []
     tool_choice: Literal["none", "auto", "required"] | Tool = "auto"
     parallel_tool_calls: bool = True
 
@@ -206,82 +204,67 @@ class ChatRequest(TextRequest):
         return self
 
 
-@dataclass(frozen=True)
 class ResponseWriter:
-    """Writes the response to one request; `created` is in seconds since 1970."""
+    """Writes the texts of one request, whole or in chunks; readers take calls of tools out of them."""
 
-    kind: Kind
-    id: str
-    created: int
-    model: str
-    num_choices: int  # of each prompt
-    with_usage: bool  # at the end of a stream
+    def __init__(self, body: TextRequest, readers: Sequence[CallReader | None]) -> None:
+        self.is_chat = isinstance(body, ChatRequest)
+        self.with_usage = body.stream_options.include_usage  # at the end of a stream
+        self._num_choices = body.n  # of each prompt
+        self._readers = readers
+        self._called: set[int] = set()  # the texts that hold a call
+        name = ("chatcmpl-" if self.is_chat else "cmpl-") + uuid.uuid4().hex
+        self._head = {"id": name, "created": int(time.time()), "model": body.model}
 
-    def whole(self, choices: Sequence["ChoiceWriter"], texts: Sequence[Continuation]) -> dict[str, Any]:
+    def whole(self, texts: Sequence[Continuation]) -> dict[str, Any]:
         """Return the response that is not streamed."""
-        written = [choice.whole(text) for choice, text in zip(choices, texts, strict=True)]
-        return {**self._head("chat.completion"), "choices": written, "usage": self.usage(texts)}
-
-    def chunk(self, choice: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a chunk of one choice."""
-        no_usage = {"usage": None} if self.with_usage else {}  # `totals` gives it
-        return {**self._head("chat.completion.chunk"), "choices": [choice], **no_usage}
-
-    def totals(self, texts: Sequence[Continuation]) -> dict[str, Any]:
-        """Return the chunk after all texts, which counts tokens."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": self.usage(texts)}
+        choices = []
+        for index, text in enumerate(texts):
+            events = self._events(index, text.text, last=True)
+            said = "".join(event.text for event in events if isinstance(event, Said))
+            message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
+            if calls := list(_calls(events)):
+                message |= {"content": said or None, "tool_calls": calls}
+            content = {"message": message} if self.is_chat else {"text": said}
+            choices.append(self._choice(index, content, text.finish))
+        name = "chat.completion" if self.is_chat else "text_completion"
+        return {**self._head, "object": name, "choices": choices, "usage": self.usage(texts)}
 
     def usage(self, texts: Sequence[Continuation]) -> dict[str, int]:
         """Return how many tokens were read and generated; the token that ends a text is not counted."""
-        read = sum(len(text.prompt) for text in texts[:: self.num_choices])
+        read = sum(len(text.prompt) for text in texts[:: self._num_choices])
         generated = sum(len(text.tokens) for text in texts)
         return {"prompt_tokens": read, "completion_tokens": generated, "total_tokens": read + generated}
 
-    def _head(self, chat_name: str) -> dict[str, Any]:
-        name = chat_name if self.kind == "chat" else "text_completion"  # of a whole text and of its chunks
-        return {"id": self.id, "object": name, "created": self.created, "model": self.model}
+    def chunk(self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """Return a chunk of a stream; `usage` is that of the last one."""
+        name = "chat.completion.chunk" if self.is_chat else "text_completion"
+        counts = {"usage": usage} if self.with_usage else {}
+        return {**self._head, "object": name, "choices": choices, **counts}
 
+    def opening(self, index: int) -> dict[str, Any]:
+        """Return the first chunk of a chat's text, which names the role."""
+        return self.chunk([self._choice(index, {"delta": {"role": "assistant", "content": ""}}, None)])
 
-class ChoiceWriter:
-    """Writes one of a response's texts, whole or in pieces; a reader takes calls of tools out of it."""
-
-    def __init__(self, kind: Kind, index: int, reader: CallReader | None) -> None:
-        self._kind = kind
-        self._index = index
-        self._reader = reader
-        self._has_calls = False
-
-    def whole(self, text: Continuation) -> dict[str, Any]:
-        """Return the choice of a response that is not streamed."""
-        events = self._events(text.text, last=True)
-        said = "".join(event.text for event in events if isinstance(event, Said))
-        message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
-        if calls := list(_calls(events)):
-            message |= {"content": said or None, "tool_calls": calls}
-        return self._choice({"text": said} if self._kind == "text" else {"message": message}, text.finish)
-
-    def opening(self) -> dict[str, Any]:
-        """Return the first chunk's choice of a chat, which names the role."""
-        return self._choice({"delta": {"role": "assistant", "content": ""}}, None)
-
-    def pieces(self, text: str, finish: FinishReason | None) -> Iterator[dict[str, Any]]:
-        """Yield the choices of the chunks that a new piece of text makes; a finish reason ends the text."""
-        is_text = self._kind == "text"
-        for event in self._events(text, last=finish is not None):
-            yield self._choice({"text": text} if is_text else {"delta": _delta(event)}, None)
+    def pieces(self, index: int, text: str, finish: FinishReason | None) -> Iterator[dict[str, Any]]:
+        """Yield the chunks that a new piece of a text makes; a finish reason ends the text."""
+        for event in self._events(index, text, last=finish is not None):
+            content = {"delta": _delta(event)} if self.is_chat else {"text": text}
+            yield self.chunk([self._choice(index, content, None)])
         if finish is not None:
-            yield self._choice({"text": ""} if is_text else {"delta": {}}, finish)
+            yield self.chunk([self._choice(index, {"delta": {}} if self.is_chat else {"text": ""}, finish)])
 
-    def _events(self, text: str, *, last: bool) -> list[Event]:
-        if self._reader is None:
+    def _events(self, index: int, text: str, *, last: bool) -> list[Event]:
+        if (reader := self._readers[index]) is None:
             return [Said(text)] if text else []
-        events = [*self._reader.add(text), *(self._reader.rest() if last else [])]
-        self._has_calls |= any(isinstance(event, Called) for event in events)
+        events = [*reader.add(text), *(reader.rest() if last else [])]
+        if any(isinstance(event, Called) for event in events):
+            self._called.add(index)
         return events
 
-    def _choice(self, content: Mapping[str, Any], finish: FinishReason | None) -> dict[str, Any]:
-        reason = "tool_calls" if finish == "stop" and self._has_calls else finish
-        return {"index": self._index, **content, "logprobs": None, "finish_reason": reason}
+    def _choice(self, index: int, content: Mapping[str, Any], finish: FinishReason | None) -> dict[str, Any]:
+        reason = "tool_calls" if finish == "stop" and index in self._called else finish
+        return {"index": index, **content, "logprobs": None, "finish_reason": reason}
 
 
 def _calls(events: Sequence[Event]) -> Iterator[dict[str, Any]]:
