@@ -23,7 +23,6 @@ __all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use: one part of the runtime does not import the others."""
     if name not in _MODULES:
         raise AttributeError(f"module 'shears.runtime' has no attribute {name!r}")
     return getattr(import_module(f"shears.runtime.{_MODULES[name]}"), name)

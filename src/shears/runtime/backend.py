@@ -24,9 +24,7 @@ class Backend(Protocol):
 
     Sequence numbers are in [0, max_sequences); the caller picks a free one. A sequence is empty
     before its first `prefill` and after `drop`. Its logits do not depend on the sequences beside
-    it, apart from rounding. One thread calls at a time. Before it changes anything, a backend
-    raises InputError for a number out of range, no token, a sequence longer than max_length, or a
-    token outside the vocabulary.
+    it, apart from rounding. One thread calls at a time. Wrong arguments change nothing.
     """
 
     vocab_size: int
@@ -75,12 +73,10 @@ class Backend(Protocol):
             self.check_tokens(several, self.length(sequence))
 
     def check_sequence(self, sequence: int) -> None:
-        """Raise InputError for a sequence's number out of range."""
         if not 0 <= sequence < self.max_sequences:
             raise InputError(f"a sequence's number must be in 0 to {self.max_sequences - 1}, got {sequence}")
 
     def check_tokens(self, tokens: Sequence[int], before: int = 0) -> None:
-        """Raise InputError for tokens that cannot follow `before` tokens of a sequence."""
         if not 0 < len(tokens) <= self.max_length - before:
             rule = f"a sequence must have 1 to {self.max_length} tokens"
             raise InputError(f"{rule}, got {before} and {len(tokens)} more; shorten the prompt")

@@ -38,18 +38,15 @@ class Batch:
         self._running: dict[int, Continuation] = {}  # by sequence
 
     def __len__(self) -> int:
-        """Return how many texts wait or run."""
         return len(self._waiting) + len(self._running)
 
     def add(self, text: Continuation) -> None:
-        """Append a text to the queue; InputError for an empty prompt, TooLongError for one without room."""
-        longest = self._backend.max_length
-        if not text.prompt:
+        """Append a text to the queue; TooLongError for a prompt that leaves no room."""
+        length = len(text.prompt)
+        if not length:
             raise InputError("a prompt must not be empty; give at least one token")
-        if len(text.prompt) >= longest:
-            raise TooLongError(
-                f"a prompt must be shorter than the model's {longest} tokens, got {len(text.prompt)}; shorten it"
-            )
+        if length >= (longest := self._backend.max_length):
+            raise TooLongError(f"a prompt must be shorter than the model's {longest} tokens, got {length}; shorten it")
         self._waiting.append(text)
 
     def run(self, texts: Iterable[Continuation]) -> Iterator[Continuation]:
@@ -88,7 +85,6 @@ class Batch:
         return changed
 
     def clear(self) -> list[Continuation]:
-        """Remove and return all texts: after a failed step, or at the end."""
         texts = [*self._running.values(), *self._waiting]
         for sequence in [*self._running]:
             self._release(sequence)
@@ -133,10 +129,8 @@ class Batch:
             text = self._waiting.popleft()
             if text.done:
                 continue
-            begun = (
-                number for number, known in self._kept.items() if text.prompt[: len(known)] == known != text.prompt
-            )
-            sequence = next(begun, None)
+            kept = self._kept.items()
+            sequence = next((each for each, known in kept if text.prompt[: len(known)] == known != text.prompt), None)
             if sequence is None:
                 self._drop_kept()
                 sequence = empty[0]
@@ -146,7 +140,6 @@ class Batch:
             self._running[sequence] = text
 
     def _unread(self) -> int | None:
-        """Return the sequence of the oldest unread prompt."""
         return next((number for number, each in self._running.items() if each.num_prefilled < len(each.prompt)), None)
 
     def _read_prompt(self) -> list[Continuation]:

@@ -79,7 +79,6 @@ class Lookup:
         return []
 
     def learn(self, guessed: int, right: int) -> None:
-        """Take note of how many tokens of the last guess were right."""
         trust = self._trust[self._used]
         if right:
             trust.length = min(max(trust.shortest, right + (right == guessed)), LONGEST)
@@ -98,20 +97,16 @@ class Lookup:
 
 
 class Continuation:
-    """A prompt and what a model continues it with; every way to generate holds its texts in such objects.
+    """A prompt and what a model continues it with.
 
     It ends with "stop" at an end token, a stop string, a line's end or the end of its grammar, and with
     "length" where it may hold no more tokens. `place` is a new place in a grammar that it must follow.
     """
 
     def __init__(
-        self,
-        prompt: Sequence[int],
-        options: "SamplingConfig",
-        settings: TextSettings,
-        place: "Grammar | None" = None,
-        number: int = 0,
-    ) -> None:
+        self, prompt: Sequence[int], options: "SamplingConfig", settings: TextSettings,
+        place: "Grammar | None" = None, number: int = 0,
+    ) -> None:  # fmt: skip
         self.prompt = tuple(prompt)
         self.options = options
         self.number = number
@@ -133,7 +128,6 @@ class Continuation:
 
     @property
     def done(self) -> bool:
-        """Whether the text is complete, has failed, or is not needed any more."""
         return self.finish is not None or self.error is not None or self.is_left
 
     def accept(self, logits: Float[np.ndarray, " V"]) -> None:
@@ -171,7 +165,6 @@ class Continuation:
         return forced or self._lookup.guess(self.tokens, most)
 
     def learn(self, guessed: int, right: int) -> None:
-        """Take note of how many tokens of the last guess came."""
         if self._looked_up:
             self._lookup.learn(guessed, right)
 
@@ -182,7 +175,6 @@ class Continuation:
         return self._text
 
     def _read(self) -> bool:
-        """Add the text of new tokens; return whether a stop string came."""
         for token in self.tokens[self._num_read :]:
             self._text += self._stops.add(self._detokenizer.add(token))
         self._num_read = len(self.tokens)
@@ -191,7 +183,6 @@ class Continuation:
         return self._stops.stopped
 
     def take(self) -> str:
-        """Return the text added since the last call."""
         text = self.text[self._num_taken :]
         self._num_taken += len(text)
         return text

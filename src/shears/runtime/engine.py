@@ -31,11 +31,8 @@ Prompt = str | Sequence[int]
 def decoding_by(tokenizer: PreTrainedTokenizerBase) -> Decode:
     """Return the function that turns tokens into text, without special tokens."""
 
-    def decode(tokens: Sequence[int]) -> str:
-        text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
-
-    return decode
+    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return lambda tokens: str(tokenizer.decode(list(tokens), **plain))
 
 
 class Engine:
@@ -61,10 +58,6 @@ class Engine:
         self.grammars = Grammars(tokenizer, backend.vocab_size, end_tokens)
 
     def generate(self, prompt: Prompt, **options: Any) -> Continuation:
-        """Return the continuation of a prompt (text, or tokens), finished.
-
-        InputError for an empty or too long prompt, an option out of range, and an unsupported schema.
-        """
         return self.generate_all([prompt], **options)[0]
 
     def generate_all(self, prompts: Sequence[Prompt], **options: Any) -> list[Continuation]:
@@ -105,20 +98,12 @@ class Engine:
             text.is_left = True
 
     def answer(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Continuation:
-        """Return the answer to a conversation, as `generate`; a text is one turn of the user.
-
-        InputError as in `encode_chat` and `generate`.
-        """
+        """Return the answer to a conversation, as `generate`; a text is one turn of the user."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         return self.generate(self.encode_chat(turns), **options)
 
     def continuation(
-        self,
-        prompt: Prompt,
-        *,
-        json_schema: Schema | str | None = None,
-        grammar: Grammar | None = None,
-        **options: Any,
+        self, prompt: Prompt, *, json_schema: Schema | str | None = None, grammar: Grammar | None = None, **options: Any
     ) -> Continuation:
         """Return the continuation of a prompt, not yet begun: `batch.add` begins it."""
         if json_schema is not None:
@@ -137,7 +122,7 @@ class Engine:
 
         A model that was trained on rows is asked in their form: the last turn of the user alone if
         they were no chats. `tools` are functions in OpenAI's form, which the template describes to
-        the model. InputError if there is no template, or if the messages do not suit it.
+        the model.
         """
         if self.form is not None and not tools:
             asked = [turn.get("content") for turn in messages if turn["role"] == "user"]

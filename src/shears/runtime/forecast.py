@@ -35,8 +35,6 @@ def forecast_of(config: Any, **settings: Any) -> "Forecast | None":
 
 
 class Forecast:
-    """Predicts the tokens per second of packages of a model; times nothing twice."""
-
     def __init__(self, config: Any, *, threads: int | None, new_tokens: int, rounds: int) -> None:
         if not kernels_available():
             raise NotCoveredError("a speed needs the C++ kernels to be predicted, which were not built")
@@ -50,7 +48,6 @@ class Forecast:
         self.head_seconds = cache(self._head_seconds)
 
     def tokens_per_second(self, sparsity: float, values: NumberFormat, embeddings: str) -> float:
-        """Return the predicted speed of generating one token after the other, for one sequence."""
         blocks = len(self._plan.layers) * self.block_seconds(sparsity, values)
         return 1.0 / (blocks + self.head_seconds(embeddings))
 
@@ -58,9 +55,8 @@ class Forecast:
         from shears.runtime.native.tuning import weight_bytes
 
         linears = self._random_linears(sparsity, values)
-        size = sum(
-            each.num_bytes if isinstance(each, PackedMatrix) else each.values.nbytes for each in linears.values()
-        )
+        stored = linears.values()
+        size = sum(each.num_bytes if isinstance(each, PackedMatrix) else each.values.nbytes for each in stored)
         count = min(math.ceil(weight_bytes() / size), len(self._plan.layers))
         return self._seconds(linears, count, FEW_WORDS, "keep") / count
 
@@ -90,8 +86,8 @@ class Forecast:
             linear_name(layer, kind): partial(linears.__getitem__, kind) for layer in range(count) for kind in linears
         }
         source = ModelSource(config, packed, {EMBEDDINGS: table, NORM: ones, **tensors}, {})
-        backend = decoder_of(source, max_sequences=1)
-        return 1.0 / self._decoding(backend)["max"]  # other processes only slow a round
+        speeds = self._decoding(decoder_of(source, max_sequences=1))
+        return 1.0 / speeds["max"]  # other processes only slow a round
 
     def _random_linears(self, sparsity: float, values: NumberFormat) -> Linears:
         """Return the linears of a block by kind: random weights, stored as in a package."""

@@ -40,8 +40,7 @@ UNLIMITED = 1 << 24  # tokens of a text; rotary positions go on beyond a model's
 def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | None = None, **options: Any) -> Engine:
     """Return an engine for a package, or for a model with or without an adapter.
 
-    The folder of `compress` or `run` stands for the package in it. Keywords are those of RunningConfig
-    (`dtype`, `device`). InputError if there is no such model.
+    The folder of `compress` or `run` stands for the package in it. Keywords are RunningConfig's.
     """
     wanted = build(RunningConfig, "", options)
     set_threads(threads)
@@ -58,18 +57,14 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
         backend = TransformersBackend(network)
         settings = getattr(network, "generation_config", None)
     about = backend.describe()
-    details = f"{about['isa']}, {about['values']}, threads: {about['threads']}"
-    logger.info("%s runs on %s (%s)", ref.name, about["name"], details)
+    logger.info("%s runs on %s (%s, %s)", ref.name, about["name"], about["isa"], about["values"])
     if (form := trained_form(adapter, ref.folder)) is not None:
-        asked = "it is asked so, at temperature 0 unless another is given"
-        logger.info("%s was trained on %s: %s", ref.name, form.words, asked)
+        logger.info("%s was trained on %s; it is asked so, greedily by default", ref.name, form.words)
     return Engine(backend, tokenizer, end_tokens(tokenizer, settings), form)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a caller wants of the native decoder."""
-
     backend: str = "auto"
     """auto, native (an error where the decoder does not cover the model) or transformers."""
     precision: str = "auto"
@@ -85,34 +80,32 @@ def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool 
     """Return a model's native decoder; None, with the reason in the log, if transformers computes.
 
     If `consume`, weights move from a loaded model to the decoder, and the model computes nothing
-    any more. Raise NotCoveredError, an InputError, if `backend` is native and the decoder does not
-    cover the model.
+    any more. NotCoveredError if `backend` is native and the decoder does not cover the model.
     """
     if wanted.backend == "transformers":
         return None
     try:
         if wanted.obstacle:
             raise NotCoveredError(wanted.obstacle)
+        values: NumberFormat | None = None
         if isinstance(model, Package):
-            return _independent(source_of_package(model), wanted, None)
-        if (device := device_of(model)).type != "cpu":
-            raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device}")
-        from shears.models.properties import own_model
+            source = source_of_package(model)
+        else:
+            if (device := device_of(model)).type != "cpu":
+                raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device}")
+            from shears.models.properties import own_model
 
-        plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
-        values: NumberFormat | None = "bf16" if wanted.precision == "bf16" else None
-        return _independent(source_of_model(model, values, consume=consume), wanted, values)
+            plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
+            values = "bf16" if wanted.precision == "bf16" else None
+            source = source_of_model(model, values, consume=consume)
+        limits = {"max_length": UNLIMITED, "for_evaluation": True, "head": values} if wanted.independent else {}
+        return decoder_of(source, max_sequences=min(wanted.max_sequences, MOST_SEQUENCES), **limits)
     except NotCoveredError as error:
         if wanted.backend == "native":
             message = f"backend native must cover the model: {error}; use --backend transformers"
             raise NotCoveredError(message) from None
         logger.info("transformers computes: %s", error)
         return None
-
-
-def _independent(source: ModelSource, wanted: Wanted, head: NumberFormat | None) -> "NativeBackend":
-    limits = {"max_length": UNLIMITED, "for_evaluation": True, "head": head} if wanted.independent else {}
-    return decoder_of(source, max_sequences=min(wanted.max_sequences, MOST_SEQUENCES), **limits)
 
 
 def package_backend(model: ModelRef, dtype: str = "auto", device: str = "cpu") -> Backend:
@@ -146,8 +139,7 @@ def package_in(model: AnyModel) -> AnyModel:
     if (folder / COMPRESS).is_file():
         with reading(folder / COMPRESS):
             record = read_json(folder / COMPRESS)
-            chosen = [each for each in record["measured"] if each["name"] == record["chosen"]]
-            return folder / chosen[0]["package"] if chosen else model
+            return next((folder / n["package"] for n in record["measured"] if n["name"] == record["chosen"]), model)
     package = folder / FORMATS["package"].folder
     return package if (folder / RECIPE).is_file() and package.is_dir() else model
 

@@ -29,7 +29,6 @@ class Sampler:
         self._seen = set(prompt) if sampling.repetition_penalty != 1.0 else set[int]()
 
     def next(self, logits: Logits, allowed: Allowed | None = None) -> int:
-        """Return the next token, one of the allowed ones; InputError if the logits are not numbers."""
         if self._seen:
             logits = penalised(logits, self._seen, self._sampling.repetition_penalty)
         tokens = np.arange(len(logits)) if allowed is None else np.flatnonzero(allowed)
@@ -42,7 +41,6 @@ class Sampler:
 
 
 def likeliest(logits: Logits) -> int:
-    """Return the first token with the largest logit; InputError if that logit is not finite."""
     token = int(logits.argmax())
     if not math.isfinite(logits[token]):
         raise InputError(f"a model's logits must be numbers, got {logits[token]}; its weights are damaged or overflow")

@@ -39,26 +39,22 @@ OURS = "dense, our kernels ({})"
 
 
 class Round(NamedTuple):
-    """Seconds of a round: a prompt, a short prompt with its first token, the other tokens."""
-
     prefill: float
     first_token: float
     decode: float
 
 
 def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
-    """Return the speed of a package and of the dense model as plain data.
+    """Return the speed of a package and of the dense model as plain data; keywords are those of BenchConfig.
 
-    Keywords are those of BenchConfig. The data are `decode_tokens_per_second`,
-    `prefill_tokens_per_second`, `time_to_first_token_seconds` (median, min and max over rounds) and
-    `memory_bytes` of the package and of every contestant, and ratios round by round. InputError for
-    a model that is not a package, and for more tokens than it holds.
+    The data are `decode_tokens_per_second`, `prefill_tokens_per_second`,
+    `time_to_first_token_seconds` (median, min and max over rounds) and `memory_bytes` of the package
+    and of every contestant, and ratios round by round.
     """
     wanted = build(BenchConfig, "bench", config)
     ref = resolve(package_in(package))
     if not ref.is_package:
-        todo = "make one with shears export --format package"
-        raise InputError(f"bench needs a package, {ref.name} is another model; {todo}")
+        raise InputError(f"bench needs a package, {ref.name} is another model; export it with --format package")
     set_threads(wanted.threads)
     own = package_backend(ref)
     values = values_of(ref.package)
@@ -72,30 +68,25 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
     first, *others = rounds
     ratios = [_ratios(rounds[first], rounds[name], name) for name in others]
     rows = [_figures(name, backend, rounds[name], wanted) for name, backend in contestants.items()]
-    sizes = wanted.model_dump(include={"prompt_tokens", "new_tokens", "rounds"})
+    sizes = wanted.model_dump(exclude={"threads"})
     machine = {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     figures = {key: value for key, value in rows[0].items() if key not in ("name", "backend")}
     return {"package": ref.name, **machine, **sizes, **figures, "contestants": rows, "ratios": ratios}
 
 
 def decoding(backend: Backend, new_tokens: int, rounds: int) -> dict[str, float]:
-    """Return the tokens per second of decoding behind SHORT_PROMPT tokens: median, min and max.
-
-    A warm-up round is not counted. InputError for more tokens than the backend holds.
-    """
+    """Return the tokens per second of decoding behind SHORT_PROMPT tokens: median, min and max."""
     wanted = BenchConfig(prompt_tokens=1, new_tokens=new_tokens, rounds=rounds)
     return _spread((new_tokens - 1) / each.decode for each in _measured({"": backend}, wanted)[""])
 
 
 def package_decoding(package: AnyModel, new_tokens: int, rounds: int) -> dict[str, float]:
-    """Return what `decoding` measures of a package in the backend that would run it."""
     return decoding(package_backend(resolve(package)), new_tokens, rounds)
 
 
 def values_of(package: Package) -> NumberFormat:
     """Return the format of most packed weights; of the other tensors if none is packed."""
-    entries = [entry.values for entry in package.index.packed.values()]
-    if entries:
+    if entries := [entry.values for entry in package.index.packed.values()]:
         return max(sorted(set(entries)), key=entries.count)
     sizes = Counter[str]()
     for entry in package.index.dense.values():
@@ -120,7 +111,7 @@ def _measured(contestants: Mapping[str, Backend], wanted: BenchConfig) -> dict[s
     length = max(wanted.prompt_tokens, SHORT_PROMPT + wanted.new_tokens)
     if length > backend.max_length:
         rule = f"prompt_tokens and {SHORT_PROMPT} + new_tokens must be at most the model's {backend.max_length}"
-        raise InputError(f"{rule}, got {length}; ask for less")
+        raise InputError(f"{rule}, got {length}")
     prompt = random.Random(0).choices(range(backend.vocab_size), k=max(wanted.prompt_tokens, SHORT_PROMPT))
     rounds: dict[str, list[Round]] = {name: [] for name in contestants}
     with meter("bench", len(contestants) * (1 + wanted.rounds), "run") as progress:
@@ -173,8 +164,7 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
 def environment() -> dict[str, Any]:
     """Return versions, processor, instruction sets and speeds as plain data; takes seconds.
 
-    `speeds` are picoseconds per weight of one token's product by a weight in memory, on all threads;
-    half of a sparse weight are zeros, which count. It is empty without the C++ extension.
+    `speeds` are picoseconds per weight of one token's product by a weight in memory, on all threads.
     """
     data: dict[str, Any] = {
         "versions": {"shears": __version__, **versions()},
@@ -191,9 +181,9 @@ def environment() -> dict[str, Any]:
 
     pool = _native.Pool(torch.get_num_threads())
     for values, code in CODES.items():
-        seconds = {}
+        row: dict[str, Any] = {"values": values}
         for kind, sparse in (("sparse", True), ("dense", False)):
             tune(values, sparse)
-            seconds[kind] = 1e12 * _native.measure_speed(code, sparse, 1, weight_bytes(), TIMED_PRODUCTS, pool)[0]
-        data["speeds"].append({"values": values, **seconds})
+            row[kind] = 1e12 * _native.measure_speed(code, sparse, 1, weight_bytes(), TIMED_PRODUCTS, pool)[0]
+        data["speeds"].append(row)
     return {**data, "instruction_sets": _native.features()}

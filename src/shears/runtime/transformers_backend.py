@@ -21,10 +21,7 @@ CACHES = ("cache", "past_key_values", "state")  # names of the cache, which a fo
 
 
 class TransformersBackend(Backend):
-    """A Backend that runs one forward per sequence, so that sequences change no bit of others.
-
-    The model keeps its device, dtype and modules.
-    """
+    """A Backend that runs one forward per sequence, so that sequences change no bit of others."""
 
     def __init__(self, model: nn.Module, max_sequences: int = MOST_SEQUENCES) -> None:
         self.max_length = num_positions(model) or (1 << 30)  # a model without a longest sequence
@@ -95,6 +92,4 @@ class TransformersBackend(Backend):
         return self._as_numpy(outputs.logits[0, -1])
 
     def _as_numpy(self, logits: torch.Tensor) -> np.ndarray:
-        """Return float32 logits of the vocabulary, without a head's padding."""
-        numbers: np.ndarray = logits[..., : self.vocab_size].float().cpu().numpy()
-        return numbers
+        return logits[..., : self.vocab_size].float().cpu().numpy()  # without a head's padding

@@ -26,9 +26,9 @@ def config_of(name: str, **changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_act": "gelu"}, "feed-forwards with silu or gelu_pytorch_tanh, not gelu"),
+        ({"hidden_act": "gelu"}, "activations silu, swish, gelu_pytorch_tanh, not gelu"),
         ({"rope_parameters": HALF}, "heads that rotate as a whole, not by a share of 0.5"),
-        ({"head_dim": 512}, "heads of an even length up to 256, not of 512"),
+        ({"head_dim": 512}, "heads of an even length up to 256, not 512"),
         ({"rope_parameters": DYNAMIC}, "positions of kind default, linear, llama3, yarn, longrope, not dynamic"),
     ],
 )

@@ -46,19 +46,13 @@ class DeltaPlan:
     window: int
 
     @property
-    def keys(self) -> int:
-        """The length of a token's keys."""
-        return self.key_heads * self.key_size
-
-    @property
     def values(self) -> int:
-        """The length of a token's values."""
         return self.value_heads * self.value_size
 
     @property
     def channels(self) -> int:
         """The length of a token's queries, keys and values."""
-        return 2 * self.keys + self.values
+        return 2 * self.key_heads * self.key_size + self.values
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,6 @@ class Norms:
 
     @property
     def by_place(self) -> tuple[str, str, str, str]:
-        """The names in the order of computation."""
         return self.before_attention, self.after_attention, self.before_forward, self.after_forward
 
 
@@ -139,12 +132,12 @@ class DecoderPlan:
     delta: DeltaPlan | None
 
 
-def _same_in_all_layers(config: Any, window: int | None) -> list[LayerPlan]:
-    return [LayerPlan(window, True)] * config.num_hidden_layers
+def _without_window(config: Any) -> list[LayerPlan]:
+    return [LayerPlan(None, True)] * config.num_hidden_layers
 
 
 def _window_of_config(config: Any) -> list[LayerPlan]:
-    return _same_in_all_layers(config, getattr(config, "sliding_window", None))
+    return [LayerPlan(config.sliding_window, True)] * config.num_hidden_layers
 
 
 def _window_by_type(config: Any, is_local: bool = False) -> list[LayerPlan]:
@@ -162,21 +155,8 @@ def _delta_by_type(config: Any) -> list[LayerPlan]:
     return [LayerPlan(None, True, is_delta=kind == "linear_attention") for kind in types]
 
 
-def _gemma3_scales(config: Any) -> Scales:
-    return Scales(embeddings=config.hidden_size**0.5, queries=config.query_pre_attn_scalar**-0.5)
-
-
-def _granite_scales(config: Any) -> Scales:
-    return Scales(
-        embeddings=config.embedding_multiplier,
-        queries=config.attention_multiplier,
-        residual=config.residual_multiplier,
-        logits=1 / config.logits_scaling,
-    )
-
-
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(lambda config: _same_in_all_layers(config, None)),
+    "llama": Architecture(_without_window),
     "mistral": Architecture(_window_of_config),
     "qwen2": Architecture(_window_by_type),
     "qwen3": Architecture(_window_by_type),
@@ -194,7 +174,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             after_forward="post_feedforward_layernorm",
             offset=1.0,
         ),
-        _gemma3_scales,
+        lambda config: Scales(config.hidden_size**0.5, config.query_pre_attn_scalar**-0.5),
         unsupported=("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"),
     ),
     "phi3": Architecture(
@@ -206,11 +186,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         is_partial=True,
     ),
     "granite": Architecture(
-        lambda config: _same_in_all_layers(config, None),
-        scales=_granite_scales,
+        _without_window,
+        scales=lambda config: Scales(
+            config.embedding_multiplier,
+            config.attention_multiplier,
+            config.residual_multiplier,
+            1 / config.logits_scaling,
+        ),
     ),
     "olmo2": Architecture(
-        lambda config: _same_in_all_layers(config, None),
+        _without_window,
         Norms(
             before_attention="",
             after_attention="post_attention_layernorm",
@@ -238,26 +223,23 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def plan_of(config: Any) -> DecoderPlan:
-    """Return the plan of a transformers config; NotCoveredError, with the reason, without one.
-
-    InputError for a value that is no number, or impossible.
-    """
+    """Return the plan of a transformers config; NotCoveredError, with the reason, without one."""
     with reading(f"{config.name_or_path or 'the model'}/config.json"):
         return _plan(config)
 
 
 def _plan(config: Any) -> DecoderPlan:
     if config.model_type not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise NotCoveredError(f"the native decoder covers {known}, not {config.model_type}")
+        raise NotCoveredError(f"the native decoder covers {', '.join(ARCHITECTURES)}, not {config.model_type}")
     architecture = ARCHITECTURES[config.model_type]
     if changing := [key for key in architecture.unsupported if getattr(config, key, None)]:
         raise NotCoveredError(f"the native decoder covers {config.model_type} without {changing[0]}, this model has it")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_dim % 2 or not 2 <= head_dim <= LONGEST_HEAD:
-        raise NotCoveredError(
-            f"the native decoder covers heads of an even length up to {LONGEST_HEAD}, not of {head_dim}"
-        )
+        raise NotCoveredError(f"the native decoder covers heads of an even length up to {LONGEST_HEAD}, not {head_dim}")
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if activation not in ACTIVATIONS:
+        raise NotCoveredError(f"the native decoder covers the activations {', '.join(ACTIVATIONS)}, not {activation}")
     layers = architecture.layers(config)
     rotary = _rotary(config, head_dim, is_local=any(layer.is_local for layer in layers))
     return DecoderPlan(
@@ -270,7 +252,7 @@ def _plan(config: Any) -> DecoderPlan:
         vocab_size=config.vocab_size,
         eps=config.rms_norm_eps,
         **rotary,
-        is_gelu=_is_gelu(config),
+        is_gelu=ACTIVATIONS[activation],
         norms=architecture.norms,
         scales=architecture.scales(config),
         fused=architecture.fused,
@@ -278,17 +260,7 @@ def _plan(config: Any) -> DecoderPlan:
     )
 
 
-def _is_gelu(config: Any) -> bool:
-    activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    if activation not in ACTIVATIONS:
-        raise NotCoveredError(
-            f"the native decoder covers feed-forwards with silu or gelu_pytorch_tanh, not {activation}"
-        )
-    return ACTIVATIONS[activation]
-
-
 def _rotary(config: Any, head_dim: int, is_local: bool) -> dict[str, Any]:
-    """Return the fields of the plan that tell of positions."""
     by_type = "full_attention" in config.rope_parameters
     frequencies, scale = rope(config, head_dim, "full_attention" if by_type else None)
     local, local_scale = rope(config, head_dim, "sliding_attention") if is_local else (None, scale)

@@ -46,11 +46,9 @@ class Arena:
 
     @property
     def num_bytes(self) -> int:
-        """The bytes of all copies."""
         return sum(buffer.bytes for buffer in (self._values, self._masks, self._rest))
 
     def floats(self, tensor: Tensor | None) -> int:
-        """Copy a tensor as float32; return its address."""
         return 0 if tensor is None else copied(tensor.float(), self._rest)
 
     def matrix(self, weight: PackedMatrix | DenseRows) -> _native.Matrix:
@@ -78,8 +76,7 @@ class Builder:
     """Takes the parts of a source one by one and copies them into the arena.
 
     `embeddings` are not copied: the caller keeps them. `values` is the number format of most
-    linears. InputError for a config that does not fit the tensors, NotCoveredError, before anything
-    is taken, for a tensor that is missing or left over.
+    linears. NotCoveredError, before anything is taken, for a tensor that is missing or left over.
     """
 
     def __init__(self, source: ModelSource, plan: DecoderPlan, arena: Arena) -> None:
@@ -109,12 +106,10 @@ class Builder:
         return weights, self._head_values
 
     def adapted(self, updates: Mapping[str, LoraUpdate], arena: Arena) -> _native.DecoderWeights:
-        """Return all that the decoder reads, with other updates in an arena of their own.
-
-        The weights' copies are shared. NotCoveredError for an update of another linear.
-        """
+        """Return all that the decoder reads, with other updates in an arena of their own."""
         updates = unfused_updates(updates, self._fusion) if self._plan.fused else updates
-        self._check_updates(updates)
+        names = {*self._linear_names()}
+        _refuse_rest([name for name in updates if name not in names])
         weights = _native.DecoderWeights()
         for step in self._steps:
             self._set(weights, step, updates, arena)
@@ -136,7 +131,7 @@ class Builder:
         known = {*needed, HEAD, *by_head, *(f"{name}.bias" for name in names)}
         tensors = [name for name in self._tensors if name not in known and not name.endswith(REDUNDANT)]
         _refuse_rest([*(name for name in self._linears if name not in {*names}), *tensors])
-        self._check_updates(self._updates)
+        _refuse_rest([name for name in self._updates if name not in {*names}])
 
     def _linear_names(self) -> Iterator[str]:
         for index in range(len(self._plan.layers)):
@@ -148,15 +143,8 @@ class Builder:
             return (*DELTA_NET, *FORWARD)
         return (*(GATED_ATTENTION if self._plan.delta else ATTENTION), *FORWARD)
 
-    def _check_updates(self, updates: Mapping[str, LoraUpdate]) -> None:
-        names = {*self._linear_names()}
-        _refuse_rest([name for name in updates if name not in names])
-
     def _taken(self, head_values: NumberFormat | None) -> Generator[Call | SharedInput, None, None]:
-        """Copy all weights; yield what the decoder is to be told, in the order of computation.
-
-        To be closed, as `_packed_ahead`.
-        """
+        """Copy all weights; yield what the decoder is to be told, in the order of computation."""
         with closing(self._packed_ahead()) as packed:
             for index, layer in enumerate(self._plan.layers):
                 yield from self._taken_layer(index, layer, packed)
@@ -168,12 +156,8 @@ class Builder:
         yield from self._variation()
         frequencies = self._arena.floats(self._plan.inverse_frequencies)
         table = self.embeddings
-        parts = (table.values, table.scales, table.zeros)
-        addresses = [0 if part is None else part.data_ptr() for part in parts]
-        yield (
-            "set_ends",
-            (CODES[table.values_dtype], *addresses, norm, frequencies, self._arena.matrix(head)),
-        )
+        addresses = [0 if part is None else part.data_ptr() for part in (table.values, table.scales, table.zeros)]
+        yield "set_ends", (CODES[table.values_dtype], *addresses, norm, frequencies, self._arena.matrix(head))
 
     def _packed_ahead(self) -> Generator[Weight, None, None]:
         """Yield the linears in the order of computation, a few packed ahead on other threads.
@@ -200,9 +184,8 @@ class Builder:
         hidden, head_dim = self._plan.hidden_size, self._plan.head_dim
         prefix = f"model.layers.{index}."
         norms = self._plan.norms
-        places = [f"{prefix}{name}.weight" if name else "" for name in norms.by_place]
         before, after, before_forward, after_forward = [
-            self._take_vector(name, hidden, norms.offset) for name in places
+            self._take_vector(f"{prefix}{name}.weight", hidden, norms.offset) for name in norms.by_place
         ]
         widths = [self._sizes[kind][0] if norms.whole else head_dim for kind in ("q_proj", "k_proj")]
         heads = [
@@ -225,16 +208,12 @@ class Builder:
             yield linears
 
     def _taken_delta(self, prefix: str) -> Call:
-        """Copy what a gated delta net holds beside its linears; return the call that sets it."""
         plan = self._plan.delta
         assert plan is not None
-        kernel = self._floats(f"{prefix}conv1d.weight", (plan.channels, 1, plan.window))
-        decay = -self._floats(f"{prefix}A_log", (plan.value_heads,)).exp()
-        vectors = [
-            self._take_vector(f"{prefix}{name}", length)
-            for name, length in (("dt_bias", plan.value_heads), ("norm.weight", plan.value_size))
-        ]
-        return "set_delta", (self._arena.floats(kernel[:, 0].T), self._arena.floats(decay), *vectors)
+        kernel = self._arena.floats(self._floats(f"{prefix}conv1d.weight", (plan.channels, 1, plan.window))[:, 0].T)
+        decay = self._arena.floats(-self._floats(f"{prefix}A_log", (plan.value_heads,)).exp())
+        bias = self._take_vector(f"{prefix}dt_bias", plan.value_heads)
+        return "set_delta", (kernel, decay, bias, self._take_vector(f"{prefix}norm.weight", plan.value_size))
 
     def _floats(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self._tensors.pop(name)
@@ -252,15 +231,10 @@ class Builder:
             yield "vary_model", (plan.is_gelu, rotary, self._arena.floats(plan.local_frequencies), *factors)
 
     def _set(
-        self,
-        weights: _native.DecoderWeights,
-        step: Call | SharedInput,
-        given: Mapping[str, LoraUpdate],
-        arena: Arena,
+        self, weights: _native.DecoderWeights, step: Call | SharedInput, given: Mapping[str, LoraUpdate], arena: Arena
     ) -> None:
         if isinstance(step, tuple):
-            method, arguments = step
-            getattr(weights, method)(*arguments)
+            getattr(weights, step[0])(*step[1])
             return
         updates = {name: given[linear] for name, linear in step.items() if linear in given}
         if not updates:
@@ -296,7 +270,6 @@ class Builder:
 
 
 def linear_name(layer: int, kind: str) -> str:
-    """Return the name of a linear of a layer in the files."""
     parts = {"mlp": FORWARD, "linear_attn": DELTA_NET, "self_attn": GATED_ATTENTION}
     (part,) = [part for part, inputs in parts.items() if kind in {*chain(*inputs)}]
     return f"model.layers.{layer}.{part}.{kind}"
@@ -315,7 +288,6 @@ def _main_values(source: ModelSource) -> NumberFormat:
 
 
 def linear_sizes(plan: DecoderPlan) -> Mapping[str, tuple[int, int]]:
-    """Return the rows and columns of a layer's linears."""
     hidden, inner = plan.hidden_size, plan.intermediate_size
     query, key = plan.num_heads * plan.head_dim, plan.num_kv_heads * plan.head_dim
     attention = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query)}

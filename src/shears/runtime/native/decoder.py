@@ -28,7 +28,7 @@ class NativeBackend(Backend):
     `max_length` is the model's longest sequence and `head`, the output matrix's number format, the
     source's; keys and values are fp32 if the head is, else bf16. `for_evaluation`, a step computes
     a multiple of STEADY rows, so that no bit of a sequence depends on the others, and sequences may
-    exceed the model's context, except with longrope. InputError for a model that the decoder does not cover.
+    exceed the model's context, except with longrope.
     """
 
     def __init__(
@@ -52,13 +52,14 @@ class NativeBackend(Backend):
         self._adapter = Arena(threads)  # of the updates that `adapt` gave
         self._builder = Builder(source, plan, self._arena)
         weights, self._head_values = self._builder.weights(head)
-        self._values = self._builder.values
-        self._embeddings = self._builder.embeddings
-        self._shape = shape = _shape(plan)
-        shape.max_length = self.max_length
         self._rows = STEADY if for_evaluation else 1  # in a step
-        shape.max_sequences = max_sequences + self._rows - 1
-        shape.bf16_cache = self._head_values != "fp32"
+        self._shape = _shape(
+            plan,
+            max_length=self.max_length,
+            max_sequences=max_sequences + self._rows - 1,
+            bf16_cache=self._head_values != "fp32",
+            chunk=CHUNK,
+        )
         self._threads = threads
         self._pool = _native.Pool(threads)
         self._decoder = self._made(weights)
@@ -70,10 +71,7 @@ class NativeBackend(Backend):
             raise InputError(f"the model's config.json must fit its tensors: {error}; restore that file") from None
 
     def adapt(self, updates: Mapping[str, LoraUpdate]) -> None:
-        """Replace the adapter by updates, named as in the source; all sequences become empty.
-
-        It takes milliseconds. NotCoveredError for an update of an unknown linear.
-        """
+        """Replace the adapter by updates, named as in the source, in milliseconds; all sequences become empty."""
         arena = Arena(self._threads)
         self._decoder = self._made(self._builder.adapted(updates, arena))
         self._adapter = arena
@@ -139,26 +137,23 @@ class NativeBackend(Backend):
         """Return plain data about this backend; memory_bytes excludes the mapped embeddings."""
         return {
             "name": "native",
-            "isa": sets_in_use(self._values),
+            "isa": sets_in_use(self._builder.values),
             "threads": self._pool.size,
-            "values": self._values,
+            "values": self._builder.values,
             "head": self._head_values,
             "memory_bytes": self._arena.num_bytes + self._adapter.num_bytes + self._decoder.cache_bytes,
-            "mapped_bytes": self._embeddings.values.nbytes,
+            "mapped_bytes": self._builder.embeddings.values.nbytes,
         }
 
 
-def _shape(plan: DecoderPlan) -> _native.DecoderShape:
+def _shape(plan: DecoderPlan, **limits: int) -> _native.DecoderShape:
     shape = _native.DecoderShape()
-    shape.layers = len(plan.layers)
-    shape.hidden = plan.hidden_size
-    shape.intermediate = plan.intermediate_size
-    shape.heads = plan.num_heads
-    shape.kv_heads = plan.num_kv_heads
-    shape.head = plan.head_dim
-    shape.vocabulary = plan.vocab_size
-    shape.eps = plan.eps
-    shape.rope_scale = plan.rope_scale
-    shape.query_scale = plan.head_dim**-0.5 if plan.scales.queries is None else plan.scales.queries
-    shape.chunk = CHUNK
+    sizes = {
+        "layers": len(plan.layers), "hidden": plan.hidden_size, "intermediate": plan.intermediate_size,
+        "heads": plan.num_heads, "kv_heads": plan.num_kv_heads, "head": plan.head_dim,
+        "vocabulary": plan.vocab_size, "eps": plan.eps, "rope_scale": plan.rope_scale,
+        "query_scale": plan.head_dim**-0.5 if plan.scales.queries is None else plan.scales.queries,
+    }  # fmt: skip
+    for name, value in {**sizes, **limits}.items():
+        setattr(shape, name, value)
     return shape

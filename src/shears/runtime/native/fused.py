@@ -44,10 +44,7 @@ class Fusion:
 
 
 def unfused(source: ModelSource, fusion: Fusion) -> ModelSource:
-    """Return a source that holds the parts of the fused weights; packed ones are cut when they are read.
-
-    InputError for a fused weight of other rows than its parts.
-    """
+    """Return a source that holds the parts of the fused weights; packed ones are cut when they are read."""
     linears: dict[str, Callable[[], Weight]] = {}
     last: dict[str, str] = {}  # the fused weight that is not needed behind a part
     for name, read in source.linears.items():
@@ -85,7 +82,6 @@ def _part(name: str, read: Callable[[], Weight], rows: Rows, parts: Mapping[str,
 
 
 def rows_taken(weight: DenseRows, rows: Rows) -> DenseRows:
-    """Return some rows of a matrix."""
     scales = None if weight.scales is None else weight.scales[rows]
     zeros = None if weight.zeros is None else weight.zeros[rows]
     return DenseRows(weight.values[rows], scales, zeros, weight.num_cols)

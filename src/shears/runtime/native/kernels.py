@@ -70,7 +70,6 @@ def dense_matrix(weight: DenseRows, buffer: _native.HugeBuffer) -> _native.Matri
 
 
 def copied(tensor: Tensor, buffer: _native.HugeBuffer) -> int:
-    """Copy a tensor into a buffer; return the copy's address."""
     tensor = tensor.contiguous()
     return buffer.copy(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 

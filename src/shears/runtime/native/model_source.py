@@ -61,7 +61,6 @@ class DenseRows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the matrix, O x I."""
         return tuple(self.values.shape) if self.num_cols is None else (self.values.shape[0], self.num_cols)
 
     @property
@@ -117,21 +116,13 @@ class ModelSource:
 
 
 def source_of_package(package: Package) -> ModelSource:
-    """Return the source of a package, its tensors mapped.
-
-    InputError without the package's configuration, NotCoveredError for an adapter that is more than
-    scaling B A.
-    """
-    config = known_config(package.folder)
-    updates = _package_updates(package)
     tied = package.index.tied
     tensors = {name: _rows(package, tied.get(name, name)) for name in [*package.index.dense, *tied]}
     linears = {name: partial(package.packed.__getitem__, name) for name in package.packed}
-    return ModelSource(config, linears, tensors, updates)
+    return ModelSource(known_config(package.folder), linears, tensors, _package_updates(package))
 
 
 def _rows(package: Package, name: str) -> DenseRows | Tensor:
-    """Return a dense tensor of a package; a quantized one stays quantized."""
     entry = package.index.dense[name]
     if not entry.quantized:
         return package.dense(name)
@@ -181,21 +172,15 @@ def source_of_model(
     `values` is the number format of the blocks' linears, by default the model's (fp32 for fp16,
     whose numbers bf16 does not hold); `sparse` packs those that masks make smaller. A linear is
     packed when it is read; if `consume`, `release` then takes its weight from the model. A masked
-    adapter (`make_sparse`) is added to the weight. NotCoveredError for weights that are no floats,
-    and for an adapter that is more than scaling B A.
+    adapter (`make_sparse`) is added to the weight.
     """
     base = _base_of(model)
-    tensors = {
-        name.replace(".base_layer.", "."): tensor.detach()
-        for name, tensor in base.state_dict().items()
-        if ADDED not in name
-    }
+    own = {name: tensor.detach() for name, tensor in base.state_dict().items() if ADDED not in name}
+    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in own.items()}
     in_blocks = [name for name in tensors if ".layers." in name and LINEAR.search(name)]
     names = [name.removesuffix(".weight") for name in in_blocks if tensors[name].ndim == 2]
     if not names or not all(tensors[name].is_floating_point() for name in in_blocks):
-        raise NotCoveredError(
-            "the native decoder covers linears of floats in its blocks, this model has none or others"
-        )
+        raise NotCoveredError("the native decoder covers linears of floats in its blocks, this has none or others")
     form: NumberFormat = values or ("bf16" if tensors[f"{names[0]}.weight"].dtype == torch.bfloat16 else "fp32")
     for name in names:
         del tensors[f"{name}.weight"]
@@ -224,19 +209,14 @@ def _packed(layer: Any, values: NumberFormat, sparse: bool) -> Weight:
 
 
 def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
-    """Return a model's adapter by linear, not copied; masked products are parts of the weights.
-
-    NotCoveredError for an adapter that is more than scaling B A.
-    """
+    """Return a model's adapter by linear, not copied; masked products are parts of the weights."""
     adapted = {name: module for name, module in _base_of(model).named_modules() if hasattr(module, "lora_A")}
     return {name: _update(name, module) for name, module in adapted.items() if not hasattr(module, "whole_weight")}
 
 
 def _update(name: str, module: Any) -> LoraUpdate:
-    """Return the adapter of PEFT's LoRA layer, its factors not copied."""
     [adapter, *others] = module.lora_A
     if others or adapter in module.lora_variant or module.lora_bias.get(adapter):
         raise NotCoveredError(f"the native decoder covers one plain LoRA, {name} has another adapter; merge it first")
-    a = module.lora_A[adapter].weight.detach()
-    b = module.lora_B[adapter].weight.detach()
+    a, b = (factors[adapter].weight.detach() for factors in (module.lora_A, module.lora_B))
     return LoraUpdate(a, b, float(module.scaling[adapter]))

@@ -7,8 +7,10 @@ bits, except those of an instruction set with other sums, taken only where they 
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -17,14 +19,13 @@ from typing import Any
 from shears.checkpoints.packed_layout import NumberFormat
 from shears.errors import InputError
 from shears.models.fetching import cache_folder
-from shears.records.choices import keep_choices, read_choices
+from shears.records.artifacts import write_json
 from shears.records.timing import processor
 from shears.runtime.backend import STEADY
 from shears.runtime.native import _native
 
 CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # enum NumberFormat in csrc/matrix.h
 Candidates = Sequence[tuple[str, float]]  # a walk's name and its seconds per weight
-MEASURED = "kernel measurements"
 SECONDS = 0.1  # per kind: a package has two kinds or three
 BETTER = 0.97  # a candidate replaces the default below this share of its time
 MUCH_BETTER = 0.85  # the same for a candidate with other sums, whose results differ in their last bits
@@ -42,14 +43,11 @@ def tune(values: NumberFormat, sparse: bool) -> None:
         raise InputError(f"SHEARS_TUNING must be off or again, or not be set, got {mode!r}")
     if mode == "off":
         return
-    path = cache_file()
     kind = f"{values} {'sparse' if sparse else 'dense'}"
-    known = read_choices(path, MEASURED)
-    names = None if mode == "again" else known.get(kind)
-    if names is None or not _apply(values, sparse, names):
+    if mode == "again" or not _apply(values, sparse, _known().get(kind)):
         names = best_walks(values, sparse)
         _apply(values, sparse, names)
-        keep_choices(path, {**known, kind: names}, MEASURED)
+        _keep(kind, names)
 
 
 @cache
@@ -63,17 +61,28 @@ def is_dense_faster(values: NumberFormat, threads: int) -> bool:
     if mode == "off" or _native.chosen(CODES[values], True, 0).startswith(("avx512", "amx")):
         return False
     tune(values, False)
-    path = cache_file()
-    known = read_choices(path, MEASURED)
     key = f"{values} dense on {threads} threads"
-    if mode == "again" or not isinstance(known.get(key), bool):
+    is_faster = _known().get(key)
+    if mode == "again" or not isinstance(is_faster, bool):
         pool = _native.Pool(threads)
         times = [
             _native.measure_speed(CODES[values], sparse, 1, weight_bytes(), TURNS, pool)[0] for sparse in (True, False)
         ]
-        known[key] = times[1] < BETTER * times[0]
-        keep_choices(path, known, MEASURED)
-    return bool(known[key])
+        is_faster = times[1] < BETTER * times[0]
+        _keep(key, is_faster)
+    return is_faster
+
+
+def _known() -> dict[str, Any]:
+    with suppress(OSError, ValueError, LookupError, TypeError):  # absent or damaged: measured again
+        return dict(json.loads(cache_file().read_text(encoding="utf-8"))["choices"])
+    return {}
+
+
+def _keep(kind: str, choice: object) -> None:
+    with suppress(OSError):  # it is measured again
+        cache_file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache_file(), {"processor": processor(), "choices": {**_known(), kind: choice}})
 
 
 def best_walks(values: NumberFormat, sparse: bool) -> list[str]:
@@ -104,8 +113,7 @@ def best_of(candidates: Candidates, values: NumberFormat) -> str:
 def with_same_sums(timed: Sequence[Candidates], values: NumberFormat) -> list[Candidates]:
     """Return the candidates of those instruction sets that have the same sums and are the fastest for all classes.
 
-    Those of the default stay unless others take less than MUCH_BETTER of its time, in the mean of
-    the classes.
+    Those of the default stay unless others take less than MUCH_BETTER of its time on average.
     """
 
     def least(candidates: Candidates, sums: str) -> float:
@@ -136,24 +144,22 @@ def sets_in_use(values: NumberFormat) -> str:
 
 def weight_bytes() -> int:
     """Return how large a weight must be so that the processor's caches do not hold it."""
-    try:
+    last_cache = 0
+    with suppress(OSError, ValueError):
         last_cache = int(LAST_CACHE.read_text(encoding="ascii").strip().removesuffix("K")) << 10
-    except (OSError, ValueError):
-        last_cache = 0
     return min(max(SMALLEST_WEIGHT, 2 * last_cache), LARGEST_WEIGHT)
 
 
 def cache_file() -> Path:
-    """Return the file of this processor's choices for this build of the extension."""
     machine = hashlib.sha256(f"{processor()} {_native.features()}".encode()).hexdigest()
     extension = hashlib.sha256(Path(str(_native.__file__)).read_bytes()).hexdigest()
     return cache_folder() / "kernels" / f"{machine[:12]}-{extension[:12]}.json"
 
 
 def _apply(values: NumberFormat, sparse: bool, names: Any) -> bool:
-    """Let products take the named walks; return False if a name is unknown here, or sums differ in steps."""
-    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not are_names or len(names) != _native.TOKEN_CLASSES:
+    if not isinstance(names, list) or len(names) != _native.TOKEN_CLASSES:
+        return False
+    if not all(isinstance(name, str) for name in names):
         return False
     if len({sums_of(name, values) for name in names[_classes_below_steady() :]}) != 1:
         return False
