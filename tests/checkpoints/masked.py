@@ -31,5 +31,12 @@ def masked_int4(weight: Tensor) -> PackedMatrix:
     )  # fmt: skip
 
 
+def num_kept(matrix: PackedMatrix) -> int:
+    """Return the number of kept weights, counted in the masks; all without masks."""
+    if matrix.masks is None:
+        return matrix.rows * matrix.cols
+    return int(torch.stack([matrix.masks >> bit & 1 for bit in range(8)]).sum())
+
+
 def _bytes(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)

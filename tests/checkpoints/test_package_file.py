@@ -15,6 +15,7 @@ from shears.checkpoints.package_file import PACKAGE_FILE, DenseEntry, Index, Pac
 from shears.checkpoints.packed_layout import NumberFormat, PackedMatrix, dense, pack, pack_nibbles
 from shears.errors import InputError
 from shears.quantization.grid import dequantize_blocks, quantize_blocks, quantize_rows
+from tests.checkpoints.masked import num_kept
 from tests.checkpoints.test_packed_layout import bits, sparse_weight
 
 WEIGHT = sparse_weight(37, 23, 0.5)
@@ -22,7 +23,7 @@ EMBEDDING = sparse_weight(20, 23, 0.0, seed=3)
 
 
 def _entry(matrix: PackedMatrix) -> PackedEntry:
-    kept = None if matrix.masks is None else matrix.num_kept
+    kept = None if matrix.masks is None else num_kept(matrix)
     size = None if kept is None or matrix.values_dtype != "int4" else matrix.values.numel()
     return PackedEntry(rows=matrix.rows, cols=matrix.cols, values=matrix.values_dtype, kept=kept, bytes=size)
 

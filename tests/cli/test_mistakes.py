@@ -53,7 +53,7 @@ MISTAKES = {
     "init o\udcff": ["names and texts must be UTF-8, got 'o\\udcff'"],
     "generate nowhere/model --prompt Hi": ["the model nowhere/model cannot be read"],
     "generate base": ["Missing option '--prompt'"],
-    "inspect nowhere": ["nowhere must be a model, or an adapter, a search or a run of shears"],
+    "inspect nowhere": ["nowhere must be a model, an artifact of shears, a JSON or a .gguf file"],
     "inspect base other": ["Got unexpected extra argument(s) (other). See shears inspect --help"],
     "run recipe.yaml": ["unknown key 'trian'; did you mean 'train'?"],
     "run recipe.yml": ["recipe.yml cannot be read: it does not exist"],

@@ -90,7 +90,7 @@ def test_readings_cut_answers_and_questions_seen_in_training_are_printed(tmp_pat
     ]
     sentence = "3 of the 1,319 test questions stand in the training data of sparse + sub-adapter; on the others the "
     assert f"{sentence}accuracy is 25.0%." in lines
-    assert "Answers cut at the longest length: sparse + sub-adapter 12 of 1,319." in lines
+    assert "12 of the 1,319 answers of sparse + sub-adapter were cut at the longest length." in lines
     assert "40.9%" in "".join(lines)
 
 

@@ -46,8 +46,6 @@ class Conversion:
     """The conversion rules between a model on the meta device and its files.
 
     The constructor tries them on shapes. `groups` are the parts that can be converted on their own.
-    InputError where the files lack a weight; UnsupportedCheckpoint where the rules need a tensor's
-    values, or do not name the source of a parameter.
     """
 
     def __init__(self, model: PreTrainedModel, files: TensorFiles, dtype: torch.dtype) -> None:
@@ -62,7 +60,6 @@ class Conversion:
         self.groups = self._find_groups([name for name in model.state_dict() if name not in self._absent])
 
     def _convert(self, tensors: Mapping[str, Any], device: torch.device) -> Any:
-        """Let transformers set parameters of the model; return its loading report."""
         config = LoadStateDictConfig(
             device_map={"": device, "no parameter": "disk"},  # a disk: read one by one, no threads
             dtype=self.dtype,
@@ -112,7 +109,6 @@ class Conversion:
         return [ConversionGroup(parameters, tuple(members)) for parameters, members in tensors.items()]
 
     def load(self, groups: Sequence[ConversionGroup], device: torch.device) -> None:
-        """Read the groups' parameters onto the device; InputError where the files are torn or not finite."""
         tensors = {name: _LazyTensor(self.files, name) for group in groups for name in group.tensors}
         report = self._convert(tensors, device)
         names = (name for group in groups for name in group.parameters)
@@ -136,7 +132,6 @@ class Conversion:
         return {names.get(name.removeprefix(prefix), name): tensor for name, tensor in reverted.items()}
 
     def refuse_one_way(self, group: ConversionGroup) -> None:
-        """Raise UnsupportedCheckpoint where a group cannot be converted back into its tensors."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.as_stored(group).items()}
         if shapes != {name: self.files.shape(name) for name in group.tensors}:
             raise UnsupportedCheckpoint(f"{RULE} convert back into its files, {group.parameters[0]} does not")

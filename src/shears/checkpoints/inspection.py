@@ -46,7 +46,6 @@ def inspect(path: str | Path, against: str | Path | None = None) -> dict[str, An
     """Return the kind, counts, sizes and fingerprints of an artifact as plain data.
 
     With `against`, `fits` tells whether the two belong together and `why` gives the reason.
-    InputError for a path that is not an artifact.
     """
     data = _describe(Path(path))
     if against is not None:
@@ -61,7 +60,7 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"kind": "file", "path": str(path), **artifacts.read_object(path)}
     marker = next((name for name in MARKERS if (path / name).is_file()), None)
     if marker is None:
-        raise InputError(f"{path} must be a JSON or .gguf file, or hold one of {', '.join(MARKERS)}")
+        raise InputError(f"{path} must be a model, an artifact of shears, a JSON or a .gguf file")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     with reading(path):
         return {"path": str(path), **_folder(path, marker), "size_bytes": size}
@@ -105,7 +104,6 @@ def _chosen(record: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a folder's safetensors files, one at a time."""
     for file in sorted(path for path in folder.glob("*.safetensors") if path.name != GRIDS):
         with reading(file), safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)

@@ -52,7 +52,6 @@ def marked(config: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> dict
 
 
 def unmarked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo `marked`."""
     return {key: value for key, value in config.items() if key not in (QUANTIZATION, WEIGHTS)}
 
 
@@ -74,27 +73,22 @@ class _Entry(BaseModel):
 
 
 class PackedEntry(_Entry):
-    """A packed weight; `transposed` if the model's files hold it as inputs x outputs (Conv1D).
-
-    Without `kept` it has no masks.
-    """
+    """A packed weight; `transposed` if the model's files hold it as inputs x outputs (Conv1D)."""
 
     rows: Size
     cols: Size
     values: NumberFormat
-    kept: Count | None = None
+    kept: Count | None = None  # None: without masks
     bytes: Count | None = None  # of int4 with masks: size of `values`; a group begins with a new byte
     transposed: bool = False
 
     @property
     def num_values(self) -> int:
-        """Number of elements of the tensor `values`."""
         if self.kept is None:
             return layout.num_whole(self.rows, self.cols, self.values)
         return self.kept if self.bytes is None else self.bytes
 
     def specs(self) -> dict[str, Spec]:
-        """Return dtype and shape of the weight's parts."""
         panels = math.ceil(self.rows / layout.PANEL)
         blocks = math.ceil(self.cols / grid.BLOCK)
         specs: dict[str, Spec] = {"values": (layout.FORMAT_DTYPES[self.values], (self.num_values,))}
@@ -130,7 +124,6 @@ class DenseEntry(_Entry):
         return bool(value) if info.context == "1" else value
 
     def specs(self) -> dict[str, Spec]:
-        """Return dtype and shape of the tensor, its scales and zero points, by the ends of their names."""
         if not self.quantized:
             return {"": (PLAIN[self.dtype], self.shape)}
         rows, cols = self.shape
@@ -164,17 +157,14 @@ class Index(_Entry):
         return "2" if "int4" in [*(entry.values for entry in self.packed.values()), *of_plain] else "1"
 
     def metadata(self) -> dict[str, str]:
-        """Return the metadata of a file before its fingerprint is known."""
         text = self.model_dump_json(exclude_none=True, context=self.version)
         return {"format": FORMAT, "version": self.version, "fingerprint": NO_FINGERPRINT, "index": text}
 
     @property
     def file_bytes(self) -> int:
-        """The size of the package file that has this index, header included."""
         return laid_out(self.tensors(), self.metadata(), ALIGNMENT)[2]
 
     def tensors(self) -> dict[str, Spec]:
-        """Return dtype and shape of every tensor of the file, the padding last."""
         entries: dict[str, PackedEntry | DenseEntry] = {f"packed.{name}.": each for name, each in self.packed.items()}
         entries |= {f"dense.{name}": each for name, each in self.dense.items()}
         entries |= {f"adapter.{name}": each for name, each in self.adapter.items()}
@@ -201,7 +191,6 @@ class Package:
         return self.path.parent
 
     def adapter_config(self) -> dict[str, Any]:
-        """Return PEFT's settings of the adapter."""
         with reading(path := self.folder / "config.json"):
             return dict(read_object(path)[QUANTIZATION][ADAPTER])
 
@@ -216,7 +205,6 @@ class Package:
         return whole.T.contiguous() if self.index.packed[linear].transposed else whole
 
     def model_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the tensor of everything in the model's files, one after the other."""
         for linear in self.packed:
             yield f"{linear}.weight", self.weight(linear)
         for name in [*self.index.dense, *self.index.tied]:
@@ -250,7 +238,6 @@ class Package:
 
 
 def is_package(folder: str | Path) -> bool:
-    """Tell whether a folder holds a package."""
     return (Path(folder) / PACKAGE_FILE).is_file()
 
 
@@ -314,12 +301,10 @@ class PackageWriter(TensorFile):
         self._missing = set(self.specs) - {PADDING}
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Write a tensor by its name in the file; ValueError if the index does not have it."""
         super().put(name, tensor)
         self._missing.discard(name)
 
     def put_packed(self, linear: str, matrix: PackedMatrix) -> None:
-        """Write the parts of a packed weight."""
         for part in PARTS:
             tensor = getattr(matrix, part)
             if tensor is not None:

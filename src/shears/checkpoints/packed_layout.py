@@ -53,13 +53,6 @@ class PackedMatrix:
         parts = (self.masks, self.values, self.offsets, self.scales, self.zeros)
         return sum(part.nbytes for part in parts if part is not None)
 
-    @property
-    def num_kept(self) -> int:
-        """Number of kept weights, counted in the masks; all without masks."""
-        if self.masks is None:
-            return self.rows * self.cols
-        return int(np.bitwise_count(self.masks.numpy()).sum(dtype=np.int64))
-
 
 def mask_shape(rows: int, cols: int, values: NumberFormat) -> tuple[int, int, int]:
     """Return the shape of the masks, P x G x bytes of a word."""
@@ -273,8 +266,9 @@ def _filled_up(bits: Bool[Tensor, "P G W"], masks: UInt8[Tensor, "P G M"]) -> Bo
 
 def blocks_by_panel(table: Shaped[Tensor, "O B"]) -> Shaped[Tensor, "P B 16"]:
     """Return a table in the order (panel, block, row), 0 for rows beyond the weight."""
-    padded = pad(table, (0, 0, 0, -len(table) % PANEL))
-    return padded.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+    rows, blocks = table.shape
+    padded = pad(table, (0, 0, 0, -rows % PANEL))
+    return padded.view(-1, PANEL, blocks).transpose(1, 2).contiguous()
 
 
 def _by_row(table: Shaped[Tensor, "P B 16"], rows: int) -> Shaped[Tensor, "O B"]:

@@ -39,8 +39,7 @@ class TensorFile:
     """A safetensors file of its full size; `put` writes its tensors one by one.
 
     Tensors of wide elements come first, so that each is aligned; the first one begins at a multiple
-    of `align` bytes. Without `create`, the file was laid out before. OSError where the file exists or
-    the disk is full.
+    of `align` bytes. Without `create`, the file was laid out before.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class TensorFile:
                     os.posix_fallocate(file.fileno(), 0, size)  # a full disk is known at once
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor's bytes; ValueError for an unknown name, or another shape or dtype."""
         if self.specs.get(name) != spec_of(tensor):
             raise ValueError(f"{name} must be {self.specs.get(name)}, got {spec_of(tensor)}")
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
@@ -94,7 +92,6 @@ SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # the smallest 
 
 
 def refuse_missing(name: str | Path, absent: Collection[str]) -> None:
-    """Raise InputError where weights of the model `name` are missing in its files, or of another shape."""
     if absent:
         raise InputError(
             f"the files of {name} must hold every weight, {len(absent)} are missing or of another "
@@ -130,7 +127,6 @@ def weights_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:
 
 
 def num_weights(folder: Path) -> int:
-    """Return the numbers in a model's safetensors files."""
     return sum(math.prod(shape) for _, shape in TensorFiles(folder).specs.values())
 
 
@@ -151,8 +147,7 @@ class TensorFiles:
     """The tensors in a model folder's safetensors files, by name.
 
     The files are those that transformers reads: model.safetensors, else the shards of INDEX (which
-    also decides between tensors of one name), else all. InputError where they are torn, missing or
-    ambiguous.
+    also decides between tensors of one name), else all.
     """
 
     def __init__(self, folder: Path) -> None:

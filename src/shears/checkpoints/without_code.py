@@ -42,11 +42,10 @@ def load_config(folder: Path, **options: Any) -> Any:
 
 def load_generation_config(folder: Path) -> GenerationConfig:
     """Return the generation settings in a folder; they name no code."""
-    return cast("GenerationConfig", GenerationConfig.from_pretrained(folder))
+    return GenerationConfig.from_pretrained(folder)
 
 
 def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a folder."""
     path = folder / "tokenizer_config.json"
     settings = read_object(path) if path.is_file() else {}
     if named := [key for key in ("vocab", "merges") if isinstance(settings.get(key), str)]:
@@ -84,7 +83,6 @@ def refuse_pickled(adapter: Path) -> None:
 
 
 def build_causal_model(config: Any, **options: Any) -> "PreTrainedModel":
-    """Return a model with new weights."""
     from transformers import AutoModelForCausalLM
 
     build = cast("Any", AutoModelForCausalLM).from_config

@@ -47,11 +47,7 @@ def sparsities(counts: Counts) -> dict[str, Any]:
 
 
 def kinds_of(paths: Iterable[str]) -> dict[str, str]:
-    """Return a short name for every path: its last part, and as many before it as make it unique.
-
-    Names of experts' weights contain `experts`. The order is that of a block: attention, network,
-    experts.
-    """
+    """Return a short, unique name for every path, in the order of a block: attention, network, experts."""
     split = {path: path.split(".") for path in dict.fromkeys(paths)}
     names = {path: _kind(parts, [each for each in split.values() if each != parts]) for path, parts in split.items()}
     return dict(sorted(names.items(), key=lambda item: _reading_order(item[1])))

@@ -23,17 +23,14 @@ from shears.checkpoints.without_code import UnsupportedCheckpoint
 from shears.config import ExportConfig
 from shears.config.fields import TemplateName
 from shears.config.serve_options import is_written
-from shears.data.calibration import calibration_batches
-from shears.data.rows import source_fingerprint
 from shears.errors import InputError
-from shears.export.merge import BATCH
+from shears.export.merge import calibration_of
 from shears.export.packing import Packing
 from shears.models.activations import BUDGET, Activations
 from shears.models.blocks import LoraUpdate, Matrix, affordable, block_matrices
 from shears.models.capture import InputMoments, capturing
 from shears.models.devices import autocast, pick_device
-from shears.models.properties import check_calibration, num_positions, refuse_longer
-from shears.models.ref import ModelRef, load_tokenizer
+from shears.models.ref import ModelRef
 from shears.models.sources import StreamedModel
 from shears.models.walk import BlockRun, IrregularBlocks, Walk
 from shears.progress import track
@@ -60,16 +57,11 @@ def round_calibrated(
     text = str(settings.calibration)
     if is_written(text) and updates:
         raise InputError(f"calibration {text} must be a text for a model with an adapter; let shears write make it")
-    length = settings.sequence_length
-    text, _ = text_source(text, model, settings.num_samples * length, settings.seed, device=settings.device)
+    size = settings.num_samples * settings.sequence_length
+    text, _ = text_source(text, model, size, settings.seed, device=settings.device)
     try:
         source = StreamedModel(model.folder, torch.float32, pick_device(settings.device))
-        refuse_longer(length, num_positions(source.model))
-        tokenizer = load_tokenizer(model)
-        drawn = calibration_batches(
-            text, tokenizer, settings.num_samples, length, BATCH, settings.seed, trained=template
-        )
-        check_calibration(source.model, drawn.batches)
+        batches, record = calibration_of(source.model, model, text, settings, trained=template)
         _put_tables(source, packing)
         rounding = _Rounding(source, packing, updates)
         with (
@@ -77,7 +69,7 @@ def round_calibrated(
             Activations(BUDGET, folder) as hidden,
             Activations(BUDGET, folder) as exact,
         ):
-            walk = Walk(source, drawn.batches, hidden, partial(autocast, "auto", source.device))
+            walk = Walk(source, batches, hidden, partial(autocast, "auto", source.device))
             for states in hidden:
                 exact.append(states)
             for index in track(range(len(walk)), "round", len(walk), "block"):
@@ -85,11 +77,7 @@ def round_calibrated(
                     rounding.round_block(block, exact, folder)
     except (UnsupportedCheckpoint, IrregularBlocks) as error:
         raise InputError(f"{error}; leave --calibration out to round to nearest") from error
-    return {
-        "calibration_fingerprint": drawn.fingerprint,
-        "calibration_sha256": source_fingerprint(text),
-        "rounded": rounding.figures(),
-    }
+    return {**record, "rounded": rounding.figures()}
 
 
 @contextmanager
@@ -181,8 +169,7 @@ class _Rounding:
     def _as_stored(self, rounded: Mapping[Matrix, Quantized]) -> Iterator[tuple[str, Quantized]]:
         """Yield what rounded linears become in the files, which may hold experts one by one.
 
-        The model's own conversion splits them: codes, scales and zero points, repeated to the
-        weights' shape, take the weights' places in turn.
+        The model's conversion splits them if codes, scales and zero points take the weights' places.
         """
         codes = self._converted({each: weight.codes for each, weight in rounded.items()})
         scales = self._converted({each: by_input(w.scales, w.codes.shape[1]) for each, w in rounded.items()})

@@ -1,7 +1,5 @@
 """Format gguf: one model in a file that llama.cpp loads, and the Modelfile of Ollama beside it.
 
-The zeros of a sparse model stay zeros, but the file holds them like any other weight.
-
 llama.cpp builds its tokenizer from the file's metadata. It knows two kinds here: `gpt2`, BPE on
 bytes, whose rule of splitting text has a name; and `llama`, BPE on characters with bytes for the
 unknown ones, which merges by the scores of its tokens.
@@ -168,7 +166,6 @@ def kind_of(name: str, shape: tuple[int, ...], settings: ExportConfig) -> Kind:
 
 
 def planned_gguf_bytes(specs: Mapping[str, Spec], settings: ExportConfig) -> int:
-    """Return the size of a GGUF file's tensors, by those of the model's files."""
     return sum(_num_bytes(kind_of(name, shape, settings), shape) for name, (_, shape) in specs.items())
 
 
@@ -180,7 +177,6 @@ def _num_bytes(kind: Kind, shape: tuple[int, ...]) -> int:
 def _write_tensors(
     writer: GGUFWriter, files: TensorFiles, config: Any, plan: DecoderPlan, settings: ExportConfig
 ) -> None:
-    """Write the tensors, one in memory at a time; InputError for a weight that F16 cannot hold."""
     layout = LAYOUTS[config.model_type]
     names = _gguf_names(files, layout, len(plan.layers))
     kinds = {name: kind_of(name, files.shape(name), settings) for name in names}
@@ -223,7 +219,8 @@ def _gguf_names(files: TensorFiles, layout: MODEL_ARCH, num_layers: int) -> dict
 
 def as_neighbours(weight: Tensor, heads: int) -> Tensor:
     """Return a weight (O I) or bias (O) whose rows i and i + D / 2 of each head, turned together, are neighbours."""
-    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()
+    turned: Tensor = weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    return turned.contiguous()
 
 
 def modelfile(file: str, ends: Sequence[str], form: TrainedForm | None = None) -> str:
@@ -246,7 +243,7 @@ def modelfile(file: str, ends: Sequence[str], form: TrainedForm | None = None) -
 def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, num_words: int) -> None:
     """Write a tokenizer, filled up to the model's `num_words` words; InputError where llama.cpp has none like it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = {"model": {"type": type(tokenizer).__name__}} if backend is None else json.loads(backend.to_str())
+    content: Any = {"model": {"type": type(tokenizer).__name__}} if backend is None else json.loads(backend.to_str())
     model = content["model"]
     if model["type"] != "BPE":
         raise InputError(f"format gguf writes tokenizers of kind BPE, got {model['type']}; take format merged")
@@ -256,8 +253,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, num_wo
         writer.add_tokenizer_model("llama")
         ranks = {merge.replace(" ", ""): -rank for rank, merge in reversed(list(enumerate(merges, start=1)))}
         writer.add_token_scores([float(ranks.get(word, UNMERGED)) for word, _ in words])
-        steps = (content["normalizer"] or {}).get("normalizers", [content["normalizer"] or {}])
-        prepends = any(step.get("type") == "Prepend" for step in steps)
+        normalizer = content["normalizer"] or {}
+        prepends = any(step.get("type") == "Prepend" for step in normalizer.get("normalizers", [normalizer]))
         scheme = (content["pre_tokenizer"] or {}).get("prepend_scheme", "never")
         writer.add_add_space_prefix(prepends or scheme != "never")
     else:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from shears.checkpoints.tensor_files import quantized_by
 from shears.checkpoints.zeros import count_zeros
@@ -30,7 +31,7 @@ from shears.models.capture import InputMoments
 from shears.models.devices import autocast
 from shears.models.load import answer_greedily
 from shears.models.properties import check_calibration, num_positions, refuse_longer
-from shears.models.ref import checked_base, load_tokenizer, save_tokenizer
+from shears.models.ref import ModelRef, checked_base, load_tokenizer, save_tokenizer
 from shears.models.sources import BlockSource
 from shears.models.sparse_adapter import masked_sum
 from shears.models.walk import BlockRun, IrregularBlocks, Walk
@@ -97,20 +98,12 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
         if not projects:
             _merge(target, chosen)
         else:
-            refuse_longer(settings.sequence_length, num_positions(blocks.model))
-            drawn = calibration_batches(
-                text, load_tokenizer(base), settings.num_samples, settings.sequence_length, BATCH, settings.seed,
-                columns=columns, trained=chosen.record["template"],
-            )  # fmt: skip
-            check_calibration(blocks.model, drawn.batches)
+            form = {"columns": columns, "trained": chosen.record["template"]}
+            batches, calibration = calibration_of(blocks.model, base, text, settings, **form)
             try:
-                project(target, drawn.batches, work)
+                project(target, batches, work)
             except IrregularBlocks as error:
                 raise InputError(f"{error}; train with --sparse-adapter to merge such a model without loss") from error
-            calibration = {
-                "calibration_fingerprint": drawn.fingerprint,
-                "calibration_sha256": source_fingerprint(text),
-            }
     save_tokenizer(base, work)
     record = origin(base, chosen, settings)
     if FORM in record:
@@ -122,6 +115,18 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
         **calibration,
         "fingerprint": weights_fingerprint(work),
     }
+
+
+def calibration_of(
+    model: PreTrainedModel, ref: ModelRef, text: str, settings: ExportConfig, **form: Any
+) -> tuple[Sequence[Int[Tensor, "_ _"]], dict[str, Any]]:
+    """Return the batches of a calibration text, and the keys of a record that name it."""
+    refuse_longer(settings.sequence_length, num_positions(model))
+    length = settings.sequence_length
+    drawn = calibration_batches(text, load_tokenizer(ref), settings.num_samples, length, BATCH, settings.seed, **form)
+    check_calibration(model, drawn.batches)
+    fingerprints = {"calibration_fingerprint": drawn.fingerprint, "calibration_sha256": source_fingerprint(text)}
+    return drawn.batches, fingerprints
 
 
 def _calibration_text(chosen: SubAdapter, settings: ExportConfig, adapter: Path) -> tuple[str, Mapping[str, str]]:

@@ -3,7 +3,6 @@
 Format unpacked is the inverse: a package becomes an ordinary model folder with an ordinary PEFT adapter inside it.
 """
 
-import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +36,6 @@ from shears.records.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.records.publishing import write_card
 from shears.records.trained_form import template_of_record
 
-logger = logging.getLogger(__name__)
 OF_MERGED = (
     "super_adapter_fingerprint", "template", artifacts.FORM, "data", "data_sha256", "ranks", artifacts.TRAINED_BEFORE,
 )  # fmt: skip
@@ -65,7 +63,6 @@ class Source(NamedTuple):
 
 
 def write_package(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
-    """Write a package of a model, a super-adapter or a sub-adapter; return its record."""
     with _opened(source, work, model, settings) as parts:
         parts.model.refuse_package("pack")
         figures = _write(parts, work, settings)
@@ -148,7 +145,6 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
         "model": (work / PACKAGE_FILE).stat().st_size,
         "adapter": sum(tensor.nbytes for tensor in source.adapter.values()),
     }
-    logger.info("packed %d linears as %s, %.1f MB", len(packing.packed), form.values, sizes["model"] / 1e6)
     return {
         "values": form.values,
         "package_fingerprint": fingerprint,

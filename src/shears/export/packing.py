@@ -118,8 +118,7 @@ def planned_bytes(
     """Return the size of a model's package file if all packed weights have this share of zeros.
 
     `specs` are the tensors of the model's files, tied ones once; `transposed` names the linears
-    that they hold as inputs x outputs. Exact but for int4 with zeros, where it is the mean over the
-    places of the zeros.
+    that they hold as inputs x outputs. Exact but for int4 with zeros, where it is a mean.
     """
     packed: dict[str, PackedEntry] = {}
     others: dict[str, DenseEntry] = {}
@@ -194,7 +193,6 @@ class Packing:
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros in the packed weights."""
         return self._zeros / max(sum(entry.rows * entry.cols for entry in self.packed.values()), 1)
 
     def sizes(self) -> dict[str, int]:
@@ -227,7 +225,6 @@ class Packing:
             self._writer.put(f"adapter.{name}", tensor)
 
     def put(self, linear: str, rounded: Quantized | None = None) -> None:
-        """Write a packed linear, its weight (O I) rounded to nearest or as given."""
         entry = self.packed[linear]
         stored = self.files.load(f"{linear}.weight")
         weight = stored.T.contiguous() if entry.transposed else stored

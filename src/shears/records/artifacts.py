@@ -52,7 +52,6 @@ FIELDS: Mapping[str, type | tuple[type, ...]] = {
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON as `write_text` does; ValueError for NaN and infinity."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -72,15 +71,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; InputError for one that cannot be read."""
     with reading(path):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; InputError for any other content."""
-    content: Any = read_json(path)
-    if not isinstance(content, dict):
+    if not isinstance(content := read_json(path), dict):
         raise InputError(f"{path} must be a JSON object, got {str(content)[:40]}; make or get it again")
     return content
 
@@ -95,7 +92,6 @@ def record_in(path: Path) -> dict[str, Any]:
 
 
 def sync_path(path: Path) -> None:
-    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -104,21 +100,17 @@ def sync_path(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below to the disk."""
     for path in [*sorted(folder.rglob("*")), folder]:
         sync_path(path)
 
 
 def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise InputError, which names every key that differs, for another configuration of `folder`."""
-    changes = [
-        f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if changes:
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if keys:
+        changes = "; ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in keys)
         todo = "Use the earlier configuration, delete the folder, or choose another output"
-        raise InputError(f"{folder} was made with a different configuration: {'; '.join(changes)}. {todo}")
+        raise InputError(f"{folder} was made with a different configuration: {changes}. {todo}")
 
 
 def read_rows(path: Path) -> list[Any]:
@@ -155,7 +147,6 @@ def cut_torn_line(path: Path) -> None:
 
 
 def as_data(config: StageConfig) -> dict[str, Any]:
-    """Return a stage's configuration as plain JSON data."""
     return config.model_dump(mode="json")
 
 
@@ -178,29 +169,26 @@ def baseline_folder(run: Path, name: str) -> Path:
 
 
 def find_record(folder: Path) -> Path | None:
-    """Return the file with the record of a finished folder, or None."""
     return next((folder / name for name in RECORDS if (folder / name).is_file()), None)
 
 
 def read_record(folder: Path, name: str, *needed: str, fingerprint: str | None = None) -> dict[str, Any]:
-    """Return the record of a finished artifact after a check of its weights.
+    """Return the record of a finished artifact after a check of its weights and of the `needed` keys.
 
-    `fingerprint` is that of the weights if the caller has computed it. InputError where the folder
-    is another kind of artifact, its weights changed, or its record lacks one of the `needed` keys.
+    `fingerprint` is that of the weights if the caller has computed it.
     """
     path = folder / name
     if not path.is_file():
-        kind = f"{KINDS.get(name, 'artifact')} (a folder with {name})"
-        raise InputError(f"{folder} must be a {kind}; it has no such file")
+        raise InputError(
+            f"{folder} must be a {KINDS.get(name, 'artifact')} (a folder with {name}); it has no such file"
+        )
     record = record_in(path)
     if lacking := [key for key in needed if key not in record]:
         raise InputError(f"{path} must be as shears wrote it, it lacks {', '.join(lacking)}")
-    if "fingerprint" in record:
-        recorded = record["fingerprint"]
-        actual = fingerprint or weights_fingerprint(folder)
-        if actual != recorded:
-            was = f"must be those of {name} ({str(recorded)[:12]})"
-            raise InputError(f"the weights in {folder} {was}, got {actual[:12]}; make it again")
+    recorded = record.get("fingerprint")
+    if "fingerprint" in record and (actual := fingerprint or weights_fingerprint(folder)) != recorded:
+        was = f"must be those of {name} ({str(recorded)[:12]})"
+        raise InputError(f"the weights in {folder} {was}, got {actual[:12]}; make it again")
     return record
 
 
@@ -208,9 +196,8 @@ def training_source(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data of a record's training, their hash, and the columns that were named."""
     config = record.get("config") or {}  # a super-adapter has no keys of its own
     columns = record.get("columns") or (config.get("columns") if "data" in config else None)
-    data = record.get("data") or config.get("data")
-    named = {"columns": columns} if columns else {}
-    return {"data": data, "data_sha256": record.get("data_sha256"), **named}
+    source = {"data": record.get("data") or config.get("data"), "data_sha256": record.get("data_sha256")}
+    return {**source, "columns": columns} if columns else source
 
 
 def training_sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -226,12 +213,9 @@ def inherited(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def form_keys(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a record that say in which form its training asked."""
     return {key: record[key] for key in ("template", FORM) if key in record}
 
 
 def check_input(what: str, expected: object, actual: str) -> None:
-    """Raise InputError where a fingerprint is not the one in a record."""
     if expected != actual:
-        recorded = str(expected)[:12]
-        raise InputError(f"{what} must be the one this was made from ({recorded}), got {actual[:12]}")
+        raise InputError(f"{what} must be the one this was made from ({str(expected)[:12]}), got {actual[:12]}")

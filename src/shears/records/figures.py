@@ -23,7 +23,6 @@ CONTAMINATION = "seen_in_training"  # a record's flag; in details, the number of
 
 
 def is_share(metric: str) -> bool:
-    """Tell whether a metric is a share of the examples, which is shown in percent."""
     return metric.startswith(SHARES)
 
 
@@ -37,7 +36,6 @@ def figure(metric: str, value: int | float) -> str:
 
 
 def interval(row: Record) -> str:
-    """Return the 95 % interval of a measurement, such as `25.0% to 75.0%`."""
     return " to ".join(figure(row["metric"], end) for end in row["ci95"]) if row["ci95"] else "unknown"
 
 
@@ -47,7 +45,6 @@ def points(*shares: int | float) -> str:
 
 
 def size(num_bytes: int | float) -> str:
-    """Return a number of bytes in megabytes or gigabytes."""
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
@@ -83,15 +80,10 @@ def _spread(spread: Mapping[str, float]) -> str:
 def other_readings(figures: Record) -> list[dict[str, Any]]:
     """Return the details that have an interval (`NAME`, `NAME_low`, `NAME_high`) as figures."""
     details = figures.get("details") or {}
+    ends = {name: (details[f"{name}_low"], details[f"{name}_high"]) for name in details if f"{name}_low" in details}
     return [
-        {
-            **figures,
-            "metric": name.replace("_", " "),
-            "value": details[name],
-            "ci95": (details[f"{name}_low"], details[f"{name}_high"]),
-        }
-        for name in details
-        if f"{name}_low" in details
+        {**figures, "metric": name.replace("_", " "), "value": details[name], "ci95": each}
+        for name, each in ends.items()
     ]
 
 
@@ -113,7 +105,6 @@ def model_rows(models: Sequence[Record]) -> list[Row]:
 
 
 def arm_rows(task: Record) -> list[Row]:
-    """Return the accuracy of each arm on one task."""
     return [
         {
             "arm": arm["name"],
@@ -142,18 +133,13 @@ def _p(value: int | float) -> str:
 
 
 def remarks(models: Iterable[Record]) -> list[str]:
-    """Return sentences on answers that the longest length cut, and on test questions that were trained on."""
-    models = list(models)
-    cut = ", ".join(
-        f"{each.get('name', '')} {int(each['details'][CUT]):,} of {each['n']:,}".lstrip()
-        for each in models
-        if CUT in (each.get("details") or {})
-    )
-    words = [f"Answers cut at the longest length: {cut}."] if cut else []
+    words = []
     for each in models:
         details = each.get("details") or {}
+        of = f" of {each['name']}" if "name" in each else ""
+        if cut := int(details.get(CUT, 0)):
+            words.append(f"{cut:,} of the {each['n']:,} answers{of} were cut at the longest length.")
         if seen := int(details.get(CONTAMINATION, 0)):
-            of = f" of {each['name']}" if "name" in each else ""
             rest = f"; on the others the accuracy is {unseen:.1%}" if (unseen := details.get("accuracy_unseen")) else ""
             words.append(f"{seen:,} of the {each['n']:,} test questions stand in the training data{of}{rest}.")
     return words
@@ -194,10 +180,8 @@ def by_layer(figures: Mapping[int, str]) -> str:
         layers.setdefault(figure, []).append(layer)
     if len(layers) == 1:
         return f"{next(iter(layers))} in all {len(figures)} layers"
-    by_frequency = sorted(layers, key=lambda figure: -len(layers[figure]))
-    return "; ".join(
-        f"{figure} in layer{'s' * (len(layers[figure]) > 1)} {_ranges(layers[figure])}" for figure in by_frequency
-    )
+    by_frequency = sorted(layers.items(), key=lambda item: -len(item[1]))
+    return "; ".join(f"{each} in layer{'s' * (len(numbers) > 1)} {_ranges(numbers)}" for each, numbers in by_frequency)
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -213,26 +197,22 @@ def ranks_of(record: Record) -> Mapping[str, int | Sequence[int]]:
 
 
 def answered_words(answers: Record) -> str:
-    """Return the right answers of a model in a compression in words: 45 of 50, 90.0 % (78.6 to 95.7)."""
     low, high = (100 * end for end in answers["ci95"])
     right = answers["right"].count("1")
     return f"{right} of {answers['n']}, {100 * answers['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def packages_of(record: Record) -> list[Record]:
-    """Return the figures of the packages that a compression has made, the rival last, each once."""
-    rival = record.get("rival")
-    return [*record["measured"], *([] if rival is None or rival in record["measured"] else [rival])]
+    rivals = [each for each in [record.get("rival")] if each and each not in record["measured"]]
+    return [*record["measured"], *rivals]
 
 
 def measured_models(record: Record) -> list[Record]:
-    """Return the figures of the dense model and of every package of a compression."""
     dense = record["dense"]
     return [{**dense, "name": "dense", "loss": dense.get("held_out_loss")}, *packages_of(record)]
 
 
 def measured_rows(record: Record) -> list[Row]:
-    """Return a row for each model and package that a compression measured."""
     models = [{"bits_per_weight": 8 * each["bytes"] / record["parameters"], **each} for each in measured_models(record)]
     return table_rows(models, MEASURED)
 

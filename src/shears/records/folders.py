@@ -24,7 +24,6 @@ SCRAPS = {CONFIG, LOCK, f".{CONFIG}.tmp"}  # files that hold no work
 
 
 def partial_folder(output: Path) -> Path:
-    """Return the folder in which the stage that makes `output` works until it is done."""
     output = named_folder(output)
     return output.with_name(output.name + PARTIAL)
 
@@ -43,8 +42,6 @@ def working_folder(output: Path, config: Mapping[str, Any], *, resumes: bool = T
     """Yield the folder to work in; rename it to `output` when the block ends without an error.
 
     What an interrupted run of the same `config` left is still there, unless `resumes` is False.
-    InputError if `output` exists, if another process works on it, or if the interrupted run
-    had another configuration.
     """
     refuse_taken(output)
     output = named_folder(output)
@@ -76,10 +73,9 @@ def working_folder(output: Path, config: Mapping[str, Any], *, resumes: bool = T
 
 
 def refuse_taken(output: Path, record: str | None = None) -> None:
-    """Raise InputError for an output that cannot be made: it exists, or no folder can be there.
+    """Raise InputError for an output that exists or cannot be made, or whose working folder no stage made.
 
-    Also for a working folder that no stage made, because it would be emptied. An output that holds
-    the file `record` may exist: its verb goes on in it. An empty folder may exist, too.
+    An output that holds the file `record` may exist: its verb goes on in it. So may an empty folder.
     """
     output = named_folder(output)
     if record is not None and (output / record).is_file():
@@ -129,7 +125,6 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Lock the folder of a run, which is made; InputError where another process holds it."""
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -142,12 +137,10 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def free_bytes(output: Path) -> int:
-    """Return the free bytes of the disk on which an output will be."""
     return shutil.disk_usage(next(folder for folder in (output, *output.absolute().parents) if folder.exists())).free
 
 
 def refuse_full_disk(output: Path, num_bytes: int) -> None:
-    """Raise InputError, before any work, unless the disk of an output has room for so many bytes."""
     free = free_bytes(output)
     if num_bytes > free:
         raise InputError(

@@ -38,7 +38,6 @@ def without_folders(name: str) -> str:
 
 
 def last_part(path: str) -> str:
-    """Return the last part of a path of any operating system."""
     return SEPARATOR.split(path.rstrip("/\\"))[-1]
 
 
@@ -80,5 +79,4 @@ def rank_patterns(ranks: Mapping[str, int], largest: int) -> dict[str, int]:
 
 
 def linear_of(name: str) -> str:
-    """Return the linear an adapter's tensor belongs to, as the base model names it."""
     return name.removeprefix(PREFIX).split(ADDED)[0]

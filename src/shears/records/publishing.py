@@ -67,13 +67,6 @@ SOURCES = frozenset(
 """Keys of JSON files, ours and other tools', whose value may be a file or folder."""
 
 
-class HubLocation(NamedTuple):
-    """An artifact's repository on the hub (owner/name), and its folder there unless it is the top."""
-
-    repo: str
-    subfolder: str = ""
-
-
 class Upload(NamedTuple):
     """A file to upload: name in the repository, bytes, and content if it is not the file's."""
 
@@ -83,7 +76,6 @@ class Upload(NamedTuple):
 
 
 def write_card(folder: Path, figures: Sequence[Record] = ()) -> None:
-    """Write README.md beside the record of a folder, with a table of figures."""
     path = artifacts.find_record(folder)
     assert path is not None, folder
     with reading(path):
@@ -93,7 +85,7 @@ def write_card(folder: Path, figures: Sequence[Record] = ()) -> None:
 
 def card(kind: str, record: Record, figures: Sequence[Record] = ()) -> str:
     """Return the card of an artifact; `kind` is its record's file name, such as sparsity.json."""
-    words = _words(kind, record, None)
+    words = _words(kind, record)
     has_lora = words["is_adapter"] or "ranks" in record
     whole = "gguf" if kind == artifacts.GGUF else "transformers"
     metadata = ModelCardData(
@@ -112,35 +104,14 @@ def card(kind: str, record: Record, figures: Sequence[Record] = ()) -> str:
     return f"{_template().render(words)}\n"
 
 
-def published(text: str, kind: str, record: Record, public: Record, location: HubLocation) -> str:
-    """Return a card with the names of `public` and with code that loads from the hub.
-
-    The names of `record` are replaced. Text that a person wrote into the card stays.
-    """
-    template = _template()
-    old = _words(kind, record, None)
-    new = _words(kind, public, location)
-    for block in template.blocks.values():
-        before, after = ("".join(block(template.new_context(words))) for words in (old, new))
-        text = text.replace(before, after, 1)
-    return _with_base_model(text, _hub_base(public))
-
-
-def _with_base_model(text: str, base: str | None) -> str:
-    made: Any = ModelCard(text, ignore_metadata_errors=True)
-    if base is not None:
-        made.data.base_model = base
-    return str(made)
-
-
 def _template() -> Template:
     environment = Environment(keep_trailing_newline=False)
     environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
     return environment.from_string(files("shears.records").joinpath("card.md").read_text("utf-8"))
 
 
-def _words(kind: str, record: Record, location: HubLocation | None) -> dict[str, Any]:
-    """Return what a card is made of; `location` is its place on the hub, None for this machine."""
+def _words(kind: str, record: Record, repo: str = "", subfolder: str = "") -> dict[str, Any]:
+    """Return what a card is made of, on this machine or in a repository on the hub."""
     form = FORMAT_OF_RECORD.get(kind)
     holds = form.holds if form is not None else "model"
     folder, title = FOLDERS[kind]
@@ -148,15 +119,14 @@ def _words(kind: str, record: Record, location: HubLocation | None) -> dict[str,
     base = base if HUB_NAME.fullmatch(base) else ACTIVE.sub("_", last_part(base))
     largest = record.get("max_rank", record.get("rank", 0))
     words = {"loaded": f'"{folder}"', "served": folder, "folder": folder, "download": ""}
-    if location is not None:
-        copy = last_part(location.repo)
-        folder = f"{copy}/{location.subfolder}" if location.subfolder else copy
-        inside = f', subfolder="{location.subfolder}"' if location.subfolder else ""
+    if repo:
+        copy = last_part(repo)
+        folder = f"{copy}/{subfolder}" if subfolder else copy
         words = {
-            "loaded": f'"{location.repo}"{inside}',
-            "served": folder if inside else location.repo,
+            "loaded": f'"{repo}", subfolder="{subfolder}"' if subfolder else f'"{repo}"',
+            "served": folder if subfolder else repo,
             "folder": folder,
-            "download": f"    hf download {location.repo} --local-dir {copy}\n",
+            "download": f"    hf download {repo} --local-dir {copy}\n",
         }
     return {
         "kind": kind,
@@ -176,7 +146,6 @@ def _words(kind: str, record: Record, location: HubLocation | None) -> dict[str,
 
 
 def _hub_base(record: Record) -> str | None:
-    """Return the hub id of the base model; None where the base is not on the hub."""
     base = str(record.get("model") or record.get("base") or "")
     if base in EMBEDDED:
         return EMBEDDED[base].hub
@@ -184,18 +153,12 @@ def _hub_base(record: Record) -> str | None:
 
 
 def push(
-    folder: str | Path,
-    repo: str,
-    *,
-    base: str | None = None,
-    private: bool = False,
-    dry_run: bool = False,
+    folder: str | Path, repo: str, *, base: str | None = None, private: bool = False, dry_run: bool = False
 ) -> list[Upload]:
     """Upload an artifact to a repository on the hub, which is created if needed; return its files.
 
     `base` is the hub id of the model that an adapter belongs to; it replaces the local folder.
-    `dry_run` uploads nothing and needs no network. InputError for anything but a finished model,
-    adapter or package, for an adapter whose base is a local folder, and for what the hub refuses.
+    `dry_run` uploads nothing and needs no network. InputError for an adapter whose base is local.
     """
     folder = expanded(folder)
     for name in filter(None, (repo, base)):
@@ -227,35 +190,41 @@ def _uploads(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
         if any(part.startswith(".") or part.endswith(PARTIAL) or EXCLUDED.fullmatch(part) for part in name.parts):
             continue
         own_file(path, folder)
-        is_inside = len(name.parts) > 1
-        place = HubLocation(repo, name.parent.as_posix() if is_inside else "")
+        subfolder = name.parent.as_posix() if len(name.parts) > 1 else ""
         with reading(path):
-            content = _public_content(path, repo if is_inside else base, place)
+            content = _public_content(path, repo if subfolder else base, repo, subfolder)
         size = path.stat().st_size if content is None else len(content)
         yield Upload(name.as_posix(), size, content)
 
 
-def _public_content(path: Path, base: str | None, place: HubLocation) -> bytes | None:
-    """Return the content of a file on the hub, at `place`; None if it is the same as here."""
+def _public_content(path: Path, base: str | None, repo: str, subfolder: str) -> bytes | None:
     if path.name != artifacts.README:
         if path.suffix != ".json":
             return None
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-        is_record = path.name in BASE_KEYS
-        public = _with_base(path, content, base) if is_record else _without_folders(content)
+        content = artifacts.read_json(path)
+        public = _with_base(path, content, base) if path.name in BASE_KEYS else _without_folders(content)
         text = f"{json.dumps(public, indent=2, ensure_ascii=False)}\n"
         return None if public == content else text.encode()
     text = path.read_text(encoding="utf-8")
     file = artifacts.find_record(path.parent)
-    if file is None or file.name not in artifacts.KINDS:  # a card of another tool
-        return _with_base_model(text, base).encode()
-    record = artifacts.read_object(file)
-    public = _with_base(file, record, base)
-    return published(text, file.name, record, public, place).encode()
+    if file is not None and file.name in artifacts.KINDS:
+        record = artifacts.read_object(file)
+        public = _with_base(file, record, base)
+        old = _words(file.name, record)
+        new = _words(file.name, public, repo, subfolder)
+        template = _template()
+        for block in template.blocks.values():  # text that a person wrote into the card stays
+            before, after = ("".join(block(template.new_context(words))) for words in (old, new))
+            text = text.replace(before, after, 1)
+        base = _hub_base(public)
+    made: Any = ModelCard(text, ignore_metadata_errors=True)
+    if base is not None:
+        made.data.base_model = base
+    return str(made).encode()
 
 
 def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[str, Any]:
-    """Return a record without folders and with the hub id of its base; InputError if it has none."""
+    """Return a record without folders and with the hub id of its base."""
     key = BASE_KEYS[path.name]
     recorded = str(content.get(key) or "")
     in_folder = is_path(recorded) or (path.parent.parent / recorded).exists()  # beside the artifact's
@@ -265,8 +234,7 @@ def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[st
             f"the base of an artifact must be public, {path} has the folder {recorded}; push that "
             "first and give its repository as --base"
         )
-    public: dict[str, Any] = _without_folders(content)
-    return {**public, key: base} if base is not None else public
+    return {**_without_folders(content), **({} if base is None else {key: base})}
 
 
 def _without_folders(content: Any, key: str = "") -> Any:

@@ -18,11 +18,7 @@ TIMES = "times.jsonl"
 
 @contextmanager
 def timed(folder: Path, stage: str) -> Iterator[None]:
-    """Append a line to the folder's times when the block begins, and one when it ends.
-
-    `finished` is false where an error or Ctrl-C ended the block. A killed process leaves only the
-    first line.
-    """
+    """Append a line to the folder's times when the block begins, and one when it ends or fails."""
     key = {"stage": stage, "began": datetime.now(UTC).isoformat(timespec="milliseconds")}
     start = time.monotonic()
     finished = False
@@ -38,10 +34,7 @@ def timed(folder: Path, stage: str) -> Iterator[None]:
 
 
 def read_times(folder: Path) -> list[dict[str, Any]]:
-    """Return stage, began, machine, versions, seconds and finished of each time that a stage ran.
-
-    A killed stage has 0 seconds.
-    """
+    """Return a row for each time that a stage ran; a killed stage has 0 seconds."""
     times = dict[tuple[str, str], dict[str, Any]]()
     unknown = {"machine": "", "versions": {}, "seconds": 0.0, "finished": False}
     for line in read_rows(folder / TIMES):
@@ -68,7 +61,6 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """Return the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -76,6 +68,5 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages in BESIDE."""
     installed = {name: importlib.metadata.version(name) for name in BESIDE}
     return {"python": platform.python_version(), **installed}

@@ -27,7 +27,6 @@ class TrainedForm:
 
     @property
     def words(self) -> str:
-        """The form in words, for messages."""
         names = {"chat": "chats", "prompt": "prompts without a template"}
         return names.get(self.rows, f"instructions in the template {self.template}")
 
@@ -45,12 +44,10 @@ UNKNOWN = TrainedForm("prompt", "question")  # for the words about a model that 
 
 
 def form_of_record(record: Mapping[str, Any]) -> TrainedForm | None:
-    """Return the form that a record names; None for one of a model without."""
     return TrainedForm(template=record["template"], **record[FORM]) if FORM in record else None
 
 
 def template_of_record(record: Mapping[str, Any]) -> Any:
-    """Return the template of the training that a record names, else None."""
     return record.get("template") or record.get("config", {}).get("template")
 
 

@@ -21,8 +21,7 @@ REQUIRED = ("fastapi", "uvicorn")
 def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -> None:
     """Answer requests until SIGTERM or SIGINT; keywords are those of ServeConfig.
 
-    Then no new requests are taken, and running ones have ten seconds to end. InputError without
-    fastapi and uvicorn, for an address that cannot be bound, and as `load`.
+    Then no new requests are taken, and running ones have ten seconds to end.
     """
     key = config.get("api_key") or os.environ.get("SHEARS_API_KEY") or None
     wanted = build(ServeConfig, "serve", {**config, "api_key": key})

@@ -58,7 +58,6 @@ class Service:
         self._task: asyncio.Task[None] | None = None
 
     async def completions(self, request: Request) -> Response:
-        """Continue one prompt or several."""
         body = CompletionRequest.model_validate_json(await read_body(request))
         several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
         prompts: Any = body.prompt if several else [body.prompt]
@@ -66,7 +65,6 @@ class Service:
         return await self._respond(request, body, prompts)
 
     async def chat(self, request: Request) -> Response:
-        """Answer a conversation."""
         body = ChatRequest.model_validate_json(await read_body(request))
         shown = [tool.model_dump(exclude_none=True) for tool in body.tools if body.functions()]
         turns = [message.turn() for message in body.messages]
@@ -196,20 +194,17 @@ class Service:
         yield DONE
 
     async def check_key(self, request: Request) -> None:
-        """Refuse a request without the server's key, if it has one."""
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
         if self.config.api_key and not hmac.compare_digest(key.encode(), self.config.api_key.encode()):
             raise HTTPException(401, "the request must carry Authorization: Bearer KEY")
 
     def card(self, name: str) -> dict[str, Any]:
-        """Return the served model as /v1/models does."""
         if name != self.name:
             raise HTTPException(404, f"the model must be {self.name!r}, got {name!r:.100}; see /v1/models")
         return {"id": self.name, "object": "model", "created": self._created, "owned_by": "shears"}
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the bytes of a request that is not too large."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -219,10 +214,8 @@ async def read_body(request: Request) -> bytes:
 
 
 def make_server(service: Service) -> uvicorn.Server:
-    """Return the server of a service; `should_exit` or a signal ends it.
-
-    It has no page of documentation, because that page loads scripts from elsewhere.
-    """
+    """Return the server of a service; `should_exit` or a signal ends it."""
+    # a page of documentation would load scripts from elsewhere
     app = FastAPI(title="shears", docs_url=None, redoc_url=None, openapi_url=None)
     for kind in (HTTPException, ValidationError, InputError, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _as_json)

@@ -29,8 +29,6 @@ Zero = Annotated[float, Field(ge=0, le=0)]
 
 
 class Body(BaseModel):
-    """An object of known keys."""
-
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -42,14 +40,10 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    """How a stream is written."""
-
     include_usage: bool = False  # whether the stream ends with the number of tokens
 
 
 class TextRequest(Body):
-    """The keys of both kinds of requests."""
-
     model: str
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -68,8 +62,6 @@ class TextRequest(Body):
 
 
 class CompletionRequest(TextRequest):
-    """A body of /v1/completions."""
-
     prompt: str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)]
     best_of: Literal[1] = 1
     echo: Literal[False] = False
@@ -77,15 +69,11 @@ class CompletionRequest(TextRequest):
 
 
 class MessagePart(Body):
-    """A part of a message's content; only text is supported."""
-
     type: Literal["text"]
     text: str
 
 
 class CalledFunction(Body):
-    """The function of an earlier call."""
-
     name: str
     arguments: Json[dict[str, Any]]
 
@@ -110,7 +98,6 @@ class Message(Body):
     tool_call_id: str | None = None
 
     def turn(self) -> dict[str, Any]:
-        """Return the message in the form of chat templates."""
         text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
         turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
         if self.tool_calls:
@@ -164,7 +151,6 @@ class ResponseFormat(Body):
     json_schema: NamedSchema | None = None
 
     def schema_of_text(self) -> dict[str, Any] | None:
-        """Return the schema that the answer's text must follow, or None for any text."""
         if self.json_schema is not None:
             return self.json_schema.schema_
         return {"type": "object"} if self.type == "json_object" else None
@@ -177,8 +163,6 @@ class ResponseFormat(Body):
 
 
 class ChatRequest(TextRequest):
-    """A body of /v1/chat/completions."""
-
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     response_format: ResponseFormat = ResponseFormat(type="text")
@@ -217,7 +201,6 @@ class ResponseWriter:
         self._head = {"id": name, "created": int(time.time()), "model": body.model}
 
     def whole(self, texts: Sequence[Continuation]) -> dict[str, Any]:
-        """Return the response that is not streamed."""
         choices = []
         for index, text in enumerate(texts):
             events = self._events(index, text.text, last=True)

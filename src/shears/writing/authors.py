@@ -51,14 +51,12 @@ class Author:
         raise NotImplementedError
 
     def is_kept(self, row: Row) -> bool:
-        """Return whether a row is one of the result."""
         return bool(row["tokens"])
 
     def _text(self, number: int, name: str, prompt: Sequence[int]) -> Continuation:
         seed = random.Random(name.format(self._settings.seed, number)).getrandbits(63)
-        temperature = self._settings.temperature or 0.0
-        options = SamplingConfig(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
-        return Continuation(prompt, options, self._text_settings, number=number)
+        given = {"max_new_tokens": self._settings.max_new_tokens, "temperature": self._settings.temperature or 0.0}
+        return Continuation(prompt, SamplingConfig(**given, seed=seed), self._text_settings, number=number)
 
 
 class TextAuthor(Author):
@@ -74,9 +72,9 @@ class TextAuthor(Author):
             turn = [{"role": "user", "content": MARK}]
             opening, mark, closing = render_turns(turn, tokenizer).partition(MARK)
             self._turn = (opening, closing) if mark else None
-        self._words = first_words(tokenizer)
-        if not self._words:
+        if not (words := first_words(tokenizer)):
             raise InputError("a model that writes text must have words as tokens, its tokenizer has none; give a text")
+        self._words = words
 
     def begin(self, number: int) -> Continuation:
         if self._turn is not None and self._is_chat(number):
@@ -100,14 +98,17 @@ class TextAuthor(Author):
     def row(self, text: Continuation) -> Row:
         words = self._words_of(text)
         user = self._users.pop(text.number, None)
+        content: Row = {}
+        parts: list[str] = []
         if user is not None and words:
-            tokens = sum(map(len, encode([user, words], self._tokenizer)))
-            turns = [{"role": "user", "content": user}, {"role": "assistant", "content": words}]
-            return {"number": text.number, "tokens": tokens, "messages": turns}
-        if words and not self._is_chat(text.number):
-            whole = str(self._tokenizer.decode([text.prompt[-1], *text.tokens], skip_special_tokens=True)).strip()
-            return {"number": text.number, "tokens": len(encode([whole], self._tokenizer)[0]), "text": whole}
-        return {"number": text.number, "tokens": 0}
+            parts = [user, words]
+            content = {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": words}]}
+        elif words and not self._is_chat(text.number):
+            whole = self._tokenizer.decode([text.prompt[-1], *text.tokens], skip_special_tokens=True)
+            parts = [str(whole).strip()]
+            content = {"text": parts[0]}
+        tokens = sum(map(len, encode(parts, self._tokenizer))) if parts else 0
+        return {"number": text.number, "tokens": tokens, **content}
 
     def _is_chat(self, number: int) -> bool:
         return self._turn is not None and int((number + 1) * CHATS) > int(number * CHATS)
@@ -131,7 +132,7 @@ class AnswerAuthor(Author):
     """Begins answers to the rows of a source.
 
     Rows that are no chats are asked as plain text if those of the model's training were none or the
-    tokenizer has no chat template, else as chats. InputError for a prompt that leaves no room for an answer.
+    tokenizer has no chat template, else as chats.
     """
 
     def __init__(
@@ -146,9 +147,9 @@ class AnswerAuthor(Author):
         self._rows = rows
         self._form = form
         self._ids = [self._prompt(row) for row in rows]
-        if (longest := max(map(len, self._ids))) >= text_settings.max_length:
+        longest, number = max((len(ids), number) for number, ids in enumerate(self._ids, start=1))
+        if longest >= text_settings.max_length:
             rule = f"a prompt must be shorter than the model's context of {text_settings.max_length} tokens"
-            number = [*map(len, self._ids)].index(longest) + 1
             raise InputError(f"{rule}, got {longest} in row {number}; shorten it or leave it out")
         order = list(range(len(rows)))
         if settings.tokens is not None:
@@ -159,10 +160,7 @@ class AnswerAuthor(Author):
         return self._text(number, "answer {} {}", self._ids[number % len(self._rows)])
 
     def row(self, text: Continuation) -> Row:
-        """Return a finished answer as a row of `messages`, or of prompt and completion without a chat template.
-
-        `row` and `sample` count from 1. The question and answer of the source are kept beside it.
-        """
+        """Return a finished answer; `row` and `sample` count from 1."""
         sample, index = divmod(text.number, len(self._rows))
         source = self._rows[index]
         words = text.text.strip()
@@ -186,7 +184,6 @@ class AnswerAuthor(Author):
         }
 
     def is_kept(self, row: Row) -> bool:
-        """Return whether an answer is kept: one that has text, has ended, is right; a cut one is never right."""
         keep = self._settings.keep
         has_ended = not row["cut"] and (keep == "ended" or row["right"] is True)
         return bool(row["tokens"]) and (keep == "all" or has_ended)
@@ -203,11 +200,7 @@ class AnswerAuthor(Author):
 
 
 def asked_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the turns up to the last one of a user: a conversation's, or those that ask a row.
-
-    A prompt is a turn as it is; an instruction or question is asked as `chat_turns` does. InputError
-    for a row without a question, and for a conversation without a turn of a user.
-    """
+    """Return the turns up to the last one of a user: a conversation's, or those that ask a row."""
     if messages := row.get("messages"):
         turns = turns_of(messages)
         while turns and turns[-1]["role"] != "user":
@@ -222,7 +215,7 @@ def asked_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def plain_prompt(row: Mapping[str, Any], form: TrainedForm | None) -> str:
-    """Return a prompt as plain text, an instruction in a form's template; InputError for a row without a question."""
+    """Return a prompt as plain text, an instruction in a form's template."""
     column, text, given = _asked_text(row)
     if column == "prompt":
         return text
@@ -233,8 +226,7 @@ def _asked_text(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the column and text that a row without a conversation asks, and the input of an instruction."""
     column = next((name for name in QUESTIONS if isinstance(row.get(name), str) and row[name].strip()), None)
     if column is None:
-        known = ", ".join((*QUESTIONS, "messages"))
-        todo = "name yours with columns, such as prompt=sentence"
-        raise InputError(f"a prompt must be text in one of the columns {known}, got {', '.join(map(str, row))}; {todo}")
+        got = f"got {', '.join(map(str, row))}; name yours with columns, such as prompt=sentence"
+        raise InputError(f"a prompt must be text in one of the columns {', '.join(QUESTIONS)}, messages, {got}")
     given = row.get("input") if column == "instruction" else None
     return column, row[column], str(given or "").strip()

@@ -25,7 +25,7 @@ from shears.models.properties import positions_in
 from shears.models.ref import AnyModel, ModelRef, end_tokens, load_tokenizer, resolve_with
 from shears.progress import meter
 from shears.records import artifacts as journal
-from shears.records.artifacts import WRITTEN_TEXT, __version__, as_data, write_json
+from shears.records.artifacts import WRITTEN_TEXT, __version__, write_json
 from shears.records.folders import working_folder
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.trained_form import trained_form
@@ -56,8 +56,7 @@ def write(
 
     With `prompts`, a source of rows or chats, the model answers them, in the form of its training's
     rows, if there was one. Other keywords are the fields of `WriteConfig`. An interrupted call
-    continues. InputError for a model that cannot be used, or that ends its texts at once, for a row
-    that asks nothing, and if no answer is kept.
+    continues.
     """
     settings = build(WriteConfig, "write", config).for_prompts(prompts)
     rows = None if prompts is None else read_rows(prompts, settings.columns)
@@ -108,8 +107,7 @@ def write(
 def _asked(ref: ModelRef, adapter: str | Path | None, settings: WriteConfig, rows: Any) -> dict[str, Any]:
     """Return what decides every text, and how many there are."""
     parts = [] if adapter is None else sorted(Path(adapter).glob("*.safetensors"))
-    asked = {"base_fingerprint": ref.fingerprint, **as_data(settings)}
-    del asked["device"]  # two devices write the same text, but for rounding
+    asked = {"base_fingerprint": ref.fingerprint, **settings.model_dump(mode="json", exclude={"device"})}
     if parts:
         asked["adapter_fingerprint"] = file_fingerprint(*parts)
     if rows is not None:
@@ -132,8 +130,7 @@ def _open(
         network, tokenizer = load_with_adapter(ref, adapter, "auto" if device.type == "cpu" else precision, place)
         ends = end_tokens(tokenizer, getattr(network, "generation_config", None))
         backend = native_backend(network, Wanted(precision=precision))
-        if backend is None:
-            backend = TransformersBackend(nn.Module.to(network, DTYPES[precision]))
+        backend = backend or TransformersBackend(nn.Module.to(network, DTYPES[precision]))
     context = positions_in(known_config(ref.folder)) or backend.max_length
     return tokenizer, TextSettings(decoding_by(tokenizer), ends, min(backend.max_length, context)), backend
 
@@ -141,8 +138,7 @@ def _open(
 def written_rows(author: Author, backend: Backend, tokens: int | None, path: Path) -> list[Row]:
     """Return the rows of the wanted texts: the first whose kept rows hold `tokens`; None: all.
 
-    Those that the journal at `path` lacks are written and appended to it. InputError for a model that
-    writes nothing or gives no numbers.
+    Those that the journal at `path` lacks are written and appended to it.
     """
     known: dict[int, Row] = {row["number"]: row for row in journal.read_rows(path)}
     open_texts: dict[int, Continuation] = {}
@@ -167,7 +163,6 @@ def written_rows(author: Author, backend: Backend, tokens: int | None, path: Pat
 
 
 def _num_tokens(author: Author, rows: Iterable[Row]) -> int:
-    """Return the tokens of the rows that are kept."""
     return sum(int(row["tokens"]) for row in rows if author.is_kept(row))
 
 
@@ -202,7 +197,7 @@ def text_source(
     """Return a source and its columns; for `self` and `self:FILE` a file that the model writes, or wrote before.
 
     The file has at least `tokens` tokens, unless the answers to all rows of FILE, which has the
-    `columns`, have fewer. Other keywords are those of `write`. InputError as in `write`.
+    `columns`, have fewer. Other keywords are those of `write`.
     """
     if not is_written(source):
         return source, columns
@@ -225,7 +220,7 @@ def answers_source(
 ) -> tuple[str, Mapping[str, str]]:
     """Return a source of rows and its columns; for `self:FILE` a file with the model's answers to all rows.
 
-    Kept are right answers if every row has an `answer`, else those that ended. InputError as in `write`.
+    Kept are right answers if every row has an `answer`, else those that ended.
     """
     if not source.startswith(ANSWERED):
         return source, columns
