@@ -160,10 +160,8 @@ def test_merging_keeps_every_zero_where_stock_merging_loses_them(kind: str) -> N
 def test_layers_that_cannot_be_masked_are_refused() -> None:
     model = one_linear()
     make_sparse(model)
-    with pytest.raises(InputError, match="adapter 'default' that is not sparse already"):
+    with pytest.raises(InputError, match="that is not sparse already"):
         make_sparse(model)
-    with pytest.raises(InputError, match="needs a model with the adapter 'other'"):
-        make_sparse(one_linear(), "other")
     integers = one_linear()
     layer_of(integers).base_layer.weight = nn.Parameter(torch.ones(9, 12, dtype=torch.uint8), requires_grad=False)
     for odd in (integers, one_linear(lora_dropout=0.1), one_linear(use_dora=True)):

@@ -108,7 +108,6 @@ class SearchSpace:
                     yield RankConfig({**config, group: ranks[other]})
 
     def check(self, config: Mapping[str, int]) -> RankConfig:
-        """Return the configuration as a RankConfig; InputError if it is not of this space."""
         if odd := sorted(config.keys() ^ self.ranks.keys()):
             raise InputError(f"ranks must name the {len(self.ranks)} groups of their space; not in both: {odd[0]}")
         for group, rank in config.items():

@@ -45,7 +45,6 @@ def space_of_record(record: Mapping[str, Any]) -> SearchSpace:
 def load_super_adapter(
     folder: str | Path, model: str | None = None, dtype: str = "auto", device: str = "auto"
 ) -> SuperAdapter:
-    """Load a super-adapter on its frozen base; InputError if it is not the one it was trained on."""
     folder = Path(folder)
     record = read_record(folder, SEARCH_SPACE, "groups", "base", "base_fingerprint")
     base = checked_base(folder, record, model)

@@ -116,8 +116,6 @@ def _record(work: Path, settings: TrainConfig, decided: TrainConfig, rows: "Rows
 
 
 class Rows(NamedTuple):
-    """The tokenized examples to train on, and those to validate on, if any."""
-
     train: list[Tokenized]
     validation: list[Tokenized]
     pad_id: int
@@ -125,7 +123,6 @@ class Rows(NamedTuple):
 
 
 def settings_for(base: ModelRef, settings: TrainConfig) -> TrainConfig:
-    """Return the settings with what the base decides: learning rate, alpha and start, where none is set."""
     linears = base.record.get("linears", {}).values()
     size = sum(math.prod(linear["shape"]) for linear in linears)
     sparsity = sum(linear["zeros"] for linear in linears) / max(size, 1)

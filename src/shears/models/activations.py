@@ -50,18 +50,15 @@ class Activations:
         self._devices[index] = tensor.device
 
     def append(self, tensor: Tensor) -> None:
-        """Add a tensor at the end."""
         self._devices.append(tensor.device)
         self[len(self) - 1] = tensor
 
     def save(self, folder: Path) -> None:
-        """Write all tensors into a new folder."""
         folder.mkdir()
         for index, tensor in enumerate(self):
             save_file({NAME: tensor.contiguous()}, folder / f"{index}.safetensors")
 
     def load(self, folder: Path) -> None:
-        """Replace all tensors by those that `save` wrote."""
         for index, device in enumerate(self._devices):
             self[index] = load_file(folder / f"{index}.safetensors", device=str(device))[NAME]
 
@@ -71,7 +68,6 @@ class Activations:
         return None if self._budget is None else self._budget - self._used
 
     def close(self) -> None:
-        """Delete the files and forget the tensors."""
         self._kept.clear()
         if self._files is not None:
             self._files.cleanup()

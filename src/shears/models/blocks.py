@@ -138,7 +138,6 @@ class Matrix:
         return self.cut(model.get_parameter(self.parameter).detach())
 
     def cut(self, stored: Tensor) -> Float[Tensor, "O I"]:
-        """Return the weight's part of its parameter, or of its parameter's gradient."""
         matrix = stored if self.index is None else stored[self.index]
         return matrix.T if self.transposed else matrix
 
@@ -195,7 +194,6 @@ def kept_dense(block: nn.Module) -> dict[str, int]:
 
 
 def linear_matrix(name: str, linear: nn.Module) -> Matrix:
-    """Return a linear (or Conv1D) as a matrix."""
     rows, columns = linear.get_parameter("weight").shape
     transposed = isinstance(linear, Conv1D)
     return Matrix(name, f"{name}.weight", None, transposed, (columns, rows) if transposed else (rows, columns))

@@ -112,7 +112,6 @@ class _Watch(TorchFunctionMode):
             self._receive(matrix, self._tokens(inputs))
 
     def _tokens(self, inputs: Tensor) -> Float[Tensor, "T I"]:
-        """Return the inputs as T x I: one object for consecutive calls with an unchanged tensor."""
         if self._last is not None and self._last[0] is inputs and self._last[1] == inputs._version:
             return self._last[2]
         tokens = inputs.detach().reshape(-1, inputs.shape[-1])
@@ -150,7 +149,6 @@ class InputNorms:
         self._last: tuple[Tensor, Float[Tensor, " I"]] | None = None
 
     def receive(self, matrix: Matrix, inputs: Float[Tensor, "T I"]) -> None:
-        """Add the squares of some tokens' inputs."""
         if self._last is None or self._last[0] is not inputs:
             self._last = (inputs, inputs.float().square().sum(0).cpu().double())
         squares = self._last[1]
@@ -175,7 +173,6 @@ class InputMoments:
         self._last: tuple[Tensor, Matrix] | None = None
 
     def receive(self, matrix: Matrix, inputs: Float[Tensor, "T I"]) -> None:
-        """Add the products of some tokens' inputs."""
         if self._last is not None and self._last[0] is inputs:
             self._owner.setdefault(matrix, self._last[1])
             return

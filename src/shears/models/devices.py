@@ -18,8 +18,8 @@ def pick_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     chosen = torch.device(device)
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    available = {"cpu": True, "cuda": (chosen.index or 0) < num_gpus, "mps": torch.backends.mps.is_available()}
-    if not available.get(chosen.type, False):
+    num_devices = {"cpu": 1, "cuda": num_gpus, "mps": int(torch.backends.mps.is_available())}
+    if (chosen.index or 0) >= num_devices.get(chosen.type, 0):
         raise InputError(f"device must be one that this machine has, got {device!r}; use auto or cpu")
     return chosen
 
@@ -93,5 +93,4 @@ def set_threads(count: int | None) -> None:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where the model's parameters are."""
     return next(model.parameters()).device

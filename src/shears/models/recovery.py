@@ -28,15 +28,8 @@ from shears.config.sparsify_options import SparsifyConfig
 from shears.errors import InputError
 from shears.models.blocks import Matrix
 from shears.models.ref import ModelRef
-from shears.records.artifacts import (
-    RECOVERY,
-    RECOVERY_FOLDER,
-    __version__,
-    check_input,
-    read_record,
-    weights_fingerprint,
-    write_json,
-)
+from shears.records import artifacts
+from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER
 from shears.records.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, rank_patterns
 from shears.records.publishing import write_card
 
@@ -65,9 +58,8 @@ def recover(
     """
     exact = min(removed.shape) <= EXACT
     matrix = removed.double() if exact else removed.float()
-    metric = matrix.new_ones(matrix.shape[1])
-    if norms is not None and norms.any():
-        metric = norms.double().square().to(matrix)
+    ones = matrix.new_ones(matrix.shape[1])
+    metric = ones if norms is None or not norms.any() else norms.double().square().to(matrix)
     leading = _leading if exact else _leading_by_iteration
     energy, outputs = leading(matrix, metric, min(rank, *removed.shape))
     outputs = outputs.masked_fill(energy <= NUMERICAL_RANK_TOLERANCE * energy.max(), 0.0)
@@ -124,14 +116,12 @@ class Recovered:
         self._carriers = frozenset(matrix for matrix in linears if _takes_lora(model, matrix.name))
         self.transposed = any(matrix.transposed for matrix in self._carriers)
         self.linears: dict[str, tuple[Tensor, Tensor]] = {}  # B and A
-        others = [matrix for matrix in pruned if matrix not in self._carriers]
         if self._rank and not self._carriers:
             raise InputError("recover_rank needs a pruned linear that PEFT puts LoRA on, there is none; set it to 0")
-        if self._rank and others:
-            logger.warning("%d pruned weights get no recovery: PEFT puts no LoRA on %s", len(others), others[0].name)
+        if self._rank and (left := len(pruned) - len(self._carriers)):
+            logger.warning("%d pruned weights get no recovery: PEFT puts no LoRA on them", left)
 
     def takes(self, matrix: Matrix) -> bool:
-        """Return whether the weight gets a recovery, which needs the norms of its inputs."""
         return matrix in self._carriers
 
     def add(self, matrix: Matrix, removed: Float[Tensor, "O I"], norms: Float[Tensor, " I"] | None) -> None:
@@ -141,13 +131,11 @@ class Recovered:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all recoveries as tensors, from which `restore` makes them again."""
-        b = {f"{name}:b": pair[0] for name, pair in self.linears.items()}
-        return b | {f"{name}:a": pair[1] for name, pair in self.linears.items()}
+        pairs = self.linears.items()
+        return {name + side: tensor for name, pair in pairs for side, tensor in zip((B, A), pair, strict=True)}
 
     def restore(self, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
-        """Take over the recoveries of these linears, in this order."""
-        for name in names:
-            self.linears[name] = (tensors[f"{name}:b"], tensors[f"{name}:a"])
+        self.linears.update({name: (tensors[name + B], tensors[name + A]) for name in names})
 
 
 def _takes_lora(model: PreTrainedModel, name: str) -> bool:  # not Mamba's linears, nor names of experts
@@ -176,29 +164,28 @@ def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool,
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     ranks = {name: a.shape[0] for name, (_, a) in factors.items()}
     largest = max(ranks.values())
-    patterns = rank_patterns(ranks, largest)
+    patterns = rank_patterns(ranks, largest)  # alpha is the rank everywhere, so that the scaling is 1
     config = LoraConfig(
         r=largest,
         lora_alpha=largest,
         target_modules=sorted(ranks),
         rank_pattern=patterns,
-        alpha_pattern=dict(patterns),  # alpha is the rank everywhere, so that the scaling is 1
+        alpha_pattern=dict(patterns),
         fan_in_fan_out=transposed,
         task_type="CAUSAL_LM",
         base_model_name_or_path=str(base.resolve()),
         inference_mode=True,
     )
-    data = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
-    write_json(folder / ADAPTER_CONFIG, data)
+    artifacts.write_json(folder / ADAPTER_CONFIG, {**config.to_dict(), "target_modules": sorted(ranks)})
     whole = {
-        "shears_version": __version__,
-        "base_fingerprint": weights_fingerprint(work),
-        "fingerprint": weights_fingerprint(folder),
+        "shears_version": artifacts.__version__,
+        "base_fingerprint": artifacts.weights_fingerprint(work),
+        "fingerprint": artifacts.weights_fingerprint(folder),
         "rank": largest,
         "linears": {name: {"rank": rank} for name, rank in ranks.items()},
         **record,
     }
-    write_json(folder / RECOVERY, whole)
+    artifacts.write_json(folder / RECOVERY, whole)
     write_card(folder)
 
 
@@ -210,16 +197,13 @@ def recovery_record(base: ModelRef) -> dict[str, Any]:
     recovery = base.folder / RECOVERY_FOLDER
     if not (recovery / RECOVERY).is_file():
         raise InputError(f"a recovery must be in {recovery}, there is none; make it with sparsify --recover-rank N")
-    record = read_record(recovery, RECOVERY, "base_fingerprint")
-    check_input(f"the base model of {recovery}", record["base_fingerprint"], base.fingerprint)
+    record = artifacts.read_record(recovery, RECOVERY, "base_fingerprint")
+    artifacts.check_input(f"the base model of {recovery}", record["base_fingerprint"], base.fingerprint)
     return record
 
 
 def read_recovery(base: ModelRef) -> dict[str, Tensor]:
-    """Return the tensors of the recovery in the folder of a sparse model, by PEFT's names.
-
-    Its alpha is its rank, so that their product needs no scaling.
-    """
+    """Return the tensors of the recovery in the folder of a sparse model, by PEFT's names; their scaling is 1."""
     recovery_record(base)
     tensors: dict[str, Tensor] = load_file(base.folder / RECOVERY_FOLDER / ADAPTER_WEIGHTS)
     refuse_non_finite(base.folder / RECOVERY_FOLDER, tensors.items())
@@ -241,12 +225,11 @@ def start_from_recovery(layers: Iterable[tuple[str, LoraLayer]], base: ModelRef,
                 f"init recovery needs a recovery of every linear with an adapter, there is none of {name}; leave it "
                 "out of groups, or let sparsify prune it"
             )
-        recovered_a = tensors[PREFIX + name + A]
-        recovered_b = tensors[PREFIX + name + B]
         a = layer.lora_A[adapter].weight
         b = layer.lora_B[adapter].weight
-        count = int(recovered_a[: a.shape[0]].any(1).sum())  # components without energy come last
+        recovered = tensors[PREFIX + name + A]
+        count = int(recovered[: a.shape[0]].any(1).sum())  # components without energy come last
         factor = layer.scaling[adapter] ** -0.5
-        a[:count].copy_(recovered_a[:count] * factor)
+        a[:count].copy_(recovered[:count] * factor)
         b.zero_()
-        b[:, :count].copy_(recovered_b[:, :count] * factor)
+        b[:, :count].copy_(tensors[PREFIX + name + B][:, :count] * factor)

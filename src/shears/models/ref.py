@@ -15,15 +15,8 @@ from shears.checkpoints.package_file import Package, is_package, read_package
 from shears.config.sparsify_options import EMBEDDED
 from shears.errors import InputError, reading
 from shears.models.fetching import convert_gguf, download, fetch, gguf_named
-from shears.records.artifacts import (
-    KINDS,
-    PACKAGE,
-    check_input,
-    find_record,
-    read_record,
-    record_in,
-    weights_fingerprint,
-)
+from shears.records import artifacts
+from shears.records.artifacts import check_input, find_record, read_record
 from shears.records.paths import ADAPTER_CONFIG, expanded
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -49,32 +42,25 @@ class ModelRef:
 
     @property
     def is_package(self) -> bool:
-        """Whether the folder holds a package."""
         return is_package(self.folder)
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the weights; InputError where the folder has no safetensors files."""
-        return weights_fingerprint(self.folder)
+        return artifacts.weights_fingerprint(self.folder)
 
     @cached_property
     def record(self) -> Mapping[str, Any]:
         """The record that shears wrote into the folder, not verified; empty without one."""
         path = find_record(self.folder)
-        return record_in(path) if path is not None and path.name in KINDS else {}
+        return artifacts.record_in(path) if path is not None and path.name in artifacts.KINDS else {}
 
     @cached_property
     def package(self) -> Package:
-        """The package in the folder, mapped, its bytes verified; InputError where it is not whole.
-
-        The bytes are compared with the fingerprint in package.json or, where that has none, with the
-        file's own.
-        """
-        record = read_record(self.folder, PACKAGE, fingerprint=self.fingerprint)
+        """The package in the folder, mapped, its bytes verified against its record's fingerprint or the file's own."""
+        record = read_record(self.folder, artifacts.PACKAGE, fingerprint=self.fingerprint)
         return read_package(self.folder, verify="fingerprint" not in record)
 
     def refuse_package(self, use: str) -> None:
-        """Raise InputError for a package, whose adapter would be left out of the `use`."""
         if self.is_package:
             raise InputError(
                 f"a model to {use} must be a model folder, got the package {self.name}; shears export --format "
@@ -131,13 +117,12 @@ def checked_base(folder: Path, record: dict[str, Any], model: str | None = None)
 
     InputError if it is not the model that the adapter was trained on.
     """
-    recorded = str(record["base"])
-    name = model or recorded
-    if model is None and not os.path.exists(recorded):
-        beside = folder.resolve().parent / Path(recorded).name
-        name = str(beside) if beside.is_dir() else recorded
-    if model is None and recorded == INSIDE:
-        name = str(folder.resolve().parent)
+    name = str(model or record["base"])
+    above = folder.resolve().parent
+    if model is None and name == INSIDE:
+        name = str(above)
+    elif model is None and not os.path.exists(name) and (above / Path(name).name).is_dir():
+        name = str(above / Path(name).name)
     base = resolve(name)
     check_input(f"the base model {name}", record["base_fingerprint"], base.fingerprint)
     return base

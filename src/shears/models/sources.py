@@ -33,10 +33,6 @@ class BlockSource:
         """Return a context in which a block is in memory."""
         return nullcontext(self._blocks[index])
 
-    def with_head(self) -> AbstractContextManager[object]:
-        """Return a context in which the output embeddings (the head) are in memory."""
-        return nullcontext()
-
     def keep(self, parameters: Collection[str]) -> None:
         """Save the named parameters of the open block, as they are now."""
 
@@ -52,8 +48,7 @@ class BlockSource:
 class StreamedModel(BlockSource):
     """A model in evaluation mode with one block in memory at a time, which `keep` puts into `writer`.
 
-    All beside the blocks stays in memory, except a head of its own, which `with_head` loads. A
-    loaded parameter is a new object every time: keep no reference to one beyond its context.
+    All beside the blocks stays in memory. A loaded parameter is a new object every time.
     """
 
     resident = False
@@ -90,33 +85,26 @@ class StreamedModel(BlockSource):
             ) from error
         self._conversion.load([group for group in self._conversion.groups if group not in inside], self.device)
         self._conversion.tie()
-        head = self.model.get_output_embeddings()
-        self._head: str | None = None
-        if head is not None and head.weight is not self.model.get_input_embeddings().weight:
-            self._head = next((name for name, module in self.model.named_modules() if module is head), None)
-        if self._head is not None:
-            self._evict(self._head)
 
-    def opened(self, index: int) -> AbstractContextManager[nn.Module]:
-        """Return a context that yields the block with its parameters as the files have them."""
-        return self._loaded(f"{self.prefix}.{index}")
-
-    def with_head(self) -> AbstractContextManager[object]:
-        """Return a context in which the head is loaded from the files, unless it is tied."""
-        return nullcontext() if self._head is None else self._loaded(self._head)
+    @contextmanager
+    def opened(self, index: int) -> Iterator[nn.Module]:
+        """Yield a block with its parameters as the files have them."""
+        prefix = f"{self.prefix}.{index}"
+        self._conversion.load(self._groups(prefix), self.device)
+        try:
+            yield self.model.get_submodule(prefix)
+        finally:
+            self._evict(prefix)
 
     def keep(self, parameters: Collection[str]) -> None:
-        """Put loaded parameters, and those made from the same tensors, into the writer."""
         for name, tensor in self.stored(parameters):
             self.writer.put(name, in_dtype_with_zeros(name, tensor, self.writer.dtype(name)))
 
     def kept(self) -> list[str]:
-        """Flush the output files; return the names of the tensors in them."""
         self.writer.flush()
         return sorted(self.writer.written)
 
     def dtype_of(self, parameter: str) -> torch.dtype:
-        """Return the number format of a parameter's tensor in the output files."""
         return self.writer.dtype(self.disk_names(parameter)[0])
 
     def disk_names(self, parameter: str) -> list[str]:
@@ -130,20 +118,11 @@ class StreamedModel(BlockSource):
             if not set(names).isdisjoint(group.parameters):
                 yield from self._conversion.as_stored(group).items()
 
-    @contextmanager
-    def _loaded(self, prefix: str) -> Iterator[nn.Module]:
-        self._conversion.load(self._groups(prefix), self.device)
-        try:
-            yield self.model.get_submodule(prefix)
-        finally:
-            self._evict(prefix)
-
     def _groups(self, prefix: str) -> list[ConversionGroup]:
         groups = self._conversion.groups
         return [group for group in groups if any(name.startswith(f"{prefix}.") for name in group.parameters)]
 
     def _evict(self, prefix: str) -> None:
-        """Free the parameters and persistent buffers below a module's name."""
         for module in self.model.get_submodule(prefix).modules():
             for name, parameter in module.named_parameters(recurse=False):
                 empty = torch.empty_like(parameter, device=conversion.META)

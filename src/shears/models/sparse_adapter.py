@@ -1,8 +1,7 @@
 """SparsePEFT: an adapter whose product is masked by the zeros of the frozen weight; merging keeps every zero.
 
 y = (W + P) x + bias, P = (scaling * (B * m) A) * (W != 0), m the rank mask of an elastic adapter,
-else all ones. Tensors of the weight's size are recomputed in the backward instead of being kept. An
-adapter that is not trained keeps the sum W + P between forwards, until one of its parts changes.
+else all ones. Tensors of the weight's size are recomputed in the backward instead of being kept.
 
 Shapes: O output features, I input features, R ranks, * any leading dimensions.
 """
@@ -35,14 +34,14 @@ def masked_product(
 
 
 def _mask(product: Float[Tensor, "O I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-    """Multiply by weight != 0 in place, ten times as fast as masked_fill_ on a CPU."""
+    # in place, and ten times as fast as masked_fill_ on a CPU
     return product.mul_(torch.ne(weight.detach(), 0, out=torch.empty_like(product)))
 
 
 def masked_sum(
     weight: Float[Tensor, "O I"], a: Float[Tensor, "R I"], b: Float[Tensor, "O R"], scaling: float = 1.0
 ) -> Float[Tensor, "O I"]:
-    """Return W + (scaling * B A) * (W != 0), in float32 or the wider dtype of its arguments."""
+    """Return W + masked_product."""
     return masked_product(weight, a, b, scaling).add_(weight)
 
 
@@ -103,7 +102,7 @@ class _MaskedLinear(torch.autograd.Function):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype that nn.Linear would compute in: autocast's if it is on, except for float64."""
+    """Return the dtype that nn.Linear would compute in."""
     kind = x.device.type
     cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if cast else x.dtype
@@ -113,7 +112,6 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
     """PEFT's LoRA layer with the adapter `sparse_adapter` masked by the zeros of its base; made by `make_sparse`."""
 
     sparse_adapter: str
-    _known: tuple[Any, Tensor] | None = None  # what the sum was made from, and the sum
 
     def grid_tensors(self) -> tuple[Tensor, ...]:
         """Return the scales and zero points that the sum is rounded to (grid_adapter.py); here none."""
@@ -128,25 +126,8 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
             raise InputError(f"a sparse adapter must be the only active one, got {', '.join(active)}; activate one")
         base = self.get_base_layer()
         a = self.lora_A[self.sparse_adapter].weight
-        if torch.is_grad_enabled() or self.training or a.requires_grad:
-            self._known = None
-            parts = (weight_oi(base), base.bias, a, self._scaled_b(), *self.grid_tensors())
-            return _MaskedLinear.apply(x, *parts)  # type: ignore[no-any-return]
-        dtype = compute_dtype(x)
-        with torch.autocast(x.device.type, enabled=False):
-            bias = None if base.bias is None else base.bias.to(dtype)
-            return nn.functional.linear(x.to(dtype), self._kept(dtype), bias)
-
-    def _kept(self, dtype: torch.dtype) -> Tensor:
-        """Return `whole_weight` in a dtype, that of the last call where nothing that it was made from has changed."""
-        parts = [*self.parameters(), *self.buffers()]
-        if any(part.is_inference() for part in parts):  # whose changes are not counted
-            return self.whole_weight().to(dtype)
-        state = (dtype, [(part.data_ptr(), part._version) for part in parts], self.scaling[self.sparse_adapter])
-        if self._known is None or self._known[0] != state:
-            self._known = None  # before the next sum takes its memory
-            self._known = (state, self.whole_weight().to(dtype))
-        return self._known[1]
+        parts = (weight_oi(base), base.bias, a, self._scaled_b(), *self.grid_tensors())
+        return _MaskedLinear.apply(x, *parts)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def whole_weight(self) -> Float[Tensor, "O I"]:
@@ -179,14 +160,11 @@ def make_sparse(model: PeftModel, adapter: str = "default") -> None:
     InputError for a model that is sparse already, and for layers other than plain LoRA without dropout
     on an nn.Linear or Conv1D of floating-point weights.
     """
-    layers = {
-        name: layer
-        for name, layer in model.get_base_model().named_modules()
-        if isinstance(layer, LoraLayer) and adapter in {*layer.lora_A, *layer.lora_embedding_A}
-    }
-    if not layers or is_sparse(model):
-        raise InputError(f"make_sparse needs a model with the adapter {adapter!r} that is not sparse already")
-    for name, layer in layers.items():
+    if is_sparse(model):
+        raise InputError("make_sparse needs a model that is not sparse already")
+    for name, layer in model.get_base_model().named_modules():
+        if not isinstance(layer, LoraLayer) or adapter not in {*layer.lora_A, *layer.lora_embedding_A}:
+            continue
         if not _is_plain(layer, adapter):
             raise InputError(
                 "a sparse adapter must be plain LoRA with dropout 0 on linears of floating-point weights, "
@@ -197,7 +175,6 @@ def make_sparse(model: PeftModel, adapter: str = "default") -> None:
 
 
 def is_sparse(model: nn.Module) -> bool:
-    """Tell whether `make_sparse` was called on the model."""
     return any(isinstance(layer, SparseLinear) for layer in model.modules())
 
 

@@ -52,7 +52,6 @@ class Results:
         self._needed: dict[str, tuple[int, int]] = {}  # parameters that the results may depend on, as they were
 
     def refresh(self) -> None:
-        """Forget all results if a parameter that they may depend on has changed."""
         if self._needed.items() - self._states().items():
             self._kept.clear()
             self._needed.clear()
@@ -128,7 +127,6 @@ class BlockRun:
 
     @property
     def index(self) -> int:
-        """The block's place among the model's decoder blocks."""
         return int(self.name.rpartition(".")[2])
 
     def forward(self, batch: int, states: Tensor | None = None) -> Tensor:
@@ -140,7 +138,6 @@ class BlockRun:
         return first
 
     def outputs(self) -> Iterator[Tensor]:
-        """Yield the block's output for every batch."""
         self.results.refresh()
         for batch in range(len(self.hidden)):
             with self.results.spending(batch):
@@ -236,7 +233,6 @@ class Walk:
 
     @contextmanager
     def opened(self, index: int) -> Iterator[BlockRun]:
-        """Yield a block, in memory and in evaluation mode."""
         model = self.source.model
         with self.source.opened(index) as block, evaluating(model):
             name = f"{self.source.prefix}.{index}"
@@ -271,11 +267,9 @@ class Walk:
         return self.source.model(batch.to(self.source.device), use_cache=False)
 
     def _as_output(self, states: Tensor) -> Any:
-        if self._extras is None:
-            return states
-        return [states, *self._extras] if isinstance(self._extras, list) else (states, *self._extras)
+        return states if self._extras is None else (states, *self._extras)
 
-    def _further_outputs(self) -> tuple[Any, ...] | list[Any] | None:
+    def _further_outputs(self) -> Sequence[Any] | None:
         """Return a block's outputs after the hidden states; None if it returns no tuple or list."""
         outputs: list[Any] = []
 
@@ -317,7 +311,6 @@ class Walk:
         self._check_regular(all(len(calls) == len(self.batches) for calls in self._calls))
 
     def _check_chain(self, states: Tensor, before: Tensor, others: Sequence[Any]) -> None:
-        """Raise IrregularBlocks if anything but `before` flows from one block to the next."""
         name = type(self.source.model).__name__
         if states is not before and not torch.equal(states, before):
             raise IrregularBlocks(f"nothing may be computed between two decoder blocks; {name} computes there")
@@ -333,15 +326,14 @@ class Walk:
 
 @contextmanager
 def differentiable(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Let gradients of the parameters be computed inside the context."""
-    before = [parameter.requires_grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
         yield
     finally:
-        for parameter, required in zip(parameters, before, strict=True):
-            parameter.requires_grad_(required)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager
@@ -351,17 +343,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     RWKV's halving of hidden states and weights, which only fp16 needs, is off too.
     """
     training = [module for module in model.modules() if module.training]
-    config = getattr(model, "config", None)
-    halving = getattr(config, "rescale_every", None)
+    config: Any = getattr(model, "config", None)
+    halving = getattr(config, "rescale_every", 0)
     model.eval()
     widened = widen_norms(model)
-    if halving is not None:
-        config.rescale_every = 0  # type: ignore[union-attr]
+    if halving:
+        config.rescale_every = 0
     try:
         yield
     finally:
-        if halving is not None:
-            config.rescale_every = halving  # type: ignore[union-attr]
+        if halving:
+            config.rescale_every = halving
         for norm in widened:
             norm.half()
         for module in training:

@@ -49,7 +49,6 @@ def picture(draw: Callable[Concatenate[Any, P], float]) -> Callable[P, str]:
 
 @picture
 def intervals(axes: Any, rows: Sequence[Mapping[str, Any]], name: str, form: Callable[[float], str]) -> float:
-    """Draw a dot on its interval for each row (name, value, ci95), the first at the top."""
     for place, row in enumerate(reversed(rows)):
         low, high = row["ci95"] or (row["value"], row["value"])
         axes.plot([low, high], [place, place], color=GREY, linewidth=2)
@@ -64,7 +63,6 @@ def intervals(axes: Any, rows: Sequence[Mapping[str, Any]], name: str, form: Cal
 
 @picture
 def curves(axes: Any, lines: Mapping[str, Points], across: str, up: str) -> float:
-    """Draw lines over a common axis; those of up to 40 points have a mark at each."""
     for (name, points), colour in zip(lines.items(), (GREY, BLUE, GREEN), strict=False):
         mark = "o" if len(points) <= 40 else ""
         axes.plot(*zip(*points, strict=True), label=name, color=colour, marker=mark, markersize=4)
@@ -91,7 +89,6 @@ def scatter(
 
 @picture
 def heat_map(axes: Any, cells: Mapping[str, Mapping[str, Number]], form: Callable[[float], str]) -> float:
-    """Draw a map of figures by row and column, with the figure in each cell."""
     columns = list(dict.fromkeys(name for row in cells.values() for name in row))
     figures = [[row.get(name, float("nan")) for name in columns] for row in cells.values()]
     strongest = 1.6 * max(max(row.values()) for row in cells.values()) or 1  # dark letters stay legible

@@ -14,7 +14,7 @@ from shears.evaluation.decode import wanted_for
 from shears.evaluation.likelihood import completion_nats
 from shears.evaluation.tasks import Subject, evaluate_examples
 from shears.models.devices import autocast, device_of
-from shears.models.properties import within_context
+from shears.models.properties import num_positions
 from shears.models.sparse_adapter import is_sparse
 from shears.records.figures import CUT
 from shears.runtime.backend import Backend
@@ -39,7 +39,8 @@ def _open_loss(adapter: SuperAdapter, settings: SearchConfig, data: str, limit: 
     Precision `auto` is fp32 here: one rank changes the loss by less than bf16 rounds.
     """
     examples = load_examples(data, adapter.record["template"], adapter.tokenizer, limit, columns=settings.columns)
-    longest = within_context(adapter.model.get_base_model(), adapter.record["config"]["max_length"])
+    longest = adapter.record["config"]["max_length"]
+    longest = min(longest, num_positions(adapter.model) or longest)
     rows = tokenize_all(examples, adapter.tokenizer, longest)
     pad_id = padding(adapter.tokenizer)
     precision = "fp32" if settings.precision == "auto" else settings.precision

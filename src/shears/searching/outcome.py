@@ -86,7 +86,6 @@ class Measured:
 
     @property
     def figure(self) -> float:
-        """The mean over examples (accuracy) or over their tokens (loss)."""
         return float(self.values.sum()) / float(self.weights.sum())
 
 

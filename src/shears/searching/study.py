@@ -80,7 +80,6 @@ def search(
 
 
 def _check(settings: SearchConfig, space: SearchSpace) -> None:
-    """Raise InputError, before a model is loaded, for data that cannot be used or a space that is too large."""
     if settings.strategy == "exhaustive" and settings.max_evaluations < space.size:
         raise InputError(
             f"max_evaluations must be at least {space.size:,}, the whole space, with strategy exhaustive, got "

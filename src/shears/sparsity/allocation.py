@@ -58,15 +58,14 @@ def sensitivity_sparsities(
             with torch.no_grad(), walk.advancing(index) as block:
                 if index + 1 == len(walk):
                     outputs = list(block.outputs())
-        with source.with_head():
-            gradients: list[Tensor] = []
-            for index, states in enumerate(outputs):
-                tokens = walk.batches[index].to(states.device)
-                with torch.enable_grad():
-                    leaf = states.detach().requires_grad_()
-                    logits = walk.logits(index, leaf)[0, :-1].float()
-                    loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum")
-                gradients += torch.autograd.grad(loss, leaf)
+        gradients: list[Tensor] = []
+        for index, states in enumerate(outputs):
+            tokens = walk.batches[index].to(states.device)
+            with torch.enable_grad():
+                leaf = states.detach().requires_grad_()
+                logits = walk.logits(index, leaf)[0, :-1].float()
+                loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum")
+            gradients += torch.autograd.grad(loss, leaf)
         for index in track(range(len(walk) - 1, -1, -1), "sensitivity", len(walk), "block"):
             inputs = [kept[index * len(sequences) + number] for number in range(len(sequences))]
             with walk.opened(index) as block:
@@ -148,7 +147,6 @@ def by_marginal_cost(
 
 
 def _between(points: Sequence[Point], low: float, high: float) -> list[Point]:
-    """Return a curve's points in [low, high], the bounds included."""
     found = [point for point in points if low < point[0] < high]
     for place in (low, high):
         (left, before), (right, after) = next(pair for pair in pairwise(points) if pair[0][0] <= place <= pair[1][0])
@@ -157,7 +155,6 @@ def _between(points: Sequence[Point], low: float, high: float) -> list[Point]:
 
 
 def _hull(points: Sequence[Point]) -> list[Point]:
-    """Return the lower convex hull of points in order."""
     hull: list[Point] = []
     for point in points:
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):

@@ -25,11 +25,9 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """Return the pattern of the name `row` or `N:M`."""
         return cls(*(kept_of_every(text) or (0, 0)))
 
     def num_zeros(self, shape: Sequence[int]) -> int:
-        """Return the number of zeros that N:M means for a matrix of this shape."""
         return math.prod(shape) // self.size * (self.size - self.kept)
 
 
@@ -118,5 +116,4 @@ def prune_by_wanda(task: Task) -> Pruned:
 
 
 def prune_by_magnitude(task: Task) -> Pruned:
-    """Drop the lowest |W_oi|."""
     return prune_by_wanda(replace(task, norms=None))

@@ -89,7 +89,6 @@ def prune_blocks(
 def _prune_walking(
     pruner: "_Pruner", batches: Batches, context: Context, folder: Path | None, checkpoint: Checkpoint | None
 ) -> None:
-    """Prune each block on the outputs of those before it."""
     fits = pruner.config.reconstruct == "block"
     if fits:
         batches = [sequence[None] for batch in batches for sequence in batch]  # a gradient step for each
@@ -244,7 +243,6 @@ def _zeros_by_weight(
     context: Context,
     folder: Path | None,
 ) -> dict[str, int]:
-    """Return the number of zeros of every weight, in all the configured share, to one weight."""
     matrices = [matrix for matrices in by_block.values() for matrix in matrices]
     if (pattern := Pattern.parse(config.pattern)).size:
         return {matrix.name: pattern.num_zeros(matrix.shape) for matrix in matrices}

@@ -165,7 +165,6 @@ class StepTrainer(Trainer):
 
     @torch.no_grad()
     def validation_loss(self, validation: Validation) -> float:
-        """Return the mean loss of a label, without dropout; InputError if it is not finite."""
         total = 0.0
         labels = 0
         self.training.model.eval()
@@ -180,7 +179,6 @@ class StepTrainer(Trainer):
         return total / labels
 
     def refuse_non_finite(self, name: str, value: float) -> None:
-        """Raise InputError for a figure that is not finite, which ends a training."""
         if not math.isfinite(value):
             last = last_whole_checkpoint(self.work)
             kept = "no earlier step was saved" if last is None else f"{last} keeps the state after step {step_of(last)}"
@@ -218,8 +216,6 @@ class StepTrainer(Trainer):
 
 
 class Steps(TrainerCallback):
-    """Watches, logs, validates and saves the steps of a training."""
-
     def __init__(self, trainer: StepTrainer, progress: Meter) -> None:
         self.trainer = trainer
         self.progress = progress
@@ -284,7 +280,6 @@ class Steps(TrainerCallback):
 
 
 def validation_losses(work: Path) -> dict[int, float]:
-    """Return the validation losses in a training log, by step."""
     log = work / TRAINING_LOG
     with reading(log):
         rows = read_rows(log) if log.is_file() else []
@@ -297,7 +292,6 @@ def best_step(losses: Mapping[int, float]) -> int:
 
 
 def is_over(losses: Mapping[int, float], patience: int | None) -> bool:
-    """Tell whether so many validations in a row had no lower loss."""
     return patience is not None and sum(step > best_step(losses) for step in losses) >= patience
 
 

@@ -162,7 +162,6 @@ def sequences(
 
 
 def _trainable_model(sparse: ModelRef, rows: list[Tokenized], settings: HealConfig) -> PreTrainedModel:
-    """Return the model whose kept weights are the only trained parameters, with those of the recovery if asked."""
     device = pick_device(settings.device)
     precision = resolved_precision(settings.precision, device)
     model = load_model(sparse, "fp32" if precision == "fp32" else "auto", settings.device)

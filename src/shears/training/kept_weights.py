@@ -97,7 +97,6 @@ class KeptWeights(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Round the values into the weight."""
         if self.packed_as is None:
             kept = (self.values * self.scale).to(self.weight.dtype)
             self.weight.view(-1).index_copy_(0, self.places.long(), kept)
@@ -197,7 +196,6 @@ class RecoveryProduct(nn.Module):
 
 
 def add_recovery(model: nn.Module, sparse: ModelRef) -> None:
-    """Give linears of kept weights the product of the recovery in the folder of `sparse`."""
     tensors = read_recovery(sparse)
     linears = kept_weights(model)
     for name in sorted(key.removeprefix(PREFIX).removesuffix(A) for key in tensors if key.endswith(A)):

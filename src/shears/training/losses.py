@@ -49,7 +49,6 @@ def kl_from_top_k(student_logits: Float[Tensor, "K V"], teacher: TopK) -> Float[
 
 
 def labelled_positions(labels: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    """Tell which positions predict a label."""
     return nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
 
 

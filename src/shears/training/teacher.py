@@ -55,12 +55,10 @@ class TeacherSource:
 
     @property
     def name(self) -> str:
-        """The name shown to people."""
         return self.model.name if self.adapter is None else str(self.adapter)
 
     @property
     def recorded_name(self) -> str:
-        """The name that a record holds, from which `find_teacher` finds it again."""
         return self.model.recorded_name if self.adapter is None else str(self.adapter.resolve())
 
     def load(self, dtype: str = "auto", device: str = "auto") -> nn.Module:
@@ -82,7 +80,6 @@ def find_teacher(name: str | Path) -> TeacherSource:
 
 
 def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
-    """Raise InputError where the teacher's words are not the student's."""
     models = (teacher.model, student)
     sizes = [int(known_config(model.folder).get_text_config().vocab_size) for model in models]
     words = [load_tokenizer(model).get_vocab() for model in models]
@@ -94,7 +91,6 @@ def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
 
 
 def origin_of(base: ModelRef, settings: LoopConfig, teacher: TeacherSource | None) -> dict[str, str | None]:
-    """Return the fingerprints of the base, of the data, and of the teacher, if any."""
     taught = {} if teacher is None else {"teacher_fingerprint": teacher.fingerprint}
     return {"base_fingerprint": base.fingerprint, "data_sha256": source_fingerprint(settings.data), **taught}
 
@@ -108,7 +104,6 @@ class TeacherTargets:
         self.log_probs = log_probs
 
     def of(self, numbers: Int[Tensor, " B"]) -> TopK:
-        """Return the targets of the labels of a batch of examples, by their numbers."""
         spans = [slice(self.firsts[number], self.firsts[number + 1]) for number in numbers.tolist()]
         indices, log_probs = (torch.cat([each[span] for span in spans]) for each in (self.indices, self.log_probs))
         return TopK(indices.to(numbers.device, torch.int64), log_probs.to(numbers.device))
