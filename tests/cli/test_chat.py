@@ -87,8 +87,6 @@ def test_a_model_of_plain_rows_sees_each_line_in_their_form(
         assert (code, output) == (0, f"{expected}\n" * (2 if words[0] == "chat" else 1))  # at temperature 0
         assert "was trained on instructions in the template question" in errors
         assert ("not on chats" in errors) is (words[0] == "chat")
-    code, output, _ = call("generate", folder, "--prompt", "hi", "--as-is", "--max-new-tokens", "5")
-    assert (code, output) == (0, load(folder).generate("hi", max_new_tokens=5).text + "\n")
     code, _, errors = call("chat", folder, "--system", "Be short.")
     assert code == 2
     assert "system needs a model of chats" in errors

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.text import Text
 
 import shears
-from shears.cli.options import Adapter, Values, app, argument, option, switch, with_stage_options
+from shears.cli.options import Adapter, Values, app, argument, option, with_stage_options
 from shears.cli.tables import console
 from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.resolve import build
@@ -40,7 +40,6 @@ def generate(
         str | None, option("FILE", "JSON schema that the answer must follow; needs the extra `grammar`.")
     ] = None,
     *,
-    as_is: Annotated[bool, switch("--as-is", "Continue the text of --prompt as it is, also after a training.")] = False,
     values: Values,
 ) -> None:
     """Continue a prompt.
@@ -65,8 +64,7 @@ def generate(
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # the terminal's encoding may lack characters
     engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
     sampling = settings.model_dump(include=set(SamplingConfig.model_fields))
-    is_asked = engine.form is not None and not as_is
-    asked = engine.encode_chat([{"role": "user", "content": prompt}]) if is_asked else prompt
+    asked = prompt if engine.form is None else engine.encode_chat([{"role": "user", "content": prompt}])
     for piece in engine.stream(asked, json_schema=schema, **sampling):
         _write(piece)
     print()

@@ -21,29 +21,17 @@ def _as_strings(value: object) -> object:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else value
 
 
-Length = Annotated[int, Field(gt=0, description="Longest answer, in tokens.")]
-Temperature = Annotated[
-    float,
-    Field(ge=0.0, description="0: always the most likely token; 1: sample from the model's own distribution."),
-]
-TopP = Annotated[
-    float,
-    Field(
-        gt=0.0,
-        le=1.0,
-        description="Sample among the smallest set of most likely tokens whose probabilities add up to top_p.",
-    ),
-]
-
-
 class SamplingConfig(StageConfig):
     """How the next token is chosen, and where a text ends."""
 
-    max_new_tokens: Length = 128
-    temperature: Temperature = 0.0
+    max_new_tokens: int = Field(128, gt=0)
+    """Longest answer, in tokens."""
+    temperature: float = Field(0.0, ge=0.0)
+    """0: always the most likely token; 1: sample from the model's own distribution."""
     top_k: int = Field(0, ge=0)
     """Sample among the k most likely tokens only; 0: among all."""
-    top_p: TopP = 1.0
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p."""
     repetition_penalty: float = Field(1.0, gt=0.0)
     """Above 1: tokens of prompt and answer become less likely; positive logits are divided by it."""
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_strings), Repeated()] = ()
@@ -69,9 +57,12 @@ class ChatConfig(RunningConfig, SamplingConfig):
 
     system: str | None = None
     """System prompt; default: that of the model's chat template."""
-    max_new_tokens: Length = 512
-    temperature: Temperature = 0.7
-    top_p: TopP = 0.95
+    max_new_tokens: int = Field(512, gt=0)
+    """Longest answer, in tokens."""
+    temperature: float = Field(0.7, ge=0.0)
+    """0: always the most likely token; 1: sample from the model's own distribution."""
+    top_p: float = Field(0.95, gt=0.0, le=1.0)
+    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p."""
 
 
 class ServeConfig(RunningConfig):

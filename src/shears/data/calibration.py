@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 BEFORE_INSTRUCTION = ("text", "messages", "prompt")  # columns that count before an instruction
 EXAMPLE_COLUMNS = frozenset({"messages", "prompt", "instruction"})  # one in every form
-FEW_TOKENS = 8 * 256  # up to this, input norms of a 135 M model change visibly between draws
 LARGEST_ID = 2**63 - 1  # that a tensor holds
 
 
@@ -82,7 +81,7 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
         raise InputError(f"{rule}, the text has {len(tokens)} tokens; give more text, or a smaller sequence_length")
     if len(chosen) < num_samples:
         what = f"{source} has {len(chosen)} of the {num_samples} sequences of {sequence_length} tokens"
-        logger.warning("%s: all of them are taken; more text makes the choice of weights less noisy", what)
+        logger.warning("%s; more text makes the choice of weights less noisy", what)
     sequences = [tokens[index * sequence_length : (index + 1) * sequence_length] for index in chosen]
     return _batched(source, sequences, batch_size)
 
@@ -121,7 +120,6 @@ def _read(source: str, columns: Mapping[str, str] = OWN_NAMES) -> str | list[Row
 
 def token_rows(source: str, rows: Sequence[Row]) -> list[list[int]]:
     """Return the token ids of rows that hold `input_ids`; InputError for invalid ones."""
-    logger.info("%s holds input_ids: all %d rows are used as they are", source, len(rows))
     sequences = []
     for number, row in enumerate(rows, start=1):
         ids = row.get("input_ids")
@@ -185,8 +183,6 @@ def _is_instruction(row: Row) -> bool:
 def _row_tokens(
     source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: TemplateName
 ) -> Iterator[list[int]]:
-    if any(map(_is_instruction, rows)):
-        logger.info("instructions of %s are rendered in the template %s", source, template)
     for row in rows:
         filled = {name: value for name, value in row.items() if value is not None}  # as tables fill it
         try:
@@ -214,7 +210,6 @@ def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[i
 
 def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibration:
     """Batch neighbours of equal length, so that no padding enters the statistics."""
-    num_tokens = sum(map(len, sequences))
     batches = [
         torch.tensor(group[start : start + batch_size])
         for group in (list(rows) for _, rows in groupby(sequences, key=len))
@@ -223,7 +218,6 @@ def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibr
     digest = hashlib.sha256()
     for ids in sequences:
         digest.update((" ".join(map(str, ids)) + "\n").encode())
+    num_tokens = sum(map(len, sequences))
     logger.info("calibrating on %d sequences, %d tokens of %s", len(sequences), num_tokens, source)
-    if num_tokens <= FEW_TOKENS:
-        logger.warning("only %d calibration tokens; up to %d the choice of weights is noisy", num_tokens, FEW_TOKENS)
     return Calibration(batches, digest.hexdigest())

@@ -25,17 +25,13 @@ Key = tuple[str, int]
 """An example: its task and question, and how many equal ones come before it."""
 
 
-def example_of(record: Record) -> str:
-    """Return the id of a record's question; made from the prompt for records that have none."""
-    return str(record.get("id") or question_id(str(record.get("prompt", ""))))
-
-
 def column_of(records: Iterable[Record], name: str) -> dict[Key, Any]:
     """Return one field of each example's record; None where a record lacks it."""
     counts: Counter[str] = Counter()
     found = {}
     for record in records:
-        question = f"{record.get('task', '')} {example_of(record)}".strip()
+        own = record.get("id") or question_id(str(record.get("prompt", "")))
+        question = f"{record.get('task', '')} {own}"
         found[question, counts[question]] = record.get(name)
         counts[question] += 1
     return found
@@ -49,10 +45,6 @@ class Measurement:
     records: Sequence[Record]
     task: str = ""
     rule: str = ""
-
-    def column(self, name: str) -> dict[Key, Any]:
-        """Return one field of each example's record; None where a record lacks it."""
-        return column_of(self.records, name)
 
 
 Arms = dict[str, list[Measurement]]
@@ -152,11 +144,11 @@ def _comparison(arms: Arms, base: str, seed: int) -> dict[str, Any]:
 def _aligned(arms: Arms) -> dict[str, list[Bits]]:
     """Return every run's bits in the first run's order; InputError if examples differ."""
     first, *_ = (measurement for measurements in arms.values() for measurement in measurements)
-    keys = list(first.column("correct"))
+    keys = list(column_of(first.records, "correct"))
     aligned: dict[str, list[Bits]] = defaultdict(list)
     for name, measurements in arms.items():
         for measurement in measurements:
-            right = measurement.column("correct")
+            right = column_of(measurement.records, "correct")
             if not right or not all(isinstance(bit, bool) for bit in right.values()):
                 raise InputError(f"{measurement.source} must hold records of right and wrong answers, not a perplexity")
             if right.keys() != set(keys):
@@ -239,11 +231,17 @@ def _notes(arms: Arms, base: str) -> list[str]:
         listing = ", ".join(f"{arm} ({rule})" for arm, rule in rules.items())
         notes.append(f"Judged by another rule than {base} ({first.rule}): {listing}. This changes the figures too.")
     for name, what in {"prompt": "Asked in other prompts", "answer": "Compared with other right answers"}.items():
-        column = first.column(name)
-        others = [arm for arm, runs in arms.items() if arm not in rules and runs[0].column(name) != column]
+        column = column_of(first.records, name)
+        others = [arm for arm, runs in arms.items() if arm not in rules and column_of(runs[0].records, name) != column]
         if others:
             notes.append(f"{what} than {base}: {', '.join(others)}. This changes the figures too.")
-    seen = {key for runs in arms.values() for each in runs for key, flag in each.column(CONTAMINATION).items() if flag}
+    seen = {
+        key
+        for runs in arms.values()
+        for each in runs
+        for key, flag in column_of(each.records, CONTAMINATION).items()
+        if flag
+    }
     if seen:
         notes.append(f"{len(seen):,} of the {len(first.records):,} questions are in training data of an arm.")
     return notes

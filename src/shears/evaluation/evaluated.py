@@ -120,14 +120,9 @@ def mark_seen(evaluation: Evaluation, *artifacts: Path) -> Evaluation:
     records = [{**record, CONTAMINATION: flag} for record, flag in zip(evaluation.records, flags, strict=True)]
     unseen = [record["correct"] for record in records if "correct" in record and not record[CONTAMINATION]]
     others = {"accuracy_unseen": sum(unseen) / len(unseen)} if unseen else {}
-    logger.warning(
-        "%d of %d test questions stand in the training data, so the accuracy does not measure what was learned; "
-        "accuracy on the other questions: %s",
-        sum(flags), len(flags), others.get("accuracy_unseen", "unknown"),
-    )  # fmt: skip
-    return replace(
-        evaluation, records=records, details={**evaluation.details, CONTAMINATION: float(sum(flags)), **others}
-    )
+    logger.warning("%d of %d test questions stand in the training data", sum(flags), len(flags))
+    details = {**evaluation.details, CONTAMINATION: float(sum(flags)), **others}
+    return replace(evaluation, records=records, details=details)
 
 
 def trained_questions(record: Mapping[str, Any], folder: Path) -> set[str]:

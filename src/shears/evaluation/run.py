@@ -1,8 +1,6 @@
 """The verb `evaluate`: load a model, with or without an adapter, measure it, write figures."""
 
-import logging
 import os
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +29,6 @@ from shears.records.paths import expanded, file_fingerprint
 from shears.records.trained_form import trained_template
 from shears.runtime.loading import generation_settings, native_backend
 
-logger = logging.getLogger(__name__)
 SETTINGS = frozenset({".json", ".jinja", ".txt", ".model"})
 """Endings of files beside the weights that change generated texts."""
 
@@ -70,7 +67,6 @@ def evaluate(
         subject = replace(subject, journal=TextJournal(journal_path(path), {**identity, **also}))
     evaluation = _evaluated(subject, settings, ref, adapter)
     write_json(path, {**identity, **answered, **evaluation.as_data()})
-    logger.info("wrote %s", path)
     journal_path(path).unlink(missing_ok=True)
     return evaluation
 
@@ -140,8 +136,3 @@ def identity_of(model: ModelRef, adapter: str | Path | None, config: EvaluateCon
         "model_fingerprint": model.fingerprint,
         "adapter_fingerprint": weights_fingerprint(Path(adapter)) if adapter else None,
     }
-
-
-def same_backend(record: Mapping[str, Any], config: EvaluateConfig) -> bool:
-    """Return whether the settings allow the backend that made a record."""
-    return config.backend in ("auto", record.get("backend", "transformers")) or not config.generates

@@ -1,6 +1,5 @@
 """The tasks of `evaluate`, and the evaluation of a loaded model on one of them."""
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from shears.evaluation.likelihood import likeliest_choices, perplexity, warn_bey
 from shears.records.figures import CUT
 from shears.runtime.backend import Backend
 
-logger = logging.getLogger(__name__)
 ENDS_OF_ANSWERS = {"equation": "\n"}
 """The mark that ends an answer, in tasks whose answers end before the end of sequence."""
 
@@ -94,10 +92,7 @@ def evaluate_examples(subject: Subject, examples: Sequence[Example], config: Eva
         records = _paper(subject, examples, config)
     else:
         records = _by_rule(subject, examples, config)
-    evaluation = accuracy_of(config.task, records)
-    message = "%s: accuracy %.4f (%.4f to %.4f) on %d examples"
-    logger.info(message, config.task, evaluation.value, *evaluation.ci95, evaluation.n)
-    return evaluation
+    return accuracy_of(config.task, records)
 
 
 def _by_likelihood(subject: Subject, examples: Sequence[Example], config: EvaluateConfig) -> list[Record]:
@@ -181,15 +176,10 @@ def paper_answers(task: str, examples: Sequence[Example]) -> list[float | str]:
     for number, example in enumerate(examples, start=1):
         text = (example.answer or "").strip()
         with row_named(number, "the data"):
-            if ANSWER_FORMS[task] == "number":
-                answer: float | str | None = finite(text.replace(",", ""))
-            elif ANSWER_FORMS[task] == "letter":
-                answer = text if text in LABELS[task] else None
-            else:
-                answer = official_label(text, LABELS[task])
+            is_number = ANSWER_FORMS[task] == "number"
+            answer = finite(text.replace(",", "")) if is_number else official_label(text, LABELS[task])
             if answer is None:
-                raise ValueError(
-                    f"the answer to {task} must be {' or '.join(LABELS[task]) or 'a number'}, got {text!r}"
-                )
+                wanted = " or ".join(LABELS[task]) or "a number"
+                raise ValueError(f"the answer to {task} must be {wanted}, got {text!r}")
         answers.append(answer)
     return answers

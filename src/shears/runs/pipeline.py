@@ -11,7 +11,7 @@ from shears.config import EvaluateConfig, Recipe
 from shears.config.export_options import FORMATS
 from shears.evaluation.comparison import lead
 from shears.evaluation.evaluated import check_apart, journal_path
-from shears.evaluation.run import evaluate, identity_of, same_backend, with_template
+from shears.evaluation.run import evaluate, identity_of, with_template
 from shears.evaluation.tasks import check_data
 from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve
@@ -137,8 +137,7 @@ def _earlier_figures(
         return None
     record = artifacts.read_object(file)
     is_same = all(record.get(key) == value for key, value in identity_of(model, adapter, config).items())
-    if not (is_same and same_backend(record, config)):
-        logger.info("%s is of another model, prompt, data or setting: measuring again", file)
+    if not is_same or (config.generates and config.backend not in ("auto", record.get("backend"))):
         return None
     journal_path(file).unlink(missing_ok=True)  # of a run that was killed before it deleted it
     return record
