@@ -2,6 +2,7 @@
 
 from tests.gpu import pretended  # isort: skip  # before torch
 
+import gc
 import json
 import logging
 import os
@@ -31,8 +32,8 @@ Flow = Callable[["Folder", str], Any]
 class Folder:
     """Tiny inputs in one number format: a base, a sparse model, an adapter on it, rows and a text."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path = path / name
+    def __init__(self, path: Path, name: str, width: int = 64) -> None:
+        self.path = path / f"{name}-{width}"
         self.precision = name
         self.path.mkdir(parents=True)
         self.rows = str(self.path / "rows.jsonl")
@@ -46,7 +47,7 @@ class Folder:
         Path(self.choices).write_text("".join(json.dumps(row) + "\n" for row in choices))
         Path(self.text).write_text(" ".join(f"word{i % 97} is {i * 7 % 113}." for i in range(400)))
         self.base = self.path / "base"
-        model = tiny_model("llama", 0, hidden_size=64, intermediate_size=96, num_hidden_layers=1)
+        model = tiny_model("llama", 0, hidden_size=width, intermediate_size=96 * width // 64, num_hidden_layers=1)
         model.to(dtype).save_pretrained(self.base)  # type: ignore[arg-type]
         tiny_tokenizer().save_pretrained(self.base)
         self.sparse = shears.sparsify(
@@ -94,7 +95,7 @@ def healed(**changes: Any) -> Flow:
 def searched(**changes: Any) -> Flow:
     """Search ranks."""
     return lambda f, device: shears.search(
-        f.adapter, f.new(), data=f.rows, device=device, precision=f.precision, max_evaluations=3, **changes
+        f.adapter, f.new(), data=f.rows, device=device, max_evaluations=3, **{"precision": f.precision, **changes}
     )
 
 
@@ -164,6 +165,7 @@ FLOWS: dict[str, Flow] = {
     "heal": healed(),
     "heal on a grid": healed(quantize_aware="int4"),
     "search loss": searched(),
+    "search auto": searched(precision="auto"),
     "search accuracy": searched(objective=("accuracy",), task="number", max_new_tokens=3),
     "search nsga2": searched(objective=("loss", "parameters"), strategy="nsga2"),
     "evaluate perplexity": evaluated("text", task="perplexity", sequence_length=32, limit=3),
@@ -185,7 +187,7 @@ FLOWS: dict[str, Flow] = {
 }
 IN_FP16 = {
     "sparsify admm", "sparsify reconstruct", "train nested", "train auto", "train recompute", "train on a grid",
-    "heal", "search loss", "evaluate perplexity", "evaluate number", "evaluate auto",
+    "heal", "search loss", "search auto", "evaluate perplexity", "evaluate number", "evaluate auto",
 }  # fmt: skip
 """What number formats decide: run in fp16 too."""
 COMPARED = {
@@ -199,11 +201,16 @@ COMPARED = {
 """Whose results in fp32 are compared with the CPU's."""
 
 
+LARGE = ("train auto", "search auto", "evaluate auto", "evaluate choices", "generate")
+"""What holds a whole model; run with one whose linears are most of it."""
+
+
 def attempt(flow: Flow, folder: Folder, *, fast_bf16: bool = True) -> tuple[Any, dict[str, Any]]:
     """Return what a flow returns and its figures; in these an error of one line, if it failed."""
     pretended.COUNTS.clear()
     pretended.PLACES.clear()
-    before = pretended.MEMORY["peak"] = pretended.MEMORY["now"]
+    gc.collect()
+    before = pretended.MEMORY["peak"] = pretended.MEMORY["loaded"] = pretended.MEMORY["now"]
     result, error = None, None
     started = time.monotonic()
     try:
@@ -214,7 +221,8 @@ def attempt(flow: Flow, folder: Folder, *, fast_bf16: bool = True) -> tuple[Any,
         places = " > ".join(f"{frame.filename.split('/shears/')[-1]}:{frame.lineno}" for frame in own[-3:])
         error = f"{type(failure).__name__}: {str(failure)[:300]} at {places}"
     seconds = round(time.monotonic() - started, 2)
-    return result, {"error": error, "seconds": seconds, "peak": pretended.MEMORY["peak"] - before, **pretended.COUNTS}
+    sizes = {name: pretended.MEMORY[name] - before for name in ("peak", "loaded")}
+    return result, {"error": error, "seconds": seconds, **sizes, **pretended.COUNTS}
 
 
 def difference(here: Any, there: Any) -> float:
@@ -253,6 +261,10 @@ def main() -> None:
             figures[f"a step {sampling}"] = events_of_a_step(folder, sampling)
         if precision == "fp16" and "train auto" in flows:
             figures["train auto without bf16"] = attempt(flows["train auto"], folder, fast_bf16=False)[1]
+    large = Folder(Path(path), "fp16", 512)
+    weights = (Path(large.base) / "model.safetensors").stat().st_size
+    for name in LARGE:
+        figures[f"{name} large"] = attempt(FLOWS[name], large)[1] | {"weights": weights}
     Path(output).write_text(json.dumps(figures, indent=1))
 
 

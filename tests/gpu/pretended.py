@@ -45,7 +45,8 @@ COUNTS: Counter[str] = Counter()
 PLACES: Counter[tuple[str, str]] = Counter()
 """The same by the line of shears that caused it."""
 STORAGES: dict[int, list[int]] = {}
-MEMORY = {"now": 0, "peak": 0}
+MEMORY = {"now": 0, "peak": 0, "loaded": 0}
+"""Bytes on the device: now, at most, and at most before the first forward."""
 FAST_BF16 = {"value": True}
 
 
@@ -194,6 +195,8 @@ def _watch(func: Any, args: Any, tensors: list[Tensor]) -> None:
     masks = [leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, Tensor)] if func in INDEXING else []
     if func in SYNCS or any(isinstance(mask, OnCuda) and mask.dtype == torch.bool for mask in masks):
         count("sync")
+    if func is aten.embedding.default and not COUNTS["forwards"]:
+        MEMORY["loaded"] = MEMORY["peak"]
     counted = {aten.embedding.default: "forwards", aten._amp_update_scale_.default: "scaled"}
     if func in counted:
         COUNTS[counted[func]] += 1

@@ -48,16 +48,22 @@ def test_in_fp32_the_device_computes_what_the_cpu_does(figures: Figures) -> None
     assert max(compared.values()) < 1e-5, compared
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "search"])
 def test_a_forward_converts_no_frozen_weight(verb: str, figures: Figures) -> None:
-    names = {"train": ("nested", "auto", "uniform"), "evaluate": ("number", "auto")}[verb]
+    names = {"train": ("nested", "auto", "uniform"), "evaluate": ("number", "auto"), "search": ("auto", "loss")}[verb]
     counts = {
-        name: each.get("weight_casts", 0)
+        name: each.get("weight_casts", 0) - (verb == "search") * each["forwards"]  # which converts logits
         for name, each in figures.items()
         if name.rpartition(" ")[0] in {f"{verb} {kind}" for kind in names}
     }
     assert len(counts) >= 4
     assert set(counts.values()) == {0}, counts
+
+
+def test_no_verb_holds_a_model_twice_before_its_first_forward(figures: Figures) -> None:
+    shares = {name: each["loaded"] / each["weights"] for name, each in figures.items() if name.endswith(" large")}
+    assert len(shares) == 5
+    assert max(shares.values()) < 1.08, shares
 
 
 def test_an_fp16_base_needs_no_more_memory_than_one_in_bf16(figures: Figures) -> None:

@@ -36,18 +36,19 @@ def open_quality(
 def _open_loss(adapter: SuperAdapter, settings: SearchConfig, data: str, limit: int | None) -> Measure:
     """Measure the loss over completion tokens, in nats.
 
-    Precision `auto` is fp32 here: one rank changes the loss by less than bf16 rounds.
+    Precision `auto` is fp32 on a CPU: one rank changes the loss by less than bf16 rounds.
     """
     examples = load_examples(data, adapter.record["template"], adapter.tokenizer, limit, columns=settings.columns)
     longest = adapter.record["config"]["max_length"]
     longest = min(longest, num_positions(adapter.model) or longest)
     rows = tokenize_all(examples, adapter.tokenizer, longest)
     pad_id = padding(adapter.tokenizer)
-    precision = "fp32" if settings.precision == "auto" else settings.precision
+    device = device_of(adapter.model)
+    precision = "fp32" if (settings.precision, device.type) == ("auto", "cpu") else settings.precision
 
     def measure(ranks: RankConfig) -> Measured:
         adapter.elastic.activate(ranks)
-        with autocast(precision, device_of(adapter.model)):
+        with autocast(precision, device):
             losses, counts = completion_nats(adapter.model, rows, pad_id, settings.batch_size)
         return Measured(losses.numpy(), counts.numpy())
 

@@ -21,6 +21,7 @@ from shears.data.examples import check_rows
 from shears.data.rows import refuse_same, source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.evaluated import check_apart
+from shears.models.devices import computing_dtype, pick_device
 from shears.progress import meter
 from shears.records.artifacts import RESULT, SEARCH_SPACE, __version__, as_data, cut_torn_line, read_record, write_json
 from shears.records.folders import working_folder
@@ -59,7 +60,9 @@ def search(
     identity = {"super_adapter_fingerprint": record["fingerprint"], "data_sha256": source_fingerprint(settings.data)}
     asked = {key: value for key, value in as_data(settings).items() if key != "max_evaluations"}
     with working_folder(output, {**identity, **asked}) as work:
-        adapter = load_super_adapter(super_adapter, model, settings.weights, settings.device)
+        device = pick_device(settings.device)
+        dtype = settings.weights if device.type == "cpu" else computing_dtype(settings.precision, device)
+        adapter = load_super_adapter(super_adapter, model, dtype, settings.device)
         objective = open_objective(adapter, settings, goal)
         quality = "accuracy" if settings.task else "loss"
         on_test = open_quality(adapter, settings, quality, settings.test) if settings.test else None
