@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from shears import compare
 from shears.errors import InputError
 from shears.report.page import write_report
 from tests.report.made import RANKS, Reader, page_of, records, write_run
@@ -66,17 +65,6 @@ def test_a_folder_of_compress_has_its_page(tmp_path: Path) -> None:
     assert "some-model compressed to at most 1 GB: 1 of 1 candidates were made, s50-int4 meets the target." in text
     assert "s50-int495.0 MB4.2602.5yes" in text
     assert "planmeasures1.01.0" in text
-
-
-def test_runs_are_compared_on_a_page_or_as_data(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run")
-    data = compare([str(run)], output=tmp_path / "compared.html")
-    text = Reader((tmp_path / "compared.html").read_text()).text
-    assert data["against"] == "dense"
-    assert "sparse-25.0" in text
-    assert "sparse + sub-adapter+0.0-65.3 to +65.31, 1" in text
-    compare([str(run)], output=tmp_path / "compared.json")
-    assert (tmp_path / "compared.json").read_text().startswith("{")
 
 
 def _torn(folder: Path) -> dict[str, Any]:

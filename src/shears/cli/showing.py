@@ -76,7 +76,7 @@ def compare(
         list[str], argument("RUN...", "Run folders, or files that evaluate wrote; NAME=FILE,FILE pools several seeds.")
     ],
     against: Annotated[str | None, option("NAME", "Run or NAME to compare with (default: the first).")] = None,
-    output: Annotated[str | None, option("FILE", "Write the comparison to this .json or .html file.")] = None,
+    output: Annotated[str | None, option("FILE", "Write the comparison to this .json file.")] = None,
     seed: Annotated[int, option("INTEGER", "Random seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare evaluations on the same examples.
@@ -85,7 +85,7 @@ def compare(
 
     \b
     shears compare lora=lora-0.json,lora-1.json nls=nls-0.json,nls-1.json \\
-        --output compare.html
+        --output compare.json
     """
     print_comparison(shears.compare(runs, against=against, seed=seed, output=output))
 

@@ -32,7 +32,6 @@ WRITTEN_TEXT = "self_text.json"
 RECIPE = "recipe.yaml"  # this and the next three lie in a run's folder
 REPORT = "report.html"
 README = "README.md"
-BENCH = "bench.json"
 COMPRESS = "compress.json"  # in the folder of `compress`, beside the folders of its runs
 RECORDS = (SPARSITY, HEALED, SEARCH_SPACE, RESULT, *FORMAT_OF_RECORD, RECOVERY, EVALUATION)
 FORM = "form"  # key of a record: the form of the rows of its training (trained_form.py)

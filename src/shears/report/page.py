@@ -1,6 +1,5 @@
-"""`shears report` and `shears compare`: one HTML page that loads nothing else."""
+"""`shears report`, one HTML page that loads nothing else, and `shears compare`."""
 
-import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,6 @@ from shears.records.paths import expanded
 from shears.records.timing import read_times, real_seconds
 from shears.report.pictures import Number, curves, heat_map, intervals, scatter
 
-logger = logging.getLogger(__name__)
 MOST_EXAMPLES = 8
 TIMES = {"stage": "stage", "began": "began", "seconds": "minutes", "finished": "finished", "machine": "machine"}
 Record = Mapping[str, Any]
@@ -51,17 +49,11 @@ def write_report(run: str | Path, output: str | Path | None = None) -> Path:
         raise InputError(f"the output must be an .html file, got {path}; name another")
     with reading(folder):
         lead, *sections = _compression(folder) if (folder / artifacts.COMPRESS).is_file() else _run(folder)
-    write_page(path, folder.resolve().name, lead.words, sections)
-    return path
-
-
-def write_page(path: Path, title: str, lead: list[str], sections: list[Section]) -> None:
-    template = files("shears.report").joinpath("page.html").read_text("utf-8")
-    page = Environment(autoescape=True).from_string(template)
-    text = page.render(title=title, lead=lead, sections=sections, version=__version__)
+    page = Environment(autoescape=True).from_string(files("shears.report").joinpath("page.html").read_text("utf-8"))
+    text = page.render(title=folder.resolve().name, lead=lead.words, sections=sections, version=__version__)
     with option(f"the output {path}"):
         write_text(path, text.encode(errors="replace").decode())  # characters that are no Unicode become ?
-    logger.info("wrote %s, %.1f kB", path, len(text) / 1e3)
+    return path
 
 
 def _run(folder: Path) -> list[Section]:
@@ -89,8 +81,6 @@ def _run(folder: Path) -> list[Section]:
         answers = {name: read_object(path).get("records", []) for name, path in measured.items() if path.is_file()}
         sections[0].words += figures.lead_lines(summary.get("lead"))
         sections += [_accuracy(summary, answers), _examples(answers)]
-    if bench := record("export", artifacts.BENCH):
-        sections.append(_speed(bench))
     sections.append(_layers(made))
     log = read_rows(folder / "super_adapter" / artifacts.TRAINING_LOG)
     if log and recipe.get("train", "train") is not None:
@@ -126,19 +116,6 @@ def _examples(answers: Mapping[str, list[Record]]) -> Section:
                 verdict = "right" if each["correct"] else "wrong"
                 lines.append(f"\n{name}, {verdict}: {str(each.get('output', '')).strip()} → {each['prediction']}")
             section.texts[f"Example {records[0]['index']}"] = "\n".join(lines)
-    return section
-
-
-def _speed(bench: Record) -> Section:
-    section = Section("Speed", f"{bench['cpu']}, {bench['threads']} threads; medians of {bench['rounds']} rounds.")
-    rows = [
-        {"name": each["name"], "value": speed["median"], "ci95": (speed["min"], speed["max"])}
-        for each in bench["contestants"]
-        for speed in [each["decode_tokens_per_second"]]
-    ]
-    section.pictures["Tokens a second, decoding"] = intervals(rows, "tokens a second", lambda value: f"{value:.3g}")
-    section.tables["Speed"] = table_rows(bench["contestants"], figures.BENCH)
-    section.tables["Times as fast"] = table_rows(bench["ratios"], figures.RATIOS)
     return section
 
 
@@ -255,35 +232,21 @@ def _compression(folder: Path) -> list[Section]:
 def compare(
     runs: Sequence[str], *, against: str | None = None, seed: int = 0, output: str | Path | None = None
 ) -> dict[str, Any]:
-    """Return the comparison of runs; also write it to `output`, a .json or .html file.
+    """Return the comparison of runs; also write it to the JSON file `output`.
 
     `read_arms` explains how runs are named. Every arm is compared with the arm `against`, by
     default the first, on the same examples; seeds of an arm are pooled.
     """
     path = expanded(output) if output is not None else None
-    if path is not None and path.suffix not in (".json", ".html"):
-        raise InputError(f"the output must be a .json or .html file, got {path}; name another")
+    if path is not None and path.suffix != ".json":
+        raise InputError(f"the output must be a .json file, got {path}; name another")
     if not 0 <= seed < SEEDS:
         raise InputError(f"the seed must be from 0 to {SEEDS - 1}, got {seed}")
     arms = read_arms(runs)
     if path is not None and Path(os.path.realpath(path)) in files_of(runs, arms):
         raise InputError(f"the output must not be one of the compared files, got {path}; name another")
     data = compare_arms(arms, against, seed)
-    if path is not None and path.suffix == ".json":
+    if path is not None:
         with option(f"the output {path}"):
             write_json(path, data)
-    elif path is not None:
-        sections = [_compared(task) for task in data.get("tasks", [data])]
-        write_page(path, f"Compared with {data['against']}", ["Example by example, on the same examples."], sections)
     return data
-
-
-def _compared(task: Mapping[str, Any]) -> Section:
-    section = Section(f"{task.get('task', 'Accuracy')}, {task['n']:,} examples", *task["notes"])
-    section.words.append("Intervals are over examples; seeds of an arm are pooled by example.")
-    section.pictures["Accuracy"] = intervals(task["arms"], "accuracy", lambda value: f"{value:.1%}")
-    name = f"Difference to {task['against']}"
-    section.pictures[name] = intervals(task["differences"], "points", lambda share: f"{100 * share:+.1f}")
-    section.tables["Accuracy"] = figures.arm_rows(task)
-    section.tables[name] = [figures.difference_row(each["name"], each) for each in task["differences"]]
-    return section
