@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 import shears
+from shears.models.devices import autocast
+from shears.models.sources import StreamedModel
+from shears.models.walk import Walk
 from shears.runtime.loading import load
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -136,6 +140,15 @@ def written(f: Folder, device: str) -> Path:
     return shears.write(f.sparse, f.new(), tokens=60, max_new_tokens=16, device=device)
 
 
+def walked(f: Folder, device: str) -> None:
+    """Walk through the base's block, whose hidden states must be in bf16."""
+    source = StreamedModel(f.base, torch.float32, device)
+    walk = Walk(source, [torch.tensor([[1, 2, 3]])], context=partial(autocast, f.precision, device))
+    with walk.opened(0) as block, torch.no_grad():
+        found = {walk.hidden[0].dtype, block.forward(0).dtype}
+    assert found == {torch.bfloat16}, found
+
+
 def compressed(f: Folder, device: str) -> Any:
     """Compress without rows, where only the export's rounding computes."""
     return shears.compress(
@@ -151,6 +164,7 @@ FLOWS: dict[str, Flow] = {
     "sparsify 2:4": pruned(method="wanda", pattern="2:4"),
     "sparsify sensitivity": pruned(method="wanda", allocation="sensitivity"),
     "sparsify reconstruct": pruned(method="wanda", reconstruct="block"),
+    "sparsify walk": walked,
     "sparsify recovery": pruned(method="wanda", recover_rank=4),
     "train nested": trained(),
     "train auto": trained(precision="auto"),

@@ -266,6 +266,12 @@ class Walk:
     def _forward(self, batch: Int[Tensor, "_ _"]) -> Any:
         return self.source.model(batch.to(self.source.device), use_cache=False)
 
+    def _computed(self, states: Tensor) -> Tensor:
+        """Return hidden states in bf16 where a GPU computes in it: the sums of its blocks then stay in bf16, too."""
+        with self._context():
+            is_bf16 = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
+        return states.bfloat16() if is_bf16 and states.is_cuda else states
+
     def _as_output(self, states: Tensor) -> Any:
         return states if self._extras is None else (states, *self._extras)
 
@@ -294,7 +300,7 @@ class Walk:
                 states: Tensor = args[0] if args else kwargs.pop("hidden_states")
                 self._calls[index].append((args[1:], kwargs))
                 if index == 0:
-                    self.hidden.append(states)
+                    self.hidden.append(self._computed(states))
                 else:
                     self._check_chain(states, left[0], (*args[1:], *kwargs.values()))
                 left[:] = [states]
