@@ -37,7 +37,6 @@ class Bound:
         return (size if self.kind == "bytes" else 8 * size / weights) <= self.amount
 
     def __str__(self) -> str:
-        """Return the bound in words."""
         if self.kind == "bytes":
             return f"at most {self.amount / 1e9:.3f} GB"
         return f"at most {self.amount:g} bits a weight" if self.kind == "bits" else f"at least {self.amount:g} tokens/s"
@@ -90,12 +89,10 @@ class CompressConfig(OfRows):
 
     @property
     def source(self) -> str:
-        """The rows or the text."""
         return self.data or str(self.calibration)
 
     @property
     def bound(self) -> Bound:
-        """The target, parsed."""
         return Bound.parse(self.target)
 
     @property

@@ -113,7 +113,6 @@ class EvaluateConfig(ScoringConfig):
 
     @property
     def longest_answer(self) -> int:
-        """Longest generated answer in tokens, in the template of these settings."""
         return self.max_new_tokens or longest_answer(self.task, self.template)
 
     def in_template(self, template: str | None) -> "EvaluateConfig":
@@ -196,7 +195,6 @@ class SearchConfig(ScoringConfig, Seeded):
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
-        """The constraints as values."""
         return tuple(map(parse_constraint, self.constraint))
 
     @property
@@ -206,7 +204,6 @@ class SearchConfig(ScoringConfig, Seeded):
 
     @property
     def budget(self) -> int:
-        """The rank configurations that are evaluated at most."""
         return 1 if self.strategy == "heuristic" else self.max_evaluations
 
     @property

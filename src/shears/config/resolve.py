@@ -31,7 +31,6 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the content of a YAML text; yaml.YAMLError or ValueError for any other text."""
     return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
 
 
@@ -93,7 +92,6 @@ def stage_values(section: str, config: str | None, settings: Sequence[str], flag
 
 
 def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str:
-    """Return what must hold of a key, and what came or was probably meant."""
     location = [str(part) for part in detail["loc"]]
     name = ".".join(filter(None, [section, *location]))
     if detail["type"] == "extra_forbidden":

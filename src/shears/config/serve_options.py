@@ -95,7 +95,6 @@ class BenchConfig(StageConfig):
 
 
 def is_written(source: object) -> bool:
-    """Tell whether a source of text stands for text that a model has to write."""
     return isinstance(source, str) and (source == WRITTEN or source.startswith(ANSWERED))
 
 

@@ -88,12 +88,10 @@ class HealConfig(LoopConfig):
 
     @property
     def num_sequences(self) -> int:
-        """The sequences that all steps read."""
         return -(-self.tokens // self.sequence_length)
 
     @property
     def num_steps(self) -> int:
-        """The optimizer steps."""
         return -(-self.num_sequences // self.batch_size)
 
 
@@ -180,15 +178,12 @@ class TrainConfig(LoopConfig):
         return self.validation if self.validation_share is None else None
 
     def steps_per_epoch(self, num_examples: int) -> int:
-        """Return the optimizer steps of an epoch."""
         return -(-num_examples // self.batch_size)
 
     def num_epochs(self, num_examples: int) -> float:
-        """Return the passes over the examples, unless `max_steps` are named."""
         return self.epochs or float(min(max(round(EXAMPLES / max(num_examples, 1)), 1), MOST_EPOCHS))
 
     def num_steps(self, num_examples: int) -> int:
-        """Return the optimizer steps of a training, unless it is stopped early."""
         return self.max_steps or -int(-self.num_epochs(num_examples) * self.steps_per_epoch(num_examples) // 1)
 
     def for_base(self, num_weights: int, sparsity: float, has_recovery: bool) -> "TrainConfig":

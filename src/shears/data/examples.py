@@ -136,7 +136,6 @@ def examples_of(
     tokenizer: "PreTrainedTokenizerBase",
     convert: Callable[[Row], Row] = dict,
 ) -> list[Example]:
-    """Return rows of a source as examples after `convert`; InputError names a wrong row."""
     examples = []
     for number, row in enumerate(rows, start=1):
         with row_named(number, source):
@@ -157,18 +156,15 @@ def check_rows(
 
 
 def segments_before(example: Example) -> tuple[Segment, ...]:
-    """Return the segments before the last trained one."""
     last = max(index for index, segment in enumerate(example.segments) if segment.trained)
     return example.segments[:last]
 
 
 def prompt_of(example: Example) -> str:
-    """Return all text before the last trained segment."""
     return without_marks("".join(segment.text for segment in segments_before(example)))
 
 
 def completion_of(example: Example) -> str:
-    """Return the text of the last trained segment."""
     return without_marks(next(segment.text for segment in reversed(example.segments) if segment.trained))
 
 
@@ -236,7 +232,6 @@ def tokenize_all(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBas
 
 
 def rows_fingerprint(rows: Sequence[Tokenized]) -> str:
-    """Return sha256 over the token ids and labels of all rows, in order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(repr((list(row.input_ids), list(row.labels))).encode())

@@ -42,7 +42,6 @@ class AnswerRule:
         return reading.json_in(text) if self.form == "json" else text.strip()
 
     def is_right(self, text: str) -> bool:
-        """Return whether a text's answer is the right one."""
         given = self.read(text)
         if self.form in ("number", "equation"):
             return reading.numbers_equal(given, self.answer)

@@ -52,7 +52,6 @@ def _encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, as_te
 
 
 def without_marks(text: str) -> str:
-    """Return a text as people read it, without the marks of `literal`."""
     return text.replace(LITERAL_START, "").replace(LITERAL_END, "")
 
 

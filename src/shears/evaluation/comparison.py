@@ -130,7 +130,6 @@ def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[
 
 
 def _comparison(arms: Arms, base: str, seed: int) -> dict[str, Any]:
-    """Return the comparison of arms on one task."""
     runs = _aligned(arms)
     return {
         "n": len(runs[base][0]),

@@ -38,7 +38,6 @@ from shears.training.batches import length_buckets, pad, padding
 
 
 def wanted_for(config: ScoringConfig, num_beams: int = 1) -> Wanted:
-    """Return what generating answers needs of the native decoder."""
     obstacle = f"the native decoder answers greedily (num_beams 1), got {num_beams} beams" if num_beams > 1 else ""
     precision = "fp32" if config.precision == "fp16" else resolved_precision(config.precision, "cpu")  # fp16: no CPU
     return Wanted(config.backend, precision, config.batch_size, obstacle=obstacle)
@@ -164,7 +163,6 @@ class Decoder:
 
 
 def refuse_empty(prompts: Sequence[list[int]]) -> None:
-    """Raise InputError for the first prompt without tokens."""
     if not all(prompts):
         raise InputError(f"a prompt must not be empty, number {[*prompts].index([]) + 1} is")
 
@@ -187,7 +185,6 @@ class EndOfLine(StoppingCriteria):
         self._start = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Bool[Tensor, " B"]:
-        """Return which rows have ended."""
         breaks = torch.isin(input_ids[:, self._start :], self._breaks.to(input_ids.device))
         return breaks[:, -1] & (~breaks).any(dim=1)
 
@@ -196,7 +193,6 @@ class RequireFiniteLogits(LogitsProcessor):
     """Refuses logits without a finite maximum, where generation would take any token."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the logits unchanged; InputError if a row has nan, or no finite maximum."""
         largest = scores.amax(dim=-1)
         if not bool(largest.isfinite().all()):
             got = largest[~largest.isfinite()][0].item()

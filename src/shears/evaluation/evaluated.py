@@ -77,7 +77,6 @@ def accuracy_of(task: str, records: Sequence[Record]) -> Evaluation:
 
 
 def journal_path(output: Path) -> Path:
-    """Return the file that keeps an unfinished evaluation's texts."""
     return output.with_name(f"{output.name}.partial")
 
 
@@ -100,7 +99,6 @@ class TextJournal:
         self._texts = {tuple(batch["numbers"]): list(map(WrittenText, batch["texts"], batch[CUT])) for batch in batches}
 
     def get(self, numbers: Sequence[int]) -> list[WrittenText] | None:
-        """Return the texts of a batch, or None if it is not generated yet."""
         return self._texts.get(tuple(numbers))
 
     def put(self, numbers: Sequence[int], texts: Sequence[WrittenText]) -> None:
@@ -143,7 +141,6 @@ def trained_questions(record: Mapping[str, Any], folder: Path) -> set[str]:
 
 
 def question_ids(rows: Iterable[Row]) -> set[str]:
-    """Return the ids of the rows' questions; rows without a question are skipped."""
     return {question_id(question) for question in map(question_of, rows) if question}
 
 

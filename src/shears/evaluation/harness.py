@@ -23,7 +23,6 @@ Figure = dict[str, Any]
 
 
 def check_installed() -> None:
-    """Raise InputError, with what to install, without lm-eval."""
     if find_spec("lm_eval") is None:
         raise InputError(f"harness needs lm-eval, which is not installed; {install_hint('harness')}")
 
@@ -68,7 +67,6 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
 
 
 def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
-    """Return the figures of each metric with a finite value."""
     metrics: Mapping[str, Any] = results["results"][task]
     figures = []
     for key, value in metrics.items():

@@ -72,7 +72,6 @@ def evaluate(
 
 
 def _check_output(output: Path, config: EvaluateConfig) -> None:
-    """Raise InputError if `output` cannot be written, or is the data."""
     if output.is_dir() or (output.exists() and not output.is_file()):  # a rename would replace /dev/null
         raise InputError(f"the output must be a regular file, got {output}; name such as figures.json")
     if os.path.realpath(output) == os.path.realpath(expanded(config.data)):
@@ -128,7 +127,6 @@ def _evaluated(subject: Subject, settings: EvaluateConfig, ref: ModelRef, adapte
 
 
 def identity_of(model: ModelRef, adapter: str | Path | None, config: EvaluateConfig) -> dict[str, Any]:
-    """Return what identifies a measurement: settings and fingerprints of what is read."""
     settings = {key: value for key, value in as_data(config).items() if key != "backend"}
     return {
         "config": {**settings, "dtype": config.weights},

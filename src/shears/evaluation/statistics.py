@@ -17,8 +17,6 @@ DRAWS = 10_000  # of the bootstrap: the smallest p it can give is 2 / 10,001
 
 
 class Interval(NamedTuple):
-    """A figure and its 95 % interval."""
-
     value: float
     low: float
     high: float

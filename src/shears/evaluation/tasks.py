@@ -44,7 +44,6 @@ class Subject:
     journal: TextJournal | None = None
 
     def answers(self, examples: Sequence[Example], config: EvaluateConfig) -> list[WrittenText]:
-        """Return the generated answer to every example."""
         limit = config.longest_answer
         until = ENDS_OF_ANSWERS.get(config.task, "")
         prompts = prompts_of(examples, self.tokenizer)
@@ -131,7 +130,6 @@ def _paper(subject: Subject, examples: Sequence[Example], config: EvaluateConfig
 
 
 def _by_rule(subject: Subject, examples: Sequence[Example], config: EvaluateConfig) -> list[Record]:
-    """Answer the examples by generation; judge each text by the rule of its row."""
     form: Any = config.task
     rules = []
     for number, example in enumerate(examples, start=1):

@@ -96,7 +96,6 @@ class Exam:
 
     @property
     def windows(self) -> int:
-        """Windows of the held-out text that a loss reads at most."""
         return WINDOWS if self.task is None else WINDOWS_BESIDE
 
     def loss(self, model: AnyModel) -> float:
@@ -108,14 +107,12 @@ class Exam:
         return math.log(measured.value)
 
     def answered(self, model: AnyModel, limit: int | None = None, *, untrained: bool = False) -> Evaluation:
-        """Return the evaluation of a model on the first `limit` rows."""
         task = "number" if untrained and self.task == "equation" else self.task
         return evaluate(
             model, task=task, data=str(self.held_out), device="cpu", max_new_tokens=self.longest, limit=limit
         )
 
     def figures(self, package: Path) -> dict[str, Any]:
-        """Return size, speed, loss and answers of a package."""
         speed = package_decoding(package, NEW_TOKENS, ROUNDS)
         return {
             "bytes": (package / PACKAGE_FILE).stat().st_size,

@@ -106,7 +106,6 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
 
 
 def with_calibration(recipe: Recipe) -> Recipe:
-    """Return a recipe with the calibration text of its model; InputError where it must be given."""
     return recipe.model_copy(update={"sparsify": recipe.sparsify.for_model(str(recipe.model))})
 
 
@@ -132,7 +131,6 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
 
 
 def sparse_folder(recipe: Recipe, folder: Path) -> Path:
-    """Return the folder of the model that a run trains on."""
     return folder / (HEALED_FOLDER if recipe.heal is not None else "sparse")
 
 

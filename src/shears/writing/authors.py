@@ -215,7 +215,6 @@ def asked_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def plain_prompt(row: Mapping[str, Any], form: TrainedForm | None) -> str:
-    """Return a prompt as plain text, an instruction in a form's template."""
     column, text, given = _asked_text(row)
     if column == "prompt":
         return text
@@ -223,7 +222,6 @@ def plain_prompt(row: Mapping[str, Any], form: TrainedForm | None) -> str:
 
 
 def _asked_text(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return the column and text that a row without a conversation asks, and the input of an instruction."""
     column = next((name for name in QUESTIONS if isinstance(row.get(name), str) and row[name].strip()), None)
     if column is None:
         got = f"got {', '.join(map(str, row))}; name yours with columns, such as prompt=sentence"

@@ -119,7 +119,6 @@ def _asked(ref: ModelRef, adapter: str | Path | None, settings: WriteConfig, row
 def _open(
     ref: ModelRef, adapter: str | Path | None, place: str
 ) -> tuple[PreTrainedTokenizerBase, TextSettings, Backend]:
-    """Return what writes: the native decoder where it covers the model."""
     precision = resolved_precision("auto", device := pick_device(place))
     backend: Backend | None
     if ref.is_package:
