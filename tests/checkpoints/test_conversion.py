@@ -47,13 +47,6 @@ def test_tensors_that_the_model_does_not_use_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "out" / SINGLE).read_bytes() == (tmp_path / "m" / SINGLE).read_bytes()
 
 
-def test_a_tied_head_is_tied_again(tmp_path: Path) -> None:
-    save(tmp_path, "llama")
-    source = StreamedModel(tmp_path)
-    assert source.model.get_parameter("lm_head.weight") is source.model.get_parameter("model.embed_tokens.weight")
-    assert source.disk_names("lm_head.weight") == []
-
-
 @pytest.mark.parametrize("equal", [True, False])
 def test_a_tied_head_that_is_also_stored(equal: bool, tmp_path: Path) -> None:
     save(tmp_path / "m", "llama", shard="1GB")

@@ -94,18 +94,6 @@ def _header(folder: Path) -> dict[str, str]:
     return metadata
 
 
-def test_only_a_package_with_int4_is_of_version_two(tmp_path: Path) -> None:
-    """Others stay readable by a shears that knows version 1 alone, whose index says true for int8."""
-    old = json.loads(_header(write(tmp_path / "old", "int8"))["index"])
-    assert old["dense"]["embed.weight"]["quantized"] is True
-    assert old["packed"]["layers.0.up"].keys() == {"rows", "cols", "values", "kept", "transposed"}
-    new = json.loads(_header(write(tmp_path / "new", "int4"))["index"])
-    assert new["dense"]["embed.weight"]["quantized"] == "int4"
-    assert new["dense"]["norm.weight"]["quantized"] is False
-    assert new["packed"]["layers.0.up"].keys() == {"rows", "cols", "values", "kept", "bytes", "transposed"}
-    assert Index(dense={"a": DenseEntry(dtype="fp32", shape=(2, 3), quantized="int4")}).version == "2"
-
-
 FULL = sparse_weight(48, 23, 0.0)
 
 

@@ -16,7 +16,6 @@ from shears.checkpoints.packed_layout import (
     PackedMatrix,
     check_matrix,
     dense,
-    expected_stored,
     is_masked,
     kept,
     mask_shape,
@@ -26,10 +25,9 @@ from shears.checkpoints.packed_layout import (
     pack_nibbles,
     packed_bytes,
     unpack,
-    unpack_nibbles,
 )
 from shears.errors import InputError
-from shears.quantization.grid import dequantize_blocks, quantize_blocks
+from shears.quantization.grid import quantize_blocks
 from tests.checkpoints.masked import num_kept
 from tests.oracles import packed as oracle
 
@@ -162,26 +160,6 @@ def test_masks_are_left_out_below_one_zero_for_the_bit_of_each_weight(values: Nu
         assert is_masked(512, 512, num_stored(kept(weight), values), values) == masks
 
 
-@given(WIDE, st.sampled_from(VALUES))
-def test_the_expected_size_of_a_dense_weight_is_exact(shape: tuple[int, int], values: NumberFormat) -> None:
-    stored = num_stored(torch.ones(shape, dtype=torch.bool), values)
-    assert expected_stored(*shape, shape[0] * shape[1], values) == stored
-
-
-@settings(max_examples=40)
-@given(WIDE, st.integers(-8, 4), st.integers(0, 99))
-def test_a_dense_int4_matrix_has_the_documented_bytes(shape: tuple[int, int], power: int, seed: int) -> None:
-    weight = sparse_weight(*shape, 0.3, seed) * 10.0**power
-    codes, scales, zeros = quantize_blocks(weight)
-    nibbles = pack_nibbles(codes)
-    found = tuple(part.numpy().tobytes() for part in (nibbles, scales, zeros))
-    assert found == oracle.dense_int4(weight.tolist())
-    assert torch.equal(unpack_nibbles(nibbles, shape[1]), codes)
-    back = dequantize_blocks(codes, scales, zeros)
-    assert torch.equal(back, dense(pack(weight, "int4")))  # a zero of a dense matrix is exact
-    assert bool((back[weight == 0] == 0).all())
-
-
 def test_the_examples_of_the_docs_are_packed_as_they_say() -> None:
     text = " ".join(DOCS.read_text(encoding="utf-8").split())
 
@@ -216,13 +194,6 @@ def test_int4_refuses_a_scale_beyond_fp16(large: float) -> None:
         pack(torch.tensor([[1.0, large], [1.0, -large]]), "int4")
     assert "\n" not in str(caught.value)
     pack(torch.tensor([[15 * 65504.0]]), "int4")
-
-
-def test_a_half_sparse_bf16_weight_takes_at_most_three_fifths_of_its_bytes() -> None:
-    weight = sparse_weight(576, 1536, 0.5).bfloat16()
-    assert pack(weight, "bf16").num_bytes <= 0.60 * weight.numel() * 2
-    assert pack(weight.float(), "int8").num_bytes <= 0.36 * weight.numel() * 2
-    assert pack(weight, "int4").num_bytes * 8 <= 3.25 * weight.numel()
 
 
 def _changed(matrix: PackedMatrix, part: str, index: object, value: float) -> PackedMatrix:

@@ -20,7 +20,6 @@ from shears.errors import InputError
 from shears.export.peft import export_adapter
 from shears.models.blocks import weight_oi
 from shears.models.grid_adapter import GridLinear
-from shears.models.load import load_with_adapter
 from shears.quantization.grid import dequantize_blocks, quantize_blocks
 from shears.records.artifacts import PACKAGE, SEARCH_SPACE, read_json
 from tests import parts
@@ -107,16 +106,6 @@ def test_a_package_holds_trainings_weights_bit_for_bit(
         weight = of_base[f"{linear}.weight"].T if name == "gpt2" else of_base[f"{linear}.weight"]
         assert not torch.equal(expected[linear], dequantize_blocks(*quantize_blocks(weight.contiguous())))
         assert bool((expected[linear][weight == 0] == 0).all())
-
-
-@pytest.mark.parametrize("name", ["sparse"])
-def test_a_packages_logits_are_those_of_training(name: str, trained: dict[str, Path], tmp_path: Path) -> None:
-    expected = logits(loaded(trained[name], "heuristic").model)
-    out = package(trained[name], tmp_path / "out", ranks="heuristic")
-    assert torch.equal(logits(load_with_adapter(out, dtype="fp32")[0]), expected)
-    base = Path(read_json(trained[name] / SEARCH_SPACE)["base"])
-    alone = load_with_adapter(base, trained[name])[0]  # as `evaluate --adapter` loads it
-    assert torch.equal(logits(alone), logits(loaded(trained[name], "maximal").model))
 
 
 def test_merged_is_an_ordinary_model_with_the_grids_numbers(trained: dict[str, Path], tmp_path: Path) -> None:

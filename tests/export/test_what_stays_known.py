@@ -10,14 +10,11 @@ from shears.errors import InputError
 from shears.export.peft import export_adapter
 from shears.records.artifacts import (
     SEARCH_SPACE,
-    find_record,
     read_json,
     read_record,
-    record_in,
-    training_sources,
     write_json,
 )
-from shears.records.trained_form import TrainedForm, trained_form, trained_template
+from shears.records.trained_form import TrainedForm, trained_form
 from tests.export.made import half_sparse, super_adapter
 from tests.export.packages import package, unpack
 
@@ -28,19 +25,6 @@ def _made(folder: Path, masked: bool) -> tuple[Path, Path, Path]:
     data.write_text('{"prompt": "a", "completion": "b"}\n')
     base = half_sparse(folder / "base")
     return data, base, super_adapter(folder / "super", base, masked, data)
-
-
-def _trained_on(folder: Path) -> list[Path]:
-    record = find_record(folder)
-    return [] if record is None else [Path(source["data"]) for source in training_sources(record_in(record))]
-
-
-@pytest.mark.parametrize("form", ["peft", "padded", "merged", "package"])
-def test_an_export_names_its_training_data_and_template(form: str, tmp_path: Path) -> None:
-    data, _, adapter = _made(tmp_path, masked=False)
-    out = export_adapter(adapter, tmp_path / "out", format=form)
-    assert _trained_on(out) == [data]
-    assert trained_template(out) == "alpaca"
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -150,14 +150,3 @@ def unpack_int4(packed: Int4, rows: int, cols: int) -> list[list[float]]:
                 weight[16 * panel + bit // 4][4 * group + bit % 4] = scale * step
             place += (len(kept) + 1) // 2
     return weight
-
-
-def dense_int4(weight: list[list[float]]) -> tuple[bytes, bytes, bytes]:
-    """Return the bytes of a dense int4 matrix, of its scales and of its zero points."""
-    table = ranges(weight)
-    codes = [
-        [code(number, *of_row[col // BLOCK]) for col, number in enumerate(row)]
-        for row, of_row in zip(weight, table, strict=True)
-    ]
-    scales = b"".join(struct.pack("<e", scale) for of_row in table for scale, _ in of_row)
-    return b"".join(map(in_pairs, codes)), scales, bytes(zero for of_row in table for _, zero in of_row)

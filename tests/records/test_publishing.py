@@ -50,13 +50,6 @@ def sent(folder: Path, repo: str, base: str | None = None) -> dict[str, bytes]:
     return {file.name: file.content or (folder / file.name).read_bytes() for file in files}
 
 
-def test_a_dry_run_lists_every_file_with_its_size(made: Path) -> None:
-    (made / "sub" / ".lock").touch()
-    files = {file.name: file.size for file in shears.push(made / "sub", "me/sub", base="me/sparse", dry_run=True)}
-    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "sub_adapter.json"}
-    assert files["adapter_model.safetensors"] == (made / "sub" / "adapter_model.safetensors").stat().st_size
-
-
 @pytest.mark.parametrize("name", ["sparse", "super", "sub", "merged", "package", "unpacked/adapter"])
 def test_no_uploaded_file_contains_a_local_folder(name: str, made: Path) -> None:
     assert any(SECRET.encode() in file.read_bytes() for file in (made / name).rglob("*.json"))

@@ -43,19 +43,6 @@ def packed(folder: Path, name: str = "llama, tied head") -> Path:
     return export_adapter(str(folder / "model"), folder / "package", format="package", values="fp32")
 
 
-def test_a_package_generates_what_its_model_does(tmp_path: Path) -> None:
-    package = packed(tmp_path)
-    expected = load(tmp_path / "model").generate("Question: how many?", max_new_tokens=8).text
-    found = {}
-    for backend in ("auto", "transformers"):
-        with running_in(backend):
-            found[backend] = load(package)
-    assert all(engine.generate("Question: how many?", max_new_tokens=8).text == expected for engine in found.values())
-    if not extension_is_missing():
-        assert found["auto"].backend.describe()["name"] == "native"
-    assert found["transformers"].backend.describe()["name"] == "transformers"
-
-
 def test_a_package_that_the_native_decoder_does_not_cover_runs_in_transformers(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -82,18 +69,3 @@ def test_a_package_whose_record_has_no_fingerprint_is_verified(tmp_path: Path, b
         load(package)
     with pytest.raises(InputError, match="cannot be read"):
         unpack(package, tmp_path / "unpacked")
-
-
-def test_a_wrong_configuration_is_refused(tmp_path: Path) -> None:
-    package = packed(tmp_path)
-    config = json.loads((package / "config.json").read_text())
-    (package / "config.json").write_text(json.dumps({**config, "dtype": []}))
-    with pytest.raises(InputError, match=r"config.json cannot be read"):
-        load(package)
-    (package / "config.json").write_text(json.dumps({**config, "vocab_size": -1}))
-    with running_in("transformers"), pytest.raises(InputError, match="cannot be read"):
-        load(package)
-    (package / "config.json").write_text("[]")
-    for read in (lambda: load(package), lambda: unpack(package, tmp_path / "unpacked")):
-        with pytest.raises(InputError, match=r"config.json must be a JSON object, got \[\]"):
-            read()

@@ -41,25 +41,3 @@ def test_a_model_that_keeps_its_state_to_itself_is_refused() -> None:
     backend = TransformersBackend(tiny_model("recurrent_gemma"))
     with pytest.raises(InputError, match="must return its cache to generate text, RecurrentGemmaForCausalLM does not"):
         backend.prefill(0, TEXT)
-
-
-@pytest.mark.parametrize(
-    ("sequence", "tokens", "message"),
-    [
-        (16, [1], "must be in 0 to 15"),
-        (-1, [1], "must be in 0 to 15"),
-        (0, [], "must have 1 to 256 tokens, got 3 and 0 more"),
-        (0, [1] * 254, "must have 1 to 256 tokens, got 3 and 254 more"),
-        (0, [257], "must be in 0 to 256, got 257 to 257"),
-        (0, [-1], "must be in 0 to 256, got -1 to -1"),
-    ],
-)
-def test_a_mistake_is_refused_and_changes_nothing(sequence: int, tokens: list[int], message: str) -> None:
-    backend, other = TransformersBackend(tiny_model()), TransformersBackend(tiny_model())
-    for each in (backend, other):
-        each.prefill(0, [1, 2, 3])
-    with pytest.raises(InputError, match=message):
-        backend.prefill(sequence, tokens)
-    with pytest.raises(InputError, match="different sequences"):
-        backend.step([0, 0], [1, 2])
-    assert np.array_equal(backend.step([0], [4]), other.step([0], [4]))

@@ -1,7 +1,6 @@
 """Text that a model writes, and its answers to prompts: a function of their number, kept and resumed."""
 
 import json
-import random
 import shutil
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from shears.data.examples import load_examples, tokenize_all
 from shears.data.templates import TO_REASON
 from shears.errors import InputError
 from shears.models.load import load_model
-from shears.models.ref import load_tokenizer, resolve
 from shears.records import artifacts as journal
 from shears.records.artifacts import write_json
 from shears.records.folders import partial_folder
@@ -28,7 +26,7 @@ from shears.runtime.continuation import TextSettings
 from shears.runtime.engine import decoding_by
 from shears.runtime.transformers_backend import TransformersBackend
 from shears.writing import written
-from shears.writing.authors import TextAuthor, first_words
+from shears.writing.authors import TextAuthor
 from shears.writing.written import answers_source, text_source, write, written_rows
 from tests.conftest import Call
 from tests.tiny import END, VOCABULARY, save_tiny, tiny_tokenizer
@@ -100,23 +98,6 @@ def likeliest(model: Path, prompt: str) -> tuple[str, bool]:
             return str(tokenizer.decode(new)).strip(), False
         new.append(token)
     return str(tokenizer.decode(new)).strip(), True
-
-
-def test_every_token_is_drawn_from_the_models_softmax(model: Path) -> None:
-    """The oracle draws by the cumulative sum of a softmax in float64 over the logits of a whole forward."""
-    network = load_model(model)
-    text = author_of(load_tokenizer(resolve(model)), max_new_tokens=8, temperature=0.7).begin(0)
-    assert len(text.prompt) == 1
-    numbers = np.random.default_rng(random.Random("self text 0 0 text").getrandbits(63))
-    backend = TransformersBackend(network)
-    text.accept(backend.prefill(0, text.prompt))
-    while not text.done:
-        text.accept(backend.step([0], text.tokens[-1:])[0])
-    for place in range(len(text.tokens)):
-        with torch.no_grad():
-            logits = network(torch.tensor([[*text.prompt, *text.tokens[:place]]])).logits[0, -1].double() / 0.7
-        cumulative = torch.softmax(logits, 0).cumsum(0).numpy()
-        assert text.tokens[place] == int(np.searchsorted(cumulative, numbers.random(), side="right"))
 
 
 def test_the_rows_hold_the_tokens_asked_for_and_depend_on_their_number_alone(
@@ -248,22 +229,6 @@ def test_right_answers_are_learnt_where_every_row_has_one(
     record = json.loads((folder / "search_space.json").read_text())
     assert record["config"]["data"] == f"self:{prompts}"
     assert record["data_sha256"] == file_fingerprint(Path(prompts))
-
-
-def test_a_turn_ends_where_a_closing_of_plain_text_was_written() -> None:
-    tokenizer = tiny_tokenizer()
-    words = tokenizer.batch_decode([[token] for token in first_words(tokenizer)])
-    assert {"a", "Z"} <= set(words)
-    assert not {" ", "1", END} & set(words)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n--\n{% endfor %}"
-    author = author_of(tokenizer)
-    user = author.begin(1)
-    user.tokens = tokenizer("\n--\n")["input_ids"]
-    assert author.following(user) is None
-    user.tokens = tokenizer("what is it?\n--\nassistant: no")["input_ids"]
-    answer = author.following(user)
-    assert answer is not None
-    assert tokenizer.decode(list(answer.prompt)) == "user: what is it?\n--\n"
 
 
 class Silent(TransformersBackend):

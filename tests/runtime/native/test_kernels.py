@@ -3,10 +3,8 @@
 import dataclasses
 import itertools
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +28,6 @@ from tests.runtime.native.products import KernelMatrix, multiply, multiply_many
 
 ISAS = [name for name in ("portable", "avx2", "avx512", "amx", "neon", "neon_dot") if _native.features()[name]]
 VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
-TOKENS = (1, 3, 16, 130)
 UNIT = 2.0**-24  # half a step of fp32
 
 
@@ -109,15 +106,6 @@ def assert_product(weight: Weight, x: Tensor, y: Tensor, isa: str) -> None:
     assert (error <= bound + 1e-30).all(), f"off by {error.max()}, {(error / (bound + 1e-30)).max()} bounds"
 
 
-@pytest.mark.parametrize(("values", "tokens"), [*itertools.product(VALUES, TOKENS)])
-def test_a_packed_weight_multiplies_as_its_dense_form(values: NumberFormat, tokens: int, isa: str) -> None:
-    weight = random_weight(53, 139, values)
-    x = torch.randn(tokens, 139, generator=torch.Generator().manual_seed(tokens))
-    pool = _native.Pool(1)
-    assert_product(weight, x, multiply(KernelMatrix(weight.sparse), x, pool), isa)
-    assert_product(weight, x, multiply(KernelMatrix(weight.dense), x, pool), isa)
-
-
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("sparse", [True, False])
 def test_a_token_has_the_same_bits_beside_any_others(values: NumberFormat, sparse: bool, isa: str) -> None:
@@ -186,27 +174,6 @@ def test_a_dense_weight_may_begin_anywhere_in_a_file(values: NumberFormat) -> No
         multiply(KernelMatrix(each), x, _native.Pool(1)) for each in (weight, dataclasses.replace(weight, values=moved))
     )
     assert torch.equal(one, other)
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
-def test_a_pool_s_threads_may_run_anywhere_again_after_they_were_kept_off_their_caller_s_processor() -> None:
-    weight = DenseRows(torch.randn(300, 2000, generator=torch.Generator().manual_seed(0)))
-    matrix, x, pool = KernelMatrix(weight), torch.ones(4, 2000), _native.Pool(3)
-    expected, allowed = multiply(matrix, x, _native.Pool(1)), os.sched_getaffinity(0)
-    for _ in range(20):
-        time.sleep(0.001)  # its threads fall asleep
-        assert torch.equal(multiply(matrix, x, pool), expected)
-    end = time.monotonic() + 10
-    while narrow := [task.name for task in Path("/proc/self/task").iterdir() if _allowed(task.name) != allowed]:
-        assert time.monotonic() < end, f"threads {narrow} may not run everywhere"
-        multiply(matrix, x, pool)  # one that had not come yet comes now
-
-
-def _allowed(thread: str) -> set[int]:
-    try:
-        return os.sched_getaffinity(int(thread))
-    except ProcessLookupError:  # it has ended
-        return os.sched_getaffinity(0)
 
 
 @pytest.mark.parametrize(("values", "tokens"), [*itertools.product(VALUES, (1, 3, 20))])

@@ -92,30 +92,6 @@ def test_a_package_of_every_architecture_is_its_model(tmp_path: Path, name: str,
     assert runtime.describe()["values"] == values
 
 
-@pytest.mark.parametrize("values", ["int8", "int4"])
-@pytest.mark.parametrize("name", ["llama, tied head", "phi3, longrope"])  # phi3: parts of no whole panels
-def test_linears_without_masks_give_the_logits_of_their_model(tmp_path: Path, name: str, values: str) -> None:
-    model = covered(name)
-    generator = torch.Generator().manual_seed(3)
-    for parameter_name, parameter in model.named_parameters():
-        if "_proj" in parameter_name:
-            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    folder = export_adapter(str(tmp_path / "model"), tmp_path / "package", format="package", values=values)
-    package, tokens = read_package(folder), text(100)
-    assert all(matrix.masks is None for matrix in package.packed.values())
-    weights = dict(package.model_tensors())
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            parameter.copy_(weights[parameter_name])
-    want = expected(model, tokens)
-    native = NativeBackend(source_of_package(package), 1)
-    bound = np.abs(want).max() * {"int8": 0.05, "int4": 0.1}[values]  # bf16 keys, values and head; inputs of 8 bits
-    assert np.abs(native.logits(tokens) - want).max() < bound
-    assert native.describe()["values"] == values
-
-
 def test_scalings_are_those_peft_computes(adapted: tuple[PeftModel, Path]) -> None:
     settings = json.loads((adapted[1] / ADAPTER_CONFIG).read_text())
     modules = {

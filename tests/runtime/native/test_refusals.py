@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from peft import LoraConfig, get_peft_model
 
@@ -15,7 +14,7 @@ from shears.runtime import load
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.model_source import source_of_model, source_of_package
 from tests.export.packages import change_adapter
-from tests.runtime.native.decoders import covered, expected, extension_is_missing, running_in, text, with_lora
+from tests.runtime.native.decoders import covered, extension_is_missing, running_in, with_lora
 from tests.tiny import tiny_tokenizer
 
 if extension_is_missing():
@@ -65,21 +64,6 @@ def test_such_an_adapter_in_memory_is_refused(setting: dict[str, Any]) -> None:
     config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **setting)
     with pytest.raises(NotCoveredError, match=r"covers one plain LoRA, model.layers.0.self_attn.q_proj has another"):
         source_of_model(get_peft_model(covered("qwen2, biases"), config))
-
-
-@pytest.mark.parametrize("change", [{"alora_invocation_tokens": [7, 8]}, {"target_modules": ["q_proj", "lm_head"]}])
-def test_what_is_left_to_transformers_has_the_logits_of_peft(tmp_path: Path, change: dict[str, Any]) -> None:
-    model = covered("llama, own head")
-    model.name_or_path = str(_saved(tmp_path / "model", "llama, own head"))
-    settings = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
-    adapted = get_peft_model(model, LoraConfig(**{**settings, **change})).eval()
-    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    package = export_adapter(str(tmp_path / "adapter"), tmp_path / "package", format="package", values="fp32")
-    tokens = [*text(20), 7, 8, *text(20, seed=1)]
-    engine = load(package)
-    assert engine.backend.describe()["name"] == "transformers"
-    want = expected(adapted, tokens)
-    assert np.abs(engine.backend.logits(tokens) - want).max() < 1e-4 * np.abs(want).max()
 
 
 @pytest.mark.parametrize(

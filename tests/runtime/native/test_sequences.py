@@ -38,17 +38,6 @@ def _nothing_remembered(runtime: NativeBackend) -> None:
         runtime.drop(sequence)
 
 
-@settings(max_examples=25)
-@given(cuts=st.lists(st.integers(1, 149), max_size=6, unique=True))
-def test_a_text_may_come_in_any_pieces(runtime: NativeBackend, cuts: list[int]) -> None:
-    tokens, start = text(150), 0
-    runtime.drop(0)
-    whole = runtime.logits(tokens)
-    for end in [*sorted(cuts), 150]:
-        assert_close(runtime.prefill(0, tokens[start:end]), whole[end - 1])
-        start = end
-
-
 @pytest.mark.parametrize("name", OF_THIS_YEAR)
 def test_pieces_and_resumed_sequences_of_every_architecture(name: str) -> None:
     runtime, tokens = backend(covered(name)), text(150)

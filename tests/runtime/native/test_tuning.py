@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from shears.checkpoints.packed_layout import NumberFormat, pack
-from shears.errors import InputError
 from shears.runtime import kernels_available
 
 if not kernels_available():
@@ -119,17 +118,3 @@ def test_zeros_are_stored_where_that_was_measured_to_be_faster(
         assert calls == [True, False]  # then the cache of the machine is asked
     finally:
         _native.select_isa(before)
-
-
-def test_off_takes_the_default_walks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHEARS_TUNING", "off")
-    monkeypatch.setattr(tuning, "best_walks", lambda *_: pytest.fail("measured"))
-    tuning.tune("int8", True)
-    assert _native.chosen(2, True, 0) == _native.candidates(2, True, 0)[0]
-    assert not tuning.cache_file().exists()
-
-
-def test_another_word_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHEARS_TUNING", "on")
-    with pytest.raises(InputError, match="SHEARS_TUNING must be off or again, or not be set, got 'on'"):
-        tuning.tune("int8", True)
