@@ -8,7 +8,7 @@ import pytest
 
 from shears.errors import InputError, causes, memory_error
 from shears.models.ref import load_tokenizer, resolve
-from shears.runtime import load
+from shears.runtime.loading import load
 from tests.tiny import save_tiny
 
 

@@ -20,7 +20,8 @@ from shears.cli.chat import Conversation
 from shears.config import ChatConfig
 from shears.errors import InputError
 from shears.records.artifacts import write_json
-from shears.runtime import load, loading
+from shears.runtime import loading
+from shears.runtime.loading import load
 from tests.conftest import Call
 from tests.processes import DEADLINE, Process, until
 from tests.runtime.backends import TOKENIZER, always, engine_of, lively

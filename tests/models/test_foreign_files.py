@@ -11,7 +11,7 @@ from shears.errors import InputError
 from shears.models.load import copy_configs
 from shears.models.ref import load_tokenizer, resolve
 from shears.records.artifacts import read_json
-from shears.runtime import load
+from shears.runtime.loading import load
 from shears.sparsity.sparsify import sparsify
 from tests.models.gguf_files import write_gguf
 from tests.tiny import save_tiny

@@ -113,7 +113,7 @@ def _changed(folder: Path, name: str, content: bytes) -> Path:
     [
         (lambda sub: sub, {"base": None}, "must be public, .* has the folder .*; push that first"),
         (lambda sub: sub.parent, {}, "only a model, an adapter or a package can be pushed"),
-        (lambda sub: sub, {"repo": "a b"}, "the repository 'a b' cannot be used"),
+        (lambda sub: sub, {"repo": "a b"}, "must be named like owner/name, got 'a b'"),
         (lambda sub: sub, {"repo": "sub"}, "must be named like owner/name, got 'sub'"),
         (lambda sub: sub, {"base": "/tmp"}, "/tmp"),
         (lambda sub: sub, {"base": "../sparse"}, "sparse"),

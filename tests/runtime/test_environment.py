@@ -6,8 +6,8 @@ import pytest
 
 import shears
 from shears.cli.tables import INSTRUCTION_SETS, print_environment
-from shears.runtime import kernels_available
 from shears.runtime import speed as module
+from shears.runtime.native import kernels_available
 from tests.conftest import Call
 
 

@@ -9,7 +9,7 @@ import pytest
 from shears import export_adapter
 from shears.errors import InputError
 from shears.records.artifacts import COMPRESS, PACKAGE, RECIPE, write_json
-from shears.runtime import load
+from shears.runtime.loading import load
 from tests.export.packages import unpack
 from tests.runtime.native.decoders import covered, extension_is_missing, running_in
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.runtime import batch, kernels_available
+from shears.runtime import batch
 from shears.runtime.continuation import LONGEST, SHORTEST, Continuation, Lookup
 from shears.runtime.engine import Engine
+from shears.runtime.native import kernels_available
 from tests.runtime.backends import END, TOKENIZER, lively
 from tests.tiny import tiny_model
 

@@ -6,7 +6,7 @@ tests/checkpoints/test_conversion.py pins them.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ class Conversion:
         report = self._convert(shapes, META)
         self._absent = set(report.missing_keys)
         self._refuse_incomplete(report)
-        self.groups = self._find_groups([name for name in model.state_dict() if name not in self._absent])
+        self.groups = self._find_groups()
 
     def _convert(self, tensors: Mapping[str, Any], device: torch.device) -> Any:
         config = LoadStateDictConfig(
@@ -84,7 +84,7 @@ class Conversion:
         if absent:  # the architecture allows these to be missing: transformers makes them up
             raise UnsupportedCheckpoint(f"{RULE} hold every weight, {min(absent)} is absent")
 
-    def _find_groups(self, present: Collection[str]) -> list[ConversionGroup]:
+    def _find_groups(self) -> list[ConversionGroup]:
         """Return parameters with their tensors, in the order of the files.
 
         transformers renames a converter's tensors to its first target; the others differ in the pattern.
@@ -104,7 +104,7 @@ class Conversion:
             parameters = (first.replace(patterns[0], other) for other in patterns)
             tensors[tuple(parameter for parameter in parameters if parameter in state)].append(name)
         tensors.pop((), None)  # tensors that the model does not use
-        if unexplained := set(present).difference(*tensors):
+        if unexplained := state.keys() - self._absent.union(*tensors):
             raise UnsupportedCheckpoint(f"{RULE} have rules for every weight, there is none for {min(unexplained)}")
         return [ConversionGroup(parameters, tuple(members)) for parameters, members in tensors.items()]
 

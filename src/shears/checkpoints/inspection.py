@@ -20,8 +20,7 @@ from shears.records import artifacts
 MERGED = (record for record, form in FORMAT_OF_RECORD.items() if form.holds in ("model", "unpacked"))
 MODELS = (artifacts.SPARSITY, artifacts.HEALED, *MERGED)  # records of models
 ADAPTERS = (artifacts.SEARCH_SPACE, artifacts.SUB_ADAPTER, artifacts.RECOVERY)  # records of adapters
-FILES = {artifacts.RESULT: "search", artifacts.EVALUATION: "run"}
-"""What to call the folders of which only this file is shown."""
+FILES = {artifacts.RESULT: "search", artifacts.EVALUATION: "run"}  # only the file is shown
 MARKERS = (
     artifacts.PACKAGE, artifacts.GGUF, artifacts.RESULT, *ADAPTERS, "config.json", artifacts.EVALUATION
 )  # fmt: skip

@@ -22,8 +22,7 @@ DTYPES_BY_CODE = {
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 CODES_BY_DTYPE = {dtype: name for name, dtype in DTYPES_BY_CODE.items()}
-Spec = tuple[torch.dtype, tuple[int, ...]]
-"""Dtype and shape of a tensor."""
+Spec = tuple[torch.dtype, tuple[int, ...]]  # dtype and shape of a tensor
 
 
 def stored_specs(path: Path) -> tuple[dict[str, Spec], dict[str, str] | None]:
@@ -121,7 +120,7 @@ def quantized_by(folder: Path) -> str | None:
 
 
 def weights_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:
-    """Return the bytes of a model's safetensors files, their floating-point tensors in `dtype` if that is given."""
+    """Return the bytes of a model's tensors, those of floats in `dtype` if that is given."""
     specs = TensorFiles(folder).specs.values()
     return sum(math.prod(shape) * (dtype if dtype and own.is_floating_point else own).itemsize for own, shape in specs)
 

@@ -115,7 +115,6 @@ LOADING_ERRORS = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, RuntimeError,
     ImportError, AssertionError, StrictDataclassError, SafetensorError,
 )  # fmt: skip
-"""Raised while transformers loads a model from its files."""
 
 
 class UnsupportedCheckpoint(InputError):  # noqa: N818  # InputError says that it is an error

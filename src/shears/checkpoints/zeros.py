@@ -10,8 +10,7 @@ if TYPE_CHECKING:  # reports import this module, and they must not load torch
 EXPERTS = "experts"  # part of the names of linears that compute the tokens of a router
 IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
 READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # not of files
-Counts = Mapping[tuple[int, str], tuple[int, int]]
-"""(layer, path in the block without numbers) -> (weights, zeros)."""
+Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block) -> (weights, zeros)
 
 
 def count_zeros(tensor: "Tensor") -> int:

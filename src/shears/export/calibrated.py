@@ -123,10 +123,9 @@ class _Rounding:
         of the model before rounding, so the share may exceed 1 where inputs have moved far.
         """
         to_nearest = [*self._unreached, *sorted(self._packing.packed.keys() - self._done)]
-        for name in to_nearest:
-            logger.warning("%s is rounded to nearest: no calibration token reached it, or it has no matrix", name)
+        if to_nearest:
+            logger.warning("rounded to nearest, as no calibration token reached them: %s", ", ".join(to_nearest))
         ratio = self._error / self._nearest if self._nearest > 0 else 1.0
-        logger.info("errors of single linears on their inputs: %.1f %% of those of rounding to nearest", 100 * ratio)
         return {
             "method": "masked GPTQ and coordinate descent",
             "output_error_of_nearest": ratio,

@@ -34,7 +34,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shears.checkpoints.tensor_files import Spec, TensorFiles
-from shears.checkpoints.without_code import load_generation_config, read_config
+from shears.checkpoints.without_code import read_config
 from shears.config import ExportConfig
 from shears.data.forms import prompt_in
 from shears.errors import InputError
@@ -46,6 +46,7 @@ from shears.records import artifacts
 from shears.records.artifacts import __version__
 from shears.records.paths import ADAPTER_CONFIG, expanded, file_fingerprint
 from shears.records.trained_form import TrainedForm, form_of_record
+from shears.runtime.loading import generation_settings
 from shears.runtime.native.architectures import DecoderPlan, plan_of
 
 logger = logging.getLogger(__name__)
@@ -96,8 +97,7 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
             writer.add_file_type(FILE_TYPES[VALUES[settings.values]])
             writer.add_quantization_version(2)
             _write_tensors(writer, TensorFiles(ref.folder), config, plan, settings)
-        has_settings = (ref.folder / "generation_config.json").is_file()
-        tokens = end_tokens(tokenizer, load_generation_config(ref.folder) if has_settings else None)
+        tokens = end_tokens(tokenizer, generation_settings(ref.folder))
         ends = [str(tokenizer.decode([token])) for token in sorted(tokens)]
     artifacts.write_text(work / "Modelfile", modelfile(artifacts.GGUF_FILE, ends, form_of_record(record)))
     return {

@@ -1,7 +1,4 @@
-"""Format package: a sparse model with packed weights and an un-merged adapter in one file; and back.
-
-Format unpacked is the inverse: a package becomes an ordinary model folder with an ordinary PEFT adapter inside it.
-"""
+"""Formats package and unpacked: packed weights and an un-merged adapter in one file, and back."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -40,8 +37,7 @@ OF_MERGED = (
     "super_adapter_fingerprint", "template", artifacts.FORM, "data", "data_sha256", "ranks", artifacts.TRAINED_BEFORE,
 )  # fmt: skip
 """Keys of a model's record that its package's record repeats: the origin of a merged adapter."""
-OF_PACKAGE = ("base", "base_fingerprint", "values", artifacts.TRAINED_BEFORE)
-"""Keys of a package's record that the unpacked model's record repeats."""
+OF_PACKAGE = ("base", "base_fingerprint", "values", artifacts.TRAINED_BEFORE)  # of an unpacked model
 OF_ADAPTER = (
     "shears_version", "config", "super_adapter_fingerprint", "ranks_fingerprint", "template", artifacts.FORM, "data",
     "data_sha256", "alpha", "sparse_adapter", "max_rank", "ranks",
@@ -56,10 +52,8 @@ class Source(NamedTuple):
     adapter: Mapping[str, Tensor]
     adapter_config: Mapping[str, Any] | None
     origin: Mapping[str, Any]
-    grids: Mapping[str, Grid] = MappingProxyType({})
-    """The grids that the model's weights lie on, by linear; the others are then not packed."""
-    updates: Mapping[str, LoraUpdate] = MappingProxyType({})
-    """The adapter's, by linear; empty for another tool's adapter."""
+    grids: Mapping[str, Grid] = MappingProxyType({})  # by linear; the others are then not packed
+    updates: Mapping[str, LoraUpdate] = MappingProxyType({})  # not of another tool's adapter
 
 
 def write_package(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:

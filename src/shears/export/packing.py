@@ -182,14 +182,13 @@ class Packing:
             self.dense[name] = form.dense_entry(name, spec)
 
     def _packed_entry(self, linear: str, tensor: Tensor, transposed: bool) -> PackedEntry | None:
-        mask = kept(tensor)
-        num_values = num_stored(mask.T if transposed else mask, self.form.packed_values(tensor.dtype))
         on_grid = self._grid(linear) is not None
         if self._grids and not on_grid:
             return None
-        return self.form.packed_entry(
-            spec_of(tensor), int(mask.sum()), num_values, transposed=transposed, on_grid=on_grid
-        )
+        mask = kept(tensor)
+        size = num_stored(mask.T if transposed else mask, self.form.packed_values(tensor.dtype))
+        given = {"transposed": transposed, "on_grid": on_grid}
+        return self.form.packed_entry(spec_of(tensor), int(mask.sum()), size, **given)
 
     @property
     def sparsity(self) -> float:

@@ -8,7 +8,7 @@ Shapes: R rank, O output features, I input features of a linear.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from types import MappingProxyType
@@ -46,9 +46,6 @@ from shears.records.paths import (
 from shears.records.publishing import write_card
 
 logger = logging.getLogger(__name__)
-Writer = Callable[[str, Path, str | None, ExportConfig], dict[str, Any]]
-"""Writes what `source` names into the folder `work`, with the base model `model` where it was
-moved, as the settings ask; returns the record, its fingerprint included."""
 NEEDED = ("base", "base_fingerprint", "fingerprint", "template")  # keys of every record
 
 
@@ -67,10 +64,10 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
     if model is not None and not form.is_model:
         raise InputError(f"format {settings.format} reads no model, got model={model}; leave it out")
     check_text(settings.calibration)
-    write: Writer = resolve_name(form.writer)
     asked = {"super_adapter": str(super_adapter), **artifacts.as_data(settings)}
     with working_folder(output, asked, resumes=False) as work:
-        artifacts.write_json(work / form.record, write(str(super_adapter), work, model, settings))
+        record = resolve_name(form.writer)(str(super_adapter), work, model, settings)
+        artifacts.write_json(work / form.record, record)
         write_card(work)
     logger.info("exported %s, format %s, in %.0f s", output, settings.format, time.monotonic() - started)
     return output
@@ -129,8 +126,7 @@ class SubAdapter(NamedTuple):
     ranks: dict[str, int]
     tensors: Mapping[str, Tensor]
     config: dict[str, Any]
-    grids: Mapping[str, Grid] = MappingProxyType({})
-    """The grids of an adapter that was trained with quantize_aware, by linear."""
+    grids: Mapping[str, Grid] = MappingProxyType({})  # of a training with quantize_aware
 
     @property
     def masked(self) -> bool:

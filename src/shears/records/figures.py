@@ -159,8 +159,6 @@ def lead_lines(lead: Record | None) -> list[str]:
             f"  {points(gap['value'])} points, 95 % interval {points(*gap['ci95'])}",
             f"  of {gap['n']:,} questions, {gap['won']:,} right only by the first, {gap['lost']:,} only by the second",
         ]
-    if lead["untrained"]:
-        lines.append("  for a trained one to compare with: --set baselines=dense-lora")
     return lines
 
 

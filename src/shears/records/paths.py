@@ -51,8 +51,7 @@ def own_file(path: Path, folder: Path | None = None) -> Path:
     folder = (folder or path.parent).resolve()
     is_cached = folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
     if not (target.is_relative_to(folder) or is_cached):
-        todo = "put a copy in its place"
-        raise InputError(f"{path} must be a file of its own folder, it is a link to {target}; {todo}")
+        raise InputError(f"{path} must be a file of its own folder, it is a link to {target}; copy it")
     return path
 
 

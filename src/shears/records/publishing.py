@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # when imported
 from jinja2 import Environment, Template
 
 from shears.config.export_options import FORMAT_OF_RECORD
@@ -112,8 +111,7 @@ def _template() -> Template:
 
 def _words(kind: str, record: Record, repo: str = "", subfolder: str = "") -> dict[str, Any]:
     """Return what a card is made of, on this machine or in a repository on the hub."""
-    form = FORMAT_OF_RECORD.get(kind)
-    holds = form.holds if form is not None else "model"
+    holds = FORMAT_OF_RECORD[kind].holds if kind in FORMAT_OF_RECORD else "model"
     folder, title = FOLDERS[kind]
     base = without_folders(str(record.get("model") or record.get("base") or "sparse"))
     base = base if HUB_NAME.fullmatch(base) else ACTIVE.sub("_", last_part(base))
@@ -162,9 +160,7 @@ def push(
     """
     folder = expanded(folder)
     for name in filter(None, (repo, base)):
-        with option(f"the repository {name!r}"):
-            validate_repo_id(name)
-        if "/" not in name or os.path.exists(name):
+        if not HUB_NAME.fullmatch(name) or os.path.exists(name):
             raise InputError(f"a repository must be named like owner/name, got {name!r}")
     record = artifacts.find_record(folder)
     if record is not None and record.name in artifacts.KINDS:

@@ -11,9 +11,7 @@ from typing import Any
 
 from shears.records.artifacts import append_row, read_rows
 
-BESIDE = ("torch", "transformers", "peft")
-TIMES = "times.jsonl"
-"""In a run's folder; two lines for each time that a stage ran."""
+TIMES = "times.jsonl"  # in a run's folder; two lines for each time that a stage ran
 
 
 @contextmanager
@@ -68,5 +66,5 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    installed = {name: importlib.metadata.version(name) for name in BESIDE}
+    installed = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
     return {"python": platform.python_version(), **installed}

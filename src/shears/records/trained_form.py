@@ -16,14 +16,10 @@ class TrainedForm:
 
     rows: Literal["chat", "instruction", "prompt"]
     """chat: turns in the model's chat template; instruction: in `template`; prompt: as they are."""
-    template: TemplateName
-    """How a training asked instructions; `chat` if its rows are chats."""
-    system: str | None = None
-    """The system message of every chat."""
-    instruction: str | None = None
-    """The instruction of every row, to another `input` each."""
-    ending: str = ""
-    """The last line of every question."""
+    template: TemplateName  # how a training asked instructions; `chat` if its rows are chats
+    system: str | None = None  # the system message of every chat
+    instruction: str | None = None  # the instruction of every row, to another `input` each
+    ending: str = ""  # the last line of every question
 
     @property
     def words(self) -> str:

@@ -30,8 +30,7 @@ class Backend(Protocol):
     vocab_size: int
     max_length: int
     max_sequences: int
-    keeps_positions: bool = False
-    """Whether each position's cache stands alone: it has `extend`, `shorten` and `copy`."""
+    keeps_positions: bool = False  # whether it has `extend`, `shorten` and `copy`
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         """Append tokens to a sequence, empty or not; return the logits after the last one."""

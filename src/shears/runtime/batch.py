@@ -52,9 +52,9 @@ class Batch:
     def run(self, texts: Iterable[Continuation]) -> Iterator[Continuation]:
         """Generate texts, each begun when a sequence is free; yield each when it ends.
 
-        Texts that are added meanwhile are generated, too. The error of one that fails is raised; then,
-        and when the iterator is closed, all texts are removed. All prompts with a sequence are read
-        before the next step, without guesses: more tokens a second, but running texts wait.
+        Texts that are added meanwhile are generated, too. The error of one that fails is raised. All
+        prompts with a sequence are read before the next step, without guesses: this takes less time
+        in all, but running texts wait.
         """
         waiting = iter(texts)
         try:

@@ -35,10 +35,8 @@ class TextSettings:
 
     decode: Decode
     end_tokens: frozenset[int]
-    max_length: int
-    """The most tokens of a prompt and its continuation together."""
-    line_ends: frozenset[int] = frozenset()
-    """Tokens that end a text too, once it holds another token."""
+    max_length: int  # the most tokens of a prompt and its continuation together
+    line_ends: frozenset[int] = frozenset()  # they end a text too, once it holds another token
 
 
 @dataclass
@@ -104,9 +102,13 @@ class Continuation:
     """
 
     def __init__(
-        self, prompt: Sequence[int], options: "SamplingConfig", settings: TextSettings,
-        place: "Grammar | None" = None, number: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        prompt: Sequence[int],
+        options: "SamplingConfig",
+        settings: TextSettings,
+        place: "Grammar | None" = None,
+        number: int = 0,
+    ) -> None:
         self.prompt = tuple(prompt)
         self.options = options
         self.number = number

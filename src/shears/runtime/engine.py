@@ -1,6 +1,6 @@
 """The engine: prompts in, text out; whole or in pieces, one prompt or many at once.
 
-    engine = shears.runtime.load("package")
+    engine = shears.runtime.loading.load("package")
     print(engine.generate("The capital of France is", max_new_tokens=8).text)
     for piece in engine.stream("Once upon a time", temperature=0.7, seed=1): ...
     engine.generate("Ann, aged 31:", json_schema={"type": "object", "properties": {"age": {"type": "integer"}}})
@@ -61,10 +61,7 @@ class Engine:
         return self.generate_all([prompt], **options)[0]
 
     def generate_all(self, prompts: Sequence[Prompt], **options: Any) -> list[Continuation]:
-        """Return the continuations of several prompts, in their order, generated together.
-
-        Each is the text that `generate` gives for its prompt, apart from the backend's rounding.
-        """
+        """Return the continuations of several prompts, in their order, generated together."""
         if (schema := options.pop("json_schema", None)) is not None:
             options["grammar"] = self.grammars.of_schema(schema)
         texts = [self.continuation(prompt, **options) for prompt in prompts]

@@ -65,15 +65,11 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
 
 @dataclass(frozen=True)
 class Wanted:
-    backend: str = "auto"
-    """auto, native (an error where the decoder does not cover the model) or transformers."""
-    precision: str = "auto"
-    """bf16: compute linears and head of a loaded model in bf16; else as they are."""
+    backend: str = "auto"  # or native (an error where it does not cover the model), transformers
+    precision: str = "auto"  # bf16: compute linears and head in bf16; else as they are
     max_sequences: int = MOST_SEQUENCES
-    independent: bool = True
-    """Texts of any length, no bit of which depends on the texts beside it."""
-    obstacle: str = ""
-    """Why the caller cannot use the decoder; empty if it can."""
+    independent: bool = True  # texts of any length, no bit of which depends on the texts beside it
+    obstacle: str = ""  # why the caller cannot use the decoder; empty if it can
 
 
 def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool = False) -> "NativeBackend | None":

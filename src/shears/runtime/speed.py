@@ -47,9 +47,7 @@ class Round(NamedTuple):
 def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
     """Return the speed of a package and of the dense model as plain data; keywords are those of BenchConfig.
 
-    The data are `decode_tokens_per_second`, `prefill_tokens_per_second`,
-    `time_to_first_token_seconds` (median, min and max over rounds) and `memory_bytes` of the package
-    and of every contestant, and ratios round by round.
+    Speeds have median, min and max over the rounds, ratios are taken round by round.
     """
     wanted = build(BenchConfig, "bench", config)
     ref = resolve(package_in(package))

@@ -43,4 +43,3 @@ def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -
         logger.info("%s answers at http://%s:%d/v1 (Ctrl-C ends it)", name, address, port)
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended
             server.run([listener])
-    logger.info("the server has ended")

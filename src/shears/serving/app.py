@@ -50,8 +50,8 @@ class Service:
         self.engine = engine
         self.name = name
         self.config = config
+        # the texts that run or wait: their index in their request, and where their pieces go
         self.open: dict[Continuation, tuple[int, asyncio.Queue[Any]]] = {}
-        """The texts that run or wait: their index in their request, and where their pieces go."""
         self._most_open = engine.backend.max_sequences + MOST_WAITING
         self._created = int(time.time())
         self._thread = ThreadPoolExecutor(1)
@@ -66,7 +66,7 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         body = ChatRequest.model_validate_json(await read_body(request))
-        shown = [tool.model_dump(exclude_none=True) for tool in body.tools if body.functions()]
+        shown = [tool.model_dump(exclude_unset=True) for tool in body.tools if body.functions()]
         turns = [message.turn() for message in body.messages]
         tokens = await asyncio.to_thread(self.engine.encode_chat, turns, shown)
         form = call_format(self.engine.tokenizer) if shown else None
@@ -108,8 +108,7 @@ class Service:
         return JSONResponse(answer)
 
     def _texts(self, body: TextRequest, prompts: Sequence[Prompt], grammar: Grammar | None) -> list[Continuation]:
-        if body.model != self.name:
-            raise HTTPException(404, f"the model must be {self.name!r}, got {body.model!r:.100}; see /v1/models")
+        self.card(body.model)  # refuses another model
         if (count := len(prompts) * body.n) > self._most_open:
             raise HTTPException(400, f"at most {self._most_open} texts can be open at once, got {count}; ask for fewer")
         wanted = getattr(body, "max_completion_tokens", None) or body.max_tokens or self.config.max_new_tokens
@@ -225,8 +224,8 @@ def make_server(service: Service) -> uvicorn.Server:
     app.add_api_route("/v1/models/{name:path}", service.card, dependencies=key)
     app.add_api_route("/v1/completions", service.completions, methods=["POST"], dependencies=key)
     app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], dependencies=key)
-    options = {"log_level": "warning", "access_log": False, "server_header": False}
-    return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=10, **options))
+    quiet = {"log_level": "warning", "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=10, **quiet))
 
 
 async def _as_json(_: Request, error: Exception) -> JSONResponse:

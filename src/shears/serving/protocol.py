@@ -112,18 +112,16 @@ class Function(Body):
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: dict[str, Any] = {"properties": {}, "additionalProperties": False}
     strict: bool | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the schema of the arguments: an empty object where the tool names none, as OpenAI's API says."""
-        if self.parameters is None:
-            return {"type": "object", "properties": {}, "additionalProperties": False}
+        """Return the schema of the arguments: an empty object where the tool names none."""
         return {**self.parameters, "type": "object"}
 
     @model_validator(mode="after")
     def _takes_an_object(self) -> "Function":
-        if (kind := (self.parameters or {}).get("type", "object")) != "object":
+        if (kind := self.parameters.get("type", "object")) != "object":
             raise ValueError(f"the parameters of {self.name} must be of the type 'object', got {kind!r:.40}")
         return self
 

@@ -26,7 +26,6 @@ from shears.runtime.continuation import Continuation, TextSettings
 
 MARK = "\u241fwords\u241f"  # stands for a turn's words where the template is cut apart
 QUESTIONS = ("prompt", "instruction", "question")  # columns that ask, the first one that a row has
-CHATS = 0.5  # share of the texts that are chats, where the tokenizer has a chat template
 
 
 class Author:
@@ -67,18 +66,17 @@ class TextAuthor(Author):
         ends = frozenset(tokenizer.all_special_ids) | text_settings.end_tokens
         super().__init__(tokenizer, replace(text_settings, end_tokens=ends), settings)
         self._users: dict[int, str] = {}  # the user's turns of chats whose answers are written
-        self._turn: tuple[str, str] | None = None  # what the template writes before and behind a user's turn
+        self._opening: str | None = None  # what the template writes before a user's turn
         if tokenizer.chat_template is not None:
-            turn = [{"role": "user", "content": MARK}]
-            opening, mark, closing = render_turns(turn, tokenizer).partition(MARK)
-            self._turn = (opening, closing) if mark else None
+            opening, mark, _ = render_turns([{"role": "user", "content": MARK}], tokenizer).partition(MARK)
+            self._opening = opening if mark else None
         if not (words := first_words(tokenizer)):
             raise InputError("a model that writes text must have words as tokens, its tokenizer has none; give a text")
         self._words = words
 
     def begin(self, number: int) -> Continuation:
-        if self._turn is not None and self._is_chat(number):
-            [opening] = encode_rendered([self._turn[0]], self._tokenizer)
+        if self._opening is not None and self._is_chat(number):
+            [opening] = encode_rendered([self._opening], self._tokenizer)
             return self._text(number, "self text {} {} user", opening)
         [start] = prompt_ids([""], self._tokenizer)
         word = random.Random(f"self text {self._settings.seed} {number} word").choice(self._words)
@@ -111,13 +109,10 @@ class TextAuthor(Author):
         return {"number": text.number, "tokens": tokens, **content}
 
     def _is_chat(self, number: int) -> bool:
-        return self._turn is not None and int((number + 1) * CHATS) > int(number * CHATS)
+        return self._opening is not None and number % 2 == 1
 
     def _words_of(self, text: Continuation) -> str:
-        """Return the sampled words; a turn ends where the template's closing was written."""
-        words = str(self._tokenizer.decode(text.tokens, skip_special_tokens=True)).strip()
-        closing = self._turn[1].strip() if self._turn is not None and self._is_chat(text.number) else ""
-        return words.partition(closing)[0].strip() if closing else words
+        return str(self._tokenizer.decode(text.tokens, skip_special_tokens=True)).strip()
 
 
 def first_words(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shears.checkpoints.packed_layout import NumberFormat
-from shears.runtime import kernels_available, loading
+from shears.runtime import loading
+from shears.runtime.native import kernels_available
 from shears.runtime.native.model_source import source_of_model
 from tests.tiny import VOCABULARY, WINDOW, tiny_model
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from shears.checkpoints import packed_layout as layout
 from shears.checkpoints.packed_layout import FORMAT_DTYPES, NumberFormat, PackedMatrix
 from shears.errors import InputError
-from shears.runtime import kernels_available
+from shears.runtime.native import kernels_available
 from tests.checkpoints.masked import masked_floats, masked_int4
 
 if not kernels_available() and not os.environ.get("CI"):

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from shears import export_adapter
 from shears.checkpoints.package_file import read_package
 from shears.errors import InputError
-from shears.runtime import load
+from shears.runtime.loading import load
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.model_source import source_of_model, source_of_package
 from tests.export.packages import change_adapter

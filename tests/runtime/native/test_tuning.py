@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shears.checkpoints.packed_layout import NumberFormat, pack
-from shears.runtime import kernels_available
+from shears.runtime.native import kernels_available
 
 if not kernels_available():
     pytest.skip("the extension was not built", allow_module_level=True)

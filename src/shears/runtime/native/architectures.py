@@ -29,10 +29,8 @@ class LayerPlan:
 
     window: int | None
     rotates: bool
-    is_local: bool = False
-    """It rotates by frequencies of its own."""
-    is_delta: bool = False
-    """It is a gated delta net, which keeps a state instead of keys and values."""
+    is_local: bool = False  # it rotates by frequencies of its own
+    is_delta: bool = False  # a gated delta net keeps a state instead of keys and values
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,8 @@ class Norms:
     after_attention: str = ""
     before_forward: str = "post_attention_layernorm"
     after_forward: str = ""
-    offset: float = 0.0
-    """Added to the weights of all norms, those of queries and keys included."""
-    whole: bool = False
-    """The norms of queries and keys are over all heads at once."""
+    offset: float = 0.0  # added to the weights of all norms, those of queries and keys included
+    whole: bool = False  # the norms of queries and keys are over all heads at once
 
     @property
     def by_place(self) -> tuple[str, str, str, str]:
@@ -86,8 +82,7 @@ class Scales:
     """Factors of the embeddings, queries, logits, and of what a layer adds to the residual."""
 
     embeddings: float = 1.0
-    queries: float | None = None
-    """None: one over the root of the head's length."""
+    queries: float | None = None  # None: one over the root of the head's length
     residual: float = 1.0
     logits: float = 1.0
 
@@ -100,10 +95,8 @@ class Architecture:
     norms: Norms = Norms()
     scales: Callable[[Any], Scales] = lambda config: Scales()
     fused: Mapping[str, Fused] = field(default_factory=dict)
-    is_partial: bool = False
-    """The config may let a part of each head rotate."""
-    unsupported: tuple[str, ...] = ()
-    """Keys of the config that must be unset."""
+    is_partial: bool = False  # the config may let a part of each head rotate
+    unsupported: tuple[str, ...] = ()  # keys of the config that must be unset
     delta: Callable[[Any], DeltaPlan | None] = lambda config: None
 
 
@@ -123,8 +116,7 @@ class DecoderPlan:
     local_frequencies: Float[Tensor, " R2"] | None
     rope_scale: float  # multiplies cosines and sines
     max_positions: int
-    longest: int | None
-    """The most positions that the frequencies hold for; None: any number."""
+    longest: int | None  # the most positions that the frequencies hold for; None: any number
     is_gelu: bool
     norms: Norms
     scales: Scales
@@ -219,7 +211,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ),
     ),
 }
-"""By transformers' name."""
 
 
 def plan_of(config: Any) -> DecoderPlan:

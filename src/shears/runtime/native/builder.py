@@ -33,9 +33,8 @@ NORM = "model.norm.weight"
 class Arena:
     """Memory for copies of weights, as long as this object lives; address 0: no weight.
 
-    Sparse weights are stored with their zeros where that is faster on `threads` threads. Values
-    follow values and masks follow masks in the order of the calls, so a kernel that prefetches
-    beyond the end of a weight prefetches the next one.
+    Values follow values and masks follow masks in the order of the calls, so a kernel that
+    prefetches beyond the end of a weight prefetches the next one.
     """
 
     def __init__(self, threads: int) -> None:

@@ -1,6 +1,6 @@
 """Weights for the C++ kernels (docs/internals/kernels.md): checked, copied into buffers, kept alive.
 
-Importing this module needs the extension (`shears.runtime.kernels_available`).
+Importing this module needs the extension (`shears.runtime.native.kernels_available`).
 
 Shapes: O rows (outputs), I columns (inputs), M tokens, r rank.
 """

@@ -109,10 +109,8 @@ class ModelSource:
     linears: Mapping[str, Callable[[], Weight]]
     tensors: Mapping[str, DenseRows | Tensor]
     updates: Mapping[str, LoraUpdate]
-    values: NumberFormat | None = None
-    """The number format of all linears, if it is known without packing them."""
-    release: Callable[[str], None] = lambda _: None
-    """Called with a linear's name when its weight was read for the last time."""
+    values: NumberFormat | None = None  # of all linears, if it is known without packing them
+    release: Callable[[str], None] = lambda _: None  # called when a linear was read for the last time
 
 
 def source_of_package(package: Package) -> ModelSource:

@@ -25,6 +25,7 @@ from shears.runtime.backend import STEADY
 from shears.runtime.native import _native
 
 CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # enum NumberFormat in csrc/matrix.h
+FEW = sum(_native.tokens_of(number) < STEADY for number in range(_native.TOKEN_CLASSES))  # classes below STEADY
 Candidates = Sequence[tuple[str, float]]  # a walk's name and its seconds per weight
 SECONDS = 0.1  # per kind: a package has two kinds or three
 BETTER = 0.97  # a candidate replaces the default below this share of its time
@@ -91,12 +92,8 @@ def best_walks(values: NumberFormat, sparse: bool) -> list[str]:
     From STEADY tokens on all have the same sums: no bit of a text depends on the texts beside it.
     """
     timed = _native.time_candidates(CODES[values], sparse, weight_bytes(), SECONDS)
-    few = _classes_below_steady()
-    return [best_of(candidates, values) for candidates in [*timed[:few], *with_same_sums(timed[few:], values)]]
-
-
-def _classes_below_steady() -> int:
-    return sum(_native.tokens_of(number) < STEADY for number in range(_native.TOKEN_CLASSES))
+    candidates = [*timed[:FEW], *with_same_sums(timed[FEW:], values)]
+    return [best_of(each, values) for each in candidates]
 
 
 def best_of(candidates: Candidates, values: NumberFormat) -> str:
@@ -161,6 +158,6 @@ def _apply(values: NumberFormat, sparse: bool, names: Any) -> bool:
         return False
     if not all(isinstance(name, str) for name in names):
         return False
-    if len({sums_of(name, values) for name in names[_classes_below_steady() :]}) != 1:
+    if len({sums_of(name, values) for name in names[FEW:]}) != 1:
         return False
     return all(_native.choose(CODES[values], sparse, number, name) for number, name in enumerate(names))
