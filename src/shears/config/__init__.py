@@ -38,8 +38,7 @@ class Recipe(StageConfig):
     threads: int | None = Field(None, gt=0)
     """CPU threads; default: one per core. More than free cores make a run many times slower."""
     baselines: Annotated[tuple[Literal["dense-lora", "sparse-lora"], ...], Split] = ()
-    """What a run also trains and measures, with the budget of its own training and one rank, the
-    largest: dense-lora (plain LoRA on the dense model), sparse-lora (on the pruned model)."""
+    """What a run also trains with its own budget, at its largest rank: dense-lora, sparse-lora."""
     sparsify: SparsifyConfig = Field(default_factory=SparsifyConfig)
     """How to prune."""
     heal: HealConfig | None = None

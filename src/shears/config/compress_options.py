@@ -54,20 +54,16 @@ class CompressConfig(OfRows):
     """How to reach a bound on size or speed with the least loss."""
 
     target: Annotated[str, AfterValidator(lambda text: Bound.parse(text) and text)]
-    """What the package must meet on this machine: 3.3bits (bits a weight at most, of the whole
-    file), 1.0GB (size of the file at most) or 40tok/s (tokens a second at least, when it
-    generates)."""
+    """What the package must meet here: at most 3.3bits (a weight) or 1.0GB (the file), or
+    at least 40tok/s (when it generates)."""
     time: Annotated[str, AfterValidator(lambda text: text if text in EFFORTS else num_seconds(text) and text)] = "usual"
-    """quick, usual or thorough, or the time that all of it may take, such as 30min or 2h: steps, tokens
-    and a teacher are planned to fit, by speeds measured on this machine."""
+    """quick, usual or thorough, or the time that all of it may take here, such as 30min."""
     data: str | None = None
-    """Rows to calibrate on and to train an adapter on, merged into the package. Without test their
-    last tenth is not trained on: every model answers it."""
+    """Rows to calibrate and to train an adapter on; without test all but their last tenth."""
     test: str | None = None
     """Rows that the dense model and the packages answer; default: the last tenth of data."""
     calibration: str | None = None
-    """In place of data, text like that which the model will see: FILE.txt, rows or chats (JSON, CSV,
-    Parquet) or a hub id. Its last tenth is held out: losses are measured there."""
+    """In place of data, text like that which the model will see: FILE.txt, rows or a hub id."""
     sparsities: Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Split, Field(min_length=1)] = (
         0.0, 0.5, 0.6, 0.7
     )  # fmt: skip

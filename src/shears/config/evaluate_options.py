@@ -63,13 +63,11 @@ class ScoringConfig(OfRows, OnDevice):
     """Examples in one forward pass; changes the time and no figure."""
     max_new_tokens: int | None = Field(None, gt=0)
     """Longest generated answer, in tokens; default: 512 for json, exact and a number in chat form,
-    else 256 or 32 in the paper's tasks and 64 in others. Tasks of lm-eval have their own."""
+    else 256 or 32 in the paper's tasks and 64 in others."""
     precision: DtypeName = "auto"
-    """Arithmetic; auto: bf16 autocast where the processor supports it, else the model's own number
-    format; texts are scored in fp32 on a CPU that is clearly faster in it, losses of a search always."""
+    """Arithmetic; auto: bf16 autocast where that is faster, fp32 for the losses of a search."""
     backend: Literal["auto", "native", "transformers"] = "auto"
-    """What generates answers: native (our decoder, greedy, on the CPU), transformers, or auto
-    (native where it covers the model). Changes the time, and no answer but by rounding."""
+    """What generates answers: native (our decoder, greedy, on the CPU) or transformers."""
 
 
 class EvaluateConfig(ScoringConfig):
@@ -81,17 +79,14 @@ class EvaluateConfig(ScoringConfig):
     data: str
     """Test examples or text: a file, a hub id or the embedded arithmetic:test; not for harness."""
     num_beams: int | None = Field(None, gt=0)
-    """Beams of the beam search for generated answers; default: 4 in the paper's tasks in the paper's
-    prompt, else 1, which is several times as fast."""
+    """Beams of generated answers; default: 4 in the paper's tasks in the paper's prompt, else 1."""
     sequence_length: int = Field(1024, gt=1)
     """Tokens in one window of a perplexity measurement; without effect on other tasks."""
     template: TemplateName | None = None
-    """Prompt template of instruction rows; chat: turns in the model's chat template. Default: that of the
-    training, else chat if the model has one (but for the paper's labels), else alpaca for the paper's
-    tasks and question for others."""
+    """Prompt template of instruction rows; chat: turns in the model's chat template. Default: that
+    of the training, else chat if the model has one, else alpaca for the paper's tasks."""
     dtype: DtypeName = "auto"
-    """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own. bf16
-    also converts a .gguf file in bf16, if there is no adapter."""
+    """Number format of the loaded model; bf16 also converts a .gguf file in bf16."""
     harness: Names = ()
     """Tasks of lm-eval for task harness, such as hellaswag,arc_easy (extra `harness`)."""
 
@@ -173,20 +168,17 @@ class SearchConfig(ScoringConfig, Seeded):
     """Validation examples, never the test split: a file, a hub id or arithmetic:validation."""
     objective: Annotated[tuple[Figure, ...], Split] = Field(("loss",), min_length=1)
     """Figures to improve: loss (per completion token), accuracy (of a task), parameters (of the
-    adapter). The first one decides, the others break ties; a single loss or accuracy is joined by
-    parameters."""
+    adapter). The first one decides, the others break ties, parameters last."""
     constraint: Names = ()
     """Bounds that the choice must meet, such as parameters<=3M or accuracy>=0.6,parameters<=3M."""
     task: ExampleTask | None = None
     """Task whose accuracy is measured; without effect where neither a figure nor test needs one."""
     test: str | None = None
-    """Test examples, unseen by the search: the choice and the heuristic are measured on them once
-    (accuracy if a task is given, else loss), with a paired interval of the difference."""
+    """Test examples on which the choice and the heuristic are measured once, at the end."""
     strategy: StrategyName = "heuristic"
     """How rank configurations are proposed; heuristic: only the middle ranks are measured."""
     max_evaluations: int = Field(50, gt=0)
-    """Rank configurations to evaluate, each once; may be raised when an interrupted search is continued.
-    Without effect on heuristic, which evaluates one."""
+    """Rank configurations to evaluate; may be raised when an interrupted search is continued."""
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -72,24 +72,20 @@ class ExportConfig(Sampled):
 
     ranks: str | None = None
     """Ranks to keep: heuristic (the middle one of every group), maximal, minimal, RESULT.json (what
-    search chose), RESULT.json:N (the Nth configuration it evaluated) or RANKS.json ({group: rank});
-    default: in a run with a search what search chose, else heuristic."""
+    search chose), RESULT.json:N (the Nth that it evaluated) or RANKS.json ({group: rank})."""
     format: FormatName = "peft"
     """peft: an adapter whose tensors have their own ranks; padded: all have the largest rank, filled up
     with zeros (for llama.cpp); merged: one model, in which the base's zeros are lost; merged-sparse:
     one that keeps every zero; package: sparse model and adapter in one packed file, smaller and faster
     on a CPU; gguf: one file for llama.cpp and Ollama; unpacked: a package as an ordinary model folder."""
     values: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
-    """For a package: number format of the nonzero weights; auto: bf16, but int4 for an adapter
-    trained with quantize_aware. bf16 rounds the weights of an fp32 model, fp32 keeps them. For gguf:
-    int8 is Q8_0, int4 Q4_0, auto F16."""
+    """Number format of the nonzero weights; auto: bf16, but int4 for an adapter trained with
+    quantize_aware. For gguf: int8 is Q8_0, int4 Q4_0, auto F16."""
     embeddings: Literal["keep", "int8", "int4"] = "keep"
-    """For a package: number format of embeddings and output head, keep: as they are. For gguf: 16 bits,
-    Q8_0 or Q4_0."""
+    """Number format of embeddings and output head; for gguf 16 bits, Q8_0 or Q4_0."""
     calibration: str | None = None
-    """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its
-    training data), and on which a package of int4 values is rounded (default: none, round to
-    nearest), or self:FILE (the model's own answers to the prompts of FILE; for a package)."""
+    """Text on which merged-sparse fits an adapter (default: its training data), and on which a
+    package of int4 is rounded (default: none), or self:FILE (the model's answers to FILE)."""
 
     @model_validator(mode="after")
     def _check(self) -> "ExportConfig":

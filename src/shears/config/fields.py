@@ -106,8 +106,7 @@ class OfRows(StageConfig):
     """A section of a stage that reads rows."""
 
     columns: Annotated[dict[str, str], BeforeValidator(_split_pairs), AfterValidator(_check_columns)] = Field({})
-    """Columns of the rows that stand for those of a known form of row, such as
-    prompt=question,completion=answer or user=ticket,assistant=json."""
+    """Columns that stand for ours, such as prompt=question,completion=answer or user=ticket."""
 
 
 class OnDevice(StageConfig):

@@ -44,8 +44,7 @@ class RunningConfig(OnDevice):
     """What runs a model or a package."""
 
     dtype: DtypeName = "auto"
-    """For a model that is not a package: its number format; auto: the model's own. bf16 also
-    converts a .gguf file in bf16, if there is no adapter."""
+    """Number format of a model that is not a package; bf16 also converts a .gguf file in bf16."""
 
 
 class GenerateConfig(RunningConfig, SamplingConfig):
@@ -75,8 +74,7 @@ class ServeConfig(RunningConfig):
     name: str | None = None
     """Name of the model in requests; default: the name of its folder."""
     api_key: str | None = Field(None, pattern=r"^[!-~]+$")
-    """Key that every request must carry, of ASCII characters without spaces; default: $SHEARS_API_KEY,
-    or none if that is not set."""
+    """Key that every request must carry, in ASCII without spaces; default: $SHEARS_API_KEY."""
     max_new_tokens: int = Field(2048, gt=0)
     """Longest answer a request may ask for, in tokens; also the default of a request that sets none."""
 
@@ -102,13 +100,11 @@ class WriteConfig(OfRows, Seeded, OnDevice):
     """How a model writes text."""
 
     tokens: Count | None = None
-    """Tokens to write at least, such as 100k or 1M; default: 100k, and with prompts an answer to
-    every one of them. Fewer answers than that are to prompts that are drawn."""
+    """Tokens to write at least, such as 100k or 1M; default: 100k, or an answer to every prompt."""
     samples: int = Field(1, gt=0)
     """Answers to each prompt; more than one needs a temperature."""
     keep: Literal["all", "ended", "right"] = "all"
-    """Which answers are kept: all; ended (not cut at max_new_tokens); right (ended, and right by the
-    row's answer)."""
+    """Answers that are kept: all, ended (not cut), or right (ended, and right by the row)."""
     max_new_tokens: int = Field(512, gt=0)
     """Longest text, answer or turn of a chat, in tokens."""
     temperature: float | None = Field(None, ge=0.0)

@@ -60,30 +60,23 @@ class SparsifyConfig(OfRows, Sampled):
     """Pruning method: sparsegpt and admm also update the kept weights; wanda and magnitude only set
     weights to zero. wanda takes two fifths of the time of admm; magnitude needs no text."""
     pattern: Pattern = "row"
-    """Where weights compete for the zeros: within a row of a linear (row), or within M consecutive
-    weights of a row, of which N are kept (N:M)."""
+    """Where weights compete for the zeros: within a row of a linear, or N kept of every M (N:M)."""
     allocation: Literal["uniform", "sensitivity"] = "sensitivity"
-    """Sparsity of each linear: uniform (the default of wanda and magnitude, and of N:M) or
-    sensitivity (by the loss's gradient)."""
+    """Sparsity of linears: uniform, or by the loss's gradient (default of admm and sparsegpt)."""
     reconstruct: Literal["none", "block"] = "none"
-    """block: fit the kept weights of each pruned block, by gradient steps, to what the dense model
-    computes on the calibration text; zeros stay."""
+    """block: fit each block's kept weights, by gradient steps, to what the dense one computes."""
     calibration: str | None = None
     """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, arithmetic:train (the
     embedded model's default), self (text that the model writes itself, see write), or self:FILE (its
     answers to FILE's prompts). magnitude with allocation uniform needs none."""
     skip: Names = ()
-    """Linears that stay dense and do not count towards the sparsity, by suffix or regex, such as
-    o_proj or .*layers\\.0\\..*"""
+    """Linears that stay dense, by suffix or regex, such as o_proj or .*layers\\.0\\..*"""
     recover_rank: int = Field(0, ge=0)
-    """Also write OUT/recovery, a LoRA adapter of this rank that restores most of what pruning
-    removed; 0: write none."""
+    """Also write OUT/recovery, a LoRA of this rank that restores most of what pruning removed."""
     precision: DtypeName = "auto"
-    """Arithmetic of the forward passes; auto: bf16 if the processor multiplies faster in it, else
-    fp32. Statistics are always in fp32."""
+    """Arithmetic of the forward passes; auto: bf16 if that is faster, else fp32."""
     dtype: DtypeName = "auto"
-    """Number format of the saved model; auto: the model's own, and fp32 for a .gguf file, which
-    bf16 also converts in bf16: half the disk."""
+    """Number format of the saved model; auto: the model's own, fp32 for a .gguf file."""
 
     @model_validator(mode="before")
     @classmethod

@@ -36,21 +36,18 @@ class LoopConfig(OfRows, OnDevice, Seeded):
     teacher_top_k: int = Field(64, gt=0)
     """Likeliest words that are kept of each prediction of the teacher; the others count as one."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of AdamW, in heal a share of each linear's size. Default: 3e-4, or 1e-3 for
-    models of at most 250 M weights."""
+    """Peak learning rate of AdamW. Default: 3e-4, or 1e-3 for models of at most 250 M weights."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0 to its peak: at most all steps but the last."""
     batch_size: int = Field(16, gt=0)
     """Examples in an optimizer step."""
     micro_batch_size: int | None = Field(None, gt=0)
     """Examples in one forward pass; must divide batch_size. Fewer need less memory. Default: 4, or
-    as many as hold 1,024 tokens on average, where batch_size is a multiple of them."""
+    as many as hold 1,024 tokens."""
     recompute: bool = False
-    """Let the backward pass recompute the activations of every block: less memory, a third more time,
-    the same bits."""
+    """Let the backward pass recompute activations: less memory, a third more time, same bits."""
     precision: DtypeName = "auto"
-    """Arithmetic; auto: bf16 autocast, but fp32 on a CPU that is slower in bf16. With fp32 a CPU loads
-    the base in fp32: twice the memory of its weights."""
+    """Arithmetic; auto: bf16 autocast, but fp32 on a CPU that is slower in bf16."""
     save_steps: int = Field(50, gt=0)
     """Optimizer steps between two checkpoints; others are written after two minutes."""
 
@@ -73,16 +70,14 @@ class HealConfig(LoopConfig):
     kl: ClassVar[float] = 1.0
     cross_entropy: ClassVar[float] = 0.0
     tokens: Count = 1_000_000
-    """Tokens to train on, such as 50k or 1M: a shorter text is read several times, a longer one in
-    evenly spaced sequences."""
+    """Tokens to train on, such as 50k or 1M; a shorter text is read several times."""
     sequence_length: int = Field(512, gt=1)
     """Tokens of a sequence; the text is cut into such pieces."""
     recovery: bool = False
     """Train the recovery adapter of SPARSE (sparsify --recover-rank) with the weights and write
     OUT/recovery, for train --init recovery."""
     quantize_aware: Literal["none", "int4"] = "none"
-    """int4: the forward sees the trained weights as a package of int4 values holds them, so that
-    export --format package --values int4 loses little."""
+    """int4: train the weights as export --format package --values int4 will round them."""
     batch_size: int = Field(4, gt=0)
     """Sequences in an optimizer step."""
 
@@ -99,8 +94,7 @@ class TrainConfig(LoopConfig):
     """How to train the super-adapter on the frozen sparse model."""
 
     template: TemplateName = "question"
-    """Prompt template of instruction/input/output rows, in training and in evaluation; chat: turns
-    in the model's chat template."""
+    """Prompt template of instruction rows, in training and evaluation; chat: the model's own."""
     ranks: Ranks = (32,)
     """Allowed ranks of every group, largest first. One rank is plain LoRA; several, such as
     32,24,16, make one adapter of several sizes, which costs it some accuracy."""
@@ -114,8 +108,8 @@ class TrainConfig(LoopConfig):
     """Initial adapter: lora (PEFT's own), recovery (what pruning removed, see sparsify --recover-rank)
     or auto (recovery if the base has one, unless several ranks are nested or the product is masked)."""
     sampling: SamplingName = "nested"
-    """Which ranks a step trains: nested (all, by a fixed diagonal between the factors) or uniform (one
-    configuration at random, as in the paper; the default with quantize_aware)."""
+    """Which ranks a step trains: nested (all, by a fixed diagonal between the factors) or uniform
+    (one configuration at random, as in the paper)."""
     sparse_adapter: bool = False
     """SparsePEFT: mask the adapter's product by the zeros of the weight: merging keeps every zero."""
     quantize_aware: Literal["none", "int4"] = "none"
@@ -130,8 +124,7 @@ class TrainConfig(LoopConfig):
     max_length: int = Field(512, gt=1)
     """Largest number of tokens in an example; longer examples are skipped and counted."""
     validation: Source | None = None
-    """Validation examples, measured at the largest ranks: a source of rows like data, or a share of the
-    training rows such as 0.05, which is then not trained on."""
+    """Validation examples: a source of rows, or a share of the training rows such as 0.05."""
     validation_every: int | None = Field(None, gt=0)
     """Optimizer steps between two validations; default: an epoch. The last step is always validated."""
     early_stopping: int | None = Field(None, gt=0)
