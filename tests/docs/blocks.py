@@ -72,7 +72,7 @@ def _commands(text: str) -> Iterator[str]:
     """Yield the commands of a script, lines with open quotes or a backslash at their end joined."""
     lines = iter(text.replace("\\\n", " ").splitlines())
     for line in lines:
-        command = line.removeprefix("$ ")
+        command = line.removeprefix("$ ").removeprefix("!")  # of a notebook
         if "shears" not in command and not HEREDOC.search(command):
             continue
         while _is_open(command) and (following := next(lines, None)) is not None:

@@ -11,10 +11,17 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
+
+from shears.cli.tables import print_gpu_check
+from shears.runs.gpu_check import SIZES, Inputs, row
+from tests.conftest import Call
 
 HERE = Path(__file__).parent
+SMALL = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
 Figures = dict[str, dict[str, Any]]
 
 
@@ -46,6 +53,32 @@ def test_in_fp32_the_device_computes_what_the_cpu_does(figures: Figures) -> None
     merged = compared.pop("export merged-sparse fp32")  # both calibrate in bf16
     assert merged < 2e-3
     assert max(compared.values()) < 1e-5, compared
+
+
+def test_the_check_for_an_issue_runs_every_verb(figures: Figures, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = figures["check"]["verbs"]
+    assert [row["result"] for row in rows] == ["ok"] * 13
+    assert max(row["difference"] for row in rows if row["format"] == "fp32") < 1e-5
+    print_gpu_check(figures["check"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("pretended, compute capability 8.9, 25.77 GB\n")
+    assert "│ export package │ fp32   │ ok " in printed
+
+
+def test_without_a_gpu_the_check_is_one_line(call: Call) -> None:
+    code, printed, errors = call("inspect", "--gpu-check")
+    assert (code, printed) == (2, "")
+    assert errors.startswith("error: --gpu-check needs a CUDA GPU, torch finds none;")
+    assert errors.count("\n") == 1
+
+
+def test_a_verb_that_fails_or_differs_is_a_row(tmp_path: Path) -> None:
+    inputs = Inputs(tmp_path, {**SIZES, **SMALL})
+    with patch.multiple(torch.cuda, empty_cache=lambda: None, reset_peak_memory_stats=lambda: None):
+        wrong = row(lambda *_: torch.ones(2), inputs, "fp32", torch.tensor([1.0, 1.1]))
+        failed = row(lambda *_: torch.ones(2) + torch.ones(3), inputs, "fp32", torch.ones(2))
+    assert (wrong["result"], round(wrong["difference"], 3)) == ("differs", 0.067)
+    assert failed["result"].startswith("RuntimeError: The size of tensor a (2) must match")
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "search"])

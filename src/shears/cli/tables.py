@@ -214,6 +214,15 @@ def print_environment(data: Record) -> None:
     print_line("SHEARS_TUNING=again measures the kernels' walks anew on an idle machine")
 
 
+def print_gpu_check(data: Record) -> None:
+    """Print what each verb took on the GPU, in a form to paste into an issue."""
+    print_line(f"{data['gpu']}, compute capability {data['capability']}, {size(data['memory'])}")
+    print_line(", ".join(f"{name} {version}" for name, version in data["versions"].items()))
+    columns = {name: name for name in ("verb", "format", "result", "difference", "s", "memory")}
+    print_rows(table_rows(data["verbs"], columns))
+    print_line("difference: relative, to fp32 on the CPU; memory: the peak of torch's allocator")
+
+
 def print_plan(plan: "RunPlan") -> None:
     """Print the plan of a run, with hours by rates that are timed now."""
     from shears.runs.hours import device_memory, timed_rates

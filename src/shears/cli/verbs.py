@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 import shears
 from shears import config
 from shears.cli import tables
@@ -229,6 +231,7 @@ def evaluate(model: BaseModel, adapter: Adapter = None, output: Output = None, *
 def inspect(
     path: Annotated[str | None, argument("PATH", "Folder of an artifact or a run; or a JSON or .gguf file.")] = None,
     against: Annotated[str | None, option("FOLDER", "Another artifact; tells whether the two belong together.")] = None,
+    gpu_check: Annotated[bool, switch("--gpu-check", "Try the main verbs on this machine's GPU, for minutes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Describe a model, an adapter, a search or a run; without PATH this machine and the speed of its kernels.
@@ -238,6 +241,12 @@ def inspect(
 
     shears inspect sub_adapter --against sparse
     """
+    if gpu_check:
+        from shears.runs.gpu_check import gpu_check as check
+
+        checked = check()
+        tables.print_data(checked, as_json, tables.print_gpu_check)
+        raise typer.Exit(int(any(row["result"] != "ok" for row in checked["verbs"])))
     if path is None:
         tables.print_data(shears.environment(), as_json, tables.print_environment)
         return
