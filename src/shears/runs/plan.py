@@ -153,7 +153,7 @@ class _Basis:
         config: Any = baseline_configs(self.recipe).get(name) or getattr(self.recipe, name)
         device = str(pick_device("auto")) if config.device == "auto" else config.device
         precision = getattr(config, "precision", "fp32")
-        is_wide = name == "search" and config.weights == "fp32"
+        is_wide = name == "search" and device == "cpu" and config.weights == "fp32"
         return device, "fp32" if is_wide else resolved_precision(precision, device)
 
     def item(self, name: str) -> int:
@@ -286,7 +286,8 @@ def _search(basis: _Basis) -> Estimate:
     size = f" of {basis.space.size:.3g}" if basis.space else ""
     rows, data, mean = _amount(config.data, config.limit)
     work = f"{config.strategy}, up to {config.budget}{size} configurations, each on {data}"
-    loaded = basis.loaded(basis.sparse, config.weights)
+    device, precision = basis.place("search")
+    loaded = basis.loaded(basis.sparse, config.weights if device == "cpu" else precision)
     if loaded is None or basis.shape is None:
         return Estimate(work, None)
     held = block_bytes(basis.shape, basis.item("search")) * config.batch_size * basis.longest
