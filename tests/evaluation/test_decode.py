@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shears.data.tokens import prompt_ids
 from shears.errors import InputError
 from shears.evaluation.decode import Decoder, EndOfLine, tokens_with
+from shears.models.properties import cache_bytes
 from tests.runtime.backends import PROMPTS, TOKENIZER, always, greedy, lively
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -105,3 +106,10 @@ def test_a_recurrent_model_answers_in_a_batch_as_alone_and_takes_no_beams() -> N
     assert len(set(expected)) > 1
     with pytest.raises(InputError, match="cannot use beam search"):
         Decoder(model, TOKENIZER, 4, num_beams=4).answers(prompt_ids(PROMPTS, TOKENIZER), 2)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt", "bloom"])
+def test_the_bytes_of_keys_and_values_are_those_of_the_cache(name: str) -> None:
+    model = tiny_model(name)
+    cache = model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True).cache
+    assert cache_bytes(model) * 3 == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

@@ -14,16 +14,20 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
 import shears
 from shears.models.devices import autocast
+from shears.models.load import load_with_adapter
 from shears.models.sources import StreamedModel
 from shears.models.walk import Walk
 from shears.runs.gpu_check import gpu_check
 from shears.runtime.loading import load
+from shears.runtime.transformers_backend import TransformersBackend
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TRAINING: dict[str, Any] = {
@@ -130,6 +134,26 @@ def generated(f: Folder, device: str) -> str:
     return load(f.sparse, f.adapter, device=device).generate("1+1", max_new_tokens=3).text
 
 
+def evaluated_in_little_memory(f: Folder, device: str) -> Any:
+    """Evaluate where the keys and values of two texts do not fit."""
+    with patch.object(torch.cuda, "mem_get_info", lambda device=None: (1, 24 << 30)):
+        return evaluated("rows", task="number", max_new_tokens=3)(f, device)
+
+
+def stepped(f: Folder, device: str) -> None:
+    """Step through three texts of different lengths at once, with the logits that each has alone."""
+    network = load_with_adapter(f.sparse, f.adapter, dtype="fp32", device=device)[0]
+    together, alone = TransformersBackend(network), TransformersBackend(network)
+    for number, text in enumerate(([5, 17, 200, 3], [88, 41], [7, 9, 120, 33, 64])):
+        np.testing.assert_array_equal(together.prefill(number, text), alone.prefill(number, text))
+    pretended.COUNTS.clear()
+    for numbers in ([0, 1, 2], [0, 1, 2], [2, 0], [0, 1, 2]):
+        logits = together.step(numbers, [9] * len(numbers))
+        several = np.concatenate([alone.step([number], [9]) for number in numbers])
+        np.testing.assert_allclose(logits, several, rtol=1e-4, atol=1e-5)  # sums of other lengths
+    assert pretended.COUNTS["forwards"] == 4 + 11
+
+
 def evaluated_package(f: Folder, device: str) -> Any:
     """Evaluate a package of int8 values."""
     return shears.evaluate(f.package, data=f.rows, task="number", max_new_tokens=3, device=device)
@@ -199,6 +223,8 @@ FLOWS: dict[str, Flow] = {
     "export package": exported(format="package"),
     "export package int4": exported(format="package", values="int4", calibration=True),
     "generate": generated,
+    "generate together": stepped,
+    "evaluate in little memory": evaluated_in_little_memory,
     "evaluate package int8": evaluated_package,
     "generate package int8": generated_package,
     "write": written,

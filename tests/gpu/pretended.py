@@ -225,7 +225,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Any, causal: bool, scale: Any
         scores = scores + bias.float()
     if causal:
         scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf"))
-    return torch.softmax(scores, -1), torch.logsumexp(scores, -1)
+    return torch._safe_softmax(scores, -1), torch.logsumexp(scores, -1)  # 0 in rows that are masked out
 
 
 def _efficient(

@@ -127,3 +127,8 @@ def test_an_int8_package_computes_on_a_gpu_that_is_asked_for(figures: Figures) -
 
 def test_compress_uses_the_cpu_alone(figures: Figures) -> None:
     assert figures["compress bf16"]["peak"] == 0
+
+
+def test_texts_are_answered_at_once_as_far_as_their_keys_and_values_fit(figures: Figures) -> None:
+    assert figures["evaluate number bf16"]["forwards"] == 3 + 3  # three try padding
+    assert figures["evaluate in little memory bf16"]["forwards"] == 8 * 3  # eight texts one by one

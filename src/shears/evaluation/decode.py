@@ -26,7 +26,7 @@ from shears.errors import InputError, option
 from shears.evaluation.evaluated import TextJournal, WrittenText
 from shears.models.devices import device_of, resolved_precision
 from shears.models.load import refuse_unknown
-from shears.models.properties import ignores_padding
+from shears.models.properties import cache_bytes, ignores_padding
 from shears.models.ref import end_tokens
 from shears.progress import meter, track
 from shears.runtime.backend import Backend
@@ -105,6 +105,10 @@ class Decoder:
         A model that reads padding answers alone: its cache may also mix the rows of a batch.
         """
         refuse_empty(prompts)
+        if (device := device_of(self.model)).type == "cuda":  # keys and values take half of the free memory at most
+            tokens = self.num_beams * (max(map(len, prompts)) + self.max_new_tokens)
+            room = torch.cuda.mem_get_info(device)[0] // 2
+            batch_size = max(min(batch_size, room // max(tokens * cache_bytes(self.model), 1)), 1)
         answers = [WrittenText("", False)] * len(prompts)
         line_ends = tokens_with(self.until, self.tokenizer)
         can_pad = min(batch_size, len(prompts)) == 1 or ignores_padding(self.model)

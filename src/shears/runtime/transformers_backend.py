@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from shears.errors import InputError
 from shears.models.devices import device_of
-from shears.models.properties import forward_parameters, num_positions, own_model
+from shears.models.properties import forward_parameters, ignores_padding, num_positions, own_model
 from shears.runtime.backend import MOST_SEQUENCES, Backend
 
 CACHES = ("cache", "past_key_values", "state")  # names of the cache, which a forward takes and returns
@@ -32,18 +33,31 @@ class TransformersBackend(Backend):
         names = forward_parameters(model)
         self._cache_name = next((name for name in CACHES if name in names), "")
         self._takes_logits_to_keep = "logits_to_keep" in names
+        self._takes_positions = "position_ids" in names
         self._recurrent = bool(getattr(own_model(model), "_is_stateful", False))
         self._caches: dict[int, Any] = {}
+        self._together: tuple[int, ...] = ()  # sequences whose caches are the rows of one
+        self._rows: Any = None
         self._lengths = Counter[int]()  # 0 for an empty sequence
+        on_gpu = device_of(model).type == "cuda" and not self._recurrent
+        self._batches = on_gpu and bool(self._cache_name) and ignores_padding(model)
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         self.check([sequence], [tokens])
+        if sequence in self._together:
+            self._part()
         if self._recurrent and sequence in self._caches:  # such models continue a state by one token only
             return [self._forward(sequence, [token]) for token in tokens][-1]
         return self._forward(sequence, tokens)
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
         self.check(sequences, [[token] for token in tokens])
+        if self._together != (*sequences,):
+            self._part()
+            if self._batches and len(sequences) > 1 and all(map(self._keeps_all, sequences)):
+                self._join((*sequences,))
+        if self._together:
+            return self._forward_together(tokens)
         return np.stack([self._forward(s, [token]) for s, token in zip(sequences, tokens, strict=True)])
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
@@ -53,6 +67,8 @@ class TransformersBackend(Backend):
             return self._as_numpy(self._model(input_ids=ids, use_cache=False).logits[0])
 
     def drop(self, sequence: int) -> None:
+        if sequence in self._together:
+            self._part()
         self._caches.pop(sequence, None)
         self._lengths.pop(sequence, None)
 
@@ -90,6 +106,41 @@ class TransformersBackend(Backend):
         self._caches[sequence] = cache
         self._lengths[sequence] = length
         return self._as_numpy(outputs.logits[0, -1])
+
+    def _keeps_all(self, sequence: int) -> bool:
+        return all(type(layer) is DynamicLayer for layer in getattr(self._caches.get(sequence), "layers", [None]))
+
+    def _join(self, sequences: tuple[int, ...]) -> None:
+        longest = max(map(self.length, sequences))
+        self._rows = DynamicCache()
+        for number, layers in enumerate(zip(*(self._caches.pop(each).layers for each in sequences), strict=True)):
+            keys, values = (
+                torch.cat([nn.functional.pad(each, (0, 0, longest - each.shape[2], 0)) for each in tensors])
+                for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers])
+            )
+            self._rows.update(keys, values, number)
+        self._together = sequences
+
+    def _part(self) -> None:
+        """Give each sequence a cache of its own."""
+        for row, sequence in enumerate(self._together):
+            own = self._caches[sequence] = DynamicCache()
+            for number, layer in enumerate(self._rows.layers):
+                keys, values = (each[row : row + 1, :, -self.length(sequence) :] for each in (layer.keys, layer.values))
+                own.update(keys, values, number)
+        self._together = ()
+        self._rows = None
+
+    @torch.no_grad()
+    def _forward_together(self, tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
+        lengths = torch.tensor(list(map(self.length, self._together)))[:, None]
+        positions = {"position_ids": lengths} if self._takes_positions else {}
+        mask = torch.arange(int(lengths.max()), -1, -1) <= lengths
+        inputs = {"input_ids": torch.tensor(tokens)[:, None], "attention_mask": mask.long(), **positions}
+        on_device = {name: each.to(device_of(self._model)) for name, each in inputs.items()}
+        logits = self._model(**on_device, **{self._cache_name: self._rows}, use_cache=True).logits[:, -1]
+        self._lengths.update(self._together)
+        return self._as_numpy(logits)
 
     def _as_numpy(self, logits: torch.Tensor) -> np.ndarray:
         return logits[..., : self.vocab_size].float().cpu().numpy()  # without a head's padding
