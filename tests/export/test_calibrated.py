@@ -77,10 +77,7 @@ def test_every_form_of_file_is_rounded_with_its_zeros(name: str, text: str, tmp_
     assert moved == len(opened.packed)
 
 
-def test_outputs_are_nearer_to_the_models_than_those_rounded_to_nearest(
-    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The record names text and method, and few tokens are warned of."""
+def test_outputs_are_nearer_to_the_models_than_those_rounded_to_nearest(text: str, tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base")
     tokens = sequences(base, text)
     before = all_tensors(base)
@@ -106,7 +103,6 @@ def test_outputs_are_nearer_to_the_models_than_those_rounded_to_nearest(
     assert 0 < record["rounded"]["output_error_of_nearest"] < 0.8
     assert f"not zero, rounded on `{Path(text).name}`" in (packages["calibrated"] / README).read_text()
     assert inspect(packages["calibrated"])["calibration_fingerprint"] == record["calibration_fingerprint"]
-    assert "only 128 calibration tokens" in caplog.text
 
 
 @pytest.mark.parametrize("sparse_adapter", [False, True])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shears.errors import InputError
-from shears.runtime.batch import PREFILL_CHUNK, Batch
+from shears.runtime.batch import PREFILL_CHUNK
 from shears.runtime.continuation import Continuation
 from shears.runtime.engine import Engine
 from tests.runtime.backends import END, PROMPTS, TOKENIZER, always, engine_of, greedy, lively
@@ -127,21 +127,6 @@ def test_a_turn_that_goes_on_where_a_text_ended_is_read_from_there() -> None:
     engine.generate(longer, max_new_tokens=2)
     engine.generate(prompt, max_new_tokens=2)  # what is held goes on behind it: read anew
     assert read == [2 + (text.finish == "length"), len(prompt)]
-
-
-def test_texts_begin_as_others_end_and_more_may_be_added() -> None:
-    engine = engine_of(lively(), 2)
-    texts = [engine.continuation(prompt, max_new_tokens=5) for prompt in PROMPTS]
-    batch = Batch(engine.backend)
-    ended = []
-    for text in batch.run(texts[:-1]):
-        ended.append(text.text)
-        if len(ended) == 1:
-            batch.add(texts[-1])
-    assert sorted(ended) == sorted(greedy(lively(), prompt, 5) for prompt in PROMPTS)
-    with pytest.raises(InputError, match="must be in"):
-        list(batch.run([engine.continuation([999])]))
-    assert len(batch) == 0
 
 
 @pytest.mark.parametrize(

@@ -65,13 +65,6 @@ def test_tokens_are_drawn_as_often_as_transformers_would(sampling: SamplingConfi
     assert (np.abs(counts - draws * expected) <= 5 * deviation + 1).all()
 
 
-def test_the_penalty_counts_prompt_and_answer() -> None:
-    sampler = Sampler(sampled(0.0, 0, 1.0, 10.0), [0])
-    logits = np.array([5.0, 4.0, 3.0, -1.0], dtype=np.float32)
-    assert [sampler.next(logits) for _ in range(4)] == [1, 2, 0, 0]
-    assert logits.tolist() == [5.0, 4.0, 3.0, -1.0]
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
     logits = _logits(300)

@@ -1,7 +1,6 @@
 """The one place where transformers reads a folder, always without the code that it may bring along.
 
-Unless told not to, transformers asks on standard input whether to run such code; a piped `y` is a yes. Its models are
-imported where one is built: that takes seconds, which a package in the native decoder is spared.
+Else transformers asks on standard input whether to run it; a piped `y` is a yes.
 """
 
 import json

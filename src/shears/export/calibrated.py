@@ -50,10 +50,7 @@ def round_calibrated(
     packing: Packing,
     folder: Path,
 ) -> dict[str, Any]:
-    """Put the rounded linears of a model with an adapter's `updates` into a package that was begun; return figures.
-
-    `template` is that of the training, if any; hidden states beyond the budget are kept in `folder`.
-    """
+    """Put the rounded linears of a model with an adapter's `updates` into a package; return figures."""
     text = str(settings.calibration)
     if is_written(text) and updates:
         raise InputError(f"calibration {text} must be a text for a model with an adapter; let shears write make it")

@@ -68,9 +68,8 @@ class MergedModel:
     def put(self, matrix: Matrix, values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"] | None) -> None:
         """Make `values` the weight, in the files' dtype, zero exactly where not `kept`."""
         view = matrix.view(self.source.model)
-        if matrix.name not in self.before:
-            zeros = count_zeros(view if kept is None else kept)
-            self.before[matrix.name] = LinearSparsity(matrix.shape, zeros)
+        zeros = count_zeros(view if kept is None else kept)
+        self.before[matrix.name] = LinearSparsity(matrix.shape, zeros)
         dtype = self.source.dtype_of(matrix.parameter)
         rounded = values.to(dtype) if kept is None else in_format(values, kept, dtype)
         if not torch.isfinite(rounded).all():
@@ -190,10 +189,7 @@ def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -
 
 @torch.no_grad()
 def project(target: MergedModel, batches: Sequence[Int[Tensor, "_ _"]], folder: Path) -> None:
-    """Merge the target's updates with every zero kept and the smallest output errors.
-
-    Hidden states beyond the budget are kept in `folder`.
-    """
+    """Merge the target's updates with every zero kept and the smallest output errors."""
     with Activations(BUDGET, folder) as hidden:
         walk = Walk(target.source, batches, hidden, lambda: autocast("auto", target.source.device))
         for index in track(range(len(walk)), "project", len(walk), "block"):

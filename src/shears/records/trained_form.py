@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from shears.config.fields import TemplateName
 from shears.errors import reading
@@ -64,5 +64,4 @@ def trained_form(*folders: str | Path | None) -> TrainedForm | None:
 def trained_template(folder: str | Path | None) -> TemplateName | None:
     """Return the template of the training of an adapter or a model, else None."""
     with reading(f"the record of {folder}"):
-        template: TemplateName | None = template_of_record(_record_of(folder))
-    return template
+        return cast("TemplateName | None", template_of_record(_record_of(folder)))

@@ -26,8 +26,7 @@ class Batch:
     """The texts that a backend works on, and a queue of those that wait for a free sequence.
 
     One thread at a time may use a batch, apart from `add`. A prompt copies what it shares with the
-    beginning of a running one, where the backend can. If `keeps_last`, as a conversation wants, the
-    cache of the last finished text stays for a prompt that continues it.
+    beginning of a running one. If `keeps_last`, the last text's cache stays for one that continues it.
     """
 
     def __init__(self, backend: Backend) -> None:

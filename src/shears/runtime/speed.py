@@ -162,7 +162,7 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
 def environment() -> dict[str, Any]:
     """Return versions, processor, instruction sets and speeds as plain data; takes seconds.
 
-    `speeds` are picoseconds per weight of one token's product by a weight in memory, on all threads.
+    `speeds` are picoseconds per weight of a product by one token, on all threads.
     """
     data: dict[str, Any] = {
         "versions": {"shears": __version__, **versions()},

@@ -105,11 +105,9 @@ def write(
 
 
 def _asked(ref: ModelRef, adapter: str | Path | None, settings: WriteConfig, rows: Any) -> dict[str, Any]:
-    """Return what decides every text, and how many there are."""
-    parts = [] if adapter is None else sorted(Path(adapter).glob("*.safetensors"))
     asked = {"base_fingerprint": ref.fingerprint, **settings.model_dump(mode="json", exclude={"device"})}
-    if parts:
-        asked["adapter_fingerprint"] = file_fingerprint(*parts)
+    if adapter is not None:
+        asked["adapter_fingerprint"] = file_fingerprint(*sorted(Path(adapter).glob("*.safetensors")))
     if rows is not None:
         content = json.dumps([TO_REASON, *rows], sort_keys=True, default=str)
         asked["prompts_sha256"] = hashlib.sha256(content.encode()).hexdigest()

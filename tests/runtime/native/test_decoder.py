@@ -72,13 +72,6 @@ def test_a_lora_of_every_architecture_gives_what_peft_gives(name: str, targets: 
     np.testing.assert_allclose(runtime.logits(tokens), want, rtol=1e-4, atol=1e-5)
 
 
-def test_a_lora_in_bf16_stays_within_rounding_of_peft() -> None:
-    adapted, tokens = with_lora(covered(), ALL), text(LENGTH)
-    got, want = backend(adapted, "bf16").logits(tokens), expected(adapted, tokens)
-    cosines = (got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
-    assert cosines.min() > 0.999  # bf16 keeps 8 bits; a wrong scaling or a missing update gives 0.6
-
-
 @pytest.mark.parametrize("name", ["phi3, fused", "qwen3.5, gated delta nets"])
 def test_a_fused_weight_is_released_once_all_its_parts_are_read(name: str) -> None:
     model, tokens = covered(name), text(20)

@@ -53,10 +53,7 @@ def tune(values: NumberFormat, sparse: bool) -> None:
 
 @cache
 def is_dense_faster(values: NumberFormat, threads: int) -> bool:
-    """Return whether so many threads multiply a sparse weight faster with its zeros stored.
-
-    Measured where no instruction expands the kept values; then cached.
-    """
+    """Return whether so many threads multiply a sparse weight faster with its zeros stored."""
     tune(values, True)
     mode = os.environ.get("SHEARS_TUNING", "")
     if mode == "off" or _native.chosen(CODES[values], True, 0).startswith(("avx512", "amx")):
