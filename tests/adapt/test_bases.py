@@ -12,7 +12,7 @@ from shears.adapt.train import train
 from shears.config import TrainConfig
 from shears.training.fit import fit
 from tests.adapt.prepared import prepared_on
-from tests.tiny import LONGEST, save_tiny
+from tests.tiny import save_tiny
 from tests.training.small_training import SETTINGS, log
 
 GPT2 = ("c_attn", "mlp.c_fc+mlp.c_proj")
@@ -49,16 +49,6 @@ def test_only_the_adapter_changes(
     assert {tensor.dtype for key, tensor in after.items() if "lora_" in key} == {torch.float32}
     losses = [line["loss"] for line in log(tmp_path / "work")]
     assert sum(losses[-5:]) < 0.98 * sum(losses[:5])  # the head of a random model stays random
-
-
-@pytest.mark.parametrize(("name", "groups"), [("gpt2", ("c_attn",)), ("opt", ("q_proj",))])
-def test_examples_longer_than_the_model_has_positions_are_left_out(
-    name: str, groups: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = write_rows(tmp_path, [*range(20, 40), LONGEST + 9])
-    settings = {**SETTINGS, "max_steps": 2, "groups": groups, "batch_size": 20}
-    train(save_tiny(tmp_path / "base", name), tmp_path / "adapter", data=data, **settings)
-    assert f"left out 1 of 21 examples: 1 longer than {LONGEST} tokens" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "groups"), [("rwkv", ("key+value",)), ("recurrent_gemma", ("up_proj",))])

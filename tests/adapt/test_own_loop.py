@@ -19,8 +19,6 @@ from shears.records.folders import partial_folder
 from tests.adapt.test_elastic import GROUPS, logits
 from tests.training.small_training import SETTINGS, weights
 
-TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-
 
 def own(base: Path, adapter: str = "default", **changes: Any) -> ElasticAdapter:
     """An elastic adapter as a loop of one's own has it after the training: B is no longer zero."""
@@ -72,14 +70,6 @@ def test_the_record_has_the_keys_of_train(base: Path, data: str, tmp_path: Path)
         "training_log.jsonl", "training_times.jsonl",
     }  # fmt: skip
     assert shears.inspect(saved, base)["fits"]
-
-
-def test_only_the_first_process_writes(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    elastic = own(base)
-    launcher = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
-    for name, value in launcher.items():
-        monkeypatch.setenv(name, value)
-    assert not elastic.save(tmp_path / "super").exists()
 
 
 def other_numbers(elastic: ElasticAdapter) -> None:

@@ -45,10 +45,11 @@ def logits_of(folder: Path, ids: list[int]) -> torch.Tensor:
 
 
 def test_the_first_steps_loss_is_that_of_labels_and_teacher(
-    base: Path, teacher: Path, data: str, tmp_path: Path
+    base: Path, teacher: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new adapter changes nothing, so that an oracle computes the loss from the two models alone."""
-    settings = {**SETTINGS, "max_steps": 3, "batch_size": 18, "teacher_top_k": 5}
+    monkeypatch.setattr("shears.training.teacher.TOP_K", 5)
+    settings = {**SETTINGS, "max_steps": 3, "batch_size": 18}
     train(base, tmp_path / "adapter", data=data, teacher=str(teacher), **settings)
     expected = 0.0
     count = 0

@@ -1,7 +1,5 @@
 """Hidden states are read as they were written, for any budget, and no file stays."""
 
-from pathlib import Path
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,13 +38,3 @@ def test_any_sequence_of_writes_reads_back_within_the_budget(
                 assert all(torch.equal(*pair) for pair in zip(read, expected, strict=True))
                 assert [tensor.dtype for tensor in read] == [tensor.dtype for tensor in expected]
         assert budget is not None or len(activations._kept) == len(expected)
-
-
-def test_files_lie_in_the_folder_given_and_go_at_the_end(tmp_path: Path) -> None:
-    with Activations(0, tmp_path) as activations:
-        assert not list(tmp_path.iterdir())  # nothing before it is needed
-        activations.append(torch.ones(3))
-        (folder,) = tmp_path.iterdir()
-        assert len(list(folder.iterdir())) == 1
-    assert not list(tmp_path.iterdir())
-    activations.close()  # twice is fine

@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 from benchmarks.memory import peak_memory
 
-from shears.records.artifacts import SPARSITY
-from shears.sparsity import prune
-from shears.sparsity.sparsify import sparsify
 from tests.tiny import tiny_model
 
 MB = 1_000_000
@@ -78,18 +75,3 @@ def test_the_peak_is_the_embeddings_two_blocks_and_the_hidden_states(method: str
     usage = peak_memory(setup, "prune('big')")
     assert EMBEDDINGS < usage.peak < 2 * BLOCK + EMBEDDINGS + STATES + ALLOWANCE[method]
     assert usage.peak < whole / 3
-
-
-def test_experts_measured_one_by_one_for_a_small_budget_come_out_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Hidden states and parts of moments that do not fit into memory change nothing."""
-    tiny_model("mixtral").save_pretrained(tmp_path / "base")
-    ids = write_ids(tmp_path / "ids.jsonl", 128)
-    outputs = list[bytes]()
-    for budget in (10**9, 0):
-        monkeypatch.setattr(prune, "BUDGET", budget)
-        folder = sparsify(tmp_path / "base", tmp_path / str(budget), calibration=str(ids), method="sparsegpt")
-        assert json.loads((folder / SPARSITY).read_text())["by_magnitude"] == []
-        outputs.append((folder / "model.safetensors").read_bytes())
-    assert outputs[0] == outputs[1]

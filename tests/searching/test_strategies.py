@@ -122,15 +122,3 @@ def test_killed_at_every_evaluation_and_resumed_a_search_is_the_undisturbed_one(
                     journal.write(b'{"op_code": 4, "wor')
     assert resumed == whole
     assert len(whole) == budget
-
-
-@pytest.mark.parametrize("strategy", ["hill-climbing", "nsga2", "nsga3", "random", "exhaustive"])
-def test_under_a_tight_bound_every_strategy_that_looks_finds_something_feasible(strategy: str, tmp_path: Path) -> None:
-    """15 of 81 configurations fit in: the smallest, and those one or two steps above it."""
-    space = make_space(4)
-    config: dict[str, Any] = {"max_evaluations": 81 if strategy == "exhaustive" else 40}
-    evaluated = searched(space, conflicting(space), tmp_path, strategy=strategy, constraint="parameters<=80", **config)
-    found = outcome(evaluated, Goal(constraints=(parse_constraint("parameters<=80"),)))
-    assert all(each["metrics"]["parameters"] <= 80 for each in (found["chosen"], *found["pareto"]))
-    best = min(figures["loss"] for _, figures in evaluated if figures["parameters"] <= 80)
-    assert found["chosen"]["metrics"]["loss"] == best

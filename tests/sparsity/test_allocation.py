@@ -167,11 +167,3 @@ def total(curves: Mapping[str, Sequence[tuple[float, float]]], sparsities: Mappi
         places, costs = np.array(curve).T
         found += float(np.interp(sparsities[name], places, costs))
     return found
-
-
-def test_a_bump_in_a_curve_is_bridged() -> None:
-    """The hull of (0, 0), (0.25, 9), (0.5, 2), (1, 12) is cheaper than b's 4 per zero up to 0.5."""
-    curves = {"a": [(0.0, 0.0), (0.25, 9.0), (0.5, 2.0), (1.0, 12.0)], "b": [(0.0, 0.0), (1.0, 5.0)]}
-    sizes = {"a": 10, "b": 10}
-    assert by_marginal_cost(curves, sizes, 0.25, 0.0, 1.0) == pytest.approx({"a": 0.5, "b": 0.0})
-    assert by_marginal_cost(curves, sizes, 0.5, 0.0, 1.0) == pytest.approx({"a": 0.5, "b": 0.5})

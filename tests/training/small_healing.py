@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import VOCABULARY, save_tiny
+from tests.tiny import save_tiny
 
 SETTINGS: dict[str, Any] = {
     "tokens": 16 * 28, "sequence_length": 16, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 1,
-    "save_steps": 2, "device": "cpu", "precision": "fp32", "teacher_top_k": VOCABULARY,
+    "save_steps": 2, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
 
 

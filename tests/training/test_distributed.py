@@ -26,11 +26,11 @@ from tests.tiny import save_tiny
 from tests.training.small_training import SETTINGS, assert_close, assert_same, log
 
 SAME: dict[str, dict[str, Any]] = {
-    "uniform": {"sampling": "uniform", "validation": "0.2", "validation_every": 3},
+    "uniform": {"sampling": "uniform", "validation": "0.2"},
     "nested-taught-split": {"sampling": "nested", "teacher": "teacher", "micro_batch_size": 1, "recompute": True},
 }
 LONG: dict[str, Any] = {**SETTINGS, "max_steps": 30, "dropout": 0.1, "sampling": "uniform",
-                        "validation": "0.06", "validation_every": 3, "early_stopping": 9}  # fmt: skip
+                        "validation": "0.06", "early_stopping": 9}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

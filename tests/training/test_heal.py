@@ -27,7 +27,7 @@ from shears.training.kept_weights import RecoveryProduct
 from shears.training.teacher import TeacherSource
 from shears.writing import written
 from tests.oracles.distillation import kl_from_logits
-from tests.tiny import save_tiny, tiny_tokenizer
+from tests.tiny import VOCABULARY, save_tiny, tiny_tokenizer
 from tests.training.small_healing import SETTINGS
 from tests.training.small_training import log, stop_after
 
@@ -109,8 +109,9 @@ def test_the_model_comes_nearer_keeps_every_zero_and_resumes_to_the_same_bits(
 
 
 def test_the_first_loss_is_that_of_the_package_and_of_the_recovery(
-    models: Path, with_recovery: Path, tmp_path: Path
+    models: Path, with_recovery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("shears.training.teacher.TOP_K", VOCABULARY)  # the oracle sees every word
     once: dict[str, Any] = {"tokens": 16 * 40, "batch_size": 40, "warmup_steps": 0}  # one step on the whole text
     [line] = log(healed(models, tmp_path / "healed", quantize_aware="int4", **once))
     assert line["loss"] == pytest.approx(distance(models, models / "sparse", "int4"), rel=1e-3)
@@ -130,20 +131,6 @@ def test_files_in_bf16_stay_in_bf16_with_their_zeros(models: Path, tmp_path: Pat
     assert all(torch.equal(before[name] == 0, after[name] == 0) for name in before)
 
 
-def test_an_adapter_on_a_dense_model_teaches_as_the_merged_model_does(models: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "bcdefg"}\n' * 16)
-    few: dict[str, Any] = {"ranks": "4", "batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-2, "device": "cpu",
-                           "max_steps": 20}  # fmt: skip
-    adapter = shears.train(models / "dense", tmp_path / "adapter", data=tmp_path / "rows.jsonl", **few)
-    merged = shears.export_adapter(adapter, tmp_path / "merged", format="merged")
-    taught, reference = (healed(models, tmp_path / f"by-{each.name}", teacher=str(each)) for each in (adapter, merged))
-    plain = healed(models, tmp_path / "by-dense")
-    name = "model.layers.0.mlp.down_proj.weight"
-    torch.testing.assert_close(tensors(taught)[name], tensors(reference)[name], atol=2e-4, rtol=1e-2)
-    assert (tensors(taught)[name] - tensors(plain)[name]).abs().max() > 1e-3
-    assert record_of(taught)["teacher"] == str(adapter)
-
-
 def test_the_dense_model_writes_the_text_once_and_predicts_it_once(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +146,7 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
     save_tiny(tmp_path / "words", vocab_size=300)
     (tmp_path / "short.txt").write_text("abc")
     cases: dict[str, dict[str, Any]] = {
-        r"a teacher must have the vocabulary of .*words has 300 words and .* 257;": {
+        r"a teacher must have the vocabulary of .*words has 300 words, .* 257;": {
             "teacher": str(tmp_path / "words")
         },
         r"another model than the one to heal": {"teacher": str(models / "sparse")},

@@ -25,7 +25,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherSource:
 
 
 def targets(teacher: TeacherSource, top_k: int, rows: list[Tokenized] = ROWS) -> TeacherTargets:
-    return teacher_targets(teacher, rows, 0, TrainConfig(data="-", teacher_top_k=top_k, device="cpu", precision="fp32"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shears.training.teacher.TOP_K", top_k)
+        return teacher_targets(teacher, rows, 0, TrainConfig(data="-", device="cpu", precision="fp32"))
 
 
 def files() -> set[Path]:

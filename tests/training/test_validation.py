@@ -21,7 +21,7 @@ from tests.tiny import save_tiny
 from tests.training.conftest import Undisturbed
 from tests.training.small_training import SETTINGS, assert_same, log, stop_after, weights
 
-EVERY_TWO: dict[str, Any] = {**SETTINGS, "validation_every": 2, "dropout": 0.1}
+EPOCH_OF_TWO: dict[str, Any] = {**SETTINGS, "batch_size": 9, "dropout": 0.1}  # of 18 examples
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def losses_of(folder: Path) -> dict[int, float]:
 def test_the_loss_is_that_of_the_saved_adapter_at_its_largest_ranks(
     base: Path, data: str, held_out: str, tmp_path: Path, way: dict[str, Any]
 ) -> None:
-    output = train(base, tmp_path / "out", data=data, validation=held_out, **{**EVERY_TWO, **way})
+    output = train(base, tmp_path / "out", data=data, validation=held_out, **{**EPOCH_OF_TWO, **way})
     losses = losses_of(output)
     assert list(losses) == [2, 4, 6, 7]
     adapter = load_super_adapter(output)
@@ -55,8 +55,8 @@ def test_the_loss_is_that_of_the_saved_adapter_at_its_largest_ranks(
 def test_validation_changes_no_step(
     base: Path, data: str, held_out: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    plain = undisturbed(**SETTINGS, dropout=0.1)
-    validated = train(base, tmp_path / "validated", data=data, validation=held_out, **EVERY_TWO)
+    plain = undisturbed(**EPOCH_OF_TWO)
+    validated = train(base, tmp_path / "validated", data=data, validation=held_out, **EPOCH_OF_TWO)
     assert all(torch.equal(tensor, weights(validated)[name]) for name, tensor in weights(plain).items())
     assert [{**line, "validation_loss": 0} for line in log(plain)] == [
         {**line, "validation_loss": 0} for line in log(validated)
@@ -65,7 +65,7 @@ def test_validation_changes_no_step(
 
 def falling_until(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the validation loss fall until a step, then rise."""
-    monkeypatch.setattr(StepTrainer, "validation_loss", lambda self, _: abs(self.state.global_step - step) + 1.0)
+    monkeypatch.setattr(StepTrainer, "validation_loss", lambda self: abs(self.state.global_step - step) + 1.0)
 
 
 @pytest.mark.parametrize("last_step", [4, 7])
@@ -73,7 +73,7 @@ def test_early_stopping_keeps_the_best_adapter_whatever_interrupts_it(
     base: Path, undisturbed: Undisturbed, held_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: int
 ) -> None:
     """The loss is lowest after step 4; two more validations are waited for."""
-    settings = {**EVERY_TWO, "save_steps": 3, "data": undisturbed.data, "validation": held_out, "early_stopping": 2}
+    settings = {**EPOCH_OF_TWO, "save_steps": 3, "data": undisturbed.data, "validation": held_out, "early_stopping": 2}
     settings |= {"max_steps": 12, "sampling": "uniform"}
     falling_until(4, monkeypatch)
     whole = train(base, tmp_path / "whole", **settings)
@@ -87,13 +87,13 @@ def test_early_stopping_keeps_the_best_adapter_whatever_interrupts_it(
     assert_same(whole, train(base, tmp_path / "stopped", **{**settings, "save_steps": 50}))
     seen: list[dict[str, torch.Tensor]] = []
 
-    def noted(self: StepTrainer, _: object) -> float:
+    def noted(self: StepTrainer) -> float:
         seen.append({name: each.detach().clone() for name, each in self._trained()})
         return 1.0
 
     monkeypatch.setattr(StepTrainer, "validation_loss", noted)
-    train(base, tmp_path / "last", **{**settings, "early_stopping": 20, "validation_every": 4})
-    kept = {name: tensor for name, tensor in seen[0].items() if "lora_" in name}
+    train(base, tmp_path / "last", **{**settings, "early_stopping": 20})
+    kept = {name: tensor for name, tensor in seen[1].items() if "lora_" in name}
     assert all(torch.equal(tensor, weights(whole)[name.replace(".default", "")]) for name, tensor in kept.items())
 
 
@@ -111,7 +111,6 @@ def test_a_share_of_the_rows_is_validated_and_not_trained_on(base: Path, data: s
     ("settings", "message"),
     [
         ({"early_stopping": 2}, "early_stopping needs validation, got none; add a file, or a share"),
-        ({"validation_every": 2}, "validation_every needs validation, got none"),
         ({"validation": 1.5}, "validation must be a source of rows or a share between 0 and 1, got 1.5"),
         ({"validation": "-"}, "validation must be other examples than data, both are -"),
     ],

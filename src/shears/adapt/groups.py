@@ -34,11 +34,7 @@ Sides = tuple[int, int]  # outputs and inputs of a linear
 
 
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
-    """Return the search space: in each block, the linears joined by + share one rank.
-
-    Each part is a name's ending or a regex, or `auto`. InputError if a part matches nothing, if two
-    groups claim one linear, or if a rank exceeds min(inputs, outputs) of every linear in its group.
-    """
+    """Return the search space: in each block, the linears joined by + share one rank."""
     prefix, blocks = decoder_blocks(model)
     everywhere = [f"{index}.{name}" for index, block in enumerate(blocks) for name in linears(block)]
     modules: dict[str, tuple[str, ...]] = {}

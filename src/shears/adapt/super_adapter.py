@@ -96,10 +96,7 @@ def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> Ran
 
 
 def ranks_file(ranks: str | None) -> RanksFile | None:
-    """Return the file that `ranks` names, with or without a number; None for a name.
-
-    A folder stands for the result of the search in it.
-    """
+    """Return the file that `ranks` names, with or without a number; None for a name."""
     if not ranks or ranks in NAMED:
         return None
     path = Path(ranks) / RESULT if Path(ranks).is_dir() else Path(ranks)
@@ -121,10 +118,7 @@ def by_linear(space: SearchSpace, ranks: RankConfig) -> dict[str, int]:
 
 
 def write_super_adapter(work: Path, elastic: ElasticAdapter, base: ModelRef, about: Mapping[str, Any]) -> None:
-    """Write a plain PEFT adapter, and last the record that marks a whole super-adapter.
-
-    InputError if the adapter is not finite plain LoRA on the space's linears, all with one scaling.
-    """
+    """Write a plain PEFT adapter, and last the record that marks a whole super-adapter."""
     space = elastic.space
     config: Any = copy.copy(elastic.model.peft_config[elastic.adapter])
     tensors = {name: tensor for name, tensor in elastic.tensors().items() if LEARNT not in name}
@@ -178,10 +172,7 @@ def save_own_loop(elastic: ElasticAdapter, output: Path, base: str | Path | None
 
 @torch.no_grad()
 def _refuse_other_weights(model: PeftModel, ref: ModelRef) -> None:
-    """Raise InputError if a frozen weight in memory differs from that in the files of the base.
-
-    Weights that are quantized in memory, or that transformers renames while loading, are not compared.
-    """
+    """Raise InputError if a frozen weight in memory differs from that in the files of the base."""
     files = TensorFiles(ref.folder)
     for name, weight in model.get_base_model().named_parameters():
         plain = name.replace(".base_layer.", ".")

@@ -38,17 +38,11 @@ from shears.records import artifacts
 from shears.records.artifacts import read_rows as read_journal
 from shears.records.paths import expanded
 from shears.records.trained_form import TrainedForm
+from shears.training import teacher as teaching
 from shears.training.batches import EpochOrder, padding
 from shears.training.checkpoints import first_process_first, training_folder
-from shears.training.fit import Training, Validation, best_step, fit, validation_losses
-from shears.training.teacher import (
-    TeacherSource,
-    TeacherTargets,
-    find_teacher,
-    origin_of,
-    refuse_other_vocabulary,
-    teacher_targets,
-)
+from shears.training.fit import Training, best_step, fit, validation_losses
+from shears.training.teacher import TeacherSource, TeacherTargets
 from shears.writing.written import answers_source
 
 logger = logging.getLogger(__name__)
@@ -67,10 +61,10 @@ def train(model: str | Path, output: str | Path, **config: Any) -> Path:
     skeleton = empty_model(base.folder, known_config(base.folder), torch.float32)
     settings = settings.model_copy(update={"groups": with_auto(settings.groups, skeleton)})
     build_space(skeleton, settings.groups, settings.ranks)  # groups that misfit are refused before a teacher computes
-    teacher = find_teacher(settings.teacher) if settings.teacher else None
+    teacher = teaching.find_teacher(settings.teacher) if settings.teacher else None
     if teacher:
-        refuse_other_vocabulary(teacher, base)
-    origin = origin_of(base, settings, teacher)
+        teaching.refuse_other_vocabulary(teacher, base)
+    origin = teaching.origin_of(base, settings, teacher)
     if validation := settings.validation_source:
         refuse_same(validation, settings.data, "train.validation must be other examples than data")
         origin |= {"validation_sha256": sha} if (sha := source_fingerprint(validation)) else {}
@@ -146,10 +140,7 @@ def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
 
 
 def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[Tokenized], list[Tokenized]]:
-    """Return the rows to train on and those of the share, in order; InputError for a single row.
-
-    The draw is a function of the seed and the number of rows.
-    """
+    """Return the rows to train on and those of the share, in order; InputError for a single row."""
     if len(rows) < 2:
         raise InputError(f"validation by a share needs at least two examples, got {len(rows)}; give a file")
     count = min(max(round(share * len(rows)), 1), len(rows) - 1)
@@ -167,7 +158,7 @@ def _targets(teacher: TeacherSource, rows: Rows, settings: TrainConfig) -> Teach
         read = set(islice(order, count))
         ignored = [Tokenized(row.input_ids, [IGNORED] * len(row.labels)) for row in seen]
         seen = [row if number in read else ignored[number] for number, row in enumerate(seen)]
-    return teacher_targets(teacher, seen, rows.pad_id, settings)
+    return teaching.teacher_targets(teacher, seen, rows.pad_id, settings)
 
 
 def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> tuple[ElasticAdapter, Mapping[str, Grid]]:
@@ -190,20 +181,16 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> tuple[Elastic
 def training_of(
     elastic: ElasticAdapter, rows: Rows, settings: TrainConfig, targets: TeacherTargets | None = None
 ) -> Training:
-    count = len(rows.train)
-    validation = None
-    if rows.validation:
-        every = settings.validation_every or settings.steps_per_epoch(count)
-        at_largest = partial(elastic.at, elastic.space.maximal())
-        validation = Validation(rows.validation, every, settings.early_stopping, at_largest)
     return Training(
         "train",
         elastic.model,
         rows.train,
         rows.pad_id,
-        settings.num_steps(count),
+        settings.num_steps(len(rows.train)),
         targets,
         callbacks=[NLSCallback(elastic, settings.seed)],
         details=lambda: {"ranks": dict(elastic.active)},
-        validation=validation,
+        validation=rows.validation,
+        validating=partial(elastic.at, elastic.space.maximal()),
+        patience=settings.early_stopping,
     )

@@ -33,8 +33,6 @@ class LoopConfig(OfRows, OnDevice, Seeded):
     teacher: str | None = None
     """Model whose predictions are learnt: the dense one, or the folder of an adapter that was trained on
     it; default of heal: the model that SPARSE was pruned from."""
-    teacher_top_k: int = Field(64, gt=0)
-    """Likeliest words that are kept of each prediction of the teacher; the others count as one."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of AdamW. Default: 3e-4, or 1e-3 for models of at most 250 M weights."""
     warmup_steps: int = Field(10, ge=0)
@@ -124,9 +122,7 @@ class TrainConfig(LoopConfig):
     max_length: int = Field(512, gt=1)
     """Largest number of tokens in an example; longer examples are skipped and counted."""
     validation: Source | None = None
-    """Validation examples: a source of rows, or a share of the training rows such as 0.05."""
-    validation_every: int | None = Field(None, gt=0)
-    """Optimizer steps between two validations; default: an epoch. The last step is always validated."""
+    """Validation examples, read after each epoch: a source of rows, or a share such as 0.05."""
     early_stopping: int | None = Field(None, gt=0)
     """Stop after this many validations without a lower loss; the result is the adapter with the lowest."""
 
@@ -148,9 +144,8 @@ class TrainConfig(LoopConfig):
             raise ValueError(
                 "quantize_aware needs sampling uniform: nested products are folded, which moves their bits"
             )
-        for name in ("validation_every", "early_stopping"):
-            if self.validation is None and getattr(self, name) is not None:
-                raise ValueError(f"{name} needs validation, got none; add a file, or a share of the rows such as 0.05")
+        if self.validation is None and self.early_stopping is not None:
+            raise ValueError("early_stopping needs validation, got none; add a file, or a share of the rows as 0.05")
         if self.validation == self.data:
             raise ValueError(f"validation must be other examples than data, both are {self.data}; give a share of them")
         if not 0 < (0.5 if self.validation_share is None else self.validation_share) < 1:

@@ -92,10 +92,7 @@ def weight_oi(linear: nn.Module) -> Float[Tensor, "O I"]:
 
 
 def matching(names: Iterable[str], targets: Sequence[str]) -> list[str]:
-    """Return the names, in order, that a target matches by dotted suffix or whole regex.
-
-    InputError for a target that matches none; the message lists the names.
-    """
+    """Return the names, in order, that a target matches by dotted suffix or whole regex."""
     known = list(names)
     selected = set[str]()
     for target in targets:
@@ -143,11 +140,7 @@ class Matrix:
 
 
 def block_matrices(prefix: str, block: nn.Module) -> list[Matrix]:
-    """Return every weight of the block that can be pruned, in the order of definition.
-
-    `prefix` is the block's name in the model, empty for the model itself. Parameters may be on the
-    meta device.
-    """
+    """Return every weight of the block that can be pruned, in the order of definition."""
     dense = kept_dense(block)
     matrices: list[Matrix] = []
     for name, module in block.named_modules():

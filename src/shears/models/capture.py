@@ -9,7 +9,6 @@ whether its linear is called, its weight is used directly, or a stack of experts
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -63,10 +62,7 @@ def capturing(model: nn.Module, block: nn.Module, matrices: Sequence[Matrix], re
 
 
 class _Watch(TorchFunctionMode):
-    """A mode that inspects every call of torch, except those inside of `receive`.
-
-    `views` has the matrices by address, `stacks` the addresses of whole stacks of experts.
-    """
+    """A mode that inspects every call of torch, except those inside of `receive`."""
 
     def __init__(self, views: dict[int, tuple[Matrix, Tensor]], stacks: Collection[int], receive: Receive) -> None:
         super().__init__()
@@ -74,10 +70,6 @@ class _Watch(TorchFunctionMode):
         self._stacks = stacks
         self._receive = receive
         self._last: tuple[Tensor, int, Tensor] | None = None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._last = None  # holds a tensor of activations
-        super().__exit__(kind, error, at)
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -139,10 +131,7 @@ def _pairs(inputs: Tensor, weight: Tensor, offsets: Any) -> Iterator[tuple[Float
 
 
 class InputNorms:
-    """L2 norms of input features, summed in float32 within a call and in float64 across calls.
-
-    Weights that are multiplied consecutively with the same tensor (q, k and v) share the work.
-    """
+    """L2 norms of input features, summed in float32 within a call and in float64 across calls."""
 
     def __init__(self) -> None:
         self._totals: dict[Matrix, Float[Tensor, " _"]] = {}

@@ -25,10 +25,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def resolved_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16"]:
-    """Return a precision; auto is bf16 if the hardware multiplies faster in it, else fp32, on CUDA fp16.
-
-    InputError for fp16 on a CPU.
-    """
+    """Return a precision; auto is bf16 if the hardware multiplies faster in it, else fp32, on CUDA fp16."""
     kind = torch.device(device).type
     if precision == "fp16" and kind != "cuda":
         raise InputError(f"precision fp16 needs a CUDA device, got {kind}; use auto, bf16 or fp32")

@@ -28,12 +28,7 @@ DENSE_BYTES = 2  # of a weight that is not packed beside int4: bf16
 
 
 def grids_of(model: nn.Module, folder: Path) -> dict[str, Grid]:
-    """Return the grid of each linear, by module, that a package of the model holds as int4.
-
-    InputError where a matrix of the files is not a linear of its own in the model (an expert's, or
-    shared by two linears), because the package's rounding would then differ, and for weights that
-    int4 cannot hold.
-    """
+    """Return the grid of each linear, by module, that a package of the model holds as int4."""
     modules = linears(model)
     files = TensorFiles(folder)
     grids: dict[str, Grid] = {}
@@ -84,10 +79,7 @@ class GridLinear(SparseLinear):
 def make_quantize_aware(
     model: PeftModel, grids: Mapping[str, Grid], *, learn_scales: bool = False, adapter: str = "default"
 ) -> None:
-    """Put the linears on their grids, in place: adapted ones in every forward, others for good.
-
-    InputError for an adapted linear without a grid, and for what `make_sparse` refuses.
-    """
+    """Put the linears on their grids, in place: adapted ones in every forward, others for good."""
     modules = dict(model.get_base_model().named_modules())
     if absent := sorted(grids.keys() - modules.keys()):
         raise InputError(f"every grid must be of a linear of the model, {absent[0]} is not there; name its own base")

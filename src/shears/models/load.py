@@ -41,12 +41,7 @@ SAMPLING = (
 
 
 def load_model(model: AnyModel, dtype: str = "auto", device: str = "auto", *, to_save: bool = False) -> PreTrainedModel:
-    """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
-
-    A package is loaded without its adapter, its packed weights made dense. On a CPU fp16 LayerNorms are
-    widened (`widen_norms`), unless the model is loaded to be saved again. InputError, in one line, for any
-    failure to load, and for weights that are missing or not finite.
-    """
+    """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in."""
     ref = resolve(model, dtype)
     with loading(ref.name):
         network, info = _from_pretrained(ref, {"dtype": DTYPES.get(dtype, "auto"), "output_loading_info": True})
@@ -80,10 +75,7 @@ def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
 
 
 def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = None) -> None:
-    """Copy a model folder's configuration (or write `config`) and the one for generation, if any.
-
-    The copy asks for no code (`auto_map`). InputError for a link to a file outside of the folder.
-    """
+    """Copy a model folder's configuration (or write `config`) and the one for generation, if any."""
     for name in ("config.json", "generation_config.json"):
         path = folder / name
         if not path.is_file():
@@ -132,12 +124,7 @@ def refuse_unknown(largest: int, embeddings: int) -> None:
 def load_with_adapter(
     model: AnyModel, adapter: str | Path | None = None, dtype: str = "auto", device: str = "auto"
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Return a model, ready to evaluate, and its tokenizer; PEFT loads the adapter on it.
-
-    An adapter trained with sparse_adapter or quantize_aware computes as in its training. A package
-    comes with its own adapter. InputError if the adapter cannot be loaded, lacks weights, or was
-    trained on another base.
-    """
+    """Return a model, ready to evaluate, and its tokenizer; PEFT loads the adapter on it."""
     ref = resolve_with(model, adapter, dtype)
     record = {} if adapter is None else _checked_record(Path(adapter), ref)
     base, tokenizer = load_both(ref, dtype, device)
@@ -164,12 +151,7 @@ def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:
 def put_adapter(
     base: nn.Module, adapter: Path, *, record: Mapping[str, Any] = MappingProxyType({}), shown: Path | None = None
 ) -> PeftModel:
-    """Return the model with a folder's adapter, in evaluation mode, computing as in its training.
-
-    Its `record` says whether its product is masked and its weights are rounded. Messages name the folder `shown`,
-    by default the adapter's. InputError for what PEFT cannot load, for missing or pickled weights, and for adapters
-    that put tokens before the text.
-    """
+    """Return the model with a folder's adapter, in evaluation mode, computing as in its training."""
     shown = shown or adapter
     without_code.refuse_pickled(adapter)
     with loading(shown), warnings.catch_warnings(record=True) as caught:

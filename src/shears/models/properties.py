@@ -73,10 +73,7 @@ def cache_bytes(model: nn.Module) -> int:
 
 @torch.no_grad()
 def ignores_padding(model: nn.Module) -> bool:
-    """Tell whether a row that is padded on the left has the logits that it has alone, whatever fills it up.
-
-    Some recurrent models read padding like any other token. Tried in the arithmetic of the weights.
-    """
+    """Tell whether a row that is padded on the left has the logits that it has alone, whatever fills it up."""
     weight = own_model(model).get_input_embeddings().weight  # type: ignore[operator]
 
     def logits(gap: int, pad_id: int = 0) -> Float[Tensor, "T V"]:

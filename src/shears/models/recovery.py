@@ -2,8 +2,7 @@
 
 With D the removed weights and H the diagonal of the inputs' squared norms, ||(D - B A) H^(1/2)||_F is least for
 B A = U U^T D, where U are the first left singular vectors of D H^(1/2) (Eckart and Young). Nothing
-is divided by H, so input features without tokens need no special case. Pruning computes and writes
-it, healing trains it further, and the training of an adapter starts from it.
+is divided by H, so input features without tokens need no special case.
 
 Shapes: O output features, I input features, R rank.
 """
@@ -71,10 +70,7 @@ def recover(
 
 
 def _leading(matrix: Float[Tensor, "O I"], metric: Float[Tensor, " I"], rank: int) -> Leading:
-    """Return the largest squared singular values of matrix metric^(1/2), with left vectors.
-
-    The smaller Gram matrix gives them. Vectors of values that are rounding errors have any length.
-    """
+    """Return the largest squared singular values of matrix metric^(1/2), with left vectors."""
     outputs, inputs = matrix.shape
     if outputs <= inputs:
         return _largest(matrix * metric @ matrix.T, rank)
@@ -105,10 +101,7 @@ def _leading_by_iteration(matrix: Float[Tensor, "O I"], metric: Float[Tensor, " 
 
 
 class Recovered:
-    """The recoveries of pruned linears that can carry LoRA; empty if `recover_rank` is 0.
-
-    Pruned weights that cannot carry LoRA are logged. InputError if no pruned weight can.
-    """
+    """The recoveries of pruned linears that can carry LoRA; empty if `recover_rank` is 0."""
 
     def __init__(self, model: PreTrainedModel, pruned: Sequence[Matrix], config: SparsifyConfig) -> None:
         self._rank = config.recover_rank
@@ -149,11 +142,7 @@ def _takes_lora(model: PreTrainedModel, name: str) -> bool:  # not Mamba's linea
 
 
 def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool, record: Mapping[str, Any]) -> None:
-    """Write the products B A of linears, with a scaling of 1, as `work`/recovery.
-
-    `base` is the name that `work` gets at the end, `transposed` means weights of inputs x outputs,
-    and `record` goes into the adapter's record.
-    """
+    """Write the products B A of linears, with a scaling of 1, as `work`/recovery."""
     folder = work / RECOVERY_FOLDER
     folder.mkdir()
     tensors = {
@@ -190,10 +179,7 @@ def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool,
 
 
 def recovery_record(base: ModelRef) -> dict[str, Any]:
-    """Return the record of the recovery in the folder of a sparse model, once its weights are verified.
-
-    InputError if it is missing or was made for other weights.
-    """
+    """Return the record of the recovery in the folder of a sparse model, once its weights are verified."""
     recovery = base.folder / RECOVERY_FOLDER
     if not (recovery / RECOVERY).is_file():
         raise InputError(f"a recovery must be in {recovery}, there is none; make it with sparsify --recover-rank N")

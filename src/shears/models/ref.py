@@ -26,10 +26,7 @@ INSIDE = ".."
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model in a local folder, and the user's name for it; files are read at most once.
-
-    A stage makes one with `resolve` where it takes a model's name, and passes it on whole.
-    """
+    """A model in a local folder, and the user's name for it; files are read at most once."""
 
     folder: Path
     name: str
@@ -113,10 +110,7 @@ def resolve_with(model: AnyModel, adapter: str | Path | None, dtype: str) -> Mod
 
 
 def checked_base(folder: Path, record: dict[str, Any], model: str | None = None) -> ModelRef:
-    """Return an adapter's base model: the named one, else the recorded one, or its folder beside a moved adapter.
-
-    InputError if it is not the model that the adapter was trained on.
-    """
+    """Return an adapter's base model: the named one, else the recorded one, or its folder beside a moved adapter."""
     name = str(model or record["base"])
     above = folder.resolve().parent
     if model is None and name == INSIDE:
@@ -148,10 +142,7 @@ def save_tokenizer(model: ModelRef, folder: Path) -> None:
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[int]:
-    """Return every token that ends a text: the tokenizer's and the generation settings'.
-
-    Chat models have several, and name some of them only in the settings.
-    """
+    """Return every token that ends a text: the tokenizer's and the generation settings'."""
     of_model: Iterable[int] | int | None = getattr(settings, "eos_token_id", None)
     several = of_model if isinstance(of_model, Iterable) else [of_model]
     return frozenset(token for token in (tokenizer.eos_token_id, *several) if token is not None)

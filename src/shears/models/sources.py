@@ -17,12 +17,7 @@ from shears.models.blocks import decoder_blocks
 
 
 class BlockSource:
-    """A model and its decoder blocks, all in memory and changed in place.
-
-    `prefix` is the name of the list of blocks; `resident` says whether all stay in memory.
-    """
-
-    resident = True
+    """A model and its decoder blocks, all in memory and changed in place; `prefix` is the name of their list."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -51,16 +46,10 @@ class StreamedModel(BlockSource):
     All beside the blocks stays in memory. A loaded parameter is a new object every time.
     """
 
-    resident = False
     writer: TensorWriter
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> None:
-        """Read a folder's model, to be loaded as `dtype` (None: its own).
-
-        InputError if weights are missing or files are torn; its subclass UnsupportedCheckpoint for
-        adapters, quantized checkpoints, remote code, weights that blocks share, and conversions
-        that cannot be undone.
-        """
+        """Read a folder's model, to be loaded as `dtype` (None: its own)."""
         config = read_config(folder)
         self.files = TensorFiles(folder)
         formats = map(self.files.dtype, self.files.names)

@@ -155,11 +155,7 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
 
 
 def make_sparse(model: PeftModel, adapter: str = "default") -> None:
-    """Mask the adapter's product by the zeros of every base weight: the layers change their class in place.
-
-    InputError for a model that is sparse already, and for layers other than plain LoRA without dropout
-    on an nn.Linear or Conv1D of floating-point weights.
-    """
+    """Mask the adapter's product by the zeros of every base weight: the layers change their class in place."""
     if is_sparse(model):
         raise InputError("make_sparse needs a model that is not sparse already")
     for name, layer in model.get_base_model().named_modules():

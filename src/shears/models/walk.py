@@ -62,11 +62,7 @@ class Results:
 
     @contextmanager
     def reading(self, batch: int) -> Iterator[None]:
-        """Read a batch's known results inside the context, and keep further ones.
-
-        An exception must end the forward before it uses what will change: results of a whole
-        forward are forgotten.
-        """
+        """Read a batch's known results inside the context, and keep further ones."""
         with _Reading(self._kept.setdefault(batch, []), self._fits):
             yield
         del self._kept[batch]
@@ -158,10 +154,7 @@ class BlockRun:
             self._measure_batch(batch, matrices, receive)
 
     def groups(self, matrices: Sequence[Matrix]) -> list[list[Matrix]]:
-        """Return the matrices in the order of use, grouped by input tensor.
-
-        A stack of experts is one group. Matrices that the first batch does not use come last.
-        """
+        """Return the matrices in the order of use, grouped by input tensor."""
         groups: dict[object, list[Matrix]] = {}
         seen: set[Matrix] = set()
         last: list[Any] = [None, 0]  # the latest input tensor, and the number of tensors so far
@@ -203,12 +196,7 @@ class BlockRun:
 
 
 class Walk:
-    """A model's blocks, the hidden states that go into the next one, and all recorded calls.
-
-    `activations` hold the hidden states; forwards run in `context` (autocast). IrregularBlocks, an
-    InputError, if a block does not run exactly once in a forward, or gets more than hidden states
-    from the block before it.
-    """
+    """A model's blocks, the hidden states that go into the next one, and all recorded calls."""
 
     def __init__(
         self,
@@ -241,10 +229,7 @@ class Walk:
 
     @contextmanager
     def advancing(self, index: int) -> Iterator[BlockRun]:
-        """Yield a block to change; its outputs then become the hidden states that go into the next one.
-
-        InputError if one of them is not finite.
-        """
+        """Yield a block to change; its outputs then become the hidden states that go into the next one."""
         with self.opened(index) as run:
             yield run
             if index + 1 < len(self):
@@ -344,10 +329,7 @@ def differentiable(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the model in evaluation mode, its fp16 LayerNorms widened (`widen_norms`).
-
-    RWKV's halving of hidden states and weights, which only fp16 needs, is off too.
-    """
+    """Run the model in evaluation mode, its fp16 LayerNorms widened (`widen_norms`)."""
     training = [module for module in model.modules() if module.training]
     config: Any = getattr(model, "config", None)
     halving = getattr(config, "rescale_every", 0)

@@ -39,10 +39,7 @@ class Section:
 
 
 def write_report(run: str | Path, output: str | Path | None = None) -> Path:
-    """Write the report of a folder of `run` or `compress` to one HTML file and return its path.
-
-    By default the file is `report.html` in that folder. InputError where a record lacks what its stage writes.
-    """
+    """Write the report of a folder of `run` or `compress` to one HTML file and return its path."""
     folder = expanded(run)
     path = expanded(output) if output is not None else folder / artifacts.REPORT
     if path.suffix != ".html":  # or a record could be overwritten
@@ -232,11 +229,7 @@ def _compression(folder: Path) -> list[Section]:
 def compare(
     runs: Sequence[str], *, against: str | None = None, seed: int = 0, output: str | Path | None = None
 ) -> dict[str, Any]:
-    """Return the comparison of runs; also write it to the JSON file `output`.
-
-    `read_arms` explains how runs are named. Every arm is compared with the arm `against`, by
-    default the first, on the same examples; seeds of an arm are pooled.
-    """
+    """Return the comparison of runs; also write it to the JSON file `output`."""
     path = expanded(output) if output is not None else None
     if path is not None and path.suffix != ".json":
         raise InputError(f"the output must be a .json file, got {path}; name another")

@@ -77,10 +77,7 @@ def _open_accuracy(adapter: SuperAdapter, settings: SearchConfig, data: str, lim
 
 
 def _native_at(elastic: ElasticAdapter, wanted: Wanted) -> Callable[[RankConfig], Backend | None] | None:
-    """Return a function from active ranks to the native decoder of an adapter; None where it does not cover the model.
-
-    Weights are packed once, except with a masked adapter, which is a part of them.
-    """
+    """Return a function from active ranks to the native decoder; None where it does not cover the model."""
     backend = native_backend(elastic.model, wanted)
     if backend is None:
         return None
@@ -103,10 +100,7 @@ def _native_at(elastic: ElasticAdapter, wanted: Wanted) -> Callable[[RankConfig]
 
 
 def open_objective(adapter: SuperAdapter, settings: SearchConfig, goal: Goal) -> Callable[[RankConfig], Figures]:
-    """Return the function that a search minimises: from ranks to the figures on validation examples.
-
-    A configuration whose size breaks a bound is not measured.
-    """
+    """Return the function that a search minimises: from ranks to the figures on validation examples."""
     qualities = {
         name: open_quality(adapter, settings, name, settings.data, settings.limit)
         for name in ("accuracy", "loss")

@@ -52,10 +52,7 @@ class Goal:
 
 
 def outcome(evaluated: Sequence[Evaluated], goal: Goal) -> dict[str, Any]:
-    """Return every evaluation in order, the best one and the front of the feasible ones as JSON data.
-
-    InputError if no configuration meets the constraints.
-    """
+    """Return every evaluation in order, the best one and the front of the feasible ones as JSON data."""
     feasible = [(ranks, figures) for ranks, figures in evaluated if goal.key(figures)[0] == 0.0]
     if not feasible:
         nearest = min((figures for _, figures in evaluated), key=goal.key)

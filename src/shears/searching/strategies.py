@@ -84,10 +84,7 @@ def sampler_of(strategy: str, seed: int, number: int, population: int) -> BaseSa
 
 
 def propose(strategy: str, space: SearchSpace, seed: int, known: Known, max_climbs: int) -> RankConfig | None:
-    """Return the configuration to evaluate next; None if the strategy's sampler draws it, or a climb has ended.
-
-    Every strategy begins with the heuristic, those that seek a front go on with both ends of the space.
-    """
+    """Return the configuration to evaluate next; None if the strategy's sampler draws it, or a climb has ended."""
     ends = [space.maximal(), space.minimal()] if strategy.startswith("nsga") else []
     for ranks in (space.heuristic(), *ends):
         if ranks not in known:

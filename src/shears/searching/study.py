@@ -38,13 +38,7 @@ GENERATIONS = 5  # in a small budget; Optuna's own population of 50 would make i
 MAX_REPEATS = 100  # proposals that are known already, after which a search ends
 
 
-def search(
-    super_adapter: str | Path,
-    output: str | Path,
-    *,
-    model: str | None = None,
-    **config: Any,
-) -> Path:
+def search(super_adapter: str | Path, output: str | Path, *, model: str | None = None, **config: Any) -> Path:
     """Search the best sub-adapter on validation data; write `result.json` to the folder `output`.
 
     The keywords are the fields of `SearchConfig`; `model` is the sparse base if it was moved.
@@ -72,8 +66,6 @@ def search(
             heuristic = space.heuristic()
             found["test_sha256"] = source_fingerprint(str(settings.test))
             found["gain"] = held_out_gain(quality, on_test(ranks), on_test(heuristic), ranks == heuristic)
-            for note in found["gain"]["notes"]:
-                logger.warning("%s", note)
         about = {"shears_version": __version__, "config": as_data(settings), **identity}
         about |= {"objectives": list(goal.objectives), "constraints": [bound.text for bound in goal.constraints]}
         write_json(work / RESULT, {**about, **found})

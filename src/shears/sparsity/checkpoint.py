@@ -24,10 +24,7 @@ TENSORS = "tensors.safetensors"
 
 
 class Checkpoint:
-    """The last saved state of the pruning that works in a folder; empty at its beginning.
-
-    Other files that an interrupted run left are deleted. InputError if its `origin` was another.
-    """
+    """The last saved state of the pruning that works in a folder; empty at its beginning."""
 
     def __init__(self, work: Path, origin: Mapping[str, Any]) -> None:
         self.state: dict[str, Any] = {}
@@ -56,11 +53,7 @@ class Checkpoint:
         return time.monotonic() - self._saved >= SECONDS
 
     def save(
-        self,
-        done: int,
-        state: Mapping[str, Any],
-        hidden: Mapping[str, Activations],
-        tensors: Mapping[str, Tensor],
+        self, done: int, state: Mapping[str, Any], hidden: Mapping[str, Activations], tensors: Mapping[str, Tensor]
     ) -> None:
         """Save JSON data, hidden states and tensors in place of those before; they are on the disk at the return."""
         partial = self._folder / f"{done}.partial"

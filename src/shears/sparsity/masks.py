@@ -32,10 +32,7 @@ class Pattern:
 
 
 def zero_counts(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return the number of zeros of every weight, in all exactly round(sum of size * sparsity).
-
-    Remainders are rounded up in falling order.
-    """
+    """Return the number of zeros of every weight, in all exactly round(sum of size * sparsity)."""
     exact = {name: size * sparsities[name] for name, size in sizes.items()}
     zeros = {name: math.floor(value) for name, value in exact.items()}
     missing = round(math.fsum(exact.values())) - sum(zeros.values())
@@ -81,12 +78,13 @@ def _ranked(
 ) -> tuple[Float[Tensor, " O"], Float[Tensor, " O"]]:
     """Return every row's rank-th lowest score (-inf for rank 0) and, where needed, the next one."""
     nothing = torch.full_like(scores[:, 0], -math.inf)
-    if scores.device.type == "cpu" and rank:
+    if rank == 0:
+        return nothing, scores.amin(1) if need_following else nothing
+    if scores.device.type == "cpu":
         # a partition for two ranks at once would be 20 times slower
         parted = torch.from_numpy(np.partition(scores.numpy(), rank - 1, axis=1))
         return parted[:, rank - 1], parted[:, rank:].amin(1) if need_following else nothing
-    threshold = scores.kthvalue(rank, dim=1).values if rank else nothing
-    return threshold, scores.kthvalue(rank + 1, dim=1).values if need_following else nothing
+    return scores.kthvalue(rank).values, scores.kthvalue(rank + 1).values if need_following else nothing
 
 
 Pruned = tuple[Float[Tensor, "O I"], Bool[Tensor, "O I"]]  # the new weight, its zeros' mask

@@ -23,14 +23,14 @@ from shears.models.capture import InputMoments, InputNorms
 from shears.models.devices import autocast
 from shears.models.properties import check_calibration
 from shears.models.recovery import Recovered
-from shears.models.sources import BlockSource
+from shears.models.sources import BlockSource, StreamedModel
 from shears.models.walk import Batches, BlockRun, Context, Walk
 from shears.progress import track
 from shears.sparsity.allocation import sensitivity_sparsities
 from shears.sparsity.checkpoint import Checkpoint
 from shears.sparsity.masks import Pattern, Task, prune_by_magnitude, zero_counts
 from shears.sparsity.reconstruction import BlockErrors, Reconstruction
-from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
+from shears.sparsity.rewrite import LinearSparsity, add_zeros, overall_sparsity
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +50,7 @@ class SparsityReport:
 
 
 def sparsify_model(model: PreTrainedModel, batches: Batches, config: SparsifyConfig) -> SparsityReport:
-    """Prune the linears of a model in memory, in place, block by block.
-
-    `batches` are calibration token ids. InputError if nothing can be pruned or a weight is not finite.
-    """
+    """Prune the linears of a model in memory, in place, block by block."""
     return prune_blocks(BlockSource(model), batches, config)
 
 
@@ -67,7 +64,7 @@ def prune_blocks(
 ) -> SparsityReport:
     """Prune the blocks of `source`; hidden states beyond the budget go to `folder`."""
     by_block = choose(source.model, config)
-    checkpoint = None if source.resident else checkpoint
+    checkpoint = checkpoint if isinstance(source, StreamedModel) else None
     if config.needs_calibration:
         check_calibration(source.model, batches)
     context = partial(autocast, config.precision, source.device)
@@ -133,8 +130,8 @@ class _Pruner:
     def prune(self, index: int, block: BlockRun | None = None) -> None:
         """Prune a block by the statistics of its inputs, or by its weights alone; save it."""
         matrices = self._by_block[f"{self.source.prefix}.{index}"]
-        for matrix in matrices:
-            refuse_non_finite(self._model.name_or_path or "the model", [(matrix.name, matrix.view(self._model))])
+        views = ((matrix.name, matrix.view(self._model)) for matrix in matrices)
+        refuse_non_finite(self._model.name_or_path or "the model", views)
         if block is None:
             for matrix in matrices:
                 self._prune(matrix)
@@ -202,18 +199,11 @@ class _Pruner:
         view.masked_fill_(pruned, 0.0)
         if recovers:
             self._removed.append((matrix, dense, norms))
-        outputs, inputs = matrix.shape
-        before = self.report.linears.get(matrix.linear, LinearSparsity((0, inputs), 0))
-        shape = (before.shape[0] + outputs, inputs)
-        self.report.linears[matrix.linear] = LinearSparsity(shape, before.zeros + count_zeros(view))
+        add_zeros(self.report.linears, matrix, count_zeros(view))
 
 
 def choose(model: nn.Module, config: SparsifyConfig) -> dict[str, list[Matrix]]:
-    """Return the weights of every decoder block that `skip` does not match.
-
-    A weight that blocks share is in the first of them. InputError if nothing is left to prune, a
-    name matches nothing, or N:M does not fit a linear.
-    """
+    """Return the weights of every decoder block that `skip` does not match."""
     prefix, blocks = decoder_blocks(model)
     first: dict[tuple[int, int | None], str] = {}
     by_block: dict[str, list[Matrix]] = {}

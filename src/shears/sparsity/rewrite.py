@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shears.checkpoints.tensor_files import TensorWriter, weights_bytes
 from shears.checkpoints.without_code import UnsupportedCheckpoint
+from shears.models.blocks import Matrix
 from shears.models.devices import DTYPES, pick_device
 from shears.models.load import copy_configs, load_model
 from shears.models.ref import ModelRef
@@ -37,10 +38,7 @@ def in_format(values: Float[Tensor, "*B I"], kept: Bool[Tensor, "*B I"], dtype: 
 def rewriting(
     model: ModelRef, work: Path, device: str, dtype: str, written: Collection[str] = ()
 ) -> Iterator[BlockSource]:
-    """Yield the blocks of a model; what is changed and kept of them is in the model folder `work` afterwards.
-
-    `written` are the tensors that an interrupted call had put into the files of `work`.
-    """
+    """Yield the blocks of a model; what is changed and kept of them is in the model folder `work` afterwards."""
     if not written:
         refuse_full_disk(work, weights_bytes(model.folder, DTYPES.get(dtype)))
     try:
@@ -75,6 +73,13 @@ class LinearSparsity(NamedTuple):
 
     def as_record(self) -> dict[str, Any]:
         return {"shape": list(self.shape), "zeros": self.zeros, "sparsity": self.zeros / self.size}
+
+
+def add_zeros(linears: dict[str, LinearSparsity], matrix: Matrix, zeros: int) -> None:
+    """Count a matrix in its linear."""
+    outputs, inputs = matrix.shape
+    (before, _), known = linears.get(matrix.linear, LinearSparsity((0, inputs), 0))
+    linears[matrix.linear] = LinearSparsity((before + outputs, inputs), known + zeros)
 
 
 def overall_sparsity(linears: Mapping[str, LinearSparsity]) -> float:

@@ -17,16 +17,8 @@ from shears.errors import InputError
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.recovery import write_factors
 from shears.models.ref import ModelRef, load_tokenizer, resolve, save_tokenizer
-from shears.records.artifacts import (
-    SPARSITY,
-    __version__,
-    as_data,
-    inherited,
-    read_object,
-    sync_tree,
-    weights_fingerprint,
-    write_json,
-)
+from shears.records import artifacts
+from shears.records.artifacts import SPARSITY, as_data
 from shears.records.folders import CHECKPOINTS, working_folder
 from shears.records.paths import expanded
 from shears.records.publishing import write_card
@@ -62,7 +54,7 @@ def sparsify_for(
             _write_sparse(work, output, resolve(model, settings.dtype), settings, trained)
         write_card(work)
         shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs it until all is saved
-        achieved = 100 * read_object(work / SPARSITY)["achieved"]
+        achieved = 100 * artifacts.read_object(work / SPARSITY)["achieved"]
     logger.info("sparsified %s to %.1f %% in %.0f s", output, achieved, time.monotonic() - started)
     return output
 
@@ -91,12 +83,12 @@ def _write_sparse(
             columns=columns,
             trained=trained or trained_template(ref.folder),
         )
-    device = pick_device(settings.device)
     origin = {
         "base_fingerprint": ref.fingerprint,
         "calibration_fingerprint": calibration.fingerprint or None,
-        "shears_version": __version__,
+        "shears_version": artifacts.__version__,
     }
+    device = pick_device(settings.device)
     precision = resolved_precision(settings.precision, device)
     checkpoint = Checkpoint(work, {**origin, "device": device.type, "precision": precision})
     with rewriting(ref, work, settings.device, settings.dtype, checkpoint.state.get("written", ())) as source:
@@ -105,18 +97,18 @@ def _write_sparse(
         save_tokenizer(ref, work)
     if settings.recover_rank:
         write_factors(work, output, report.recovered.linears, transposed=report.recovered.transposed, record={})
-    sync_tree(work)
+    artifacts.sync_tree(work)
     record = {
         **origin,
         "config": as_data(settings),
         "model": ref.recorded_name,
-        **inherited(ref.record),
+        **artifacts.inherited(ref.record),
         "calibration_sha256": source_fingerprint(text) if settings.needs_calibration else None,
-        "fingerprint": weights_fingerprint(work),
+        "fingerprint": artifacts.weights_fingerprint(work),
         "target": settings.sparsity,
         "achieved": report.achieved,
         "by_magnitude": report.by_magnitude,
         "linears": {name: linear.as_record() for name, linear in report.linears.items()},
         **({"blocks": {name: errors._asdict() for name, errors in report.blocks.items()}} if report.blocks else {}),
     }
-    write_json(work / SPARSITY, record)
+    artifacts.write_json(work / SPARSITY, record)

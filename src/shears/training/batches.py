@@ -55,10 +55,7 @@ def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 @dataclass(eq=False)
 class EpochOrder(Sampler[int]):
-    """Yields the indices of an epoch in random batches, each sorted by length, as a function of seed and epoch.
-
-    The micro-batches of a step then have little padding.
-    """
+    """Yields the indices of an epoch in random batches, each sorted by length, as a function of seed and epoch."""
 
     lengths: Sequence[int]
     batch_size: int

@@ -27,16 +27,9 @@ from shears.models.devices import pick_device, resolved_precision
 from shears.progress import Meter, is_first_process, launched, meter
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES, read_rows, sync_tree, write_json
 from shears.records.folders import CHECKPOINTS, MARKER, refuse_full_disk
+from shears.training import losses
 from shears.training.batches import EpochOrder, length_buckets, pad_right
 from shears.training.checkpoints import begin_from, last_whole_checkpoint, step_of
-from shears.training.losses import (
-    has_plain_head,
-    labelled_positions,
-    logits_at,
-    loss_of_labels,
-    summed_in_pieces,
-    token_losses,
-)
 from shears.training.teacher import TeacherTargets
 
 logger = logging.getLogger(__name__)
@@ -46,31 +39,13 @@ SECONDS = 120.0  # between two checkpoints
 MICRO_BATCH = 4  # examples in a forward, where none are set, or more that have FORWARD_TOKENS on average
 FORWARD_TOKENS = 1024  # fewer cost more: a forward converts every weight once, whatever it computes
 VALIDATION_LOSS = "validation_loss"  # key in the training log
-M_TRIM_THRESHOLD = -1  # mallopt(3): free bytes at the heap's end that are returned; -1 returns none
-M_MMAP_MAX = -4  # mallopt(3): blocks that may be mapped each on their own
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Examples to validate on, every how many steps, and when to stop early, if ever.
-
-    `state` is a context in which the model computes what is validated, such as the largest ranks.
-    """
-
-    rows: Sequence[Tokenized]
-    every: int
-    patience: int | None
-    state: Callable[[], AbstractContextManager[None]] = nullcontext
+M_TRIM_THRESHOLD = -1  # of mallopt(3)
+M_MMAP_MAX = -4
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a verb trains: the parameters of `model` that require gradients, on `rows`, for `steps`.
-
-    The progress bar shows `verb`. `callbacks` act on the steps, such as by drawing ranks; `details`
-    returns what the log says of a step beside its loss. `scheduler` is the course of the learning
-    rate, by transformers' name.
-    """
+    """What a verb trains: the parameters of `model` that require gradients, on `rows`, for `steps`."""
 
     verb: str
     model: nn.Module
@@ -81,20 +56,22 @@ class Training:
     scheduler: str = "linear"
     callbacks: Sequence[TrainerCallback] = ()
     details: Callable[[], dict[str, Any]] = dict
-    validation: Validation | None = None
+    """Returns what the log says of a step beside its loss."""
+    validation: Sequence[Tokenized] = ()
+    """Examples to validate on after every epoch."""
+    validating: Callable[[], AbstractContextManager[None]] = nullcontext
+    """A context in which the model computes what is validated, such as the largest ranks."""
+    patience: int | None = None
+    """Validations without a lower loss before the training stops early."""
 
 
 def fit(training: Training, work: Path, settings: LoopConfig) -> None:
-    """Train to the last step, from the last whole checkpoint in `work` if there is one.
-
-    With early stopping, the model then has the weights of the lowest validation loss.
-    """
+    """Train to the last step, from the last whole checkpoint in `work` if there is one."""
     trainer = StepTrainer(training, work, settings)
     refuse_full_disk(work, CHECKPOINT_BYTES * sum(each.numel() for _, each in trainer._trained()))
     checkpoint = begin_from(work)
     done = 0 if checkpoint is None else step_of(checkpoint)
-    patience = training.validation.patience if training.validation else None
-    if checkpoint and (done == training.steps or is_over(validation_losses(work), patience)):
+    if checkpoint and (done == training.steps or is_over(validation_losses(work), training.patience)):
         trainer._load_from_checkpoint(str(checkpoint))  # Trainer would make one more step before it stops
     else:
         logger.info("%d examples, steps %d to %d", len(training.rows), done + 1, training.steps)
@@ -107,21 +84,18 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
                 raise InputError(
                     f"{checkpoint} must hold tensors and plain values, got: {first_line(error)}; delete that folder"
                 ) from error
-    if patience:
+    if training.patience:
         trainer._load_from_checkpoint(f"{work}/{CHECKPOINTS}/checkpoint-{best_step(validation_losses(work))}")
 
 
 class StepTrainer(Trainer):
-    """A Trainer whose loss is the mean over a step's labels, however they are split into forwards.
-
-    A checkpoint holds the trained parameters alone.
-    """
+    """A Trainer whose loss is the mean over a step's labels, however they are split into forwards."""
 
     def __init__(self, training: Training, work: Path, settings: LoopConfig) -> None:
         self.training = training
         self.work = work
         self.settings = settings
-        self.in_pieces = has_plain_head(training.model)  # before Trainer seeds the generators
+        self.in_pieces = losses.has_plain_head(training.model)  # before Trainer seeds the generators
         lengths = [len(row.input_ids) for row in training.rows]
         length = sum(lengths) / len(lengths)
         self.order = EpochOrder(lengths, settings.batch_size, settings.seed)
@@ -145,16 +119,16 @@ class StepTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Return the summed loss of this forward over the number of labels in the whole step."""
-        wanted = labelled_positions(inputs["labels"])
+        wanted = losses.labelled_positions(inputs["labels"])
         words = inputs["labels"].roll(-1, dims=1)[wanted]
         targets = self.training.targets
         taught = None if targets is None else targets.of(inputs["numbers"])
-        loss = loss_of_labels(words, taught, self.settings.kl, self.settings.cross_entropy)
+        loss = losses.loss_of_labels(words, taught, self.settings.kl, self.settings.cross_entropy)
         with self.accelerator.autocast():  # prepared models switch it on in their own forward alone
             if self.in_pieces:
-                summed = summed_in_pieces(model, inputs, wanted, loss)
+                summed = losses.summed_in_pieces(model, inputs, wanted, loss)
             else:
-                summed = loss(logits_at(model, inputs, wanted), slice(None)).sum()
+                summed = loss(losses.logits_at(model, inputs, wanted), slice(None)).sum()
         assert num_items_in_batch is not None
         mean = summed / max(int(num_items_in_batch), 1)
         self.figures[0] += mean.item()
@@ -164,16 +138,17 @@ class StepTrainer(Trainer):
         return scaled
 
     @torch.no_grad()
-    def validation_loss(self, validation: Validation) -> float:
+    def validation_loss(self) -> float:
         total = 0.0
         labels = 0
+        rows = self.training.validation
         self.training.model.eval()
-        with validation.state(), self.accelerator.autocast():
-            for bucket in length_buckets([len(row.input_ids) for row in validation.rows], self.args.train_batch_size):
-                batch = pad_right([validation.rows[number] for number in bucket], self.training.pad_id)
-                losses = token_losses(self.training.model, self._prepare_inputs(batch))
-                total += losses.double().sum().item()
-                labels += len(losses)
+        with self.training.validating(), self.accelerator.autocast():
+            for bucket in length_buckets([len(row.input_ids) for row in rows], self.args.train_batch_size):
+                batch = pad_right([rows[number] for number in bucket], self.training.pad_id)
+                of_labels = losses.token_losses(self.training.model, self._prepare_inputs(batch))
+                total += of_labels.double().sum().item()
+                labels += len(of_labels)
         self.training.model.train()
         self.refuse_non_finite("validation loss", total)
         return total / labels
@@ -230,10 +205,7 @@ class Steps(TrainerCallback):
         self.trainer.figures = [0.0, 0.0]
 
     def on_pre_optimizer_step(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
-        """Refuse an update, in all processes, if loss or gradients are not finite.
-
-        In fp16, gradients may overflow: torch's scaler skips such a step and lowers its scale.
-        """
+        """Refuse an update, in all processes, if loss or (but in fp16, which scales them) gradients are not finite."""
         if args.world_size > 1:
             own = torch.tensor(self.trainer.figures, dtype=torch.float64, device=args.device)
             self.trainer.figures = self.trainer.accelerator.reduce(own).tolist()
@@ -248,22 +220,21 @@ class Steps(TrainerCallback):
         loss, tokens = self.trainer.figures
         step = state.global_step
         line = {"step": step, "loss": loss, "tokens": int(tokens), "learning_rate": self.learning_rate}
-        line |= self.trainer.training.details()
+        training = self.trainer.training
+        line |= training.details()
         seconds = round(time.monotonic() - self.step_start, 4)  # with the making of the batch
-        validation = self.trainer.training.validation
-        if validation and (step % validation.every == 0 or step == state.max_steps):
-            line[VALIDATION_LOSS] = self.trainer.validation_loss(validation)
+        every = -(-len(training.rows) // self.trainer.settings.batch_size)
+        if training.validation and (step % every == 0 or step == state.max_steps):
+            line[VALIDATION_LOSS] = self.trainer.validation_loss()
         if is_first_process():
             for name, content in ((TRAINING_LOG, line), (TRAINING_TIMES, {"step": step, "seconds": seconds})):
                 with (self.trainer.work / name).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(content) + "\n")
-        if validation and validation.patience and VALIDATION_LOSS in line:
-            losses = validation_losses(self.trainer.work) | {step: line[VALIDATION_LOSS]}
-            over = is_over(losses, validation.patience)
-            if best_step(losses) == step:
-                state.best_global_step = step  # Trainer keeps its checkpoint
-            control.should_training_stop |= over
-            control.should_save |= over or best_step(losses) == step
+        if training.patience and VALIDATION_LOSS in line:
+            validated = validation_losses(self.trainer.work) | {step: line[VALIDATION_LOSS]}
+            state.best_global_step = best_step(validated)  # Trainer keeps its checkpoint
+            control.should_training_stop |= is_over(validated, training.patience)
+            control.should_save |= control.should_training_stop or best_step(validated) == step
         if args.world_size == 1 and time.monotonic() - self.saved > SECONDS:
             control.should_save = True
         self.step_start = time.monotonic()
@@ -347,21 +318,13 @@ def training_arguments(
 
 @contextmanager
 def kept_heap() -> Iterator[None]:
-    """Keep freed memory in the process inside the context.
-
-    glibc maps every tensor above 32 MB anew and unmaps it once it is freed; the system then clears
-    its pages at the first write. In a training step on a CPU that took a fifth of the time. Other C
-    libraries stay as they are.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
-        yield
-        return
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, -1)
-    try:
-        yield
-    finally:
+    """Let glibc keep freed memory inside the context: to map tensors anew took a fifth of a step on a CPU."""
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+    yield
+    if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(M_MMAP_MAX, 65536)  # both are glibc's defaults
         libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
         libc.malloc_trim(0)

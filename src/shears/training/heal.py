@@ -1,6 +1,5 @@
 """The verb `heal`: train a sparse model to predict what the dense one predicts."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,39 +23,19 @@ from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import num_embeddings, positions_in, refuse_longer
 from shears.models.recovery import recovery_record
 from shears.models.ref import ModelRef, load_tokenizer, resolve, save_tokenizer
-from shears.models.sources import BlockSource
 from shears.progress import is_first_process
-from shears.records.artifacts import (
-    HEALED,
-    TRAINING_LOG,
-    __version__,
-    as_data,
-    inherited,
-    read_rows,
-    sync_tree,
-    weights_fingerprint,
-    write_json,
-)
+from shears.records import artifacts
+from shears.records.artifacts import HEALED
 from shears.records.folders import refuse_full_disk
 from shears.records.paths import expanded
 from shears.records.trained_form import trained_template
-from shears.sparsity.rewrite import LinearSparsity, in_format, overall_sparsity, rewriting
+from shears.sparsity.rewrite import LinearSparsity, add_zeros, in_format, overall_sparsity, rewriting
+from shears.training import kept_weights as kept
 from shears.training.batches import padding
 from shears.training.checkpoints import first_process_first, training_folder
 from shears.training.fit import Training, fit
-from shears.training.kept_weights import (
-    Refresh,
-    add_recovery,
-    kept_weights,
-    train_kept,
-    trainable,
-    write_healed_recovery,
-)
 from shears.training.teacher import TeacherSource, find_teacher, origin_of, refuse_other_vocabulary, teacher_targets
 from shears.writing.written import text_source
-
-logger = logging.getLogger(__name__)
-MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text (arXiv 2305.16264)
 
 
 def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
@@ -85,29 +64,37 @@ def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
             targets = teacher_targets(teacher, rows, padding(tokenizer), decided)
             model = _trainable_model(base, rows, decided)
             training = Training(
-                "heal", model, rows, padding(tokenizer), decided.num_steps, targets, "cosine", callbacks=[Refresh()]
+                "heal",
+                model,
+                rows,
+                padding(tokenizer),
+                decided.num_steps,
+                targets,
+                "cosine",
+                callbacks=[kept.Refresh()],
             )
             fit(training, work, decided)
             if is_first_process():
                 about = {"healed": True, "data": settings.data, "teacher": teacher.recorded_name}
-                linears = _write_healed(base, model, work, output, about)
+                linears = _write_healed(base, model, work)
+                kept.write_healed_recovery(model, work, output, about)
                 record = {
-                    "shears_version": __version__,
-                    "config": as_data(settings),
+                    "shears_version": artifacts.__version__,
+                    "config": artifacts.as_data(settings),
                     "model": base.record.get("model", base.recorded_name),
                     "sparse": base.recorded_name,
-                    **inherited(base.record),
+                    **artifacts.inherited(base.record),
                     "teacher": teacher.recorded_name,
                     **origin,
                     "learning_rate": decided.learning_rate,
                     "data_fingerprint": rows_fingerprint(rows),
-                    "fingerprint": weights_fingerprint(work),
-                    "num_steps": read_rows(work / TRAINING_LOG)[-1]["step"],
+                    "fingerprint": artifacts.weights_fingerprint(work),
+                    "num_steps": artifacts.read_rows(work / artifacts.TRAINING_LOG)[-1]["step"],
                     "achieved": overall_sparsity(linears),
                     "linears": {name: each.as_record() for name, each in linears.items()},
                 }
-                sync_tree(work)
-                write_json(work / HEALED, record)  # last: it marks the folder as whole
+                artifacts.sync_tree(work)
+                artifacts.write_json(work / HEALED, record)  # last: it marks the folder as whole
     return output
 
 
@@ -130,10 +117,7 @@ def teacher_of(sparse: ModelRef, settings: HealConfig) -> TeacherSource:
 def sequences(
     sparse: ModelRef, teacher: TeacherSource, tokenizer: PreTrainedTokenizerBase, settings: HealConfig
 ) -> list[Tokenized]:
-    """Return the text in sequences, every token but the first predicted; InputError if too short.
-
-    Of more text than all steps read, evenly spaced sequences, whatever the seed.
-    """
+    """Return the text in sequences, every token but the first predicted; InputError if too short."""
     length = settings.sequence_length
     refuse_longer(length, positions_in(known_config(sparse.folder)))
     tokens = settings.num_sequences * length
@@ -152,12 +136,6 @@ def sequences(
     wanted = settings.num_steps * settings.batch_size
     if wanted < len(pieces):
         pieces = [pieces[number * len(pieces) // wanted] for number in range(wanted)]
-    epochs = settings.num_sequences / len(pieces)
-    if epochs > MOST_EPOCHS:
-        logger.warning(
-            "%s has %d tokens, which are read %.1f times for %d; more than %d times gives little: take more text, or "
-            "fewer tokens", settings.data, len(ids), epochs, settings.tokens, MOST_EPOCHS,
-        )  # fmt: skip
     return [Tokenized(piece, [IGNORED, *piece[1:]]) for piece in pieces]
 
 
@@ -166,52 +144,33 @@ def _trainable_model(sparse: ModelRef, rows: list[Tokenized], settings: HealConf
     precision = resolved_precision(settings.precision, device)
     model = load_model(sparse, "fp32" if precision == "fp32" else "auto", settings.device)
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
-    linears = trainable(model)
     packed_as = None if settings.quantize_aware == "none" else settings.quantize_aware
-    train_kept(model, linears, None if precision == "fp32" else DTYPES[precision], packed_as)
+    kept.train_kept(model, kept.trainable(model), None if precision == "fp32" else DTYPES[precision], packed_as)
     if settings.recovery:
-        add_recovery(model, sparse)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    logger.info("healing %d linears, %.4g M trained numbers", len(linears), trained / 1e6)
+        kept.add_recovery(model, sparse)
     return model
 
 
-def _write_healed(
-    sparse: ModelRef, model: nn.Module, work: Path, output: Path, about: dict[str, Any]
-) -> Mapping[str, LinearSparsity]:
-    """Write the sparse model with its trained weights to `work`; return the zeros of its linears.
-
-    A recovery that was trained is written beside it, `about` in its record. InputError where a
-    weight is not finite in the files' number format.
-    """
+@torch.no_grad()
+def _write_healed(sparse: ModelRef, model: nn.Module, work: Path) -> Mapping[str, LinearSparsity]:
+    """Write the sparse model with its trained weights to `work`; return the zeros of its linears."""
     for file in work.glob("*.safetensors*"):
         file.unlink()  # of an interruption while writing
-    with rewriting(sparse, work, "cpu", "auto") as source:
-        linears = _change(source, model)
-    save_tokenizer(sparse, work)
-    write_healed_recovery(model, work, output, about)
-    return linears
-
-
-@torch.no_grad()
-def _change(source: BlockSource, model: nn.Module) -> dict[str, LinearSparsity]:
-    trained = kept_weights(model)
+    trained = kept.kept_weights(model)
     linears: dict[str, LinearSparsity] = {}
-    for index, _ in enumerate(source.model.get_submodule(source.prefix).children()):
-        with source.opened(index) as block:
-            matrices = block_matrices(f"{source.prefix}.{index}", block)
-            for matrix in matrices:
-                view = matrix.view(source.model)
-                if matrix.name in trained:
-                    weight = trained[matrix.name].healed().to(view.device)
-                    dtype = source.dtype_of(matrix.parameter)
-                    if not torch.isfinite(weight.to(dtype)).all():
-                        raise InputError(
-                            f"healed weights must be finite in {dtype}, {matrix.name} is not; lower learning_rate"
-                        )
-                    view.copy_(in_format(weight, view != 0, dtype))
-                before = linears.get(matrix.linear, LinearSparsity((0, matrix.shape[1]), 0))
-                shape = (before.shape[0] + matrix.shape[0], matrix.shape[1])
-                linears[matrix.linear] = LinearSparsity(shape, before.zeros + count_zeros(view))
-            source.keep([matrix.parameter for matrix in matrices if matrix.name in trained])
+    with rewriting(sparse, work, "cpu", "auto") as source:
+        for index, _ in enumerate(source.model.get_submodule(source.prefix).children()):
+            with source.opened(index) as block:
+                matrices = block_matrices(f"{source.prefix}.{index}", block)
+                for matrix in matrices:
+                    view = matrix.view(source.model)
+                    if matrix.name in trained:
+                        weight = trained[matrix.name].healed().to(view.device)
+                        dtype = source.dtype_of(matrix.parameter)
+                        if not torch.isfinite(weight.to(dtype)).all():
+                            raise InputError(f"healed weights must be finite in {dtype}, {matrix.name} is not")
+                        view.copy_(in_format(weight, view != 0, dtype))
+                    add_zeros(linears, matrix, count_zeros(view))
+                source.keep([matrix.parameter for matrix in matrices if matrix.name in trained])
+    save_tokenizer(sparse, work)
     return linears

@@ -1,8 +1,5 @@
 """Linears of a sparse model of which the weights that are not zero are trained, and the recovery.
 
-They change a linear of the model in place, by its class. Its `weight` is frozen; what is trained is
-beside it.
-
 Shapes: O output features, I input features, N weights that are not zero, R rank of the recovery,
 * any leading dimensions.
 """
@@ -127,11 +124,7 @@ class KeptConv1D(KeptWeights, Conv1D):
 
 
 def trainable(model: nn.Module) -> dict[str, Matrix]:
-    """Return the linears of the decoder blocks that healing can train, by name.
-
-    Left out: stacks of experts, routers, linears of other classes, and linears that share their
-    weight.
-    """
+    """Return the linears of the decoder blocks that healing can train, by name."""
     prefix, blocks = decoder_blocks(model)
     found = {
         matrix.name: matrix
@@ -147,10 +140,7 @@ def trainable(model: nn.Module) -> dict[str, Matrix]:
 def train_kept(
     model: nn.Module, names: Iterable[str], dtype: torch.dtype | None, packed_as: NumberFormat | None = None
 ) -> None:
-    """Train the kept weights of the named linears alone; `dtype` is that of products.
-
-    With `packed_as`, products see the weights as a package of these values holds them.
-    """
+    """Train the kept weights of the named linears alone; `dtype` is that of products."""
     model.requires_grad_(False)
     for name in names:
         linear: Any = model.get_submodule(name)
@@ -173,10 +163,7 @@ class Refresh(TrainerCallback):
 
 
 class RecoveryProduct(nn.Module):
-    """B A, whose factors are trained as float32 shares of powers of two near their sizes.
-
-    A learning rate is then a share of their size, as it is of the kept weights' (`KeptWeights`).
-    """
+    """B A, whose factors are trained as float32 shares of powers of two near their sizes."""
 
     def __init__(self, b: Float[Tensor, "O R"], a: Float[Tensor, "R I"]) -> None:
         super().__init__()

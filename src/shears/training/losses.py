@@ -53,11 +53,7 @@ def labelled_positions(labels: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 
 
 def logits_at(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "B T"]) -> Float[Tensor, "K V"]:
-    """Return the logits at the K wanted positions; compute no others if the head can be hooked.
-
-    Labels, and keys of the batch that the forward does not take (such as position_ids), are left
-    out.
-    """
+    """Return the logits at the K wanted positions; compute no others if the head can be hooked."""
     inputs = {name: tensor for name, tensor in batch.items() if name in forward_parameters(model) - {"labels"}}
 
     # transformers' `logits_to_keep` selects the same positions of every row
@@ -130,10 +126,7 @@ def summed_in_pieces(
 
 @torch.no_grad()
 def has_plain_head(model: nn.Module) -> bool:
-    """Tell whether a plain frozen head returns the logits; some models scale or bound them behind it.
-
-    Tried with two tokens.
-    """
+    """Tell whether a plain frozen head returns the logits; some models scale or bound them behind it."""
     base = own_model(model)
     head = base.get_output_embeddings()  # type: ignore[operator]
     if type(head) is not nn.Linear or any(each.requires_grad for each in head.parameters()):

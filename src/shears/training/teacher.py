@@ -37,6 +37,7 @@ from shears.training.losses import TopK, labelled_positions, logits_at
 
 logger = logging.getLogger(__name__)
 FOLDER = "teacher_targets"
+TOP_K = 64  # likeliest words that are kept of each prediction; the others count as one
 BATCH = 4  # examples that the teacher reads together
 ROWS = 64  # positions whose probabilities are computed together
 
@@ -95,13 +96,13 @@ def origin_of(base: ModelRef, settings: LoopConfig, teacher: TeacherSource | Non
     return {"base_fingerprint": base.fingerprint, "data_sha256": source_fingerprint(settings.data), **taught}
 
 
+@dataclass(frozen=True)
 class TeacherTargets:
-    """A teacher's likeliest words at the labels of a training set, example after example."""
+    """A teacher's likeliest words at the labels of a training set; `firsts` are the first labels of the examples."""
 
-    def __init__(self, rows: Sequence[Tokenized], indices: Int[Tensor, "L N"], log_probs: Float[Tensor, "L N"]) -> None:
-        self.firsts = first_labels(rows)
-        self.indices = indices
-        self.log_probs = log_probs
+    firsts: list[int]
+    indices: Int[Tensor, "L N"]
+    log_probs: Float[Tensor, "L N"]
 
     def of(self, numbers: Int[Tensor, " B"]) -> TopK:
         spans = [slice(self.firsts[number], self.firsts[number + 1]) for number in numbers.tolist()]
@@ -118,36 +119,28 @@ def first_labels(rows: Sequence[Tokenized]) -> list[int]:
 def teacher_targets(
     source: TeacherSource, rows: Sequence[Tokenized], pad_id: int, settings: LoopConfig
 ) -> TeacherTargets:
-    """Return the teacher's targets for a training on these rows, from the cache if they were computed before.
-
-    The teacher is loaded only where they are missing, before the student needs its memory. Under a
-    launcher the first process computes them.
-    """
+    """Return the teacher's targets for a training on these rows, from the cache if they were computed before."""
     device = pick_device(settings.device)
     precision = resolved_precision(settings.precision, device)
-    top_k = settings.teacher_top_k
-    key = {"teacher": source.fingerprint, "precision": precision, "top_k": top_k, "rows": rows_fingerprint(rows)}
+    key = {"teacher": source.fingerprint, "precision": precision, "top_k": TOP_K, "rows": rows_fingerprint(rows)}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / FOLDER / f"{name}.safetensors"
     with first_process_first():
         if not path.is_file():
-            refuse_full_disk(path, 6 * top_k * first_labels(rows)[-1])
+            refuse_full_disk(path, 6 * TOP_K * first_labels(rows)[-1])
             network = source.load(computing_dtype(settings.precision, device), settings.device)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(".tmp")
-            save_file(_computed(network, rows, pad_id, top_k, precision), temporary)
+            save_file(_computed(network, rows, pad_id, precision), temporary)
             sync_path(temporary)
             temporary.rename(path)
-    logger.info("the teacher's targets are in %s", path)
     with reading(path):
         tensors = load_file(path)
-        return TeacherTargets(rows, tensors["indices"], tensors["log_probs"])
+        return TeacherTargets(first_labels(rows), tensors["indices"], tensors["log_probs"])
 
 
 @torch.no_grad()
-def _computed(
-    network: nn.Module, rows: Sequence[Tokenized], pad_id: int, top_k: int, precision: str
-) -> dict[str, Tensor]:
+def _computed(network: nn.Module, rows: Sequence[Tokenized], pad_id: int, precision: str) -> dict[str, Tensor]:
     firsts = first_labels(rows)
     tensors: dict[str, Any] = {}
     labelled = [number for number in range(len(rows)) if firsts[number + 1] > firsts[number]]
@@ -158,7 +151,7 @@ def _computed(
         batch = {name: tensor.to(device_of(network)) for name, tensor in padded.items()}
         with autocast(precision, device_of(network)):
             logits = logits_at(network, batch, labelled_positions(batch["labels"]))
-        parts = [piece.float().log_softmax(-1).topk(min(top_k, piece.shape[-1])) for piece in logits.split(ROWS)]
+        parts = [piece.float().log_softmax(-1).topk(min(TOP_K, piece.shape[-1])) for piece in logits.split(ROWS)]
         values = torch.cat([part.values for part in parts]).half().cpu()
         indices = torch.cat([part.indices for part in parts]).int().cpu()
         if not tensors:
