@@ -24,7 +24,7 @@ from shears.data.examples import IGNORED, Tokenized, examples_of, rows_fingerpri
 from shears.data.forms import form_of_rows
 from shears.data.rows import read_rows, refuse_same, source_fingerprint
 from shears.errors import InputError
-from shears.models.devices import computing_dtype, pick_device
+from shears.models.devices import computing_dtype, narrow_linears, pick_device
 from shears.models.grid_adapter import current_grids, grids_of, make_quantize_aware
 from shears.models.load import load_model, refuse_unknown
 from shears.models.properties import num_embeddings, positions_in
@@ -175,6 +175,8 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> tuple[Elastic
         make_quantize_aware(peft_model, grids, learn_scales=True)
     elif settings.masks:
         make_sparse(peft_model)
+    else:
+        narrow_linears(peft_model.get_base_model(), settings.precision)
     return elastic, grids
 
 

@@ -71,6 +71,19 @@ def keep_casts(model: nn.Module) -> None:
             parameter.requires_grad_(True)
 
 
+def narrow_linears(model: nn.Module, precision: str) -> None:
+    """Convert the frozen linears of a model on a CPU to the format of autocast, which then converts none again.
+
+    Results have the same bits. The head, which may share the embeddings, stays as it is.
+    """
+    if device_of(model).type != "cpu" or resolved_precision(precision, "cpu") == "fp32":
+        return
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for module in model.modules():
+        if type(module) is nn.Linear and module is not head and not module.weight.requires_grad:
+            module.to(DTYPES[resolved_precision(precision, "cpu")])
+
+
 def widen_norms(model: nn.Module) -> list[nn.Module]:
     """Convert the fp16 LayerNorms of a model on a CPU to fp32, without loss, and return them.
 
