@@ -41,7 +41,7 @@ def test_every_extra_that_a_message_names_exists() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "install_hint"
     ]
     constant = {call.value for call in calls if isinstance(call, ast.Constant)}
-    assert {"serve", "harness"} <= constant
+    assert {"serve", "harness", "postgresql"} <= constant
     assert len(constant) == len({ast.dump(call) for call in calls})
     assert constant <= set(PROJECT["project"]["optional-dependencies"])
 

@@ -8,7 +8,7 @@ from typing import Any
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import SearchConfig
 from shears.searching.outcome import Evaluated, Figures, Goal
-from shears.searching.study import explore, open_study
+from shears.searching.study import explore, open_storage, open_study
 
 Objective = Callable[[RankConfig], Figures]
 
@@ -53,4 +53,5 @@ def searched(space: SearchSpace, objective: Objective, work: Path, **config: Any
     """All evaluations of a search whose study is in the folder `work`."""
     settings = SearchConfig(data="unused", **config)
     goal = Goal(settings.objectives, settings.constraints)
-    return explore(open_study(settings, work / "study.journal"), space, objective, goal, settings)
+    with open_storage(None, work / "study.journal") as storage:
+        return explore(open_study(settings, storage, {}, space), space, objective, goal, settings)

@@ -1,10 +1,16 @@
-"""The verb on a tiny super-adapter: what it writes, how it resumes, what it refuses."""
+"""The verb on a tiny super-adapter: what it writes, how it resumes, what it refuses, and workers on one study."""
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from shears.adapt.space import RankConfig
 from shears.cli.tables import print_search
@@ -17,6 +23,7 @@ from shears.searching import study as study_module
 from shears.searching.objectives import open_objective
 from shears.searching.outcome import Figures
 from shears.searching.study import search
+from tests.searching.postgres import PASSWORD, running_server
 from tests.searching.sums import rows
 
 SETTINGS: dict[str, Any] = {
@@ -140,6 +147,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "the same test": ({"test": "DATA"}, "search.test must be other examples than data"),
     "the test split": ({"test": "RENAMED"}, r"all 8 rows of .*renamed.jsonl stand in .*validation.jsonl"),
     "a bound that none meets": ({"constraint": "loss<=0.001"}, "none of 1 evaluated does; the nearest has"),
+    "another database": ({"storage": "oracle+none://db"}, "storage cannot be used"),
 }
 
 
@@ -161,3 +169,54 @@ def test_what_cannot_be_searched_is_refused_in_one_line(
 def test_what_is_no_super_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must be a super-adapter"):
         search(tmp_path, tmp_path / "search", data="x.jsonl")
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    pytest.importorskip("psycopg", reason="pip install 'shears-llm[postgresql]'")
+    with running_server() as server:
+        yield server.url(PASSWORD)
+
+
+WORKER = """
+import sys, time
+from shears.searching import study
+
+study.HEARTBEAT = 1
+opened = study.open_objective
+
+def slow(*arguments):
+    measure = opened(*arguments)
+    return lambda ranks: (time.sleep(0.5), measure(ranks))[1]
+
+study.open_objective = slow
+adapter, output, data, storage = sys.argv[1:]
+study.search(adapter, output, data=data, storage=storage, strategy="random", max_evaluations=6, device="cpu",
+             precision="fp32")
+"""
+
+
+def test_a_worker_on_postgresql_takes_over_from_a_killed_one(
+    super_adapter: Path, validation: str, tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "HEARTBEAT", 1)
+    words = [sys.executable, "-c", WORKER, str(super_adapter), str(tmp_path / "killed"), validation, database]
+    victim = subprocess.Popen(words)
+    storage = optuna.storages.RDBStorage(database.replace("postgresql", "postgresql+psycopg", 1))
+    while not (found := storage.get_all_studies()) or storage.get_n_trials(found[0]._study_id) < 4:
+        assert victim.poll() is None
+        time.sleep(0.05)
+    victim.kill()
+    victim.wait()
+    trials = storage.get_all_trials(found[0]._study_id)
+    storage.remove_session()
+    storage.engine.dispose()
+    given = {**SETTINGS, "strategy": "random", "max_evaluations": 6, "storage": database}
+    folder = search(super_adapter, tmp_path / "survivor", data=validation, **given)
+    evaluations = result_of(folder)["evaluations"]
+    known = [dict(sorted(trial.params.items())) for trial in trials if trial.state is TrialState.COMPLETE]
+    assert [each["ranks"] for each in evaluations[: len(known)]] == known
+    begun = trials[-1].params.items()  # perhaps not of all groups
+    assert any(begun <= each["ranks"].items() for each in evaluations), "the killed worker's last one is retried"
+    assert len(evaluations) == 6
+    assert PASSWORD not in (folder / "result.json").read_text()

@@ -26,7 +26,7 @@ METAVARS: Mapping[str, str] = {
     **dict.fromkeys(("data", "test", "validation", "calibration"), "FILE"),
     **dict.fromkeys(("output", "include_path", "against"), "FOLDER"),
     "teacher": "MODEL", "tokens": "COUNT", "heal": "COUNT", "target": "BITS|SIZE|SPEED",
-    "device": "auto|cpu|cuda|mps", "pattern": "row|N:M",
+    "device": "auto|cpu|cuda|mps", "pattern": "row|N:M", "storage": "URL",
 }  # fmt: skip
 """The kind of value of fields whose type does not say it."""
 HELP = """Sparse fine-tuning that stays sparse.

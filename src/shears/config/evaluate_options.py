@@ -15,6 +15,7 @@ from shears.config.fields import (
     OnDevice,
     Seeded,
     Split,
+    StorageURL,
     TemplateName,
 )
 
@@ -179,6 +180,9 @@ class SearchConfig(ScoringConfig, Seeded):
     """How rank configurations are proposed; heuristic: only the middle ranks are measured."""
     max_evaluations: int = Field(50, gt=0)
     """Rank configurations to evaluate; may be raised when an interrupted search is continued."""
+    storage: StorageURL | None = Field(None, repr=False)
+    """Database where several workers share the search, such as postgresql://USER@HOST/NAME; default:
+    a file in the output folder, for one process."""
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from shears.errors import InputError
 
@@ -74,6 +74,12 @@ def _check_pattern(value: str) -> str:
     return value
 
 
+def hide_passwords(text: str) -> str:
+    """Return a text with *** for the password of every URL; in doubt it hides more."""
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:password|passwd|sslpassword)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
+
+
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 Ranks = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
 Split = BeforeValidator(_split_commas)
@@ -84,6 +90,8 @@ Count = Annotated[int, BeforeValidator(whole_number), Field(gt=0, le=10**12)]
 Source = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
 """A source of rows, or a number that YAML parsed, such as a share of other rows, as text."""
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
+StorageURL = Annotated[str, PlainSerializer(hide_passwords, when_used="json")]
+"""The URL of a database; JSON and YAML are written without its password."""
 
 
 class Repeated:

@@ -223,7 +223,8 @@ def _search_stage(config: SearchConfig, folder: Path) -> Stage:
         fingerprint = artifacts.weights_fingerprint(adapter)
         return {"super_adapter_fingerprint": fingerprint, **_hashes(data=config.data, test=config.test)}
 
-    make = partial(search, adapter, output, **values)
+    # `values` has the URL of the storage without the password
+    make = partial(search, adapter, output, **{**values, "storage": config.storage})
 
     def check() -> None:
         _check(check_rows, config.data, config.columns, config.limit)

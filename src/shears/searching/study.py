@@ -1,15 +1,21 @@
 """`search`: find the best ranks of a super-adapter on validation data; write `result.json`."""
 
+import hashlib
+import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna import Study, Trial
-from optuna.storages import JournalStorage
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
@@ -19,7 +25,7 @@ from shears.config import SearchConfig
 from shears.config.resolve import build
 from shears.data.examples import check_rows
 from shears.data.rows import refuse_same, source_fingerprint
-from shears.errors import InputError
+from shears.errors import InputError, first_line, install_hint, option
 from shears.evaluation.evaluated import check_apart
 from shears.models.devices import computing_dtype, pick_device
 from shears.progress import meter
@@ -35,7 +41,11 @@ STUDY = "study.journal"
 FIGURES = "figures"  # a trial's attribute
 POPULATION = "population"  # the study's attribute with the size of a generation, kept when the budget is raised
 GENERATIONS = 5  # in a small budget; Optuna's own population of 50 would make it one generation
+HEARTBEAT = 60  # seconds; a worker of a shared study that is silent for twice as long is given up
 MAX_REPEATS = 100  # proposals that are known already, after which a search ends
+LIVE = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+WITHOUT_EFFECT = frozenset({"max_evaluations"})  # on the order of proposals
+OF_A_WORKER = WITHOUT_EFFECT | {"data", "test", "storage", "device", "batch_size"}  # may differ between workers
 
 
 def search(super_adapter: str | Path, output: str | Path, *, model: str | None = None, **config: Any) -> Path:
@@ -52,7 +62,7 @@ def search(super_adapter: str | Path, output: str | Path, *, model: str | None =
     goal = Goal(settings.objectives, settings.constraints)
     _check(settings, space)
     identity = {"super_adapter_fingerprint": record["fingerprint"], "data_sha256": source_fingerprint(settings.data)}
-    asked = {key: value for key, value in as_data(settings).items() if key != "max_evaluations"}
+    asked = {key: value for key, value in as_data(settings).items() if key not in WITHOUT_EFFECT}
     with working_folder(output, {**identity, **asked}) as work:
         device = pick_device(settings.device)
         dtype = settings.weights if device.type == "cpu" else computing_dtype(settings.precision, device)
@@ -60,7 +70,9 @@ def search(super_adapter: str | Path, output: str | Path, *, model: str | None =
         objective = open_objective(adapter, settings, goal)
         quality = "accuracy" if settings.task else "loss"
         on_test = open_quality(adapter, settings, quality, settings.test) if settings.test else None
-        found = outcome(explore(open_study(settings, work / STUDY), space, objective, goal, settings), goal)
+        with open_storage(settings.storage, work / STUDY) as storage:
+            study = open_study(settings, storage, identity, space)
+            found = outcome(explore(study, space, objective, goal, settings), goal)
         if on_test is not None:
             ranks = RankConfig(found["chosen"]["ranks"])
             heuristic = space.heuristic()
@@ -87,19 +99,58 @@ def _check(settings: SearchConfig, space: SearchSpace) -> None:
     check_rows(settings.data, settings.columns, settings.limit)
 
 
-def open_study(settings: SearchConfig, journal: Path) -> Study:
-    """Return the Optuna study of a search that a journal keeps, made now or before."""
+@contextmanager
+def open_storage(url: str | None, journal: Path) -> Iterator[BaseStorage]:
+    """Yield the database of a URL, or a journal file; OSError if the database fails.
+
+    A trial in the database whose worker gives no sign of life is retried by another one.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)  # of a killed process
-    if journal.is_file():
-        cut_torn_line(journal)
+    if url is None:
+        journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)  # of a killed process; the folder is locked
+        if journal.is_file():
+            cut_torn_line(journal)
+        yield JournalStorage(JournalFileBackend(str(journal)))
+        return
+    with option("storage"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        try:
+            storage = RDBStorage(
+                url.replace("postgresql://", "postgresql+psycopg://", 1),
+                engine_kwargs={"pool_pre_ping": True},
+                heartbeat_interval=HEARTBEAT,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )
+        except ImportError as error:
+            raise InputError(f"storage needs a driver: {first_line(error)}; {install_hint('postgresql')}") from None
+    try:
+        yield storage
+    except StorageInternalError as error:
+        reason = first_line(error.__cause__ or error)
+        raise OSError(f"the storage failed: {reason}; start again when it answers") from error
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def open_study(settings: SearchConfig, storage: BaseStorage, identity: dict[str, Any], space: SearchSpace) -> Study:
+    """Return the Optuna study of a search, made now or before.
+
+    It is named by a hash of all that proposals and figures depend on, so that workers that search the same join one
+    study of a database, and others do not.
+    """
+    asked = {key: value for key, value in as_data(settings).items() if key not in OF_A_WORKER}
+    asked["data"] = identity.get("data_sha256") or settings.data  # the name of a file may differ between workers
+    name = hashlib.sha256(json.dumps([identity, asked, space.as_data()], sort_keys=True).encode()).hexdigest()[:16]
     directions = ["minimize"] * len(settings.objectives)  # of costs
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    study = optuna.create_study(storage=storage, study_name="search", directions=directions, load_if_exists=True)
+    study = optuna.create_study(
+        storage=storage, study_name=f"search-{name}", directions=directions, load_if_exists=True
+    )
     if POPULATION not in study.user_attrs:
         study.set_user_attr(POPULATION, max(min(settings.max_evaluations // GENERATIONS, 50), 4))
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):  # of a killed process
-        study.tell(trial.number, state=TrialState.FAIL)
+    if settings.storage is None:  # this process alone works on the journal: what runs in it was killed
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            study.tell(trial.number, state=TrialState.FAIL)
     return study
 
 
@@ -108,23 +159,31 @@ def explore(
 ) -> list[Evaluated]:
     """Evaluate what the strategy proposes until the budget or the space is used up; return all evaluations in order.
 
-    Each proposal is a function of the study's trials, so that a resumed search proposes the same. A
-    configuration is measured once: a repeated one gets the known figures.
+    Each proposal is a function of the study's trials, so that a resumed search proposes the same. A configuration is
+    measured once: a repeated one gets the known figures. What other workers measure counts as known, and as worse than
+    all else (the constant liar: Ginsbourger, Le Riche and Carraro, 2010), so that hill climbing proposes something new.
     """
     budget = min(settings.budget, space.size)
-    known: dict[RankConfig, Figures] = {}
+    num_known = 0
     with meter("search", budget, "evaluations") as progress:
         while True:
-            complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-            num_known = len(known)
-            known = {RankConfig(trial.params): trial.user_attrs[FIGURES] for trial in complete}
+            trials = study.get_trials(deepcopy=False, states=LIVE)
+            begun = [trial for trial in trials if trial.state is not TrialState.WAITING]
+            complete = [trial for trial in begun if trial.state is TrialState.COMPLETE]
+            known: dict[RankConfig, Figures] = {RankConfig(each.params): each.user_attrs[FIGURES] for each in complete}
+            pending = {RankConfig(trial.params) for trial in begun} - known.keys()
             if len(known) > num_known:
                 progress.advance(len(known) - num_known)
-            if len(known) >= budget or len(complete) >= budget + MAX_REPEATS:
+            num_known = len(known)
+            if num_known >= budget or len(begun) >= budget + MAX_REPEATS:
                 break
-            study.sampler = sampler_of(settings.strategy, settings.seed, len(complete), study.user_attrs[POPULATION])
-            if not study.get_trials(deepcopy=False, states=[TrialState.WAITING]):  # else proposed before a kill
+            if num_known + len(pending) >= budget:  # other workers measure the last ones
+                _wait(study)
+                continue
+            study.sampler = sampler_of(settings.strategy, settings.seed, len(begun), study.user_attrs[POPULATION])
+            if len(begun) == len(trials):  # else a trial waits that was proposed before a kill, or is retried
                 keys = {ranks: goal.key(figures) for ranks, figures in known.items()}
+                keys |= dict.fromkeys(pending, (math.inf,))
                 proposed = propose(settings.strategy, space, settings.seed, keys, settings.budget)
                 if proposed is not None:
                     study.enqueue_trial(dict(proposed))
@@ -132,6 +191,14 @@ def explore(
                     break
             study.optimize(partial(_evaluated, space=space, objective=objective, goal=goal, known=known), n_trials=1)
     return list(known.items())
+
+
+def _wait(study: Study) -> None:
+    """Wait a second; give up the trials of workers without a heartbeat, which are then retried."""
+    time.sleep(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
 
 
 def _evaluated(
