@@ -27,7 +27,7 @@ class InputError(ValueError):
 
 LIBRARIES = frozenset({
     "safetensors", "safetensors_rust", "yaml", "pydantic_core", "huggingface_hub", "httpx2", "pyarrow", "datasets",
-    "jinja2", "_csv", "struct",
+    "jinja2", "_csv", "struct", "sqlalchemy",
 })  # fmt: skip
 """Libraries that raise exceptions of their own for a file or a value that they cannot read."""
 OF_A_DISK = re.compile(r"os error|PytorchStreamWriter|inline_container|iostream|No space left")
