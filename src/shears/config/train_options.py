@@ -41,7 +41,7 @@ class LoopConfig(OfRows, OnDevice, Seeded):
     """Examples in an optimizer step."""
     micro_batch_size: int | None = Field(None, gt=0)
     """Examples in one forward pass; must divide batch_size. Fewer need less memory. Default: 4, or
-    as many as hold 1,024 tokens."""
+    as many as hold 512 tokens."""
     recompute: bool = False
     """Let the backward pass recompute activations: less memory, a third more time, same bits."""
     precision: DtypeName = "auto"

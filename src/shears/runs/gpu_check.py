@@ -53,7 +53,8 @@ class Inputs:
         config = AutoConfig.for_model("llama", vocab_size=len(letters) + 1, eos_token_id=len(letters), **sizes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            AutoModelForCausalLM.from_config(config).save_pretrained(self.base)
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            network.save_pretrained(self.base)
         PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END).save_pretrained(self.base)
         Path(self.text).write_text("\n".join(row["prompt"] for row in arithmetic_rows("train")[:100]))
         self.sparse = self.adapter = self.base

@@ -23,7 +23,7 @@ from transformers.training_args import ParallelMode
 from shears.config.train_options import LoopConfig
 from shears.data.examples import Tokenized
 from shears.errors import InputError, first_line, reading
-from shears.models.devices import pick_device, resolved_precision
+from shears.models.devices import autocast, device_of, pick_device, resolved_precision
 from shears.progress import Meter, is_first_process, launched, meter
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES, read_rows, sync_tree, write_json
 from shears.records.folders import CHECKPOINTS, MARKER, refuse_full_disk
@@ -37,7 +37,7 @@ TRAINED = "trained.safetensors"  # in a checkpoint: the trained parameters
 CHECKPOINT_BYTES = 12  # of a trained number in a checkpoint: itself and two moments of AdamW, in fp32
 SECONDS = 120.0  # between two checkpoints
 MICRO_BATCH = 4  # examples in a forward, where none are set, or more that have FORWARD_TOKENS on average
-FORWARD_TOKENS = 1024  # fewer cost more: a forward converts every weight once, whatever it computes
+FORWARD_TOKENS = 512  # fewer cost more: a forward masks, and may round, every weight once, whatever it computes
 VALIDATION_LOSS = "validation_loss"  # key in the training log
 M_TRIM_THRESHOLD = -1  # of mallopt(3)
 M_MMAP_MAX = -4
@@ -95,7 +95,8 @@ class StepTrainer(Trainer):
         self.training = training
         self.work = work
         self.settings = settings
-        self.in_pieces = losses.has_plain_head(training.model)  # before Trainer seeds the generators
+        with autocast(settings.precision, device_of(training.model)):  # before Trainer seeds the generators
+            self.in_pieces = losses.has_plain_head(training.model)
         lengths = [len(row.input_ids) for row in training.rows]
         length = sum(lengths) / len(lengths)
         self.order = EpochOrder(lengths, settings.batch_size, settings.seed)
