@@ -46,34 +46,14 @@ def commands(work: Path, text: Path) -> dict[str, list[str]]:
     """Return the words of each verb; a verb reads what those before it wrote."""
     model = str(save_tiny(work / "tiny"))
     sparse, adapter = f"{work}/sparse", f"{work}/train"
-    return {
-        "sparsify": ["sparsify", model, sparse, "--method", "magnitude"],
-        "train": ["train", model, adapter, "--data", "arithmetic:train", "--max-steps", "2", "--warmup-steps", "0"],
-        "heal": [
-            "heal",
-            sparse,
-            f"{work}/heal",
-            "--teacher",
-            model,
-            "--data",
-            str(text),
-            "--tokens",
-            "1k",
-            "--sequence-length",
-            "64",
-        ],
-        "export": ["export", adapter, f"{work}/export", "--format", "package"],
-        "compress": [
-            "compress",
-            model,
-            f"{work}/compress",
-            "--calibration",
-            str(text),
-            "--target",
-            "6bits",
-            "--dry-run",
-        ],
-    }
+    lines = [
+        f"sparsify {model} {sparse} --method magnitude",
+        f"train {model} {adapter} --data arithmetic:train --max-steps 2 --warmup-steps 0",
+        f"heal {sparse} {work}/heal --teacher {model} --data {text} --tokens 1k --sequence-length 64",
+        f"export {adapter} {work}/export --format package",
+        f"compress {model} {work}/compress --calibration {text} --target 9bits --dry-run",
+    ]
+    return {words[0]: words for words in map(str.split, lines)}
 
 
 def main() -> None:
