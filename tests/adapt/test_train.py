@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from shears.adapt import train as adapt_train
 from shears.adapt.elastic import ranks_of_step
 from shears.adapt.super_adapter import load_super_adapter
 from shears.adapt.train import train
@@ -32,6 +33,18 @@ def test_the_log_holds_every_step_with_the_ranks_of_seed_and_step(base: Path, da
     assert [line["step"] for line in lines] == list(range(1, 8))
     assert [line["ranks"] for line in lines] == [dict(ranks_of_step("uniform", space, 5, step)) for step in range(7)]
     assert all(line["tokens"] > 0 and line["learning_rate"] >= 0 for line in lines)
+
+
+def test_frozen_linears_in_bf16_give_the_bits_of_autocast(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SETTINGS, "precision": "bf16", "max_steps": 3}
+    held = train(base, tmp_path / "held", data=data, **settings)
+    called: list[str] = []
+    monkeypatch.setattr(adapt_train, "narrow_linears", lambda model, precision: called.append(precision))
+    converted = train(base, tmp_path / "converted", data=data, **settings)
+    assert called == ["bf16"]
+    assert_same(held, converted)
 
 
 def test_a_resume_may_move_the_base_and_rename_the_data(
