@@ -27,8 +27,8 @@ SIZES = {
     "hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 10, "num_attention_heads": 10,
     "num_key_value_heads": 5, "initializer_range": 0.05,
 }  # fmt: skip
-TOLERANCES = {"fp32": 5e-3, "bf16": 1e-1}
-"""Largest relative differences to fp32 on the CPU; rounding moves some zeros."""
+TOLERANCES = {"fp32": 3e-2, "bf16": 1e-1}
+"""Largest relative differences to fp32 on the CPU; a zero that rounding moves changes the inputs of all later blocks."""
 END = "<|end|>"
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "sparsify": {"method": "wanda", "num_samples": 40, "sequence_length": 64},
