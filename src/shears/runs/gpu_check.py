@@ -28,7 +28,7 @@ SIZES = {
     "num_key_value_heads": 5, "initializer_range": 0.05,
 }  # fmt: skip
 TOLERANCES = {"fp32": 3e-2, "bf16": 1e-1}
-"""Largest relative differences to fp32 on the CPU; a zero that rounding moves changes the inputs of all later blocks."""
+"""Largest relative differences to fp32 on the CPU; a zero that moves changes the inputs of all later blocks."""
 END = "<|end|>"
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "sparsify": {"method": "wanda", "num_samples": 40, "sequence_length": 64},
