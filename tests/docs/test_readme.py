@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import shears
+from shears.serving.protocol import ChatRequest
 from tests.docs.blocks import blocks_of, shears_calls
 from tests.end_to_end.recipe import write_recipe
 from tests.tiny import save_tiny
@@ -31,6 +32,11 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert shears.inspect("sub_adapter", "sparse")["fits"]
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("sparse"), "sub_adapter")
     assert model.peft_config["default"].r == 32
+
+
+def test_the_server_takes_the_request_of_the_readme() -> None:
+    (body,) = re.findall(r"-d '(.*?)'\n", README, flags=re.DOTALL)
+    assert ChatRequest.model_validate_json(body).model == "package"
 
 
 def test_the_readme_is_one_page() -> None:
