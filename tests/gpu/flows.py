@@ -146,6 +146,7 @@ def stepped(f: Folder, device: str) -> None:
     together, alone = TransformersBackend(network), TransformersBackend(network)
     for number, text in enumerate(([5, 17, 200, 3], [88, 41], [7, 9, 120, 33, 64])):
         np.testing.assert_array_equal(together.prefill(number, text), alone.prefill(number, text))
+    assert together._batches  # tried once, by forwards of its own
     pretended.COUNTS.clear()
     for numbers in ([0, 1, 2], [0, 1, 2], [2, 0], [0, 1, 2]):
         logits = together.step(numbers, [9] * len(numbers))

@@ -76,12 +76,12 @@ def narrow_linears(model: nn.Module, precision: str) -> None:
 
     Results have the same bits. The head, which may share the embeddings, stays as it is.
     """
-    if device_of(model).type != "cpu" or resolved_precision(precision, "cpu") == "fp32":
+    if device_of(model).type != "cpu" or (held := resolved_precision(precision, "cpu")) == "fp32":
         return
     head = model.get_output_embeddings()  # type: ignore[operator]
     for module in model.modules():
         if type(module) is nn.Linear and module is not head and not module.weight.requires_grad:
-            module.to(DTYPES[resolved_precision(precision, "cpu")])
+            module.to(DTYPES[held])
 
 
 def widen_norms(model: nn.Module) -> list[nn.Module]:

@@ -61,14 +61,15 @@ def forward_parameters(model: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(own_model(model).forward).parameters)
 
 
-def cache_bytes(model: nn.Module) -> int:
-    """Return the bytes of a token's keys and values; 0 for a model without attention."""
+def cache_bytes(model: nn.Module, item: int | None = None) -> int:
+    """Return the bytes of a token's keys and values, 0 without attention; `item` bytes a number, or the embeddings'."""
     network: Any = own_model(model)
     config = network.config.get_text_config()
     num_heads = getattr(config, "num_attention_heads", 0)
     size = getattr(config, "head_dim", None) or config.hidden_size // max(num_heads, 1)
     kept = getattr(config, "num_key_value_heads", None) or num_heads
-    return int(2 * config.num_hidden_layers * kept * size * network.get_input_embeddings().weight.element_size())
+    item = item or network.get_input_embeddings().weight.element_size()
+    return int(2 * config.num_hidden_layers * kept * size * item)
 
 
 @torch.no_grad()

@@ -89,10 +89,9 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
         work.measure_dense()
         work.teach()
         promising = _promising(record)
-        while len(record["measured"]) < ATTEMPTS:
-            candidate = following(promising, record["measured"], settings.bound, record["parameters"])
-            if candidate is None:
-                break
+        while len(record["measured"]) < ATTEMPTS and (
+            candidate := following(promising, record["measured"], settings.bound, record["parameters"])
+        ):
             record["measured"].append(work.made(candidate, settings))
             work.choose()
         work.make_rival(promising, settings)

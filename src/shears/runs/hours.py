@@ -6,7 +6,6 @@ device. H hidden and F intermediate features of a Llama.
 
 import time
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 import torch
 
@@ -78,11 +77,3 @@ def device_memory(device: str) -> tuple[str, int] | None:
     if not device.startswith("cuda") or not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_name(device), int(torch.cuda.mem_get_info(device)[1])
-
-
-def cache_bytes(shape: Shape, item: int) -> int:
-    """Return the bytes of a token in the cache of keys and values."""
-    config: Any = shape.model.config.get_text_config()  # type: ignore[operator, union-attr]
-    heads = getattr(config, "num_attention_heads", None) or 1
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    return 2 * item * shape.num_blocks * keys * (getattr(config, "head_dim", None) or shape.width // heads)

@@ -19,10 +19,11 @@ from shears.data.rows import ARITHMETIC, read_rows
 from shears.evaluation.evaluated import check_apart
 from shears.models.activations import BUDGET
 from shears.models.devices import DTYPES, computing_dtype, pick_device, resolved_precision
+from shears.models.properties import cache_bytes
 from shears.records.artifacts import EVALUATION, RECIPE
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
-from shears.runs.hours import Place, block_bytes, cache_bytes, mean_tokens, training_bytes
+from shears.runs.hours import Place, block_bytes, mean_tokens, training_bytes
 from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, shape_of
 from shears.runs.stages import DENSE_LORA, baseline_configs, run_folder, stages_of, with_calibration
 from shears.training.losses import PIECE
@@ -318,7 +319,7 @@ def _evaluate(basis: _Basis) -> Estimate:
     length = basis.longest
     if config.generates:
         work += f", {config.longest_answer} tokens an answer in {config.beams} beams"
-        held += config.beams * cache_bytes(basis.shape, item)
+        held += config.beams * cache_bytes(basis.shape.model, item)
         length += config.longest_answer
     return Estimate(work, max(sizes), held * config.batch_size * length)  # one model at a time
 

@@ -5,6 +5,7 @@ B sequences, T tokens, V tokens of the vocabulary.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,12 @@ class TransformersBackend(Backend):
         self._together: tuple[int, ...] = ()  # sequences whose caches are the rows of one
         self._rows: Any = None
         self._lengths = Counter[int]()  # 0 for an empty sequence
-        on_gpu = device_of(model).type == "cuda" and not self._recurrent
-        self._batches = on_gpu and bool(self._cache_name) and ignores_padding(model)
+
+    @cached_property
+    def _batches(self) -> bool:
+        """Whether a GPU may compute padded texts in one forward, tried when there are several."""
+        on_gpu = device_of(self._model).type == "cuda" and not self._recurrent
+        return on_gpu and bool(self._cache_name) and ignores_padding(self._model)
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         self.check([sequence], [tokens])
@@ -54,7 +59,7 @@ class TransformersBackend(Backend):
         self.check(sequences, [[token] for token in tokens])
         if self._together != (*sequences,):
             self._part()
-            if self._batches and len(sequences) > 1 and all(map(self._keeps_all, sequences)):
+            if len(sequences) > 1 and self._batches and all(map(self._keeps_all, sequences)):
                 self._join((*sequences,))
         if self._together:
             return self._forward_together(tokens)
