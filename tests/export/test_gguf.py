@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from shears import export_adapter, inspect
+from shears.adapt.train import train
 from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.export.gguf import LAYOUTS, VALUES
@@ -21,6 +22,7 @@ from shears.models.ref import load_tokenizer, resolve
 from shears.runs.shapes import shape_of
 from tests.export.made import IDS, half_sparse, half_sparse_with_merge, super_adapter
 from tests.tiny import END, tiny_model, tiny_tokenizer
+from tests.training.small_training import SETTINGS
 
 TEXTS = ["Hello, world!!", "  3 + 14 = 17\n", "déjà vu!", END]
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
@@ -104,6 +106,36 @@ def test_an_adapter_is_merged_as_format_merged_does(sparse_adapter: bool, tmp_pa
     assert record["base"] == str(base)
     assert record["file_bytes"] == (folder / "model.gguf").stat().st_size
     assert sorted(path.name for path in folder.iterdir()) == ["Modelfile", "README.md", "gguf.json", "model.gguf"]
+
+
+@pytest.mark.parametrize(("name", "head_dim"), [("llama", 16), ("qwen3", 128)])
+def test_weights_trained_on_q4_0_are_written_as_they_were_trained(name: str, head_dim: int, tmp_path: Path) -> None:
+    """Oracle: the gguf package reads the file; the merged model holds the weights of the training's forward."""
+    base = half_sparse_with_merge(tmp_path / "base", name, hidden_size=64, intermediate_size=96, head_dim=head_dim)
+    rows = [{"prompt": f"{a}+1=", "completion": f" {a + 1}"} for a in range(18)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {**SETTINGS, "learning_rate": 0.05, "quantize_aware": "q4_0"}
+    adapter = train(base, tmp_path / "adapter", data=str(tmp_path / "rows.jsonl"), **options)
+    merged = export_adapter(adapter, tmp_path / "merged", format="merged", ranks="maximal")
+    folder = exported(tmp_path, adapter, ranks="maximal")
+    state = AutoModelForCausalLM.from_pretrained(merged).state_dict()
+    found = tensors(folder / "model.gguf")
+    for short, long in {"attn_v": "self_attn.v_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}.items():
+        kind, weights = found[f"blk.1.{short}.weight"]
+        assert kind == Kind.Q4_0
+        plain = state[f"model.layers.1.{long}.weight"].numpy()
+        assert (plain == 0).mean() > 0.4
+        np.testing.assert_array_equal(weights, plain)
+        assert (weights != dequantize(quantize(plain, kind), kind)).any()  # rounding again would move some
+    back = resolve(folder)
+    queries = "model.layers.0.self_attn.q_proj.weight"  # turned for llama.cpp, and turned back
+    assert torch.equal(load_model(back.folder, "fp32", "cpu").get_parameter(queries), state[queries])
+    other = export_adapter(adapter, tmp_path / "int4", format="gguf", ranks="maximal", values="int4")
+    assert (other / "model.gguf").read_bytes() == (folder / "model.gguf").read_bytes()
+    with pytest.raises(InputError, match="would round its weights again"):
+        export_adapter(adapter, tmp_path / "other", format="gguf", values="int8")
+    with pytest.raises(InputError, match="blocks of 32"):
+        export_adapter(adapter, tmp_path / "other", format="package")
 
 
 def test_llama3_positions_are_written_as_factors(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.checkpoints.masked import num_kept
 from tests.models.test_sparse_adapter import Holder, layer_of, mask_ranks
 from tests.oracles import quantize_aware
 
-WIDTH, OUTPUTS, RANK, SCALING = 133, 5, 3, 1.5  # a block of 128 inputs and one of 5
+WIDTH, OUTPUTS, RANK, SCALING = 160, 5, 3, 1.5  # a block of 128 inputs and one of 32; five of Q4_0
 
 
 def one_linear(kind: str = "linear", sparsity: float = 0.5, dtype: torch.dtype = torch.float32) -> PeftModel:
@@ -37,26 +37,28 @@ def one_linear(kind: str = "linear", sparsity: float = 0.5, dtype: torch.dtype =
     return model
 
 
-def put_on_grid(model: PeftModel, learn_scales: bool = False, grid: Grid | None = None) -> Grid:
-    grid = grid or Grid.of(weight_oi(layer_of(model).base_layer).detach().float())
+def put_on_grid(model: PeftModel, learn_scales: bool = False, grid: Grid | None = None, values: str = "int4") -> Grid:
+    grid = grid or Grid.of(weight_oi(layer_of(model).base_layer).detach().float(), values)
     make_quantize_aware(model, {"linear": grid}, learn_scales=learn_scales)
     return grid
 
 
 @pytest.mark.parametrize(
-    ("kind", "sparsity", "mask", "shape"),
+    ("kind", "sparsity", "mask", "shape", "values"),
     [
-        ("linear", 0.5, None, (WIDTH,)),
-        ("linear", 0.0, [1, 1, 0], (4, WIDTH)),
-        ("conv1d", 0.5, [1, 0, 0], (2, 3, WIDTH)),
+        ("linear", 0.5, None, (WIDTH,), "int4"),
+        ("linear", 0.0, [1, 1, 0], (4, WIDTH), "int4"),
+        ("conv1d", 0.5, [1, 0, 0], (2, 3, WIDTH), "int4"),
+        ("linear", 0.5, None, (4, WIDTH), "q4_0"),
+        ("conv1d", 0.0, [1, 1, 0], (WIDTH,), "q4_0"),
     ],
     ids=str,
 )
 def test_outputs_and_gradients_are_those_of_the_literal_restatement(
-    kind: str, sparsity: float, mask: list[int] | None, shape: tuple[int, ...]
+    kind: str, sparsity: float, mask: list[int] | None, shape: tuple[int, ...], values: str
 ) -> None:
     model = one_linear(kind, sparsity).double()
-    grid = put_on_grid(model, learn_scales=True)
+    grid = put_on_grid(model, learn_scales=True, values=values)
     if mask is not None:
         mask_ranks(model, torch.tensor(mask).float())
     layer, generator = layer_of(model), torch.Generator().manual_seed(2)
@@ -66,7 +68,8 @@ def test_outputs_and_gradients_are_those_of_the_literal_restatement(
     outputs.backward(cotangent)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     factors = SCALING * (torch.ones(RANK) if mask is None else torch.tensor(mask).float())
-    expected = quantize_aware.linear((x, weight_oi(layer.base_layer), a, b), grid, factors, cotangent)
+    block = 32 if values == "q4_0" else 128
+    expected = quantize_aware.linear((x, weight_oi(layer.base_layer), a, b), grid, factors, cotangent, block)
     torch.testing.assert_close(outputs.detach(), expected.outputs + layer.base_layer.bias)
     for actual, wanted in ((x.grad, expected.x), (a.grad, expected.a), (b.grad, expected.b)):
         torch.testing.assert_close(actual, wanted)
@@ -114,7 +117,7 @@ def test_learnt_scales_are_computed_with_as_they_are_stored() -> None:
 
 def test_a_linear_without_a_grid_and_a_grid_without_a_linear_are_refused() -> None:
     grid = Grid.of(torch.ones(OUTPUTS, WIDTH))
-    with pytest.raises(InputError, match="holds as int4, linear is not; leave it out of groups"):
+    with pytest.raises(InputError, match="holds in four bits, linear is not; leave it out of groups"):
         make_quantize_aware(one_linear(), {})
     with pytest.raises(InputError, match="every grid must be of a linear of the model, other is not there"):
         make_quantize_aware(one_linear(), {"linear": grid, "other": grid})

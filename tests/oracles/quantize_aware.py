@@ -1,16 +1,14 @@
 """QA-SparsePEFT restated literally in float64, weight by weight; knows nothing of shears.
 
-Q_oi = s (clamp(round(u) + z, 0, 15) - z) with u = (W_oi + P_oi) / s, s and z of row o and block i // 128, and P_oi =
-scaling * sum_r B_or m_r A_ri where W_oi != 0, else 0. Straight through: dQ/dP is 1 inside of the clamp, else 0; dQ/ds
-is round(u) - u inside, else the clamped step.
+Q_oi = s (clamp(round(u) + z, 0, 15) - z) with u = (W_oi + P_oi) / s, s and z of row o and block i // 128 (i // 32 in
+Q4_0), and P_oi = scaling * sum_r B_or m_r A_ri where W_oi != 0, else 0. Straight through: dQ/dP is 1 inside of the
+clamp, else 0; dQ/ds is round(u) - u inside, else the clamped step.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-BLOCK = 128
 
 
 class Result(NamedTuple):
@@ -25,7 +23,11 @@ class Result(NamedTuple):
 
 
 def linear(
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor], grid: tuple[Tensor, Tensor], factors: Tensor, cotangent: Tensor
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+    grid: tuple[Tensor, Tensor],
+    factors: Tensor,
+    cotangent: Tensor,
+    block: int = 128,
 ) -> Result:
     """Return what a linear without bias gives for `tensors` = (x, W, A, B) and a factor scaling * m by rank."""
     x, weight, a, b = (tensor.detach().double() for tensor in tensors)
@@ -35,7 +37,7 @@ def linear(
     by_scale = torch.zeros_like(weight)
     for o in range(weight.shape[0]):
         for i in range(weight.shape[1]):
-            scale, zero = float(scales[o, i // BLOCK]), int(zeros[o, i // BLOCK])
+            scale, zero = float(scales[o, i // block]), int(zeros[o, i // block])
             if weight[o, i] == 0 or scale == 0:
                 continue
             update = sum(float(factors[r] * b[o, r] * a[r, i]) for r in range(a.shape[0]))
@@ -49,12 +51,12 @@ def linear(
     rows, incoming = cotangent.double().reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])
     of_whole = rows.T @ incoming
     of_update = of_whole * passes
-    blocks = range(0, weight.shape[1], BLOCK)
+    blocks = range(0, weight.shape[1], block)
     return Result(
         x @ whole.T,
         whole,
         (rows @ whole).reshape(x.shape),
         (b * factors).T @ of_update,
         (of_update @ a.T) * factors,
-        torch.stack([(of_whole * by_scale)[:, start : start + BLOCK].sum(1) for start in blocks], 1),
+        torch.stack([(of_whole * by_scale)[:, start : start + block].sum(1) for start in blocks], 1),
     )

@@ -166,7 +166,7 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> tuple[Elastic
     base = load_model(model, computing_dtype(settings.precision, pick_device(settings.device)), settings.device)
     refuse_unknown(max(max(row.input_ids) for row in chain(rows.train, rows.validation)), num_embeddings(base))
     space = build_space(base, settings.groups, settings.ranks)
-    grids = {} if settings.quantize_aware == "none" else grids_of(base, model.folder)
+    grids = {} if settings.quantize_aware == "none" else grids_of(base, model.folder, settings.quantize_aware)
     peft_model = add_lora(base, space, settings)
     if settings.init == "recovery":
         start_from_recovery(lora_layers(peft_model, "default"), model)

@@ -110,9 +110,9 @@ class TrainConfig(LoopConfig):
     (one configuration at random, as in the paper)."""
     sparse_adapter: bool = False
     """SparsePEFT: mask the adapter's product by the zeros of the weight: merging keeps every zero."""
-    quantize_aware: Literal["none", "int4"] = "none"
-    """QA-SparsePEFT: int4 trains the rounded weights, and their scales, that a package of int4 values
-    will hold, adapter merged and zeros kept, so that export --format package is exact."""
+    quantize_aware: Literal["none", "int4", "q4_0"] = "none"
+    """QA-SparsePEFT: train the rounded weights, and their scales, that the exported file will hold,
+    adapter merged and zeros kept. int4: export --format package is exact; q4_0: export --format gguf."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapters' inputs."""
     epochs: float | None = Field(None, gt=0, le=1e6)

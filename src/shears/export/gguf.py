@@ -42,6 +42,8 @@ from shears.export.merge import write_merged
 from shears.export.peft import recorded_settings, refuse_ranks
 from shears.models.ref import ModelRef, end_tokens, load_tokenizer, resolve
 from shears.progress import track
+from shears.quantization.grid import Q4_0_BLOCK, Q4_0_ZERO, Grid, codes_on_grid
+from shears.quantization.training import read_grids
 from shears.records import artifacts
 from shears.records.artifacts import __version__
 from shears.records.paths import ADAPTER_CONFIG, expanded, file_fingerprint
@@ -80,6 +82,10 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
     """Write a model, or an adapter merged into its base, as one GGUF file; return the record."""
     path = work / artifacts.GGUF_FILE
     with _opened(source, work, model, settings) as (ref, record):
+        grids: Mapping[str, Grid] = {}
+        if record.get("quantize_aware") == "q4_0":
+            settings = _as_trained(settings, source)
+            grids = {f"{name}.weight": grid for name, grid in read_grids(expanded(source)).items()}
         config = read_config(ref.folder)
         if config.model_type not in LAYOUTS:
             raise InputError(
@@ -96,7 +102,7 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
                 writer.add_chat_template(tokenizer.chat_template)
             writer.add_file_type(FILE_TYPES[VALUES[settings.values]])
             writer.add_quantization_version(2)
-            _write_tensors(writer, TensorFiles(ref.folder), config, plan, settings)
+            _write_tensors(writer, TensorFiles(ref.folder), config, plan, settings, grids)
         tokens = end_tokens(tokenizer, generation_settings(ref.folder))
         ends = [str(tokenizer.decode([token])) for token in sorted(tokens)]
     artifacts.write_text(work / "Modelfile", modelfile(artifacts.GGUF_FILE, ends, form_of_record(record)))
@@ -124,6 +130,15 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
     ref.refuse_package("write as GGUF")
     base = {"base": ref.recorded_name, "base_fingerprint": ref.fingerprint}
     yield ref, {"shears_version": __version__, **base, **artifacts.inherited(ref.record)}
+
+
+def _as_trained(settings: ExportConfig, source: str) -> ExportConfig:
+    if settings.values not in ("auto", "int4"):
+        raise InputError(
+            f"{source} was trained with quantize_aware q4_0, and values {settings.values} would round its weights "
+            "again; leave values out"
+        )
+    return settings.model_copy(update={"values": "int4"})
 
 
 def _add_settings(writer: GGUFWriter, config: Any, plan: DecoderPlan) -> None:
@@ -175,8 +190,14 @@ def _num_bytes(kind: Kind, shape: tuple[int, ...]) -> int:
 
 
 def _write_tensors(
-    writer: GGUFWriter, files: TensorFiles, config: Any, plan: DecoderPlan, settings: ExportConfig
+    writer: GGUFWriter,
+    files: TensorFiles,
+    config: Any,
+    plan: DecoderPlan,
+    settings: ExportConfig,
+    grids: Mapping[str, Grid],
 ) -> None:
+    """Write every tensor; those of `grids`, by name, get the codes and scales that were trained."""
     layout = LAYOUTS[config.model_type]
     names = _gguf_names(files, layout, len(plan.layers))
     kinds = {name: kind_of(name, files.shape(name), settings) for name in names}
@@ -195,13 +216,30 @@ def _write_tensors(
     for name, new in track(names.items(), "writing GGUF", len(names), "tensors"):
         weight = files.load(name).float()
         heads = {"attn_q": plan.num_heads, "attn_k": plan.num_kv_heads}.get(new.split(".")[-2], 0)
-        if heads and layout is MODEL_ARCH.LLAMA:
+        turns = bool(heads) and layout is MODEL_ARCH.LLAMA
+        if name in grids:
+            data = q4_0_bytes(weight, grids[name])
+            writer.write_tensor_data((as_neighbours(data, heads) if turns else data).numpy())
+            continue
+        if turns:
             weight = as_neighbours(weight, heads)
         if kinds[name] == Kind.F16 and not weight.abs().max() <= LARGEST_F16:
             raise InputError(f"F16 holds numbers up to 65504, {name} has a larger one; take --values bf16")
         writer.write_tensor_data(quantize(weight.numpy(), kinds[name]))
     if factors is not None:
         writer.write_tensor_data(factors)
+
+
+def q4_0_bytes(weight: Tensor, grid: Grid) -> Tensor:
+    """Return a weight (O I) on its grid as Q4_0, 18 bytes a block of 32 inputs.
+
+    A block is its scale in fp16, then 16 bytes: byte j holds the codes of inputs j and, above it, j + 16.
+    """
+    if not bool((grid.zeros == Q4_0_ZERO).all()):
+        raise InputError("grids of Q4_0 must have the zero point 8, got others; train again")
+    codes = codes_on_grid(weight, grid.scales, grid.zeros).unflatten(1, (-1, 2, Q4_0_BLOCK // 2))
+    scales = grid.scales.contiguous().view(torch.uint8).unflatten(1, (-1, 2))
+    return torch.cat([scales, codes[:, :, 0] | codes[:, :, 1] << 4], 2).flatten(1)
 
 
 def _gguf_names(files: TensorFiles, layout: MODEL_ARCH, num_layers: int) -> dict[str, str]:

@@ -71,6 +71,11 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
         yield _foreign_source(source, model, settings)
         return
     chosen = read_sub_adapter(folder, settings)
+    if chosen.record.get("quantize_aware") == "q4_0":
+        raise InputError(
+            f"a package holds int4 in blocks of 128 inputs, {source} was trained on Q4_0's blocks of 32; take --format "
+            "gguf, or train with quantize_aware int4"
+        )
     if chosen.grids and (settings.values not in ("auto", "int4") or settings.calibration is not None):
         raise InputError(
             "an adapter trained with quantize_aware int4 has weights that are rounded already, and values or "

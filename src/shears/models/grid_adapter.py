@@ -1,9 +1,9 @@
-"""QA-SparsePEFT (SQFT, arXiv 2410.03750): masked LoRA whose sum is rounded to the grid of int4.
+"""QA-SparsePEFT (SQFT, arXiv 2410.03750): masked LoRA whose sum is rounded to the grid of int4 or Q4_0.
 
-y = Q x + bias, Q the weights that a package of int4 values holds (quantization/training.py). The
+y = Q x + bias, Q the weights that a package of int4 values or a GGUF file of Q4_0 holds (quantization/training.py). The
 scales are those of W, or learnt; the zero points are those of W.
 
-Shapes: O output features, I input features, R ranks, B = ceil(I / 128) blocks.
+Shapes: O output features, I input features, R ranks, B blocks of inputs that share a scale.
 """
 
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.models.blocks import linears, sharing_a_weight, weight_oi
 from shears.models.sparse_adapter import SparseLinear, make_sparse
-from shears.quantization.grid import Grid
+from shears.quantization.grid import Q4_0_BLOCK, Grid
 from shears.quantization.training import LearntScales, on_grid
 
 LEARNT = "lora_log_scales"  # PEFT saves and loads what begins with `lora_`, so checkpoints hold it
 DENSE_BYTES = 2  # of a weight that is not packed beside int4: bf16
 
 
-def grids_of(model: nn.Module, folder: Path) -> dict[str, Grid]:
-    """Return the grid of each linear, by module, that a package of the model holds as int4."""
+def grids_of(model: nn.Module, folder: Path, values: str = "int4") -> dict[str, Grid]:
+    """Return the grid of each linear, by module, that a package of int4 or a GGUF file of q4_0 rounds."""
     modules = linears(model)
     files = TensorFiles(folder)
     grids: dict[str, Grid] = {}
@@ -43,8 +43,12 @@ def grids_of(model: nn.Module, folder: Path) -> dict[str, Grid]:
             )
         weight = weight_oi(modules[owners[0]]).detach()
         rows, cols = weight.shape
-        if is_smaller(rows, cols, num_stored(weight.cpu() != 0, "int4"), "int4", DENSE_BYTES):
-            grids[owners[0]] = Grid.of(weight)
+        if values == "q4_0":
+            is_rounded = cols % Q4_0_BLOCK == 0
+        else:
+            is_rounded = is_smaller(rows, cols, num_stored(weight.cpu() != 0, "int4"), "int4", DENSE_BYTES)
+        if is_rounded:
+            grids[owners[0]] = Grid.of(weight, values)
     if (pair := sharing_a_weight(model, grids)) is not None:
         raise InputError(f"quantize_aware needs weights of their own, {pair[0]} shares its with {pair[1]}")
     return grids
@@ -88,7 +92,8 @@ def make_quantize_aware(
         if isinstance(module, SparseLinear):
             if name not in grids:
                 raise InputError(
-                    f"quantize_aware needs linears that a package holds as int4, {name} is not; leave it out of groups"
+                    f"quantize_aware needs linears that the file holds in four bits, {name} is not; leave it "
+                    "out of groups"
                 )
             module.__class__ = GridLinear
             module.put_on(grids[name], learn_scales)

@@ -1,10 +1,11 @@
-"""The grids of int8 and int4, and rounding to the nearest number on them. Pure.
+"""The grids of int8, int4 and llama.cpp's Q4_0, and rounding to the nearest number on them. Pure.
 
 int8 is symmetric: weight = scale * step, one scale a row. int4 is asymmetric: weight = scale *
 (code - zero point), one scale and one zero point for each block of 128 inputs of a row.
-docs/internals/package-format.md describes both.
+docs/internals/package-format.md describes both. Q4_0 is int4 with blocks of 32 inputs, zero point 8
+and scales of either sign.
 
-Shapes: O rows (outputs), I columns (inputs), B = ceil(I / 128) blocks.
+Shapes: O rows (outputs), I columns (inputs), B blocks: ceil(I / 128), or I / 32 in Q4_0.
 """
 
 import math
@@ -18,6 +19,8 @@ from torch.nn.functional import pad
 from shears.errors import InputError
 
 BLOCK = 128  # inputs that share a scale and a zero point in int4
+Q4_0_BLOCK = 32  # inputs that share a scale in Q4_0
+Q4_0_ZERO = 8  # zero point of every block of Q4_0
 LARGEST_STEP = 127  # of int8, which is symmetric: -128 is never written
 LARGEST_CODE = 15  # of int4, which is asymmetric: weight = scale * (code - zero point)
 _QUANTIZED_AT_ONCE = 1 << 24  # weights; bounds the memory that quantizing an embedding takes
@@ -38,16 +41,30 @@ class Quantized(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The grid of a linear's int4 weights: scales, and zero points as whole numbers."""
+    """The grid of a linear's int4 or Q4_0 weights: scales, and zero points as whole numbers."""
 
     scales: Float16[Tensor, "O B"]
     zeros: UInt8[Tensor, "O B"]
 
     @classmethod
-    def of(cls, weight: Float[Tensor, "O I"]) -> "Grid":
-        """Return the grid that a package gives a weight; InputError where int4 cannot hold it."""
+    def of(cls, weight: Float[Tensor, "O I"], values: str = "int4") -> "Grid":
+        """Return the int4 or q4_0 grid of a weight; InputError where the format cannot hold it."""
+        if values == "q4_0":
+            return cls.q4_0(weight)
         _, scales, zeros = quantize_blocks(weight.cpu().contiguous())
         return cls(scales, zeros).to(weight.device)
+
+    @classmethod
+    def q4_0(cls, weight: Float[Tensor, "O I"]) -> "Grid":
+        """Return llama.cpp's grid: the number of largest magnitude in 32 inputs is -8 scales."""
+        blocks = _finite(weight).unflatten(1, (-1, Q4_0_BLOCK))
+        largest = blocks.gather(2, blocks.abs().argmax(2, keepdim=True)).squeeze(2)
+        scales = (largest / -Q4_0_ZERO).half()
+        if not bool(torch.isfinite(scales).all()):
+            raise InputError(
+                f"weights must lie within 8 x 65504 for Q4_0, the largest is {float(largest.abs().max()):.3g}"
+            )
+        return cls(scales, torch.full_like(scales, Q4_0_ZERO, dtype=torch.uint8))
 
     def to(self, device: torch.device) -> "Grid":
         """Return the grid on another device."""
@@ -57,6 +74,11 @@ class Grid(NamedTuple):
 def block_shape(rows: int, cols: int) -> tuple[int, int]:
     """Return the shape of the scales and zero points of an int4 matrix, O x B."""
     return rows, math.ceil(cols / BLOCK)
+
+
+def block_inputs(cols: int, blocks: int) -> int:
+    """Return how many inputs share a scale in a table of so many blocks, 32 or 128."""
+    return Q4_0_BLOCK if blocks * Q4_0_BLOCK == cols else BLOCK
 
 
 def quantize(weight: Float[Tensor, "O I"], values: str) -> Quantized:
@@ -117,13 +139,13 @@ def grid_of_range(
 def codes_on_grid(
     weight: Float[Tensor, "O I"], scales: Float[Tensor, "O B"], zeros: Shaped[Tensor, "O B"]
 ) -> UInt8[Tensor, "O I"]:
-    """Return the int4 codes of a grid that are nearest to a weight, on any device.
+    """Return the int4 or Q4_0 codes of a grid that are nearest to a weight, on any device.
 
     A weight of 0 gets the zero point of its block. `dequantize_blocks` is the way back.
     """
     cols = weight.shape[1]
     wide = scales.float()
-    steps = weight.float() / by_input(wide.where(wide > 0, 1.0), cols)
+    steps = weight.float() / by_input(wide.where(wide != 0, 1.0), cols)
     codes = steps.masked_fill_(by_input(wide == 0, cols), 0.0).round_().add_(by_input(zeros.float(), cols))
     return codes.clamp_(0, LARGEST_CODE).to(torch.uint8)
 
@@ -149,7 +171,7 @@ def on_steps_(steps: Tensor, scales: Tensor, low: Tensor, high: Tensor) -> Tenso
 
 def by_input(table: Shaped[Tensor, "O B"], cols: int) -> Shaped[Tensor, "O I"]:
     """Repeat each block's number for its inputs."""
-    return table.repeat_interleave(BLOCK, 1)[:, :cols]
+    return table.repeat_interleave(block_inputs(cols, table.shape[1]), 1)[:, :cols]
 
 
 def _finite(weight: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""Training on the grid of int4: rounding in the forward, gradients passed through, files.
+"""Training on the grid of int4 or Q4_0: rounding in the forward, gradients passed through, files.
 
 With the sum W + P of a weight and its adapter's product, u = (W + P) / scale and k =
 clamp(round(u), -zero, 15 - zero), the forward multiplies by Q = scale * k, which a package of int4
-values holds bit for bit (QA-SparsePEFT, SQFT, arXiv 2410.03750). dQ/d(W + P) is 1 where round(u) =
-k, else 0; dQ/dscale is k - u there, else k (LSQ, arXiv 1902.08153, eq. 3). The layers that train so
-are in models/grid_adapter.py.
+values, or a GGUF file of Q4_0, holds bit for bit (QA-SparsePEFT, SQFT, arXiv 2410.03750).
+dQ/d(W + P) is 1 where round(u) = k, else 0; dQ/dscale is k - u there, else k (LSQ, arXiv
+1902.08153, eq. 3). The layers that train so are in models/grid_adapter.py.
 
-Shapes: O output features, I input features, B = ceil(I / 128) blocks.
+Shapes: O output features, I input features, B blocks of inputs that share a scale.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from shears.errors import InputError, reading
-from shears.quantization.grid import BLOCK, LARGEST_CODE, Grid, on_steps_
+from shears.quantization.grid import BLOCK, LARGEST_CODE, Grid, block_inputs, on_steps_
 
 GRIDS = "quantization_grids.safetensors"  # beside PEFT's files in an adapter's folder
 SCALES = ".scales"
@@ -39,7 +39,7 @@ def on_grid(whole: Float[Tensor, "O I"], grid: Grid) -> Float[Tensor, "O I"]:
 def in_steps_(whole: Float[Tensor, "O I"], scales: Float[Tensor, "O B"]) -> Float[Tensor, "O I"]:
     """Divide weights by their scales, in place; a scale of 0 counts as 1 (`round_steps_`)."""
     for part, scale in _in_blocks([whole], [scales]):
-        part.div_(scale.where(scale > 0, 1.0))
+        part.div_(scale.where(scale != 0, 1.0))
     return whole
 
 
@@ -68,7 +68,7 @@ def pass_through_(
         clamped = nearest.clamp(-zero, LARGEST_CODE - zero)
         inside = torch.eq(nearest, clamped, out=torch.empty_like(step))  # products with booleans are slow on a CPU
         of_scales.append(torch.addcmul(clamped, step, inside, value=-1).mul_(part).sum(-1))
-        part.mul_(inside.mul_((scale > 0).to(step.dtype)))
+        part.mul_(inside.mul_((scale != 0).to(step.dtype)))
     return torch.cat(of_scales, 1)
 
 
@@ -77,10 +77,11 @@ def _in_blocks(wholes: Sequence[Tensor], tables: Sequence[Tensor]) -> Iterator[l
 
     A last block that is narrower than the others comes by itself.
     """
-    count, rest = divmod(wholes[0].shape[1], BLOCK)
-    full = count * BLOCK
+    inputs = block_inputs(wholes[0].shape[1], tables[0].shape[1])
+    count, rest = divmod(wholes[0].shape[1], inputs)
+    full = count * inputs
     if count:
-        parts = [whole[:, :full].unflatten(1, (count, BLOCK)) for whole in wholes]
+        parts = [whole[:, :full].unflatten(1, (count, inputs)) for whole in wholes]
         yield parts + [table[:, :count, None] for table in tables]
     if rest:
         yield [whole[:, None, full:] for whole in wholes] + [table[:, count:, None] for table in tables]
@@ -89,7 +90,7 @@ def _in_blocks(wholes: Sequence[Tensor], tables: Sequence[Tensor]) -> Iterator[l
 class LearntScales(torch.autograd.Function):
     """scale * exp(t) in fp16; the gradient ignores the rounding and is multiplied by LSQ_FACTOR.
 
-    The logarithm keeps scales positive, and makes the learning rate relative to their size.
+    The logarithm keeps the scales' signs, and makes the learning rate relative to their size.
     """
 
     @staticmethod

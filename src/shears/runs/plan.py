@@ -195,12 +195,12 @@ class _Basis:
         """Return the bytes of an export; an adapter that was trained masked is merged into a package."""
         export, train, sparsify = self.recipe.export, self.recipe.train, self.recipe.sparsify
         holds = FORMATS[export.format].holds
+        if train and train.quantize_aware != "none":
+            export = export.model_copy(update={"values": "int4"})
         if holds == "gguf":
             return shape.gguf_bytes(export)
         if holds != "package":
             return self.adapter(self.exported) if holds == "adapter" else sparse
-        if train and train.quantize_aware != "none":
-            export = export.model_copy(update={"values": train.quantize_aware})
         beside = {} if train and train.masks else self.ranks(self.exported)
         return shape.package_bytes(export, sparsify.sparsity, DTYPES.get(sparsify.dtype), beside)
 

@@ -81,15 +81,18 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     train, heals, export = recipe.train, recipe.heal, recipe.export
     starts = train is not None and train.init == "recovery"
     recovers = heals is not None and heals.recovery
-    packs_int4 = FORMATS[export.format].is_model and export.values in ("auto", "int4")
+    grid = train.quantize_aware if train else "none"
+    packed_as = "gguf" if grid == "q4_0" else "package"
+    is_other = grid == "q4_0" and export.format == "package"
+    keeps_grid = FORMATS[export.format].is_model and export.values in ("auto", "int4") and not is_other
     mistakes = {
         "a run must have a model and an output folder; add `model:` and `output:` to the recipe":
             not recipe.model or not target,
         "search must use validation data, never the test split; search and evaluate have the same":
             recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data,
         "a run with a search must train first; add a `train:` section to the recipe": recipe.search and not train,
-        "a run that trains with quantize_aware must export format package with values int4 (or a merged format)":
-            train and train.quantize_aware != "none" and not packs_int4,
+        f"a run that trains with quantize_aware must export format {packed_as} with values int4 (or a merged format)":
+            grid != "none" and not keeps_grid,
         "a run that heals and trains with init recovery must heal the recovery too; add `recovery: true` to `heal:`":
             starts and heals and not recovers,
         "a run that uses a recovery must make one; set sparsify.recover_rank, such as to 32":
