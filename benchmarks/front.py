@@ -139,8 +139,8 @@ def answered(maker: Maker, arm: Arm, limit: int, decoder: Decoder) -> dict[str, 
         evaluation = shears.evaluate(str(maker.readable(arm) if is_read else file), output, **options)
     return {
         "right": as_text(evaluation.records), "cut": int(evaluation.details.get(CUT, 0)),
-        "bytes": sum(path.stat().st_size for path in _files_of(file)), "seconds": round(time.monotonic() - start, 1),
-        "environment": environment(), **({"decoder": decoder} if arm.is_rival else {}),
+        "bytes": maker.bytes(arm), "seconds": round(time.monotonic() - start, 1),
+        "trained_with": maker.trained_with(arm), "environment": environment(), **({"decoder": decoder} if arm.is_rival else {}),
     }  # fmt: skip
 
 

@@ -5,9 +5,10 @@ our packages and into the formats of rivals, and it is the teacher of the other 
 from it, one half each. Everything is kept in --work and made once.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -24,19 +25,25 @@ from benchmarks.real_models_data import test_file, write_training
 from benchmarks.rival import Engine, Program, converted, dequantized, quantized
 from benchmarks.tasks import TASKS as OTHER_TASKS
 from benchmarks.tasks import Paths, lines_of, write_mawps_anew, write_rows
+from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.without_code import read_config
 from shears.data.calibration import calibration_batches
 from shears.data.rows import read_rows
 from shears.export.gguf import LAYOUTS
 from shears.models.load import load_with_adapter
 from shears.models.ref import resolve
-from shears.records.artifacts import GGUF_FILE
+from shears.quantization import grid
+from shears.quantization import training as on_grids
+from shears.quantization.training import read_grids
+from shears.records.artifacts import GGUF_FILE, SEARCH_SPACE, read_json
 
-Training = Literal["none", "lora", "grid", "masked"]
+Training = Literal["none", "lora", "grid", "masked", "q4_0", "three"]
 TRAININGS: Mapping[Training, Mapping[str, Any]] = {
     "lora": {},  # the teacher
     "grid": {"quantize_aware": "int4"},
     "masked": {"sparse_adapter": True},
+    "q4_0": {"quantize_aware": "q4_0"},
+    "three": {"quantize_aware": "int4"},  # with codes of three bits (`codes_up_to`)
 }
 """Options of `shears train` by the name of a training; all have one rank of 32, which vanishes into the weights."""
 
@@ -90,6 +97,10 @@ ARMS: Mapping[str, Arm] = {
     "OpenVINO Q4_0": Arm("lora", "q4_0", "q4_0", engine="OpenVINO"),
     "sparse 60 % int4, trained": Arm("grid", "int4", "int4", 0.6),
     "sparse 70 % int4, trained": Arm("grid", "int4", "int4", 0.7),
+    "dense Q4_0, trained": Arm("q4_0", "auto", "int4"),
+    "dense 3 bits, trained": Arm("three", "bf16", "int4"),
+    "llama.cpp IQ3_XXS": Arm("lora", "iq3_xxs", "q4_0", engine="llama.cpp"),
+    "llama.cpp IQ2_M": Arm("lora", "iq2_m", "q4_0", engine="llama.cpp"),
     "sparse 50 % bf16": Arm("masked", "bf16", "keep", 0.5),
     "sparse 50 % int8": Arm("masked", "int8", "int8", 0.5),
     "sparse 50 % int4, rounded": Arm("masked", "int4", "int4", 0.5),
@@ -202,18 +213,42 @@ class Maker:
 
     def _package(self, arm: Arm) -> Path:
         package = self.folder / f"{_stem(arm.training, arm.sparsity)}-{arm.values}"
-        if arm.training == "none":
-            source: str | Path = self.model
-        else:
-            source = self.merged() if arm.training == "lora" else self.adapter(arm.training, arm.sparsity)
+        source: str | Path = self.model
+        if arm.training in ("lora", "three"):
+            source = self.merged(arm.training)
+        elif arm.training != "none":
+            source = self.adapter(arm.training, arm.sparsity)
+        kind = "gguf" if arm.training == "q4_0" else "package"
         if not package.exists():
-            shears.export_adapter(source, package, format="package", values=arm.values, embeddings=arm.embeddings)
+            shears.export_adapter(source, package, format=kind, values=arm.values, embeddings=arm.embeddings)
         return package
 
-    def merged(self) -> Path:
-        """Return the dense model with its LoRA merged."""
-        folder = self.folder / "dense-merged"
-        return folder if folder.exists() else shears.export_adapter(self.adapter("lora"), folder, format="merged")
+    def bytes(self, arm: Arm) -> int:
+        """Return the bytes of all files that answering reads; of three bits, which no file has, by arithmetic.
+
+        A weight has one bit less than in int4, and so has the zero point of a block.
+        """
+        if arm.training == "three":
+            files = TensorFiles(self.merged("three"))
+            weights = sum(math.prod(files.shape(f"{name}.weight")) for name in read_grids(self.adapter("three")))
+            return self.bytes(ARMS[DENSE_INT4]) - round(weights * (1 + 1 / grid.BLOCK) / 8)
+        file = self.file(arm)
+        return sum(path.stat().st_size for path in ([file] if file.is_file() else file.iterdir()) if path.is_file())
+
+    def trained_with(self, arm: Arm) -> dict[str, Any]:
+        """Return what a training decided by itself: alpha, learning rate, optimizer steps."""
+        if arm.training == "none":
+            return {}
+        record = read_json(self.adapter(arm.training, arm.sparsity) / SEARCH_SPACE)
+        return {name: record[name] for name in ("alpha", "learning_rate", "num_steps")}
+
+    def merged(self, training: Training = "lora") -> Path:
+        """Return the dense model with the adapter of a training merged."""
+        folder = self.folder / ("dense-merged" if training == "lora" else f"dense-{training}-merged")
+        if not folder.exists():
+            with codes_up_to(7 if training == "three" else grid.LARGEST_CODE):
+                shears.export_adapter(self.adapter(training), folder, format="merged")
+        return folder
 
     def adapter(self, training: Training, sparsity: float = 0.0) -> Path:
         """Return the adapter of a training; a killed one goes on from its last checkpoint."""
@@ -221,10 +256,11 @@ class Maker:
         if not output.exists():
             learnt = {} if training == "lora" else {"teacher": str(self.adapter("lora"))}
             settings = {**TASKS[self.task].training, **TRAININGS[training], **learnt, **self.training}
-            shears.train(
-                self.base(sparsity), output, data=str(self.rows("train")), seed=self.seed,
-                epochs=self.epochs, **settings,
-            )  # fmt: skip
+            with codes_up_to(7 if training == "three" else grid.LARGEST_CODE):
+                shears.train(
+                    self.base(sparsity), output, data=str(self.rows("train")), seed=self.seed,
+                    epochs=self.epochs, **settings,
+                )  # fmt: skip
         return output
 
     def base(self, sparsity: float) -> str:
@@ -259,6 +295,17 @@ class Maker:
         part = target.with_name(f"partial-{target.name}")
         np.savez(part, allow_pickle=False, **vectors)
         part.replace(target)
+
+
+@contextmanager
+def codes_up_to(largest: int) -> Iterator[None]:
+    """Give int4's grid fewer codes within the block: 7 makes three bits of it, which our files do not have."""
+    usual = grid.LARGEST_CODE
+    grid.LARGEST_CODE = on_grids.LARGEST_CODE = largest  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        grid.LARGEST_CODE = on_grids.LARGEST_CODE = usual  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
