@@ -140,7 +140,8 @@ def answered(maker: Maker, arm: Arm, limit: int, decoder: Decoder) -> dict[str, 
     return {
         "right": as_text(evaluation.records), "cut": int(evaluation.details.get(CUT, 0)),
         "bytes": maker.bytes(arm), "seconds": round(time.monotonic() - start, 1),
-        "trained_with": maker.trained_with(arm), "environment": environment(), **({"decoder": decoder} if arm.is_rival else {}),
+        "trained_with": maker.trained_with(arm), "environment": environment(),
+        **({"decoder": decoder} if arm.is_rival else {}),
     }  # fmt: skip
 
 
