@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from shears.adapt.groups import add_lora, auto_groups, build_space, resolved_groups
-from shears.checkpoints.conversion import empty_model
+from shears.checkpoints.without_code import empty_model
 from shears.config import TrainConfig
 from shears.errors import InputError
 from tests.tiny import CONFIGS, MORE_CONFIGS, save_tiny, tiny_model

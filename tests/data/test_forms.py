@@ -8,11 +8,10 @@ import pytest
 
 from shears.config.fields import TemplateName
 from shears.data.examples import prompt_of, to_example
-from shears.data.forms import form_of_rows, prompt_in, turns_in
+from shears.data.forms import TrainedForm, form_of_rows, prompt_in, trained_form, turns_in
 from shears.data.rules import rule_of, task_of_rules
 from shears.data.tokens import render_turns, without_marks
 from shears.records.artifacts import SEARCH_SPACE, SUB_ADAPTER, write_json
-from shears.records.trained_form import TrainedForm, trained_form
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import GenerationConfig
 
+from shears.data.forms import TrainedForm, trained_form
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.peft import export_adapter
@@ -14,7 +15,6 @@ from shears.records.artifacts import (
     read_record,
     write_json,
 )
-from shears.records.trained_form import TrainedForm, trained_form
 from tests.export.made import half_sparse, super_adapter
 from tests.export.packages import package, unpack
 

@@ -10,8 +10,7 @@ from shears.config.compress_options import Bound
 from shears.config.resolve import build
 from shears.errors import InputError
 from shears.models.ref import ModelRef
-from shears.runs.candidates import Candidate, best, following, meeting, recipe_of
-from shears.runs.effort import Amounts, efforts
+from shears.runs.candidates import Amounts, Candidate, best, efforts, following, meeting, recipe_of
 
 WEIGHTS = 1000
 MODEL = ModelRef(Path("model"), "model")

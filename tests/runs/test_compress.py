@@ -22,9 +22,8 @@ from shears.models.fetching import convert_gguf
 from shears.models.ref import resolve
 from shears.records.artifacts import read_object
 from shears.records.timing import real_seconds
-from shears.runs.candidates import Candidate, dtype_of
+from shears.runs.candidates import Amounts, Candidate, dtype_of, efforts
 from shears.runs.costs import Speeds, measured_speeds
-from shears.runs.effort import Amounts, efforts
 from shears.runs.exam import Exam, longest_answer, split_text
 from shears.runtime.forecast import Forecast, forecast_of
 from shears.runtime.native import kernels_available

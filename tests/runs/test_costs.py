@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from shears.runs.candidates import Candidate
+from shears.runs.candidates import Amounts, Candidate, Effort, efforts
 from shears.runs.costs import Speeds, fitted, left_out, stage_seconds
-from shears.runs.effort import Amounts, Effort, efforts
 
 SPEEDS = Speeds(load=1.0, forward=1e-3, pruning=50.0, trained=1e-2, question=2.0, answer=1.0)
 AMOUNTS = Amounts(rows=320, row_tokens=100.0, text_tokens=32_000, held_out_tokens=3_000, questions=30)

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.space import SearchSpace
-from shears.checkpoints.conversion import empty_model
-from shears.checkpoints.without_code import known_config
+from shears.checkpoints.without_code import empty_model
 from shears.checkpoints.zeros import EXPERTS
 from shears.config import TrainConfig
 from shears.config.train_options import AUTO
@@ -59,7 +58,7 @@ def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -
 
 def resolved_groups(groups: Sequence[str], folder: Path) -> tuple[str, ...]:
     """Return the groups with `auto` replaced by those of the model in a folder; loads no weight."""
-    return with_auto(groups, empty_model(folder, known_config(folder), torch.float32))
+    return with_auto(groups, empty_model(folder))
 
 
 def with_auto(groups: Sequence[str], model: nn.Module) -> tuple[str, ...]:

@@ -9,19 +9,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from shears.adapt.elastic import ElasticAdapter, NLSCallback, lora_layers
 from shears.adapt.groups import add_lora, build_space, with_auto
 from shears.adapt.super_adapter import write_super_adapter
-from shears.checkpoints.conversion import empty_model
 from shears.checkpoints.tensor_files import num_weights
-from shears.checkpoints.without_code import known_config
+from shears.checkpoints.without_code import empty_model, known_config
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.config.serve_options import ANSWERED
 from shears.data.examples import IGNORED, Tokenized, examples_of, rows_fingerprint, tokenize_all
-from shears.data.forms import form_of_rows
+from shears.data.forms import TrainedForm, form_of_rows
 from shears.data.rows import read_rows, refuse_same, source_fingerprint
 from shears.errors import InputError
 from shears.models.devices import computing_dtype, narrow_linears, pick_device
@@ -37,10 +34,9 @@ from shears.quantization.training import write_grids
 from shears.records import artifacts
 from shears.records.artifacts import read_rows as read_journal
 from shears.records.paths import expanded
-from shears.records.trained_form import TrainedForm
 from shears.training import teacher as teaching
 from shears.training.batches import EpochOrder, padding
-from shears.training.checkpoints import first_process_first, training_folder
+from shears.training.checkpoints import first_process_first, origin_of, training_folder
 from shears.training.fit import Training, best_step, fit, validation_losses
 from shears.training.teacher import TeacherSource, TeacherTargets
 from shears.writing.written import answers_source
@@ -58,13 +54,13 @@ def train(model: str | Path, output: str | Path, **config: Any) -> Path:
     settings = build(TrainConfig, "train", config)
     base = resolve(model)
     base.refuse_package("train")
-    skeleton = empty_model(base.folder, known_config(base.folder), torch.float32)
+    skeleton = empty_model(base.folder)
     settings = settings.model_copy(update={"groups": with_auto(settings.groups, skeleton)})
     build_space(skeleton, settings.groups, settings.ranks)  # groups that misfit are refused before a teacher computes
     teacher = teaching.find_teacher(settings.teacher) if settings.teacher else None
     if teacher:
         teaching.refuse_other_vocabulary(teacher, base)
-    origin = teaching.origin_of(base, settings, teacher)
+    origin = origin_of(base, settings, teacher.fingerprint if teacher else None)
     if validation := settings.validation_source:
         refuse_same(validation, settings.data, "train.validation must be other examples than data")
         origin |= {"validation_sha256": sha} if (sha := source_fingerprint(validation)) else {}

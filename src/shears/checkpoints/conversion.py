@@ -7,19 +7,17 @@ tests/checkpoints/test_conversion.py pins them.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, core_model_loading
-from transformers import initialization as init
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.logging import set_tqdm_hook
 
 from shears.checkpoints.tensor_files import TensorFiles, refuse_missing, refuse_non_finite
-from shears.checkpoints.without_code import UnsupportedCheckpoint, build_causal_model, loading
+from shears.checkpoints.without_code import UnsupportedCheckpoint
 
 META = torch.device("meta")
 RULE = "a model read part by part must"
@@ -135,13 +133,6 @@ class Conversion:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.as_stored(group).items()}
         if shapes != {name: self.files.shape(name) for name in group.tensors}:
             raise UnsupportedCheckpoint(f"{RULE} convert back into its files, {group.parameters[0]} does not")
-
-
-def empty_model(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model in evaluation mode on the meta device, as from_pretrained builds it."""
-    with loading(folder), META, init.no_tie_weights(), init.meta_device_safe_creation_ops():
-        model: PreTrainedModel = build_causal_model(config, dtype=dtype).eval()
-    return model
 
 
 def make_buffers(model: PreTrainedModel, device: torch.device) -> None:

@@ -51,10 +51,6 @@ def marked(config: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> dict
     return {**config, QUANTIZATION: method, WEIGHTS: REQUIRED}
 
 
-def unmarked(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in (QUANTIZATION, WEIGHTS)}
-
-
 def is_block_matrix(name: str, spec: Spec) -> bool:
     """Return whether a tensor may be packed: a matrix of a decoder block that is no router."""
     dtype, shape = spec
@@ -235,10 +231,6 @@ class Package:
             return tensor.float() * scales[:, None]
         codes = layout.unpack_nibbles(tensor, entry.shape[1])
         return grid.dequantize_blocks(codes, scales, self.tensors[f"{name}.zeros"])
-
-
-def is_package(folder: str | Path) -> bool:
-    return (Path(folder) / PACKAGE_FILE).is_file()
 
 
 def read_package(folder: str | Path, *, verify: bool = True) -> Package:

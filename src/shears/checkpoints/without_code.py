@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
@@ -146,3 +147,13 @@ def read_config(folder: Path) -> Any:
     if (folder / ADAPTER_CONFIG).exists():
         raise UnsupportedCheckpoint(f"a model read part by part must be without an adapter, {folder} has one")
     return config
+
+
+def empty_model(folder: Path, config: Any = None, dtype: torch.dtype = torch.float32) -> "PreTrainedModel":
+    """Return a folder's model in evaluation mode on the meta device, as from_pretrained builds it."""
+    from transformers import initialization as init
+
+    config = known_config(folder) if config is None else config
+    with loading(folder), torch.device("meta"), init.no_tie_weights(), init.meta_device_safe_creation_ops():
+        model: PreTrainedModel = build_causal_model(config, dtype=dtype).eval()
+    return model

@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from shears.config.export_options import FORMATS
+from shears.data.forms import UNKNOWN, trained_form
 from shears.progress import VisibleConsole, is_first_process
 from shears.records import figures
 from shears.records.artifacts import PACKAGE, WRITTEN_TEXT, find_record, read_json
 from shears.records.figures import cell, figure, interval, ranks_by_kind, ranks_of, size, table_rows
 from shears.records.folders import free_bytes
-from shears.records.trained_form import UNKNOWN, trained_form
 
 if TYPE_CHECKING:
     from shears.runs.plan import RunPlan
@@ -25,7 +25,7 @@ console = VisibleConsole(quiet=not is_first_process())
 
 INSTRUCTION_SETS = ("amx", "avx512", "avx2", "neon_dot", "neon", "portable")  # of the kernels, the fastest first
 WHOLE_MODELS = {form.folder for form in FORMATS.values() if form.is_model}
-STAGES = {"name": "stage", "state": "state", "work": "work", "hours": "hours", "memory": "memory", "disk": "disk"}
+STAGES = {"name": "stage", "state": "state", "work": "work", "memory": "memory", "disk": "disk"}
 COSTS = {"name": "stage", "work": "what it does", "seconds": "minutes", "memory": "memory", "disk": "disk"}
 COLUMNS = 8  # kinds of linears side by side: as many as 80 characters hold
 
@@ -224,22 +224,10 @@ def print_gpu_check(data: Record) -> None:
 
 
 def print_plan(plan: "RunPlan") -> None:
-    """Print the plan of a run, with hours by rates that are timed now."""
-    from shears.runs.hours import device_memory, timed_rates
-
+    """Print the plan of a run."""
     weights = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "size unknown"
-    places = sorted({stage.place for stage in plan.stages if stage.flops is not None})
-    rates = timed_rates(places)
-    rows = [{**vars(stage), "memory": stage.peak, "hours": stage.hours(rates)} for stage in plan.stages]
+    rows = [{**vars(stage), "memory": stage.peak} for stage in plan.stages]
     print_rows(table_rows(rows, STAGES), f"{plan.model}, {weights}")
-    print_line("hours: arithmetic (FLOP by the rate of a product), confirmed by no run; -: not known")
-    for place in places:
-        rate = rates.get(place)
-        found = f"{rate / 1e12:.2g} TFLOP/s, timed now by one product" if rate else "not on this machine"
-        print_line(f"  {' in '.join(place)}: {found}")
-    for device in sorted({stage.place[0] for stage in plan.stages}):
-        if held := device_memory(device):
-            print_line(f"  {device}: {held[0]}, {size(held[1])} of memory")
     print_line(f"memory: about, of the longest rows; disk: files that stay in {plan.folder}")
     print_line(f"{size(plan.bytes_to_write)} to write, {size(free_bytes(plan.folder))} free there")
 

@@ -13,12 +13,12 @@ from shears.cli.options import SET, Adapter, Json, Values, app, argument, option
 from shears.config.export_options import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
 from shears.config.sparsify_options import EMBEDDED
+from shears.data.forms import UNKNOWN, trained_form
 from shears.errors import RECORD_ERRORS, InputError
 from shears.records.artifacts import COMPRESS, RESULT, read_json
 from shears.records.folders import refuse_taken
 from shears.records.paths import expanded
 from shears.records.timing import real_seconds
-from shears.records.trained_form import UNKNOWN, trained_form
 
 Out = Annotated[str, argument("OUT", "Folder to write; must not exist.")]
 BaseModel = Annotated[str, argument("MODEL", "smollm2-135m, a hub id, a model folder or a .gguf file.")]
@@ -263,7 +263,7 @@ def run(
     recipe: Annotated[str, argument("FILE", "Recipe: model, output and one section per stage.")],
     output: Annotated[str | None, option("FOLDER", "Folder of the run; overrides the recipe's.")] = None,
     set_: SET = None,
-    dry_run: Annotated[bool, switch("--dry-run", "Only print the plan: tokens, hours, memory, disk.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Only print the plan: tokens, memory, disk.")] = False,
 ) -> None:
     """Run all stages of a recipe.
 

@@ -14,6 +14,7 @@ from shears.config.evaluate_options import ANSWER_FORMS, NEVER_CHAT, TEMPLATE
 from shears.config.fields import CHAT
 from shears.config.resolve import build
 from shears.data.calibration import has_instructions
+from shears.data.forms import trained_template
 from shears.data.rows import source_fingerprint
 from shears.data.templates import DEFAULT_TEMPLATE
 from shears.errors import InputError
@@ -26,7 +27,6 @@ from shears.models.ref import AnyModel, ModelRef, load_tokenizer, resolve_with
 from shears.records.artifacts import as_data, weights_fingerprint, write_json
 from shears.records.folders import check_writable
 from shears.records.paths import expanded, file_fingerprint
-from shears.records.trained_form import trained_template
 from shears.runtime.loading import generation_settings, native_backend
 
 SETTINGS = frozenset({".json", ".jinja", ".txt", ".model"})

@@ -36,7 +36,7 @@ from transformers import PreTrainedTokenizerBase
 from shears.checkpoints.tensor_files import Spec, TensorFiles
 from shears.checkpoints.without_code import read_config
 from shears.config import ExportConfig
-from shears.data.forms import prompt_in
+from shears.data.forms import TrainedForm, form_of_record, prompt_in
 from shears.errors import InputError
 from shears.export.merge import write_merged
 from shears.export.peft import recorded_settings, refuse_ranks
@@ -47,7 +47,6 @@ from shears.quantization.training import read_grids
 from shears.records import artifacts
 from shears.records.artifacts import __version__
 from shears.records.paths import ADAPTER_CONFIG, expanded, file_fingerprint
-from shears.records.trained_form import TrainedForm, form_of_record
 from shears.runtime.loading import generation_settings
 from shears.runtime.native.architectures import DecoderPlan, plan_of
 

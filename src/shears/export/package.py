@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.conversion import empty_model
-from shears.checkpoints.package_file import PACKAGE_FILE, Package, marked, unmarked
+from shears.checkpoints.package_file import PACKAGE_FILE, QUANTIZATION, WEIGHTS, Package, marked
 from shears.checkpoints.tensor_files import SINGLE, TensorFile, TensorFiles
-from shears.checkpoints.without_code import read_config
+from shears.checkpoints.without_code import empty_model, read_config
 from shears.config import ExportConfig
+from shears.data.forms import template_of_record
 from shears.errors import InputError, reading
 from shears.export.calibrated import round_calibrated
 from shears.export.merge import write_merged
@@ -31,7 +31,6 @@ from shears.records import artifacts
 from shears.records.artifacts import __version__
 from shears.records.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.records.publishing import write_card
-from shears.records.trained_form import template_of_record
 
 OF_MERGED = (
     "super_adapter_fingerprint", "template", artifacts.FORM, "data", "data_sha256", "ranks", artifacts.TRAINED_BEFORE,
@@ -123,7 +122,7 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     if source.grids:
         settings = settings.model_copy(update={"values": "int4"})
     form = choose_form(files.specs, settings, getattr(config.get_text_config(), "vocab_size", None))
-    modules = empty_model(folder, config, torch.float32).named_modules()
+    modules = empty_model(folder, config).named_modules()
     packing = Packing(files, form, [name for name, module in modules if isinstance(module, Conv1D)], source.grids)
     calibrated: dict[str, Any] = {}
     packing.begin(work / PACKAGE_FILE, source.adapter)
@@ -171,7 +170,7 @@ def write_unpacked(source: str, work: Path, model: str | None, settings: ExportC
     file = TensorFile(work / SINGLE, package.model_specs(quantized=next(named, torch.bfloat16)), {"format": "pt"})
     for name, tensor in package.model_tensors():
         file.put(name, tensor.to(file.specs[name][0]))
-    copy_configs(ref.folder, work, unmarked(config))
+    copy_configs(ref.folder, work, {key: value for key, value in config.items() if key not in (QUANTIZATION, WEIGHTS)})
     save_tokenizer(ref, work)
     fingerprint = artifacts.weights_fingerprint(work)
     if package.index.adapter:

@@ -19,8 +19,6 @@ from huggingface_hub import snapshot_download
 
 from shears.config.sparsify_options import EMBEDDED, Embedded
 from shears.errors import InputError, reading
-from shears.records.artifacts import GGUF, GGUF_FILE
-from shears.records.paths import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,14 +53,6 @@ def download(name: str) -> Path:
 
 def fetch(name: str) -> Path:
     return _made_once(cache_folder() / name, lambda work: _convert_embedded(EMBEDDED[name], work))
-
-
-def gguf_named(name: str | Path) -> Path | None:
-    """Return the .gguf file that a name stands for: the file, or a folder of format gguf; else None."""
-    path = expanded(name)
-    if (path / GGUF).is_file():
-        path = path / GGUF_FILE
-    return path if path.suffix == ".gguf" and path.is_file() else None
 
 
 def convert_gguf(file: Path, dtype: GgufDtype = "fp32") -> Path:

@@ -11,10 +11,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from shears.checkpoints import without_code
-from shears.checkpoints.package_file import Package, is_package, read_package
+from shears.checkpoints.package_file import PACKAGE_FILE, Package, read_package
 from shears.config.sparsify_options import EMBEDDED
 from shears.errors import InputError, reading
-from shears.models.fetching import convert_gguf, download, fetch, gguf_named
+from shears.models.fetching import convert_gguf, download, fetch
 from shears.records import artifacts
 from shears.records.artifacts import check_input, find_record, read_record
 from shears.records.paths import ADAPTER_CONFIG, expanded
@@ -39,7 +39,7 @@ class ModelRef:
 
     @property
     def is_package(self) -> bool:
-        return is_package(self.folder)
+        return (self.folder / PACKAGE_FILE).is_file()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -63,6 +63,14 @@ class ModelRef:
                 f"a model to {use} must be a model folder, got the package {self.name}; shears export --format "
                 "unpacked makes one"
             )
+
+
+def gguf_named(name: str | Path) -> Path | None:
+    """Return the .gguf file that a name stands for: the file, or a folder of format gguf; else None."""
+    path = expanded(name)
+    if (path / artifacts.GGUF).is_file():
+        path = path / artifacts.GGUF_FILE
+    return path if path.suffix == ".gguf" and path.is_file() else None
 
 
 AnyModel = ModelRef | str | Path

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from shears.checkpoints import conversion
 from shears.checkpoints.conversion import ConversionGroup
 from shears.checkpoints.tensor_files import TensorFiles, TensorWriter, in_dtype_with_zeros
-from shears.checkpoints.without_code import LOADING_ERRORS, UnsupportedCheckpoint, read_config
+from shears.checkpoints.without_code import LOADING_ERRORS, UnsupportedCheckpoint, empty_model, read_config
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks
 
@@ -55,7 +55,7 @@ class StreamedModel(BlockSource):
         formats = map(self.files.dtype, self.files.names)
         stored = next((each for each in formats if each.is_floating_point), torch.float32)
         dtype = dtype or config.dtype or config.get_text_config().dtype or stored
-        super().__init__(conversion.empty_model(folder, config, dtype))
+        super().__init__(empty_model(folder, config, dtype))
         self.device = torch.device(device)
         try:
             self._conversion = conversion.Conversion(self.model, self.files, dtype)

@@ -14,6 +14,7 @@ from shears.checkpoints.without_code import known_config
 from shears.config import CompressConfig, TrainConfig
 from shears.config.resolve import build
 from shears.data.calibration import text_template, text_tokens
+from shears.data.forms import trained_template
 from shears.data.rows import read_rows
 from shears.errors import InputError, reading
 from shears.models.load import refuse_unknown
@@ -32,12 +33,15 @@ from shears.records.figures import packages_of
 from shears.records.folders import named_folder, refuse_full_disk, refuse_taken, run_lock
 from shears.records.paths import expanded
 from shears.records.timing import machine, timed
-from shears.records.trained_form import trained_template
 from shears.runs.candidates import (
+    LENGTH,
     RULE,
+    Amounts,
     Candidate,
+    Effort,
     all_candidates,
     best,
+    efforts,
     figures_of,
     following,
     meeting,
@@ -45,7 +49,6 @@ from shears.runs.candidates import (
     training_of,
 )
 from shears.runs.costs import AS_IT_CAME, TEACHER, fitted, left_out, measured_speeds, sentences, stage_seconds
-from shears.runs.effort import LENGTH, Amounts, Effort, efforts
 from shears.runs.exam import NEW_TOKENS, ROUNDS, Exam, Texts, answers_of, longest_answer, split_text, task_of_rows
 from shears.runs.pipeline import run
 from shears.runs.plan import plan, quietly

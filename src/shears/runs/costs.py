@@ -24,8 +24,7 @@ from shears.models.devices import autocast, computing_dtype
 from shears.models.load import load_model
 from shears.models.ref import ModelRef, load_tokenizer
 from shears.records.artifacts import TRAINING_TIMES, as_data
-from shears.runs.candidates import Candidate, masked_for, training_of
-from shears.runs.effort import BATCH, FEWEST_STEPS, Amounts, Effort
+from shears.runs.candidates import BATCH, FEWEST_STEPS, Amounts, Candidate, Effort, masked_for, training_of
 from shears.runs.exam import Exam, Texts
 from shears.runs.plan import quietly
 from shears.sparsity.prune import sparsify_model

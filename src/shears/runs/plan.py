@@ -1,7 +1,10 @@
-"""The plan of a run: work, memory and disk of each stage; no weight is loaded or downloaded."""
+"""The plan of a run: work, memory and disk of each stage, by arithmetic; no weight is loaded or downloaded.
+
+H hidden and F intermediate features of a Llama.
+"""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,34 +26,33 @@ from shears.models.properties import cache_bytes
 from shears.records.artifacts import EVALUATION, RECIPE
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
-from shears.runs.hours import Place, block_bytes, mean_tokens, training_bytes
 from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, shape_of
 from shears.runs.stages import DENSE_LORA, baseline_configs, run_folder, stages_of, with_calibration
+from shears.training.fit import FORWARD_TOKENS, MICRO_BATCH
 from shears.training.losses import PIECE
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others: as heuristic
-CHEAP = ("wanda", "magnitude")  # methods that take hardly more than the forward passes
 ADAM_BYTES = 4 * FP32_BYTES  # weight, gradient and two moments of a trained weight, all fp32
 
+CHARACTERS = 4  # of a token, about
 LONGEST: int = TrainConfig.model_fields["max_length"].default  # tokens of a row without a training
 LOGITS = 4 * FP32_BYTES * PIECE  # bytes of logits that a loss holds
 
 
 class Estimate(NamedTuple):
-    """Work in words; bytes of weights and optimizer, and of activations and caches; FLOP."""
+    """Work in words; bytes of weights and optimizer, and of activations and caches."""
 
     work: str
     memory: int | None
     activations: float = 0
-    flops: float | None = None
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage: its state and work in words; bytes and floating-point operations, None if unknown.
+    """A stage: its state and work in words, and bytes, None if unknown.
 
     `memory` are weights and optimizer, `activations` those of the largest batch with the cache of
-    keys and values; `place` is the device and the number format of the products.
+    keys and values, computed on `device`.
     """
 
     name: str
@@ -58,19 +60,13 @@ class PlannedStage:
     work: str
     memory: int | None
     activations: int
-    flops: float | None
     disk: int | None
-    place: Place
+    device: str
 
     @property
     def peak(self) -> int | None:
         """Bytes of weights, optimizer, activations and cache, about; None if unknown."""
         return None if self.memory is None else self.memory + self.activations
-
-    def hours(self, rates: Mapping[Place, float]) -> float | None:
-        """Return the FLOP by the rate of the place, in hours; None if one is unknown."""
-        rate = rates.get(self.place)
-        return None if self.flops is None or rate is None else self.flops / rate / 3600
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     stages = [
         PlannedStage(
             name, state, (own := _estimate(basis, name)).work, own.memory, round(own.activations),
-            own.flops, basis.disk(name), basis.place(name),
+            basis.disk(name), basis.place(name)[0],
         )
         for name, state in states.items()
     ]  # fmt: skip
@@ -149,7 +145,7 @@ class _Basis:
         dtype = DTYPES.get(weights)
         return stored if dtype is None or self.shape is None else dtype.itemsize * self.shape.parameters
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> tuple[str, str]:
         """Return the device of a stage, maybe of another machine, and its number format."""
         config: Any = baseline_configs(self.recipe).get(name) or getattr(self.recipe, name)
         device = str(pick_device("auto")) if config.device == "auto" else config.device
@@ -234,10 +230,8 @@ def _sparsify(basis: _Basis) -> Estimate:
     # copy too), twice the second moments of the widest linear
     blocks = 6 if is_fitted else 2
     memory = FP32_BYTES * (shape.beside + blocks * shape.block + 2 * moments) + hidden
-    flops = 4.0 * shape.linear_weights * num_tokens  # every block reads its tokens twice
     held = block_bytes(shape, basis.item("sparsify")) * config.sequence_length * (num_tokens > 0)
-    is_cheap = config.method in CHEAP and not is_fitted
-    return Estimate(work, memory, held, flops if is_cheap else None)
+    return Estimate(work, memory, held)
 
 
 def _heal(basis: _Basis) -> Estimate:
@@ -253,8 +247,7 @@ def _heal(basis: _Basis) -> Estimate:
     memory = sum(basis.loaded(size, dtype) or 0 for size in (basis.dense, basis.sparse)) + trained
     every, length = basis.shape.sides, config.sequence_length
     held = training_bytes(basis.shape, basis.item("heal"), config, every, length)
-    flops = 2.0 * basis.shape.products * tokens * (4 + config.recompute)  # the teacher's forward too
-    return Estimate(work, memory, held + LOGITS, flops)
+    return Estimate(work, memory, held + LOGITS)
 
 
 def _trained_dtype(config: LoopConfig) -> str:
@@ -264,7 +257,7 @@ def _trained_dtype(config: LoopConfig) -> str:
 
 
 def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None, name: str = "train") -> Estimate:
-    examples, words, mean = _amount(config.data)
+    examples, words = _amount(config.data)
     count = round((examples or 0) * (1 - (config.validation_share or 0)))
     passes = "1 to 10" if config.epochs is None else f"{config.epochs:g}"
     steps = f"{config.num_steps(count):,} steps" if count or config.max_steps else f"{passes} epochs in steps"
@@ -275,25 +268,21 @@ def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None, name:
         return Estimate(work, None)
     adapted, item = basis.ranks(SearchSpace.maximal), basis.item(name)
     held = training_bytes(basis.shape, item, config, adapted, config.max_length)
-    times = 2 + config.recompute + (config.teacher is not None)  # forward, gradients of its inputs
-    read = config.num_steps(count) * config.batch_size * mean
-    flops = 2.0 * times * basis.shape.products * read if mean else None
-    return Estimate(work, loaded + ADAM_BYTES // FP32_BYTES * basis.adapter(), held + LOGITS, flops)
+    return Estimate(work, loaded + ADAM_BYTES // FP32_BYTES * basis.adapter(), held + LOGITS)
 
 
 def _search(basis: _Basis) -> Estimate:
     config = basis.recipe.search
     assert config is not None
     size = f" of {basis.space.size:.3g}" if basis.space else ""
-    rows, data, mean = _amount(config.data, config.limit)
+    _, data = _amount(config.data, config.limit)
     work = f"{config.strategy}, up to {config.budget}{size} configurations, each on {data}"
     device, precision = basis.place("search")
     loaded = basis.loaded(basis.sparse, config.weights if device == "cpu" else precision)
     if loaded is None or basis.shape is None:
         return Estimate(work, None)
     held = block_bytes(basis.shape, basis.item("search")) * config.batch_size * basis.longest
-    flops = 2.0 * basis.shape.products * config.budget * (rows or 0) * mean if mean else None
-    return Estimate(work, loaded + basis.adapter(), held + LOGITS, flops)
+    return Estimate(work, loaded + basis.adapter(), held + LOGITS)
 
 
 def _export(basis: _Basis) -> Estimate:
@@ -333,6 +322,34 @@ ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = {
 }
 
 
+def block_bytes(shape: Shape, item: int, adapted: Collection[str] = (), dropout: float = 0.0) -> float:
+    """Return the bytes of a token that the backward of a block needs, in `item` bytes a number.
+
+    They are two inputs of norms in fp32, the linears' outputs that are not added to the residual
+    stream, the input of the output projection, the activation function, and the inputs of adapted
+    linears with the masks of their dropout. In 16 bits a Llama has 16 H + 6 F beside adapters.
+    """
+    outputs = sum(outputs for outputs, _ in shape.sides.values()) / shape.num_blocks
+    widest = max(outputs for outputs, _ in shape.sides.values())
+    inputs = sum(shape.sides[name][1] for name in adapted) / shape.num_blocks
+    own = 2 * FP32_BYTES * shape.width + item * (outputs - shape.width + widest)
+    return own + (item + (dropout > 0)) * inputs
+
+
+def training_bytes(shape: Shape, item: int, config: LoopConfig, adapted: Collection[str], length: int) -> float:
+    """Return the bytes of activations of the largest micro-batch, whose examples have `length` tokens.
+
+    With `recompute` they are the inputs of all blocks and the activations of one.
+    """
+    block = block_bytes(shape, item, adapted, getattr(config, "dropout", 0.0))
+    tokens = (config.micro_batch_size or MICRO_BATCH) * length
+    if config.micro_batch_size is None:
+        tokens = max(tokens, FORWARD_TOKENS)
+    if config.recompute:
+        return tokens * (block + item * shape.width * shape.num_blocks)
+    return tokens * block * shape.num_blocks
+
+
 def _is_local(source: str) -> bool:
     return source.partition(":")[0] == ARITHMETIC or expanded(source).is_file()
 
@@ -341,16 +358,15 @@ def _shown(source: str) -> str:
     return source if _is_local(source) else f"{source} (not here yet)"
 
 
-def _amount(source: str, limit: int | None = None) -> tuple[int | None, str, float]:
-    """Return how many examples a source has, the same in words, and their mean tokens; None, 0: unknown."""
+def _amount(source: str, limit: int | None = None) -> tuple[int | None, str]:
+    """Return how many examples a source has, None if unknown, and the same in words."""
     if not _is_local(source):
         count = f"up to {limit:,}" if limit else "an unknown number of"
-        return limit, f"{count} examples ({source} is not here yet)", 0.0
+        return limit, f"{count} examples ({source} is not here yet)"
     with quietly():
         rows = read_rows(source)[:limit]
-    mean = mean_tokens(rows)
-    words = f"{len(rows):,} examples of {source}, about {len(rows) * mean:,.0f} tokens"
-    return len(rows), words, mean
+    tokens = sum(len(str(value)) for row in rows for value in row.values()) / CHARACTERS
+    return len(rows), f"{len(rows):,} examples of {source}, about {tokens:,.0f} tokens"
 
 
 @contextmanager

@@ -10,16 +10,15 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.conversion import empty_model
 from shears.checkpoints.tensor_files import Spec, TensorFiles
-from shears.checkpoints.without_code import LOADING_ERRORS, known_config
+from shears.checkpoints.without_code import LOADING_ERRORS, empty_model
 from shears.config import ExportConfig
 from shears.config.sparsify_options import EMBEDDED
 from shears.export.gguf import planned_gguf_bytes
 from shears.export.packing import choose_form, planned_bytes
 from shears.models.blocks import decoder_blocks, linear_matrix, linears
-from shears.models.fetching import cache_folder, gguf_config, gguf_named
-from shears.models.ref import resolve
+from shears.models.fetching import cache_folder, gguf_config
+from shears.models.ref import gguf_named, resolve
 from shears.records.paths import PREFIX, A, B, expanded
 
 FP32_BYTES = 4
@@ -50,9 +49,8 @@ class Shape:
     """A model on the meta device, its folder if it is here, the bytes of its files if known.
 
     Numbers of weights: `parameters` (tied ones count once), `beside` the decoder blocks, `block` in
-    the largest of them (there are `num_blocks`), `linear_weights` in their linears, `products` also in
-    the head. `sides` are outputs and inputs of every
-    linear there by name, `width` is the size of the hidden states.
+    the largest of them (there are `num_blocks`), `linear_weights` in their linears. `sides`
+    are outputs and inputs of every linear there by name, `width` is the size of the hidden states.
     """
 
     def __init__(self, model: nn.Module, folder: Path | None = None, file_bytes: int | None = None) -> None:
@@ -73,7 +71,6 @@ class Shape:
             for name, linear in linears(block).items()
         }
         self.linear_weights = sum(outputs * inputs for outputs, inputs in self.sides.values())
-        self.products = self.linear_weights + model.get_input_embeddings().weight.numel()  # type: ignore[operator]
 
     def adapter_parameters(self, ranks: Mapping[str, int]) -> int:
         """Return the number of LoRA's parameters: rank x (outputs + inputs) for every linear."""
@@ -122,17 +119,17 @@ def shape_of(name: str, dtype: str = "auto") -> Shape | None:
     folder or a .gguf file without a model that transformers knows.
     """
     if (file := gguf_named(name)) is not None:
-        shape = Shape(empty_model(file, gguf_config(file), torch.float32))
+        shape = Shape(empty_model(file, gguf_config(file)))
         shape.file_bytes = shape.parameters * (BF16_BYTES if dtype == "bf16" else FP32_BYTES)
         return shape
     folder = _folder(name)
     if folder is not None:
         files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        return Shape(empty_model(folder, known_config(folder), torch.float32), folder, files or None)
+        return Shape(empty_model(folder), folder, files or None)
     if name not in PUBLISHED:
         return None
     kind, settings = PUBLISHED[name]
-    shape = Shape(empty_model(Path(name), AutoConfig.for_model(kind, **settings), torch.float32))
+    shape = Shape(empty_model(Path(name), AutoConfig.for_model(kind, **settings)))
     if name in EMBEDDED:  # converted first
         shape.file_bytes = FP32_BYTES * shape.parameters
     return shape

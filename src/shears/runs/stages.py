@@ -20,8 +20,7 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError, reading
 from shears.export.peft import export_adapter
 from shears.models.devices import pick_device, resolved_precision
-from shears.models.fetching import gguf_named
-from shears.models.ref import resolve
+from shears.models.ref import gguf_named, resolve
 from shears.records import artifacts
 from shears.records.artifacts import as_data
 from shears.records.folders import named_folder

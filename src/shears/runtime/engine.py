@@ -16,10 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config import SamplingConfig
 from shears.config.resolve import build
-from shears.data.forms import prompt_in, turns_in
+from shears.data.forms import TrainedForm, prompt_in, turns_in
 from shears.data.tokens import encode_rendered, prompt_ids, render_turns
 from shears.errors import InputError
-from shears.records.trained_form import TrainedForm
 from shears.runtime.backend import Backend
 from shears.runtime.batch import Batch
 from shears.runtime.continuation import Continuation, Decode, TextSettings

@@ -18,12 +18,12 @@ from shears.checkpoints.without_code import known_config, load_generation_config
 from shears.config.export_options import FORMATS
 from shears.config.resolve import build
 from shears.config.serve_options import RunningConfig
+from shears.data.forms import trained_form
 from shears.errors import reading
 from shears.models.devices import device_of, set_threads
 from shears.models.ref import AnyModel, ModelRef, end_tokens, load_tokenizer, resolve_with
 from shears.records.artifacts import COMPRESS, RECIPE, read_json
 from shears.records.paths import expanded
-from shears.records.trained_form import trained_form
 from shears.runtime.backend import MOST_SEQUENCES, Backend
 from shears.runtime.engine import Engine
 from shears.runtime.native import kernels_available

@@ -12,6 +12,7 @@ from shears.config import SparsifyConfig
 from shears.config.fields import TemplateName
 from shears.config.resolve import build
 from shears.data.calibration import Calibration, calibration_batches
+from shears.data.forms import trained_template
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.models.devices import pick_device, resolved_precision
@@ -22,7 +23,6 @@ from shears.records.artifacts import SPARSITY, as_data
 from shears.records.folders import CHECKPOINTS, working_folder
 from shears.records.paths import expanded
 from shears.records.publishing import write_card
-from shears.records.trained_form import trained_template
 from shears.sparsity.checkpoint import Checkpoint
 from shears.sparsity.prune import prune_blocks
 from shears.sparsity.rewrite import rewriting

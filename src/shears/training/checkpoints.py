@@ -11,8 +11,10 @@ from pathlib import Path
 from accelerate import PartialState
 
 from shears.config.train_options import LoopConfig
+from shears.data.rows import source_fingerprint
 from shears.errors import reading
 from shears.models.devices import pick_device, resolved_precision
+from shears.models.ref import ModelRef
 from shears.progress import is_first_process, launched
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES, as_data, read_rows, write_rows
 from shears.records.folders import CHECKPOINTS, MARKER, partial_folder, working_folder
@@ -20,6 +22,12 @@ from shears.records.publishing import write_card
 
 logger = logging.getLogger(__name__)
 CHANGEABLE = {"save_steps", "recompute"}  # options that do not change the result
+
+
+def origin_of(base: ModelRef, settings: LoopConfig, teacher: str | None) -> dict[str, str | None]:
+    """Return the fingerprints of what a training reads; `teacher` is its teacher's."""
+    taught = {} if teacher is None else {"teacher_fingerprint": teacher}
+    return {"base_fingerprint": base.fingerprint, "data_sha256": source_fingerprint(settings.data), **taught}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from shears.config.fields import TemplateName
 from shears.config.resolve import build
 from shears.data.calibration import check_text, text_template, text_tokens
 from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
+from shears.data.forms import trained_template
 from shears.errors import InputError
 from shears.models.blocks import block_matrices
 from shears.models.devices import DTYPES, pick_device, resolved_precision
@@ -28,13 +29,12 @@ from shears.records import artifacts
 from shears.records.artifacts import HEALED
 from shears.records.folders import refuse_full_disk
 from shears.records.paths import expanded
-from shears.records.trained_form import trained_template
 from shears.sparsity.rewrite import LinearSparsity, add_zeros, in_format, overall_sparsity, rewriting
 from shears.training import kept_weights as kept
 from shears.training.batches import padding
-from shears.training.checkpoints import first_process_first, training_folder
+from shears.training.checkpoints import first_process_first, origin_of, training_folder
 from shears.training.fit import Training, fit
-from shears.training.teacher import TeacherSource, find_teacher, origin_of, refuse_other_vocabulary, teacher_targets
+from shears.training.teacher import TeacherSource, find_teacher, refuse_other_vocabulary, teacher_targets
 from shears.writing.written import text_source
 
 
@@ -53,7 +53,7 @@ def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
     check_text(settings.data, settings.columns)
     refuse_full_disk(output, weights_bytes(base.folder))
     teacher = teacher_of(base, settings)
-    origin = origin_of(base, settings, teacher)
+    origin = origin_of(base, settings, teacher.fingerprint)
     if settings.recovery:
         origin["recovery_fingerprint"] = recovery_record(base)["fingerprint"]
     with training_folder(output, settings, origin) as work:

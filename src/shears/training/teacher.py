@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from shears.checkpoints.without_code import known_config
 from shears.config.train_options import LoopConfig
 from shears.data.examples import IGNORED, Tokenized, rows_fingerprint
-from shears.data.rows import source_fingerprint
 from shears.errors import InputError, reading
 from shears.models.devices import autocast, computing_dtype, device_of, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
@@ -89,11 +88,6 @@ def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
             f"a teacher must have the vocabulary of the model that it teaches, token for token: {teacher.name} has "
             f"{sizes[0]:,} words, {student.name} {sizes[1]:,}; take the model that it was pruned from"
         )
-
-
-def origin_of(base: ModelRef, settings: LoopConfig, teacher: TeacherSource | None) -> dict[str, str | None]:
-    taught = {} if teacher is None else {"teacher_fingerprint": teacher.fingerprint}
-    return {"base_fingerprint": base.fingerprint, "data_sha256": source_fingerprint(settings.data), **taught}
 
 
 @dataclass(frozen=True)

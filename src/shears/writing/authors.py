@@ -15,13 +15,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from shears.config import SamplingConfig, WriteConfig
-from shears.data.forms import turns_in
+from shears.data.forms import TrainedForm, turns_in
 from shears.data.rows import Row
 from shears.data.rules import rule_of
 from shears.data.templates import DEFAULT_TEMPLATE, chat_turns, render_prompt
 from shears.data.tokens import encode, encode_rendered, prompt_ids, render_turns, turns_of
 from shears.errors import InputError
-from shears.records.trained_form import TrainedForm
 from shears.runtime.continuation import Continuation, TextSettings
 
 MARK = "\u241fwords\u241f"  # stands for a turn's words where the template is cut apart

@@ -14,6 +14,7 @@ from shears.checkpoints.without_code import known_config
 from shears.config import WriteConfig
 from shears.config.resolve import build
 from shears.config.serve_options import ANSWERED, WRITTEN, is_written
+from shears.data.forms import trained_form
 from shears.data.rows import OWN_NAMES, Row, as_json_lines, read_rows
 from shears.data.rules import rule_of
 from shears.data.templates import TO_REASON
@@ -28,7 +29,6 @@ from shears.records import artifacts as journal
 from shears.records.artifacts import WRITTEN_TEXT, __version__, write_json
 from shears.records.folders import working_folder
 from shears.records.paths import expanded, file_fingerprint
-from shears.records.trained_form import trained_form
 from shears.runtime.backend import Backend
 from shears.runtime.batch import Batch
 from shears.runtime.continuation import Continuation, TextSettings
