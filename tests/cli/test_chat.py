@@ -90,7 +90,7 @@ def test_a_model_of_plain_rows_sees_each_line_in_their_form(
         assert ("not on chats" in errors) is (words[0] == "chat")
     code, _, errors = call("chat", folder, "--system", "Be short.")
     assert code == 2
-    assert "system needs a model of chats" in errors
+    assert "system needs a model that was trained on chats" in errors
 
 
 class Terminal:

@@ -62,9 +62,9 @@ def test_a_pipe_gets_brackets_and_no_escape(file: Path, call: Call) -> None:
     assert "A:[ 4<|end|>]" in output
     assert r"\x1b[31mred" in output
     assert "\x1b" not in output
-    assert "rows.jsonl: 5 rows, train uses 2\n" in output
-    assert "left out: 1 longer than 60 tokens; --max-length raises that" in output
-    assert "left out: 1 without a completion, the first is row 3" in output
+    assert "rows.jsonl has 5 rows, train uses 2\n" in output
+    assert "left out because they are longer than 60 tokens: 1 (raise --max-length to keep them)" in output
+    assert "left out because they have no completion: 1 (the first is row 3)" in output
     assert "row 4: a row must have the columns" in output
 
 
@@ -78,6 +78,6 @@ def test_data_of_which_train_would_use_no_row_exit_with_2(file: Path, call: Call
     code, output, errors = call("data", file, "--model", "base", "--max-length", "5")
     assert (code, "5 rows, train uses 0" in output) == (2, True)
     assert errors.splitlines()[-1] == (
-        f"error: data must have at least one row that train uses, {file} has none of 5; raise --max-length or correct "
-        "the rows"
+        f"error: data must have at least one row that train can use, {file} has none in 5 rows; "
+        "raise --max-length or correct the rows"
     )

@@ -35,10 +35,12 @@ MISTAKES = {
     "sparsify base base --calibration rows.jsonl": ["must not exist yet"],
     "sparsify base out --sparsity 1.5": ["sparsify.sparsity must be less than 1, got '1.5'"],
     "sparsify base out --sparsity 50 --calibration rows.jsonl": ["sparsify.sparsity must be less than 1, got '50'"],
-    "sparsify base out": ["sparsify.calibration must be given (--calibration) for base: text like that which the"],
+    "sparsify base out": ["sparsify.calibration must be given (--calibration) for base: name text like"],
     "sparsify base out --method magnitude --dtype half": ["must be 'auto', 'fp32', 'bf16' or 'fp16', got 'half'"],
-    "sparsify base out --pattern 3:2": ["must keep 0 < N < M weights, got 3:2"],
-    "sparsify base out --pattern 2:4 --sparsity 0.6": ["2:4 is a sparsity of 0.5 everywhere; set sparsity=0.5"],
+    "sparsify base out --pattern 3:2": ["must be N:M with 0 < N < M, got 3:2"],
+    "sparsify base out --pattern 2:4 --sparsity 0.6": [
+        "2:4 needs sparsity 0.5 and allocation uniform, got sparsity 0.6"
+    ],
     "sparsify base out --pattern diagonal": ["sparsify.pattern must"],
     f"sparsify base out --skip q_porj {SHORT}": ["no linear matches target 'q_porj'", "did you mean 'q_proj'"],
     "sparsify base out --method foo": ["must be 'wanda', 'magnitude', 'sparsegpt' or 'admm', got 'foo'"],

@@ -84,11 +84,13 @@ def test_readings_cut_answers_and_questions_seen_in_training_are_printed(tmp_pat
     lead = {"name": "sparse", "against": "dense", "untrained": True, "difference": gap}
     lines = printed(tables.print_summary, {"task": "gsm8k", "data": "d", "models": models, "lead": lead}, tmp_path)
     assert lines[:3] == [
-        "sparse minus dense, which was not trained on the task:",
+        "sparse minus dense (not trained on the task):",
         "  -3.0 points, 95 % interval -9.8 to +3.9",
-        "  of 100 questions, 7 right only by the first, 10 only by the second",
+        "  of 100 questions, only the first answers 7 correctly, only the second 10",
     ]
-    sentence = "3 of the 1,319 test questions stand in the training data of sparse + sub-adapter; on the others the "
+    sentence = (
+        "3 of the 1,319 test questions also occur in the training data of sparse + sub-adapter; on the others the "
+    )
     assert f"{sentence}accuracy is 25.0%." in lines
     assert "12 of the 1,319 answers of sparse + sub-adapter were cut at the longest length." in lines
     assert "40.9%" in "".join(lines)
@@ -99,5 +101,5 @@ def test_a_comparison_is_two_tables_and_says_what_its_columns_are(tmp_path: Path
     cells = _cells(lines)
     assert cells[0][:4] == ["dense", "1", "50.0%", "15.0% to 85.0%"]
     assert cells[3][:3] == ["sparse", "-25.0", "-71.7 to +38.3"]
-    assert "p: McNemar, mid-p, two-sided." in lines
+    assert "p is the two-sided p value (McNemar, mid-p)." in lines
     assert max(map(len, lines[:-2])) <= 80

@@ -58,7 +58,7 @@ def test_running_again_skips_every_stage_and_says_so(done: Done, caplog: pytest.
         assert shears.run(load(path), folder) == summary
     assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
     stages = [message for message in caplog.messages if message.startswith("[")]
-    assert stages[0] == "[1/5] sparsify: done before with this configuration, skipped"
+    assert stages[0] == "[1/5] sparsify is already done with these settings"
     models = ("dense", "sparse", "sparse + sub-adapter")
     assert stages[4:] == [f"[5/5] evaluate ({number} of 3): {name}" for number, name in enumerate(models, start=1)]
     times = read_times(folder)  # of the first run alone
@@ -111,7 +111,7 @@ def test_a_test_file_that_changed_is_measured_again_and_training_data_are_refuse
 
 def test_search_never_sees_the_test_split(done: Done, tmp_path: Path) -> None:
     path, _, _ = done
-    with pytest.raises(InputError, match="never the test split"):
+    with pytest.raises(InputError, match="must use other data than evaluate"):
         shears.run(load(path, "search.data=arithmetic:test", "evaluate.data=arithmetic:test"), tmp_path / "new")
     copy = tmp_path / "copy.jsonl"
     copy.write_text("".join(json.dumps(row) + "\n" for row in arithmetic_rows("test")))

@@ -28,7 +28,7 @@ class Stop(NamedTuple):
     says: str
 
 
-CONTINUES = "stopped; the same command continues from there"
+CONTINUES = "stopped; run the same command again to continue"
 STOPS = {
     "search": Stop(
         "search adapter OUT --data rows.jsonl --strategy random --max-evaluations 5 --batch-size 4 --device cpu",

@@ -63,9 +63,11 @@ def test_a_bound_is_met_from_its_own_side() -> None:
 
 
 def test_a_target_out_of_reach_names_the_nearest_candidate() -> None:
-    with pytest.raises(InputError, match=r"within reach \(at most 0.000 GB\); the nearest of 3 .* s50-int4-int4: 4e"):
+    with pytest.raises(
+        InputError, match=r"meet the target \(at most 0.000 GB\); the nearest of 3 .* s50-int4-int4 with 4e"
+    ):
         meeting(Bound.parse("300B"), [HALF, BOTH, FOUR], WEIGHTS)
-    with pytest.raises(InputError, match=r"nearest of 2 candidates is s0-int4: .*20\.0 tokens/s"):
+    with pytest.raises(InputError, match=r"nearest of 2 candidates is s0-int4 with .*20\.0 tokens/s"):
         meeting(Bound.parse("99tok/s"), [HALF, FOUR], WEIGHTS)
     assert meeting(Bound.parse("650B"), [DENSE, FOUR, BOTH], WEIGHTS) == [FOUR, BOTH]
 

@@ -132,7 +132,7 @@ def test_figures_of_models_and_data_to_download_are_unknown(tmp_path: Path) -> N
     run_plan = plan(recipe, tmp_path / "run")
     assert run_plan.parameters is None
     assert {(stage.memory, stage.disk) for stage in run_plan.stages} == {(None, None)}
-    assert "nowhere.jsonl is not here yet" in run_plan.stages[1].work
+    assert "nowhere.jsonl is not on this machine yet" in run_plan.stages[1].work
 
 
 def test_a_dry_run_prints_the_plan(
@@ -144,7 +144,7 @@ def test_a_dry_run_prints_the_plan(
         main()
     printed = " ".join(capfd.readouterr()[0].split())
     assert "sparsify │ to do │ wanda to 50%" in printed
-    assert "free there" in printed
+    assert "are free there" in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -261,7 +261,9 @@ def test_a_calibration_text_must_be_given_but_for_the_embedded_model(tmp_path: P
     save_tiny(tmp_path / "base")
     for act in (plan, shears.run):
         recipe = Recipe.model_validate({"model": str(tmp_path / "base"), "output": str(tmp_path / "run")})
-        with pytest.raises(InputError, match=r"sparsify.calibration must be given \(--calibration\) for .*base: text"):
+        with pytest.raises(
+            InputError, match=r"sparsify.calibration must be given \(--calibration\) for .*base: name text"
+        ):
             act(recipe)
     assert not (tmp_path / "run").exists()
     embedded = Recipe.model_validate({"model": "smollm2-135m", "output": str(tmp_path / "run")})
@@ -270,7 +272,7 @@ def test_a_calibration_text_must_be_given_but_for_the_embedded_model(tmp_path: P
 
 def test_a_package_is_refused_and_a_text_to_download_is_named(tmp_path: Path) -> None:
     run_plan = planned(tmp_path, sparsify={"calibration": "nowhere.txt", "num_samples": 2, "sequence_length": 8})
-    assert run_plan.stages[0].work == "admm to 50%, 2 x 8 = 16 tokens of nowhere.txt (not here yet)"
+    assert run_plan.stages[0].work == "admm to 50% zeros, 2 x 8 = 16 tokens of nowhere.txt (not on this machine yet)"
     shears.export_adapter(tmp_path / "base", tmp_path / "package", format="package")
     with pytest.raises(InputError, match="a model to prune must be a model folder, got the package"):
         plan(

@@ -36,4 +36,4 @@ def test_a_machine_is_shown_with_or_without_the_extension(
     sets = {"isa": "neon_dot", **dict.fromkeys(INSTRUCTION_SETS, False), "portable": True, "neon": True}
     speeds = [{"values": "int8", "sparse": 20.0, "dense": 30.0}]
     print_environment({**data, "instruction_sets": sets, "speeds": speeds})
-    assert "kernels: neon_dot in use of neon, portable\n" in capsys.readouterr().out
+    assert "kernels: use neon_dot; this processor has neon, portable\n" in capsys.readouterr().out

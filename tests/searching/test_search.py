@@ -140,8 +140,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a misspelt key": ({"stratgy": "random"}, r"did you mean 'search\.strategy'"),
     "an unknown strategy": ({"strategy": "magic"}, "search.strategy"),
     "an unknown figure": ({"objective": "latency"}, "search.objective"),
-    "accuracy without a task": ({"objective": "accuracy"}, "task must be given with accuracy"),
-    "a bound of another form": ({"constraint": "loss<3"}, "constraint must be FIGURE<=NUMBER"),
+    "accuracy without a task": ({"objective": "accuracy"}, "task must be given to measure accuracy"),
+    "a bound of another form": (
+        {"constraint": "loss<3"},
+        "constraint must be loss, accuracy or parameters, then <= or >=",
+    ),
     "a space too large": ({"strategy": "exhaustive"}, "max_evaluations must be at least 729, the whole space"),
     "no data": ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
     "the same test": ({"test": "DATA"}, "search.test must be other examples than data"),

@@ -74,9 +74,9 @@ def test_weights_that_blocks_share_are_pruned_and_counted_once() -> None:
     [
         ({"skip": "q_porj"}, r"target 'q_porj'; this model has q_proj, k_proj, .*; did you mean 'q_proj'\?"),
         ({"skip": "lm_head,.*proj"}, "must be linears to prune in the decoder blocks model.layers, there are none"),
-        ({"pattern": "2:4", "sparsity": 0.6}, r"2:4 is a sparsity of 0\.5 everywhere; set sparsity=0\.5"),
-        ({"pattern": "2:4", "allocation": "sensitivity"}, "2:4 is a sparsity"),
-        ({"pattern": "3:2"}, "must keep 0 < N < M weights, got 3:2"),
+        ({"pattern": "2:4", "sparsity": 0.6}, r"2:4 needs sparsity 0\.5 and allocation uniform, got sparsity 0\.6"),
+        ({"pattern": "2:4", "allocation": "sensitivity"}, "2:4 needs sparsity 0.5"),
+        ({"pattern": "3:2"}, "must be N:M with 0 < N < M, got 3:2"),
         ({"pattern": "layer"}, "must be row or N:M such as 2:4, got 'layer'"),
         ({"pattern": "1:5", "sparsity": 0.8}, r"1:5 needs a multiple of 5 inputs, model\.layers\.0\.self_attn\.q_proj"),
     ],

@@ -204,4 +204,4 @@ def test_a_run_heals_what_it_trains_on_and_skips_it_when_it_is_done(
     assert space["base_fingerprint"] == record["fingerprint"] != record["base_fingerprint"]
     with caplog.at_level(logging.INFO, logger="shears"):
         shears.run(recipe)
-    assert "[2/4] heal: done before with this configuration, skipped" in caplog.text
+    assert "[2/4] heal is already done with these settings" in caplog.text

@@ -110,8 +110,8 @@ def test_a_share_of_the_rows_is_validated_and_not_trained_on(base: Path, data: s
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"early_stopping": 2}, "early_stopping needs validation, got none; add a file, or a share"),
-        ({"validation": 1.5}, "validation must be a source of rows or a share between 0 and 1, got 1.5"),
+        ({"early_stopping": 2}, "early_stopping needs validation examples, got none; for example, add validation=0.05"),
+        ({"validation": 1.5}, "validation must be a file, a hub id or a share between 0 and 1, got 1.5"),
         ({"validation": "-"}, "validation must be other examples than data, both are -"),
     ],
 )

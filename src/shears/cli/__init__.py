@@ -49,7 +49,7 @@ def main() -> None:
         _quieten()
         _run(verb)
     except KeyboardInterrupt:  # also while libraries are imported
-        todo = "; the same command continues from there" if verb in CONTINUED else ""
+        todo = "; run the same command again to continue" if verb in CONTINUED else ""
         _fail([f"stopped{todo}"], 128 + received[-1])
 
 
@@ -64,7 +64,7 @@ def _run(verb: str) -> None:
         sys.exit(code)
     except Exception as error:
         if (cause := memory_error(error)) is not None:
-            _fail([f"out of memory ({first_line(cause)}); a smaller batch needs less"], 1)
+            _fail([f"out of memory ({first_line(cause)}); a smaller batch needs less memory"], 1)
         if isinstance(error, InputError):
             _fail(error.messages, 2)
         if isinstance(error, OSError) or is_disk_error(error):
@@ -95,7 +95,7 @@ def _check_words(words: Sequence[str], verb: str) -> None:
     from shears.progress import launched
 
     if launched()[1] > 1 and verb not in ("heal", "train"):
-        raise InputError(f"only heal and train run on several processes, got {verb}; start it without a launcher")
+        raise InputError(f"only heal and train run on several processes, got {verb}; start it without torchrun")
     for word in words:
         try:
             word.encode()

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from shears.runtime.engine import Engine
 
 logger = logging.getLogger(__name__)
-Model = Annotated[str, argument("MODEL", "Package, folder of compress or run, model, hub id, .gguf or smollm2-135m.")]
+Model = Annotated[
+    str,
+    argument("MODEL", "Package, output folder of compress or run, model folder, hub id, .gguf file or smollm2-135m."),
+]
 REMOVED = dict.fromkeys(CONTROLS)
 """Control characters, removed from what a model says to a terminal."""
 
@@ -34,18 +37,19 @@ REMOVED = dict.fromkeys(CONTROLS)
 @with_stage_options("generate", GenerateConfig)
 def generate(
     model: Model,
-    prompt: Annotated[str, option("TEXT", "Text to continue or, after a training, to answer.")],
+    prompt: Annotated[str, option("TEXT", "Text to continue, or question for a fine-tuned model.")],
     adapter: Adapter = None,
     json_schema: Annotated[
-        str | None, option("FILE", "JSON schema that the answer must follow; needs the extra `grammar`.")
+        str | None, option("FILE", "JSON schema that the answer must follow. Needs the extra `grammar`.")
     ] = None,
     *,
     values: Values,
 ) -> None:
     """Continue a prompt.
 
-    The text appears as it is generated. A model that was trained on rows is asked in their form,
-    any other continues the text. `shears write --prompts` answers a file of prompts.
+    The text appears as it is generated. A model that shears fine-tuned gets the prompt in the format
+    of its training data; any other model continues the text. Use `shears write --prompts` to answer
+    a file of prompts.
 
     \b
     shears generate package --prompt "The capital of France is"
@@ -73,12 +77,12 @@ def generate(
 @app.command(rich_help_panel="Use")
 @with_stage_options("chat", ChatConfig)
 def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
-    """Talk with a model in its chat template; answers appear as they are generated.
+    """Chat with a model.
 
-    /reset starts a new conversation, Ctrl-D quits, Ctrl-C stops an answer. If input or
-    output is not a terminal, every input line is a conversation of its own, and only the answers are
-    printed. A model that was trained on rows is asked in their form, at temperature 0 unless another
-    is given.
+    Answers appear as they are generated. /reset starts a new conversation, Ctrl-C stops an answer,
+    Ctrl-D quits. If input or output is not a terminal, every line of input starts a new conversation,
+    and only the answers are printed. A model that shears fine-tuned gets each text in the format of
+    its training data, at temperature 0 unless you set another.
 
     \b
     shears chat package
@@ -106,8 +110,8 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
 def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Serve a model over HTTP with OpenAI's API.
 
-    /v1/chat/completions and /v1/completions (streamed or not), /v1/models, /health. Requests that
-    run at the same time are batched. Needs the extra `serve`.
+    The server answers /v1/chat/completions and /v1/completions (streamed or not), /v1/models and
+    /health. It computes requests that run at the same time in one batch. Needs the extra `serve`.
 
     \b
     shears serve package
@@ -137,8 +141,10 @@ class Conversation:
             self._options["temperature"] = 0.0
         if engine.form is not None and engine.form.rows != "chat":
             if settings.system is not None:
-                raise InputError(f"system needs a model of chats, this one was trained on {engine.form.words}")
-            logger.warning("trained on %s, not on chats: the model sees each line alone", engine.form.words)
+                rule = "system needs a model that was trained on chats"
+                raise InputError(f"{rule}, this one was trained on {engine.form.words}; leave system out")
+            sees = "so it sees each line without the earlier ones"
+            logger.warning("this model was trained on %s, not on chats, %s", engine.form.words, sees)
             self._is_alone = True
 
     def say(self, text: str) -> Generator[str, None, None]:
@@ -203,7 +209,7 @@ def _show(conversation: Conversation, text: str) -> None:
     if answer.finish == "length":
         notes.append("cut off at --max-new-tokens")
     if conversation.num_forgotten:
-        notes.append("context limit reached: the model no longer sees the oldest turns")
+        notes.append("the context is full, so the model no longer sees the oldest turns")
     print()
     _note(", ".join([f"{len(answer.tokens)} tokens in {time.perf_counter() - start:.1f} s", *notes]))
 

@@ -64,11 +64,11 @@ def quoted(path: str | Path) -> str:
 def written_line(file: Path) -> str:
     """Return how much text a model wrote, and of answers how many are right, as a sentence."""
     record = read_json(file.with_name(WRITTEN_TEXT))
-    kept = f"{record['num_tokens']:,} tokens, {record['num_texts']:,} texts"
+    texts, tokens = f"{record['num_texts']:,}", f"{record['num_tokens']:,} tokens"
     if "prompts" not in record:
-        return f"{kept}, {record['num_chats']:,} of them chats"
-    about = f"{record['num_right']:,} right, {record['num_cut']:,} cut, {record['num_empty']:,} empty"
-    return f"{kept} kept of {record['num_answers']:,} answers: {about}"
+        return f"{texts} texts with {tokens}; {record['num_chats']:,} of the texts are chats"
+    about = f"{record['num_right']:,} are right, {record['num_cut']:,} were cut, {record['num_empty']:,} are empty"
+    return f"kept {texts} of {record['num_answers']:,} answers, with {tokens}; {about}"
 
 
 def sparsity_line(folder: Path) -> str:
@@ -84,8 +84,8 @@ def sparsity_line(folder: Path) -> str:
 def package_line(folder: Path) -> str:
     """Return the size of a package as a sentence."""
     record = read_json(folder / PACKAGE)
-    packed = f"{record['num_linears']} linears packed as {record['values']}, {record['sparsity']:.1%} zeros"
-    return f"{packed}; {record['bytes']['model'] / 1e6:.1f} MB, {record['ratio']['model']:.3f} of dense"
+    packed = f"{record['num_linears']} linears packed as {record['values']} with {record['sparsity']:.1%} zeros"
+    return f"{packed}; {record['bytes']['model'] / 1e6:.1f} MB, {record['ratio']['model']:.3f} of the dense size"
 
 
 def print_evaluation(title: str, data: Record) -> None:
@@ -112,7 +112,7 @@ def print_search(path: Path) -> None:
     """Print the configuration that a search chose beside the heuristic, evaluated first."""
     result = read_json(path)
     chosen = result["chosen"]["metrics"]
-    both = {"first": result["evaluations"][0]["metrics"], "chosen": chosen}
+    both = {"heuristic": result["evaluations"][0]["metrics"], "chosen": chosen}
     rows = [
         {"configuration": name, **{key: figure(key, metrics[key]) for key in chosen if key in metrics}}
         for name, metrics in both.items()
@@ -120,19 +120,20 @@ def print_search(path: Path) -> None:
     print_rows(rows, f"{len(result['evaluations'])} configurations evaluated")
     if gain := result.get("gain"):
         test = gain["test"]
-        ends = "{:+.3g} to {:+.3g}, 95 %".format(*test["ci95"]) if test["ci95"] else "interval unknown"
-        compared = f"chosen {test['chosen']:.4g}, heuristic {test['heuristic']:.4g}"
+        ends = "95 % interval {:+.3g} to {:+.3g}".format(*test["ci95"]) if test["ci95"] else "interval unknown"
+        compared = f"{test['chosen']:.4g} with the chosen ranks, {test['heuristic']:.4g} with the heuristic's"
         difference = f"difference {test['difference']:+.3g} ({ends})"
-        print_line(f"{gain['figure']} on {test['n']} test examples: {compared}, {difference}")
+        print_line(f"{gain['figure']} on {test['n']} test examples: {compared}; {difference}")
         for note in gain["notes"]:
             print_line(f"  {note}")
-    print_line(f"{path}: {_front(result)}.")
+    print_line(f"{path} has {_front(result)}.")
 
 
 def _front(result: Record) -> str:
     objectives = " and ".join(result.get("objectives") or result["chosen"]["metrics"])
     bounds = f" with {' and '.join(result['constraints'])}" if result.get("constraints") else ""
-    return f"{len(result['pareto'])} configurations on the Pareto front of {objectives}{bounds}"
+    number = len(result["pareto"])
+    return f"{number} configuration{'s' * (number != 1)} on the Pareto front of {objectives}{bounds}"
 
 
 def print_summary(summary: Record, folder: Path) -> None:
@@ -144,7 +145,8 @@ def print_summary(summary: Record, folder: Path) -> None:
         print_rows(figures.model_rows(models), f"{summary['task']} on {summary['data']} (n = {models[0]['n']})")
         for words in figures.remarks(models):
             print_line(words)
-        print_line("zeros: share in the linears of the decoder blocks; non-zeros: in the whole model.")
+        print_line("zeros is the share of zeros in the linears of the decoder blocks.")
+        print_line("non-zeros counts the weights of the whole model that are not zero.")
     exports = dict.fromkeys(form.folder for form in FORMATS.values())
     there = [name for name in ("sparse", "healed", *exports) if (folder / name).exists()]
     last = models[-1]["name"] if models else next((name for name in reversed(there) if name in WHOLE_MODELS), "")
@@ -196,8 +198,8 @@ def print_bench(data: Record) -> None:
     print_rows(table_rows(data["contestants"], figures.BENCH), "tokens per second")
     print_rows(table_rows(data["ratios"], figures.RATIOS), "times as fast")
     print_line(f"{data['cpu']}, {data['threads']} thread{'s' * (data['threads'] != 1)}")
-    print_line(f"figures: median of {data['rounds']} rounds (minimum to maximum)")
-    print_line("first token: after a prompt of 64 tokens; memory: weights and our caches, without Python")
+    print_line(f"Values are the median of {data['rounds']} rounds (minimum to maximum).")
+    print_line("The first token follows a prompt of 64 tokens. Memory counts weights and caches, not Python.")
 
 
 def print_environment(data: Record) -> None:
@@ -205,79 +207,82 @@ def print_environment(data: Record) -> None:
     print_line(f"{data['processor']} ({data['machine']}, {data['threads']} threads)")
     print_line(", ".join(f"{name} {version}" for name, version in data["versions"].items()))
     if not data["speeds"]:
-        print_line("the C++ kernels were not built; install a C++ compiler, then install shears again")
+        print_line("The C++ kernels were not built. Install a C++ compiler, then install shears again.")
         return
     here = ", ".join(name for name in INSTRUCTION_SETS if data["instruction_sets"][name])
-    print_line(f"kernels: {data['instruction_sets']['isa']} in use of {here}")
+    print_line(f"kernels: use {data['instruction_sets']['isa']}; this processor has {here}")
     print_rows(table_rows(data["speeds"], {"values": "ps per weight", "sparse": "sparse", "dense": "dense"}))
-    print_line("one token by a weight in memory; sparse: half of it zeros, which count as weights")
-    print_line("SHEARS_TUNING=again measures the kernels' walks anew on an idle machine")
+    print_line("ps per weight: picoseconds per weight to multiply one token by a matrix in memory.")
+    print_line("Half of a sparse matrix is zeros, which are counted as weights.")
+    print_line("On an idle machine, set SHEARS_TUNING=again to tune the kernels again.")
 
 
 def print_gpu_check(data: Record) -> None:
     """Print what each verb took on the GPU, in a form to paste into an issue."""
     print_line(f"{data['gpu']}, compute capability {data['capability']}, {size(data['memory'])}")
     print_line(", ".join(f"{name} {version}" for name, version in data["versions"].items()))
-    columns = {name: name for name in ("verb", "format", "result", "difference", "s", "memory")}
-    print_rows(table_rows(data["verbs"], columns))
-    print_line("difference: relative, to fp32 on the CPU; memory: the peak of torch's allocator")
+    columns = {**{name: name for name in ("verb", "format", "result", "difference")}, "s": "seconds"}
+    print_rows(table_rows(data["verbs"], {**columns, "memory": "memory"}))
+    print_line("difference is relative to fp32 on the CPU; memory is the peak of torch's allocator")
 
 
 def print_plan(plan: "RunPlan") -> None:
     """Print the plan of a run."""
-    weights = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "size unknown"
+    weights = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "unknown size"
     rows = [{**vars(stage), "memory": stage.peak} for stage in plan.stages]
-    print_rows(table_rows(rows, STAGES), f"{plan.model}, {weights}")
-    print_line(f"memory: about, of the longest rows; disk: files that stay in {plan.folder}")
-    print_line(f"{size(plan.bytes_to_write)} to write, {size(free_bytes(plan.folder))} free there")
+    print_rows(table_rows(rows, STAGES), f"{plan.model} ({weights})")
+    print_line(f"memory is an estimate for the longest rows; disk counts the files that stay in {plan.folder}")
+    print_line(f"The run writes {size(plan.bytes_to_write)}; {size(free_bytes(plan.folder))} are free there.")
 
 
 def print_candidates(record: Record) -> None:
     """Print the candidates of `compress` as predicted, those that should meet the target first."""
-    title = f"{record['model']}, {record['parameters'] / 1e6:,.1f} M weights, {record['target']}"
+    title = f"Predictions for {record['model']} ({record['parameters'] / 1e6:,.1f} M weights), {record['target']}"
     print_rows(table_rows(record["candidates"], figures.CANDIDATES), title)
-    print_line(f"predicted; s50-int4-int8: 50% zeros, int4 weights, int8 embeddings; order: {record['order']}")
+    print_line("A name such as s50-int4-int8 means 50% zeros, int4 weights and int8 embeddings.")
+    print_line(f"The order is {record['order']}.")
 
 
 def print_costs(record: Record) -> None:
     """Print the plan: what each stage does and costs, and what the other efforts would take."""
     total = sum(stage["seconds"] or 0.0 for stage in record["stages"])
-    whole = f", {total / 60:.1f} minutes in all" if record["efforts"] else ""
-    print_rows(table_rows(record["stages"], COSTS), f"plan {record['effort']['name']}: {record['first']} first{whole}")
+    whole = f", which takes about {total / 60:.1f} minutes" if record["efforts"] else ""
+    title = f"The {record['effort']['name']} plan makes {record['first']} first{whole}"
+    print_rows(table_rows(record["stages"], COSTS), title)
     if record["efforts"]:
-        others = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in record["efforts"].items())
-        print_line(f"minutes: {others}")
+        others = ", ".join(f"{seconds / 60:.1f} for {name}" for name, seconds in record["efforts"].items())
+        print_line(f"Minutes of each effort: {others}")
 
 
 def print_compressed(record: Record, real: Mapping[str, float]) -> None:
     """Print the minutes planned and real, and the measured packages beside the dense models."""
     if rows := figures.plan_rows(record, real):
-        print_rows(rows, f"plan {record['effort']['name']}")
-    print_rows(figures.measured_rows(record), "measured; the dense model's speed is predicted for bf16")
+        print_rows(rows, f"Time of the {record['effort']['name']} plan")
+    print_rows(figures.measured_rows(record), "Measured results; only the dense model's speed is predicted")
 
 
 def closing_lines(record: Record, folder: str | Path) -> list[str]:
     """Return whether a package meets the target, what answers more, and how to use it."""
     row = next((row for row in figures.packages_of(record) if row["name"] == record["chosen"]), None)
     if row is None:
-        tried = f"no package meets the target ({record['target']}) after {len(record['measured'])} attempts"
-        return [f"{tried}; try more --sparsities or a looser target"]
-    words = f"{row['bytes'] / 1e9:.4g} GB, {row['bits_per_weight']:.2f} bits a weight"
+        tried = f"No package meets the target ({record['target']}) after {len(record['measured'])} attempts."
+        return [f"{tried} Try more --sparsities or a looser target."]
+    words = f"{row['bytes'] / 1e9:.4g} GB, {row['bits_per_weight']:.2f} bits per weight"
     speed = f"{row['tokens_per_second']:.1f} tokens/s"
-    losses = f"loss {row['loss']:.4f} against {record['dense']['held_out_loss']:.4f} of the dense model"
-    verdict = f"{Path(folder) / row['package']} meets the target ({record['target']}): {words}, {speed}, {losses}"
+    losses = f"Its loss is {row['loss']:.4f}, the dense model's is {record['dense']['held_out_loss']:.4f}."
+    verdict = f"{Path(folder) / row['package']} meets the target ({record['target']}): {words}, {speed}. {losses}"
     others = {"dense": record["dense"].get("answers")}
     if (rival := record.get("rival")) is not None:
         others[f"dense int4 ({rival['package']})"] = rival["answers"]
     right = (row.get("answers") or {}).get("right", "")
-    better = [  # the model as it came may have been asked fewer rows, the first ones
+    better = [  # the original model may have been tested on fewer rows, the first ones
         f"{name} ({figures.answered_words(each)})"
         for name, each in others.items()
         if right and each is not None and each["right"].count("1") > right[: each["n"]].count("1")
     ]
     if better:
         verb = "answers" if len(better) == 1 else "answer"
-        more = f"{' and '.join(better)} {verb} more of the same rows"
-        verdict = f"Keep the dense one where its size will do: {more}. {verdict}"
+        more = f"{' and '.join(better)} {verb} more of the same rows correctly"
+        verdict = f"{more}. Keep the unpruned model if you can afford its size. {verdict}"
     package = quoted(Path(folder) / row["package"])
     return [verdict, f"Next: shears chat {package}", f"Next: shears serve {package}"]

@@ -20,10 +20,10 @@ from shears.records.folders import refuse_taken
 from shears.records.paths import expanded
 from shears.records.timing import real_seconds
 
-Out = Annotated[str, argument("OUT", "Folder to write; must not exist.")]
-BaseModel = Annotated[str, argument("MODEL", "smollm2-135m, a hub id, a model folder or a .gguf file.")]
-Package = Annotated[str, argument("PACKAGE", "Package that export wrote.")]
-Output = Annotated[str | None, option("FILE", "Also write figures and records to this JSON file.")]
+Out = Annotated[str, argument("OUT", "Folder to write. It must not exist yet.")]
+BaseModel = Annotated[str, argument("MODEL", "A hub id, a model folder, a .gguf file, or smollm2-135m (built in).")]
+Package = Annotated[str, argument("PACKAGE", "Package that export or compress wrote.")]
+Output = Annotated[str | None, option("FILE", "Also write the metrics and every answer to this JSON file.")]
 
 
 def _print_done(path: Path, text: str, *following: object) -> None:
@@ -33,12 +33,12 @@ def _print_done(path: Path, text: str, *following: object) -> None:
 
 @app.command(rich_help_panel="Start")
 def init(
-    name: Annotated[str, argument("NAME", "Recipe to write, or smollm2-135m to download it.")] = "quickstart",
+    name: Annotated[str, argument("NAME", "Recipe to write, or smollm2-135m to download that model.")] = "quickstart",
 ) -> None:
-    """Write a recipe to begin with into this folder, or download the embedded model.
+    """Write an example recipe into this folder, or download the built-in model.
 
-    A recipe holds the settings of every stage; change what you like, then run it. No file is
-    overwritten.
+    A recipe holds the settings of every stage. Change what you like, then run it. An existing file
+    is never overwritten.
 
     \b
     shears init
@@ -53,9 +53,9 @@ def init(
     if name not in recipes:
         raise InputError(f"the recipe must be one of {', '.join(recipes)}, got {name!r}")
     if Path(f"{name}.yaml").exists():
-        raise InputError(f"{name}.yaml must not exist yet; rename it, or run it: shears run {name}.yaml")
+        raise InputError(f"{name}.yaml must not exist yet; rename it, or use it with shears run {name}.yaml")
     shutil.copyfile(recipes[name], f"{name}.yaml")
-    tables.print_line(f"next: shears run {name}.yaml; other recipes: {', '.join(recipes)}")
+    tables.print_line(f"Next: shears run {name}.yaml. All recipes: {', '.join(recipes)}")
 
 
 @app.command(rich_help_panel="Stages")
@@ -63,17 +63,17 @@ def init(
 def write(
     model: BaseModel,
     out: Out,
-    prompts: Annotated[str | None, option("FILE", "Let the model answer these rows or chats.")] = None,
+    prompts: Annotated[str | None, option("FILE", "Let the model answer the prompts in this file.")] = None,
     adapter: Adapter = None,
     *,
     values: Values,
 ) -> None:
-    """Let a model write text, or answer prompts, to calibrate, to heal or to train on.
+    """Let a model write text, or answer prompts, as data for calibration and training.
 
-    OUT/text.jsonl holds texts that the model samples behind random first words and, with a chat
-    template, whole chats. With --prompts it holds the model's answers, in its chat template or in the
-    form of its training, to rows of prompt, instruction or question, or to the last user's turn of
-    chats. The same command continues an interrupted one.
+    Without --prompts the model continues random first words and, if it has a chat template, also
+    writes whole chats. With --prompts it answers each row: the column prompt, instruction or
+    question, or the last user turn of a chat. The texts are in OUT/text.jsonl. Run the same command
+    again to continue an interrupted one.
 
     \b
     shears write smollm2-135m written --tokens 100k
@@ -91,7 +91,7 @@ def write(
 def sparsify(model: BaseModel, out: Out, *, values: Values) -> None:
     """Prune a model and write it as an ordinary model folder.
 
-    transformers loads OUT. OUT/sparsity.json records the zeros of every layer.
+    transformers can load OUT. OUT/sparsity.json records the zeros of every layer.
 
     shears sparsify smollm2-135m sparse --calibration text.txt --sparsity 0.5
     """
@@ -106,30 +106,30 @@ def sparsify(model: BaseModel, out: Out, *, values: Values) -> None:
 def heal(
     sparse: Annotated[str, argument("SPARSE", "Sparse model that sparsify wrote.")], out: Out, *, values: Values
 ) -> None:
-    """Train a sparse model to predict what the dense one predicts.
+    """Train a sparse model to predict what the original dense model predicts.
 
-    OUT is an ordinary model folder whose zeros are exactly those of SPARSE: it takes the place of
-    SPARSE in every other verb.
+    OUT is an ordinary model folder whose zeros are exactly those of SPARSE. Use it in place of SPARSE
+    with every other verb.
 
     shears heal sparse healed --teacher smollm2-135m --data text.txt --tokens 1M
     """
     refuse_taken(expanded(out))
     folder = shears.heal(sparse, out, **values)
-    _print_done(folder, f"healed, {tables.sparsity_line(folder)}", "train", folder, "adapter --data FILE")
+    _print_done(folder, f"healed; {tables.sparsity_line(folder)}", "train", folder, "adapter --data FILE")
 
 
 @app.command(rich_help_panel="Stages")
 @with_stage_options("train", config.TrainConfig)
 def train(
-    sparse: Annotated[str, argument("SPARSE", "Model to train on, sparse or dense; it stays frozen.")],
+    sparse: Annotated[str, argument("SPARSE", "Sparse or dense model to train on. It stays frozen.")],
     out: Out,
     *,
     values: Values,
 ) -> None:
     """Train an adapter on a sparse model.
 
-    OUT is an ordinary PEFT adapter of one rank or, with several --ranks, a super-adapter whose ranks
-    can be cut afterwards.
+    OUT is an ordinary PEFT adapter. With several --ranks it is a super-adapter, which search and
+    export can cut to smaller ranks.
 
     \b
     shears train sparse adapter --data train.jsonl
@@ -148,13 +148,15 @@ def train(
 def search(
     super_adapter: Annotated[str, argument("SUPER", "Super-adapter that train wrote.")],
     out: Out,
-    model: Annotated[str | None, option("FOLDER", "Sparse model of the super-adapter, if it was moved.")] = None,
+    model: Annotated[
+        str | None, option("FOLDER", "Sparse model that the adapter was trained on, if you moved it.")
+    ] = None,
     *,
     values: Values,
 ) -> None:
-    """Search the best ranks on validation data.
+    """Search for the best ranks on validation data.
 
-    OUT/result.json lists every configuration evaluated, the chosen one and the Pareto front.
+    OUT/result.json lists every evaluated configuration, the chosen one and the Pareto front.
 
     shears search adapter search --data validation.jsonl
     """
@@ -172,19 +174,22 @@ def export(
         str,
         argument(
             "SUPER",
-            "Super-adapter that train wrote. All formats but peft and padded also take a sub-adapter, package "
-            "and gguf also take a model, and unpacked takes a package.",
+            "Adapter that train wrote. All formats but peft and padded also take an adapter that export wrote; "
+            "package and gguf also take a model; unpacked takes a package.",
         ),
     ],
     out: Out,
-    model: Annotated[str | None, option("FOLDER", "Sparse model of the adapter, if it was moved.")] = None,
+    model: Annotated[
+        str | None, option("FOLDER", "Sparse model that the adapter was trained on, if you moved it.")
+    ] = None,
     *,
     values: Values,
 ) -> None:
-    """Write a sub-adapter for PEFT, or merge or pack it.
+    """Export an adapter for PEFT, merge it or pack it.
 
-    OUT is an ordinary PEFT adapter, one model with the adapter merged in, a package with both, or a
-    .gguf file for llama.cpp and Ollama. Format unpacked makes an ordinary model folder of a package.
+    OUT is an ordinary PEFT adapter, a model with the adapter merged in, a package that holds both, or
+    a .gguf file for llama.cpp and Ollama. Format unpacked turns a package into an ordinary model
+    folder.
 
     \b
     shears export adapter sub_adapter --ranks search/result.json
@@ -218,7 +223,7 @@ def export(
 def evaluate(model: BaseModel, adapter: Adapter = None, output: Output = None, *, values: Values) -> None:
     """Measure a model, with or without an adapter.
 
-    Prints every figure with its number of examples and 95 % interval.
+    Prints every metric with its 95 % interval and the number of examples.
 
     \b
     shears evaluate sparse --adapter sub_adapter --task equation --data test.jsonl
@@ -229,15 +234,19 @@ def evaluate(model: BaseModel, adapter: Adapter = None, output: Output = None, *
 
 @app.command(rich_help_panel="Measure")
 def inspect(
-    path: Annotated[str | None, argument("PATH", "Folder of an artifact or a run; or a JSON or .gguf file.")] = None,
-    against: Annotated[str | None, option("FOLDER", "Another artifact; tells whether the two belong together.")] = None,
-    gpu_check: Annotated[bool, switch("--gpu-check", "Try the main verbs on this machine's GPU, for minutes.")] = False,
+    path: Annotated[str | None, argument("PATH", "Folder of an artifact or a run, or a JSON or .gguf file.")] = None,
+    against: Annotated[str | None, option("FOLDER", "Another artifact. Tells whether the two belong together.")] = None,
+    gpu_check: Annotated[
+        bool, switch("--gpu-check", "Try the main verbs on this machine's GPU; takes minutes.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Describe a model, an adapter, a search or a run; without PATH this machine and the speed of its kernels.
+    """Describe a model, an adapter, a search or a run.
 
-    Prints sparsity per layer and kind of linear, ranks per group, parameters, non-zeros, size and
-    fingerprints; of a .gguf file its architecture, types of quantization and tokenizer.
+    Prints the sparsity of each layer and kind of linear, the ranks of each group, parameters,
+    non-zeros, size and fingerprints. For a .gguf file it prints the architecture, the types of
+    quantization and the tokenizer. Without PATH it describes this machine and the speed of the
+    kernels.
 
     shears inspect sub_adapter --against sparse
     """
@@ -254,21 +263,21 @@ def inspect(
     try:
         tables.print_data(data, as_json, tables.print_inspection)
     except RECORD_ERRORS as error:
-        message = f"{path} must be as shears wrote it, got {error!r}; --json prints it unchanged"
+        message = f"{path} must be as shears wrote it, got {error!r}; add --json to print it unchanged"
         raise InputError(message) from None
 
 
 @app.command(rich_help_panel="Stages")
 def run(
-    recipe: Annotated[str, argument("FILE", "Recipe: model, output and one section per stage.")],
-    output: Annotated[str | None, option("FOLDER", "Folder of the run; overrides the recipe's.")] = None,
+    recipe: Annotated[str, argument("FILE", "Recipe, a YAML file with model, output and one section per stage.")],
+    output: Annotated[str | None, option("FOLDER", "Folder of the run. Overrides output in the recipe.")] = None,
     set_: SET = None,
-    dry_run: Annotated[bool, switch("--dry-run", "Only print the plan: tokens, memory, disk.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Print the planned tokens, memory and disk, and stop.")] = False,
 ) -> None:
     """Run all stages of a recipe.
 
-    Finished stages are skipped and interrupted ones continue. A stage made with another configuration
-    is an error.
+    Finished stages are skipped and interrupted ones continue. If the settings of a finished stage
+    have changed, shears stops with an error.
 
     shears run quickstart.yaml --output runs/longer --set train.epochs=2
     """
@@ -285,15 +294,16 @@ def run(
 def compress(
     model: BaseModel,
     out: Out,
-    dry_run: Annotated[bool, switch("--dry-run", "Only measure what is needed for a plan, and print it.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Measure this machine, print the plan, and stop.")] = False,
     *,
     values: Values,
 ) -> None:
-    """Make a small, fast package for your rows or text.
+    """Make a small, fast package of a model, fine-tuned on your examples.
 
-    Measures this machine, plans what fits the time, makes the package that should lose least and meet
-    the target, and compares it with the dense model: size, speed, right answers. All of it runs on the
-    CPU. The same command continues an interrupted one.
+    shears measures the speed of this machine and plans what fits the time. It makes the package that
+    should meet the target with the least loss, and compares it with the original model in size, speed
+    and accuracy. It computes on the CPU only. Run the same command again to continue an interrupted
+    one.
 
     \b
     shears compress MODEL small --data rows.jsonl --target 0.25GB --dry-run
@@ -316,11 +326,11 @@ def compress(
 @app.command(rich_help_panel="Measure")
 @with_stage_options("bench", config.BenchConfig)
 def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
-    """Measure a package's speed and memory beside the dense model's.
+    """Compare the speed and memory of a package with those of the dense model.
 
-    Prints tokens per second when generating (decode) and when reading the prompt (prefill),
-    milliseconds to the first token after a prompt of 64 tokens, and memory of the weights. The same
-    model also runs dense in our kernels and in transformers; all of them take turns.
+    Prints tokens per second when generating (decode) and when reading a prompt (prefill), seconds to
+    the first token after a prompt of 64 tokens, and the memory of the weights. The dense model runs in
+    shears's own kernels and in transformers. All of them take turns.
 
     shears bench package --threads 1
     """

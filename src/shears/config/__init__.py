@@ -29,20 +29,22 @@ __all__ = ["BenchConfig", "ChatConfig", "CompressConfig", "EvaluateConfig", "Exp
 
 
 class Recipe(StageConfig):
-    """A whole run: model, output folder and a section per stage; without a section, it is skipped."""
+    """A whole run: model, output folder and one section per stage. A stage without a section is skipped."""
 
     model: str | None = None
     """Base model: smollm2-135m, a Hugging Face hub id, a model folder or a .gguf file."""
     output: str | None = None
     """Folder that the run writes to."""
     threads: int | None = Field(None, gt=0)
-    """CPU threads; default: one per core. More than free cores make a run many times slower."""
+    """Number of CPU threads. Default: one per core. Set it lower if other programs use some cores,
+    because more threads than free cores make a run many times slower."""
     baselines: Annotated[tuple[Literal["dense-lora", "sparse-lora"], ...], Split] = ()
-    """What a run also trains with its own budget, at its largest rank: dense-lora, sparse-lora."""
+    """Plain LoRA adapters to train as well and to compare with: dense-lora on the original model,
+    sparse-lora on the pruned one. They train for the same number of steps at the largest rank."""
     sparsify: SparsifyConfig = Field(default_factory=SparsifyConfig)
     """How to prune."""
     heal: HealConfig | None = None
-    """How to give the sparse model back what pruning took."""
+    """How to restore what pruning took from the model."""
     train: TrainConfig | None = None
     """How to train the super-adapter."""
     search: SearchConfig | None = None
@@ -50,7 +52,7 @@ class Recipe(StageConfig):
     export: ExportConfig = Field(default_factory=ExportConfig)
     """Which sub-adapter to write, and in what format."""
     evaluate: EvaluateConfig | None = None
-    """What to measure."""
+    """How to measure every model of the run."""
 
     @property
     def exports(self) -> bool:

@@ -25,8 +25,8 @@ class Bound:
         """Return the bound of a text such as `3.3bits`, `1.0GB` or `40tok/s`; InputError for others."""
         found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(bits|tok/s|([kMG]?)B)\s*", text)
         if found is None or not float(found[1]):
-            forms = "3.3bits (bits a weight), 1.0GB (size of the package) or 40tok/s (tokens a second)"
-            raise InputError(f"must be {forms}, got {text!r}")
+            forms = "3.3bits (per weight), 1.0GB (size of the package) or 40tok/s (tokens per second)"
+            raise InputError(f"must be a limit such as {forms}, got {text!r}")
         amount = float(found[1]) * UNITS[found[3] or ""]
         return cls("bits" if found[2] == "bits" else "tokens/s" if found[2] == "tok/s" else "bytes", amount)
 
@@ -39,7 +39,8 @@ class Bound:
     def __str__(self) -> str:
         if self.kind == "bytes":
             return f"at most {self.amount / 1e9:.3f} GB"
-        return f"at most {self.amount:g} bits a weight" if self.kind == "bits" else f"at least {self.amount:g} tokens/s"
+        at_most = f"at most {self.amount:g} bits per weight"
+        return at_most if self.kind == "bits" else f"at least {self.amount:g} tokens/s"
 
 
 def num_seconds(text: str) -> float:
@@ -54,20 +55,23 @@ class CompressConfig(OfRows):
     """How to reach a bound on size or speed with the least loss."""
 
     target: Annotated[str, AfterValidator(lambda text: Bound.parse(text) and text)]
-    """What the package must meet here: at most 3.3bits (a weight) or 1.0GB (the file), or
-    at least 40tok/s (when it generates)."""
+    """Limit that the package must meet on this machine: a largest size, such as 1.0GB or 3.3bits
+    (per weight), or a lowest speed, such as 40tok/s (tokens per second)."""
     time: Annotated[str, AfterValidator(lambda text: text if text in EFFORTS else num_seconds(text) and text)] = "usual"
-    """quick, usual or thorough, or the time that all of it may take here, such as 30min."""
+    """Time limit for the whole command, such as 30min or 2h; or a level of effort without a limit:
+    quick, usual or thorough."""
     data: str | None = None
-    """Rows to calibrate and to train an adapter on; without test all but their last tenth."""
+    """Your examples. shears calibrates on them and trains an adapter on them."""
     test: str | None = None
-    """Rows that the dense model and the packages answer; default: the last tenth of data."""
+    """Examples on which every model is tested. Default: the last tenth of data, which is then not
+    trained on."""
     calibration: str | None = None
-    """In place of data, text like that which the model will see: FILE.txt, rows or a hub id."""
+    """Use this instead of data if you have no examples: text like the text that the model will see
+    (FILE.txt, a file of rows or a hub id). No adapter is trained then."""
     sparsities: Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Split, Field(min_length=1)] = (
         0.0, 0.5, 0.6, 0.7
     )  # fmt: skip
-    """Sparsities to try, such as 0,0.5,0.6."""
+    """Sparsities (shares of zeros) to try, such as 0,0.5,0.6."""
     values: Annotated[tuple[Literal["bf16", "int8", "int4"], ...], Split, Field(min_length=1)] = (
         "bf16", "int8", "int4"
     )  # fmt: skip
@@ -75,12 +79,16 @@ class CompressConfig(OfRows):
     embeddings: Annotated[tuple[Literal["keep", "int8", "int4"], ...], Split, Field(min_length=1)] = (
         "keep", "int8", "int4"
     )  # fmt: skip
-    """Number formats of embeddings and head to try; keep: bf16."""
+    """Number formats of the embeddings and the output head to try; keep means bf16."""
 
     @model_validator(mode="after")
     def _check_texts(self) -> "CompressConfig":
         if (self.data is None) == (self.calibration is None):
-            raise ValueError("data or calibration must be given: rows to train on and to answer, or else a text")
+            got = "neither" if self.data is None else "both"
+            raise ValueError(
+                f"data or calibration must be given, but not both, got {got}; --data takes your examples, "
+                "--calibration a text if you have none"
+            )
         return self
 
     @property

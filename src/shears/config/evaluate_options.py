@@ -59,37 +59,39 @@ class ScoringConfig(OfRows, OnDevice):
     """How examples are scored; search and evaluate share these options."""
 
     limit: int | None = Field(None, gt=0)
-    """Use only this many examples, the first ones."""
+    """Use only this many examples from the start of the data."""
     batch_size: int = Field(32, gt=0)
-    """Examples in one forward pass; changes the time and no figure."""
+    """Number of examples in one forward pass. It changes the time, not the results."""
     max_new_tokens: int | None = Field(None, gt=0)
-    """Longest generated answer, in tokens; default: 512 for json, exact and a number in chat form,
-    else 256 or 32 in the paper's tasks and 64 in others."""
+    """Longest generated answer, in tokens. The default depends on the task: 512 for json, exact and
+    reasoning in chat form; 32 or 256 for tasks of the Shears paper; 64 for others."""
     precision: DtypeName = "auto"
-    """Arithmetic; auto: bf16 autocast where that is faster, fp32 for the losses of a search."""
+    """Number format of the arithmetic. auto uses bf16 autocast where that is faster, but fp32 for the
+    losses of a search."""
     backend: Literal["auto", "native", "transformers"] = "auto"
-    """What generates answers: native (our decoder, greedy, on the CPU) or transformers."""
+    """Program that generates the answers: native is shears's own CPU decoder (greedy decoding only)."""
 
 
 class EvaluateConfig(ScoringConfig):
     """What to measure, on which examples."""
 
     task: TaskName
-    """perplexity of a text; accuracy of choices (by log-likelihood), or of a generated number,
-    equation, json (whole objects) or exact text; harness: lm-eval; others: tasks of the Shears paper."""
+    """What to measure: the perplexity of a text, or the accuracy of choices (by log-likelihood) or of
+    generated answers of the kind number, equation, json or exact. harness runs lm-eval; the other names
+    are tasks of the Shears paper."""
     data: str
-    """Test examples or text: a file, a hub id or the embedded arithmetic:test; not for harness."""
+    """Test examples or text: a file, a hub id or arithmetic:test (built in). Task harness needs none."""
     num_beams: int | None = Field(None, gt=0)
-    """Beams of generated answers; default: 4 in the paper's tasks in the paper's prompt, else 1."""
+    """Number of beams when generating. Default: 4 for the paper's tasks in its prompt template, else 1."""
     sequence_length: int = Field(1024, gt=1)
-    """Tokens in one window of a perplexity measurement; without effect on other tasks."""
+    """Number of tokens in one window of a perplexity measurement. Other tasks ignore it."""
     template: TemplateName | None = None
-    """Prompt template of instruction rows; chat: turns in the model's chat template. Default: that
-    of the training, else chat if the model has one, else alpaca for the paper's tasks."""
+    """Prompt template of instruction rows; chat is the model's own chat template. Default: the template
+    of the training; else chat if the model has one; else alpaca for the paper's tasks."""
     dtype: DtypeName = "auto"
-    """Number format of the loaded model; bf16 also converts a .gguf file in bf16."""
+    """Number format in which the model is loaded. bf16 also converts a .gguf file to bf16."""
     harness: Names = ()
-    """Tasks of lm-eval for task harness, such as hellaswag,arc_easy (extra `harness`)."""
+    """Tasks of lm-eval to run, such as hellaswag,arc_easy. Needs the extra `harness`."""
 
     @property
     def weights(self) -> DtypeName:
@@ -128,13 +130,17 @@ class EvaluateConfig(ScoringConfig):
     @model_validator(mode="after")
     def _check(self) -> "EvaluateConfig":
         if (self.task == "harness") != bool(self.harness):
-            raise ValueError(f"task harness and harness=hellaswag, for example, go together, got task {self.task}")
+            got = f"task {self.task} and harness {','.join(self.harness) or '(none)'}"
+            raise ValueError(f"task harness and the option harness must be given together, got {got}")
         if (self.num_beams or 1) > 1 and not self.generates:
-            raise ValueError(f"num_beams needs generated answers, got {self.num_beams} with task {self.task}")
+            rule = "num_beams above 1 needs a task that generates answers"
+            raise ValueError(f"{rule}, got {self.num_beams} beams with task {self.task}; leave num_beams out")
         if self.backend == "native" and (self.beams > 1 or not self.generates):
-            raise ValueError("backend native needs generated answers and num_beams 1; name num_beams=1 or drop backend")
+            rule = "backend native needs a task that generates answers, and num_beams 1"
+            got = f"task {self.task} and {self.beams} beam{'s' * (self.beams > 1)}"
+            raise ValueError(f"{rule}, got {got}; set num_beams=1 or leave backend out")
         if self.template == CHAT and self.task in NEVER_CHAT:
-            raise ValueError(f"template of task {self.task} must be question or alpaca, got chat; name one of them")
+            raise ValueError(f"template must be question or alpaca for task {self.task}, got chat; choose one of them")
         return self
 
 
@@ -155,7 +161,7 @@ def parse_constraint(text: str) -> Constraint:
     """Return the constraint that a text stands for; ValueError for another form or figure."""
     match = BOUND.fullmatch(text)
     if match is None:
-        rule = "FIGURE<=NUMBER or FIGURE>=NUMBER with loss, accuracy or parameters, such as parameters<=3M"
+        rule = "loss, accuracy or parameters, then <= or >=, then a number, such as parameters<=3M"
         raise ValueError(f"constraint must be {rule}, got {text!r}")
     figure, relation, digits, unit = match.groups()
     sign = 1 if relation == "<=" else -1
@@ -166,23 +172,23 @@ class SearchConfig(ScoringConfig, Seeded):
     """How to find the best sub-adapter on validation data."""
 
     data: str
-    """Validation examples, never the test split: a file, a hub id or arithmetic:validation."""
+    """Validation examples, not your test set: a file, a hub id or arithmetic:validation (built in)."""
     objective: Annotated[tuple[Figure, ...], Split] = Field(("loss",), min_length=1)
-    """Figures to improve: loss (per completion token), accuracy (of a task), parameters (of the
-    adapter). The first one decides, the others break ties, parameters last."""
+    """Metrics to improve: loss (per completion token), accuracy (needs task) or parameters (size of the
+    adapter). The first metric decides; the others break ties."""
     constraint: Names = ()
-    """Bounds that the choice must meet, such as parameters<=3M or accuracy>=0.6,parameters<=3M."""
+    """Limits that the chosen ranks must meet, such as parameters<=3M or accuracy>=0.6,parameters<=3M."""
     task: ExampleTask | None = None
-    """Task whose accuracy is measured; without effect where neither a figure nor test needs one."""
+    """Kind of answer that accuracy checks. Needed if objective, constraint or test use accuracy."""
     test: str | None = None
-    """Test examples on which the choice and the heuristic are measured once, at the end."""
+    """Test examples. After the search, the chosen ranks and the middle ranks are compared on them once."""
     strategy: StrategyName = "heuristic"
-    """How rank configurations are proposed; heuristic: only the middle ranks are measured."""
+    """How rank configurations are proposed. heuristic measures only the middle rank of every group."""
     max_evaluations: int = Field(50, gt=0)
-    """Rank configurations to evaluate; may be raised when an interrupted search is continued."""
+    """Number of rank configurations to evaluate. You may raise it when you continue a search."""
     storage: StorageURL | None = Field(None, repr=False)
-    """Database where several workers share the search, such as postgresql://USER@HOST/NAME; default:
-    a file in the output folder, for one process."""
+    """Database in which several workers share one search, such as postgresql://USER@HOST/NAME.
+    Default: a file in the output folder, for one process."""
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -211,5 +217,5 @@ class SearchConfig(ScoringConfig, Seeded):
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
         if "accuracy" in self.figures and self.task is None:
-            raise ValueError("task must be given with accuracy, such as equation or choices, got none")
+            raise ValueError("task must be given to measure accuracy, got none; for example, set task=number")
         return self

@@ -71,29 +71,31 @@ class ExportConfig(Sampled):
     """Which sub-adapter to write, and in what format."""
 
     ranks: str | None = None
-    """Ranks to keep: heuristic (the middle one of every group), maximal, minimal, RESULT.json (what
-    search chose), RESULT.json:N (the Nth that it evaluated) or RANKS.json ({group: rank})."""
+    """Which ranks to keep: heuristic (the middle rank of every group), maximal, minimal, RESULT.json (the
+    ranks that search chose), RESULT.json:N (its Nth evaluation) or RANKS.json ({group: rank})."""
     format: FormatName = "peft"
-    """peft: an adapter whose tensors have their own ranks; padded: all have the largest rank, filled up
-    with zeros (for llama.cpp); merged: one model, in which the base's zeros are lost; merged-sparse:
-    one that keeps every zero; package: sparse model and adapter in one packed file, smaller and faster
-    on a CPU; gguf: one file for llama.cpp and Ollama; unpacked: a package as an ordinary model folder."""
+    """peft: an adapter for PEFT. padded: the same, with all tensors padded to the largest rank (for
+    llama.cpp). merged: one model, which loses its zeros. merged-sparse: one model that keeps every zero.
+    package: model and adapter in one small file that is fast on a CPU. gguf: one file for llama.cpp and
+    Ollama. unpacked: turns a package into an ordinary model folder."""
     values: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
-    """Number format of the nonzero weights; auto: bf16, but int4 for an adapter trained with
-    quantize_aware. For gguf: int8 is Q8_0, int4 Q4_0, auto F16."""
+    """Number format of the weights in a package or a .gguf file. auto: bf16 in a package, F16 in a .gguf
+    file, and int4 after a training with quantize_aware. In a .gguf file int8 is Q8_0 and int4 is Q4_0."""
     embeddings: Literal["keep", "int8", "int4"] = "keep"
-    """Number format of embeddings and output head; for gguf 16 bits, Q8_0 or Q4_0."""
+    """Number format of the embeddings and the output head; keep leaves them in 16 bits."""
     calibration: str | None = None
-    """Text on which merged-sparse fits an adapter (default: its training data), and on which a
-    package of int4 is rounded (default: none), or self:FILE (the model's answers to FILE)."""
+    """Text that helps to lose less accuracy: merged-sparse fits the adapter on it (default: the training
+    data), and a package of int4 is rounded with it (default: none). self:FILE uses the model's answers
+    to the prompts in FILE."""
 
     @model_validator(mode="after")
     def _check(self) -> "ExportConfig":
         is_set = self.values != "auto" or self.embeddings != "keep"
         if is_set and not FORMATS[self.format].is_packed:
             raise ValueError(
-                f"values and embeddings need format package or gguf, got {self.format}; add --format package"
+                f"values and embeddings need format package or gguf, got format {self.format}; add --format package"
             )
         if self.format == "package" and self.calibration is not None and self.values != "int4":
-            raise ValueError(f"calibration of a package needs values int4, got {self.values}; leave calibration out")
+            rule = "calibration of a package needs values int4"
+            raise ValueError(f"{rule}, got values {self.values}; add --values int4 or leave calibration out")
         return self

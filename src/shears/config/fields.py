@@ -37,7 +37,7 @@ def kept_of_every(pattern: str) -> tuple[int, int] | None:
         return None
     kept, size = int(match[1]), int(match[2])
     if not 0 < kept < size:
-        raise InputError(f"must keep 0 < N < M weights, got {pattern}; 2:4 keeps two of four")
+        raise InputError(f"must be N:M with 0 < N < M, got {pattern}; for example, 2:4 keeps two of every four weights")
     return kept, size
 
 
@@ -53,7 +53,7 @@ def _split_pairs(value: object) -> object:
         return value
     pairs = [part.partition("=") for part in filter(None, map(str.strip, value.split(",")))]
     if any(not text.strip() for _, _, text in pairs):
-        raise ValueError(f"must be NAME=VALUE,..., got {value!r}")
+        raise ValueError(f"must be pairs such as prompt=question,completion=answer, got {value!r}")
     return {name.strip(): text.strip() for name, _, text in pairs}
 
 
@@ -64,7 +64,7 @@ def _check_columns(value: dict[str, str]) -> dict[str, str]:
         known = " or ".join(", ".join(form) for form in FORMS)
         raise ValueError(f"must name the columns of one form of row ({known}), got {', '.join(value)}")
     if named & {*CHAT_TURNS} and "user" not in named:
-        raise ValueError(f"must name the user's column of a chat, got {', '.join(named)}; add user=COLUMN")
+        raise ValueError(f"must name the column of the user's turn, got only {', '.join(named)}; add user=COLUMN")
     return value
 
 
@@ -114,14 +114,15 @@ class OfRows(StageConfig):
     """A section of a stage that reads rows."""
 
     columns: Annotated[dict[str, str], BeforeValidator(_split_pairs), AfterValidator(_check_columns)] = Field({})
-    """Columns that stand for ours, such as prompt=question,completion=answer or user=ticket."""
+    """Names of the columns in your file, if they differ from those that shears expects, such as
+    prompt=question,completion=answer."""
 
 
 class OnDevice(StageConfig):
     """A section of a stage that computes with torch."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
-    """Where to compute: auto, cpu, cuda or mps (the last two experimental)."""
+    """Device to compute on: auto, cpu, cuda or mps. cuda and mps are experimental."""
 
 
 class Seeded(StageConfig):
@@ -137,4 +138,4 @@ class Sampled(OnDevice, Seeded):
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)
-    """Tokens in a calibration sequence."""
+    """Number of tokens in a calibration sequence."""

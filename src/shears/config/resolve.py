@@ -58,7 +58,7 @@ def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
         key, equals, text = setting.partition("=")
         section, _, name = key.strip().partition(".")
         if not equals or not section:
-            raise InputError(f"--set must be section.key=value, got {setting!r}; for example --set train.alpha=32")
+            raise InputError(f"--set must be section.key=value, got {setting!r}; for example, --set train.alpha=32")
         try:
             value = parse_yaml(text)
         except (yaml.YAMLError, ValueError, RecursionError):

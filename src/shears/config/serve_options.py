@@ -27,15 +27,16 @@ class SamplingConfig(StageConfig):
     max_new_tokens: int = Field(128, gt=0)
     """Longest answer, in tokens."""
     temperature: float = Field(0.0, ge=0.0)
-    """0: always the most likely token; 1: sample from the model's own distribution."""
+    """Sampling temperature. 0 always takes the most likely token; 1 samples from the model's own
+    distribution."""
     top_k: int = Field(0, ge=0)
-    """Sample among the k most likely tokens only; 0: among all."""
+    """Sample only from the k most likely tokens; 0 samples from all."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p."""
+    """Sample only from the most likely tokens whose probabilities add up to top_p."""
     repetition_penalty: float = Field(1.0, gt=0.0)
-    """Above 1: tokens of prompt and answer become less likely; positive logits are divided by it."""
+    """A value above 1 makes tokens less likely that the prompt or the answer already contains."""
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_strings), Repeated()] = ()
-    """Text that ends the answer and is not shown; may be repeated (a line break is $'\\n' in a shell)."""
+    """Text that ends the answer and is not shown. May be repeated; a shell writes a line break as $'\\n'."""
     seed: int = 0
     """Random seed of the sampling."""
 
@@ -44,7 +45,8 @@ class RunningConfig(OnDevice):
     """What runs a model or a package."""
 
     dtype: DtypeName = "auto"
-    """Number format of a model that is not a package; bf16 also converts a .gguf file in bf16."""
+    """Number format in which a model folder is loaded; a package ignores it. bf16 also converts a .gguf
+    file to bf16."""
 
 
 class GenerateConfig(RunningConfig, SamplingConfig):
@@ -55,41 +57,43 @@ class ChatConfig(RunningConfig, SamplingConfig):
     """How to hold a conversation."""
 
     system: str | None = None
-    """System prompt; default: that of the model's chat template."""
+    """System prompt. Default: the one in the model's chat template."""
     max_new_tokens: int = Field(512, gt=0)
     """Longest answer, in tokens."""
     temperature: float = Field(0.7, ge=0.0)
-    """0: always the most likely token; 1: sample from the model's own distribution."""
+    """Sampling temperature. 0 always takes the most likely token; 1 samples from the model's own
+    distribution."""
     top_p: float = Field(0.95, gt=0.0, le=1.0)
-    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p."""
+    """Sample only from the most likely tokens whose probabilities add up to top_p."""
 
 
 class ServeConfig(RunningConfig):
     """How to answer requests."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 accepts the whole network (then set --api-key)."""
+    """Address to listen on. 0.0.0.0 accepts requests from the whole network; set --api-key then."""
     port: int = Field(8000, ge=0, le=65535)
-    """Port to listen on; 0: any free port."""
+    """Port to listen on; 0 takes any free port."""
     name: str | None = None
-    """Name of the model in requests; default: the name of its folder."""
+    """Name of the model in requests. Default: the name of its folder."""
     api_key: str | None = Field(None, pattern=r"^[!-~]+$")
-    """Key that every request must carry, in ASCII without spaces; default: $SHEARS_API_KEY."""
+    """Key that every request must send, in ASCII without spaces. Default: $SHEARS_API_KEY, if it is set."""
     max_new_tokens: int = Field(2048, gt=0)
-    """Longest answer a request may ask for, in tokens; also the default of a request that sets none."""
+    """Longest answer that a request may ask for, in tokens. Requests without max_tokens get this limit."""
 
 
 class BenchConfig(StageConfig):
     """How to measure speed."""
 
     threads: int | None = Field(None, gt=0)
-    """CPU threads; default: one per core."""
+    """Number of CPU threads. Default: one per core."""
     prompt_tokens: int = Field(512, gt=0)
-    """Tokens of the prompt whose reading is timed (prefill)."""
+    """Length of the prompt whose reading is timed (prefill), in tokens."""
     new_tokens: int = Field(64, gt=1)
-    """Tokens generated after a prompt of 64 tokens; the first one gives the time to the first token."""
+    """Number of tokens to generate after a prompt of 64 tokens. The first one gives the time to the
+    first token."""
     rounds: int = Field(5, gt=0)
-    """Rounds, beside one to warm up; each measures every contestant once, in another order."""
+    """Number of timed rounds after one warm-up round. Each round measures every model once."""
 
 
 def is_written(source: object) -> bool:
@@ -100,27 +104,30 @@ class WriteConfig(OfRows, Seeded, OnDevice):
     """How a model writes text."""
 
     tokens: Count | None = None
-    """Tokens to write at least, such as 100k or 1M; default: 100k, or an answer to every prompt."""
+    """Number of tokens to write, such as 100k or 1M. Default: 100k, or with prompts as many as it takes
+    to answer all of them."""
     samples: int = Field(1, gt=0)
-    """Answers to each prompt; more than one needs a temperature."""
+    """Number of answers to each prompt. More than one needs a temperature above 0."""
     keep: Literal["all", "ended", "right"] = "all"
-    """Answers that are kept: all, ended (not cut), or right (ended, and right by the row)."""
+    """Which answers to keep: all, ended (those not cut at the longest length) or right (those that also
+    match the answer in the row)."""
     max_new_tokens: int = Field(512, gt=0)
-    """Longest text, answer or turn of a chat, in tokens."""
+    """Longest text, answer or chat turn, in tokens."""
     temperature: float | None = Field(None, ge=0.0)
-    """1: sample from the model's own distribution; 0: the most likely token. Default: 1, and 0 with prompts."""
+    """Sampling temperature. 0 always takes the most likely token; 1 samples from the model's own
+    distribution. Default: 1 without prompts, 0 with prompts."""
 
     def for_prompts(self, prompts: str | None) -> "WriteConfig":
         """Return the options with all defaults, for these prompts or without; InputError if they do not suit."""
         if prompts is None:
             own = [name for name in OF_PROMPTS if getattr(self, name) != type(self).model_fields[name].default]
             if own:
-                raise InputError(f"write.{own[0]} needs prompts, got none; name them with --prompts FILE")
+                raise InputError(f"write.{own[0]} needs prompts, got none; add --prompts FILE")
             if self.temperature == 0:
-                rule = "write.temperature must be above 0 for texts behind random words"
-                raise InputError(f"{rule}, got 0; raise it, or give --prompts FILE")
+                rule = "write.temperature must be above 0 to write texts without prompts"
+                raise InputError(f"{rule}, got 0; raise it, or add --prompts FILE")
             return self.model_copy(update={"tokens": self.tokens or TOKENS, "temperature": self.temperature or 1.0})
         if self.samples > 1 and not self.temperature:
-            rule = "several samples of a prompt need a temperature above 0"
-            raise InputError(f"{rule}, got {self.samples} samples at temperature 0; add --temperature 0.8, for example")
+            rule = "several samples per prompt need a temperature above 0"
+            raise InputError(f"{rule}, got {self.samples} samples at temperature 0; for example, add --temperature 0.8")
         return self.model_copy(update={"temperature": self.temperature or 0.0})

@@ -55,28 +55,32 @@ class SparsifyConfig(OfRows, Sampled):
     """How to prune: method, sparsity, pattern of the zeros, calibration text."""
 
     sparsity: float = Field(0.5, ge=0.0, lt=1.0)
-    """Share of weights that become zero, over all pruned linear layers (linears) together."""
+    """Share of the weights to set to zero, counted over all pruned linear layers together."""
     method: MethodName = "admm"
-    """Pruning method: sparsegpt and admm also update the kept weights; wanda and magnitude only set
-    weights to zero. wanda takes two fifths of the time of admm; magnitude needs no text."""
+    """Pruning method. admm and sparsegpt also update the weights they keep; wanda and magnitude do not.
+    wanda is faster than admm, and magnitude needs no calibration text."""
     pattern: Pattern = "row"
-    """Where weights compete for the zeros: within a row of a linear, or N kept of every M (N:M)."""
+    """Where the zeros may lie: row spreads them freely within each row of a weight; N:M, such as 2:4,
+    keeps N of every M consecutive weights."""
     allocation: Literal["uniform", "sensitivity"] = "sensitivity"
-    """Sparsity of linears: uniform, or by the loss's gradient (default of admm and sparsegpt)."""
+    """How the zeros are shared among linear layers: uniform gives each the same share; sensitivity prunes
+    those less that affect the loss more. Default: uniform for wanda, magnitude and N:M patterns, sensitivity
+    for the others."""
     reconstruct: Literal["none", "block"] = "none"
-    """block: fit each block's kept weights, by gradient steps, to what the dense one computes."""
+    """block: after pruning a decoder block, train its kept weights to reproduce the original outputs."""
     calibration: str | None = None
-    """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, arithmetic:train (the
-    embedded model's default), self (text that the model writes itself, see write), or self:FILE (its
-    answers to FILE's prompts). magnitude with allocation uniform needs none."""
+    """Calibration text: FILE.txt, a file of rows or chats, a hub id, arithmetic:train (built in, the
+    default for smollm2-135m), self (text that the model writes) or self:FILE (its answers to the prompts
+    in FILE)."""
     skip: Names = ()
-    """Linears that stay dense, by suffix or regex, such as o_proj or .*layers\\.0\\..*"""
+    """Linear layers that are not pruned, by name ending or regex, such as o_proj or .*layers\\.0\\..*"""
     recover_rank: int = Field(0, ge=0)
-    """Also write OUT/recovery, a LoRA of this rank that restores most of what pruning removed."""
+    """If above 0, also write OUT/recovery: a LoRA adapter of this rank that restores most of what pruning
+    removed. train --init recovery starts from it."""
     precision: DtypeName = "auto"
-    """Arithmetic of the forward passes; auto: bf16 if that is faster, else fp32."""
+    """Number format of the arithmetic. auto uses bf16 if that is faster on this device, else fp32."""
     dtype: DtypeName = "auto"
-    """Number format of the saved model; auto: the model's own, fp32 for a .gguf file."""
+    """Number format of the saved model. auto keeps the model's own; a .gguf file becomes fp32."""
 
     @model_validator(mode="before")
     @classmethod
@@ -105,9 +109,9 @@ class SparsifyConfig(OfRows, Sampled):
             return self
         if self.needs_calibration and model not in EMBEDDED:
             raise InputError(
-                f"sparsify.calibration must be given (--calibration) for {model}: text like that which the model will "
-                "see, as FILE.txt, FILE.jsonl or a hub id; self, which the model writes; or --method magnitude, which "
-                "needs none"
+                f"sparsify.calibration must be given (--calibration) for {model}: name text like the text that the "
+                "model will see, as FILE.txt, FILE.jsonl or a hub id, or self to let the model write it; "
+                "--method magnitude needs none"
             )
         return self.model_copy(update={"calibration": EMBEDDED_CALIBRATION})
 
@@ -119,6 +123,7 @@ class SparsifyConfig(OfRows, Sampled):
         share = 1 - groups[0] / groups[1]
         if f"{self.sparsity:g}" != f"{share:g}" or self.allocation != "uniform":
             raise ValueError(
-                f"pattern {self.pattern} is a sparsity of {share:g} everywhere; set sparsity={share:g} only"
+                f"pattern {self.pattern} needs sparsity {share:g} and allocation uniform, got sparsity "
+                f"{self.sparsity:g} and allocation {self.allocation}; set sparsity={share:g} and leave allocation out"
             )
         return self

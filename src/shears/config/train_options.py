@@ -24,30 +24,30 @@ class LoopConfig(OfRows, OnDevice, Seeded):
     kl: ClassVar[float] = 0.5
     cross_entropy: ClassVar[float] = 0.5
     data: str
-    """Training examples, for heal a text of which every token counts: a JSON, JSONL, CSV or Parquet file
-    (heal: .txt), a hub id, the embedded arithmetic:train, or self:FILE (answers to FILE's prompts that
-    the teacher or the dense model writes, for train right ones; heal: self, text of its own)."""
+    """Training data: a file (.json, .jsonl, .csv, .parquet), a hub id, arithmetic:train (built in), or
+    self:FILE (the original model or the teacher answers the prompts in FILE)."""
     template: TemplateName | None = None
-    """Prompt template of instruction/input/output rows; chat: turns in the model's chat template.
-    Default: that of the model's or the run's training, else chat if the model has one, else question."""
+    """Prompt template of instruction rows; chat is the model's own chat template. Default: the template
+    that the model was trained with; else chat if the model has one; else question."""
     teacher: str | None = None
-    """Model whose predictions are learnt: the dense one, or the folder of an adapter that was trained on
-    it; default of heal: the model that SPARSE was pruned from."""
+    """Model whose predictions the training also imitates: the original dense model, or the folder of an
+    adapter that was trained on it. heal takes the model that SPARSE was pruned from by default."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of AdamW. Default: 3e-4, or 1e-3 for models of at most 250 M weights."""
+    """Peak learning rate of AdamW. Default: 1e-3 for models of up to 250 million parameters, else 3e-4."""
     warmup_steps: int = Field(10, ge=0)
-    """Steps over which the learning rate rises from 0 to its peak: at most all steps but the last."""
+    """Number of steps in which the learning rate rises from 0 to its peak."""
     batch_size: int = Field(16, gt=0)
-    """Examples in an optimizer step."""
+    """Number of examples in an optimizer step."""
     micro_batch_size: int | None = Field(None, gt=0)
-    """Examples in one forward pass; must divide batch_size. Fewer need less memory. Default: 4, or
-    as many as hold 512 tokens."""
+    """Number of examples in one forward pass; must divide batch_size. A smaller value needs less memory.
+    Default: 4, or more if they are short."""
     recompute: bool = False
-    """Let the backward pass recompute activations: less memory, a third more time, same bits."""
+    """Recompute activations in the backward pass (gradient checkpointing). This needs less memory, takes
+    about a third more time and gives the same result."""
     precision: DtypeName = "auto"
-    """Arithmetic; auto: bf16 autocast, but fp32 on a CPU that is slower in bf16."""
+    """Number format of the arithmetic. auto uses bf16 autocast, but fp32 on a CPU that is slower in bf16."""
     save_steps: int = Field(50, gt=0)
-    """Optimizer steps between two checkpoints; others are written after two minutes."""
+    """Number of optimizer steps between two checkpoints. A checkpoint is also written every two minutes."""
 
     def rate_for(self, num_weights: int) -> float:
         """Return the learning rate, where none is set that of a model of `num_weights`."""
@@ -63,21 +63,26 @@ class LoopConfig(OfRows, OnDevice, Seeded):
 
 
 class HealConfig(LoopConfig):
-    """How to give a sparse model back what pruning took: it learns to predict what the dense model predicts."""
+    """How to restore what pruning took: the sparse model learns to predict what the dense model predicts."""
 
     kl: ClassVar[float] = 1.0
     cross_entropy: ClassVar[float] = 0.0
+    data: str
+    """Text to train on, of which every token counts: a file (.txt, .json, .jsonl, .csv, .parquet), a hub
+    id, arithmetic:train (built in), self (the dense model writes text) or self:FILE (it answers the
+    prompts in FILE)."""
     tokens: Count = 1_000_000
-    """Tokens to train on, such as 50k or 1M; a shorter text is read several times."""
+    """Number of tokens to train on, such as 50k or 1M. A shorter text is repeated."""
     sequence_length: int = Field(512, gt=1)
-    """Tokens of a sequence; the text is cut into such pieces."""
+    """Number of tokens in a sequence; the text is cut into sequences of this length."""
     recovery: bool = False
-    """Train the recovery adapter of SPARSE (sparsify --recover-rank) with the weights and write
-    OUT/recovery, for train --init recovery."""
+    """Also train the recovery adapter that sparsify --recover-rank wrote, and write OUT/recovery for
+    train --init recovery."""
     quantize_aware: Literal["none", "int4"] = "none"
-    """int4: train the weights as export --format package --values int4 will round them."""
+    """int4: train the weights as rounded to 4 bits, so that export --format package --values int4 loses
+    less accuracy."""
     batch_size: int = Field(4, gt=0)
-    """Sequences in an optimizer step."""
+    """Number of sequences in an optimizer step."""
 
     @property
     def num_sequences(self) -> int:
@@ -92,39 +97,42 @@ class TrainConfig(LoopConfig):
     """How to train the super-adapter on the frozen sparse model."""
 
     template: TemplateName = "question"
-    """Prompt template of instruction rows, in training and evaluation; chat: the model's own."""
+    """Prompt template of instruction rows, in training and later evaluation; chat is the model's own chat
+    template."""
     ranks: Ranks = (32,)
-    """Allowed ranks of every group, largest first. One rank is plain LoRA; several, such as
-    32,24,16, make one adapter of several sizes, which costs it some accuracy."""
+    """LoRA rank. Several ranks, largest first, such as 32,24,16, train one adapter that search and export
+    can cut down to any of them; this costs some accuracy."""
     groups: Names = (AUTO,)
-    """Linears that get an adapter; those joined by + share one rank in each decoder block, such as
-    q_proj+k_proj+v_proj,up_proj,down_proj, which auto is in Llama. Stacked experts get no adapter."""
+    """Linear layers that get an adapter, separated by commas; those joined by + share one rank in each
+    decoder block. auto chooses for you; for Llama it is q_proj+k_proj+v_proj,up_proj,down_proj."""
     alpha: float | None = Field(None, gt=0)
-    """LoRA alpha; every rank is scaled by alpha / max_rank. Default: 64, or 128 for models of at most
-    250 M weights; a masked product gets at least 64 over the share of kept weights."""
+    """LoRA alpha; adapters are scaled by alpha / (largest rank). Default: 128 for models of up to 250
+    million parameters, else 64; higher with sparse_adapter or quantize_aware, which mask the adapter."""
     init: Literal["auto", "lora", "recovery"] = "auto"
-    """Initial adapter: lora (PEFT's own), recovery (what pruning removed, see sparsify --recover-rank)
-    or auto (recovery if the base has one, unless several ranks are nested or the product is masked)."""
+    """Initial adapter: lora is PEFT's own, recovery is what pruning removed (see sparsify --recover-rank).
+    auto takes recovery if the model has one and the other options allow it, else lora."""
     sampling: SamplingName = "nested"
-    """Which ranks a step trains: nested (all, by a fixed diagonal between the factors) or uniform
-    (one configuration at random, as in the paper)."""
+    """How several ranks are trained: nested trains all of them in every step; uniform trains one random
+    rank per group in each step, as the Shears paper does."""
     sparse_adapter: bool = False
-    """SparsePEFT: mask the adapter's product by the zeros of the weight: merging keeps every zero."""
+    """SparsePEFT: mask the adapter with the zeros of the weight, so that merging keeps every zero."""
     quantize_aware: Literal["none", "int4", "q4_0"] = "none"
-    """QA-SparsePEFT: train the rounded weights, and their scales, that the exported file will hold,
-    adapter merged and zeros kept. int4: export --format package is exact; q4_0: export --format gguf."""
+    """QA-SparsePEFT: train with the rounded weights that the exported file will hold, so that export loses
+    nothing. int4 is for export --format package, q4_0 for export --format gguf."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Dropout on the adapters' inputs."""
+    """Dropout on the inputs of the adapters."""
     epochs: float | None = Field(None, gt=0, le=1e6)
-    """Passes over the training examples. Default: as many as read 5,000 examples, from 1 to 10."""
+    """Number of passes over the training examples. Default: 1 to 10, so that about 5,000 examples are
+    read in total."""
     max_steps: int | None = Field(None, gt=0)
-    """Optimizer steps; overrides epochs."""
+    """Number of optimizer steps. Overrides epochs."""
     max_length: int = Field(512, gt=1)
-    """Largest number of tokens in an example; longer examples are skipped and counted."""
+    """Longest example, in tokens. Longer examples are left out, and shears reports how many."""
     validation: Source | None = None
-    """Validation examples, read after each epoch: a source of rows, or a share such as 0.05."""
+    """Validation examples, measured after each epoch: a file, a hub id, or a share of the training
+    examples, such as 0.05."""
     early_stopping: int | None = Field(None, gt=0)
-    """Stop after this many validations without a lower loss; the result is the adapter with the lowest."""
+    """Stop after this many validations without a lower loss. The adapter with the lowest loss is kept."""
 
     @model_validator(mode="before")
     @classmethod
@@ -139,17 +147,18 @@ class TrainConfig(LoopConfig):
         if list(self.ranks) != sorted(set(self.ranks), reverse=True):
             raise ValueError(f"ranks must be distinct and largest first, got {','.join(map(str, self.ranks))}")
         if self.masks and self.dropout:
-            raise ValueError(f"sparse_adapter and quantize_aware need dropout 0, got {self.dropout:g}")
+            rule = "sparse_adapter and quantize_aware need dropout 0"
+            raise ValueError(f"{rule}, got dropout {self.dropout:g}; leave dropout out")
         if self.quantize_aware != "none" and self.sampling == "nested":
-            raise ValueError(
-                "quantize_aware needs sampling uniform: nested products are folded, which moves their bits"
-            )
+            rule = "quantize_aware needs sampling uniform, because folding nested ranks changes the rounded weights"
+            raise ValueError(f"{rule}, got nested; leave sampling out")
         if self.validation is None and self.early_stopping is not None:
-            raise ValueError("early_stopping needs validation, got none; add a file, or a share of the rows as 0.05")
+            raise ValueError("early_stopping needs validation examples, got none; for example, add validation=0.05")
         if self.validation == self.data:
-            raise ValueError(f"validation must be other examples than data, both are {self.data}; give a share of them")
+            rule = "validation must be other examples than data"
+            raise ValueError(f"{rule}, both are {self.data}; set a share such as validation=0.05")
         if not 0 < (0.5 if self.validation_share is None else self.validation_share) < 1:
-            raise ValueError(f"validation must be a source of rows or a share between 0 and 1, got {self.validation}")
+            raise ValueError(f"validation must be a file, a hub id or a share between 0 and 1, got {self.validation}")
         return self
 
     @property

@@ -12,13 +12,13 @@ MINUTES = ("seconds", "real")  # keys of seconds that are shown in minutes
 BYTES = ("bytes", "size_bytes", "memory", "disk", "memory_bytes")  # keys of numbers of bytes
 BENCH = {
     "name": "model", "decode_tokens_per_second": "decode", "prefill_tokens_per_second": "prefill",
-    "time_to_first_token_seconds": "seconds to the first", "memory_bytes": "memory",
+    "time_to_first_token_seconds": "seconds to first token", "memory_bytes": "memory",
 }  # fmt: skip
-RATIOS = {"over": "the package over", "decode": "decode", "prefill": "prefill", "first_token": "first token"}
-PACKAGE = {"name": "package", "bytes": "size", "bits_per_weight": "bits a weight", "tokens_per_second": "tokens/s"}
+RATIOS = {"over": "package compared with", "decode": "decode", "prefill": "prefill", "first_token": "first token"}
+PACKAGE = {"name": "package", "bytes": "size", "bits_per_weight": "bits per weight", "tokens_per_second": "tokens/s"}
 CANDIDATES = {**PACKAGE, "meets": "meets"}
 MEASURED = {**PACKAGE, "loss": "loss", "answers": "right answers", "holds": "meets"}
-PLANNED = {"name": "stage", "work": "what it does", "seconds": "minutes planned", "real": "real"}
+PLANNED = {"name": "stage", "work": "what it does", "seconds": "minutes planned", "real": "minutes taken"}
 CONTAMINATION = "seen_in_training"  # a record's flag; in details, the number of such questions
 
 
@@ -141,7 +141,7 @@ def remarks(models: Iterable[Record]) -> list[str]:
             words.append(f"{cut:,} of the {each['n']:,} answers{of} were cut at the longest length.")
         if seen := int(details.get(CONTAMINATION, 0)):
             rest = f"; on the others the accuracy is {unseen:.1%}" if (unseen := details.get("accuracy_unseen")) else ""
-            words.append(f"{seen:,} of the {each['n']:,} test questions stand in the training data{of}{rest}.")
+            words.append(f"{seen:,} of the {each['n']:,} test questions also occur in the training data{of}{rest}.")
     return words
 
 
@@ -149,15 +149,16 @@ def lead_lines(lead: Record | None) -> list[str]:
     """Return the difference that a run is about in words; for figures that are not paired, both figures."""
     if lead is None:
         return []
-    against = lead["against"] + (", which was not trained on the task" if lead["untrained"] else "")
+    against = lead["against"] + (" (not trained on the task)" if lead["untrained"] else "")
     if (gap := lead["difference"]) is None:
         one, other = (figure(lead["metric"], value) for value in lead["values"])
-        lines = [f"{lead['name']}: {lead['metric']} {one}, against {other} of {against}."]
+        lines = [f"The {lead['metric']} of {lead['name']} is {one}, that of {against} is {other}."]
     else:
         lines = [
             f"{lead['name']} minus {against}:",
             f"  {points(gap['value'])} points, 95 % interval {points(*gap['ci95'])}",
-            f"  of {gap['n']:,} questions, {gap['won']:,} right only by the first, {gap['lost']:,} only by the second",
+            f"  of {gap['n']:,} questions, only the first answers {gap['won']:,} correctly, "
+            f"only the second {gap['lost']:,}",
         ]
     return lines
 

@@ -26,7 +26,7 @@ BATCH: int = TrainConfig.model_fields["batch_size"].default
 FEWEST_STEPS = 10  # below this a training teaches nothing
 LENGTH = 512  # tokens of a calibration sequence and of a held-out window, at most
 FEWEST_SEQUENCES = 4  # of a text: a step of healing takes so many
-RULE = "fewer zeros first, then more bits a weight, then more bits an embedding"
+RULE = "fewer zeros first, then more bits per weight, then more bits per embedding"
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def meeting(bound: Bound, candidates: Sequence[Candidate], weights: int) -> list
         by_speed = bound.kind == "tokens/s"
         nearest = min(candidates, key=lambda each: -(each.tokens_per_second or 0.0) if by_speed else each.bytes)
         raise InputError(
-            f"the target must be within reach ({bound}); the nearest of {len(candidates)} candidates is "
-            f"{nearest.name}: {figures_of(nearest)}; name a looser target, or more --sparsities or --values"
+            f"no candidate is predicted to meet the target ({bound}); the nearest of {len(candidates)} candidates is "
+            f"{nearest.name} with {figures_of(nearest)}; set a looser target, or try more --sparsities or --values"
         )
     return kept
 
@@ -73,7 +73,7 @@ def meeting(bound: Bound, candidates: Sequence[Candidate], weights: int) -> list
 def figures_of(candidate: Candidate) -> str:
     """Return the size and the speed of a candidate in words."""
     speed = candidate.tokens_per_second
-    words = f"{candidate.bytes / 1e9:.4g} GB, {candidate.bits_per_weight:.2f} bits a weight"
+    words = f"{candidate.bytes / 1e9:.4g} GB, {candidate.bits_per_weight:.2f} bits per weight"
     return words if speed is None else f"{words}, {speed:.1f} tokens/s"
 
 

@@ -106,10 +106,10 @@ def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, A
     record = read_object(folder / COMPRESS)
     with reading(folder / COMPRESS):
         if not {each["name"] for each in record["measured"]} <= {each.name for each in _promising(record)}:
-            raise ValueError("it measured what was not planned")
+            raise ValueError("it has measurements of packages that it did not plan")
         refuse_changes(folder, record["config"], as_data(settings))
         check_input(f"model of {folder}", record["base_fingerprint"], ref.fingerprint)
-    logger.info("%s: continuing with the plan of %s", folder, COMPRESS)
+    logger.info("continuing %s by the plan in its %s", folder, COMPRESS)
     return record
 
 
@@ -124,8 +124,8 @@ def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path
     shape = _shape(ref)
     forecast = forecast_of(known_config(ref.folder), threads=None, new_tokens=NEW_TOKENS, rounds=ROUNDS)
     if bound.kind == "tokens/s" and forecast is None:
-        needs = "a target in tok/s needs a model that the native decoder covers, and its kernels"
-        raise InputError(f"{needs}; name a target in bits or GB")
+        needs = "a target in tok/s needs a model that the native decoder supports, and its C++ kernels"
+        raise InputError(f"{needs}; set a target in bits or GB")
     dense_speed = forecast.tokens_per_second(0.0, "bf16", "keep") if forecast else None
     candidates = all_candidates(settings, shape, forecast)
     promising = meeting(bound, candidates, shape.parameters)
@@ -146,7 +146,7 @@ def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path
         effort = fitted(found, total, settings.seconds - spent)
         missing = left_out(effort, found["thorough"], total(effort) + spent - settings.seconds)
     if missing:
-        logger.warning("the time leaves out: %s", "; ".join(missing))
+        logger.warning("to save time, the plan leaves out: %s", "; ".join(missing))
     stages = _sizes(first, effort, ref, texts.calibration, folder)
     refuse_full_disk(folder, sum(stages[name]["disk"] or 0 for name in ("sparsify", "export")))
     words = sentences(effort, first, amounts)
@@ -188,8 +188,8 @@ def _shape(ref: ModelRef) -> Shape:
     assert shape is not None, "the model was resolved"
     inside = shape.parameters - shape.beside
     if inside - shape.linear_weights > MOST_OUTSIDE * inside:
-        rule = f"compress needs a model whose blocks consist of linears, {ref.name} has others, such as experts"
-        raise InputError(f"{rule}; use shears run with a recipe")
+        rule = "compress needs a model whose decoder blocks consist of linear layers"
+        raise InputError(f"{rule}, {ref.name} has other weights there, such as experts; use shears run with a recipe")
     return shape
 
 
@@ -209,7 +209,7 @@ def _readings(ref: ModelRef, settings: CompressConfig, texts: Texts) -> tuple[Ro
         template = reads.template
         questions = len(asked)
         if len(training.train) <= FEW_ROWS:
-            logger.warning("only %d rows to train on: more rows answer better", len(training.train))
+            logger.warning("there are only %d rows to train on; more rows give better answers", len(training.train))
     rows = training.train if training is not None else []
     exam = Exam(texts.held_out, LENGTH, text_template(template, tokenizer), task, longest)
     with quietly():
@@ -276,7 +276,7 @@ class _Work:
                 train(self.ref.folder, self.folder / TEACHER, **as_data(training_of(self.effort, self.text)))
 
     def made(self, candidate: Candidate, settings: CompressConfig) -> dict[str, Any]:
-        logger.info("%s: %s predicted", candidate.name, figures_of(candidate))
+        logger.info("making %s; prediction: %s", candidate.name, figures_of(candidate))
         output = self.folder / candidate.name
         teacher = self.folder / TEACHER if self.effort.teaches else None
         run(recipe_of(candidate, self.effort, self.ref, self.text, teacher), output)

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 TEACHER = "teacher"  # the folder of the dense model's adapter
 STEP_ROWS = 4  # rows in the training step that is timed
 QUESTIONS = 8  # rows that are answered at most: a batch of few takes longer for each
-AS_IT_CAME = 100  # rows that the model as it came answers at most: untrained answers are long
+AS_IT_CAME = 100  # rows that the original model answers at most: untrained answers are long
 SLOW = 10.0  # tokens a second of a model whose speed is not predicted
 DECODED = 130  # tokens that a measured speed takes, its warm-up included
 PRUNING_PASSES = 1.5  # forward passes of a calibration token: each block reads it twice, no head does
@@ -46,7 +46,7 @@ class Speeds(NamedTuple):
     """Seconds that parts of the stages take.
 
     `forward` is a token of a forward pass, `pruning` ADMM on all blocks, `trained` a token of a
-    training step. The model as it came answers a question in `question`, a trained one in `answer`.
+    training step. The original model answers a question in `question`, a trained one in `answer`.
     """
 
     load: float
@@ -73,7 +73,7 @@ def measured_speeds(
             speeds = speeds._replace(
                 trained=_training(model, effort, first.values, texts, training), question=question, answer=answer
             )
-    logger.info("measured the speeds of this machine in %.0f s", time.perf_counter() - started)
+    logger.info("measured the speed of this machine in %.0f s", time.perf_counter() - started)
     return speeds
 
 
@@ -111,7 +111,7 @@ def _training(model: ModelRef, effort: Effort, values: str, texts: Texts, rows: 
 
 
 def _answering(model: ModelRef, exam: Exam) -> tuple[float, float]:
-    """Return the seconds of a question to the model as it came, and the mean tokens of what it writes."""
+    """Return the seconds of a question to the original model, and the mean tokens of what it writes."""
     started = time.perf_counter()
     measured = exam.answered(model, limit=QUESTIONS, untrained=True)
     seconds = time.perf_counter() - started
@@ -181,13 +181,13 @@ def left_out(effort: Effort, whole: Effort, over: float) -> list[str]:
     """Return in words what an effort leaves out of the most thorough one; `over` are seconds beyond the time."""
     parts = {
         f"{whole.steps - effort.steps} of {whole.steps} training steps": effort.steps < whole.steps,
-        f"calibration on {whole.num_samples} sequences ({effort.num_samples} are read)":
+        f"{whole.num_samples - effort.num_samples} of {whole.num_samples} calibration sequences":
             effort.num_samples < whole.num_samples,
-        f"healing on {whole.heal:,} tokens ({effort.heal:,} are read)": effort.heal < whole.heal,
-        "a teacher": whole.teaches and not effort.teaches,
-        f"{whole.method} ({effort.method} prunes)": effort.method != whole.method,
-        "dense int4 to compare with": whole.rival and not effort.rival,
-        f"nothing more: it takes about {over / 60:.0f} min longer than the time": over > 0,
+        f"{whole.heal - effort.heal:,} of {whole.heal:,} tokens of healing": effort.heal < whole.heal,
+        "the teacher": whole.teaches and not effort.teaches,
+        f"pruning by {whole.method} ({effort.method} is faster)": effort.method != whole.method,
+        "the comparison with an unpruned int4 model": whole.rival and not effort.rival,
+        f"it still takes about {over / 60:.0f} min longer than --time": over > 0,
     }  # fmt: skip
     return [what for what, is_so in parts.items() if is_so]
 
@@ -195,21 +195,22 @@ def left_out(effort: Effort, whole: Effort, over: float) -> list[str]:
 def sentences(effort: Effort, first: Candidate, amounts: Amounts) -> dict[str, str]:
     """Return what each stage does, in one sentence."""
     epochs = effort.steps * BATCH / max(amounts.rows, 1)
-    training = f"{effort.steps} steps of {BATCH} rows, {epochs:.1f} times the {amounts.rows:,} rows"
+    training = f"for {effort.steps} steps of {BATCH} rows ({epochs:.1f} epochs of {amounts.rows:,} rows)"
     samples = min(effort.num_samples, max(amounts.text_tokens // effort.sequence_length, 1))
     text = f"{samples} sequences of {effort.sequence_length} tokens"
-    grid = " on the grid of int4" * (first.values == "int4")
-    asked = f" and {amounts.questions:,} answers" * (amounts.questions > 0)
-    as_it_came = f" and {min(amounts.questions, AS_IT_CAME)} answers" * (amounts.questions > 0)
-    zeros = f"sets {100 * first.sparsity:g} % of the weights to zero by {effort.method} on {text}"
+    rounded = ", rounded to int4," * (first.values == "int4")
+    tested = f", and tests it on {amounts.questions:,} rows" * (amounts.questions > 0)
+    fewer = f" and tests it on {min(amounts.questions, AS_IT_CAME)} rows" * (amounts.questions > 0)
+    zeros = f"prunes {100 * first.sparsity:g} % of the weights by {effort.method}, calibrated on {text}"
+    on_int4 = " on weights rounded to int4" * (first.values == "int4")
     return {
-        "plan": "measures the speeds of this machine",
-        "dense": f"measures loss{as_it_came} of the model as it came",
-        TEACHER: f"trains LoRA on the dense model, {training}",
-        "sparsify": zeros if first.sparsity else "copies the dense weights",
-        "heal": f"trains the kept weights{grid} on {effort.heal:,} tokens to predict as the dense model",
-        "train": f"trains an adapter of one rank{grid}, {training}{' beside the teacher' * effort.teaches}",
-        "export": f"merges what was trained and writes {first.values} weights",
-        "measure": f"measures size, speed, loss{asked} of the package",
-        "rival": f"trains dense int4 alike and measures its size, speed, loss{asked}",
+        "plan": "measures the speed of this machine",
+        "dense": f"measures the loss of the original model{fewer}",
+        TEACHER: f"trains LoRA on the original model {training}",
+        "sparsify": zeros if first.sparsity else "copies the original weights",
+        "heal": f"trains the kept weights{rounded} on {effort.heal:,} tokens to predict what the original predicts",
+        "train": f"trains an adapter{on_int4} {training}{', with the teacher' * effort.teaches}",
+        "export": f"{'merges the adapter and ' * (effort.steps > 0)}writes a package with {first.values} weights",
+        "measure": f"measures size, speed and loss of the package{tested}",
+        "rival": "fine-tunes an unpruned int4 model in the same way and measures the same",
     }

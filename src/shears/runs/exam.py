@@ -53,7 +53,8 @@ def split_text(settings: CompressConfig, folder: Path) -> Texts:
             task_of_rows(held_out, settings.test or f"the last tenth of {source}")
         parts = as_json_lines(rows[:cut]), as_json_lines(held_out)
     if not all(part.strip() for part in parts):
-        raise InputError(f"the text must have a part to hold out, got less than two parts in {source}")
+        rule = "the data must have at least two rows or characters, so that some can be held out for the test"
+        raise InputError(f"{rule}, got fewer in {source}; give more")
     texts = Texts(folder / f"calibration{ending}", folder / f"held_out{ending}")
     for file, part in zip(texts, parts, strict=True):
         file.write_text(part, encoding="utf-8")

@@ -126,7 +126,7 @@ def gpu_check(**sizes: Any) -> dict[str, Any]:
     Keywords change the sizes of the model. InputError without a GPU.
     """
     if not torch.cuda.is_available():
-        raise InputError("--gpu-check needs a CUDA GPU, torch finds none; install torch for your CUDA version")
+        raise InputError("--gpu-check needs a CUDA GPU, and torch finds none; install torch for your CUDA version")
     with quietly(), TemporaryDirectory() as folder:
         inputs = Inputs(Path(folder), {**SIZES, **sizes})
         inputs.sparse = inputs.pruned("cpu", "fp32")

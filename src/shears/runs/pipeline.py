@@ -58,7 +58,7 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
         for number, (stage, is_done) in enumerate(zip(stages, done, strict=True), start=1):
             if is_done:
                 stage.verify()
-                logger.info("[%d/%d] %s: done before with this configuration, skipped", number, total, stage.name)
+                logger.info("[%d/%d] %s is already done with these settings", number, total, stage.name)
             else:
                 logger.info("[%d/%d] %s", number, total, stage.name)
                 with timed(folder, stage.name):

@@ -216,7 +216,7 @@ def _sparsify(basis: _Basis) -> Estimate:
     shape = basis.shape
     num_tokens = 0
     is_fitted = config.reconstruct == "block"
-    work = f"{config.method} to {100 * config.sparsity:.4g}%" + (", blocks fitted" if is_fitted else "")
+    work = f"{config.method} to {100 * config.sparsity:.4g}% zeros" + (", then fits the blocks" if is_fitted else "")
     if config.needs_calibration:
         num_tokens = config.num_samples * config.sequence_length
         sizes = f"{config.num_samples} x {config.sequence_length} = {num_tokens:,} tokens"
@@ -261,7 +261,7 @@ def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None, name:
     count = round((examples or 0) * (1 - (config.validation_share or 0)))
     passes = "1 to 10" if config.epochs is None else f"{config.epochs:g}"
     steps = f"{config.num_steps(count):,} steps" if count or config.max_steps else f"{passes} epochs in steps"
-    held_out = f", validated on {config.validation}" if config.validation else ""
+    held_out = f", validation on {config.validation}" if config.validation else ""
     work = f"{steps} of {config.batch_size} examples, {words}{held_out}"
     loaded = basis.loaded(model_bytes, _trained_dtype(config))
     if loaded is None or basis.shape is None:
@@ -307,7 +307,7 @@ def _evaluate(basis: _Basis) -> Estimate:
     held = block_bytes(basis.shape, item := basis.item("evaluate"))
     length = basis.longest
     if config.generates:
-        work += f", {config.longest_answer} tokens an answer in {config.beams} beams"
+        work += f", answers of up to {config.longest_answer} tokens, {config.beams} beam{'s' * (config.beams > 1)}"
         held += config.beams * cache_bytes(basis.shape.model, item)
         length += config.longest_answer
     return Estimate(work, max(sizes), held * config.batch_size * length)  # one model at a time
@@ -355,14 +355,14 @@ def _is_local(source: str) -> bool:
 
 
 def _shown(source: str) -> str:
-    return source if _is_local(source) else f"{source} (not here yet)"
+    return source if _is_local(source) else f"{source} (not on this machine yet)"
 
 
 def _amount(source: str, limit: int | None = None) -> tuple[int | None, str]:
     """Return how many examples a source has, None if unknown, and the same in words."""
     if not _is_local(source):
         count = f"up to {limit:,}" if limit else "an unknown number of"
-        return limit, f"{count} examples ({source} is not here yet)"
+        return limit, f"{count} examples ({source} is not on this machine yet)"
     with quietly():
         rows = read_rows(source)[:limit]
     tokens = sum(len(str(value)) for row in rows for value in row.values()) / CHARACTERS

@@ -87,14 +87,15 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     mistakes = {
         "a run must have a model and an output folder; add `model:` and `output:` to the recipe":
             not recipe.model or not target,
-        "search must use validation data, never the test split; search and evaluate have the same":
+        "search must use other data than evaluate, and both have the same; give search validation data of its own":
             recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data,
         "a run with a search must train first; add a `train:` section to the recipe": recipe.search and not train,
-        f"a run that trains with quantize_aware must export format {packed_as} with values int4 (or a merged format)":
+        f"a run that trains with quantize_aware {grid} must export values int4 in format {packed_as} or a merged one; "
+        "change `export:`":
             grid != "none" and not keeps_grid,
         "a run that heals and trains with init recovery must heal the recovery too; add `recovery: true` to `heal:`":
             starts and heals and not recovers,
-        "a run that uses a recovery must make one; set sparsify.recover_rank, such as to 32":
+        "a run that uses a recovery must make one; set sparsify.recover_rank, for example to 32":
             (recovers or starts) and not recipe.sparsify.recover_rank,
         "a run must train to have baselines, which take its settings; add a `train:` section":
             recipe.baselines and not train,

@@ -82,7 +82,7 @@ def search(super_adapter: str | Path, output: str | Path, *, model: str | None =
         about |= {"objectives": list(goal.objectives), "constraints": [bound.text for bound in goal.constraints]}
         write_json(work / RESULT, {**about, **found})
     figures = ", ".join(f"{name} {value:,.5g}" for name, value in found["chosen"]["metrics"].items())
-    logger.info("%d configurations evaluated, chosen: %s", len(found["evaluations"]), figures)
+    logger.info("evaluated %d configurations; the chosen one has %s", len(found["evaluations"]), figures)
     return output
 
 
