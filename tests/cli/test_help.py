@@ -39,3 +39,26 @@ def test_h_is_help_and_bare_shears_too(call: Call, monkeypatch: pytest.MonkeyPat
         assert "sparsify" in output
         assert code == (0 if words else 2)
         assert max(map(len, output.splitlines())) <= 80
+
+
+def test_help_shows_few_flags_and_help_all_every_one(call: Call) -> None:
+    code, few, _ = call("train", "--help")
+    assert code == 0
+    _, every, _ = call("train", "--help-all")
+    for flag in ("--data", "--lora-r", "--lora-alpha", "--target-modules", "--help-all"):
+        assert flag in few, flag
+        assert flag in every, flag
+    for flag in ("--gradient-checkpointing", "--warmup-steps"):
+        assert flag not in few, flag
+        assert flag in every, flag
+
+
+def test_names_of_peft_and_transformers_are_the_same_options() -> None:
+    words = ["base", "out", "--data", "rows.jsonl", "--lora-r", "8", "--lora-alpha", "16", "--target-modules", "q_proj",
+             "--gradient-checkpointing"]  # fmt: skip
+    with VERBS["train"].make_context("train", words) as context:
+        given = {name: value for name, value in context.params.items() if value is not None}
+    assert given["ranks"] == "8"
+    assert given["alpha"] == "16"
+    assert given["groups"] == "q_proj"
+    assert given["recompute"] is True

@@ -16,12 +16,17 @@ from shears.records.artifacts import __version__
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer does not export the class of its usage errors
 FIRST = (
-    "data", "sparsity", "method", "calibration", "target", "time", "ranks", "epochs", "learning_rate", "batch_size",
-    "teacher", "format", "values", "task", "max_new_tokens", "temperature", "tokens", "strategy", "max_evaluations",
-    "host", "port",
+    "data", "columns", "target", "time", "sparsity", "method", "calibration", "ranks", "alpha", "groups",
+    "learning_rate", "epochs", "batch_size", "teacher", "quantize_aware", "format", "values", "task",
+    "max_new_tokens", "temperature", "tokens", "strategy", "max_evaluations", "host", "port",
 )  # fmt: skip
-"""Fields whose flags the help shows first; the others stand in the panel MORE."""
+"""Fields whose flags --help shows, in this order; --help-all shows the others too, in the panel MORE."""
 MORE = "More"
+ALIASES: Mapping[str, str] = {
+    "alpha": "--lora-alpha", "groups": "--target-modules", "recompute": "--gradient-checkpointing",
+    "train.ranks": "--lora-r",
+}  # fmt: skip
+"""PEFT's and transformers' names of flags, by field or by section and field."""
 METAVARS: Mapping[str, str] = {
     **dict.fromkeys(("data", "test", "validation", "calibration"), "FILE"),
     **dict.fromkeys(("output", "include_path", "against"), "FOLDER"),
@@ -90,6 +95,15 @@ def settings(
         set_threads(threads)
 
 
+def _print_all_help(context: Any, is_given: bool | None) -> None:  # typer's callback of an eager option
+    if is_given:
+        for parameter in context.command.params:
+            parameter.hidden = False
+        print(context.get_help())
+        raise typer.Exit
+
+
+HELP_ALL = Annotated[bool | None, switch("--help-all", "Show every option.", callback=_print_all_help, is_eager=True)]
 Adapter = Annotated[str | None, option("FOLDER", "PEFT adapter to load; a package has its own.")]
 Json = Annotated[bool, switch("--json", "Print JSON instead of text.")]
 CONFIG = Annotated[str | None, option("FILE", "Read this verb's section of a recipe; flags override it.")]
@@ -113,10 +127,14 @@ def with_stage_options(
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(verb).parameters.values())[:-1]
         fields = {name: field for name, field in kind.model_fields.items() if not only or name in only}
-        options = [_parameter(name, field) for name, field in fields.items()]
+        names = sorted(fields, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+        options = [_parameter(section, name, fields[name]) for name in names]
         shared = [_keyword("config", CONFIG), _keyword("set_", SET)] if section in Recipe.model_fields else []
+        if any(_is_hidden(name, field) for name, field in fields.items()):
+            shared.append(_keyword("help_all", HELP_ALL))
 
         def values_of(arguments: dict[str, Any]) -> Values:
+            arguments.pop("help_all", None)
             flags = {name: arguments.pop(name, None) for name in kind.model_fields}
             return stage_values(section, arguments.pop("config", None), arguments.pop("set_", None) or [], flags)
 
@@ -130,7 +148,8 @@ def with_stage_options(
             command.check = lambda given: build(kind, section, values_of(dict(given)))  # type: ignore[attr-defined]
 
         keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-        parameters = [*keywords, *options, *shared]
+        required = [each for each in keywords if each.default is inspect.Parameter.empty]
+        parameters = [*required, *options, *[each for each in keywords if each not in required], *shared]
         command.__name__ = verb.__name__
         command.__doc__ = verb.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -144,21 +163,27 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _is_hidden(name: str, field: FieldInfo) -> bool:
+    return not field.is_required() and name not in FIRST
+
+
+def _parameter(section: str, name: str, field: FieldInfo) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
+    others = [ALIASES[key] for key in (name, f"{section}.{name}") if key in ALIASES]
     kind = METAVARS.get(name) or metavar(field.annotation)
     choices = f"One of {kind.replace('|', ', ')}." if len(kind) > WIDEST else ""
     look: dict[str, Any] = {
         "help": " ".join(filter(None, [field.description, choices, _default_text(field)])),
-        "rich_help_panel": None if field.is_required() or name in FIRST else MORE,
+        "rich_help_panel": MORE if _is_hidden(name, field) else None,
+        "hidden": _is_hidden(name, field),
         "show_default": False,
     }
     if field.annotation is bool:
-        return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **look)])
+        return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", *others, **look)])
     is_repeated = any(isinstance(mark, Repeated) for mark in field.metadata)
     look["metavar"] = "TEXT" if is_repeated else "NAME" if choices else kind
     value: Any = list[str] if is_repeated else str
-    return _keyword(name, Annotated[value | None, typer.Option(flag, **look)])
+    return _keyword(name, Annotated[value | None, typer.Option(flag, *others, **look)])
 
 
 def _default_text(field: FieldInfo) -> str:
