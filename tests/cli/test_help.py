@@ -41,7 +41,8 @@ def test_h_is_help_and_bare_shears_too(call: Call, monkeypatch: pytest.MonkeyPat
         assert max(map(len, output.splitlines())) <= 80
 
 
-def test_help_shows_few_flags_and_help_all_every_one(call: Call) -> None:
+def test_help_shows_few_flags_and_help_all_every_one(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     code, few, _ = call("train", "--help")
     assert code == 0
     _, every, _ = call("train", "--help-all")
