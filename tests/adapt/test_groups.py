@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from shears.adapt.groups import add_lora, auto_groups, build_space, resolved_groups
+from shears.adapt.groups import add_lora, auto_groups, build_space, with_auto
 from shears.checkpoints.without_code import empty_model
 from shears.config import TrainConfig
 from shears.errors import InputError
@@ -62,7 +62,7 @@ def test_the_groups_get_an_adapter(name: str) -> None:
 def test_groups_of_a_folder_need_no_weights(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base")
     (folder / "model.safetensors").unlink()
-    assert resolved_groups(("auto", "o_proj"), folder) == (*LLAMA.split(","), "o_proj")
+    assert with_auto(("auto", "o_proj"), empty_model(folder)) == (*LLAMA.split(","), "o_proj")
 
 
 def test_groups_follow_the_recipe() -> None:

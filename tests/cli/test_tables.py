@@ -11,7 +11,7 @@ from rich.console import Console
 
 from shears import compare
 from shears.cli import tables
-from shears.cli.showing import print_comparison
+from shears.cli.tables import print_comparison
 from tests.report.made import write_run
 
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

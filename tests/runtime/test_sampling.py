@@ -14,7 +14,7 @@ from transformers import (
 
 from shears.config import SamplingConfig
 from shears.errors import InputError
-from shears.runtime.sampling import Sampler, draw, penalised
+from shears.runtime.continuation import Sampler, draw, penalised
 
 
 def sampled(temperature: float, top_k: int, top_p: float, penalty: float, seed: int = 0) -> SamplingConfig:

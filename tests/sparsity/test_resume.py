@@ -12,7 +12,7 @@ from shears.models.activations import BUDGET
 from shears.models.sources import StreamedModel
 from shears.models.walk import BlockRun
 from shears.records.folders import partial_folder
-from shears.sparsity import checkpoint, prune
+from shears.sparsity import prune
 from shears.sparsity.prune import _Pruner
 from shears.sparsity.sparsify import sparsify
 from tests.tiny import save_tiny
@@ -30,7 +30,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def _saved_behind_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(prune, "SECONDS", 0.0)
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, run: Callable[[], object]) -> None:
@@ -76,7 +76,7 @@ def test_killed_in_every_block_it_ends_with_the_same_bytes(
     for owner, function, call in (
         (StreamedModel, "keep", 1),  # before anything of the first block is written
         (StreamedModel, "keep", 2),
-        (checkpoint, "write_json", 1),  # the state after the second block is torn
+        (prune, "write_json", 1),  # the state after the second block is torn
         (shutil, "rmtree", 2),  # the state before it is still there
         (StreamedModel, "keep", 2),
     ):

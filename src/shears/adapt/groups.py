@@ -9,7 +9,6 @@ adapter, as in the Shears paper.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.space import SearchSpace
-from shears.checkpoints.without_code import empty_model
 from shears.checkpoints.zeros import EXPERTS
 from shears.config import TrainConfig
 from shears.config.train_options import AUTO
@@ -56,12 +54,8 @@ def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -
     return SearchSpace(ranks=dict.fromkeys(modules, tuple(ranks)), modules=modules)
 
 
-def resolved_groups(groups: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """Return the groups with `auto` replaced by those of the model in a folder; loads no weight."""
-    return with_auto(groups, empty_model(folder))
-
-
 def with_auto(groups: Sequence[str], model: nn.Module) -> tuple[str, ...]:
+    """Return the groups with `auto` replaced by those of the model, which may be an empty one."""
     return tuple(name for group in groups for name in (auto_groups(model) if group == AUTO else (group,)))
 
 

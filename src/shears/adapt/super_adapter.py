@@ -108,11 +108,6 @@ def ranks_file(ranks: str | None) -> RanksFile | None:
     return None
 
 
-def ranks_name(ranks: str) -> str:
-    file = ranks_file(ranks)
-    return file.name if file else Path(ranks).name
-
-
 def by_linear(space: SearchSpace, ranks: RankConfig) -> dict[str, int]:
     return {linear: ranks[group] for group, linears in space.modules.items() for linear in linears}
 

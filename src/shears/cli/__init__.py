@@ -21,7 +21,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
-VERBS = ("verbs", "chat", "showing")  # modules that register them
+VERBS = ("verbs", "chat")  # modules that register them
 CONTINUED = ("compress", "evaluate", "heal", "run", "search", "sparsify", "train", "write")  # by the same command
 
 

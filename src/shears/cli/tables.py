@@ -27,6 +27,8 @@ INSTRUCTION_SETS = ("amx", "avx512", "avx2", "neon_dot", "neon", "portable")  # 
 WHOLE_MODELS = {form.folder for form in FORMATS.values() if form.is_model}
 STAGES = {"name": "stage", "state": "state", "work": "work", "memory": "memory", "disk": "disk"}
 COSTS = {"name": "stage", "work": "what it does", "seconds": "minutes", "memory": "memory", "disk": "disk"}
+LONGEST = 2_000  # characters of a part of a row that are shown
+REFUSED = 3  # reasons that are shown
 COLUMNS = 8  # kinds of linears side by side: as many as 80 characters hold
 
 Record = Mapping[str, Any]
@@ -286,3 +288,43 @@ def closing_lines(record: Record, folder: str | Path) -> list[str]:
         verdict = f"{more}. Keep the unpruned model if you can afford its size. {verdict}"
     package = quoted(Path(folder) / row["package"])
     return [verdict, f"Next: shears chat {package}", f"Next: shears serve {package}"]
+
+
+def print_preview(content: Record) -> None:
+    """Print the rows and the counts."""
+    for row in content["shown"]:
+        print_line(f"row {row['row']}, {sum(part['tokens'] for part in row['parts']):,} tokens:")
+        parts = [(part["text"][:LONGEST], part["loss"]) for part in row["parts"]]
+        print_line("".join(f"[{text}]" if has_loss else text for text, has_loss in parts) + "\n")
+    if content["shown"]:
+        print_line("The model learns to write the text in [brackets]. Control characters are escaped.")
+    print_line(f"{content['data']} has {content['rows']:,} rows, train uses {content['used']:,}")
+    if long := content["longer_than_max_length"]:
+        longest = f"longer than {content['max_length']} tokens"
+        print_line(f"  left out because they are {longest}: {long:,} (raise --max-length to keep them)")
+    if empty := content["without_completion"]:
+        print_line(f"  left out because they have no completion: {len(empty):,} (the first is row {empty[0]})")
+    if content["refused"]:
+        print_line(f"  refused: {len(content['refused']):,} (train stops at the first)")
+        for each in content["refused"][:REFUSED]:
+            print_line(f"    row {each['row']}: {each['reason']}")
+    if (tokens := content["tokens"])["total"]:
+        spread = ", ".join(f"{name} {tokens[name]:,}" for name in ("min", "median", "p95", "max"))
+        print_line(f"tokens per row: {spread}; all rows together have {tokens['total']:,}")
+        print_line(f"tokens that the model learns to write, in the rows used: {tokens['with_loss']:,}")
+
+
+def print_comparison(data: Record) -> None:
+    """Print the arms and their differences, by task, then explain the columns."""
+    tasks = data.get("tasks", [data])
+    for task in tasks:
+        of = f" of {task['task']}" if "task" in task else ""
+        print_rows(figures.arm_rows(task), f"accuracy on {task['n']:,} examples{of}")
+        rows = [figures.difference_row(each["name"], each) for each in task["differences"]]
+        print_rows(rows, f"difference to {task['against']} on the same examples")
+        for note in task.get("notes", []):
+            print_line(note)
+    tests = sorted({each["test"] for task in tasks for each in task["differences"]})
+    print_line(f"p is the two-sided p value ({' or '.join(tests)}).")
+    print_line("won, lost: numbers of examples that only this arm, or only the other, answers correctly.")
+    print_line("Intervals cover the choice of examples. Several seeds are pooled by example.")

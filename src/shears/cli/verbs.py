@@ -22,6 +22,7 @@ from shears.records.timing import real_seconds
 
 Out = Annotated[str, argument("OUT", "Folder to write. It must not exist yet.")]
 BaseModel = Annotated[str, argument("MODEL", "A hub id, a model folder, a .gguf file, or smollm2-135m (built in).")]
+FIELDS = ("columns", "template", "max_length")  # of train: they decide what it sees of the data
 Package = Annotated[str, argument("PACKAGE", "Package that export or compress wrote.")]
 Output = Annotated[str | None, option("FILE", "Also write the metrics and every answer to this JSON file.")]
 
@@ -335,3 +336,91 @@ def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
     shears bench package --threads 1
     """
     tables.print_data(shears.bench(package, **values), as_json, tables.print_bench)
+
+
+@app.command("data", rich_help_panel="Measure")
+@with_stage_options("train", config.TrainConfig, only=FIELDS)
+def data(
+    file: Annotated[str, argument("FILE", "Training examples: a JSON, JSONL, CSV or Parquet file, or a hub id.")],
+    model: Annotated[str, option("NAME", "Model whose tokenizer and chat template are used.")] = next(iter(EMBEDDED)),
+    limit: Annotated[int | None, option("INTEGER", "Read only this many rows from the start.", min=1)] = None,
+    show: Annotated[int, option("INTEGER", "Number of rows to show (default: 3).", min=0)] = 3,
+    as_json: Json = False,
+    *,
+    values: Values,
+) -> None:
+    """Show training data as the model will see it.
+
+    Prints some rows as the model reads them, with the text that it learns to write in brackets. Then
+    prints how many rows train would use, leave out or refuse, and how long they are. The exit code is
+    2 if train would use no row.
+
+    shears data train.jsonl --model sparse --template alpaca --max-length 256
+    """
+    from shears.data.examples import preview
+    from shears.models.ref import load_tokenizer, resolve
+
+    settings = build(config.TrainConfig, "train", {**values, "data": file})
+    content = {"data": file, "model": model, **preview(settings, load_tokenizer(resolve(model)), limit, show)}
+    tables.print_data(content, as_json, tables.print_preview)
+    if not content["used"]:
+        rule = f"data must have at least one row that train can use, {file} has none in {content['rows']:,} rows"
+        raise InputError(f"{rule}; raise --max-length or correct the rows")
+
+
+@app.command(rich_help_panel="Measure")
+def compare(
+    runs: Annotated[
+        list[str], argument("RUN...", "Run folders, or files that evaluate wrote. NAME=FILE,FILE pools several seeds.")
+    ],
+    against: Annotated[str | None, option("NAME", "Run or NAME to compare with (default: the first).")] = None,
+    output: Annotated[str | None, option("FILE", "Write the comparison to this .json file.")] = None,
+    seed: Annotated[int, option("INTEGER", "Random seed of the bootstrap.")] = 0,
+) -> None:
+    """Compare evaluations on the same examples.
+
+    Prints accuracies with 95 % intervals and paired differences with p values.
+
+    \b
+    shears compare lora=lora-0.json,lora-1.json nls=nls-0.json,nls-1.json \\
+        --output compare.json
+    """
+    tables.print_comparison(shears.compare(runs, against=against, seed=seed, output=output))
+
+
+@app.command(rich_help_panel="Measure")
+def report(
+    run: Annotated[str, argument("RUN", "Output folder of run or compress.")],
+    output: Annotated[str | None, option("FILE", "HTML file to write. Default: RUN/report.html.")] = None,
+) -> None:
+    """Write the report of a run as one web page.
+
+    The page shows metrics, charts, examples and the recipe. It loads nothing from the network.
+
+    shears report runs/quickstart
+    """
+    tables.print_line(f"Wrote {shears.write_report(run, output)}. Open it in a browser.")
+
+
+@app.command(rich_help_panel="Use")
+def push(
+    folder: Annotated[str, argument("FOLDER", "Folder of a model, an adapter or a package.")],
+    repo: Annotated[str, argument("OWNER/NAME", "Repository on the hub. It is created if it does not exist.")],
+    base: Annotated[
+        str | None, option("OWNER/NAME", "Repository of the sparse model that an adapter belongs to.")
+    ] = None,
+    private: Annotated[bool, switch("--private", "Create the repository as a private one.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "List files and sizes, and upload nothing.")] = False,
+) -> None:
+    """Upload an artifact to the Hugging Face hub.
+
+    Its README.md becomes the model card. Log in first: hf auth login
+
+    \b
+    shears push runs/quickstart/sub_adapter me/sub-adapter \\
+        --base me/sparse --dry-run
+    """
+    files = shears.push(folder, repo, base=base, private=private, dry_run=dry_run)
+    rows = [{"file": file.name, "bytes": f"{file.size:,}"} for file in files]
+    tables.print_rows(rows, f"{'Would be uploaded' if dry_run else 'Uploaded'} to {repo}")
+    tables.print_line(f"{len(files)} files, {sum(file.size for file in files):,} bytes")

@@ -173,11 +173,10 @@ def text_template_of(trained: TemplateName) -> TemplateName:
 def has_instructions(source: str, columns: Mapping[str, str] = OWN_NAMES) -> bool:
     """Return whether a text has rows of instructions, whose tokens depend on a template."""
     content = _read(source, columns)
-    return not isinstance(content, str) and any(map(_is_instruction, content))
-
-
-def _is_instruction(row: Row) -> bool:
-    return row.get("instruction") is not None and all(row.get(name) is None for name in BEFORE_INSTRUCTION)
+    return not isinstance(content, str) and any(
+        row.get("instruction") is not None and all(row.get(name) is None for name in BEFORE_INSTRUCTION)
+        for row in content
+    )
 
 
 def _row_tokens(

@@ -180,6 +180,7 @@ def kind_of(name: str, shape: tuple[int, ...], settings: ExportConfig) -> Kind:
 
 
 def planned_gguf_bytes(specs: Mapping[str, Spec], settings: ExportConfig) -> int:
+    """Return the size of a model's weights in format gguf; zeros take as much as others."""
     return sum(_num_bytes(kind_of(name, shape, settings), shape) for name, (_, shape) in specs.items())
 
 

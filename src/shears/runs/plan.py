@@ -20,6 +20,7 @@ from shears.config.sparsify_options import METHODS
 from shears.config.train_options import LoopConfig
 from shears.data.rows import ARITHMETIC, read_rows
 from shears.evaluation.evaluated import check_apart
+from shears.export.gguf import planned_gguf_bytes
 from shears.models.activations import BUDGET
 from shears.models.devices import DTYPES, computing_dtype, pick_device, resolved_precision
 from shears.models.properties import cache_bytes
@@ -194,7 +195,7 @@ class _Basis:
         if train and train.quantize_aware != "none":
             export = export.model_copy(update={"values": "int4"})
         if holds == "gguf":
-            return shape.gguf_bytes(export)
+            return planned_gguf_bytes(shape.specs, export)
         if holds != "package":
             return self.adapter(self.exported) if holds == "adapter" else sparse
         beside = {} if train and train.masks else self.ranks(self.exported)

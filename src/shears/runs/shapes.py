@@ -14,7 +14,6 @@ from shears.checkpoints.tensor_files import Spec, TensorFiles
 from shears.checkpoints.without_code import LOADING_ERRORS, empty_model
 from shears.config import ExportConfig
 from shears.config.sparsify_options import EMBEDDED
-from shears.export.gguf import planned_gguf_bytes
 from shears.export.packing import choose_form, planned_bytes
 from shears.models.blocks import decoder_blocks, linear_matrix, linears
 from shears.models.fetching import cache_folder, gguf_config
@@ -86,7 +85,7 @@ class Shape:
         """
         config: Any = self.model.config
         specs = {name: (dtype if dtype and own.is_floating_point else own, shape)
-                 for name, (own, shape) in self._specs.items()}  # fmt: skip
+                 for name, (own, shape) in self.specs.items()}  # fmt: skip
         form = choose_form(specs, settings, getattr(config.get_text_config(), "vocab_size", None))
         transposed = [name for name, module in self.model.named_modules() if isinstance(module, Conv1D)]
         adapter: dict[str, Spec] = {}
@@ -96,12 +95,8 @@ class Shape:
                 adapter[f"{PREFIX}{name}{B}"] = (torch.float32, (outputs, rank))
         return planned_bytes(specs, form, transposed, sparsity, adapter)
 
-    def gguf_bytes(self, settings: ExportConfig) -> int:
-        """Return the size of the model's weights in format gguf; zeros take as much as others."""
-        return planned_gguf_bytes(self._specs, settings)
-
     @property
-    def _specs(self) -> dict[str, Spec]:
+    def specs(self) -> dict[str, Spec]:
         """Dtype and shape of the tensors in the model's files, without a tied head."""
         if self.folder is None or self.file_bytes is None:
             dtype = torch.float32 if (self.file_bytes or 0) > 3 * self.parameters else torch.bfloat16

@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shears.adapt.groups import resolved_groups
-from shears.adapt.super_adapter import ranks_file, ranks_name
+from shears.adapt.groups import with_auto
+from shears.adapt.super_adapter import ranks_file
 from shears.adapt.train import train
+from shears.checkpoints.without_code import empty_model
 from shears.config import HealConfig, Recipe, SearchConfig, TrainConfig
 from shears.config.evaluate_options import BASELINES
 from shears.config.export_options import FORMATS
@@ -62,7 +63,10 @@ class Stage:
 
     def _prefixed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         section = self.name if self.name in Recipe.model_fields else "train"  # of a baseline
-        named = {"ranks": ranks_name(config["ranks"])} if section == "export" and config["ranks"] else {}
+        named = {}
+        if section == "export" and config["ranks"]:
+            file = ranks_file(config["ranks"])
+            named["ranks"] = file.name if file else Path(config["ranks"]).name
         return {f"{section}.{key}": value for key, value in {**config, **named}.items()}
 
     def verify(self) -> None:
@@ -202,7 +206,7 @@ def _training(name: str, model: Callable[[], str | Path], output: Path, config: 
     """Return a training on what `model` returns; `sparse` has the same architecture, and so the same groups."""
     values = as_data(config)
     if (output / artifacts.SEARCH_SPACE).is_file() and sparse.is_dir():  # its record names the groups
-        values["groups"] = list(resolved_groups(config.groups, sparse))
+        values["groups"] = list(with_auto(config.groups, empty_model(sparse)))
 
     def inputs() -> dict[str, str]:
         hashes = _hashes(data=config.data, validation=config.validation_source)

@@ -18,7 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from shears.errors import InputError, install_hint, option
-from shears.runtime.sampling import Allowed
+from shears.runtime.continuation import Allowed
 
 Schema = Mapping[str, Any]
 # JSON on one line, as json.dumps writes it: free white space would let a model write it for ever

@@ -23,8 +23,7 @@ from shears.records.artifacts import SPARSITY, as_data
 from shears.records.folders import CHECKPOINTS, working_folder
 from shears.records.paths import expanded
 from shears.records.publishing import write_card
-from shears.sparsity.checkpoint import Checkpoint
-from shears.sparsity.prune import prune_blocks
+from shears.sparsity.prune import Checkpoint, prune_blocks
 from shears.sparsity.rewrite import rewriting
 from shears.writing.written import text_source
 

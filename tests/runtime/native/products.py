@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shears.checkpoints.packed_layout import PackedMatrix
-from shears.runtime.native import _native, kernels
+from shears.runtime.native import _native, builder
 from shears.runtime.native.model_source import DenseRows
 
 
@@ -16,9 +16,9 @@ class KernelMatrix:
     def __init__(self, weight: PackedMatrix | DenseRows) -> None:
         self.buffer = _native.HugeBuffer()
         if isinstance(weight, PackedMatrix):
-            self.native = kernels.copied_matrix(weight, self.buffer, self.buffer, self.buffer)
+            self.native = builder.copied_matrix(weight, self.buffer, self.buffer, self.buffer)
         else:
-            self.native = kernels.dense_matrix(weight, self.buffer)
+            self.native = builder.dense_matrix(weight, self.buffer)
         self.rows = self.native.rows
 
 

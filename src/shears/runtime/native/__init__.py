@@ -4,5 +4,5 @@ from importlib.util import find_spec
 
 
 def kernels_available() -> bool:
-    """Return whether the C++ extension was built; `native.kernels` imports only then."""
+    """Return whether the C++ extension was built; `native.builder` imports only then."""
     return find_spec("shears.runtime.native._native") is not None

@@ -122,7 +122,7 @@ PRIVATE: list[tuple[Any, list[str]]] = [
 @pytest.mark.parametrize(("function", "parameters"), PRIVATE, ids=[function.__name__ for function, _ in PRIVATE])
 def test_the_private_parts_of_transformers_are_as_expected(function: Any, parameters: list[str]) -> None:
     assert list(inspect.signature(function).parameters) == parameters, (
-        "transformers changed: see shears/checkpoints/conversion.py"
+        "transformers changed: see shears/models/sources.py"
     )
     fields = inspect.signature(transformers.modeling_utils.LoadStateDictConfig).parameters
     assert {"device_map", "dtype", "dtype_plan", "weight_mapping"} <= set(fields)
