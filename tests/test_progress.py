@@ -36,8 +36,8 @@ def test_a_line_now_and_then_says_rate_tokens_and_time_left(clock: Clock, caplog
             clock.now += 2.0
             shown.advance(work=300, note="tokens/s, loss 1.5")
     assert [record.getMessage() for record in caplog.records] == [
-        "train: 8 of 100, 0.5 step/s 150 tokens/s, loss 1.5, 184 s left",
-        "train: 16 of 100, 0.5 step/s 150 tokens/s, loss 1.5, 168 s left",
+        "train: 8 of 100, 0.5 step/s, 150 tokens/s, loss 1.5, 184 s left",
+        "train: 16 of 100, 0.5 step/s, 150 tokens/s, loss 1.5, 168 s left",
     ]
 
 

@@ -78,7 +78,7 @@ class Meter:
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = (self._done - self._skipped) / seconds
         second = "" if work is None else f"{self._work / seconds:.0f} "
-        text = f"{rate:.3g} {self._unit}/s {second}{note}".rstrip()
+        text = ", ".join(filter(None, [f"{rate:.3g} {self._unit}/s", f"{second}{note}".strip()]))
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count, note=text)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LOG_LINES:

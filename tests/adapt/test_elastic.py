@@ -108,9 +108,9 @@ def test_layers_that_cannot_be_elastic_are_refused() -> None:
         elastic.activate(RankConfig(dict.fromkeys(elastic.space.ranks, 3)))
     elastic.remove()
     too_large = SearchSpace(dict.fromkeys(elastic.space.ranks, (8, 2)), elastic.space.modules)
-    with pytest.raises(InputError, match=r"its group's largest rank \(8\)"):
+    with pytest.raises(InputError, match="as plain LoRA of rank 8"):
         ElasticAdapter(peft_model, too_large)
-    with pytest.raises(InputError, match="must carry the adapter"):
+    with pytest.raises(InputError, match="must have the adapter"):
         ElasticAdapter(peft_model, SearchSpace({"a": (2,)}, {"a": ("model.layers.0.self_attn.o_proj",)}))
     variant = get_peft_model(tiny_model(), LoraConfig(r=6, target_modules=elastic.space.linears, use_dora=True))
     with pytest.raises(InputError, match="plain LoRA"):

@@ -77,10 +77,15 @@ def test_groups_follow_the_recipe() -> None:
     ("name", "groups", "ranks", "message"),
     [
         ("llama", ("q_porj",), (4, 2), "no linear matches target 'q_porj'.*did you mean 'q_proj'"),
-        ("llama", ("q_proj", "q_proj+k_proj"), (4, 2), "must belong to one group"),
+        ("llama", ("q_proj", "q_proj+k_proj"), (4, 2), "must be in one group"),
         ("llama", ("k_proj",), (17, 2), "must be at most 16, .* got 17"),  # 16 outputs of 32 inputs
         ("gpt2", ("c_fc",), (33, 2), "must be at most 32, .* got 33"),
-        ("mamba2", ("auto",), (4, 2), "Mamba2ForCausalLM has none .*; name groups of its linears: in_proj, out_proj"),
+        (
+            "mamba2",
+            ("auto",),
+            (4, 2),
+            "Mamba2ForCausalLM has none .*; set groups to some of its linears: in_proj, out_proj",
+        ),
         ("deepseek_v3", ("up_proj",), (4, 2), "groups cannot be used: .*up_proj without also"),  # PEFT's: experts
         ("mamba", ("out_proj",), (4, 2), "groups cannot be used: .*incompatible with Mamba"),
     ],

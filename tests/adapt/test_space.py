@@ -63,7 +63,7 @@ def test_a_space_needs_groups_of_falling_ranks(ranks: dict[str, tuple[int, ...]]
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"a": 3}, r"rank of a must be one of \[4, 2\], got 3"), ({}, "not in both: a"), ({"a": 4, "b": 4}, "both: b")],
+    [({"a": 3}, r"rank of a must be one of \[4, 2\], got 3"), ({}, "a is missing"), ({"a": 4, "b": 4}, "b is not one")],
 )
 def test_a_configuration_of_another_space_is_refused(config: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -61,10 +61,12 @@ MISTAKES = {
     "run recipe.yml": ["recipe.yml cannot be read: it does not exist"],
     "--threads 0 inspect base": ["Invalid value for '--threads'"],
     "sparsify base out --calibration none.jsonl": ["none.jsonl"],
-    "sparsify base out --calibration other.jsonl": ["rows of other.jsonl must have the column text, or be examples"],
+    "sparsify base out --calibration other.jsonl": [
+        "rows of other.jsonl must have the column text or those of examples"
+    ],
     "sparsify base file/out --method magnitude": ["can be written, got file/out"],
     "heal base out --teacher other --tokens 1k --data none.txt": ["none.txt"],
-    "heal base out --teacher other --tokens 1k --data other.jsonl": ["must have the column text, or be examples"],
+    "heal base out --teacher other --tokens 1k --data other.jsonl": ["must have the column text or those of examples"],
     "heal base out --teacher other --tokens 1k --data words.txt --precision fp16 --device cpu": ["needs a CUDA device"],
     "heal base out --teacher nowhere/at/all --tokens 1k --data words.txt": ["nowhere/at/all"],
     "train base out --data none.jsonl": ["none.jsonl"],

@@ -105,7 +105,7 @@ def test_of_a_short_text_all_whole_sequences_are_taken_with_a_warning(
     with caplog.at_level(logging.WARNING):
         taken = sequences_of(calibrate(source, num_samples=100))
     assert [len(ids) for ids in taken] == [20] * there
-    assert f"{source} has {there} of the 100 sequences of 20 tokens" in caplog.text
+    assert f"{source} has only {there} of the 100 sequences of 20 tokens" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ def test_of_a_short_text_all_whole_sequences_are_taken_with_a_warning(
         ("missing.txt", None, "does not exist"),
         ("bytes.txt", b"\xff\xfe", "utf-8"),
         ("short.txt", b"few", "at least one sequence of 20 tokens, the text has 3 tokens; give more text"),
-        ("rows.jsonl", b'{"label": 1}\n', "column text, or be examples"),
-        ("number.jsonl", b'{"text": 5}\n', "column text, or be examples"),
+        ("rows.jsonl", b'{"label": 1}\n', "column text or those of examples"),
+        ("number.jsonl", b'{"text": 5}\n', "column text or those of examples"),
         ("ids.jsonl", b'{"input_ids": [1]}\n{"input_ids": []}\n', "row 2 of"),
         ("ids.jsonl", b'{"input_ids": [1, -2]}\n', "row 1 of"),
-        ("ids.jsonl", b'{"input_ids": [1, 2], "attention_mask": [1, 0]}\n', "must be without padding, row 1"),
+        ("ids.jsonl", b'{"input_ids": [1, 2], "attention_mask": [1, 0]}\n', "must have no padding, row 1"),
     ],
 )
 def test_unusable_text_is_an_error(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
@@ -133,7 +133,7 @@ def test_ready_token_ids_need_no_tokenizer(tmp_path: Path) -> None:
     path.write_text('{"input_ids": [1, 2]}\n')
     assert sequences_of(calibration_batches(str(path), None, 8, 8, 1, 0)) == [[1, 2]]
     (tmp_path / "text.txt").write_text("words " * 99)
-    with pytest.raises(InputError, match="needs the model's tokenizer.*input_ids"):
+    with pytest.raises(InputError, match="needs a tokenizer.*input_ids"):
         calibration_batches(str(tmp_path / "text.txt"), None, 8, 8, 1, 0)
 
 

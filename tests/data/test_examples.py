@@ -77,7 +77,7 @@ def test_every_assistant_turn_of_a_chat_is_trained_up_to_its_end_mark() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": [{"role": "user", "content": "u"}]}, "turn of the assistant"),
+        ({"messages": [{"role": "user", "content": "u"}]}, "assistant turn"),
         ({"messages": "hello"}, "list of"),
         ({"text": "x", "label": 1}, "prompt and completion.*got text, label"),
         ({}, "got none"),
@@ -97,7 +97,7 @@ def test_a_chat_needs_a_template_that_does_not_rewrite_its_past() -> None:
     messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}] * 2
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(InputError, match="the same whatever follows"):
+    with pytest.raises(InputError, match="formats earlier turns differently"):
         to_example({"messages": messages}, "question", tokenizer)
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
     with pytest.raises(InputError, match="no system role"):
@@ -147,7 +147,7 @@ def test_long_and_empty_examples_are_left_out_and_counted(caplog: pytest.LogCapt
     examples = [to_example(row, "question", TOKENIZER) for row in rows]
     with caplog.at_level(logging.WARNING):
         assert len(tokenize_all(examples, TOKENIZER, max_length=10)) == 1
-    assert "left out 2 of 3 examples: 1 longer than 10 tokens, 1 without a completion" in caplog.text
+    assert "left out 2 of 3 examples: 1 longer than 10 tokens and 1 without a completion" in caplog.text
     with pytest.raises(InputError, match=r"at least one example .* 2 longer"):
         tokenize_all(examples[1:2] * 2, TOKENIZER, max_length=10)
 
@@ -156,7 +156,7 @@ def test_rows_of_no_known_form_are_told_without_a_tokenizer(tmp_path: Path) -> N
     rows = [{"prompt": "a", "completion": "b"}, {"question": "2+2?", "reply": "4"}]
     path = str(tmp_path / "rows.jsonl")
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InputError, match=r"row 2 of .* got question, reply; name yours with columns, such as prompt="):
+    with pytest.raises(InputError, match=r"row 2 of .* got question, reply; name yours, such as --columns prompt="):
         check_rows(path)
     check_rows(path, limit=1)
     check_rows(path, {"prompt": "question"})

@@ -53,7 +53,7 @@ def test_answers_of_mixed_types_stay_what_they_are(tmp_path: Path) -> None:
     [
         ("torn.json", b'[{"prompt": "a"}, {"pro', "torn.json cannot be read"),
         ("torn.jsonl", b'{"prompt": "a"}\n{"pro', "line 2 of .*torn.jsonl cannot be read"),
-        ("values.json", b"[1, 2]", "rows of named columns alone"),
+        ("values.json", b"[1, 2]", "every row must have named columns"),
         ("digits.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "line 1 .*5000 digits"),
         ("deep.json", b"[" * 100_000, "cannot be read: .*recursion"),
         ("empty.json", b"[]", "at least one row"),

@@ -121,8 +121,8 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     for runs, message in (
         ([file], "needs at least two arms, got .*a.json"),
         ([file, str(tmp_path / "nowhere")], "nowhere"),
-        ([f"x={file},{file}"], "given once, x has one twice"),
-        ([file, short], "a.json has 8, .*b.json has 5, 5 are in both"),
+        ([f"x={file},{file}"], f"given once, x has {file} twice"),
+        ([file, short], "a.json has 8, .*b.json has 5, and 5 are in both"),
         ([file, other], "must have a task in common"),
     ):
         with pytest.raises(InputError, match=message):
@@ -153,13 +153,13 @@ def test_notes_tell_what_else_differs(tmp_path: Path) -> None:
         trained["seen_in_training"] = number < 4
     files = [f"a={figures_file(tmp_path, 'a.json', one)}", f"b={figures_file(tmp_path, 'b.json', other[::-1])}"]
     assert compare(files)["notes"] == [
-        "Asked in other prompts than a: b. This changes the figures too.",
-        "Compared with other right answers than a: b. This changes the figures too.",
-        "4 of the 8 questions are in training data of an arm.",
+        "These arms got other prompts than a: b. This changes the accuracy too.",
+        "These arms were compared with other right answers than a: b. This changes the accuracy too.",
+        "4 of the 8 questions also occur in the training data of an arm.",
     ]
     ruled = figures_file(tmp_path, "b.json", records(OTHER), task="boolq")
     assert compare([f"a={figures_file(tmp_path, 'c.json', records(ONE))}", f"b={ruled}"])["notes"] == [
-        "Judged by another rule than a (number): b (boolq). This changes the figures too."
+        "These arms were judged by another rule than a (number): b (boolq). This changes the accuracy too."
     ]
 
 

@@ -42,7 +42,7 @@ def test_a_row_ends_at_the_line_break_behind_its_first_line() -> None:
 
 
 def test_an_empty_prompt_is_an_error() -> None:
-    with pytest.raises(InputError, match="number 2 is"):
+    with pytest.raises(InputError, match="prompt 2 is"):
         generate_answers(tiny_model(), TOKENIZER, ["a", ""], 2, 2)
 
 

@@ -82,7 +82,7 @@ def test_a_row_whose_choices_have_no_likelihood_is_refused(
 ) -> None:
     """Nothing predicts a first token, and a choice without tokens would always be the likeliest."""
     example = Example((Segment(prompt, False), Segment("", True)), answer, choices)
-    with pytest.raises(InputError, match="choices need rows with a prompt, .*, row 1 has"):
+    with pytest.raises(InputError, match="task choices needs rows with a prompt, .*, row 1 has"):
         likeliest_choices(tiny_model(), TOKENIZER, [example], 2)
 
 

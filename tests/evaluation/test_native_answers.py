@@ -93,5 +93,5 @@ def test_damaged_weights_are_told() -> None:
     nn.init.constant_(model.get_parameter("model.norm.weight"), float("nan"))
     with pytest.raises(InputError, match="logits must be numbers, got nan"):
         _answers(model, _native(model), [[1, 2]])
-    with pytest.raises(InputError, match="a prompt must not be empty, number 2 is"):
+    with pytest.raises(InputError, match="a prompt must not be empty, prompt 2 is"):
         _answers(model, _native(model), [[1, 2], []])

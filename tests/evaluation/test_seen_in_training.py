@@ -37,7 +37,7 @@ def test_questions_match_in_other_templates_and_spacing(tmp_path: Path, caplog: 
     assert [record["seen_in_training"] for record in result.records] == [True, True, False, False, False]
     assert result.details["seen_in_training"] == 2
     assert result.details["accuracy_unseen"] == sum(record["correct"] for record in result.records[2:]) / 3
-    assert "2 of 5 test questions stand in the training data" in caplog.text
+    assert "2 of 5 test questions also occur in the training data" in caplog.text
 
 
 def test_data_that_changed_or_are_gone_are_told_and_not_searched(
@@ -49,7 +49,7 @@ def test_data_that_changed_or_are_gone_are_told_and_not_searched(
     for known, seen in ((source_fingerprint(path), 2), ("0" * 64, None)):
         write_json(model / SUB_ADAPTER, {"template": "question", "data": path, "data_sha256": known})
         assert evaluate(str(model), data=data, **OPTIONS).details.get("seen_in_training") == seen
-    assert "it is not what was trained on" in caplog.text
+    assert "it has changed since the training" in caplog.text
     (model / "train.json").unlink()
     assert "seen_in_training" not in evaluate(str(model), data=data, **OPTIONS).details
 
@@ -59,7 +59,7 @@ def test_a_search_on_the_test_rows_is_refused_and_on_some_of_their_questions_tol
 ) -> None:
     all_rows, test, other = (_file(tmp_path / f"{name}.json", rows) for name, rows in
                              (("all", ROWS), ("test", ROWS[1:3]), ("other", [*ROWS[2:], {"prompt": "q"}])))  # fmt: skip
-    with pytest.raises(InputError, match="search must see validation data, never the test split; all 2 rows"):
+    with pytest.raises(InputError, match="search must use validation data, not the test data; all 2 rows"):
         check_apart(all_rows, test)
     with caplog.at_level("WARNING"):
         check_apart(all_rows, test, limit=1)

@@ -103,8 +103,8 @@ def test_ranks_that_make_no_sense_are_refused(super_adapter: Path, tmp_path: Pat
     cases: dict[str, tuple[object, str]] = {
         "other.json": (other, "the super-adapter must be the one this was made from.*ffffffffffff"),
         "five.json": ({**config, next(iter(config)): 5}, r"must be one of \[6, 4, 3, 1\], got 5"),
-        "own.json:1": (own, "must be one of the 0 evaluated"),
-        "few.json:1": (dict(config), "must be a search's result where a number is given"),
+        "own.json:1": (own, "must name one of the 0 evaluations"),
+        "few.json:1": (dict(config), "must be the result of a search if a number follows"),
         "torn.json": (None, "torn.json cannot be read"),
         "heuristik": (None, "ranks must be heuristic, maximal, minimal or a JSON file, got '.*heuristik'"),
     }

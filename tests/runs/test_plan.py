@@ -252,7 +252,7 @@ def test_a_search_on_the_test_rows_is_refused_whatever_their_file_is_called(tmp_
         "search": {"data": str(tmp_path / "validation.jsonl")},
         "evaluate": {"task": "number", "data": str(tmp_path / "test.jsonl")},
     }
-    with pytest.raises(InputError, match="all 1 rows of .*test.jsonl stand in .*validation.jsonl"):
+    with pytest.raises(InputError, match="all 1 rows of .*test.jsonl also occur in .*validation.jsonl"):
         planned(tmp_path, **sections)
     assert planned(tmp_path, **sections | {"evaluate": {"task": "number", "data": "org/name"}})
 

@@ -49,7 +49,7 @@ def test_a_feasible_configuration_is_chosen_before_a_better_one_and_an_unmeasure
 def test_nothing_feasible_is_one_line_that_names_the_nearest() -> None:
     goal = Goal(constraints=(parse_constraint("accuracy>=0.5"),))
     figures = [{"loss": 1.0, "accuracy": 0.1, "parameters": 1}, {"loss": 2.0, "accuracy": 0.4, "parameters": 1}]
-    with pytest.raises(InputError, match=r"must meet accuracy>=0.5, and none of 2 .* nearest has .*accuracy 0.4"):
+    with pytest.raises(InputError, match=r"must meet accuracy>=0.5, none of the 2 .* nearest has .*accuracy 0.4"):
         outcome(evaluated(*figures), goal)
 
 
@@ -83,7 +83,7 @@ def test_a_clear_gain_needs_no_note_and_what_is_inside_the_noise_has_one() -> No
             ("accuracy", Measured(np.zeros(40), np.ones(40)), Measured(np.ones(40), np.ones(40)), False),
         )
     ]
-    worse = "the chosen configuration is worse than the heuristic on the test examples; take the heuristic"
+    worse = "The chosen ranks are worse than the heuristic on the test examples; use the heuristic."
     assert notes[0] == notes[3] == worse
     assert "found nothing better" in notes[1]
-    assert "do not tell" in notes[2]
+    assert "within the noise" in notes[2]

@@ -133,7 +133,7 @@ def test_the_gain_is_measured_on_test_examples_and_changes_no_evaluation(
         alone = result_of(search(super_adapter, tmp_path / "alone", data=test, **{**given, "strategy": "heuristic"}))
         assert alone["chosen"]["metrics"]["loss"] == gain["test"]["heuristic"]
     print_search(folder / "result.json")
-    assert "on 8 test examples: chosen" in capsys.readouterr().out
+    assert "on 8 test examples: " in capsys.readouterr().out
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -145,11 +145,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"constraint": "loss<3"},
         "constraint must be loss, accuracy or parameters, then <= or >=",
     ),
-    "a space too large": ({"strategy": "exhaustive"}, "max_evaluations must be at least 729, the whole space"),
+    "a space too large": ({"strategy": "exhaustive"}, "strategy exhaustive needs max_evaluations of at least 729"),
     "no data": ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
     "the same test": ({"test": "DATA"}, "search.test must be other examples than data"),
-    "the test split": ({"test": "RENAMED"}, r"all 8 rows of .*renamed.jsonl stand in .*validation.jsonl"),
-    "a bound that none meets": ({"constraint": "loss<=0.001"}, "none of 1 evaluated does; the nearest has"),
+    "the test split": ({"test": "RENAMED"}, r"all 8 rows of .*renamed.jsonl also occur in .*validation.jsonl"),
+    "a bound that none meets": ({"constraint": "loss<=0.001"}, "none of the 1 evaluated ones does; the nearest has"),
     "another database": ({"storage": "oracle+none://db"}, "storage cannot be used"),
 }
 

@@ -176,8 +176,9 @@ def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapt
     layer = layers.get(name)
     variant = layer is None or layer.use_rslora.get(adapter) or adapter in layer.lora_variant
     if layer is None or variant or len(layer.lora_A[adapter].weight) < max_rank:
-        plain = f"plain LoRA of its group's largest rank ({max_rank}), without use_rslora and other variants"
-        raise InputError(f"every linear of the search space must carry the adapter {adapter!r}, {plain}; see {name}")
+        plain = f"as plain LoRA of rank {max_rank}, without variants such as use_rslora"
+        rule = f"every linear of the search space must have the adapter {adapter!r} {plain}"
+        raise InputError(f"{rule}, {name} does not; change the groups or the LoRA configuration")
     return layer
 
 

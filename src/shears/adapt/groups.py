@@ -45,12 +45,11 @@ def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -
             group = f"layers.{index}.{spec}"
             modules[group] = tuple(names)
             if taken := [name for name in names if owner.setdefault(name, group) != group]:
-                raise InputError(f"a linear must belong to one group, {taken[0]} is in {owner[taken[0]]} and {group}")
+                raise InputError(f"a linear must be in one group, {taken[0]} is in {owner[taken[0]]} and {group}")
             usable = max(min(weight_oi(model.get_submodule(name)).shape) for name in names)
             if max(ranks) > usable:
-                raise InputError(
-                    f"ranks of {group} must be at most {usable}, which its linears can use, got {max(ranks)}"
-                )
+                rule = f"ranks of {group} must be at most {usable}, the largest rank of its weights"
+                raise InputError(f"{rule}, got {max(ranks)}; lower ranks")
     return SearchSpace(ranks=dict.fromkeys(modules, tuple(ranks)), modules=modules)
 
 
@@ -94,8 +93,8 @@ def auto_groups(model: nn.Module) -> tuple[str, ...]:
     if not found:
         known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
         raise InputError(
-            f"groups auto must find attention or MLP linears, {type(model).__name__} has none that it knows; name "
-            f"groups of its linears: {known or 'none'}"
+            f"groups auto must find attention or MLP linears, {type(model).__name__} has none that it knows; "
+            f"set groups to some of its linears: {known or 'none'}"
         )
     return tuple("+".join(_short(name, names) for name in group) for group in found)
 

@@ -39,7 +39,8 @@ class SearchSpace:
             if not ranks or min(ranks) < 1 or not all(a > b for a, b in pairwise(ranks)):
                 raise InputError(f"ranks must be positive and largest first, got {list(ranks)} for group {group!r}")
             if len(self.factors.get(group, ranks)) != len(ranks):
-                raise InputError(f"a group must have a factor for each of its ranks, {group!r} has others")
+                numbers = f"{len(self.factors[group])} factors and {len(ranks)} ranks"
+                raise InputError(f"a group must have one factor for each rank, {group!r} has {numbers}")
         for name in ("ranks", "modules", "factors"):
             groups = sorted(getattr(self, name).items())
             object.__setattr__(self, name, {group: tuple(values) for group, values in groups})
@@ -109,7 +110,8 @@ class SearchSpace:
 
     def check(self, config: Mapping[str, int]) -> RankConfig:
         if odd := sorted(config.keys() ^ self.ranks.keys()):
-            raise InputError(f"ranks must name the {len(self.ranks)} groups of their space; not in both: {odd[0]}")
+            rule = f"ranks must name exactly the {len(self.ranks)} groups of the search space"
+            raise InputError(f"{rule}, {odd[0]} is {'not one' if odd[0] in config else 'missing'}")
         for group, rank in config.items():
             if rank not in self.ranks[group]:
                 raise InputError(f"rank of {group} must be one of {list(self.ranks[group])}, got {rank!r}")

@@ -87,11 +87,12 @@ def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> Ran
             evaluated = [content["chosen"], *content["evaluations"]]
             if (file.number or 0) >= len(evaluated):
                 raise InputError(
-                    f"ranks {file.name} must be one of the {len(content['evaluations'])} evaluated, from 1"
+                    f"ranks {file.name} must name one of the {len(content['evaluations'])} evaluations, counted from 1"
                 )
             content = evaluated[file.number or 0]
         elif file.number is not None:
-            raise InputError(f"{file.path} must be a search's result where a number is given, got {file.name}")
+            rule = f"{file.path} must be the result of a search if a number follows its name"
+            raise InputError(f"{rule}, got {file.name}; leave the number out")
         return space.check(content.get("ranks", content))
 
 
@@ -120,11 +121,11 @@ def write_super_adapter(work: Path, elastic: ElasticAdapter, base: ModelRef, abo
     odd = {name for name in tensors if not name.endswith((A, B))} | set(map(linear_of, tensors)) ^ set(space.linears)
     if odd or config.r != space.max_rank or config.rank_pattern or config.alpha_pattern:
         raise InputError(
-            f"a super-adapter must be plain LoRA of rank {space.max_rank} on the linears of its space and no others, "
-            f"without patterns; got rank {config.r}" + "".join(f", {name}" for name in sorted(odd)[:1])
+            f"a super-adapter must be plain LoRA of rank {space.max_rank}, without rank patterns, on exactly the "
+            f"linears of its search space; got rank {config.r}" + "".join(f" and {name}" for name in sorted(odd)[:1])
         )
     if infinite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise InputError(f"an adapter must be finite, {infinite[0]} is not; train with a smaller learning rate")
+        raise InputError(f"weights of an adapter must be finite, {infinite[0]} are not; lower the learning rate")
     save_file(tensors, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.base_model_name_or_path = base.recorded_name
     config.inference_mode = True
@@ -174,6 +175,6 @@ def _refuse_other_weights(model: PeftModel, ref: ModelRef) -> None:
         compared = ADDED not in name and plain in files.specs and weight.is_floating_point()
         if compared and not torch.equal(files.load(plain).to(weight.dtype), weight.cpu()):
             raise InputError(
-                f"the base must be the model that the adapter was trained on, {plain} of {ref.name} has other numbers; "
+                f"the base must be the model that the adapter was trained on, {plain} of {ref.name} differs; "
                 "name the right model, or save the changed one and train on its folder"
             )

@@ -69,7 +69,8 @@ def train(model: str | Path, output: str | Path, **config: Any) -> Path:
             decided = settings_for(base, settings)
             if settings.data.startswith(ANSWERED):
                 decided = _with_answers(decided, teacher.model if teacher else base)
-            logger.info("learning rate %g, alpha %g, init %s", decided.learning_rate, decided.alpha, decided.init)
+            chosen = (decided.learning_rate, decided.alpha, decided.init)
+            logger.info("training with learning rate %g, alpha %g and init %s", *chosen)
             rows = read_training_rows(base, decided)
             targets = _targets(teacher, rows, decided) if teacher else None
             elastic, grids = prepare(base, decided, rows)

@@ -25,6 +25,7 @@ from shears.errors import InputError, reading
 from shears.records.paths import expanded
 
 logger = logging.getLogger(__name__)
+TEXT_COLUMNS = "the column text or those of examples, such as prompt and completion"
 
 BEFORE_INSTRUCTION = ("text", "messages", "prompt")  # columns that count before an instruction
 EXAMPLE_COLUMNS = frozenset({"messages", "prompt", "instruction"})  # one in every form
@@ -66,7 +67,7 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     if not isinstance(content, str) and "input_ids" in content[0]:
         return _batched(source, token_rows(source, content), batch_size)
     if tokenizer is None:
-        raise InputError("calibration on text needs the model's tokenizer, it has none; give rows of input_ids")
+        raise InputError("calibration on text needs a tokenizer, this model has none; use rows of input_ids")
     if isinstance(content, str):
         tokens = prompt_ids([content], tokenizer)[0]
         places = range(len(tokens) // sequence_length)
@@ -80,8 +81,8 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
         rule = f"calibration needs at least one sequence of {sequence_length} tokens"
         raise InputError(f"{rule}, the text has {len(tokens)} tokens; give more text, or a smaller sequence_length")
     if len(chosen) < num_samples:
-        what = f"{source} has {len(chosen)} of the {num_samples} sequences of {sequence_length} tokens"
-        logger.warning("%s; more text makes the choice of weights less noisy", what)
+        what = f"{source} has only {len(chosen)} of the {num_samples} sequences of {sequence_length} tokens"
+        logger.warning("%s; more text gives a better choice of weights", what)
     sequences = [tokens[index * sequence_length : (index + 1) * sequence_length] for index in chosen]
     return _batched(source, sequences, batch_size)
 
@@ -91,7 +92,7 @@ def check_text(source: str | None, columns: Mapping[str, str] = OWN_NAMES) -> No
     content = "" if source is None or is_written(source) else _read(source, columns)
     if not isinstance(content, str) and content[0].keys().isdisjoint({"input_ids", "text", *EXAMPLE_COLUMNS}):
         named = ", ".join(content[0]) or "none"
-        raise InputError(f"rows of {source} must have the column text, or be examples, got the columns {named}")
+        raise InputError(f"rows of {source} must have {TEXT_COLUMNS}, got the columns {named}")
 
 
 def text_tokens(
@@ -113,7 +114,8 @@ def _read(source: str, columns: Mapping[str, str] = OWN_NAMES) -> str | list[Row
     if not source.lower().endswith(".txt"):
         return read_rows(source, columns)
     if columns:
-        raise InputError(f"columns must be those of rows, got {', '.join(columns)} for the text {source}; drop columns")
+        rule = "columns can be set for a file of rows only"
+        raise InputError(f"{rule}, got {', '.join(columns)} for the text file {source}; leave columns out")
     with reading(source):
         return expanded(source).read_text(encoding="utf-8-sig")
 
@@ -126,7 +128,7 @@ def token_rows(source: str, rows: Sequence[Row]) -> list[list[int]]:
         if not isinstance(ids, list) or not all(type(each) is int and 0 <= each <= LARGEST_ID for each in ids or [""]):
             raise InputError(f"input_ids must be a list of token ids, row {number} of {source} has {str(ids)[:40]}")
         if 0 in row.get("attention_mask", []):
-            raise InputError(f"input_ids must be without padding, row {number} of {source} masks some; leave them out")
+            raise InputError(f"input_ids must have no padding, row {number} of {source} has some; leave it out")
         sequences.append(ids)
     return sequences
 
@@ -195,13 +197,12 @@ def _row_tokens(
             else:
                 yield tokenize(to_example(filled, template, tokenizer), tokenizer).input_ids
         except InputError as error:
-            rule = f"rows of {source} must have the column text, or be examples"
-            raise InputError(f"{rule}: {error}") from None
+            raise InputError(f"rows of {source} must have {TEXT_COLUMNS}: {error}") from None
 
 
 def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if tokenizer.chat_template is None:
-        raise InputError("messages need a tokenizer with a chat template, got one without; use the column text")
+        raise InputError("messages need a model with a chat template, this one has none; use the column text")
     text = render_turns(turns_of(messages), tokenizer)
     ended = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
     return encode_rendered([text], tokenizer)[0] + ([] if ended else _end(tokenizer))
@@ -218,5 +219,5 @@ def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibr
     for ids in sequences:
         digest.update((" ".join(map(str, ids)) + "\n").encode())
     num_tokens = sum(map(len, sequences))
-    logger.info("calibrating on %d sequences, %d tokens of %s", len(sequences), num_tokens, source)
+    logger.info("calibrating on %d sequences with %d tokens of %s", len(sequences), num_tokens, source)
     return Calibration(batches, digest.hexdigest())

@@ -102,7 +102,7 @@ def form_of_row(row: Mapping[str, Any], template: str) -> RowForm:
     if "instruction" not in row:
         raise InputError(
             "a row must have the columns prompt and completion, instruction (input) and output, or messages, got "
-            f"{', '.join(map(str, row)) or 'none'}; name yours with columns, such as prompt=question"
+            f"{', '.join(map(str, row)) or 'none'}; name yours, such as --columns prompt=question,completion=reply"
         )
     return "chat" if template == CHAT else "instruction"
 
@@ -220,7 +220,7 @@ def tokenize_all(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBas
     fitting = [row for row in rows if len(row.input_ids) <= max_length]
     empty = len(examples) - len(with_text)
     long = len(rows) - len(fitting)
-    unused = f"{long} longer than {max_length} tokens, {empty} without a completion"
+    unused = f"{long} longer than {max_length} tokens and {empty} without a completion"
     if not fitting:
         raise InputError(
             f"at least one example must have a completion and at most {max_length} tokens, got {unused}; "

@@ -45,7 +45,7 @@ def read_rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row]:
         with option(f"data {source}"):
             rows = _read_hub(source)
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{source} must hold at least one row, and rows of named columns alone")
+        raise InputError(f"{source} must have at least one row, and every row must have named columns")
     logger.info("read %d rows from %s", len(rows), source)
     return renamed(rows, columns, source)
 
@@ -169,4 +169,4 @@ def refuse_same(one: str, other: str, rule: str) -> None:
     hashes = [source_fingerprint(source) for source in (one, other)]
     same_file = os.path.realpath(expanded(one)) == os.path.realpath(expanded(other))
     if same_file or names[0] == names[1] or (hashes[0] == hashes[1] is not None):
-        raise InputError(f"{rule}, got the same rows for both: {one} and {other}; name other rows for one")
+        raise InputError(f"{rule}, got the same rows for both: {one} and {other}; use other rows for one of them")

@@ -116,7 +116,7 @@ class Segment:
 def turns_of(messages: object) -> list[dict[str, Any]]:
     """Return the turns of a conversation; content may be missing beside tool calls."""
     if not isinstance(messages, list) or not all(isinstance(turn, Mapping) and "role" in turn for turn in messages):
-        raise InputError("messages must be a list of {role, content}, got something else")
+        raise InputError(f"messages must be a list of turns with role and content, got {str(messages)[:60]}")
     for number, turn in enumerate(messages, start=1):
         content = turn.get("content")
         if not isinstance(content, str) and not (content is None and turn.get("tool_calls")):
@@ -132,7 +132,7 @@ def chat_segments(messages: object, tokenizer: "PreTrainedTokenizerBase") -> tup
     """
     turns = turns_of(messages)
     if not any(turn["role"] == "assistant" for turn in turns):
-        raise InputError("messages must have a turn of the assistant to learn from, got none")
+        raise InputError("messages must have an assistant turn to learn from, got none")
     segments = [segment for segment in _segments(turns, tokenizer) if segment.text]
     if not any(segment.trained for segment in segments):
         segments.append(Segment("", True))
@@ -150,7 +150,7 @@ def _segments(turns: Turns, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Se
         answer, tail = _split_after(_rest(after, before), tokenizer.eos_token or "")
         calls = turn.get("tool_calls") or []
         if not all(str(call.get("function", call).get("name")) in without_marks(answer) for call in calls):
-            raise InputError("the chat template must render the tools that are called, this one does not")
+            raise InputError("messages with tool calls need a chat template that supports tools, this one does not")
         yield Segment(answer, bool(str(turn.get("content") or "").strip() or calls))
         yield Segment(tail, False)
         done = after
@@ -161,7 +161,7 @@ def render_turns(
 ) -> str:
     """Return a conversation in the chat template; `answering` also opens an assistant turn."""
     if tokenizer.chat_template is None:
-        raise InputError("messages need a tokenizer with a chat template, got one without; use prompt and completion")
+        raise InputError("messages need a model with a chat template, this one has none; use prompt and completion")
     marked = literal(turns, tokenizer)
     copies = [{**copy, "role": turn["role"]} for turn, copy in zip(turns, marked, strict=True)]
     known = {"tools": literal(tools, tokenizer)} if tools else {}
@@ -172,8 +172,8 @@ def render_turns(
 def _rest(whole: str, start: str) -> str:
     if not whole.startswith(start):
         raise InputError(
-            "the chat template must render the start of a conversation the same whatever follows, this "
-            "one does not; give one question and answer per row, or prompt and completion"
+            "this model's chat template formats earlier turns differently depending on later ones; "
+            "give one question and answer per row, or use prompt and completion"
         )
     return whole[len(start) :]
 

@@ -64,7 +64,7 @@ def read_arms(runs: Sequence[str]) -> Arms:
                 label = name or path
                 arm = label if not model else model if len(runs) == 1 and not name else f"{label}: {model}"
                 if any((each.source, each.task) == (measurement.source, measurement.task) for each in arms[arm]):
-                    raise InputError(f"every source of an arm must be given once, {arm} has one twice: {path}")
+                    raise InputError(f"every file of an arm must be given once, {arm} has {path} twice")
                 arms[arm].append(measurement)
     return dict(arms)
 
@@ -149,11 +149,11 @@ def _aligned(arms: Arms) -> dict[str, list[Bits]]:
         for measurement in measurements:
             right = column_of(measurement.records, "correct")
             if not right or not all(isinstance(bit, bool) for bit in right.values()):
-                raise InputError(f"{measurement.source} must hold records of right and wrong answers, not a perplexity")
+                raise InputError(f"{measurement.source} must have records of right and wrong answers, not a perplexity")
             if right.keys() != set(keys):
                 raise InputError(
-                    f"arms must be on the same examples: {first.source} has {len(keys)}, {measurement.source} has "
-                    f"{len(right)}, {len(right.keys() & set(keys))} are in both; evaluate them on the same data"
+                    f"arms must be measured on the same examples: {first.source} has {len(keys)}, {measurement.source} "
+                    f"has {len(right)}, and {len(right.keys() & set(keys))} are in both; evaluate them on the same data"
                 )
             aligned[name].append([right[key] for key in keys])
     return aligned
@@ -228,12 +228,13 @@ def _notes(arms: Arms, base: str) -> list[str]:
     notes = []
     if rules:
         listing = ", ".join(f"{arm} ({rule})" for arm, rule in rules.items())
-        notes.append(f"Judged by another rule than {base} ({first.rule}): {listing}. This changes the figures too.")
-    for name, what in {"prompt": "Asked in other prompts", "answer": "Compared with other right answers"}.items():
+        told = f"These arms were judged by another rule than {base} ({first.rule}): {listing}."
+        notes.append(f"{told} This changes the accuracy too.")
+    for name, what in {"prompt": "got other prompts", "answer": "were compared with other right answers"}.items():
         column = column_of(first.records, name)
         others = [arm for arm, runs in arms.items() if arm not in rules and column_of(runs[0].records, name) != column]
         if others:
-            notes.append(f"{what} than {base}: {', '.join(others)}. This changes the figures too.")
+            notes.append(f"These arms {what} than {base}: {', '.join(others)}. This changes the accuracy too.")
     seen = {
         key
         for runs in arms.values()
@@ -242,5 +243,7 @@ def _notes(arms: Arms, base: str) -> list[str]:
         if flag
     }
     if seen:
-        notes.append(f"{len(seen):,} of the {len(first.records):,} questions are in training data of an arm.")
+        notes.append(
+            f"{len(seen):,} of the {len(first.records):,} questions also occur in the training data of an arm."
+        )
     return notes

@@ -38,7 +38,7 @@ from shears.training.batches import length_buckets, pad, padding
 
 
 def wanted_for(config: ScoringConfig, num_beams: int = 1) -> Wanted:
-    obstacle = f"the native decoder answers greedily (num_beams 1), got {num_beams} beams" if num_beams > 1 else ""
+    obstacle = f"the native decoder supports num_beams 1 only, got {num_beams} beams" if num_beams > 1 else ""
     precision = "fp32" if config.precision == "fp16" else resolved_precision(config.precision, "cpu")  # fp16: no CPU
     return Wanted(config.backend, precision, config.batch_size, obstacle=obstacle)
 
@@ -168,7 +168,7 @@ class Decoder:
 
 def refuse_empty(prompts: Sequence[list[int]]) -> None:
     if not all(prompts):
-        raise InputError(f"a prompt must not be empty, number {[*prompts].index([]) + 1} is")
+        raise InputError(f"a prompt must not be empty, prompt {[*prompts].index([]) + 1} is")
 
 
 def _until_end(tokens: list[int], ends: Collection[int], line_ends: Collection[int]) -> tuple[list[int], bool]:

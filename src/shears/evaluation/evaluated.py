@@ -95,7 +95,7 @@ class TextJournal:
             batches = []
             write_rows(path, [expected])
         elif batches:
-            logger.info("%s: resuming after %d batches", path, len(batches))
+            logger.info("continuing after %d batches, which are saved in %s", len(batches), path)
         self._texts = {tuple(batch["numbers"]): list(map(WrittenText, batch["texts"], batch[CUT])) for batch in batches}
 
     def get(self, numbers: Sequence[int]) -> list[WrittenText] | None:
@@ -118,7 +118,7 @@ def mark_seen(evaluation: Evaluation, *artifacts: Path) -> Evaluation:
     records = [{**record, CONTAMINATION: flag} for record, flag in zip(evaluation.records, flags, strict=True)]
     unseen = [record["correct"] for record in records if "correct" in record and not record[CONTAMINATION]]
     others = {"accuracy_unseen": sum(unseen) / len(unseen)} if unseen else {}
-    logger.warning("%d of %d test questions stand in the training data", sum(flags), len(flags))
+    logger.warning("%d of %d test questions also occur in the training data", sum(flags), len(flags))
     details = {**evaluation.details, CONTAMINATION: float(sum(flags)), **others}
     return replace(evaluation, records=records, details=details)
 
@@ -131,10 +131,10 @@ def trained_questions(record: Mapping[str, Any], folder: Path) -> set[str]:
         data = located(str(source["data"]), expected, folder)
         try:
             if expected not in (None, source_fingerprint(data)):
-                raise InputError("it is not what was trained on (another sha256)")
+                raise InputError("it has changed since the training (another sha256)")
             rows = read_rows(data.removeprefix(ANSWERED), source.get("columns") or OWN_NAMES)
         except InputError as error:
-            logger.warning("%s cannot be searched for test questions: %s", data, error)
+            logger.warning("cannot look for test questions in the training data %s: %s", data, error)
             continue
         found |= question_ids(rows)
     return found
@@ -160,7 +160,7 @@ def check_apart(
     as_text = partial(json.dumps, sort_keys=True, default=str)
     if set(map(as_text, tested)) <= set(map(as_text, seen)):
         raise InputError(
-            f"search must see validation data, never the test split; all {len(tested)} rows of {test} stand in {data}"
+            f"search must use validation data, not the test data; all {len(tested)} rows of {test} also occur in {data}"
         )
     if shared := question_ids(tested) & question_ids(seen):
-        logger.warning("%d test questions of %s stand in %s, which the search sees", len(shared), test, data)
+        logger.warning("%d test questions of %s also occur in %s, which search uses", len(shared), test, data)

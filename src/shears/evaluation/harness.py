@@ -49,7 +49,7 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
     figures = [figure for task in results["samples"] for figure in task_figures(task, results)]
     firsts = list({figure["task"]: figure for figure in reversed(figures)}.values())
     if not firsts:
-        raise InputError("harness must give a finite figure, got none of any task; the model may be damaged")
+        raise InputError("lm-eval must return at least one finite metric, got none; the model may be damaged")
     value = sum(figure["value"] for figure in firsts) / len(firsts)
     half = Z95 * math.sqrt(sum((figure["stderr"] or 0.0) ** 2 for figure in firsts)) / len(firsts)
     ci95 = (value - half, value + half) if len(firsts) > 1 else tuple(firsts[0]["ci95"])

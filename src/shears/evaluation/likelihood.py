@@ -49,8 +49,8 @@ def likeliest_choices(
     for number, (example, prompt) in enumerate(zip(examples, prompts, strict=True), start=1):
         if example.answer not in example.choices or not prompt or not all(text.strip() for text in example.choices):
             raise InputError(
-                f"choices need rows with a prompt, choices that have text, and an answer among them, row {number} has "
-                f"{example.choices}; add the column choices (a list), or end the instruction in 'Answer format: a/b/c'"
+                f"task choices needs rows with a prompt, a list of choices and an answer among them, row {number} has "
+                f"{example.choices}; add the column choices, or end the instruction in 'Answer format: a/b/c'"
             )
     pairs = [(prompt, ids) for prompt, each in zip(prompts, choices, strict=True) for ids in each]
     warn_beyond(model, [len(prompt) + len(ids) - 1 for prompt, ids in pairs])
@@ -133,7 +133,7 @@ def perplexity(model: nn.Module, tokens: Sequence[int], sequence_length: int, li
     length = min(sequence_length, len(tokens))
     starts = range(0, len(tokens) - length + 1, length)[:limit]
     windows = (torch.tensor(tokens[start : start + length]) for start in starts)
-    tracked = track(windows, "perplexity", len(starts), "windows")
+    tracked = track(windows, "measuring perplexity", len(starts), "windows")
     losses = torch.stack([_window_losses(model, window) for window in tracked]).double()
     mean = float(losses.mean())
     values = losses.mean(dim=1) if len(losses) > 1 else losses[0]

@@ -73,7 +73,7 @@ def evaluate(
 
 def _check_output(output: Path, config: EvaluateConfig) -> None:
     if output.is_dir() or (output.exists() and not output.is_file()):  # a rename would replace /dev/null
-        raise InputError(f"the output must be a regular file, got {output}; name such as figures.json")
+        raise InputError(f"the output must be a regular file, got {output}; name a file such as metrics.json")
     if os.path.realpath(output) == os.path.realpath(expanded(config.data)):
         raise InputError(f"the output must be another file than the data, got {output} for both")
     check_writable(output)
@@ -104,7 +104,9 @@ def open_model(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -> 
     as_packed = (settings.precision, settings.dtype) == ("auto", "auto")  # else its unpacked model is measured
     if settings.generates and ref.is_package and as_packed:
         if (device := pick_device(settings.device)).type != "cpu" and not wanted.obstacle:
-            wanted = replace(wanted, obstacle=f"the native decoder runs on the CPU, the model would be on {device}")
+            wanted = replace(
+                wanted, obstacle=f"the native decoder runs on the CPU only, the model would be on {device}"
+            )
         if (backend := native_backend(ref.package, wanted)) is not None:
             with torch.device("meta"):
                 empty: Any = build_causal_model(known_config(ref.folder))

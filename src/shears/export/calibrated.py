@@ -69,7 +69,7 @@ def round_calibrated(
             walk = Walk(source, batches, hidden, partial(autocast, "auto", source.device))
             for states in hidden:
                 exact.append(states)
-            for index in track(range(len(walk)), "round", len(walk), "block"):
+            for index in track(range(len(walk)), "rounding", len(walk), "blocks"):
                 with walk.advancing(index) as block:
                     rounding.round_block(block, exact, folder)
     except (UnsupportedCheckpoint, IrregularBlocks) as error:

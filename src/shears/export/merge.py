@@ -192,7 +192,7 @@ def project(target: MergedModel, batches: Sequence[Int[Tensor, "_ _"]], folder: 
     """Merge the target's updates with every zero kept and the smallest output errors."""
     with Activations(BUDGET, folder) as hidden:
         walk = Walk(target.source, batches, hidden, lambda: autocast("auto", target.source.device))
-        for index in track(range(len(walk)), "project", len(walk), "block"):
+        for index in track(range(len(walk)), "fitting the adapter", len(walk), "blocks"):
             with walk.advancing(index) as run:
                 _project_block(target, run)
 

@@ -112,7 +112,7 @@ def _measured(contestants: Mapping[str, Backend], wanted: BenchConfig) -> dict[s
         raise InputError(f"{rule}, got {length}")
     prompt = random.Random(0).choices(range(backend.vocab_size), k=max(wanted.prompt_tokens, SHORT_PROMPT))
     rounds: dict[str, list[Round]] = {name: [] for name in contestants}
-    with meter("bench", len(contestants) * (1 + wanted.rounds), "run") as progress:
+    with meter("bench", len(contestants) * (1 + wanted.rounds), "runs") as progress:
         for number in range(1 + wanted.rounds):
             for name in random.Random(number).sample(list(contestants), len(contestants)):
                 time.sleep(0.01)  # for one backend's threads to go to sleep before the next runs

@@ -58,8 +58,8 @@ def outcome(evaluated: Sequence[Evaluated], goal: Goal) -> dict[str, Any]:
         nearest = min((figures for _, figures in evaluated), key=goal.key)
         words = ", ".join(f"{name} {value:,.6g}" for name, value in nearest.items())
         raise InputError(
-            f"a configuration must meet {', '.join(bound.text for bound in goal.constraints)}, and none of "
-            f"{len(evaluated)} evaluated does; the nearest has {words}"
+            f"at least one configuration must meet {', '.join(bound.text for bound in goal.constraints)}, none of the "
+            f"{len(evaluated)} evaluated ones does; the nearest has {words}; loosen the constraint"
         )
     costs = np.array([goal.cost(figures) for _, figures in feasible])
     beaten = [((costs <= cost).all(1) & (costs < cost).any(1)).any() for cost in costs]
@@ -98,11 +98,11 @@ def held_out_gain(quality: str, chosen: Measured, heuristic: Measured, is_same: 
         value, low, high = ratio_difference(chosen.values - heuristic.values, chosen.weights)
     notes = []
     if is_same:
-        notes = ["the heuristic is the chosen configuration: the search found nothing better"]
+        notes = ["The search found nothing better than the heuristic, so it chose the heuristic."]
     elif low <= 0.0 <= high:
-        notes = [f"the test examples do not tell the choice from the heuristic: {low:+.4g} to {high:+.4g} is noise"]
+        notes = ["The difference on the test examples is within the noise."]
     elif (value > 0) != (quality in MAXIMISED):
-        notes = ["the chosen configuration is worse than the heuristic on the test examples; take the heuristic"]
+        notes = ["The chosen ranks are worse than the heuristic on the test examples; use the heuristic."]
     test = {
         "n": len(chosen.values),
         "heuristic": heuristic.figure,

@@ -89,11 +89,11 @@ def search(super_adapter: str | Path, output: str | Path, *, model: str | None =
 def _check(settings: SearchConfig, space: SearchSpace) -> None:
     if settings.strategy == "exhaustive" and settings.max_evaluations < space.size:
         raise InputError(
-            f"max_evaluations must be at least {space.size:,}, the whole space, with strategy exhaustive, got "
-            f"{settings.max_evaluations}"
+            f"strategy exhaustive needs max_evaluations of at least {space.size:,}, the number of all configurations, "
+            f"got {settings.max_evaluations}"
         )
     if settings.test is not None:
-        refuse_same(settings.test, settings.data, "search.test must be other examples than data, which the search sees")
+        refuse_same(settings.test, settings.data, "search.test must be other examples than data")
         check_apart(settings.data, settings.test, settings.limit, columns=(settings.columns, settings.columns))
         check_rows(settings.test, settings.columns)
     check_rows(settings.data, settings.columns, settings.limit)
@@ -127,7 +127,7 @@ def open_storage(url: str | None, journal: Path) -> Iterator[BaseStorage]:
         yield storage
     except StorageInternalError as error:
         reason = first_line(error.__cause__ or error)
-        raise OSError(f"the storage failed: {reason}; start again when it answers") from error
+        raise OSError(f"the storage failed: {reason}; start again when the database answers") from error
     finally:
         storage.remove_session()
         storage.engine.dispose()
@@ -212,7 +212,7 @@ def _evaluated(
     ranks = RankConfig({group: trial.suggest_categorical(group, list(each)) for group, each in space.ranks.items()})
     figures = known.get(ranks) or objective(ranks)
     if not all(map(math.isfinite, figures.values())):
-        raise InputError(f"every figure must be finite, got {dict(figures)} for {ranks}")
+        raise InputError(f"every metric must be finite, got {dict(figures)} for {ranks}")
     trial.set_user_attr(FIGURES, dict(figures))
     for name, excess in goal.excesses(figures).items():
         trial.set_constraint(name, excess)

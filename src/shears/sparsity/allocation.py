@@ -52,7 +52,7 @@ def sensitivity_sparsities(
     curves: dict[str, list[Point]] = {}
     with Activations(BUDGET // 2, folder) as hidden, Activations(BUDGET // 2, folder) as kept:
         walk = Walk(source, sequences, hidden, context)
-        for index in track(range(len(walk)), "sensitivity, forward", len(walk), "block"):
+        for index in track(range(len(walk)), "measuring sensitivity (forward)", len(walk), "blocks"):
             for states in walk.hidden:
                 kept.append(states)
             with torch.no_grad(), walk.advancing(index) as block:
@@ -66,7 +66,7 @@ def sensitivity_sparsities(
                 logits = walk.logits(index, leaf)[0, :-1].float()
                 loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum")
             gradients += torch.autograd.grad(loss, leaf)
-        for index in track(range(len(walk) - 1, -1, -1), "sensitivity", len(walk), "block"):
+        for index in track(range(len(walk) - 1, -1, -1), "measuring sensitivity (backward)", len(walk), "blocks"):
             inputs = [kept[index * len(sequences) + number] for number in range(len(sequences))]
             with walk.opened(index) as block:
                 fisher = _backward(block, inputs, gradients, by_block[block.name])

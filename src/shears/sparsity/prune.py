@@ -146,7 +146,7 @@ def prune_blocks(
     if config.measures_inputs:
         _prune_walking(pruner, batches, context, folder, checkpoint)
     else:
-        for index in track(range(len(by_block)), "sparsify", len(by_block), "block"):
+        for index in track(range(len(by_block)), "sparsify", len(by_block), "blocks"):
             with source.opened(index):
                 pruner.prune(index)
     return pruner.report
@@ -167,7 +167,7 @@ def _prune_walking(
         begin = checkpoint.done if checkpoint is not None else 0
         if checkpoint is not None and begin:
             pruner.restore(checkpoint.state, checkpoint.load(states))
-        for index in track(range(begin, len(walk)), "sparsify", len(walk) - begin, "block"):
+        for index in track(range(begin, len(walk)), "sparsify", len(walk) - begin, "blocks"):
             with walk.advancing(index) as block:
                 if pruner.reconstruction is not None:
                     pruner.reconstruction.look(block)

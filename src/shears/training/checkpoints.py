@@ -55,7 +55,7 @@ def training_folder(output: Path, settings: LoopConfig, origin: Mapping[str, str
         if is_first_process():
             write_card(work)
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs them until all is saved
-    logger.info("%s is made, in %.0f s", output, time.monotonic() - started)
+    logger.info("wrote %s after %.0f s", output, time.monotonic() - started)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -74,8 +74,8 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
     if checkpoint and (done == training.steps or is_over(validation_losses(work), training.patience)):
         trainer._load_from_checkpoint(str(checkpoint))  # Trainer would make one more step before it stops
     else:
-        logger.info("%d examples, steps %d to %d", len(training.rows), done + 1, training.steps)
-        with meter(training.verb, training.steps, "step") as progress, kept_heap():
+        logger.info("training on %d examples, steps %d to %d", len(training.rows), done + 1, training.steps)
+        with meter(training.verb, training.steps, "steps") as progress, kept_heap():
             progress.skip(done)
             trainer.add_callback(Steps(trainer, progress))
             try:

@@ -168,7 +168,8 @@ def _write_healed(sparse: ModelRef, model: nn.Module, work: Path) -> Mapping[str
                         weight = trained[matrix.name].healed().to(view.device)
                         dtype = source.dtype_of(matrix.parameter)
                         if not torch.isfinite(weight.to(dtype)).all():
-                            raise InputError(f"healed weights must be finite in {dtype}, {matrix.name} is not")
+                            rule = f"healed weights must be finite in {dtype}"
+                            raise InputError(f"{rule}, those of {matrix.name} are not; lower learning_rate")
                         view.copy_(in_format(weight, view != 0, dtype))
                     add_zeros(linears, matrix, count_zeros(view))
                 source.keep([matrix.parameter for matrix in matrices if matrix.name in trained])

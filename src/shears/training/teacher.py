@@ -73,7 +73,8 @@ def find_teacher(name: str | Path) -> TeacherSource:
     else:
         path = find_record(folder)
         if path is None:
-            raise InputError(f"a teacher that is an adapter must be one that shears trained, got {folder}; merge it")
+            rule = "a teacher that is an adapter must be one that shears trained"
+            raise InputError(f"{rule}, got {folder}; merge it into its model and name that")
         source = TeacherSource(checked_base(folder, read_record(folder, path.name, "base", "base_fingerprint")), folder)
     source.model.refuse_package("teach")
     return source
@@ -85,8 +86,8 @@ def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
     words = [load_tokenizer(model).get_vocab() for model in models]
     if sizes[0] != sizes[1] or words[0] != words[1]:
         raise InputError(
-            f"a teacher must have the vocabulary of the model that it teaches, token for token: {teacher.name} has "
-            f"{sizes[0]:,} words, {student.name} {sizes[1]:,}; take the model that it was pruned from"
+            f"a teacher must have the same vocabulary as the model that it teaches: {teacher.name} has {sizes[0]:,} "
+            f"tokens, {student.name} has {sizes[1]:,} or others; use the model that it was pruned from"
         )
 
 
@@ -139,7 +140,7 @@ def _computed(network: nn.Module, rows: Sequence[Tokenized], pad_id: int, precis
     tensors: dict[str, Any] = {}
     labelled = [number for number in range(len(rows)) if firsts[number + 1] > firsts[number]]
     buckets = length_buckets([len(rows[number].input_ids) for number in labelled], BATCH)
-    for places_in_bucket in track(buckets, "teacher", len(buckets), "batch"):
+    for places_in_bucket in track(buckets, "running the teacher", len(buckets), "batches"):
         bucket = [labelled[place] for place in places_in_bucket]
         padded = pad_right([rows[number] for number in bucket], pad_id)
         batch = {name: tensor.to(device_of(network)) for name, tensor in padded.items()}
