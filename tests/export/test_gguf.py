@@ -1,6 +1,7 @@
 """Format gguf: the file holds the model's weights, sizes, tokenizer and template, for llama.cpp and for ourselves."""
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +250,23 @@ def test_llama_cpp_answers_like_the_file_read_back(values: str, megabytes: int, 
     scores = torch.from_numpy(np.array(theirs.scores[: len(tokens)])).log_softmax(-1)
     divergence = (ours.exp() * (ours - scores)).sum(-1).mean().item()
     assert divergence < apart
+
+
+@pytest.mark.slow
+def test_llama_cpp_gives_the_tokens_of_a_model_trained_on_q4_0(tmp_path: Path) -> None:
+    """The embedded model after a few steps: greedy answers of llama.cpp and of transformers on the merged weights."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    options = {"max_steps": 4, "warmup_steps": 1, "learning_rate": 1e-3, "quantize_aware": "q4_0", "template": "chat"}
+    adapter = train("smollm2-135m", tmp_path / "adapter", data="arithmetic:train", **options)
+    merged = export_adapter(adapter, tmp_path / "merged", format="merged")
+    file = exported(tmp_path, adapter, embeddings="int8") / "model.gguf"
+    network: Any = load_model(merged, "fp32", "cpu")
+    tokenizer = load_tokenizer(resolve(merged))
+    theirs = llama_cpp.Llama(str(file), n_ctx=256, n_threads=1, verbose=False)
+    for question in ("Tom has 12 apples and eats 5. How many are left?", "What is 7 times 8?", "Name a colour."):
+        chat = [{"role": "user", "content": question}]
+        tokens = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        with torch.no_grad():
+            ours = network.generate(torch.tensor([tokens]), max_new_tokens=16, do_sample=False)[0, len(tokens) :]
+        found = list(islice(theirs.generate(tokens, temp=0.0), len(ours)))
+        assert found == ours.tolist()
