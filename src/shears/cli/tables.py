@@ -27,6 +27,7 @@ INSTRUCTION_SETS = ("amx", "avx512", "avx2", "neon_dot", "neon", "portable")  # 
 WHOLE_MODELS = {form.folder for form in FORMATS.values() if form.is_model}
 STAGES = {"name": "stage", "state": "state", "work": "work", "memory": "memory", "disk": "disk"}
 COSTS = {"name": "stage", "work": "what it does", "seconds": "minutes", "memory": "memory", "disk": "disk"}
+SHOWN = 4  # packages of a plan that should meet the target, and as many others
 LONGEST = 2_000  # characters of a part of a row that are shown
 REFUSED = 3  # reasons that are shown
 COLUMNS = 8  # kinds of linears side by side: as many as 80 characters hold
@@ -238,9 +239,14 @@ def print_plan(plan: "RunPlan") -> None:
 
 
 def print_candidates(record: Record) -> None:
-    """Print the candidates of `compress` as predicted, those that should meet the target first."""
+    """Print the first candidates of `compress` that should meet the target, and the smallest others."""
+    meeting = [each for each in record["candidates"] if each["meets"]]
+    others = sorted((each for each in record["candidates"] if not each["meets"]), key=lambda each: each["bytes"])
+    shown = [*meeting[:SHOWN], *others[:SHOWN]]
     title = f"Predictions for {record['model']} ({record['parameters'] / 1e6:,.1f} M weights), {record['target']}"
-    print_rows(table_rows(record["candidates"], figures.CANDIDATES), title)
+    print_rows(table_rows(shown, figures.CANDIDATES), title)
+    if hidden := len(record["candidates"]) - len(shown):
+        print_line(f"{hidden} other packages are not shown.")
     print_line("A name such as s50-int4-int8 means 50% zeros, int4 weights and int8 embeddings.")
     print_line(f"The order is {record['order']}.")
 
@@ -271,9 +277,13 @@ def closing_lines(record: Record, folder: str | Path) -> list[str]:
         return [f"{tried} Try more --sparsities or a looser target."]
     words = f"{row['bytes'] / 1e9:.4g} GB, {row['bits_per_weight']:.2f} bits per weight"
     speed = f"{row['tokens_per_second']:.1f} tokens/s"
-    losses = f"Its loss is {row['loss']:.4f}, the dense model's is {record['dense']['held_out_loss']:.4f}."
-    verdict = f"{Path(folder) / row['package']} meets the target ({record['target']}): {words}, {speed}. {losses}"
     others = {"dense": record["dense"].get("answers")}
+    if row.get("answers") and others["dense"]:
+        ours, theirs = (f"{each['right'].count('1')} of {each['n']}" for each in (row["answers"], others["dense"]))
+        quality = f"It answers {ours} held-out rows correctly, the dense model {theirs}."
+    else:
+        quality = f"Its loss is {row['loss']:.4f}, the dense model's is {record['dense']['held_out_loss']:.4f}."
+    verdict = f"{Path(folder) / row['package']} meets the target ({record['target']}): {words}, {speed}. {quality}"
     if (rival := record.get("rival")) is not None:
         others[f"dense int4 ({rival['package']})"] = rival["answers"]
     right = (row.get("answers") or {}).get("right", "")
