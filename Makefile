@@ -8,7 +8,7 @@ WORKERS ?= 2
 BY_FILE := --dist loadfile --no-loadscope-reorder # one worker a file, so that what its tests share is made once
 OUT ?= runs/quickstart
 
-.PHONY: setup fmt check test test-all bench docs demo clean
+.PHONY: setup fmt check test test-all bench reference docs demo clean
 
 setup: .venv/.done
 
@@ -40,10 +40,14 @@ bench: setup
 	$(BIN)/python -m benchmarks.perplexity $(if $(DATA),--data $(DATA)/wikitext-2)
 	$(BIN)/python -m benchmarks.sparsify $(if $(DATA),--data $(DATA)/wikitext-2)
 
+# The pages of verbs and recipe keys, which `make docs` and a test compare with the code.
+reference: setup
+	$(BIN)/python docs/make_reference.py
+
 # The documentation as a site, in site/; warnings are errors, as are commands that do not parse.
 docs: setup
 	test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --editable '.[docs]'
-	$(BIN)/pytest -q -n 0 tests/docs/test_commands.py
+	$(BIN)/pytest -q -n 0 tests/docs/test_commands.py tests/docs/test_reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: setup

@@ -1,16 +1,17 @@
-"""Pages that `make docs` makes: every verb and every recipe key from the configuration.
+"""Write docs/reference/verbs.md and recipe.md from the configuration.
 
-mkdocs calls `on_config` and `on_files`. Nothing that is made here is written into docs/, so that it cannot be stale.
+    make reference
+
+A test holds the committed pages equal to what `pages` returns.
 """
 
 import html
 import re
+from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
@@ -19,33 +20,30 @@ from shears.cli.options import METAVARS, MORE, metavar
 from shears.config import Recipe
 from shears.config.fields import StageConfig
 
+FOLDER = Path(__file__).parent / "reference"
 ARGUMENTS = "Arguments"
 OPTIONS = "Options"
 DEFAULT = re.compile(r"\(default: [^()]*\)")
 VERB_PANELS = ("Start", "Stages", "Use", "Measure")
-SHARED = ("config", "set_", "help")  # options of every verb, described once, in command-line.md
+SHARED = ("config", "set_", "help", "help_all")  # options of every verb: see command-line.md
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the made pages to the navigation."""
-    sections = {title: pages for entry in config.nav or [] for title, pages in entry.items() if isinstance(entry, dict)}
-    verbs = [{f"shears {name}": f"reference/verbs/{name}.md"} for name in verbs_of(application_group())]
-    sections["Reference"] += [{"Recipe keys": "reference/recipe.md"}, {"Verbs": verbs}]
-    return config
+def pages() -> dict[str, str]:
+    """Return both pages by their file names."""
+    return {"verbs.md": verbs_page(), "recipe.md": recipe_page()}
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the made pages to the site."""
-    for path, text in made_pages().items():
-        files.append(File.generated(config, path, content=text))
-    return files
-
-
-def made_pages() -> dict[str, str]:
-    """Return every made page by its path below docs/."""
+def verbs_page() -> str:
+    """Return the page of all verbs, in the order of the help."""
     verbs = verbs_of(application_group())
-    pages = {f"reference/verbs/{name}.md": verb_page(name, verb) for name, verb in verbs.items()}
-    return {**pages, "reference/recipe.md": recipe_page()}
+    links = ", ".join(f"[{name}](#shears-{name})" for name in verbs)
+    blocks = [
+        "# Verbs",
+        f"This page lists the options of every verb: {links}. "
+        "[The command line](../command-line.md) has what all verbs share.",
+        *(verb_section(name, verb) for name, verb in verbs.items()),
+    ]
+    return "\n\n".join(blocks) + "\n"
 
 
 def application_group() -> Any:
@@ -59,26 +57,31 @@ def verbs_of(group: Any) -> dict[str, Any]:
     return dict(sorted(shown.items(), key=lambda item: VERB_PANELS.index(item[1].rich_help_panel)))
 
 
-def verb_page(name: str, verb: Any) -> str:
-    """Return the page of a verb: what it does, examples, arguments and options by panel."""
-    blocks = [f"# shears {name}"]
-    for block in (verb.help or "").replace("\b\n", "").strip().split("\n\n"):
-        is_example = block.startswith("shears ")
-        blocks.append(f"```text\n{block}\n```" if is_example else text_of(" ".join(block.split())))
-    parameters = [parameter for parameter in verb.params if not getattr(parameter, "hidden", False)]
+def verb_section(name: str, verb: Any) -> str:
+    """Return the section of a verb: what it does, examples, arguments and options by panel."""
+    blocks = [f"## shears {name}"]
+    for block in (verb.help or "").strip().split("\n\n"):
+        text = block.removeprefix("\b\n")
+        is_example = text != block or text.startswith(f"shears {name} ")
+        blocks.append(f"```text\n{text}\n```" if is_example else text_of(" ".join(text.split())))
     panels: dict[str, list[Any]] = {panel: [] for panel in (ARGUMENTS, OPTIONS, MORE)}
-    for parameter in parameters:
+    for parameter in verb.params:
         if parameter.name not in SHARED:
             panels[panel_of(parameter)].append(parameter)
+    section = section_of(name)
+    heads = ("name", "values", "default", "meaning")
     for panel, members in panels.items():
-        if members:
-            blocks += [f"## {panel}", table(("name", "values", "default", "meaning"), map(option_row, members))]
-    if any("--config" in parameter.opts for parameter in parameters):
+        if members and panel == MORE and section in Recipe.model_fields:
+            flags = ", ".join(code(parameter.opts[0]) for parameter in members)
+            keys = f"[keys of a recipe](recipe.md#{section})"
+            blocks.append(f"`--help-all` shows more options. They are {keys}: {flags}.")
+        elif members:
+            blocks += [f"### {panel}", table(heads, map(option_row, members))]
+    if any("--config" in parameter.opts for parameter in verb.params):
         blocks.append(
-            f"`--config FILE` reads them from the section `{section_of(name)}` of a recipe; `--set KEY=VALUE` and the "
-            "options above override it."
+            f"`--config FILE` reads the section `{section}` of a recipe. `--set KEY=VALUE` and flags override it."
         )
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join(blocks)
 
 
 def section_of(verb: str) -> str:
@@ -96,13 +99,13 @@ def panel_of(parameter: Any) -> str:
 def option_row(parameter: Any) -> tuple[str, str, str, str]:
     """Return a row of a verb's table."""
     if parameter.param_type_name == "argument":
-        return whole(parameter.metavar), "", "", text_of(parameter.help or "")
-    names = [*sorted(parameter.opts, key=len, reverse=True), *parameter.secondary_opts]
+        return code(parameter.metavar), "", "", text_of(parameter.help or "")
+    names = [*sorted(parameter.opts, key=lambda name: name[:2] != "--"), *parameter.secondary_opts]
     kind = "" if parameter.is_flag else parameter.metavar
     found = DEFAULT.search(parameter.help or "")
     default = " ".join(found[0].removeprefix("(default: ").removesuffix(")").split()) if found else ""
     return (
-        "<br>".join(map(whole, names)),
+        "<br>".join(map(code, names)),
         kinds(kind),
         code(default),
         text_of(DEFAULT.sub("", parameter.help or "")),
@@ -143,7 +146,7 @@ def key_row(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
     default = "" if field.is_required() else yaml_of(field.get_default(call_default_factory=True))
     meaning = text_of(field.description or "")
     return (
-        whole(name),
+        code(name),
         kinds(METAVARS.get(name) or metavar(field.annotation)),
         default,
         f"**required.** {meaning}" if field.is_required() else meaning,
@@ -167,11 +170,6 @@ def code(text: str) -> str:
     return f"`{text}`" if text else ""
 
 
-def whole(name: str) -> str:
-    """Return a flag or key as a code span that is not broken at a hyphen (style.css)."""
-    return f'<span class="whole">`{name}`</span>'
-
-
 def text_of(text: str) -> str:
     """Return a plain text as Markdown that shows it as it is."""
     escaped = re.sub(r"([\\*_`\[\]|])", r"\\\1", " ".join(text.split()))
@@ -184,3 +182,8 @@ def table(heads: tuple[str, ...], rows: Any) -> str:
     used = [index for index in range(len(heads)) if any(row[index] for row in cells)]
     lines = [[heads[index] for index in used], ["---"] * len(used), *([row[index] for index in used] for row in cells)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text)
