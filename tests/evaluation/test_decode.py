@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shears.data.tokens import prompt_ids
 from shears.errors import InputError
 from shears.evaluation.decode import Decoder, EndOfLine, tokens_with
-from shears.models.properties import cache_bytes
+from shears.models.load import cache_bytes
 from tests.runtime.backends import PROMPTS, TOKENIZER, always, greedy, lively
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -23,8 +23,7 @@ from shears.data.rows import read_rows, refuse_same, source_fingerprint
 from shears.errors import InputError
 from shears.models.devices import computing_dtype, narrow_linears, pick_device
 from shears.models.grid_adapter import current_grids, grids_of, make_quantize_aware
-from shears.models.load import load_model, refuse_unknown
-from shears.models.properties import num_embeddings, positions_in
+from shears.models.load import load_model, num_embeddings, positions_in, refuse_unknown
 from shears.models.recovery import start_from_recovery
 from shears.models.ref import ModelRef, load_tokenizer, resolve
 from shears.models.sparse_adapter import make_sparse

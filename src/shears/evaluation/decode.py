@@ -25,8 +25,7 @@ from shears.data.examples import Tokenized
 from shears.errors import InputError, option
 from shears.evaluation.evaluated import TextJournal, WrittenText
 from shears.models.devices import device_of, resolved_precision
-from shears.models.load import refuse_unknown
-from shears.models.properties import cache_bytes, ignores_padding
+from shears.models.load import cache_bytes, ignores_padding, refuse_unknown
 from shears.models.ref import end_tokens
 from shears.progress import meter, track
 from shears.runtime.backend import Backend

@@ -19,7 +19,7 @@ from shears.errors import InputError, option
 from shears.evaluation.evaluated import Evaluation
 from shears.evaluation.statistics import Z95
 from shears.models.devices import device_of
-from shears.models.properties import num_positions, refuse_longer
+from shears.models.load import num_positions, refuse_longer
 from shears.progress import track
 from shears.training.batches import length_buckets, pad_right, padding
 from shears.training.losses import logits_at, token_losses

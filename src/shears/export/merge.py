@@ -29,8 +29,7 @@ from shears.models.activations import BUDGET, Activations
 from shears.models.blocks import LoraUpdate, Matrix, linear_matrix, sharing_a_weight
 from shears.models.capture import InputMoments
 from shears.models.devices import autocast
-from shears.models.load import answer_greedily
-from shears.models.properties import check_calibration, num_positions, refuse_longer
+from shears.models.load import answer_greedily, check_calibration, num_positions, refuse_longer
 from shears.models.ref import ModelRef, checked_base, load_tokenizer, save_tokenizer
 from shears.models.sources import BlockSource
 from shears.models.sparse_adapter import masked_sum

@@ -17,8 +17,7 @@ from shears.data.calibration import text_template, text_tokens
 from shears.data.forms import trained_template
 from shears.data.rows import read_rows
 from shears.errors import InputError, reading
-from shears.models.load import refuse_unknown
-from shears.models.properties import positions_in
+from shears.models.load import positions_in, refuse_unknown
 from shears.models.ref import ModelRef, load_tokenizer, resolve
 from shears.records.artifacts import (
     COMPRESS,

@@ -23,7 +23,7 @@ from shears.evaluation.evaluated import check_apart
 from shears.export.gguf import planned_gguf_bytes
 from shears.models.activations import BUDGET
 from shears.models.devices import DTYPES, computing_dtype, pick_device, resolved_precision
-from shears.models.properties import cache_bytes
+from shears.models.load import cache_bytes
 from shears.records.artifacts import EVALUATION, RECIPE
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded

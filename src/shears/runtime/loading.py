@@ -89,7 +89,7 @@ def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool 
         else:
             if (device := device_of(model)).type != "cpu":
                 raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device}")
-            from shears.models.properties import own_model
+            from shears.models.load import own_model
 
             plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
             values = "bf16" if wanted.precision == "bf16" else None

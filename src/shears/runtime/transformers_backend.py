@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from shears.errors import InputError
 from shears.models.devices import device_of
-from shears.models.properties import forward_parameters, ignores_padding, num_positions, own_model
+from shears.models.load import forward_parameters, ignores_padding, num_positions, own_model
 from shears.runtime.backend import MOST_SEQUENCES, Backend
 
 CACHES = ("cache", "past_key_values", "state")  # names of the cache, which a forward takes and returns

@@ -14,7 +14,7 @@ from shears.evaluation.decode import wanted_for
 from shears.evaluation.likelihood import completion_nats
 from shears.evaluation.tasks import Subject, evaluate_examples
 from shears.models.devices import autocast, device_of
-from shears.models.properties import num_positions
+from shears.models.load import num_positions
 from shears.models.sparse_adapter import is_sparse
 from shears.records.figures import CUT
 from shears.runtime.backend import Backend

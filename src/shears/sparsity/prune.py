@@ -29,7 +29,7 @@ from shears.models.activations import BUDGET, Activations
 from shears.models.blocks import Matrix, affordable, block_matrices, decoder_blocks, linears, matching
 from shears.models.capture import InputMoments, InputNorms
 from shears.models.devices import autocast
-from shears.models.properties import check_calibration
+from shears.models.load import check_calibration
 from shears.models.recovery import Recovered
 from shears.models.sources import BlockSource, StreamedModel
 from shears.models.walk import Batches, BlockRun, Context, Walk

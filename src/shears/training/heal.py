@@ -20,8 +20,7 @@ from shears.data.forms import trained_template
 from shears.errors import InputError
 from shears.models.blocks import block_matrices
 from shears.models.devices import DTYPES, pick_device, resolved_precision
-from shears.models.load import load_model, refuse_unknown
-from shears.models.properties import num_embeddings, positions_in, refuse_longer
+from shears.models.load import load_model, num_embeddings, positions_in, refuse_longer, refuse_unknown
 from shears.models.recovery import recovery_record
 from shears.models.ref import ModelRef, load_tokenizer, resolve, save_tokenizer
 from shears.progress import is_first_process

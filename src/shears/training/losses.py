@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shears.data.examples import IGNORED
 from shears.models.blocks import replaced_forwards
-from shears.models.properties import forward_parameters, own_model
+from shears.models.load import forward_parameters, own_model
 
 PIECE = 2**23  # logits that are computed together: 32 MiB in float32, held several times
 PROBE = 100.0  # times the hidden states: large enough for a bound of logits to show

@@ -21,8 +21,7 @@ from shears.data.templates import TO_REASON
 from shears.errors import InputError
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
-from shears.models.load import load_with_adapter
-from shears.models.properties import positions_in
+from shears.models.load import load_with_adapter, positions_in
 from shears.models.ref import AnyModel, ModelRef, end_tokens, load_tokenizer, resolve_with
 from shears.progress import meter
 from shears.records import artifacts as journal
