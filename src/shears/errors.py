@@ -56,7 +56,6 @@ def is_disk_error(error: BaseException) -> bool:
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Turn what libraries raise for wrong input into an InputError of `what` and the reason."""
     try:
         yield
     except InputError:

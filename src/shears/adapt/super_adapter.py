@@ -168,7 +168,6 @@ def save_own_loop(elastic: ElasticAdapter, output: Path, base: str | Path | None
 
 @torch.no_grad()
 def _refuse_other_weights(model: PeftModel, ref: ModelRef) -> None:
-    """Raise InputError if a frozen weight in memory differs from that in the files of the base."""
     files = TensorFiles(ref.folder)
     for name, weight in model.get_base_model().named_parameters():
         plain = name.replace(".base_layer.", ".")

@@ -17,7 +17,6 @@ OF_PROMPTS = ("columns", "samples", "keep")
 
 
 def _as_strings(value: object) -> object:
-    """Return one string as a tuple of one; it is not split at commas or spaces."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else value
 
 

@@ -98,7 +98,6 @@ def _only(values: Iterable[object]) -> str | None:
 
 
 def _common_ending(texts: Sequence[str]) -> str:
-    """Return the last line that different texts of several lines have in common; empty if they have none."""
     endings = {text.rstrip().rpartition("\n")[::2] for text in texts}
     last = {line for _, line in endings}
     is_common = len(endings) > 1 and len(last) == 1 and all(before.strip() for before, _ in endings)

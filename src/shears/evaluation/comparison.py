@@ -86,7 +86,6 @@ def _figures_file(path: str) -> Path:
 
 
 def _measurements(file: Path) -> Iterator[tuple[str, Measurement]]:
-    """Yield a source's measurements by task, each with its model's name, if it has one."""
     content = read_object(file)
     with reading(file):
         names = [row["name"] for row in content["models"]] if "models" in content else [""]
@@ -222,7 +221,6 @@ def paired(ones: Sequence[Record], others: Sequence[Record]) -> dict[str, Any] |
 
 
 def _notes(arms: Arms, base: str) -> list[str]:
-    """Return sentences on what else differs between the arms, as far as the records tell."""
     first = arms[base][0]
     rules = {arm: runs[0].rule for arm, runs in arms.items() if runs[0].rule != first.rule}
     notes = []

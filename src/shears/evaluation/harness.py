@@ -88,7 +88,6 @@ def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
 
 
 def _record(task: str, sample: Mapping[str, Any]) -> Record:
-    """Return the record of an example; `correct` is its first metric if that is 0 or 1."""
     row = {name: value for name, value in sample["doc"].items() if name != "choices"}
     question = question_of(row) or str(sample["arguments"][0][0])
     first = sample[sample["metrics"][0]] if sample.get("metrics") else None

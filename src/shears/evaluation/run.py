@@ -94,7 +94,6 @@ def with_template(config: EvaluateConfig, model: ModelRef, adapter: str | Path |
 
 
 def _parts(model: ModelRef, adapter: str | Path | None) -> list[Path]:
-    """Return the folders that are measured: the adapter, if there is one, then the model."""
     return [*([Path(adapter)] if adapter is not None else []), model.folder]
 
 

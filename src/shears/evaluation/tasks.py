@@ -113,7 +113,6 @@ def _by_likelihood(subject: Subject, examples: Sequence[Example], config: Evalua
 
 
 def _paper(subject: Subject, examples: Sequence[Example], config: EvaluateConfig) -> list[Record]:
-    """Answer the examples of a paper's task by generation; judge by the official rule and the strict one."""
     form = ANSWER_FORMS[config.task]
     answers = paper_answers(config.task, examples)
     texts = subject.answers(examples, config)

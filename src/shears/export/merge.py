@@ -149,7 +149,6 @@ def _sum(weight: Float[Tensor, "O I"], update: LoraUpdate) -> Float[Tensor, "O I
 
 @torch.no_grad()
 def _merge(target: MergedModel, chosen: SubAdapter) -> None:
-    """Make every adapted linear W + scaling B A, masked and on a grid as in training."""
     for index, matrices in enumerate(target.by_block):
         if not matrices:
             continue

@@ -261,7 +261,6 @@ class Walk:
         return states if self._extras is None else (states, *self._extras)
 
     def _further_outputs(self) -> Sequence[Any] | None:
-        """Return a block's outputs after the hidden states; None if it returns no tuple or list."""
         outputs: list[Any] = []
 
         def stop(_: nn.Module, args: Any, output: Any) -> None:

@@ -110,7 +110,6 @@ def _template() -> Template:
 
 
 def _words(kind: str, record: Record, repo: str = "", subfolder: str = "") -> dict[str, Any]:
-    """Return what a card is made of, on this machine or in a repository on the hub."""
     holds = FORMAT_OF_RECORD[kind].holds if kind in FORMAT_OF_RECORD else "model"
     folder, title = FOLDERS[kind]
     base = without_folders(str(record.get("model") or record.get("base") or "sparse"))
@@ -220,7 +219,6 @@ def _public_content(path: Path, base: str | None, repo: str, subfolder: str) -> 
 
 
 def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[str, Any]:
-    """Return a record without folders and with the hub id of its base."""
     key = BASE_KEYS[path.name]
     recorded = str(content.get(key) or "")
     in_folder = is_path(recorded) or (path.parent.parent / recorded).exists()  # beside the artifact's

@@ -101,7 +101,6 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
 
 
 def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, Any]:
-    """Return the record of an earlier call; InputError if it had another configuration or is damaged."""
     record = read_object(folder / COMPRESS)
     with reading(folder / COMPRESS):
         if not {each["name"] for each in record["measured"]} <= {each.name for each in _promising(record)}:
@@ -118,7 +117,6 @@ def _promising(record: Mapping[str, Any]) -> list[Candidate]:
 
 
 def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path, began: float) -> dict[str, Any]:
-    """Return the record of a new call, which `began` at a monotonic time: candidates, the effort that fits, costs."""
     bound = settings.bound
     shape = _shape(ref)
     forecast = forecast_of(known_config(ref.folder), threads=None, new_tokens=NEW_TOKENS, rounds=ROUNDS)
@@ -182,7 +180,6 @@ def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path
 
 
 def _shape(ref: ModelRef) -> Shape:
-    """Return the shape of the model; InputError if it has experts in stacks."""
     shape = shape_of(str(ref.folder))
     assert shape is not None, "the model was resolved"
     inside = shape.parameters - shape.beside
@@ -193,7 +190,6 @@ def _shape(ref: ModelRef) -> Shape:
 
 
 def _readings(ref: ModelRef, settings: CompressConfig, texts: Texts) -> tuple[Rows | None, Amounts, Exam]:
-    """Return the tokenized rows to train on, if any, how much there is to read, and what models are measured on."""
     tokenizer = load_tokenizer(ref)
     training = task = longest = None
     template = trained_template(ref.folder)
@@ -221,7 +217,6 @@ def _readings(ref: ModelRef, settings: CompressConfig, texts: Texts) -> tuple[Ro
 def _sizes(
     first: Candidate, effort: Effort, ref: ModelRef, text: Path, folder: Path
 ) -> dict[str, dict[str, int | None]]:
-    """Return memory and disk of every stage by name; None where they are unknown."""
     own, rival = (
         {stage.name: stage for stage in plan(recipe_of(each, effort, ref, text, None), folder / "x").stages}
         for each in (first, replace(first, sparsity=0.0, values="int4"))

@@ -114,7 +114,6 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
-    """Return the figures and sizes of one model, from an earlier run if it measured the same."""
     file = artifacts.evaluation_file(folder, name)
     figures = _earlier_figures(file, model, adapter, config)
     if figures is None:

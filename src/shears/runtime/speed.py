@@ -93,7 +93,6 @@ def values_of(package: Package) -> NumberFormat:
 
 
 def _dense_in_kernels(dense: PreTrainedModel, values: NumberFormat) -> Iterator[tuple[str, Backend]]:
-    """Yield the dense model in our kernels, in its format and in the package's, if covered."""
     own: NumberFormat = "fp32" if dense.dtype == torch.float32 else "bf16"
     try:
         plan_of(dense.config)
@@ -149,7 +148,6 @@ def _figures(name: str, backend: Backend, rounds: Sequence[Round], wanted: Bench
 
 
 def _ratios(ours: Sequence[Round], theirs: Sequence[Round], name: str) -> dict[str, Any]:
-    """Return how many times as fast as another contestant the package is, round by round."""
     times = [Round(*(other / own for own, other in zip(*pair, strict=True))) for pair in zip(ours, theirs, strict=True)]
     return {"over": name, **{key: _spread(getattr(each, key) for each in times) for key in Round._fields}}
 

@@ -127,7 +127,6 @@ class TransformersBackend(Backend):
         self._together = sequences
 
     def _part(self) -> None:
-        """Give each sequence a cache of its own."""
         for row, sequence in enumerate(self._together):
             own = self._caches[sequence] = DynamicCache()
             for number, layer in enumerate(self._rows.layers):

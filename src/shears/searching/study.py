@@ -208,7 +208,6 @@ def _evaluated(
     goal: Goal,
     known: Mapping[RankConfig, Figures],
 ) -> tuple[float, ...]:
-    """Return the costs of a trial's configuration and keep its figures; InputError for one that is not finite."""
     ranks = RankConfig({group: trial.suggest_categorical(group, list(each)) for group, each in space.ranks.items()})
     figures = known.get(ranks) or objective(ranks)
     if not all(map(math.isfinite, figures.values())):

@@ -152,7 +152,6 @@ def _trainable_model(sparse: ModelRef, rows: list[Tokenized], settings: HealConf
 
 @torch.no_grad()
 def _write_healed(sparse: ModelRef, model: nn.Module, work: Path) -> Mapping[str, LinearSparsity]:
-    """Write the sparse model with its trained weights to `work`; return the zeros of its linears."""
     for file in work.glob("*.safetensors*"):
         file.unlink()  # of an interruption while writing
     trained = kept.kept_weights(model)

@@ -165,7 +165,6 @@ def _num_tokens(author: Author, rows: Iterable[Row]) -> int:
 def _beginnings(
     author: Author, known: Mapping[int, Row], open_texts: dict[int, Continuation], tokens: int | None
 ) -> Iterator[Continuation]:
-    """Yield unknown texts while those that are open do not hold enough tokens yet."""
     for number in author.numbers:
         total = _num_tokens(author, known.values()) + sum(len(text.tokens) for text in open_texts.values())
         if tokens is not None and total >= tokens and (open_texts or _first(author, known, tokens) is not None):
@@ -176,7 +175,6 @@ def _beginnings(
 
 
 def _first(author: Author, known: Mapping[int, Row], tokens: int | None) -> list[Row] | None:
-    """Return the rows of the wanted texts, kept or not; None if one is unknown."""
     rows: list[Row] = []
     for number in author.numbers:
         if tokens is not None and _num_tokens(author, rows) >= tokens:
