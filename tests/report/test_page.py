@@ -19,8 +19,8 @@ def test_the_page_shows_what_the_records_hold(tmp_path: Path) -> None:
     shown = [
         "sparse + sub-adapter minus dense+0.0-65.3 to +65.31, 11.00",
         "sparse + sub-adapter minus sparse+25.0-38.3 to +71.71, 00.50",  # McNemar's mid-p of 1 against 0 is 1/2
-        "300 steps on 30,000 completion tokens",
-        "random on validation.jsonl: 4 configurations.",
+        "trained 300 steps on 30,000 completion tokens",
+        "evaluated 4 configurations on validation.jsonl by strategy random.",
         "sparse + sub-adapter, right: sparse + sub-adapter says 1",
         "train22.6yesa processor, 2 threads",  # the stage began at "2" and took 2.6 minutes
         "epochs: 1.0",
@@ -62,7 +62,9 @@ def test_a_folder_of_compress_has_its_page(tmp_path: Path) -> None:
         "stages": [{"name": "plan", "work": "measures", "seconds": 60.0}], "effort": {"name": "quick"},
     }  # fmt: skip
     text = Reader(write_report(write_run(tmp_path / "made", {"compress.json": record})).read_text()).text
-    assert "some-model compressed to at most 1 GB: 1 of 1 candidates were made, s50-int4 meets the target." in text
+    assert (
+        "some-model, compressed to at most 1 GB: shears made 1 of 1 candidates, and s50-int4 meets the target." in text
+    )
     assert "s50-int495.0 MB4.2602.5yes" in text
     assert "planmeasures1.01.0" in text
 

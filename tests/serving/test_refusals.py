@@ -45,11 +45,11 @@ def _user(content: Any) -> dict[str, Any]:
     [
         ({"model": "gpt-x"}, 404, "the model must be 'tiny', got 'gpt-x'; see /v1/models", None),
         ({"model": None}, 400, "model: Field required", "model"),
-        ({"max_tokens": 10**7}, 400, "at most 1000000 tokens can be asked for, got 10000000", None),
+        ({"max_tokens": 10**7}, 400, "max_tokens must be at most 1000000, got 10000000", None),
         ({"max_tokens": "5"}, 400, "max_tokens: Input should be a valid integer", "max_tokens"),
         ({"temperature": 3}, 400, "temperature: Input should be less than or equal to 2", "temperature"),
         ({"temprature": 1}, 400, "temprature: Extra inputs are not permitted", "temprature"),
-        ({"n": 3}, 400, "at most 2 texts can be open at once, got 3; ask for fewer", None),
+        ({"n": 3}, 400, "a request must ask for at most 2 texts, got 3; ask for fewer", None),
         ({"logprobs": True}, 400, "logprobs: Input should be False", "logprobs"),
         ({"logit_bias": {"1": 2.0}}, 400, "logit_bias: Dictionary should have at most 0 items", "logit_bias"),
         ({"presence_penalty": 1}, 400, "presence_penalty: Input should be less than or equal to 0", "presence_penalty"),
@@ -93,7 +93,9 @@ def test_a_full_queue_refuses_at_once(endless: Running) -> None:
     client = endless.client()
     streams = [client.completions.create(model=NAME, prompt="a", max_tokens=10**6, stream=True) for _ in range(2)]
     next(iter(streams[0]))
-    with pytest.raises(openai.RateLimitError, match="at most 2 texts can be open at once, 2 are; try later") as caught:
+    with pytest.raises(
+        openai.RateLimitError, match="the server can answer 2 texts at once and is busy with 2; try again later"
+    ) as caught:
         client.completions.create(model=NAME, prompt="a")
     assert caught.value.response.headers["retry-after"] == "1"
     for stream in streams:

@@ -73,7 +73,7 @@ def test_weights_that_blocks_share_are_pruned_and_counted_once() -> None:
     ("keys", "message"),
     [
         ({"skip": "q_porj"}, r"target 'q_porj'; this model has q_proj, k_proj, .*; did you mean 'q_proj'\?"),
-        ({"skip": "lm_head,.*proj"}, "must be linears to prune in the decoder blocks model.layers, there are none"),
+        ({"skip": "lm_head,.*proj"}, "the decoder blocks model.layers must have linears to prune, they have none"),
         ({"pattern": "2:4", "sparsity": 0.6}, r"2:4 needs sparsity 0\.5 and allocation uniform, got sparsity 0\.6"),
         ({"pattern": "2:4", "allocation": "sensitivity"}, "2:4 needs sparsity 0.5"),
         ({"pattern": "3:2"}, "must be N:M with 0 < N < M, got 3:2"),

@@ -198,7 +198,7 @@ def test_right_answers_are_kept_and_no_right_one_is_an_error(model: Path, tmp_pa
     assert [row["number"] for row in rows_of(file)] == right
     assert (record_of(file)["num_right"], record_of(file)["num_answers"]) == (len(right), 48)
     wrong = saved(tmp_path / "wrong.jsonl", [{"prompt": "a", "answer": "no way"}])
-    with pytest.raises(InputError, match="at least one answer must be kept, got 24 answers, none of which is right"):
+    with pytest.raises(InputError, match="keep right must keep at least one answer, none of 24 answers is right"):
         write(model, tmp_path / "none", wrong, keep="right", **drawn)
 
 
@@ -247,7 +247,7 @@ def test_a_model_that_writes_nothing_is_refused(model: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": [SYSTEM]}, "row 2 of .*: a prompt must have a turn of a user"),
+        ({"messages": [SYSTEM]}, "row 2 of .*: a prompt must have a user turn"),
         ({"sentence": "x"}, "row 2 of .*: a prompt must be text in one of the columns .*, got sentence; name yours"),
         ({"prompt": "  "}, "row 2 of .*: a prompt must be text in one of the columns"),
         (

@@ -91,7 +91,7 @@ def _run(folder: Path) -> list[Section]:
 def _accuracy(summary: Record, answers: Mapping[str, list[Record]]) -> Section:
     models = summary["models"]
     metric = models[0]["metric"]
-    section = Section("Accuracy", f"Task {summary['task']} on {summary['data']}. Lines are 95 % intervals.")
+    section = Section("Accuracy", f"Task {summary['task']} on {summary['data']}. Lines show 95 % intervals.")
     section.words += figures.remarks(models)
     section.pictures[f"{metric} by model"] = intervals(models, metric, lambda value: figure(metric, value))
     section.tables["Models"] = figures.model_rows(models)
@@ -108,10 +108,10 @@ def _examples(answers: Mapping[str, list[Record]]) -> Section:
         verdicts = {bool(each.get("correct")) for each in records}
         prompts = {each.get("id", each.get("prompt")) for each in records}
         if len(verdicts) == 2 and len(prompts) == 1 and len(section.texts) < MOST_EXAMPLES:
-            lines = [str(records[0]["prompt"]), f"\nanswer: {records[0]['answer']}"]
+            lines = [str(records[0]["prompt"]), f"\nright answer: {records[0]['answer']}"]
             for name, each in zip(answers, records, strict=True):
                 verdict = "right" if each["correct"] else "wrong"
-                lines.append(f"\n{name}, {verdict}: {str(each.get('output', '')).strip()} → {each['prediction']}")
+                lines.append(f"\n{name} ({verdict}): {str(each.get('output', '')).strip()} → {each['prediction']}")
             section.texts[f"Example {records[0]['index']}"] = "\n".join(lines)
     return section
 
@@ -121,7 +121,7 @@ def _layers(made: Mapping[str, Record]) -> Section:
     if "sparsify" in made:
         config = made["sparsify"]["config"]
         method = ", ".join(f"{name} {config[name]}" for name in ("method", "pattern", "allocation"))
-        section.words.append(f"{made['sparsify']['achieved']:.1%} zeros: {method}.")
+        section.words.append(f"shears set {made['sparsify']['achieved']:.1%} of the weights to zero ({method}).")
         counts: dict[tuple[int, str], tuple[int, int]] = {}
         for name, linear in made["sparsify"]["linears"].items():
             if (place := place_in_block(name)) is not None:
@@ -143,7 +143,7 @@ def _layers(made: Mapping[str, Record]) -> Section:
 
 def _training(log: list[Record]) -> Section:
     tokens = sum(line["tokens"] for line in log)
-    section = Section("Training", f"{log[-1]['step']} steps on {tokens:,} completion tokens.")
+    section = Section("Training", f"shears trained {log[-1]['step']} steps on {tokens:,} completion tokens.")
     width = max(1, len(log) // 20)
     losses = [line["loss"] for line in log]
     means = [sum(losses[max(0, end - width) : end]) / min(width, end) for end in range(1, len(log) + 1)]
@@ -158,7 +158,8 @@ def _training(log: list[Record]) -> Section:
 def _search(result: Record, folder: Path) -> Section:
     config = result["config"]
     tried = result["evaluations"]
-    section = Section("Search", f"{config['strategy']} on {config['data']}: {len(tried)} configurations.")
+    about = f"{len(tried)} configurations on {config['data']} by strategy {config['strategy']}"
+    section = Section("Search", f"shears evaluated {about}.")
     names = list(result.get("objectives") or result["chosen"]["metrics"])
     quality = names[0]
     cost = names[-1]
@@ -179,12 +180,12 @@ def _search(result: Record, folder: Path) -> Section:
     section.tables["Configurations"] = [row for _, row in rows]
     super_adapter = shlex.quote(str(folder / "super_adapter"))
     ranks = shlex.quote(f"{folder / 'search' / 'result.json'}:NUMBER")
-    section.words.append(f"To export one: shears export {super_adapter} sub_adapter --ranks {ranks}")
+    section.words.append(f"To export one of them, run: shears export {super_adapter} sub_adapter --ranks {ranks}")
     return section
 
 
 def _origin(recipe: Record, made: Mapping[str, Record], folder: Path) -> Section:
-    section = Section("Recipe", "What is needed to repeat this run.")
+    section = Section("Recipe", "Use these settings to repeat the run.")
     section.tables["Stages"] = [
         {
             "stage": name,
@@ -203,12 +204,12 @@ def _origin(recipe: Record, made: Mapping[str, Record], folder: Path) -> Section
 
 def _compression(folder: Path) -> list[Section]:
     record = read_object(folder / artifacts.COMPRESS)
-    made = f"{len(record['measured'])} of {len(record['candidates'])} candidates were made"
-    chosen = f"{record['chosen']} meets the target" if record["chosen"] else "none met the target yet"
-    lead = Section("Lead", f"{record['model']} compressed to {record['target']}: {made}, {chosen}.")
-    where = f"Loss in nats a token on {record['held_out']}, speed on {record['machine']}."
+    made = f"shears made {len(record['measured'])} of {len(record['candidates'])} candidates"
+    chosen = f"{record['chosen']} meets the target" if record["chosen"] else "none has met the target yet"
+    lead = Section("Lead", f"{record['model']}, compressed to {record['target']}: {made}, and {chosen}.")
+    where = f"Losses are in nats per token on {record['held_out']}, speeds were measured on {record['machine']}."
     measured = Section("Measured", f"{where} The dense model's speed in bf16 is predicted.")
-    for key, name, unit in (("bytes", "size, MB", 1e6), ("tokens_per_second", "tokens a second", 1.0)):
+    for key, name, unit in (("bytes", "size, MB", 1e6), ("tokens_per_second", "tokens per second", 1.0)):
         known = [each for each in figures.measured_models(record) if each.get(key) and each.get("loss") is not None]
         names = [(each["name"], each[key] / unit, each["loss"]) for each in known]
         marks: dict[str, list[tuple[Number, Number]]] = {"dense": [], "measured": [], "chosen": []}
@@ -216,12 +217,12 @@ def _compression(folder: Path) -> list[Section]:
         for label, x, loss in names:
             marks[kinds.get(label, "measured")].append((x, loss))
         if len(known) > 1:
-            measured.pictures[f"Loss over {name}"] = scatter(marks, name, "loss, nats a token", names)
+            measured.pictures[f"Loss over {name}"] = scatter(marks, name, "loss, nats per token", names)
     measured.tables["Measured"] = figures.measured_rows(record)
     plan = Section("Plan")
     plan.tables["Plan"] = figures.plan_rows(record, real_seconds(folder, record))
-    candidates = Section("Candidates as predicted", f"Ordered by {record['order']}.")
-    candidates.words.append("s50-int4-int8: 50% zeros, weights in int4, embeddings in int8.")
+    candidates = Section("Predicted candidates", f"The order is {record['order']}.")
+    candidates.words.append("A name such as s50-int4-int8 means 50% zeros, int4 weights and int8 embeddings.")
     candidates.tables["Candidates"] = table_rows(record["candidates"], figures.CANDIDATES)
     return [lead, measured, *([plan] if plan.tables["Plan"] else []), candidates]
 
@@ -234,7 +235,7 @@ def compare(
     if path is not None and path.suffix != ".json":
         raise InputError(f"the output must be a .json file, got {path}; name another")
     if not 0 <= seed < SEEDS:
-        raise InputError(f"the seed must be from 0 to {SEEDS - 1}, got {seed}")
+        raise InputError(f"seed must be from 0 to {SEEDS - 1}, got {seed}")
     arms = read_arms(runs)
     if path is not None and Path(os.path.realpath(path)) in files_of(runs, arms):
         raise InputError(f"the output must not be one of the compared files, got {path}; name another")

@@ -30,17 +30,17 @@ def forecast_of(config: Any, **settings: Any) -> "Forecast | None":
     try:
         return Forecast(config, **settings)
     except NotCoveredError as error:
-        logger.info("speeds are not predicted: %s", error)
+        logger.info("shears cannot predict speeds, because %s", error)
         return None
 
 
 class Forecast:
     def __init__(self, config: Any, *, threads: int | None, new_tokens: int, rounds: int) -> None:
         if not kernels_available():
-            raise NotCoveredError("a speed needs the C++ kernels to be predicted, which were not built")
+            raise NotCoveredError("the C++ kernels were not built")
         self._plan = plan_of(config)
         if self._plan.delta is not None:
-            raise NotCoveredError("a speed is predicted for layers of one kind, this model has gated delta nets, too")
+            raise NotCoveredError("this model has layers of two kinds, attention and gated delta nets")
         self._config = config
         self._decoding = partial(decoding, new_tokens=new_tokens, rounds=rounds)
         set_threads(threads)

@@ -57,9 +57,10 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
         backend = TransformersBackend(network)
         settings = getattr(network, "generation_config", None)
     about = backend.describe()
-    logger.info("%s runs on %s (%s, %s)", ref.name, about["name"], about["isa"], about["values"])
+    logger.info("%s runs on backend %s (%s, %s)", ref.name, about["name"], about["isa"], about["values"])
     if (form := trained_form(adapter, ref.folder)) is not None:
-        logger.info("%s was trained on %s; it is asked so, greedily by default", ref.name, form.words)
+        told = "prompts get that format, and temperature defaults to 0"
+        logger.info("%s was trained on %s; %s", ref.name, form.words, told)
     return Engine(backend, tokenizer, end_tokens(tokenizer, settings), form)
 
 
@@ -88,7 +89,7 @@ def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool 
             source = source_of_package(model)
         else:
             if (device := device_of(model)).type != "cpu":
-                raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device}")
+                raise NotCoveredError(f"the native decoder runs on the CPU only, the model is on {device}")
             from shears.models.load import own_model
 
             plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
@@ -98,9 +99,9 @@ def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool 
         return decoder_of(source, max_sequences=min(wanted.max_sequences, MOST_SEQUENCES), **limits)
     except NotCoveredError as error:
         if wanted.backend == "native":
-            message = f"backend native must cover the model: {error}; use --backend transformers"
+            message = f"backend native must support the model, but {error}; use --backend transformers"
             raise NotCoveredError(message) from None
-        logger.info("transformers computes: %s", error)
+        logger.info("using the transformers backend because %s", error)
         return None
 
 

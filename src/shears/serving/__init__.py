@@ -40,6 +40,6 @@ def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -
         server = make_server(Service(engine, name, wanted))
         address = f"[{host}]" if ":" in host else host
         port = listener.getsockname()[1]
-        logger.info("%s answers at http://%s:%d/v1 (Ctrl-C ends it)", name, address, port)
+        logger.info("serving %s at http://%s:%d/v1 (Ctrl-C stops the server)", name, address, port)
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended
             server.run([listener])

@@ -104,16 +104,18 @@ class Service:
                 if await request.is_disconnected():
                     return Response(status_code=499)  # which is never read
         answer = writer.whole(texts)
-        logger.info("%s tokens in %.2f s", answer["usage"]["total_tokens"], time.time() - start)
+        logger.info("answered with %s tokens in total in %.2f s", answer["usage"]["total_tokens"], time.time() - start)
         return JSONResponse(answer)
 
     def _texts(self, body: TextRequest, prompts: Sequence[Prompt], grammar: Grammar | None) -> list[Continuation]:
         self.card(body.model)  # refuses another model
         if (count := len(prompts) * body.n) > self._most_open:
-            raise HTTPException(400, f"at most {self._most_open} texts can be open at once, got {count}; ask for fewer")
+            raise HTTPException(
+                400, f"a request must ask for at most {self._most_open} texts, got {count}; ask for fewer"
+            )
         wanted = getattr(body, "max_completion_tokens", None) or body.max_tokens or self.config.max_new_tokens
         if wanted > (most := self.config.max_new_tokens):
-            raise HTTPException(400, f"at most {most} tokens can be asked for, got {wanted}; ask for fewer")
+            raise HTTPException(400, f"max_tokens must be at most {most}, got {wanted}; ask for fewer")
         options = {
             "temperature": 1.0 if self.engine.form is None else 0.0,
             **body.model_dump(include=SAMPLING, exclude_none=True),
@@ -128,8 +130,8 @@ class Service:
 
     def _submit(self, texts: Sequence[Continuation]) -> asyncio.Queue[Any]:
         if len(self.open) + len(texts) > self._most_open:
-            open_now = f"at most {self._most_open} texts can be open at once, {len(self.open)} are"
-            raise HTTPException(429, f"{open_now}; try later", {"Retry-After": "1"})
+            open_now = f"the server can answer {self._most_open} texts at once and is busy with {len(self.open)}"
+            raise HTTPException(429, f"{open_now}; try again later", {"Retry-After": "1"})
         queue: asyncio.Queue[Any] = asyncio.Queue()
         try:
             for index, text in enumerate(texts):

@@ -39,7 +39,7 @@ def prune_admm(
 ) -> Pruned:
     """Return the fitted weight with exactly `zeros` zeros, and the mask; `hessian` is X X^T of the inputs."""
     if not torch.isfinite(hessian).all():
-        raise InputError("second moments of the inputs must be finite; check the weights, or use dtype fp32")
+        raise InputError("second moments of the inputs must be finite; check the weights, or use --dtype fp32")
     norms = hessian.diagonal().float().clamp_min(0).sqrt()
     alive = norms > 0
     tiny = DEAD * norms[alive].min() if alive.any() else 1.0

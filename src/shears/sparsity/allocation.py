@@ -114,7 +114,7 @@ def _curve(weight: Float[Tensor, "O I"], sums: tuple[Float[Tensor, " O"], Float[
     grid = torch.linspace(0, 1, POINTS, dtype=torch.float64)
     total = torch.cat([torch.zeros(1, dtype=torch.float64), costs.cumsum(0)]) * (squares.numel() / len(costs))
     if not torch.isfinite(total).all():
-        raise InputError("gradients must be finite, they are not; check the weights and the calibration text")
+        raise InputError("gradients must be finite, and some are not; check the weights and the calibration text")
     return list(zip(grid.tolist(), total[(grid * len(costs)).round().long()].tolist(), strict=True))
 
 

@@ -63,7 +63,7 @@ class Checkpoint:
                 saved = read_object(self._last / STATE)
                 if changed := [key for key, value in origin.items() if saved["origin"].get(key) != value]:
                     rule = f"an interrupted pruning must continue with the same {' and '.join(changed)}"
-                    raise InputError(f"{rule}, that of {work} had another; delete it")
+                    raise InputError(f"{rule}, the one in {work} had another; delete that folder to start again")
                 self.state = saved["state"]
             self.done = int(self._last.name)
         files = work.glob("*.safetensors") if self.state.get("written") else ()
@@ -259,7 +259,7 @@ class _Pruner:
         dense = view.to(torch.float32, copy=recovers)  # the recovery needs it after `view` is overwritten
         task = Task(dense, self._pattern, self._zeros[matrix.name], norms, moments)
         if self._method.needs != "nothing" and norms is None:
-            logger.warning("no calibration token reached %s: pruned by magnitude alone", matrix.name)
+            logger.warning("no calibration token reached %s, so it is pruned by magnitude", matrix.name)
             self.report.by_magnitude.append(matrix.name)
             weight, pruned = prune_by_magnitude(task)
         else:
@@ -285,12 +285,12 @@ def choose(model: nn.Module, config: SparsifyConfig) -> dict[str, list[Matrix]]:
     skipped = matching(list({**names, **linears(model)}), config.skip) if config.skip else []
     targeted = names.keys() - set(skipped)
     if not targeted:
-        raise InputError(f"there must be linears to prune in the decoder blocks {prefix}, there are none")
+        raise InputError(f"the decoder blocks {prefix} must have linears to prune, they have none; check skip")
     by_block = {name: [each for each in matrices if each.linear in targeted] for name, matrices in by_block.items()}
     size = Pattern.parse(config.pattern).size or 1
     for odd in [each for matrices in by_block.values() for each in matrices if each.shape[1] % size]:
         rule = f"pattern {config.pattern} needs a multiple of {size} inputs"
-        raise InputError(f"{rule}, {odd.name} has {odd.shape[1]}; skip it")
+        raise InputError(f"{rule}, {odd.name} has {odd.shape[1]}; leave that linear out with skip")
     return by_block
 
 

@@ -87,7 +87,9 @@ class Reconstruction:
                     break
         _set(fitted, [in_format(own, each.kept, each.parameter.dtype) for each, own in zip(fitted, best, strict=True)])
         self.reach = self.reach or taken
-        logger.info("%s: error of its outputs %.3g, fitted %.3g with a reach of %g", run.name, pruned, error, taken)
+        logger.info(
+            "%s: relative error of the outputs %.3g, after the fit %.3g (reach %g)", run.name, pruned, error, taken
+        )
         return BlockErrors(pruned, error)
 
 

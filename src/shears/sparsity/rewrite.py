@@ -44,7 +44,7 @@ def rewriting(
     try:
         source = StreamedModel(model.folder, torch.float32, pick_device(device))
     except UnsupportedCheckpoint as error:
-        logger.warning("%s; the whole model is loaded into memory", error)
+        logger.warning("loading the whole model into memory, because %s", error)
         source = None
     if source is None:
         network = load_model(model, dtype, device, to_save=True)

@@ -54,7 +54,7 @@ def sparsify_for(
         write_card(work)
         shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs it until all is saved
         achieved = 100 * artifacts.read_object(work / SPARSITY)["achieved"]
-    logger.info("sparsified %s to %.1f %% in %.0f s", output, achieved, time.monotonic() - started)
+    logger.info("wrote %s with %.1f %% zeros after %.0f s", output, achieved, time.monotonic() - started)
     return output
 
 

@@ -70,7 +70,7 @@ class TextAuthor(Author):
             opening, mark, _ = render_turns([{"role": "user", "content": MARK}], tokenizer).partition(MARK)
             self._opening = opening if mark else None
         if not (words := first_words(tokenizer)):
-            raise InputError("a model that writes text must have words as tokens, its tokenizer has none; give a text")
+            raise InputError("a model that writes text must have words as tokens, this one has none; name a text file")
         self._words = words
 
     def begin(self, number: int) -> Continuation:
@@ -200,7 +200,7 @@ def asked_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         while turns and turns[-1]["role"] != "user":
             turns.pop()
         if not turns:
-            raise InputError("a prompt must have a turn of a user, got none; leave it out")
+            raise InputError("a prompt must have a user turn, got none; leave that row out")
         return turns
     column, text, given = _asked_text(row)
     if column == "prompt":
@@ -218,7 +218,7 @@ def plain_prompt(row: Mapping[str, Any], form: TrainedForm | None) -> str:
 def _asked_text(row: Mapping[str, Any]) -> tuple[str, str, str]:
     column = next((name for name in QUESTIONS if isinstance(row.get(name), str) and row[name].strip()), None)
     if column is None:
-        got = f"got {', '.join(map(str, row))}; name yours with columns, such as prompt=sentence"
-        raise InputError(f"a prompt must be text in one of the columns {', '.join(QUESTIONS)}, messages, {got}")
+        got = f"got {', '.join(map(str, row))}; name yours, such as --columns prompt=sentence"
+        raise InputError(f"a prompt must be text in one of the columns {', '.join(QUESTIONS)} or messages, {got}")
     given = row.get("input") if column == "instruction" else None
     return column, row[column], str(given or "").strip()

@@ -85,8 +85,10 @@ def write(
             "num_empty": sum(not row["tokens"] for row in written),
         }
         if not kept:
-            rule = f"at least one answer must be kept, got {len(written)} answers, none of which is {settings.keep}"
-            raise InputError(f"{rule}; --keep all keeps every answer")
+            rule = (
+                f"keep {settings.keep} must keep at least one answer, none of {len(written)} answers is {settings.keep}"
+            )
+            raise InputError(f"{rule}; use --keep all to keep every answer")
         (work / TEXT).write_text(as_json_lines(kept), encoding="utf-8")
         record = {
             "shears_version": __version__,
@@ -154,7 +156,7 @@ def written_rows(author: Author, backend: Backend, tokens: int | None, path: Pat
                 progress.advance(_num_tokens(author, [row]) if tokens else 1, "tokens/s", len(text.tokens))
                 latest = list(known.values())[-MOST_EMPTY:]
                 if len(latest) == MOST_EMPTY and not any(row["tokens"] for row in latest):
-                    raise InputError("a model must write text, this one ends every text at once; give a text")
+                    raise InputError("a model must write text, this one ends every text at once; name a text file")
     return rows
 
 
@@ -203,7 +205,7 @@ def text_source(
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     output = cache_folder() / CACHED_TEXTS / name
     if (output / WRITTEN_TEXT).is_file():
-        logger.info("taking the text that %s wrote before: %s", ref.name, output)
+        logger.info("using the text that %s wrote before, in %s", ref.name, output)
         return str(output / TEXT), OWN_NAMES
     output.parent.mkdir(parents=True, exist_ok=True)
     return str(write(ref, output, prompts, **given)), OWN_NAMES

@@ -221,16 +221,20 @@ def plan_of(config: Any) -> DecoderPlan:
 
 def _plan(config: Any) -> DecoderPlan:
     if config.model_type not in ARCHITECTURES:
-        raise NotCoveredError(f"the native decoder covers {', '.join(ARCHITECTURES)}, not {config.model_type}")
+        raise NotCoveredError(f"the native decoder supports {', '.join(ARCHITECTURES)}, not {config.model_type}")
     architecture = ARCHITECTURES[config.model_type]
     if changing := [key for key in architecture.unsupported if getattr(config, key, None)]:
-        raise NotCoveredError(f"the native decoder covers {config.model_type} without {changing[0]}, this model has it")
+        raise NotCoveredError(
+            f"the native decoder supports {config.model_type} without {changing[0]}, this model has it"
+        )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_dim % 2 or not 2 <= head_dim <= LONGEST_HEAD:
-        raise NotCoveredError(f"the native decoder covers heads of an even length up to {LONGEST_HEAD}, not {head_dim}")
+        raise NotCoveredError(
+            f"the native decoder supports heads of an even length up to {LONGEST_HEAD}, not {head_dim}"
+        )
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in ACTIVATIONS:
-        raise NotCoveredError(f"the native decoder covers the activations {', '.join(ACTIVATIONS)}, not {activation}")
+        raise NotCoveredError(f"the native decoder supports the activations {', '.join(ACTIVATIONS)}, not {activation}")
     layers = architecture.layers(config)
     rotary = _rotary(config, head_dim, is_local=any(layer.is_local for layer in layers))
     return DecoderPlan(
@@ -256,7 +260,7 @@ def _rotary(config: Any, head_dim: int, is_local: bool) -> dict[str, Any]:
     frequencies, scale = rope(config, head_dim, "full_attention" if by_type else None)
     local, local_scale = rope(config, head_dim, "sliding_attention") if is_local else (None, scale)
     if scale != local_scale:
-        raise NotCoveredError("the native decoder covers one factor of cosines in all layers, this model has two")
+        raise NotCoveredError("the native decoder supports one factor of cosines in all layers, this model has two")
     has_limit = config.rope_parameters.get("rope_type") == "longrope"
     limit = config.rope_parameters["original_max_position_embeddings"] if has_limit else None
     most = config.max_position_embeddings
@@ -280,11 +284,11 @@ def rope(config: Any, head_dim: int, layer_type: str | None = None) -> tuple[Flo
     parameters = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
     kind = parameters["rope_type"]
     if kind not in ROPES or (kind == "longrope" and layer_type):
-        raise NotCoveredError(f"the native decoder covers rotary positions of kind {', '.join(ROPES)}, not {kind}")
+        raise NotCoveredError(f"the native decoder supports rotary positions of kind {', '.join(ROPES)}, not {kind}")
     share = parameters.get("partial_rotary_factor", 1.0)
     size = int(head_dim * share)
     if size != head_dim and (size % 2 or size < 2 or not ARCHITECTURES[config.model_type].is_partial):
-        raise NotCoveredError(f"the native decoder covers heads that rotate as a whole, not by a share of {share}")
+        raise NotCoveredError(f"the native decoder supports heads that rotate as a whole, not by a share of {share}")
     if kind == "default":
         exponents = torch.arange(0, size, 2, dtype=torch.float) / size
         return 1.0 / (parameters["rope_theta"] ** exponents), 1.0

@@ -189,7 +189,7 @@ class Builder:
         ]  # fmt: skip
         needed = [EMBEDDINGS, NORM, *norms, *nets, *(f"{name}.weight" for name in names if name not in self._linears)]
         if missing := [name for name in needed if name not in self._tensors]:
-            raise NotCoveredError(f"the native decoder covers models that hold {missing[0]}, this one does not")
+            raise NotCoveredError(f"the native decoder supports models that hold {missing[0]}, this one does not")
         by_head = [f"{layer}self_attn.{name}_norm.weight" for layer in layers for name in "qk"]
         known = {*needed, HEAD, *by_head, *(f"{name}.bias" for name in names)}
         tensors = [name for name in self._tensors if name not in known and not name.endswith(REDUNDANT)]

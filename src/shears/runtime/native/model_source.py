@@ -136,10 +136,12 @@ def _package_updates(package: Package) -> dict[str, LoraUpdate]:
     settings = package.adapter_config()
     changing = {key: value for key, value in settings.items() if value and key not in UNDERSTOOD}
     if unusual := [key for key, value in changing.items() if value not in NEUTRAL.get(key, ())]:
-        raise NotCoveredError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
+        raise NotCoveredError(f"the native decoder supports plain LoRA, this adapter has {unusual[0]}; merge it first")
     names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
     if len(tensors) != 2 * len(names):
-        raise NotCoveredError(f"the native decoder covers an adapter of A and B only, this has {len(tensors)} tensors")
+        raise NotCoveredError(
+            f"the native decoder supports an adapter of A and B only, this has {len(tensors)} tensors"
+        )
     return {
         name: LoraUpdate(tensors[f"{PREFIX}{name}{A}"], tensors[f"{PREFIX}{name}{B}"], scaling_of(settings, name))
         for name in names
@@ -178,7 +180,7 @@ def source_of_model(
     in_blocks = [name for name in tensors if ".layers." in name and LINEAR.search(name)]
     names = [name.removesuffix(".weight") for name in in_blocks if tensors[name].ndim == 2]
     if not names or not all(tensors[name].is_floating_point() for name in in_blocks):
-        raise NotCoveredError("the native decoder covers linears of floats in its blocks, this has none or others")
+        raise NotCoveredError("the native decoder supports linears of floats in its blocks, this has none or others")
     form: NumberFormat = values or ("bf16" if tensors[f"{names[0]}.weight"].dtype == torch.bfloat16 else "fp32")
     for name in names:
         del tensors[f"{name}.weight"]
@@ -215,6 +217,6 @@ def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
 def _update(name: str, module: Any) -> LoraUpdate:
     [adapter, *others] = module.lora_A
     if others or adapter in module.lora_variant or module.lora_bias.get(adapter):
-        raise NotCoveredError(f"the native decoder covers one plain LoRA, {name} has another adapter; merge it first")
+        raise NotCoveredError(f"the native decoder supports one plain LoRA, {name} has another adapter; merge it first")
     a, b = (factors[adapter].weight.detach() for factors in (module.lora_A, module.lora_B))
     return LoraUpdate(a, b, float(module.scaling[adapter]))
