@@ -113,7 +113,7 @@ def test_a_weight_without_masks_is_of_version_three_and_comes_back(values: Numbe
 @pytest.mark.parametrize("version", ["4", "10", "999"])
 def test_a_newer_version_is_refused_by_its_number(version: str, tmp_path: Path) -> None:
     rewrite(write(tmp_path), lambda header, _: header["__metadata__"].update(version=version))
-    what = f"it is package format version {version}, this shears reads 1 to 3; update shears"
+    what = f"it has package format version {version}, this shears reads 1 to 3; update shears"
     with pytest.raises(InputError, match=what) as caught:
         read_package(tmp_path)
     assert "\n" not in str(caught.value)

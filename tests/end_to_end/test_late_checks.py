@@ -88,5 +88,5 @@ def test_a_full_disk_is_refused_before_the_work(
     before = sorted(folder.rglob("*"))
     code, _, errors = call(*shlex.split(words))
     assert code == 2, errors
-    assert "error: the disk must have room for " in errors.splitlines()[-1]
+    assert "error: the disk must have " in errors.splitlines()[-1]
     assert sorted(folder.rglob("*")) == before

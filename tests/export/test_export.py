@@ -113,6 +113,6 @@ def test_ranks_that_make_no_sense_are_refused(super_adapter: Path, tmp_path: Pat
             (tmp_path / name.split(":")[0]).write_text("[1" if content is None else json.dumps(content))
         with pytest.raises(InputError, match=message):
             export_adapter(super_adapter, tmp_path / "sub", ranks=str(tmp_path / name))
-    with pytest.raises(InputError, match="format peft reads no model, got model=elsewhere"):
+    with pytest.raises(InputError, match="format peft needs no option model, got model=elsewhere"):
         export_adapter(super_adapter, tmp_path / "sub", model="elsewhere")
     assert [path.name for path in tmp_path.iterdir() if "sub" in path.name] == []

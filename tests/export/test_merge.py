@@ -43,7 +43,8 @@ def test_a_plain_adapter_merges_exactly_and_says_what_is_lost(
     torch.testing.assert_close(logits(stock(out)), logits(PeftModel.from_pretrained(stock(base), adapter)))
     figures = read_record(out, "merged.json")["sparsity"]
     assert (0.45 < figures["before"] < 0.55, figures["after"]) == (True, 0.0)
-    lost = f"sparsity falls from {100 * figures['before']:.1f} % to 0.0 %; use --format merged-sparse to keep it"
+    fall = f"{100 * figures['before']:.1f} % to 0.0 %"
+    lost = f"the merge lowers the sparsity from {fall}; use --format merged-sparse to keep it"
     assert lost in caplog.messages
 
 
@@ -77,5 +78,5 @@ def test_an_exported_sub_adapter_merges_to_the_same_bytes(tmp_path: Path) -> Non
         for key in ("ranks", "super_adapter_fingerprint", "ranks_fingerprint", "base_fingerprint", "template"):
             assert records[0][key] == records[1][key]
         assert records[1]["sub_adapter_fingerprint"] == weights_fingerprint(sub)
-    with pytest.raises(InputError, match="an exported sub-adapter has its ranks, got ranks=minimal besides"):
+    with pytest.raises(InputError, match="an exported adapter has fixed ranks, got ranks=minimal"):
         export_adapter(tmp_path / "peft", tmp_path / "no", format="merged", ranks="minimal")

@@ -187,7 +187,7 @@ def test_wrong_sources_are_refused_in_one_line(tmp_path: Path) -> None:
     torn.write_bytes(torn.read_bytes()[:100])
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (out, {}, "got the package"),
-        (base, {"model": str(base)}, "is packed as it is"),
+        (base, {"model": str(base)}, "needs no option model"),
         (base, {"ranks": "maximal"}, "has its ranks"),
         (adapter, {"ranks": "none"}, "ranks must be"),
         (tmp_path / "nothing", {}, "there is no"),

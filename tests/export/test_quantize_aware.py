@@ -122,9 +122,9 @@ def test_merged_is_an_ordinary_model_with_the_grids_numbers(trained: dict[str, P
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"format": "package", "values": "int8"}, "values or calibration would round them again"),
-        ({"format": "peft"}, "was trained with quantize_aware, .* got format peft; take package, or merged"),
-        ({"format": "padded"}, "was trained with quantize_aware, .* got format padded; take package"),
+        ({"format": "package", "values": "int8"}, "values or calibration would round again"),
+        ({"format": "peft"}, "was trained with quantize_aware, .* got format peft; use package, or merged"),
+        ({"format": "padded"}, "was trained with quantize_aware, .* got format padded; use package"),
     ],
 )
 def test_what_would_not_be_exact_is_refused(

@@ -33,7 +33,7 @@ def test_changed_training_data_are_refused_as_calibration_text(there: bool, tmp_
     record = read_record(adapter, SEARCH_SPACE)
     write_json(adapter / SEARCH_SPACE, {**record, "data_sha256": source_fingerprint(str(data))})
     data.write_text(data.read_text() * 2) if there else data.unlink()
-    with pytest.raises(InputError, match=r"training data as it was, got .*; add --calibration"):
+    with pytest.raises(InputError, match=r"its training data .* are missing or have changed; add --calibration"):
         export_adapter(adapter, tmp_path / "merged", format="merged-sparse")
     assert sorted(path.name for path in tmp_path.glob("merged*")) == []
 

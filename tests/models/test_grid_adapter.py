@@ -119,9 +119,11 @@ def test_a_linear_without_a_grid_and_a_grid_without_a_linear_are_refused() -> No
     grid = Grid.of(torch.ones(OUTPUTS, WIDTH))
     with pytest.raises(InputError, match="holds in four bits, linear is not; leave it out of groups"):
         make_quantize_aware(one_linear(), {})
-    with pytest.raises(InputError, match="every grid must be of a linear of the model, other is not there"):
+    with pytest.raises(
+        InputError, match="every weight of the adapter must belong to a linear of the model, other does not"
+    ):
         make_quantize_aware(one_linear(), {"linear": grid, "other": grid})
     model = one_linear()
     put_on_grid(model)
-    with pytest.raises(InputError, match="not merged in place"):
+    with pytest.raises(InputError, match="cannot be merged in place"):
         model.merge_adapter()

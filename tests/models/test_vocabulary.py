@@ -12,7 +12,7 @@ from shears.errors import InputError
 from tests.tiny import save_tiny
 from tests.training.small_training import SETTINGS
 
-SAYS = "token ids must be below 257, the model's embeddings, got 257; resize the model's embeddings"
+SAYS = "token ids must be below 257, the model's number of embeddings, got 257; resize the embeddings"
 
 
 @pytest.fixture
@@ -50,6 +50,6 @@ def test_evaluation_refuses_instead_of_an_index_error(base: Path, tmp_path: Path
 def test_compressing_refuses_before_the_first_forward(base: Path, tmp_path: Path) -> None:
     ids = tmp_path / "ids.jsonl"
     ids.write_text((json.dumps({"input_ids": [1, 2]}) + "\n") * 19 + json.dumps({"input_ids": [1, 300]}) + "\n")
-    with pytest.raises(InputError, match="token ids must be below 257, the model's embeddings, got 300"):
+    with pytest.raises(InputError, match="token ids must be below 257, the model's number of embeddings, got 300"):
         shears.compress(base, tmp_path / "out", target="12bits", calibration=str(ids))
     assert not (tmp_path / "out").exists()

@@ -53,8 +53,8 @@ def test_a_folder_of_another_kind_is_refused(artifact: Path, tmp_path: Path) -> 
     [
         ([1], r"must be a JSON object"),
         ({"fingerprint": None}, r"must be those of sparsity.json \(None\)"),
-        ({"config": None}, "must be the record that shears wrote, its config is None"),
-        ({"max_rank": "8"}, "must be the record that shears wrote, its max_rank is 8"),
+        ({"config": None}, "must be as shears wrote it, its config is None"),
+        ({"max_rank": "8"}, "must be as shears wrote it, its max_rank is 8"),
     ],
 )
 def test_a_record_of_another_form_is_refused(content: object, message: str, artifact: Path) -> None:

@@ -108,8 +108,8 @@ def _wide(count: int) -> dict[str, Any]:
 
 HOSTILE: list[tuple[Any, str]] = [
     (_nested(100), "recursion limit exceeded"),
-    (_nested(450), "at most 400 levels, those of its references added, got 901"),
-    (_chain(300), "at most 400 levels, those of its references added, got 605; flatten it"),
+    (_nested(450), "at most 400 levels, including those of its references, got 901"),
+    (_chain(300), "at most 400 levels, including those of its references, got 605; flatten it"),
     (_union(14), "too large"),
     (_wide(20_000), "a schema must have at most 4,000 keys and entries, got"),
     ({"enum": [f"value {number}" for number in range(60_000)]}, "at most 4,000 keys and entries, got 60,001"),

@@ -60,7 +60,7 @@ def test_figures_are_tokens_over_seconds_and_ratios_are_taken_round_by_round() -
 
 
 def test_what_cannot_be_measured_is_refused(package: Path) -> None:
-    with pytest.raises(InputError, match="bench needs a package, .* is another model"):
+    with pytest.raises(InputError, match="bench needs a package, .* is none"):
         bench(package.parent / "model")
     with pytest.raises(InputError, match="must be at most the model's 256, got 300"):
         bench(package, prompt_tokens=300)

@@ -130,7 +130,7 @@ def test_a_call_and_its_result_are_read_back(served: Running, monkeypatch: pytes
         ({"response_format": {"type": "json_schema"}}, "json_schema must be given with the type json_schema"),
         ({"response_format": {"type": "xml"}}, "response_format.type: Input should be 'text'"),
         ({"response_format": {**FORM, "json_schema": {"schema": {"$ref": "https://a.b/s"}}}}, "$ref must point into"),
-        ({"response_format": {**FORM, "json_schema": {"schema": {"type": "foo"}}}}, "which says: Invalid type: foo"),
+        ({"response_format": {**FORM, "json_schema": {"schema": {"type": "foo"}}}}, "which reports: Invalid type: foo"),
         ({"tool_choice": "required"}, "be required with some, got []"),
         (
             {"tools": [COUNT], "tool_choice": NAMED},

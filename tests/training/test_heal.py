@@ -155,7 +155,7 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
         r"tokens must be a valid integer, got '1MB'": {"tokens": "1MB"},
         r"micro_batch_size must divide batch_size": {"micro_batch_size": 3},
         r"sequence_length must be at most this model's context of 256": {"sequence_length": 300},
-        r"a recovery must be in .*recovery, there is none": {"recovery": True},
+        r"init recovery needs .*recovery, which does not exist": {"recovery": True},
     }
     for message, changes in cases.items():
         with pytest.raises(InputError, match=message):

@@ -248,7 +248,7 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
             raise ValueError(f"its format must be {FORMAT}; it is a file of another kind")
         version = metadata["version"]
         if version not in ("1", "2", "3"):
-            raise ValueError(f"it is package format version {version:.9}, this shears reads 1 to 3; update shears")
+            raise ValueError(f"it has package format version {version:.9}, this shears reads 1 to 3; update shears")
         index = Index.model_validate_json(metadata["index"])
         fingerprint = metadata["fingerprint"]
         if index.version > version:

@@ -108,7 +108,7 @@ def refuse_non_finite(model: str | Path, tensors: Iterable[tuple[str, Tensor]]) 
             wide = tensor if tensor.element_size() > 1 else tensor.float()  # of 8 bits: torch has no extremes
             if not all(map(torch.isfinite, torch.aminmax(wide.detach()))):
                 rule = f"weights must be finite, {name} of {model} holds NaN or infinity"
-                raise InputError(f"{rule}; get a sound copy of it")
+                raise InputError(f"{rule}; get an undamaged copy of it")
 
 
 def quantized_by(folder: Path) -> str | None:

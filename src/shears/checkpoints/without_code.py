@@ -143,7 +143,7 @@ def read_config(folder: Path) -> Any:
     """Return a model folder's configuration; UnsupportedCheckpoint for adapters and quantized weights."""
     config = known_config(folder)
     if any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config())):
-        raise UnsupportedCheckpoint(f"a model read part by part must not be quantised, {folder} is")
+        raise UnsupportedCheckpoint(f"a model read part by part must not be quantized, {folder} is")
     if (folder / ADAPTER_CONFIG).exists():
         raise UnsupportedCheckpoint(f"a model read part by part must be without an adapter, {folder} has one")
     return config

@@ -53,7 +53,8 @@ def round_calibrated(
     """Put the rounded linears of a model with an adapter's `updates` into a package; return figures."""
     text = str(settings.calibration)
     if is_written(text) and updates:
-        raise InputError(f"calibration {text} must be a text for a model with an adapter; let shears write make it")
+        rule = "calibration must be a text or rows for a model with an adapter"
+        raise InputError(f"{rule}, got {text}; make the text with shears write")
     size = settings.num_samples * settings.sequence_length
     text, _ = text_source(text, model, size, settings.seed, device=settings.device)
     try:
@@ -121,7 +122,8 @@ class _Rounding:
         """
         to_nearest = [*self._unreached, *sorted(self._packing.packed.keys() - self._done)]
         if to_nearest:
-            logger.warning("rounded to nearest, as no calibration token reached them: %s", ", ".join(to_nearest))
+            reason = "no calibration token reached these weights, so they are rounded to nearest"
+            logger.warning("%s: %s", reason, ", ".join(to_nearest))
         ratio = self._error / self._nearest if self._nearest > 0 else 1.0
         return {
             "method": "masked GPTQ and coordinate descent",

@@ -88,7 +88,7 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
         config = read_config(ref.folder)
         if config.model_type not in LAYOUTS:
             raise InputError(
-                f"format gguf writes {', '.join(LAYOUTS)}, got {config.model_type}; take format merged, and "
+                f"format gguf supports {', '.join(LAYOUTS)}, got {config.model_type}; use format merged and then "
                 "llama.cpp's own converter"
             )
         plan = plan_of(config)
@@ -134,8 +134,8 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
 def _as_trained(settings: ExportConfig, source: str) -> ExportConfig:
     if settings.values not in ("auto", "int4"):
         raise InputError(
-            f"{source} was trained with quantize_aware q4_0, and values {settings.values} would round its weights "
-            "again; leave values out"
+            f"an adapter trained with quantize_aware q4_0 has rounded weights, which values {settings.values} would "
+            "round again; leave values out"
         )
     return settings.model_copy(update={"values": "int4"})
 
@@ -156,14 +156,15 @@ def _add_settings(writer: GGUFWriter, config: Any, plan: DecoderPlan) -> None:
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     known = {"default", "linear", "yarn", *(["llama3"] if LAYOUTS[config.model_type] is MODEL_ARCH.LLAMA else [])}
     if rope["rope_type"] not in known:
-        raise InputError(f"llama.cpp has no rotary positions {rope['rope_type']} for {config.model_type}")
+        raise InputError(f"llama.cpp does not support rotary positions {rope['rope_type']} for {config.model_type}")
     if rope["rope_type"] in ("linear", "yarn"):
         writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
         writer.add_rope_scaling_factor(float(rope["factor"]))
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
     if any(layer.window is not None and layer.window < plan.max_positions for layer in plan.layers):
-        logger.warning("llama.cpp has no window of attention for %s: longer texts differ", config.model_type)
+        differs = "so its results differ for texts longer than the window"
+        logger.warning("llama.cpp has no sliding window for %s, %s", config.model_type, differs)
 
 
 def kind_of(name: str, shape: tuple[int, ...], settings: ExportConfig) -> Kind:
@@ -224,7 +225,7 @@ def _write_tensors(
         if turns:
             weight = as_neighbours(weight, heads)
         if kinds[name] == Kind.F16 and not weight.abs().max() <= LARGEST_F16:
-            raise InputError(f"F16 holds numbers up to 65504, {name} has a larger one; take --values bf16")
+            raise InputError(f"F16 holds numbers up to 65504, {name} has a larger one; use --values bf16")
         writer.write_tensor_data(quantize(weight.numpy(), kinds[name]))
     if factors is not None:
         writer.write_tensor_data(factors)
@@ -236,7 +237,7 @@ def q4_0_bytes(weight: Tensor, grid: Grid) -> Tensor:
     A block is its scale in fp16, then 16 bytes: byte j holds the codes of inputs j and, above it, j + 16.
     """
     if not bool((grid.zeros == Q4_0_ZERO).all()):
-        raise InputError("grids of Q4_0 must have the zero point 8, got others; train again")
+        raise InputError("zero points of Q4_0 must be 8, the adapter has others; train it again")
     codes = codes_on_grid(weight, grid.scales, grid.zeros).unflatten(1, (-1, 2, Q4_0_BLOCK // 2))
     scales = grid.scales.contiguous().view(torch.uint8).unflatten(1, (-1, 2))
     return torch.cat([scales, codes[:, :, 0] | codes[:, :, 1] << 4], 2).flatten(1)
@@ -250,7 +251,7 @@ def _gguf_names(files: TensorFiles, layout: MODEL_ARCH, num_layers: int) -> dict
         if name.endswith(".inv_freq") or is_twin:
             continue
         if (found := known.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
-            raise InputError(f"llama.cpp must know every weight, it has none for {name}; take format merged")
+            raise InputError(f"llama.cpp must know every weight, it has no name for {name}; use format merged")
         names[name] = str(found)
     return names
 
@@ -284,7 +285,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, num_wo
     content: Any = {"model": {"type": type(tokenizer).__name__}} if backend is None else json.loads(backend.to_str())
     model = content["model"]
     if model["type"] != "BPE":
-        raise InputError(f"format gguf writes tokenizers of kind BPE, got {model['type']}; take format merged")
+        raise InputError(f"format gguf supports tokenizers of kind BPE, got {model['type']}; use format merged")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     words = _words(content, num_words)
     if model.get("byte_fallback"):
@@ -299,8 +300,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, num_wo
         rules = tuple(_rules(content["pre_tokenizer"]))
         if content["normalizer"] not in (None, {"type": "NFC"}) or rules not in SPLITS:
             raise InputError(
-                f"format gguf writes tokenizers that split text like {', '.join(SPLITS.values())}, got another rule "
-                f"({' '.join(rules)[:60]}); take format merged"
+                f"format gguf supports tokenizers that split text like {', '.join(SPLITS.values())}, got another rule "
+                f"({' '.join(rules)[:60]}); use format merged"
             )
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(SPLITS[rules])

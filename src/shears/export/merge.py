@@ -59,7 +59,8 @@ class MergedModel:
             raise InputError(f"every adapted linear must be in a decoder block of the base model, {absent[0]} is not")
         if (pair := sharing_a_weight(source.model, updates)) is not None:
             raise InputError(
-                f"a merge must give each linear a weight of its own, {pair[0]} shares its with {pair[1]}; export peft"
+                f"a merge needs linears with weights of their own, {pair[0]} shares its weight with {pair[1]}; use "
+                "format peft"
             )
         self.before: dict[str, LinearSparsity] = {}
         self.after: dict[str, LinearSparsity] = {}
@@ -72,7 +73,7 @@ class MergedModel:
         dtype = self.source.dtype_of(matrix.parameter)
         rounded = values.to(dtype) if kept is None else in_format(values, kept, dtype)
         if not torch.isfinite(rounded).all():
-            raise InputError(f"merged weights must be finite in {dtype}, not so {matrix.name}; take another base")
+            raise InputError(f"merged weights must be finite in {dtype}, those of {matrix.name} are not; use fp32")
         view.copy_(rounded)
         self.after[matrix.name] = LinearSparsity(matrix.shape, count_zeros(rounded))
 
@@ -87,7 +88,7 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
     chosen = read_sub_adapter(adapter, settings)
     base = checked_base(adapter, dict(chosen.record), model)
     if (method := quantized_by(base.folder)) is not None:
-        raise InputError(f"{base.name} must have plain weights to merge into, they are quantized by {method}")
+        raise InputError(f"{base.name} must have plain weights to merge into, {method} has quantized them")
     projects = settings.format != "merged" and not chosen.masked
     text, columns = _calibration_text(chosen, settings, adapter) if projects else ("", OWN_NAMES)
     calibration: dict[str, Any] = {}
@@ -135,8 +136,8 @@ def _calibration_text(chosen: SubAdapter, settings: ExportConfig, adapter: Path)
     source = located(str(trained["data"]), expected, adapter) if trained["data"] else None
     if source is None or (expected and source_fingerprint(source) != expected):
         raise InputError(
-            "merged-sparse must fit an adapter trained without sparse_adapter on a text, by default its training data "
-            f"as it was, got {source or 'none'}; add --calibration"
+            "merged-sparse needs a text to fit an adapter that was trained without sparse_adapter; its training data "
+            f"({source or 'none'}) are missing or have changed; add --calibration FILE"
         )
     return source, trained.get("columns", OWN_NAMES)
 
@@ -181,7 +182,7 @@ def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -
     shares = {"before": overall_sparsity(before), "after": overall_sparsity(after)}
     if shares["after"] < shares["before"]:
         fall = f"{100 * shares['before']:.1f} % to {100 * shares['after']:.1f} %"
-        logger.warning("sparsity falls from %s; use --format merged-sparse to keep it", fall)
+        logger.warning("the merge lowers the sparsity from %s; use --format merged-sparse to keep it", fall)
     return shares
 
 
@@ -211,7 +212,7 @@ def _project_block(target: MergedModel, run: BlockRun) -> None:
             moments = inputs.of(matrix)
             merged = whole[matrix].masked_fill(~kept[matrix], 0.0)
             if moments is None or not moments.any():
-                logger.warning("no calibration token reached %s: its zeros are put in without a fit", matrix.name)
+                logger.warning("no calibration token reached %s, so its zeros are set without a fit", matrix.name)
             elif not kept[matrix].all():
                 merged = refit(whole[matrix], merged, kept[matrix], moments)
             target.put(matrix, merged, kept[matrix])

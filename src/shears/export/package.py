@@ -72,13 +72,13 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
     chosen = read_sub_adapter(folder, settings)
     if chosen.record.get("quantize_aware") == "q4_0":
         raise InputError(
-            f"a package holds int4 in blocks of 128 inputs, {source} was trained on Q4_0's blocks of 32; take --format "
-            "gguf, or train with quantize_aware int4"
+            f"a package holds int4 in blocks of 128 inputs, {source} was trained for Q4_0 with blocks of 32; use "
+            "--format gguf, or train with quantize_aware int4"
         )
     if chosen.grids and (settings.values not in ("auto", "int4") or settings.calibration is not None):
         raise InputError(
-            "an adapter trained with quantize_aware int4 has weights that are rounded already, and values or "
-            "calibration would round them again; leave both out"
+            "an adapter trained with quantize_aware int4 has rounded weights, which values or calibration would "
+            "round again; leave both out"
         )
     if chosen.masked:
         with tempfile.TemporaryDirectory(dir=work) as merged:  # the next run empties `work`
@@ -102,7 +102,7 @@ def _foreign_source(source: str, model: str | None, settings: ExportConfig) -> S
             config = artifacts.read_object(folder / ADAPTER_CONFIG)
             model = model or str(config["base_model_name_or_path"])
     elif model is not None:
-        raise InputError(f"a model is packed as it is, got model={model} beside {source}; leave it out")
+        raise InputError(f"a model without an adapter needs no option model, got model={model}; leave it out")
     base = resolve(model or source)
     merged_before = {key: base.record[key] for key in OF_MERGED if key in base.record}
     record = {

@@ -102,7 +102,7 @@ def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: i
     sizes = Counter[torch.dtype]()
     for name, (dtype, shape) in specs.items():
         if dtype not in PLAIN_NAMES:
-            raise InputError(f"a package holds plain numbers, {name} is {dtype}; export a model without them")
+            raise InputError(f"a package cannot hold numbers of type {dtype}, such as {name}; convert them first")
         if dtype.is_floating_point:
             sizes[dtype] += math.prod(shape)
     main = sizes.most_common(1)[0][0] if sizes else torch.float32

@@ -62,14 +62,14 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
     form = FORMATS[settings.format]
     output = expanded(output)
     if model is not None and not form.is_model:
-        raise InputError(f"format {settings.format} reads no model, got model={model}; leave it out")
+        raise InputError(f"format {settings.format} needs no option model, got model={model}; leave it out")
     check_text(settings.calibration)
     asked = {"super_adapter": str(super_adapter), **artifacts.as_data(settings)}
     with working_folder(output, asked, resumes=False) as work:
         record = resolve_name(form.writer)(str(super_adapter), work, model, settings)
         artifacts.write_json(work / form.record, record)
         write_card(work)
-    logger.info("exported %s, format %s, in %.0f s", output, settings.format, time.monotonic() - started)
+    logger.info("wrote %s in format %s after %.0f s", output, settings.format, time.monotonic() - started)
     return output
 
 
@@ -78,11 +78,11 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
     chosen = read_sub_adapter(Path(source), settings)
     if chosen.grids:
         raise InputError(
-            f"{source} was trained with quantize_aware, whose rounding no tool adds to an adapter, got format "
-            f"{settings.format}; take package, or merged for the rounded weights in an ordinary model"
+            f"{source} was trained with quantize_aware, so its weights are rounded and no longer fit the base model, "
+            f"got format {settings.format}; use package, or merged for an ordinary model"
         )
     if chosen.masked:
-        logger.warning("%s is masked, which other tools ignore; use --format merged-sparse for them", source)
+        logger.warning("other tools ignore the mask of the adapter %s; use --format merged-sparse for them", source)
     tensors, config = chosen.tensors, chosen.config
     if FORMATS[settings.format].pads:
         tensors = padded(tensors, config["r"])
@@ -171,13 +171,15 @@ def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
 def refuse_ranks(settings: ExportConfig) -> None:
     """Raise InputError where `ranks` is set, for a source that has no choice of ranks."""
     if settings.ranks is not None:
-        raise InputError(f"an exported sub-adapter has its ranks, got ranks={settings.ranks} besides; leave it out")
+        raise InputError(f"an exported adapter has fixed ranks, got ranks={settings.ranks}; leave ranks out")
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     config = artifacts.read_object(folder / ADAPTER_CONFIG)
     if type(config.get("r")) is not int or config["r"] < 1 or not isinstance(config.get("lora_alpha"), int | float):
-        raise InputError(f"{folder / ADAPTER_CONFIG} must be PEFT's of a LoRA with r and lora_alpha; make it again")
+        raise InputError(
+            f"{folder / ADAPTER_CONFIG} must be a LoRA configuration of PEFT with r and lora_alpha; make it again"
+        )
     return config
 
 

@@ -99,7 +99,9 @@ class _Watch(TorchFunctionMode):
         if matrix is None or view is None or not inputs.numel():
             return
         if weight.shape[0] != matrix.shape[1] or (min(matrix.shape) > 1 and weight.stride(0) != view.stride(1)):
-            raise InputError(f"{matrix.name} is multiplied along its outputs, so it cannot be pruned; skip it")
+            raise InputError(
+                f"{matrix.name} is multiplied along its outputs, so it cannot be pruned; leave it out with skip"
+            )
         with torch.autocast(inputs.device.type, enabled=False):
             self._receive(matrix, self._tokens(inputs))
 

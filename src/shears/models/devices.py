@@ -97,7 +97,7 @@ def widen_norms(model: nn.Module) -> list[nn.Module]:
 def set_threads(count: int | None) -> None:
     """Set the number of CPU threads, 1 to MOST_THREADS; None keeps torch's, one a core."""
     if count is not None and not 1 <= count <= MOST_THREADS:
-        raise InputError(f"threads must be 1 to {MOST_THREADS}, got {count}; leave them out for one a core")
+        raise InputError(f"threads must be 1 to {MOST_THREADS}, got {count}; leave it out for one thread per core")
     if count is not None:
         torch.set_num_threads(count)
 

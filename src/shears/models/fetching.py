@@ -112,7 +112,7 @@ def _convert(file: Path, work: Path, dtype: GgufDtype = "fp32") -> None:
     from shears.checkpoints.tensor_files import refuse_missing
     from shears.checkpoints.without_code import load_causal_model, load_tokenizer
 
-    logger.info("converting %s to a model folder in %s, once", file.name, dtype)
+    logger.info("converting %s to a model folder in %s; this happens only once", file.name, dtype)
     with reading(file), _alone(file) as folder:
         tokenizer = load_tokenizer(folder, gguf_file=file.name)
         model, info = load_causal_model(folder, gguf_file=file.name, dtype=torch.float32, output_loading_info=True)
@@ -157,7 +157,7 @@ def tie_equal_head(model: "PreTrainedModel", file: Path) -> None:
             return
         if kinds[HEAD].n_bytes >= kinds[EMBEDDINGS].n_bytes:
             embeddings.copy_(head)
-    logger.info("%s: head and embeddings are one matrix, which is kept once", file.name)
+    logger.info("%s has the same matrix as head and embeddings, so shears keeps it once", file.name)
     model.config.tie_word_embeddings = True
     model.tie_weights()
 

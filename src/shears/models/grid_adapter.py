@@ -38,8 +38,8 @@ def grids_of(model: nn.Module, folder: Path, values: str = "int4") -> dict[str, 
         owners = [module for module in modules if same_name(name.removesuffix(".weight"), module)]
         if len(owners) != 1:
             raise InputError(
-                f"quantize_aware needs a linear for each matrix of the files, {name} has {len(owners)} (an expert's?); "
-                "train without, and let export round"
+                f"quantize_aware needs one linear for each matrix of the files, {name} has {len(owners)}; train "
+                "without quantize_aware and let export round"
             )
         weight = weight_oi(modules[owners[0]]).detach()
         rows, cols = weight.shape
@@ -76,7 +76,8 @@ class GridLinear(SparseLinear):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Refuse to merge in place: PEFT could not undo a rounding."""
-        raise InputError("weights on a grid are not merged in place; take shears export --format merged or package")
+        rule = "an adapter trained with quantize_aware cannot be merged in place"
+        raise InputError(f"{rule}; use shears export --format merged or package")
 
 
 @torch.no_grad()
@@ -86,13 +87,14 @@ def make_quantize_aware(
     """Put the linears on their grids, in place: adapted ones in every forward, others for good."""
     modules = dict(model.get_base_model().named_modules())
     if absent := sorted(grids.keys() - modules.keys()):
-        raise InputError(f"every grid must be of a linear of the model, {absent[0]} is not there; name its own base")
+        rule = "every weight of the adapter must belong to a linear of the model"
+        raise InputError(f"{rule}, {absent[0]} does not; name the model that the adapter was trained on")
     make_sparse(model, adapter)
     for name, module in modules.items():
         if isinstance(module, SparseLinear):
             if name not in grids:
                 raise InputError(
-                    f"quantize_aware needs linears that the file holds in four bits, {name} is not; leave it "
+                    f"quantize_aware needs linears that the exported file stores in 4 bits, {name} is none; leave it "
                     "out of groups"
                 )
             module.__class__ = GridLinear

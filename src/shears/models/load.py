@@ -73,7 +73,7 @@ def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
     model, info = kind.from_pretrained(None, config=config, state_dict=tensors, trust_remote_code=False, **options)
     known = {BLOCK_NUMBER.sub("#", name) for name in model.state_dict()}
     if beyond := sorted(name for name in info["unexpected_keys"] if BLOCK_NUMBER.sub("#", name) in known):
-        raise ValueError(f"its config.json must name all its blocks, {beyond[0]} is beyond them")
+        raise ValueError(f"its config.json must count all its decoder blocks, {beyond[0]} is beyond them")
     model.name_or_path = str(ref.folder)
     if (ref.folder / "generation_config.json").is_file():
         model.generation_config = without_code.load_generation_config(ref.folder)
@@ -122,8 +122,8 @@ def load_both(
 def refuse_unknown(largest: int, embeddings: int) -> None:
     if largest >= embeddings:
         raise InputError(
-            f"token ids must be below {embeddings}, the model's embeddings, got {largest}; resize the model's "
-            "embeddings, or take the tokenizer that it was trained with"
+            f"token ids must be below {embeddings}, the model's number of embeddings, got {largest}; resize the "
+            "embeddings, or use the tokenizer that the model was trained with"
         )
 
 
@@ -167,7 +167,7 @@ def put_adapter(
         if "missing adapter keys" in text:  # PEFT would compute with fresh weights in their place
             raise InputError(f"{shown} must hold every weight of its configuration, got: {text[:200]}")
     if loaded.active_peft_config.is_prompt_learning:
-        raise InputError(f"{shown} must change weights, it puts tokens before the text; take LoRA or its like")
+        raise InputError(f"{shown} must change weights, but it is a kind of prompt tuning; use LoRA or a similar one")
     refuse_non_finite(shown, (pair for pair in loaded.named_parameters() if str(loaded.base_model.prefix) in pair[0]))
     loaded.eval()
     if record.get("quantize_aware", "none") != "none":

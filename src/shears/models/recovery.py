@@ -110,9 +110,9 @@ class Recovered:
         self.transposed = any(matrix.transposed for matrix in self._carriers)
         self.linears: dict[str, tuple[Tensor, Tensor]] = {}  # B and A
         if self._rank and not self._carriers:
-            raise InputError("recover_rank needs a pruned linear that PEFT puts LoRA on, there is none; set it to 0")
+            raise InputError("recover_rank needs a pruned linear that PEFT supports, there is none; set it to 0")
         if self._rank and (left := len(pruned) - len(self._carriers)):
-            logger.warning("%d pruned weights get no recovery: PEFT puts no LoRA on them", left)
+            logger.warning("%d pruned weights get no recovery, because PEFT cannot put LoRA on them", left)
 
     def takes(self, matrix: Matrix) -> bool:
         return matrix in self._carriers
@@ -182,7 +182,7 @@ def recovery_record(base: ModelRef) -> dict[str, Any]:
     """Return the record of the recovery in the folder of a sparse model, once its weights are verified."""
     recovery = base.folder / RECOVERY_FOLDER
     if not (recovery / RECOVERY).is_file():
-        raise InputError(f"a recovery must be in {recovery}, there is none; make it with sparsify --recover-rank N")
+        raise InputError(f"init recovery needs {recovery}, which does not exist; prune with --recover-rank 32")
     record = artifacts.read_record(recovery, RECOVERY, "base_fingerprint")
     artifacts.check_input(f"the base model of {recovery}", record["base_fingerprint"], base.fingerprint)
     return record
@@ -208,8 +208,8 @@ def start_from_recovery(layers: Iterable[tuple[str, LoraLayer]], base: ModelRef,
     for name, layer in layers:
         if PREFIX + name + A not in tensors:
             raise InputError(
-                f"init recovery needs a recovery of every linear with an adapter, there is none of {name}; leave it "
-                "out of groups, or let sparsify prune it"
+                f"init recovery needs a recovery of every linear with an adapter, {name} has none; leave it out of "
+                "groups, or let sparsify prune it"
             )
         a = layer.lora_A[adapter].weight
         b = layer.lora_B[adapter].weight

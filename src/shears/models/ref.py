@@ -60,8 +60,8 @@ class ModelRef:
     def refuse_package(self, use: str) -> None:
         if self.is_package:
             raise InputError(
-                f"a model to {use} must be a model folder, got the package {self.name}; shears export --format "
-                "unpacked makes one"
+                f"a model to {use} must be a model folder, got the package {self.name}; make a folder of it with "
+                "shears export --format unpacked"
             )
 
 
@@ -113,7 +113,8 @@ def resolve_with(model: AnyModel, adapter: str | Path | None, dtype: str) -> Mod
     """
     ref = resolve(model, dtype if adapter is None else "auto")
     if adapter is not None and ref.is_package:
-        raise InputError(f"a package comes with its adapter, got the adapter {adapter} beside {ref.name}; leave it out")
+        rule = f"the package {ref.name} has its own adapter"
+        raise InputError(f"{rule}, got {adapter} as well; leave --adapter out")
     return ref
 
 

@@ -164,7 +164,7 @@ def make_sparse(model: PeftModel, adapter: str = "default") -> None:
         if not _is_plain(layer, adapter):
             raise InputError(
                 "a sparse adapter must be plain LoRA with dropout 0 on linears of floating-point weights, "
-                f"that of {name} is not; leave it out of the groups"
+                f"that of {name} is not; leave {name} out of the groups"
             )
         layer.__class__ = SparseLinear  # unlike a forward set on the instance, a class is copied and compiled as usual
         layer.sparse_adapter = adapter

@@ -350,5 +350,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _check_finite(hidden: Activations, name: str) -> None:
     if not all(bool(torch.isfinite(states).all()) for states in hidden):
         raise InputError(
-            f"hidden states must be finite, those after {name} are not; check the model's weights, or use dtype fp32"
+            f"hidden states must be finite, those after {name} are not; check the model's weights, or use --dtype fp32"
         )

@@ -110,7 +110,7 @@ def write_grids(folder: Path, grids: Mapping[str, Grid]) -> None:
     """Write the grids, if any, to GRIDS in a folder; InputError for a scale that is not finite in fp16."""
     for name, grid in grids.items():
         if not bool(torch.isfinite(grid.scales).all()):
-            raise InputError(f"learnt scales must be finite in fp16, {name} has others; lower the learning rate")
+            raise InputError(f"learned scales must be finite in fp16, {name} has others; lower the learning rate")
     tensors = {f"{name}{SCALES}": grid.scales for name, grid in grids.items()}
     tensors |= {f"{name}{ZEROS}": grid.zeros for name, grid in grids.items()}
     if tensors:

@@ -86,7 +86,7 @@ def record_in(path: Path) -> dict[str, Any]:
     record = read_object(path)
     for key, kind in FIELDS.items():
         if key in record and not isinstance(record[key], kind):
-            raise InputError(f"{path} must be the record that shears wrote, its {key} is {str(record[key])[:40]}")
+            raise InputError(f"{path} must be as shears wrote it, its {key} is {str(record[key])[:40]}")
     return record
 
 
@@ -153,7 +153,7 @@ def weights_fingerprint(folder: Path) -> str:
     """Return the sha256 of a folder's safetensors files, in the order of their names; InputError without any."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise InputError(f"{folder} must hold weights as safetensors; it holds none")
+        raise InputError(f"{folder} must hold weights as safetensors, it holds none")
     return file_fingerprint(*files)
 
 
@@ -179,7 +179,7 @@ def read_record(folder: Path, name: str, *needed: str, fingerprint: str | None =
     path = folder / name
     if not path.is_file():
         raise InputError(
-            f"{folder} must be a {KINDS.get(name, 'artifact')} (a folder with {name}); it has no such file"
+            f"{folder} must be a {KINDS.get(name, 'artifact')} (a folder with {name}), it has no such file"
         )
     record = record_in(path)
     if lacking := [key for key in needed if key not in record]:

@@ -87,7 +87,9 @@ def refuse_taken(output: Path, record: str | None = None) -> None:
         check_writable(output)
         is_other = work.is_symlink() or (work.exists() and not work.is_dir())
         if is_other or (work.is_dir() and not (work / CONFIG).is_file() and _has_files(work)):
-            raise InputError(f"{work} must come from an interrupted run; it holds other files: choose another output")
+            raise InputError(
+                f"{work} must come from an interrupted run, but it holds other files; choose another output"
+            )
 
 
 def check_writable(output: Path) -> None:
@@ -144,6 +146,6 @@ def refuse_full_disk(output: Path, num_bytes: int) -> None:
     free = free_bytes(output)
     if num_bytes > free:
         raise InputError(
-            f"the disk must have room for {num_bytes / 1e6:,.1f} MB, got {free / 1e6:,.1f} MB free for {output}; "
+            f"the disk must have {num_bytes / 1e6:,.1f} MB free for {output}, it has {free / 1e6:,.1f} MB; "
             "free some space, or choose an output on another disk"
         )

@@ -165,7 +165,7 @@ def push(
     if record is not None and record.name in artifacts.KINDS:
         artifacts.read_record(folder, record.name)  # compares its weights with the record
     elif not (folder / "config.json").is_file() or (folder / artifacts.RECIPE).is_file():
-        raise InputError(f"only a model, an adapter or a package can be pushed, got {folder}")
+        raise InputError(f"push needs the folder of a model, an adapter or a package, got {folder}")
     uploads = list(_uploads(folder, repo, base))
     if dry_run:
         return uploads
@@ -225,8 +225,8 @@ def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[st
     is_public = recorded in EMBEDDED or (HUB_NAME.fullmatch(recorded) and not in_folder)
     if recorded and base is None and not is_public:
         raise InputError(
-            f"the base of an artifact must be public, {path} has the folder {recorded}; push that "
-            "first and give its repository as --base"
+            f"the base of an artifact must be on the hub, {path} names the folder {recorded}; push that folder "
+            "first and name its repository with --base"
         )
     return {**_without_folders(content), **({} if base is None else {key: base})}
 

@@ -126,5 +126,5 @@ class Engine:
                 return self.encode(prompt_in(self.form, asked[-1]))
             messages = turns_in(self.form, messages)
         if self.tokenizer.chat_template is None:
-            raise InputError("a chat needs a tokenizer with a chat template, and this model has none; use generate")
+            raise InputError("a chat needs a model with a chat template, this one has none; use generate")
         return encode_rendered([render_turns(messages, self.tokenizer, answering=True, tools=tools)], self.tokenizer)[0]

@@ -71,7 +71,7 @@ class Grammar:
 
 def _check(matcher: Any) -> None:
     if matcher.is_error():
-        rule = "an answer must stay within the limits of llguidance, which says"
+        rule = "the schema is too complex for llguidance, which reports"
         raise InputError(f"{rule}: {_shown(matcher.get_error())}; simplify the schema")
 
 
@@ -115,7 +115,7 @@ class Grammars:
         if matcher.get_error().startswith("NoExtensionBias"):  # no token may begin an answer
             raise InputError("a schema must allow some JSON, got one that allows none; check its references")
         if matcher.is_error():
-            rule = "a schema must be one that llguidance supports, which says"
+            rule = "a schema must be one that llguidance supports, which reports"
             raise InputError(f"{rule}: {_shown(matcher.get_error())}")
         return Grammar(matcher, self._vocab_size)
 
@@ -133,7 +133,7 @@ class Grammars:
 
 def _library() -> Any:
     if find_spec("llguidance") is None:
-        raise InputError(f"a grammar needs llguidance, not installed; {install_hint('grammar')}")
+        raise InputError(f"a grammar needs llguidance, which is not installed; {install_hint('grammar')}")
     import llguidance
 
     return llguidance
@@ -170,7 +170,7 @@ def schema_text(schema: Schema | str) -> str:
     if levels <= MOST_LEVELS:  # else they are not measured, for that takes time
         levels = sum(len([*_layers(each)]) for each in (content, *(_at(content, name) for name in names)))
     if levels > MOST_LEVELS:
-        rule = f"a schema must have at most {MOST_LEVELS} levels, those of its references added"
+        rule = f"a schema must have at most {MOST_LEVELS} levels, including those of its references"
         raise InputError(f"{rule}, got {levels}; flatten it")
     return text
 

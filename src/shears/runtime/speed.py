@@ -52,7 +52,7 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
     wanted = build(BenchConfig, "bench", config)
     ref = resolve(package_in(package))
     if not ref.is_package:
-        raise InputError(f"bench needs a package, {ref.name} is another model; export it with --format package")
+        raise InputError(f"bench needs a package, {ref.name} is none; export it with --format package")
     set_threads(wanted.threads)
     own = package_backend(ref)
     values = values_of(ref.package)

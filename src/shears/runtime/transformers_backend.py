@@ -107,7 +107,7 @@ class TransformersBackend(Backend):
         cache = getattr(outputs, self._cache_name, None) if self._cache_name else None
         if cache is None:
             kind = type(own_model(self._model)).__name__
-            raise InputError(f"a model must return its cache to generate text, {kind} does not; take another model")
+            raise InputError(f"a model must return its cache to generate text, {kind} does not; use another model")
         self._caches[sequence] = cache
         self._lengths[sequence] = length
         return self._as_numpy(outputs.logits[0, -1])

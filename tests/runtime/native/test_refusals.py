@@ -55,14 +55,14 @@ def _change(file: Path, **changes: Any) -> None:
 )
 def test_an_adapter_that_is_more_than_lora_is_left_to_peft(package: Path, setting: dict[str, Any]) -> None:
     change_adapter(package, **setting)
-    with pytest.raises(NotCoveredError, match=f"covers plain LoRA, this adapter has {next(iter(setting))}"):
+    with pytest.raises(NotCoveredError, match=f"supports plain LoRA, this adapter has {next(iter(setting))}"):
         source_of_package(read_package(package))
 
 
 @pytest.mark.parametrize("setting", [{"use_dora": True}, {"alora_invocation_tokens": [7, 8]}, {"lora_bias": True}])
 def test_such_an_adapter_in_memory_is_refused(setting: dict[str, Any]) -> None:
     config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **setting)
-    with pytest.raises(NotCoveredError, match=r"covers one plain LoRA, model.layers.0.self_attn.q_proj has another"):
+    with pytest.raises(NotCoveredError, match=r"supports one plain LoRA, model.layers.0.self_attn.q_proj has another"):
         source_of_model(get_peft_model(covered("qwen2, biases"), config))
 
 
@@ -75,7 +75,10 @@ def test_such_an_adapter_in_memory_is_refused(setting: dict[str, Any]) -> None:
         ({"num_key_value_heads": 4}, "k_proj.weight must have the shape .32, 32. of"),
         ({"intermediate_size": 47}, "gate_proj.weight must have the shape .47, 32. of"),
         ({"num_attention_heads": 0}, "config.json cannot be read"),
-        ({"num_hidden_layers": 1}, "its config.json must name all its blocks, model.layers.1.* is beyond them"),
+        (
+            {"num_hidden_layers": 1},
+            "its config.json must count all its decoder blocks, model.layers.1.* is beyond them",
+        ),
         ({"num_hidden_layers": 3}, "must hold every weight"),
         ({"model_type": "nosuch"}, "config.json cannot be read"),
         ({"hidden_size": "x"}, "config.json cannot be read"),

@@ -340,7 +340,9 @@ def linear_name(layer: int, kind: str) -> str:
 
 def _refuse_rest(rest: Sequence[str]) -> None:
     if rest:
-        raise NotCoveredError(f"the native decoder must know every part of a model and its adapter, not {rest[0]}")
+        raise NotCoveredError(
+            f"the native decoder must know every part of a model and its adapter, it does not know {rest[0]}"
+        )
 
 
 def _main_values(source: ModelSource) -> NumberFormat:
