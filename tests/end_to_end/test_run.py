@@ -127,7 +127,7 @@ def test_the_report_of_a_run_hands_out_commands_that_work(
     page = shears.write_report(folder, tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(f"{row['value']:.1%}" in page for row in summary["models"])
     number = len(json.loads((folder / "search" / "result.json").read_text())["evaluations"])
-    copied = re.search(r"To export one: (shears export .*?:NUMBER)", unescape(page))
+    copied = re.search(r"To export one of them, run: (shears export .*?:NUMBER)", unescape(page))
     assert copied is not None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", shlex.split(copied[1].replace("NUMBER", str(number))))

@@ -117,7 +117,7 @@ def test_learnt_scales_are_computed_with_as_they_are_stored() -> None:
 
 def test_a_linear_without_a_grid_and_a_grid_without_a_linear_are_refused() -> None:
     grid = Grid.of(torch.ones(OUTPUTS, WIDTH))
-    with pytest.raises(InputError, match="holds in four bits, linear is not; leave it out of groups"):
+    with pytest.raises(InputError, match="stores in 4 bits, linear is none; leave it out of groups"):
         make_quantize_aware(one_linear(), {})
     with pytest.raises(
         InputError, match="every weight of the adapter must belong to a linear of the model, other does not"

@@ -154,6 +154,6 @@ def test_another_adapter_replaces_the_first_as_if_the_model_had_been_made_with_i
         runtime.prefill(0, tokens[:3])  # the sequence is empty again
         runtime.drop(0)
     assert len({each.tobytes() for each in expected.values()}) == 3
-    with pytest.raises(InputError, match="must know every part of a model and its adapter, not lm_head"):
+    with pytest.raises(InputError, match="must know every part of a model and its adapter, it does not know lm_head"):
         runtime.adapt({"lm_head": updates["model.layers.0.self_attn.q_proj"]})
     np.testing.assert_array_equal(runtime.logits(tokens), expected["all"])
