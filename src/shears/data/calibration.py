@@ -160,15 +160,10 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
-def text_template(trained: TemplateName | None, tokenizer: PreTrainedTokenizerBase) -> TemplateName:
+def text_template(trained: TemplateName | None, tokenizer: PreTrainedTokenizerBase | None = None) -> TemplateName:
     """Return the template of a text's instructions: that of the training, else as `evaluate` asks."""
     if trained is None:
-        return CHAT if tokenizer.chat_template is not None else DEFAULT_TEMPLATE
-    return text_template_of(trained)
-
-
-def text_template_of(trained: TemplateName) -> TemplateName:
-    """Return the template of instructions in a text for a model that is trained in `trained`."""
+        return CHAT if tokenizer is not None and tokenizer.chat_template is not None else DEFAULT_TEMPLATE
     return CHAT if trained == CHAT else DEFAULT_TEMPLATE
 
 

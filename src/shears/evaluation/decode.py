@@ -43,52 +43,11 @@ def wanted_for(config: ScoringConfig, num_beams: int = 1) -> Wanted:
 
 
 @dataclass(frozen=True)
-class ContinuousDecoder:
-    """Continues prompts greedily by the native decoder, and ends texts as `Decoder` does.
-
-    A text does not depend on the texts beside it, so `journal` keeps single texts. `settings` name
-    end tokens.
-    """
-
-    backend: Backend
-    tokenizer: PreTrainedTokenizerBase
-    settings: object
-    max_new_tokens: int
-    until: str = ""
-    journal: TextJournal | None = None
-
-    def answers(self, prompts: Sequence[list[int]]) -> list[WrittenText]:
-        """Return the continuation of every prompt of tokens; InputError for an empty one."""
-        refuse_empty(prompts)
-        refuse_unknown(max(map(max, prompts)), self.backend.vocab_size)
-        kept = {number: self.journal.get([number]) if self.journal else None for number in range(len(prompts))}
-        answers = {number: texts[0] for number, texts in kept.items() if texts is not None}
-        ends = end_tokens(self.tokenizer, self.settings)
-        line_ends = tokens_with(self.until, self.tokenizer)
-        options = SamplingConfig(max_new_tokens=self.max_new_tokens)
-        settings = TextSettings(decoding_by(self.tokenizer), ends, self.backend.max_length, line_ends)
-        longest_first = [number for (number,) in length_buckets([len(prompt) for prompt in prompts], 1)]
-        missing = [
-            Continuation(prompts[number], options, settings, number=number)
-            for number in longest_first
-            if number not in answers
-        ]
-        with meter("generating", len(prompts), "questions") as progress:
-            progress.skip(len(answers))
-            for text in Batch(self.backend).run(missing):
-                [words] = self.tokenizer.batch_decode([text.tokens], skip_special_tokens=True)
-                answers[text.number] = WrittenText(words, text.finish == "length")
-                if self.journal:
-                    self.journal.put([text.number], [answers[text.number]])
-                progress.advance(work=len(text.tokens), note="tokens/s")
-        return [answers[number] for number in range(len(prompts))]
-
-
-@dataclass(frozen=True)
 class Decoder:
-    """Continues prompts by transformers up to the end of sequence or, with `until`, to that mark behind some text.
+    """Continues prompts up to the end of sequence or, with `until`, to that mark behind some text.
 
-    One beam decodes greedily. `journal` keeps the texts of complete batches.
+    One beam decodes greedily. `journal` keeps the texts of complete batches, or single ones of the
+    native decoder, `backend`, in which a text does not depend on the texts beside it.
     """
 
     model: nn.Module
@@ -97,19 +56,23 @@ class Decoder:
     until: str = ""
     num_beams: int = 1
     journal: TextJournal | None = None
+    backend: Backend | None = None
 
     def answers(self, prompts: Sequence[list[int]], batch_size: int) -> list[WrittenText]:
         """Return the continuation of every prompt; InputError for an empty one.
 
         A model that reads padding answers alone: its cache may also mix the rows of a batch.
         """
-        refuse_empty(prompts)
+        if not all(prompts):
+            raise InputError(f"a prompt must not be empty, prompt {[*prompts].index([]) + 1} is")
+        line_ends = tokens_with(self.until, self.tokenizer)
+        if self.backend is not None:
+            return self._natively(self.backend, prompts, line_ends)
         if (device := device_of(self.model)).type == "cuda":  # keys and values take half of the free memory at most
             tokens = self.num_beams * (max(map(len, prompts)) + self.max_new_tokens)
             room = torch.cuda.mem_get_info(device)[0] // 2
             batch_size = max(min(batch_size, room // max(tokens * cache_bytes(self.model), 1)), 1)
         answers = [WrittenText("", False)] * len(prompts)
-        line_ends = tokens_with(self.until, self.tokenizer)
         can_pad = min(batch_size, len(prompts)) == 1 or ignores_padding(self.model)
         buckets = length_buckets([len(prompt) for prompt in prompts], batch_size if can_pad else 1)
         for indices in track(buckets, "generating", len(buckets), "batches"):
@@ -121,6 +84,29 @@ class Decoder:
             for index, answer in zip(indices, texts, strict=True):
                 answers[index] = answer
         return answers
+
+    def _natively(self, backend: Backend, prompts: Sequence[list[int]], line_ends: frozenset[int]) -> list[WrittenText]:
+        refuse_unknown(max(map(max, prompts)), backend.vocab_size)
+        kept = {number: self.journal.get([number]) if self.journal else None for number in range(len(prompts))}
+        answers = {number: texts[0] for number, texts in kept.items() if texts is not None}
+        ends = end_tokens(self.tokenizer, getattr(self.model, "generation_config", None))
+        options = SamplingConfig(max_new_tokens=self.max_new_tokens)
+        settings = TextSettings(decoding_by(self.tokenizer), ends, backend.max_length, line_ends)
+        longest_first = [number for (number,) in length_buckets([len(prompt) for prompt in prompts], 1)]
+        missing = [
+            Continuation(prompts[number], options, settings, number=number)
+            for number in longest_first
+            if number not in answers
+        ]
+        with meter("generating", len(prompts), "questions") as progress:
+            progress.skip(len(answers))
+            for text in Batch(backend).run(missing):
+                [words] = self.tokenizer.batch_decode([text.tokens], skip_special_tokens=True)
+                answers[text.number] = WrittenText(words, text.finish == "length")
+                if self.journal:
+                    self.journal.put([text.number], [answers[text.number]])
+                progress.advance(work=len(text.tokens), note="tokens/s")
+        return [answers[number] for number in range(len(prompts))]
 
     def _texts(self, prompts: Sequence[list[int]], line_ends: frozenset[int]) -> list[WrittenText]:
         batch = pad([Tokenized(ids, ids) for ids in prompts], padding(self.tokenizer))  # on the left
@@ -163,11 +149,6 @@ class Decoder:
                 stopping_criteria=StoppingCriteriaList([EndOfLine(line_ends, length)] if line_ends else []),
             )
         return tokens[:, length:]
-
-
-def refuse_empty(prompts: Sequence[list[int]]) -> None:
-    if not all(prompts):
-        raise InputError(f"a prompt must not be empty, prompt {[*prompts].index([]) + 1} is")
 
 
 def _until_end(tokens: list[int], ends: Collection[int], line_ends: Collection[int]) -> tuple[list[int], bool]:

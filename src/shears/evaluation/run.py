@@ -21,7 +21,7 @@ from shears.errors import InputError
 from shears.evaluation.decode import wanted_for
 from shears.evaluation.evaluated import Evaluation, TextJournal, journal_path, mark_seen
 from shears.evaluation.tasks import Subject, check_data, evaluate_task
-from shears.models.devices import autocast, computing_dtype, device_of, keep_casts, pick_device
+from shears.models.devices import autocast, computing_dtype, device_of, pick_device
 from shears.models.load import load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, load_tokenizer, resolve_with
 from shears.records.artifacts import as_data, weights_fingerprint, write_json
@@ -49,7 +49,9 @@ def evaluate(
     ref = resolve_with(model, adapter, given.weights)
     settings = with_template(given, ref, adapter)
     subject = open_model(ref, adapter, settings)
-    keep_casts(subject.model)  # PEFT freezes the base model, whose weights autocast would cast at every forward
+    for parameter in subject.model.parameters():  # PEFT freezes them, and autocast keeps its casts of others alone
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
     if path is None:
         return _evaluated(subject, settings, ref, adapter)
     answered: dict[str, Any] = {}

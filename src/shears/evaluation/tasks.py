@@ -23,7 +23,7 @@ from shears.data.rows import Row
 from shears.data.rules import reference_of, rule_of_text
 from shears.data.templates import DEFAULT_TEMPLATE
 from shears.errors import option
-from shears.evaluation.decode import ContinuousDecoder, Decoder
+from shears.evaluation.decode import Decoder
 from shears.evaluation.evaluated import Evaluation, Record, TextJournal, WrittenText, accuracy_of, record
 from shears.evaluation.harness import check_installed, run_harness
 from shears.evaluation.likelihood import likeliest_choices, perplexity, warn_beyond
@@ -48,11 +48,7 @@ class Subject:
         until = ENDS_OF_ANSWERS.get(config.task, "")
         prompts = prompts_of(examples, self.tokenizer)
         warn_beyond(self.model, [len(ids) + limit - 1 for ids in prompts])
-        if self.backend is not None:
-            settings = getattr(self.model, "generation_config", None)
-            native = ContinuousDecoder(self.backend, self.tokenizer, settings, limit, until, self.journal)
-            return native.answers(prompts)
-        decoder = Decoder(self.model, self.tokenizer, limit, until, config.beams, self.journal)
+        decoder = Decoder(self.model, self.tokenizer, limit, until, config.beams, self.journal, self.backend)
         return decoder.answers(prompts, config.batch_size)
 
 

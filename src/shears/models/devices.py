@@ -61,16 +61,6 @@ def autocast(precision: str, device: torch.device | str) -> AbstractContextManag
     return nullcontext() if chosen == "fp32" else torch.autocast(torch.device(device).type, DTYPES[chosen])
 
 
-def keep_casts(model: nn.Module) -> None:
-    """Let autocast cast frozen weights once, not at every forward; for forwards without gradients.
-
-    autocast caches the casts of parameters that require gradients only.
-    """
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)
-
-
 def narrow_linears(model: nn.Module, precision: str) -> None:
     """Convert the frozen linears of a model on a CPU to the format of autocast, which then converts none again.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shears.adapt.groups import with_auto
 from shears.adapt.super_adapter import ranks_file
@@ -14,8 +14,7 @@ from shears.config import HealConfig, Recipe, SearchConfig, TrainConfig
 from shears.config.evaluate_options import BASELINES
 from shears.config.export_options import FORMATS
 from shears.config.fields import TemplateName
-from shears.config.train_options import LoopConfig
-from shears.data.calibration import check_text, text_template_of
+from shears.data.calibration import check_text, text_template
 from shears.data.examples import check_rows
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError, reading
@@ -35,21 +34,37 @@ DENSE_LORA, SPARSE_LORA = BASELINES
 HEALED_FOLDER = "healed"  # in a run's folder
 
 
+class Source(NamedTuple):
+    """A text or rows that a stage reads, None without any, and what checks a file before any work is done."""
+
+    name: str | None
+    check: Callable[..., None]
+    options: tuple[Any, ...] = ()
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a run: its artifact, its configuration, its inputs and the function that makes it.
 
-    `record` is a file in `output`; `inputs` returns fingerprints; `check` raises InputError before
-    any work is done.
+    `record` is a file in `output`; `models` returns the fingerprints of models and adapters.
     """
 
     name: str
     output: Path
     record: str
     config: Mapping[str, Any]
-    inputs: Callable[[], Mapping[str, str]]
     make: Callable[[], object]
-    check: Callable[[], object]
+    models: Callable[[], Mapping[str, str]]
+    sources: Mapping[str, Source]
+
+    def check(self) -> None:
+        """Raise InputError, before any work is done, for a source, a device or a teacher that cannot be used."""
+        for source in self.sources.values():
+            if source.name and is_path(source.name):
+                source.check(source.name, *source.options)
+        resolved_precision(self.config.get("precision", "auto"), pick_device(self.config["device"]))
+        if self.config.get("teacher") is not None:
+            find_teacher(self.config["teacher"])
 
     def is_done(self) -> bool:
         """Tell whether the artifact exists; InputError if it was made with another configuration or is damaged."""
@@ -72,8 +87,9 @@ class Stage:
     def verify(self) -> None:
         """Raise InputError if the artifact was made from other inputs than the present ones."""
         record = artifacts.read_record(self.output, self.record)
-        for key, fingerprint in self.inputs().items():
-            if (recorded := record.get(key)) is not None:  # embedded data have no fingerprint
+        hashes = {f"{key}_sha256": source_fingerprint(each.name) for key, each in self.sources.items() if each.name}
+        for key, fingerprint in {**self.models(), **hashes}.items():
+            if fingerprint and (recorded := record.get(key)) is not None:  # embedded data have no fingerprint
                 name = key.removesuffix("_fingerprint").removesuffix("_sha256")
                 artifacts.check_input(f"{name} of {self.output}", recorded, fingerprint)
 
@@ -170,13 +186,12 @@ def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:
 def _sparsify_stage(recipe: Recipe, folder: Path, template: TemplateName | None) -> Stage:
     model, config, output = str(recipe.model), recipe.sparsify, folder / "sparse"
 
-    def inputs() -> dict[str, str]:
-        fingerprint = resolve(model, config.dtype).fingerprint
-        return {"base_fingerprint": fingerprint, **_hashes(calibration=config.calibration)}
+    def models() -> dict[str, str]:
+        return {"base_fingerprint": resolve(model, config.dtype).fingerprint}
 
     make = partial(sparsify_for, model, output, config, template)
-    check = partial(_check, check_text, config.calibration, config.columns)
-    return Stage("sparsify", output, artifacts.SPARSITY, as_data(config), inputs, make, check)
+    sources = {"calibration": Source(config.calibration, check_text, (config.columns,))}
+    return Stage("sparsify", output, artifacts.SPARSITY, as_data(config), make, models, sources)
 
 
 def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None) -> Stage:
@@ -184,22 +199,19 @@ def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None)
     output = folder / HEALED_FOLDER
     values = as_data(config)
     if config.template is None and template is not None:
-        values["template"] = text_template_of(template)
+        values["template"] = text_template(template)
 
-    def inputs() -> dict[str, str]:
+    def models() -> dict[str, str]:
         base = resolve(sparse)
         teacher = teacher_of(base, config)
         fingerprints = {"base_fingerprint": base.fingerprint, "teacher_fingerprint": teacher.fingerprint}
         if config.recovery:
             recovery = sparse / artifacts.RECOVERY_FOLDER
             fingerprints["recovery_fingerprint"] = artifacts.weights_fingerprint(recovery)
-        return fingerprints | _hashes(data=config.data)
+        return fingerprints
 
-    def check() -> None:
-        _check(check_text, config.data, config.columns)
-        _check_loop(config)
-
-    return Stage("heal", output, artifacts.HEALED, values, inputs, partial(heal, sparse, output, **values), check)
+    sources = {"data": Source(config.data, check_text, (config.columns,))}
+    return Stage("heal", output, artifacts.HEALED, values, partial(heal, sparse, output, **values), models, sources)
 
 
 def _training(name: str, model: Callable[[], str | Path], output: Path, config: TrainConfig, sparse: Path) -> Stage:
@@ -208,17 +220,15 @@ def _training(name: str, model: Callable[[], str | Path], output: Path, config: 
     if (output / artifacts.SEARCH_SPACE).is_file() and sparse.is_dir():  # its record names the groups
         values["groups"] = list(with_auto(config.groups, empty_model(sparse)))
 
-    def inputs() -> dict[str, str]:
-        hashes = _hashes(data=config.data, validation=config.validation_source)
+    def models() -> dict[str, str]:
         taught = {"teacher_fingerprint": find_teacher(config.teacher).fingerprint} if config.teacher else {}
-        return {"base_fingerprint": resolve(model()).fingerprint, **taught, **hashes}
+        return {"base_fingerprint": resolve(model()).fingerprint, **taught}
 
-    def check() -> None:
-        _check(check_rows, config.data, config.columns)
-        _check(check_rows, config.validation_source, config.columns)
-        _check_loop(config)
-
-    return Stage(name, output, artifacts.SEARCH_SPACE, values, inputs, lambda: train(model(), output, **values), check)
+    read = {"data": config.data, "validation": config.validation_source}
+    sources = {key: Source(source, check_rows, (config.columns,)) for key, source in read.items()}
+    return Stage(
+        name, output, artifacts.SEARCH_SPACE, values, lambda: train(model(), output, **values), models, sources
+    )
 
 
 def _search_stage(config: SearchConfig, folder: Path) -> Stage:
@@ -226,18 +236,15 @@ def _search_stage(config: SearchConfig, folder: Path) -> Stage:
     output = folder / "search"
     values = as_data(config)
 
-    def inputs() -> dict[str, str]:
-        fingerprint = artifacts.weights_fingerprint(adapter)
-        return {"super_adapter_fingerprint": fingerprint, **_hashes(data=config.data, test=config.test)}
+    def models() -> dict[str, str]:
+        return {"super_adapter_fingerprint": artifacts.weights_fingerprint(adapter)}
 
     # `values` has the URL of the storage without the password
     make = partial(search, adapter, output, **{**values, "storage": config.storage})
 
-    def check() -> None:
-        _check(check_rows, config.data, config.columns, config.limit)
-        _check(check_rows, config.test, config.columns)
-
-    return Stage("search", output, artifacts.RESULT, values, inputs, make, check)
+    limits = {"data": (config.data, config.limit), "test": (config.test, None)}
+    sources = {key: Source(source, check_rows, (config.columns, limit)) for key, (source, limit) in limits.items()}
+    return Stage("search", output, artifacts.RESULT, values, make, models, sources)
 
 
 def _export_stage(recipe: Recipe, folder: Path) -> Stage:
@@ -253,28 +260,12 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
         found = str(folder / "search" / artifacts.RESULT) if recipe.search else "heuristic"
         ranks = values["ranks"] = recipe.export.ranks or found
 
-    def inputs() -> dict[str, str]:
+    def models() -> dict[str, str]:
         fingerprints = {key: artifacts.weights_fingerprint(source)}
         if ranks and (file := ranks_file(ranks)):
             fingerprints["ranks_fingerprint"] = file_fingerprint(file.path)
-        return fingerprints | _hashes(calibration=recipe.export.calibration)
+        return fingerprints
 
     make = partial(export_adapter, source, output, **values)
-    check = partial(_check, check_text, recipe.export.calibration)
-    return Stage("export", output, form.record, values, inputs, make, check)
-
-
-def _check(check: Callable[..., None], source: str | None, *options: Any) -> None:
-    if source and is_path(source):
-        check(source, *options)
-
-
-def _check_loop(config: LoopConfig) -> None:
-    resolved_precision(config.precision, pick_device(config.device))
-    if config.teacher is not None:
-        find_teacher(config.teacher)
-
-
-def _hashes(**sources: str | None) -> dict[str, str]:
-    hashes = {f"{name}_sha256": source_fingerprint(source) for name, source in sources.items() if source}
-    return {key: value for key, value in hashes.items() if value}
+    sources = {"calibration": Source(recipe.export.calibration, check_text)}
+    return Stage("export", output, form.record, values, make, models, sources)
