@@ -11,7 +11,7 @@ from torch import nn
 from shears.config import EvaluateConfig
 from shears.data.tokens import prompt_ids
 from shears.errors import InputError
-from shears.evaluation.decode import ContinuousDecoder, Decoder, wanted_for
+from shears.evaluation.decode import Decoder, wanted_for
 from shears.evaluation.evaluated import WrittenText
 from shears.models.sparse_adapter import make_sparse
 from shears.runtime.backend import Backend
@@ -44,8 +44,7 @@ def _native(model: nn.Module, **changes: Any) -> NativeBackend:
 def _answers(
     model: nn.Module, backend: Backend, prompts: list[list[int]], count: int = 12, until: str = ""
 ) -> list[WrittenText]:
-    settings = getattr(model, "generation_config", None)
-    return ContinuousDecoder(backend, TOKENIZER, settings, count, until).answers(prompts)
+    return Decoder(model, TOKENIZER, count, until, backend=backend).answers(prompts, 1)
 
 
 def _masked() -> PeftModel:
