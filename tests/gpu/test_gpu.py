@@ -68,7 +68,7 @@ def test_the_check_for_an_issue_runs_every_verb(figures: Figures, capsys: pytest
 def test_without_a_gpu_the_check_is_one_line(call: Call) -> None:
     code, printed, errors = call("inspect", "--gpu-check")
     assert (code, printed) == (2, "")
-    assert errors.startswith("error: --gpu-check needs a CUDA GPU, torch finds none;")
+    assert errors.startswith("error: --gpu-check needs a CUDA GPU, and torch finds none;")
     assert errors.count("\n") == 1
 
 

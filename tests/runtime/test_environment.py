@@ -32,7 +32,7 @@ def test_a_machine_is_shown_with_or_without_the_extension(
     monkeypatch.setattr(module, "kernels_available", lambda: False)
     data = shears.environment()
     print_environment(data)
-    assert "the C++ kernels were not built; install a C++ compiler" in capsys.readouterr().out
+    assert "The C++ kernels were not built. Install a C++ compiler" in capsys.readouterr().out
     sets = {"isa": "neon_dot", **dict.fromkeys(INSTRUCTION_SETS, False), "portable": True, "neon": True}
     speeds = [{"values": "int8", "sparse": 20.0, "dense": 30.0}]
     print_environment({**data, "instruction_sets": sets, "speeds": speeds})
