@@ -17,7 +17,7 @@ from shears.config.resolve import load_recipe
 from shears.config.sparsify_options import EMBEDDED
 from shears.errors import InputError
 from shears.models.fetching import convert_gguf
-from shears.runs.plan import RunPlan, block_bytes, plan
+from shears.runs.plan import RunPlan, block_bytes, plan, timed_rate
 from shears.runs.shapes import PUBLISHED, shape_of
 from tests.end_to_end.recipe import write_recipe
 from tests.export.made import GROUPS, RANKS, super_adapter
@@ -145,6 +145,7 @@ def test_a_dry_run_prints_the_plan(
     printed = " ".join(capfd.readouterr()[0].split())
     assert "sparsify │ to do │ wanda to 50%" in printed
     assert "are free there" in printed
+    assert "cpu in fp32 has " in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -159,8 +160,9 @@ def test_llama_7b_fits_24_gb_by_arithmetic_and_has_no_hours_on_a_gpu_that_is_not
     names = ("sparsify", "train", "search", "export", "evaluate")
     recipe = load_recipe(ROOT / "recipes/paper/llama-7b-math.yaml", [f"{name}.device=cuda" for name in names])
     run_plan = plan(recipe, tmp_path / "run")
-    _, train, search, _, evaluate = run_plan.stages
-    hidden, inner, blocks, logits = 4096, 11008, 32, 16 * 2**23
+    sparsify, train, search, _, evaluate = run_plan.stages
+    hidden, inner, blocks, words, logits = 4096, 11008, 32, 32000, 16 * 2**23
+    linears = blocks * (4 * hidden**2 + 3 * hidden * inner)
     adapter = 32 * blocks * (3 * 2 * hidden + 2 * (hidden + inner))
     without = (16 * hidden + 6 * inner) * blocks  # bytes a token that the backward needs beside adapters
     adapted = (3 * 4 * hidden + 3 * inner) * blocks  # inputs in 16 bits and masks of their dropout
@@ -172,7 +174,14 @@ def test_llama_7b_fits_24_gb_by_arithmetic_and_has_no_hours_on_a_gpu_that_is_not
     assert evaluate.activations == 4 * (512 + 256) * (cache + without // blocks)
     most = {stage.name: round((stage.peak or 0) / 1e9, 1) for stage in run_plan.stages}
     assert most == {"sparsify": 4.9, "train": 21.5, "search": 14.4, "export": 0.3, "evaluate": 20.5}
+    assert sparsify.flops == 4 * linears * 128 * 2048
+    tokens = 1_782 * 16 * 600 // 4  # three epochs of rows with 600 characters
+    assert train.flops == pytest.approx(4 * (linears + hidden * words) * tokens, rel=0.01)
+    assert search.flops == pytest.approx(2 * (linears + hidden * words) * 100 * 500 * 600 // 4, rel=0.01)
     assert "about 1,425,000 tokens" in train.work
+    assert timed_rate(*train.place) == 0
+    assert train.hours({train.place: 0.0}) is None
+    assert train.hours({train.place: 1e12}) == (train.flops or 0) / 1e12 / 3600
 
 
 def test_activations_are_the_bytes_that_a_backward_keeps(tmp_path: Path) -> None:

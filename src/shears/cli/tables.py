@@ -25,7 +25,7 @@ console = VisibleConsole(quiet=not is_first_process())
 
 INSTRUCTION_SETS = ("amx", "avx512", "avx2", "neon_dot", "neon", "portable")  # of the kernels, the fastest first
 WHOLE_MODELS = {form.folder for form in FORMATS.values() if form.is_model}
-STAGES = {"name": "stage", "state": "state", "work": "work", "memory": "memory", "disk": "disk"}
+STAGES = {"name": "stage", "state": "state", "work": "work", "hours": "hours", "memory": "memory", "disk": "disk"}
 COSTS = {"name": "stage", "work": "what it does", "seconds": "minutes", "memory": "memory", "disk": "disk"}
 SHOWN = 4  # packages of a plan that should meet the target, and as many others
 LONGEST = 2_000  # characters of a part of a row that are shown
@@ -230,10 +230,16 @@ def print_gpu_check(data: Record) -> None:
 
 
 def print_plan(plan: "RunPlan") -> None:
-    """Print the plan of a run."""
+    """Print the plan of a run, with hours by rates that are timed now."""
     weights = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "unknown size"
-    rows = [{**vars(stage), "memory": stage.peak} for stage in plan.stages]
+    from shears.runs.plan import timed_rate
+
+    rates = {place: timed_rate(*place) for place in {stage.place for stage in plan.stages if stage.flops}}
+    rows = [{**vars(stage), "memory": stage.peak, "hours": stage.hours(rates)} for stage in plan.stages]
     print_rows(table_rows(rows, STAGES), f"{plan.model} ({weights})")
+    for (device, precision), rate in sorted(rates.items()):
+        speed = f"{rate / 1e12:.2g} TFLOP/s in one timed product" if rate else "is not on this machine"
+        print_line(f"hours are arithmetic: {device} in {precision} {'has ' * bool(rate)}{speed}")
     print_line(f"memory is an estimate for the longest rows; disk counts the files that stay in {plan.folder}")
     print_line(f"The run writes {size(plan.bytes_to_write)}; {size(free_bytes(plan.folder))} are free there.")
 

@@ -1,14 +1,19 @@
-"""The plan of a run: work, memory and disk of each stage, by arithmetic; no weight is loaded or downloaded.
+"""The plan of a run: work, hours, memory and disk of each stage, by arithmetic; no weight is loaded or downloaded.
+
+Hours are floating-point operations (FLOP) over the rate of a product that is timed on the device.
 
 H hidden and F intermediate features of a Llama.
 """
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
@@ -19,6 +24,7 @@ from shears.config.resolve import load_recipe
 from shears.config.sparsify_options import METHODS
 from shears.config.train_options import LoopConfig
 from shears.data.rows import ARITHMETIC, read_rows
+from shears.errors import InputError
 from shears.evaluation.evaluated import check_apart
 from shears.export.gguf import planned_gguf_bytes
 from shears.models.activations import BUDGET
@@ -36,24 +42,26 @@ CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # ot
 ADAM_BYTES = 4 * FP32_BYTES  # weight, gradient and two moments of a trained weight, all fp32
 
 CHARACTERS = 4  # of a token, about
+SIDE = 2048  # of the matrices whose product is timed
 LONGEST: int = TrainConfig.model_fields["max_length"].default  # tokens of a row without a training
 LOGITS = 4 * FP32_BYTES * PIECE  # bytes of logits that a loss holds
 
 
 class Estimate(NamedTuple):
-    """Work in words; bytes of weights and optimizer, and of activations and caches."""
+    """Work in words; bytes of weights and optimizer, and of activations and caches; FLOP, None if unknown."""
 
     work: str
     memory: int | None
     activations: float = 0
+    flops: float | None = None
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage: its state and work in words, and bytes, None if unknown.
+    """A stage: its state and work in words; bytes and FLOP, None if unknown.
 
     `memory` are weights and optimizer, `activations` those of the largest batch with the cache of
-    keys and values, computed on `device`.
+    keys and values; `place` is the device and the number format of the products.
     """
 
     name: str
@@ -62,7 +70,13 @@ class PlannedStage:
     memory: int | None
     activations: int
     disk: int | None
-    device: str
+    flops: float | None
+    place: tuple[str, str]
+
+    def hours(self, rates: Mapping[tuple[str, str], float]) -> float | None:
+        """Return the hours at the FLOP a second of each place; None if one of them is unknown."""
+        rate = rates.get(self.place)
+        return None if self.flops is None or not rate else self.flops / rate / 3600
 
     @property
     def peak(self) -> int | None:
@@ -109,7 +123,7 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     stages = [
         PlannedStage(
             name, state, (own := _estimate(basis, name)).work, own.memory, round(own.activations),
-            basis.disk(name), basis.place(name)[0],
+            basis.disk(name), own.flops, basis.place(name),
         )
         for name, state in states.items()
     ]  # fmt: skip
@@ -232,7 +246,9 @@ def _sparsify(basis: _Basis) -> Estimate:
     blocks = 6 if is_fitted else 2
     memory = FP32_BYTES * (shape.beside + blocks * shape.block + 2 * moments) + hidden
     held = block_bytes(shape, basis.item("sparsify")) * config.sequence_length * (num_tokens > 0)
-    return Estimate(work, memory, held)
+    is_cheap = config.method in ("wanda", "magnitude") and not is_fitted
+    flops = 4.0 * shape.linear_weights * num_tokens if is_cheap else None  # every block reads its tokens twice
+    return Estimate(work, memory, held, flops)
 
 
 def _heal(basis: _Basis) -> Estimate:
@@ -258,7 +274,7 @@ def _trained_dtype(config: LoopConfig) -> str:
 
 
 def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None, name: str = "train") -> Estimate:
-    examples, words = _amount(config.data)
+    examples, words, tokens = _amount(config.data)
     count = round((examples or 0) * (1 - (config.validation_share or 0)))
     passes = "1 to 10" if config.epochs is None else f"{config.epochs:g}"
     steps = f"{config.num_steps(count):,} steps" if count or config.max_steps else f"{passes} epochs in steps"
@@ -269,21 +285,25 @@ def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None, name:
         return Estimate(work, None)
     adapted, item = basis.ranks(SearchSpace.maximal), basis.item(name)
     held = training_bytes(basis.shape, item, config, adapted, config.max_length)
-    return Estimate(work, loaded + ADAM_BYTES // FP32_BYTES * basis.adapter(), held + LOGITS)
+    times = 2 + config.recompute + (config.teacher is not None)  # forward, gradients of its inputs
+    read = config.num_steps(count) * config.batch_size / max(examples or 0, 1) * tokens
+    flops = 2.0 * times * basis.shape.products * read or None
+    return Estimate(work, loaded + ADAM_BYTES // FP32_BYTES * basis.adapter(), held + LOGITS, flops)
 
 
 def _search(basis: _Basis) -> Estimate:
     config = basis.recipe.search
     assert config is not None
     size = f" of {basis.space.size:.3g}" if basis.space else ""
-    _, data = _amount(config.data, config.limit)
+    _, data, tokens = _amount(config.data, config.limit)
     work = f"{config.strategy}, up to {config.budget}{size} configurations, each on {data}"
     device, precision = basis.place("search")
     loaded = basis.loaded(basis.sparse, config.weights if device == "cpu" else precision)
     if loaded is None or basis.shape is None:
         return Estimate(work, None)
     held = block_bytes(basis.shape, basis.item("search")) * config.batch_size * basis.longest
-    return Estimate(work, loaded + basis.adapter(), held + LOGITS)
+    flops = 2.0 * basis.shape.products * config.budget * tokens or None
+    return Estimate(work, loaded + basis.adapter(), held + LOGITS, flops)
 
 
 def _export(basis: _Basis) -> Estimate:
@@ -359,15 +379,29 @@ def _shown(source: str) -> str:
     return source if _is_local(source) else f"{source} (not on this machine yet)"
 
 
-def _amount(source: str, limit: int | None = None) -> tuple[int | None, str]:
-    """Return how many examples a source has, None if unknown, and the same in words."""
+def timed_rate(device: str, precision: str) -> float:
+    """Return the FLOP a second of a product on a device; 0 for one that is not on this machine."""
+    try:
+        matrix = torch.ones(SIDE, SIDE, dtype=DTYPES[precision], device=pick_device(device))
+    except InputError:
+        return 0.0
+    seconds = []
+    for _ in range(3):  # the first one loads kernels
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return 2 * SIDE**3 / min(seconds)
+
+
+def _amount(source: str, limit: int | None = None) -> tuple[int | None, str, float]:
+    """Return how many examples a source has, None if unknown, the same in words, and about how many tokens."""
     if not _is_local(source):
         count = f"up to {limit:,}" if limit else "an unknown number of"
-        return limit, f"{count} examples ({source} is not on this machine yet)"
+        return limit, f"{count} examples ({source} is not on this machine yet)", 0.0
     with quietly():
         rows = read_rows(source)[:limit]
     tokens = sum(len(str(value)) for row in rows for value in row.values()) / CHARACTERS
-    return len(rows), f"{len(rows):,} examples of {source}, about {tokens:,.0f} tokens"
+    return len(rows), f"{len(rows):,} examples of {source}, about {tokens:,.0f} tokens", tokens
 
 
 @contextmanager

@@ -48,8 +48,9 @@ class Shape:
     """A model on the meta device, its folder if it is here, the bytes of its files if known.
 
     Numbers of weights: `parameters` (tied ones count once), `beside` the decoder blocks, `block` in
-    the largest of them (there are `num_blocks`), `linear_weights` in their linears. `sides`
-    are outputs and inputs of every linear there by name, `width` is the size of the hidden states.
+    the largest of them (there are `num_blocks`), `linear_weights` in their linears, `products` also in
+    the head. `sides` are outputs and inputs of every linear there by name, `width` is the size of the
+    hidden states.
     """
 
     def __init__(self, model: nn.Module, folder: Path | None = None, file_bytes: int | None = None) -> None:
@@ -70,6 +71,7 @@ class Shape:
             for name, linear in linears(block).items()
         }
         self.linear_weights = sum(outputs * inputs for outputs, inputs in self.sides.values())
+        self.products = self.linear_weights + model.get_input_embeddings().weight.numel()  # type: ignore[operator]
 
     def adapter_parameters(self, ranks: Mapping[str, int]) -> int:
         """Return the number of LoRA's parameters: rank x (outputs + inputs) for every linear."""
