@@ -14,7 +14,6 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,8 +39,6 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 ARMS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, all logits at once": {"without": "pieces"},
-    "ours, freed memory returned": {"without": "heap"},
-    "ours, neither": {"without": "pieces, heap"},
     "ours, recomputed": {"recompute": True},
     "ours, a step in one forward": {"micro_batch_size": BATCH},
 }
@@ -88,8 +85,6 @@ def ours(asked: argparse.Namespace, folder: str, without: str = "", **changes: A
     """Train, or heal, without some parts of the road."""
     if "pieces" in without:
         vars(fit)["has_plain_head"] = lambda model: False
-    if "heap" in without:
-        vars(fit)["kept_heap"] = nullcontext
     settings = {"data": asked.rows, "precision": asked.precision, "device": "cpu", "warmup_steps": 0, **changes}
     if asked.heal:
         shears.heal(asked.model, f"{folder}/out", tokens=asked.steps * BATCH * 512, batch_size=BATCH, **settings)

@@ -1,13 +1,11 @@
 """The training loop: transformers' Trainer with our loss, order of examples, checkpoints and log."""
 
-import ctypes
 import json
 import logging
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -39,8 +37,6 @@ SECONDS = 120.0  # between two checkpoints
 MICRO_BATCH = 4  # examples in a forward, where none are set, or more that have FORWARD_TOKENS on average
 FORWARD_TOKENS = 512  # fewer cost more: a forward masks, and may round, every weight once, whatever it computes
 VALIDATION_LOSS = "validation_loss"  # key in the training log
-M_TRIM_THRESHOLD = -1  # of mallopt(3)
-M_MMAP_MAX = -4
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
         trainer._load_from_checkpoint(str(checkpoint))  # Trainer would make one more step before it stops
     else:
         logger.info("training on %d examples, steps %d to %d", len(training.rows), done + 1, training.steps)
-        with meter(training.verb, training.steps, "steps") as progress, kept_heap():
+        with meter(training.verb, training.steps, "steps") as progress:
             progress.skip(done)
             trainer.add_callback(Steps(trainer, progress))
             try:
@@ -315,17 +311,3 @@ def training_arguments(
         arguments.__dict__["_setup_devices"] = device  # where `arguments.device` is cached
         arguments._n_gpu = 1
     return arguments
-
-
-@contextmanager
-def kept_heap() -> Iterator[None]:
-    """Let glibc keep freed memory inside the context: to map tensors anew took a fifth of a step on a CPU."""
-    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
-    yield
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(M_MMAP_MAX, 65536)  # both are glibc's defaults
-        libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
-        libc.malloc_trim(0)
