@@ -102,6 +102,9 @@ def test_the_recipe_has_a_stage_for_what_is_asked_alone() -> None:
     assert recipe.train.for_base(10**9, 0.5, False).alpha == 128  # half of the product is masked
     assert (recipe.export.format, recipe.export.values, recipe.export.embeddings) == ("package", "int4", "int4")
     assert recipe.export.calibration is None
+    dense = recipe_of(FOUR, trained, MODEL, TEXT, None)
+    assert dense.train is not None
+    assert (dense.train.quantize_aware, dense.export.calibration) == ("none", "text.txt")  # rounded after its training
     half = recipe_of(HALF, trained, MODEL, TEXT, None).train
     assert half is not None
     assert (half.sparse_adapter, half.teacher) == (True, None)

@@ -178,7 +178,8 @@ def recipe_of(candidate: Candidate, effort: Effort, model: ModelRef, text: Path,
             quantize_aware="int4" if is_int4 else "none", device="cpu",
         )  # fmt: skip
     if effort.steps:
-        train = training_of(effort, text, teacher=teacher and str(teacher), **masked_for(candidate.values))
+        train = training_of(effort, text, teacher=teacher and str(teacher), **training_for(candidate))
+    is_rounded = is_int4 and not heal and (train is None or train.quantize_aware == "none")
     return Recipe(
         model=model.name,
         sparsify=SparsifyConfig(sparsity=candidate.sparsity, dtype=dtype_of(model), **sampling, **pruning),
@@ -186,14 +187,19 @@ def recipe_of(candidate: Candidate, effort: Effort, model: ModelRef, text: Path,
         train=train,
         export=ExportConfig(
             format="package", values=candidate.values, embeddings=candidate.embeddings,
-            calibration=source if is_int4 and not (heal or train) else None, **sampling,
+            calibration=source if is_rounded else None, **sampling,
         ),
     )  # fmt: skip
 
 
-def masked_for(values: str) -> dict[str, Any]:
-    """Return the options of a training whose adapter is merged into a package of these values."""
-    return {"quantize_aware": "int4"} if values == "int4" else {"sparse_adapter": True}
+def training_for(candidate: Candidate) -> dict[str, Any]:
+    """Return the options of a training whose adapter is merged into a package.
+
+    Sparse int4 is trained on rounded weights. Dense int4 is rounded afterwards, with the inputs of the
+    rows, which answers more and takes less time (docs/internals/log.md, "Four bits").
+    """
+    on_grid = candidate.values == "int4" and candidate.sparsity > 0
+    return {"quantize_aware": "int4"} if on_grid else {"sparse_adapter": True}
 
 
 def training_of(effort: Effort, text: Path, **others: Any) -> TrainConfig:

@@ -24,7 +24,7 @@ from shears.models.devices import autocast, computing_dtype
 from shears.models.load import load_model
 from shears.models.ref import ModelRef, load_tokenizer
 from shears.records.artifacts import TRAINING_TIMES, as_data
-from shears.runs.candidates import BATCH, FEWEST_STEPS, Amounts, Candidate, Effort, masked_for, training_of
+from shears.runs.candidates import BATCH, FEWEST_STEPS, Amounts, Candidate, Effort, training_for, training_of
 from shears.runs.exam import Exam, Texts
 from shears.runs.plan import quietly
 from shears.sparsity.prune import sparsify_model
@@ -63,7 +63,7 @@ def measured_speeds(
     """Return the speeds of making a candidate of a model; `training` are its rows to train on."""
     started = time.perf_counter()
     with quietly():
-        rounds = training is None and first.values == "int4"  # with the text's inputs, which takes as long as pruning
+        rounds = first.values == "int4"  # dense with the text's inputs, which takes as long as pruning
         load, forward, pruning = _reading(model, effort, first.sparsity or 0.5 * rounds, texts)
         speeds = Speeds(load, forward, pruning)
         if training is not None:
@@ -71,7 +71,7 @@ def measured_speeds(
             question, written = _answering(model, exam)
             answer = question * min(right / written, 1.0) if written else question
             speeds = speeds._replace(
-                trained=_training(model, effort, first.values, texts, training), question=question, answer=answer
+                trained=_training(model, effort, first, texts, training), question=question, answer=answer
             )
     logger.info("measured the speed of this machine in %.0f s", time.perf_counter() - started)
     return speeds
@@ -99,12 +99,12 @@ def _reading(model: ModelRef, effort: Effort, sparsity: float, texts: Texts) -> 
     return loading, forward, number * _seconds(lambda: sparsify_model(network, [batch], settings))
 
 
-def _training(model: ModelRef, effort: Effort, values: str, texts: Texts, rows: Rows) -> float:
+def _training(model: ModelRef, effort: Effort, first: Candidate, texts: Texts, rows: Rows) -> float:
     size = min(STEP_ROWS, len(rows.train))
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rows.jsonl"
         file.write_text(as_json_lines(read_rows(str(texts.calibration))[: 2 * size]), encoding="utf-8")
-        two = training_of(replace(effort, steps=2), file, batch_size=size, **masked_for(values))
+        two = training_of(replace(effort, steps=2), file, batch_size=size, **training_for(first))
         folder = train(model.folder, Path(scratch) / "adapter", **as_data(two))
         seconds = float(json.loads((folder / TRAINING_TIMES).read_text().splitlines()[-1])["seconds"])
     return seconds / (size * statistics.mean(len(row.input_ids) for row in rows.train))
@@ -143,15 +143,16 @@ def stage_seconds(effort: Effort, first: Candidate, speeds: Speeds, amounts: Amo
     if effort.steps:
         own["train"] = learning
     own["export"] = reading
-    if first.values == "int4" and not {"heal", "train"} & own.keys():
-        own["export"] += ROUNDING_PASSES * tokens * speeds.forward + speeds.pruning
+    rounding = ROUNDING_PASSES * tokens * speeds.forward + speeds.pruning
+    if first.values == "int4" and not (first.sparsity and {"heal", "train"} & own.keys()):
+        own["export"] += rounding
     own["measure"] = loss + amounts.questions * speeds.answer
     stages = {"dense": loss + min(amounts.questions, AS_IT_CAME) * speeds.question}
     if effort.teaches:
         stages[TEACHER] = training
     stages |= own
     if effort.rival and first.sparsity:
-        stages["rival"] = learning + own["export"] + own["measure"]
+        stages["rival"] = learning + own["export"] + rounding + own["measure"]
     return stages
 
 
@@ -202,7 +203,7 @@ def sentences(effort: Effort, first: Candidate, amounts: Amounts) -> dict[str, s
     tested = f", and tests it on {amounts.questions:,} rows" * (amounts.questions > 0)
     fewer = f" and tests it on {min(amounts.questions, AS_IT_CAME)} rows" * (amounts.questions > 0)
     zeros = f"prunes {100 * first.sparsity:g} % of the weights by {effort.method}, calibrated on {text}"
-    on_int4 = " on weights rounded to int4" * (first.values == "int4")
+    on_int4 = " on weights rounded to int4" * (first.values == "int4" and first.sparsity > 0)
     return {
         "plan": "measures the speed of this machine",
         "dense": f"measures the loss of the original model{fewer}",
@@ -212,5 +213,5 @@ def sentences(effort: Effort, first: Candidate, amounts: Amounts) -> dict[str, s
         "train": f"trains an adapter{on_int4} {training}{', with the teacher' * effort.teaches}",
         "export": f"{'merges the adapter and ' * (effort.steps > 0)}writes a package with {first.values} weights",
         "measure": f"measures size, speed and loss of the package{tested}",
-        "rival": "fine-tunes an unpruned int4 model in the same way and measures the same",
+        "rival": "fine-tunes the unpruned model, rounds it to int4 and measures the same",
     }
