@@ -43,8 +43,8 @@ def test_a_signal_lets_texts_in_the_making_end_and_then_the_server(tmp_path: Pat
     save_tiny(tmp_path / "model", "llama_untied")
     process = command_line(tmp_path / "log", tmp_path, "serve", "model", "--port", "0")
     try:
-        process.until(lambda: " answers at " in process.printed())
-        [url] = re.findall(r"model answers at (\S+/v1)", process.printed())
+        process.until(lambda: " at http" in process.printed())
+        [url] = re.findall(r"model at (\S+/v1)", process.printed())
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
         stream = client.completions.create(model="model", prompt="a", max_tokens=200, temperature=0, stream=True)
         first = next(stream)
