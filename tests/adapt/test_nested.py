@@ -45,7 +45,7 @@ def test_factors_make_up_for_what_is_cut() -> None:
             assert space.factor(group, rank) * sum(weights[:rank]) == pytest.approx(sum(weights))
         assert space.factor(group, ranks[0]) == 1.0  # the largest rank is what is trained
     assert SearchSpace(space.ranks).factor("a", 2) == 1.0
-    with pytest.raises(InputError, match="factor for each of its ranks, 'a' has others"):
+    with pytest.raises(InputError, match="one factor for each rank, 'a' has 1 factors"):
         SearchSpace({"a": (2, 1)}, factors={"a": (1.0,)})
 
 

@@ -101,7 +101,7 @@ def test_an_adapter_on_the_dense_model_teaches(
 
 def test_another_vocabulary_is_refused_before_anything_is_written(base: Path, data: str, tmp_path: Path) -> None:
     larger = save_tiny(tmp_path / "larger", vocab_size=300)
-    with pytest.raises(InputError, match=r"larger has 300 words, .*base 257; take the model"):
+    with pytest.raises(InputError, match=r"larger has 300 tokens, .*base has 257 or others; use the model"):
         train(base, tmp_path / "out", data=data, teacher=str(larger), **SETTINGS)
     other = save_tiny(tmp_path / "other")
     tokenizer = tiny_tokenizer()

@@ -113,7 +113,7 @@ def test_every_public_name_can_be_imported() -> None:
 
 @pytest.mark.parametrize(
     ("words", "hint"),
-    [("train", ""), ("--threads 1 run x", "; the same command continues"), ("x", "")],
+    [("train", ""), ("--threads 1 run x", "; run the same command again to continue"), ("x", "")],
 )
 def test_ctrl_c_says_how_to_continue(words: str, hint: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Typer turns a KeyboardInterrupt into an exit code."""

@@ -188,7 +188,7 @@ def test_wrong_sources_are_refused_in_one_line(tmp_path: Path) -> None:
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (out, {}, "got the package"),
         (base, {"model": str(base)}, "needs no option model"),
-        (base, {"ranks": "maximal"}, "has its ranks"),
+        (base, {"ranks": "maximal"}, "has fixed ranks"),
         (adapter, {"ranks": "none"}, "ranks must be"),
         (tmp_path / "nothing", {}, "there is no"),
         (adapter, {"model": str(out)}, "must be the one this was made from"),

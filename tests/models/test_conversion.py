@@ -69,7 +69,7 @@ def test_a_weight_that_the_files_lack_is_refused(lost: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "must not be quantised"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "must not be quantized"),
         ({"model_type": "nonsense", "auto_map": {"AutoConfig": "configuration.Config"}}, "transformers knows"),
         ({"model_type": "t5"}, "cannot be read: Unrecognized configuration"),
         ({"intermediate_size": 40}, "missing or of another shape"),

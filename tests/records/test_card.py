@@ -42,7 +42,7 @@ def checked(text: str) -> Any:
         ("sparsity.json", ["# org/base, sparse", "calibrated on `text.txt`)"]),
         ("search_space.json", ["trained on `train.jsonl`: every smaller", "| `up_proj` | 32/24 in all 1 layers |"]),
         ("sub_adapter.json", ["| `up_proj` | 32 in layer 0; 16 in layer 1 |", "--max-lora-rank 32"]),
-        ("recovery.json", ["gives back what pruning took away",
+        ("recovery.json", ["It restores what pruning took away",
                            'AutoModelForCausalLM.from_pretrained("sparse"), "sparse/recovery")']),
         ("merged.json", ["0.0% zeros, 50.0% before"]),
         ("package.json", ["with a LoRA adapter, packed by shears"]),

@@ -112,7 +112,7 @@ def _changed(folder: Path, name: str, content: bytes) -> Path:
     ("make", "options", "message"),
     [
         (lambda sub: sub, {"base": None}, "must be on the hub, .* names the folder .*; push that folder first"),
-        (lambda sub: sub.parent, {}, "only a model, an adapter or a package can be pushed"),
+        (lambda sub: sub.parent, {}, "push needs the folder of a model, an adapter or a package"),
         (lambda sub: sub, {"repo": "a b"}, "must be named like owner/name, got 'a b'"),
         (lambda sub: sub, {"repo": "sub"}, "must be named like owner/name, got 'sub'"),
         (lambda sub: sub, {"base": "/tmp"}, "/tmp"),

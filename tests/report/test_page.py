@@ -21,7 +21,7 @@ def test_the_page_shows_what_the_records_hold(tmp_path: Path) -> None:
         "sparse + sub-adapter minus sparse+25.0-38.3 to +71.71, 00.50",  # McNemar's mid-p of 1 against 0 is 1/2
         "trained 300 steps on 30,000 completion tokens",
         "evaluated 4 configurations on validation.jsonl by strategy random.",
-        "sparse + sub-adapter, right: sparse + sub-adapter says 1",
+        "sparse + sub-adapter (right): sparse + sub-adapter says 1",
         "train22.6yesa processor, 2 threads",  # the stage began at "2" and took 2.6 minutes
         "epochs: 1.0",
     ]

@@ -208,7 +208,7 @@ def test_rows_are_trained_on_with_a_teacher_and_their_last_tenth_is_answered(inp
     stages = ["plan", "dense", "teacher", "sparsify", "train", "export", "measure", "rival"]
     assert [stage["name"] for stage in record["stages"]] == stages
     assert {*stages} <= real_seconds(out, record).keys()
-    assert "fine-tunes an unpruned int4 model in the same way" in shears.write_report(out).read_text()
+    assert "fine-tunes the unpruned model, rounds it to int4" in shears.write_report(out).read_text()
     assert closing_lines(record, "small")[1].endswith(f"chat small/{record['chosen']}/package")
 
 

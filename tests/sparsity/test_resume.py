@@ -104,7 +104,7 @@ def test_an_interrupted_pruning_is_neither_overwritten_nor_mixed_with_another(
         run(sparsity=0.6)
     before = contents(partial_folder(tmp_path / "sparse"))
     save_tiny(tmp_path / "base", num_hidden_layers=3, seed=1)
-    with pytest.raises(InputError, match=r"continue with the same base_fingerprint, that of .*sparse\.partial had"):
+    with pytest.raises(InputError, match=r"continue with the same base_fingerprint, the one in .*sparse\.partial had"):
         run()
     assert contents(partial_folder(tmp_path / "sparse")) == before
     save_tiny(tmp_path / "base", num_hidden_layers=3)
