@@ -107,6 +107,6 @@ def test_another_vocabulary_is_refused_before_anything_is_written(base: Path, da
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["new"])
     tokenizer.save_pretrained(other)
-    with pytest.raises(InputError, match="a teacher must have the vocabulary"):
+    with pytest.raises(InputError, match="a teacher must have the same vocabulary"):
         train(base, tmp_path / "out", data=data, teacher=str(other), **SETTINGS)
     assert {path.name for path in tmp_path.iterdir()} == {"larger", "other", "train.jsonl"}
