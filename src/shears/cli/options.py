@@ -97,9 +97,12 @@ def settings(
 
 def _print_all_help(context: Any, is_given: bool | None) -> None:  # typer's callback of an eager option
     if is_given:
-        for parameter in context.command.params:
+        hidden = [each for each in context.command.params if getattr(each, "hidden", False)]
+        for parameter in hidden:
             parameter.hidden = False
         print(context.get_help())
+        for parameter in hidden:
+            parameter.hidden = True
         raise typer.Exit
 
 
