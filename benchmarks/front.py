@@ -37,7 +37,7 @@ import torch
 import shears
 from benchmarks.decode import NEW, PREFILL, PROMPT, Timing, measured, remote
 from benchmarks.decode import Arm as Timed
-from benchmarks.front_arms import ARMS, DECIDING, REFERENCES, TASKS, Arm, Maker, pareto
+from benchmarks.front_arms import ARMS, DECIDING, REFERENCES, TASKS, Arm, Maker, files_of, pareto
 from benchmarks.pictures import Point, scatter
 from benchmarks.report import (
     Pair,
@@ -145,11 +145,6 @@ def answered(maker: Maker, arm: Arm, limit: int, decoder: Decoder) -> dict[str, 
     }  # fmt: skip
 
 
-def _files_of(file: Path) -> list[Path]:
-    """Return the files that answering reads."""
-    return [file] if file.is_file() else [path for path in file.iterdir() if path.is_file()]
-
-
 def _by_rival(maker: Maker, engine: Engine, file: Path, output: Path, config: EvaluateConfig) -> Evaluation:
     """Return a rival's answers, kept one by one in a journal, read as those of every other arm."""
     ref = resolve(maker.merged())
@@ -157,7 +152,7 @@ def _by_rival(maker: Maker, engine: Engine, file: Path, output: Path, config: Ev
         model = build_causal_model(known_config(ref.folder))
     model.generation_config = generation_settings(ref.folder)
     output.parent.mkdir(parents=True, exist_ok=True)
-    weights = max(_files_of(file), key=lambda path: path.stat().st_size)
+    weights = max(files_of(file), key=lambda path: path.stat().st_size)
     journal = TextJournal(
         journal_path(output), {**identity_of(ref, None, config), "file_sha256": file_fingerprint(weights)}
     )

@@ -43,7 +43,7 @@ TRAININGS: Mapping[Training, Mapping[str, Any]] = {
     "grid": {"quantize_aware": "int4"},
     "masked": {"sparse_adapter": True},
     "q4_0": {"quantize_aware": "q4_0"},
-    "three": {"quantize_aware": "int4"},  # with codes of three bits (`codes_up_to`)
+    "three": {"quantize_aware": "int4"},  # with codes of three bits (`codes_of`)
 }
 """Options of `shears train` by the name of a training; all have one rank of 32, which vanishes into the weights."""
 
@@ -232,8 +232,7 @@ class Maker:
             files = TensorFiles(self.merged("three"))
             weights = sum(math.prod(files.shape(f"{name}.weight")) for name in read_grids(self.adapter("three")))
             return self.bytes(ARMS[DENSE_INT4]) - round(weights * (1 + 1 / grid.BLOCK) / 8)
-        file = self.file(arm)
-        return sum(path.stat().st_size for path in ([file] if file.is_file() else file.iterdir()) if path.is_file())
+        return sum(path.stat().st_size for path in files_of(self.file(arm)))
 
     def trained_with(self, arm: Arm) -> dict[str, Any]:
         """Return what a training decided by itself: alpha, learning rate, optimizer steps."""
@@ -246,7 +245,7 @@ class Maker:
         """Return the dense model with the adapter of a training merged."""
         folder = self.folder / ("dense-merged" if training == "lora" else f"dense-{training}-merged")
         if not folder.exists():
-            with codes_up_to(7 if training == "three" else grid.LARGEST_CODE):
+            with codes_of(training):
                 shears.export_adapter(self.adapter(training), folder, format="merged")
         return folder
 
@@ -256,7 +255,7 @@ class Maker:
         if not output.exists():
             learnt = {} if training == "lora" else {"teacher": str(self.adapter("lora"))}
             settings = {**TASKS[self.task].training, **TRAININGS[training], **learnt, **self.training}
-            with codes_up_to(7 if training == "three" else grid.LARGEST_CODE):
+            with codes_of(training):
                 shears.train(
                     self.base(sparsity), output, data=str(self.rows("train")), seed=self.seed,
                     epochs=self.epochs, **settings,
@@ -297,10 +296,16 @@ class Maker:
         part.replace(target)
 
 
+def files_of(file: Path) -> list[Path]:
+    """Return the files that answering reads: a file, or those of a folder."""
+    return [file] if file.is_file() else [path for path in file.iterdir() if path.is_file()]
+
+
 @contextmanager
-def codes_up_to(largest: int) -> Iterator[None]:
-    """Give int4's grid fewer codes within the block: 7 makes three bits of it, which our files do not have."""
+def codes_of(training: Training) -> Iterator[None]:
+    """Give int4's grid the codes of a training: up to 7 in three bits, which our files do not have."""
     usual = grid.LARGEST_CODE
+    largest = 7 if training == "three" else usual
     grid.LARGEST_CODE = on_grids.LARGEST_CODE = largest  # type: ignore[attr-defined]
     try:
         yield

@@ -231,15 +231,15 @@ def print_gpu_check(data: Record) -> None:
 
 def print_plan(plan: "RunPlan") -> None:
     """Print the plan of a run, with hours by rates that are timed now."""
-    weights = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "unknown size"
     from shears.runs.plan import timed_rate
 
+    weights = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "unknown size"
     rates = {place: timed_rate(*place) for place in {stage.place for stage in plan.stages if stage.flops}}
     rows = [{**vars(stage), "memory": stage.peak, "hours": stage.hours(rates)} for stage in plan.stages]
     print_rows(table_rows(rows, STAGES), f"{plan.model} ({weights})")
     for (device, precision), rate in sorted(rates.items()):
-        speed = f"{rate / 1e12:.2g} TFLOP/s in one timed product" if rate else "is not on this machine"
-        print_line(f"hours are arithmetic: {device} in {precision} {'has ' * bool(rate)}{speed}")
+        speed = f"has {rate / 1e12:.2g} TFLOP/s in one timed product" if rate else "is not on this machine"
+        print_line(f"hours are arithmetic: {device} in {precision} {speed}")
     print_line(f"memory is an estimate for the longest rows; disk counts the files that stay in {plan.folder}")
     print_line(f"The run writes {size(plan.bytes_to_write)}; {size(free_bytes(plan.folder))} are free there.")
 

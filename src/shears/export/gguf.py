@@ -217,16 +217,12 @@ def _write_tensors(
     for name, new in track(names.items(), "writing GGUF", len(names), "tensors"):
         weight = files.load(name).float()
         heads = {"attn_q": plan.num_heads, "attn_k": plan.num_kv_heads}.get(new.split(".")[-2], 0)
-        turns = bool(heads) and layout is MODEL_ARCH.LLAMA
-        if name in grids:
-            data = q4_0_bytes(weight, grids[name])
-            writer.write_tensor_data((as_neighbours(data, heads) if turns else data).numpy())
-            continue
-        if turns:
-            weight = as_neighbours(weight, heads)
+        rows = q4_0_bytes(weight, grids[name]) if name in grids else weight
+        if heads and layout is MODEL_ARCH.LLAMA:
+            rows = as_neighbours(rows, heads)
         if kinds[name] == Kind.F16 and not weight.abs().max() <= LARGEST_F16:
             raise InputError(f"F16 holds numbers up to 65504, {name} has a larger one; use --values bf16")
-        writer.write_tensor_data(quantize(weight.numpy(), kinds[name]))
+        writer.write_tensor_data(rows.numpy() if name in grids else quantize(rows.numpy(), kinds[name]))
     if factors is not None:
         writer.write_tensor_data(factors)
 

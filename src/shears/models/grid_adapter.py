@@ -1,7 +1,7 @@
 """QA-SparsePEFT (SQFT, arXiv 2410.03750): masked LoRA whose sum is rounded to the grid of int4 or Q4_0.
 
-y = Q x + bias, Q the weights that a package of int4 values or a GGUF file of Q4_0 holds (quantization/training.py). The
-scales are those of W, or learnt; the zero points are those of W.
+y = Q x + bias, Q the weights that a package of int4 values or a GGUF file of Q4_0 holds
+(quantization/training.py). The scales are those of W, or learnt; the zero points are those of W.
 
 Shapes: O output features, I input features, R ranks, B blocks of inputs that share a scale.
 """

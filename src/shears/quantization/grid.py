@@ -62,7 +62,8 @@ class Grid(NamedTuple):
         scales = (largest / -Q4_0_ZERO).half()
         if not bool(torch.isfinite(scales).all()):
             raise InputError(
-                f"weights must be within 8 x 65504 for Q4_0, the largest is {float(largest.abs().max()):.3g}"
+                f"weights must be within 8 x 65504 for Q4_0, the largest is {float(largest.abs().max()):.3g}; train "
+                "without quantize_aware"
             )
         return cls(scales, torch.full_like(scales, Q4_0_ZERO, dtype=torch.uint8))
 

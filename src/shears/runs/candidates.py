@@ -196,7 +196,7 @@ def training_for(candidate: Candidate) -> dict[str, Any]:
     """Return the options of a training whose adapter is merged into a package.
 
     Sparse int4 is trained on rounded weights. Dense int4 is rounded afterwards, with the inputs of the
-    rows, which answers more and takes less time (docs/internals/log.md, "Four bits").
+    rows, which answers more (docs/internals/log.md, "Four bits").
     """
     on_grid = candidate.values == "int4" and candidate.sparsity > 0
     return {"quantize_aware": "int4"} if on_grid else {"sparse_adapter": True}

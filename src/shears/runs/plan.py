@@ -264,7 +264,8 @@ def _heal(basis: _Basis) -> Estimate:
     memory = sum(basis.loaded(size, dtype) or 0 for size in (basis.dense, basis.sparse)) + trained
     every, length = basis.shape.sides, config.sequence_length
     held = training_bytes(basis.shape, basis.item("heal"), config, every, length)
-    return Estimate(work, memory, held + LOGITS)
+    flops = 2.0 * basis.shape.products * tokens * (4 + config.recompute)  # the teacher's forward too
+    return Estimate(work, memory, held + LOGITS, flops)
 
 
 def _trained_dtype(config: LoopConfig) -> str:
