@@ -34,7 +34,7 @@ def pages() -> dict[str, str]:
 
 
 def verbs_page() -> str:
-    """Return the page of all verbs, in the order of the help."""
+    """Return the page of all verbs, by the panels of the help."""
     verbs = verbs_of(application_group())
     links = ", ".join(f"[{name}](#shears-{name})" for name in verbs)
     blocks = [
@@ -52,9 +52,9 @@ def application_group() -> Any:
 
 
 def verbs_of(group: Any) -> dict[str, Any]:
-    """Return the verbs by name, in the order of the help."""
+    """Return the verbs by name: by the panels of the help, then by name, whatever was imported first."""
     shown = {name: verb for name, verb in group.commands.items() if not verb.hidden}
-    return dict(sorted(shown.items(), key=lambda item: VERB_PANELS.index(item[1].rich_help_panel)))
+    return dict(sorted(shown.items(), key=lambda item: (VERB_PANELS.index(item[1].rich_help_panel), item[0])))
 
 
 def verb_section(name: str, verb: Any) -> str:
