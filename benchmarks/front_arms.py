@@ -5,7 +5,6 @@ our packages and into the formats of rivals, and it is the teacher of the other 
 from it, one half each. Everything is kept in --work and made once.
 """
 
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,16 +24,14 @@ from benchmarks.real_models_data import test_file, write_training
 from benchmarks.rival import Engine, Program, converted, dequantized, quantized
 from benchmarks.tasks import TASKS as OTHER_TASKS
 from benchmarks.tasks import Paths, lines_of, write_mawps_anew, write_rows
-from shears.checkpoints.tensor_files import TensorFiles
-from shears.checkpoints.without_code import read_config
+from shears.checkpoints.without_code import build_causal_model, known_config, read_config
 from shears.data.calibration import calibration_batches
 from shears.data.rows import read_rows
 from shears.export.gguf import LAYOUTS
 from shears.models.load import load_with_adapter
 from shears.models.ref import resolve
-from shears.quantization import grid
+from shears.quantization import grid, with_inputs
 from shears.quantization import training as on_grids
-from shears.quantization.training import read_grids
 from shears.records.artifacts import GGUF_FILE, SEARCH_SPACE, read_json
 
 Training = Literal["none", "lora", "grid", "masked", "q4_0", "three"]
@@ -43,7 +40,7 @@ TRAININGS: Mapping[Training, Mapping[str, Any]] = {
     "grid": {"quantize_aware": "int4"},
     "masked": {"sparse_adapter": True},
     "q4_0": {"quantize_aware": "q4_0"},
-    "three": {"quantize_aware": "int4"},  # with codes of three bits (`codes_of`)
+    "three": {"quantize_aware": "int4"},  # with codes of three bits (`three_bits`)
 }
 """Options of `shears train` by the name of a training; all have one rank of 32, which vanishes into the weights."""
 
@@ -58,6 +55,8 @@ class Arm:
     embeddings: str
     sparsity: float = 0.0
     engine: Engine = "shears"
+    known_inputs: bool = False
+    """Whether int4 is rounded with the inputs of the training rows."""
 
     @property
     def is_rival(self) -> bool:
@@ -99,11 +98,20 @@ ARMS: Mapping[str, Arm] = {
     "sparse 70 % int4, trained": Arm("grid", "int4", "int4", 0.7),
     "dense Q4_0, trained": Arm("q4_0", "auto", "int4"),
     "dense 3 bits, trained": Arm("three", "bf16", "int4"),
+    "dense int4, known inputs": Arm("lora", "int4", "int4", known_inputs=True),
+    "sparse 50 % int4, known inputs": Arm("masked", "int4", "int4", 0.5, known_inputs=True),
+    "sparse 60 % int4, known inputs": Arm("masked", "int4", "int4", 0.6, known_inputs=True),
+    "dense 3 bits, known inputs": Arm("lora", "int3", "int4", known_inputs=True),
     "llama.cpp IQ3_XXS": Arm("lora", "iq3_xxs", "q4_0", engine="llama.cpp"),
     "llama.cpp IQ2_M": Arm("lora", "iq2_m", "q4_0", engine="llama.cpp"),
     "sparse 50 % bf16": Arm("masked", "bf16", "keep", 0.5),
     "sparse 50 % int8": Arm("masked", "int8", "int8", 0.5),
     "sparse 50 % int4, rounded": Arm("masked", "int4", "int4", 0.5),
+    "dense int4, as it came": Arm("none", "int4", "int4"),
+    "dense int4, as it came, known inputs": Arm("none", "int4", "int4", known_inputs=True),
+    "sparse 50 % bf16, untrained": Arm("none", "bf16", "keep", 0.5),
+    "sparse 50 % int4, untrained": Arm("none", "int4", "int4", 0.5),
+    "sparse 50 % int4, untrained, known inputs": Arm("none", "int4", "int4", 0.5, known_inputs=True),
 }
 """Every arm; those that decide come first, so that a run that is stopped has them."""
 DECIDING = (DENSE, DENSE_INT4, SPARSE_INT4, Q4_K_M, Q4_0, IQ4_K)
@@ -212,15 +220,21 @@ class Maker:
         return Program(engine, self.pythons.get(engine, Path(sys.executable)))
 
     def _package(self, arm: Arm) -> Path:
-        package = self.folder / f"{_stem(arm.training, arm.sparsity)}-{arm.values}"
-        source: str | Path = self.model
-        if arm.training in ("lora", "three"):
+        known = "-known-inputs" if arm.known_inputs else ""
+        package = self.folder / f"{_stem(arm.training, arm.sparsity)}-{arm.values}{known}"
+        if package.exists():
+            return package
+        source: str | Path = self.base(arm.sparsity)
+        if arm.training in ("lora", "three") and not known:
             source = self.merged(arm.training)
         elif arm.training != "none":
             source = self.adapter(arm.training, arm.sparsity)
-        kind = "gguf" if arm.training == "q4_0" else "package"
-        if not package.exists():
-            shears.export_adapter(source, package, format=kind, values=arm.values, embeddings=arm.embeddings)
+        settings: dict[str, Any] = {"format": "gguf" if arm.training == "q4_0" else "package"}
+        if arm.known_inputs:
+            settings["calibration"] = str(self.rows("train"))
+        values = "int4" if arm.values == "int3" else arm.values
+        with three_bits(arm.values == "int3"):
+            shears.export_adapter(source, package, values=values, embeddings=arm.embeddings, **settings)
         return package
 
     def bytes(self, arm: Arm) -> int:
@@ -228,10 +242,11 @@ class Maker:
 
         A weight has one bit less than in int4, and so has the zero point of a block.
         """
-        if arm.training == "three":
-            files = TensorFiles(self.merged("three"))
-            weights = sum(math.prod(files.shape(f"{name}.weight")) for name in read_grids(self.adapter("three")))
-            return self.bytes(ARMS[DENSE_INT4]) - round(weights * (1 + 1 / grid.BLOCK) / 8)
+        if arm.training == "three" or arm.values == "int3":
+            with torch.device("meta"):
+                model = build_causal_model(known_config(self.merged()))
+            weights = sum(linear.weight.numel() for linear in block_linears(model).values())
+            return self.bytes(ARMS["dense int4, known inputs"]) - round(weights * (1 + 1 / grid.BLOCK) / 8)
         return sum(path.stat().st_size for path in files_of(self.file(arm)))
 
     def trained_with(self, arm: Arm) -> dict[str, Any]:
@@ -245,7 +260,7 @@ class Maker:
         """Return the dense model with the adapter of a training merged."""
         folder = self.folder / ("dense-merged" if training == "lora" else f"dense-{training}-merged")
         if not folder.exists():
-            with codes_of(training):
+            with three_bits(training == "three"):
                 shears.export_adapter(self.adapter(training), folder, format="merged")
         return folder
 
@@ -255,7 +270,7 @@ class Maker:
         if not output.exists():
             learnt = {} if training == "lora" else {"teacher": str(self.adapter("lora"))}
             settings = {**TASKS[self.task].training, **TRAININGS[training], **learnt, **self.training}
-            with codes_of(training):
+            with three_bits(training == "three"):
                 shears.train(
                     self.base(sparsity), output, data=str(self.rows("train")), seed=self.seed,
                     epochs=self.epochs, **settings,
@@ -302,21 +317,29 @@ def files_of(file: Path) -> list[Path]:
 
 
 @contextmanager
-def codes_of(training: Training) -> Iterator[None]:
-    """Give int4's grid the codes of a training: up to 7 in three bits, which our files do not have."""
+def three_bits(is_asked: bool) -> Iterator[None]:
+    """Give int4's grid codes up to 7, those of three bits, which our files do not have; nothing if not asked."""
+    modules: tuple[Any, ...] = (grid, on_grids, with_inputs) if is_asked else ()
     usual = grid.LARGEST_CODE
-    largest = 7 if training == "three" else usual
-    grid.LARGEST_CODE = on_grids.LARGEST_CODE = largest  # type: ignore[attr-defined]
+    for module in modules:
+        module.LARGEST_CODE = 7
     try:
         yield
     finally:
-        grid.LARGEST_CODE = on_grids.LARGEST_CODE = usual  # type: ignore[attr-defined]
+        for module in modules:
+            module.LARGEST_CODE = usual
+
+
+def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return all linears but the head."""
+    linears = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+    return {name: each for name, each in linears.items() if name != "lm_head"}
 
 
 @torch.no_grad()
 def importance(model: nn.Module, batches: Iterable[Int[Tensor, "B T"]]) -> dict[str, np.ndarray[Any, Any]]:
     """Return the mean square of every input of each linear but the head, in float32 (llama.cpp's importance matrix)."""
-    linears = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear) and name != "lm_head"}
+    linears = block_linears(model)
     sums = {name: torch.zeros(each.in_features, dtype=torch.float64) for name, each in linears.items()}
 
     def add(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
