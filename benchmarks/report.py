@@ -16,7 +16,7 @@ import transformers
 import yaml
 
 from shears.errors import InputError
-from shears.evaluation.statistics import Bits, bootstrap_p, holm, paired_difference
+from shears.evaluation.statistics import Bits, difference_p, holm, paired_difference
 from shears.records.timing import processor
 
 MODEL = "smollm2-135m"
@@ -159,7 +159,7 @@ def paired_table(pairs: Sequence[Pair]) -> Iterator[str]:
         return
     yield "\n| difference, paired by example | points | 95 % interval | p | p (Holm) | seeds |"
     yield "| --- " * 6 + "|"
-    p_values = [bootstrap_p(sides[0], sides[1]) for _, _, sides in found]
+    p_values = [difference_p(sides[0], sides[1]) for _, _, sides in found]
     for (title, both, sides), p, corrected in zip(found, p_values, holm(p_values), strict=True):
         value, low, high = (f"{100 * each:+.1f}" for each in paired_difference(*sides))
         yield f"| {title} | {value} | {low} to {high} | {p:.4f} | {corrected:.4f} | {', '.join(map(str, both))} |"

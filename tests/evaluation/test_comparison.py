@@ -9,7 +9,7 @@ import pytest
 from shears import compare
 from shears.errors import InputError
 from shears.evaluation.comparison import Measurement, compare_arms, lead, paired, read_arms
-from shears.evaluation.statistics import bootstrap_p, mcnemar, paired_difference, wilson_interval
+from shears.evaluation.statistics import difference_p, mcnemar, paired_difference, wilson_interval
 
 ONE = [True, True, False, True, True, False, True, True]
 OTHER = [True, False, False, False, True, False, False, True]
@@ -59,12 +59,12 @@ def test_several_differences_are_corrected_and_the_baseline_can_be_named() -> No
         compare_arms(arms, against="d")
 
 
-def test_seeds_are_pooled_and_tested_by_resampling_examples(tmp_path: Path) -> None:
+def test_seeds_are_pooled_and_tested_as_drawn_like_examples(tmp_path: Path) -> None:
     files = [figures_file(tmp_path, f"{n}.json", records(bits)) for n, bits in enumerate((ONE, OTHER, THIRD, OTHER))]
     found = compare([f"x={files[0]},{files[1]}", f"y={files[2]},{files[3]}"])
     assert [(arm["name"], arm["runs"]) for arm in found["arms"]] == [("x", 2), ("y", 2)]
     (difference,) = found["differences"]
-    assert difference["p"] == bootstrap_p([THIRD, OTHER], [ONE, OTHER])
+    assert difference["p"] == difference_p([THIRD, OTHER], [ONE, OTHER])
     assert "won" not in difference
     assert found["arms"][0]["spread"] == pytest.approx(0.375 / 2**0.5)
 

@@ -375,7 +375,6 @@ def compare(
     ],
     against: Annotated[str | None, option("NAME", "Run or NAME to compare with (default: the first).")] = None,
     output: Annotated[str | None, option("FILE", "Write the comparison to this .json file.")] = None,
-    seed: Annotated[int, option("INTEGER", "Random seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare evaluations on the same examples.
 
@@ -385,7 +384,7 @@ def compare(
     shears compare lora=lora-0.json,lora-1.json nls=nls-0.json,nls-1.json \\
         --output compare.json
     """
-    tables.print_comparison(shears.compare(runs, against=against, seed=seed, output=output))
+    tables.print_comparison(shears.compare(runs, against=against, output=output))
 
 
 @app.command(rich_help_panel="Measure")

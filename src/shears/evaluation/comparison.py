@@ -100,10 +100,10 @@ def _measurements(file: Path) -> Iterator[tuple[str, Measurement]]:
             yield name, Measurement(str(own), [each for each in records if each.get("task", "") == task], task, rule)
 
 
-def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[str, Any]:
+def compare_arms(arms: Arms, against: str | None = None) -> dict[str, Any]:
     """Return the comparison of arms with `against`, by default the first, as plain data.
 
-    `p` is McNemar's mid-p if both arms have one run, else that of the paired bootstrap; `p_holm` is
+    `p` is McNemar's mid-p if both arms have one run, else that of the interval's variance; `p_holm` is
     corrected for the number of differences. Arms of several tasks have a comparison in `tasks` for
     each common task. InputError if the arms have different examples.
     """
@@ -121,20 +121,20 @@ def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[
     comparisons = []
     for task in shared:
         part = {name: [each for each in measurements if each.task == task] for name, measurements in arms.items()}
-        comparisons.append({**({"task": task} if task else {}), **_comparison(part, base, seed)})
+        comparisons.append({**({"task": task} if task else {}), **_comparison(part, base)})
     differences = [difference for comparison in comparisons for difference in comparison["differences"]]
     for difference, p in zip(differences, statistics.holm([each["p"] for each in differences]), strict=True):
         difference["p_holm"] = p
     return comparisons[0] if len(comparisons) == 1 else {"against": base, "tasks": comparisons}
 
 
-def _comparison(arms: Arms, base: str, seed: int) -> dict[str, Any]:
+def _comparison(arms: Arms, base: str) -> dict[str, Any]:
     runs = _aligned(arms)
     return {
         "n": len(runs[base][0]),
         "against": base,
         "arms": [_arm(name, runs[name], arms[name]) for name in arms],
-        "differences": [_difference(name, runs[name], base, runs[base], seed) for name in arms if name != base],
+        "differences": [_difference(name, runs[name], base, runs[base]) for name in arms if name != base],
         "notes": _notes(arms, base),
     }
 
@@ -171,11 +171,11 @@ def _arm(name: str, runs: Sequence[Bits], measurements: Sequence[Measurement]) -
     }
 
 
-def _difference(name: str, runs: Sequence[Bits], base: str, others: Sequence[Bits], seed: int) -> dict[str, Any]:
+def _difference(name: str, runs: Sequence[Bits], base: str, others: Sequence[Bits]) -> dict[str, Any]:
     value, low, high = statistics.paired_difference(runs, others)
     difference: dict[str, Any] = {"name": name, "against": base, "value": value, "ci95": [low, high]}
     if len(runs) > 1 or len(others) > 1:
-        return {**difference, "test": "paired bootstrap", "p": statistics.bootstrap_p(runs, others, seed)}
+        return {**difference, "test": "normal, over examples and seeds", "p": statistics.difference_p(runs, others)}
     test = statistics.mcnemar(runs[0], others[0])
     return {**difference, "test": "McNemar, mid-p", "won": test.won, "lost": test.lost, "p": test.p_mid}
 

@@ -1,7 +1,9 @@
 """Intervals of accuracies, and tests of paired differences; pure functions of numbers.
 
 A run has one bit for each example: answered rightly or not. Runs of several seeds on the same
-examples are pooled by example: n is the number of examples, never of answers.
+examples are pooled by example: n is the number of examples, never of answers. Intervals and tests
+treat seeds as drawn too, like the examples (random effects of both, crossed). With two or three
+seeds their part of the variance is itself uncertain.
 """
 
 import math
@@ -13,7 +15,6 @@ import numpy as np
 Bits = Sequence[bool]
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
-DRAWS = 10_000  # of the bootstrap: the smallest p it can give is 2 / 10,001
 
 
 class Interval(NamedTuple):
@@ -51,8 +52,26 @@ def example_means(runs: Sequence[Bits]) -> list[float]:
     return [sum(column) / len(runs) for column in zip(*runs, strict=True)]
 
 
+def seeds_variance(runs: Sequence[Bits]) -> float:
+    """Return the variance that the choice of seeds adds to the mean of S runs on n examples; 0 for one run.
+
+    It is (M - E / n) / S, at least 0. M is the variance of the runs' accuracies (S - 1), and E the
+    mean square of what neither a run nor an example explains, (S - 1) (n - 1): the moments of a
+    two-way layout (Searle, Casella and McCulloch 1992, 4.3).
+    """
+    bits = np.array(runs, float)
+    count, n = bits.shape
+    if count < 2 or n < 2:
+        return 0.0
+    means = bits.mean(1)
+    rest = bits - bits.mean(0) - means[:, None] + bits.mean()
+    noise = float((rest**2).sum()) / ((count - 1) * (n - 1))
+    between = float(means.var(ddof=1)) - noise / n
+    return between / count if between > 0 else 0.0
+
+
 def pooled_accuracy(runs: Sequence[Bits]) -> Interval:
-    """Return the share of right answers over all seeds, with a 95 % interval clustered by example.
+    """Return the share of right answers over all seeds, with a 95 % interval over examples and seeds.
 
     The interval is Wilson's for the effective number of examples, p (1 - p) over the variance of
     the mean, at most all answers.
@@ -62,7 +81,7 @@ def pooled_accuracy(runs: Sequence[Bits]) -> Interval:
     if n == 0:
         return Interval(math.nan, 0.0, 1.0)
     share = min(1.0, sum(means) / n)
-    variance = sum((mean - share) ** 2 for mean in means) / n**2
+    variance = sum((mean - share) ** 2 for mean in means) / n**2 + seeds_variance(runs)
     effective = share * (1 - share) / variance if variance > 0 else n if share in (0, 1) else math.inf
     effective = min(effective, n * len(runs))
     return Interval(share, *wilson_interval(share * effective, effective))
@@ -99,34 +118,32 @@ def paired_difference(ones: Sequence[Bits], others: Sequence[Bits]) -> Interval:
     """Return the difference of two arms' accuracies on the same examples; a run for each seed.
 
     The interval is that of Bonett and Price (2012): the normal interval over examples with two
-    added, one that only the first arm answers and one that only the other. It is never empty.
+    added, one that only the first arm answers and one that only the other. It is never empty. The
+    variance of the arms' seeds is added.
     """
     gaps = example_gaps(ones, others)
     if not gaps:
         return Interval(math.nan, -1.0, 1.0)
-    size = len(gaps) + 2
-    total = sum(gaps)
-    centre = total / size
-    half = Z95 * math.sqrt(max(0.0, (sum(gap * gap for gap in gaps) + 2) / size - centre**2) / size)
-    value = total / len(gaps)
+    centre, error = _centre_and_error(gaps, ones, others)
+    value = sum(gaps) / len(gaps)
+    half = Z95 * error
     return Interval(value, max(-1.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
 
 
-def bootstrap_p(ones: Sequence[Bits], others: Sequence[Bits], seed: int = 0, draws: int = DRAWS) -> float:
-    """Return the two-sided p of the paired bootstrap of a difference, over examples.
-
-    p = 2 (1 + the smaller number of draws <= 0 or >= 0) / (draws + 1), at most 1. Examples of equal
-    gaps are drawn together (multinomial counts), which gives the same distribution.
-    """
+def difference_p(ones: Sequence[Bits], others: Sequence[Bits]) -> float:
+    """Return the two-sided p of a difference of two arms: 0.05 where `paired_difference`'s interval ends at 0."""
     gaps = example_gaps(ones, others)
     if not gaps:
         return 1.0
-    values, counts = np.unique(np.round(gaps, 12), return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(gaps), counts / len(gaps), size=draws)
-    means = drawn @ values / len(gaps)
-    tiny = 1e-12  # rounding of sums of gaps such as 1/3 that should be zero
-    rarer = min(int((means <= tiny).sum()), int((means >= -tiny).sum()))
-    return min(1.0, 2 * (1 + rarer) / (draws + 1))
+    centre, error = _centre_and_error(gaps, ones, others)
+    return math.erfc(abs(centre) / error / math.sqrt(2))
+
+
+def _centre_and_error(gaps: Sequence[float], ones: Sequence[Bits], others: Sequence[Bits]) -> tuple[float, float]:
+    size = len(gaps) + 2
+    centre = sum(gaps) / size
+    of_examples = max(0.0, (sum(gap * gap for gap in gaps) + 2) / size - centre**2) / size
+    return centre, math.sqrt(of_examples + seeds_variance(ones) + seeds_variance(others))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

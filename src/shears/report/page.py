@@ -13,7 +13,6 @@ from jinja2 import Environment
 from shears.checkpoints.zeros import kinds_of, place_in_block, sparsities
 from shears.config.evaluate_options import MAXIMISED
 from shears.config.export_options import FORMAT_OF_RECORD
-from shears.config.fields import SEEDS
 from shears.config.resolve import parse_yaml
 from shears.errors import InputError, option, reading
 from shears.evaluation.comparison import compare_arms, files_of, paired, read_arms
@@ -227,19 +226,15 @@ def _compression(folder: Path) -> list[Section]:
     return [lead, measured, *([plan] if plan.tables["Plan"] else []), candidates]
 
 
-def compare(
-    runs: Sequence[str], *, against: str | None = None, seed: int = 0, output: str | Path | None = None
-) -> dict[str, Any]:
+def compare(runs: Sequence[str], *, against: str | None = None, output: str | Path | None = None) -> dict[str, Any]:
     """Return the comparison of runs; also write it to the JSON file `output`."""
     path = expanded(output) if output is not None else None
     if path is not None and path.suffix != ".json":
         raise InputError(f"the output must be a .json file, got {path}; name another")
-    if not 0 <= seed < SEEDS:
-        raise InputError(f"seed must be from 0 to {SEEDS - 1}, got {seed}")
     arms = read_arms(runs)
     if path is not None and Path(os.path.realpath(path)) in files_of(runs, arms):
         raise InputError(f"the output must not be one of the compared files, got {path}; name another")
-    data = compare_arms(arms, against, seed)
+    data = compare_arms(arms, against)
     if path is not None:
         with option(f"the output {path}"):
             write_json(path, data)
