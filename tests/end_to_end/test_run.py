@@ -19,7 +19,8 @@ from shears.config import Recipe
 from shears.config.resolve import load_recipe
 from shears.data.rows import arithmetic_rows
 from shears.errors import InputError
-from shears.records.timing import read_times
+from shears.records.artifacts import read_rows
+from shears.records.timing import TIMES
 from tests.end_to_end.recipe import write_recipe
 
 Done = tuple[Path, Path, dict[str, Any]]
@@ -61,7 +62,7 @@ def test_running_again_skips_every_stage_and_says_so(done: Done, caplog: pytest.
     assert stages[0] == "[1/5] sparsify is already done with these settings"
     models = ("dense", "sparse", "sparse + sub-adapter")
     assert stages[4:] == [f"[5/5] evaluate ({number} of 3): {name}" for number, name in enumerate(models, start=1)]
-    times = read_times(folder)  # of the first run alone
+    times = read_rows(folder / TIMES)  # of the first run alone
     named = ["sparsify", "train", "search", "export", *(f"evaluate {name}" for name in models)]
     assert [line["stage"] for line in times] == named
     assert all(line["finished"] and line["seconds"] >= 0 and "thread" in line["machine"] for line in times)

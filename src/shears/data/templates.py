@@ -8,7 +8,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -16,13 +15,9 @@ from shears.config.fields import CHAT, TemplateName
 from shears.data.rules import rule_of, written
 from shears.errors import InputError
 
-# Decimal points, operators and signs distinguish questions (1.5 and 1 5, 3 + 4 and 3 - 4, 5! and 5).
-# Punctuation does not, since word-tokenized files put spaces around it. Brackets do if an operator is
-# before an opening or behind a closing one.
-NUMBER_OR_WORD = r"(?<![\w.])\.\d+|[^\W_]+(?:(?<=\d)\.(?=\d)[^\W_]+)*"
-OPERATOR = r"!=|[+\-*/=<>%^|±·\u2200-\u22ff]|(?:(?<=[\d)])|(?<=\b[a-z]))\s*!"
-PIECES = re.compile(rf"{NUMBER_OR_WORD}|[()]|{OPERATOR}")
-SAME_SIGNS = str.maketrans("\u2212\u00d7\u2217\u00f7\u2044\u2215", "-**///")
+# Decimal points, operators and signs distinguish questions (1.5 and 1 5, 3 + 4 and 3 - 4). Other
+# punctuation does not, since word-tokenized files put spaces around it.
+PIECES = re.compile(r"(?<![\w.])\.\d+|[^\W_]+(?:(?<=\d)\.(?=\d)[^\W_]+)*|!=|[+\-*/=<>%^|±·\u2200-\u22ff]")
 MARKS = {"Mn", "Mc"}  # categories of vowel signs and accents, which `re` takes for punctuation
 QUESTION_COLUMNS = ("instruction", "prompt", "question", "original_text")
 
@@ -73,26 +68,18 @@ def render_completion(template: str, output: str) -> str:
     return _BEFORE_COMPLETION[template] + output.strip()
 
 
+PROMPTS = [
+    re.compile(re.escape(render("\0", given).strip()).replace("\0", "(.*)").replace("\1", "(.*)"), re.DOTALL)
+    for given in ("", "\1")
+    for render in TEMPLATES.values()
+]
+
+
 def without_template(text: str) -> str:
     """Return a text without the words that a template puts around an instruction and its input."""
-    start, middle, end = _around()
-    return end.sub("", start.sub("", middle.sub(" ", text))).strip()
-
-
-@cache
-def _around() -> tuple[re.Pattern[str], ...]:
-    """Return patterns of the templates' texts before an instruction, between it and its input, and after."""
-    alone = [render("\0", "").split("\0") for render in TEMPLATES.values()]
-    with_input = [re.split("[\0\1]", render("\0", "\1")) for render in TEMPLATES.values()]
-    ends = {parts[-1] for parts in [*alone, *with_input]} | {TO_REASON}
-    kinds = {parts[0] for parts in [*alone, *with_input]}, {parts[1] for parts in with_input}, ends
-    patterns = (r"\A(?:\s*(?:{}))+", "(?:{})", r"(?:(?:{})\s*)+\Z")
-    found = []
-    for pattern, texts in zip(patterns, kinds, strict=True):
-        words = sorted((re.findall(r"\w+|[^\w\s]+", text) for text in texts), key=len, reverse=True)
-        any_of = "|".join(r"(?<!\w)" + r"\s*".join(map(re.escape, each)) for each in words if each)
-        found.append(re.compile(pattern.format(any_of), re.IGNORECASE))
-    return tuple(found)
+    text = text.strip().removesuffix(TO_REASON)
+    match = next(filter(None, (pattern.fullmatch(text) for pattern in PROMPTS)), None)
+    return text.strip() if match is None else " ".join(match.groups()).strip()
 
 
 def question_of(row: Mapping[str, Any]) -> str:
@@ -111,19 +98,7 @@ def question_of(row: Mapping[str, Any]) -> str:
 
 def question_id(question: str) -> str:
     """Return a hash of a question in lower case, without template and punctuation."""
-    text = unicodedata.normalize("NFC", without_template(question)).lower().translate(SAME_SIGNS)
+    text = unicodedata.normalize("NFC", without_template(question)).lower()
     if not text.isascii():
         text = "".join(f"m{ord(char):x}m" if unicodedata.category(char) in MARKS else char for char in text)
-    pieces = [piece.strip() for piece in PIECES.findall(text)] or text.split()
-    return hashlib.sha256(" ".join(_without_plain_brackets(pieces)).encode()).hexdigest()[:16]
-
-
-def _without_plain_brackets(pieces: list[str]) -> list[str]:
-    """Drop opening brackets without an operator before them, and closing ones without one behind."""
-    kept = []
-    for before, piece, behind in zip(["", *pieces], pieces, [*pieces[1:], ""], strict=False):
-        beside = before if piece == "(" else behind
-        has_operator = beside != "" and beside[-1] not in "()" and not beside[-1].isalnum()
-        if piece not in {"(", ")"} or has_operator:
-            kept.append(piece)
-    return kept
+    return hashlib.sha256(" ".join(PIECES.findall(text) or text.split()).encode()).hexdigest()[:16]

@@ -86,18 +86,11 @@ def _largest(gram: Float[Tensor, "N N"], rank: int) -> Leading:
 
 
 def _leading_by_iteration(matrix: Float[Tensor, "O I"], metric: Float[Tensor, " I"], rank: int) -> Leading:
-    """Approximate `_leading` by subspace iteration, without forming matrix metric matrix^T."""
-
-    def image(basis: Float[Tensor, "O R"]) -> Float[Tensor, "O R"]:
-        return matrix @ (basis.T @ matrix * metric).T
-
-    size = min(rank + SPARE, matrix.shape[0])
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(matrix.shape[0], size, generator=generator).to(matrix)
-    for _ in range(STEPS):
-        basis = torch.linalg.qr(image(basis)).Q
-    energy, vectors = _largest(basis.T @ image(basis), rank)
-    return energy, basis @ vectors
+    """Approximate `_leading` by subspace iteration."""
+    with torch.random.fork_rng([] if matrix.device.type == "cpu" else None):
+        torch.manual_seed(0)
+        vectors, values, _ = torch.svd_lowrank(matrix * metric.sqrt(), min(rank + SPARE, *matrix.shape), niter=STEPS)
+    return values[:rank].square(), vectors[:, :rank]
 
 
 class Recovered:

@@ -11,40 +11,30 @@ from typing import Any
 
 from shears.records.artifacts import append_row, read_rows
 
-TIMES = "times.jsonl"  # in a run's folder; two lines for each time that a stage ran
+TIMES = "times.jsonl"  # in a run's folder; a line for each time that a stage ended
 
 
 @contextmanager
 def timed(folder: Path, stage: str) -> Iterator[None]:
-    """Append a line to the folder's times when the block begins, and one when it ends or fails."""
-    key = {"stage": stage, "began": datetime.now(UTC).isoformat(timespec="milliseconds")}
+    """Append a line to the folder's times when the block ends or fails."""
+    row = {"stage": stage, "began": datetime.now(UTC).isoformat(timespec="milliseconds")}
     start = time.monotonic()
     finished = False
-    with suppress(OSError):  # a full disk, of which the stage's own message is more useful
-        append_row(folder / TIMES, {**key, "machine": machine(), "versions": versions()})
     try:
         yield
         finished = True
     finally:
         seconds = round(time.monotonic() - start, 3)
-        with suppress(OSError):
-            append_row(folder / TIMES, {**key, "seconds": seconds, "finished": finished})
-
-
-def read_times(folder: Path) -> list[dict[str, Any]]:
-    """Return a row for each time that a stage ran; a killed stage has 0 seconds."""
-    times = dict[tuple[str, str], dict[str, Any]]()
-    unknown = {"machine": "", "versions": {}, "seconds": 0.0, "finished": False}
-    for line in read_rows(folder / TIMES):
-        times.setdefault((line["stage"], line["began"]), dict(unknown)).update(line)
-    return list(times.values())
+        row |= {"seconds": seconds, "finished": finished, "machine": machine(), "versions": versions()}
+        with suppress(OSError):  # a full disk, of which the stage's own message is more useful
+            append_row(folder / TIMES, row)
 
 
 def real_seconds(folder: Path, record: Mapping[str, Any]) -> dict[str, float]:
     """Return the seconds that each stage of a compression has taken, by the names of its plan."""
     seconds = {stage["name"]: stage["seconds"] for stage in record.get("stages", []) if stage["name"] == "plan"}
     for each in [folder, *(folder / package["name"] for package in record["measured"])]:
-        for line in read_times(each):
+        for line in read_rows(each / TIMES):
             seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
     return seconds
 

@@ -20,11 +20,11 @@ from shears.records import artifacts, figures
 from shears.records.artifacts import __version__, read_object, read_rows, write_json, write_text
 from shears.records.figures import figure, table_rows
 from shears.records.paths import expanded
-from shears.records.timing import read_times, real_seconds
+from shears.records.timing import TIMES, real_seconds
 from shears.report.pictures import Number, curves, heat_map, intervals, scatter
 
 MOST_EXAMPLES = 8
-TIMES = {"stage": "stage", "began": "began", "seconds": "minutes", "finished": "finished", "machine": "machine"}
+TIME_COLUMNS = {"stage": "stage", "began": "began", "seconds": "minutes", "finished": "finished", "machine": "machine"}
 Record = Mapping[str, Any]
 
 
@@ -196,7 +196,7 @@ def _origin(recipe: Record, made: Mapping[str, Record], folder: Path) -> Section
         }
         for name, record in made.items()
     ]
-    section.tables["Times"] = table_rows(read_times(folder), TIMES)
+    section.tables["Times"] = table_rows(read_rows(folder / TIMES), TIME_COLUMNS)
     section.texts["The resolved recipe"] = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
     return section
 
