@@ -77,7 +77,6 @@ def option(name: str) -> AbstractContextManager[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return in one line why a file or a value cannot be used."""
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
     if isinstance(error, OSError) and error.strerror:

@@ -105,7 +105,6 @@ def meter(title: str, total: int, unit: str = "it") -> Iterator[Meter]:
 
 
 def track(items: Iterable[Item], title: str, total: int, unit: str = "it") -> Iterator[Item]:
-    """Yield the items and show the progress of the loop."""
     with meter(title, total, unit) as progress:
         for item in items:
             yield item

@@ -57,7 +57,7 @@ STOPS = {
 }  # fmt: skip
 QUICK = (("search", signal.SIGTERM), ("write", signal.SIGINT))
 """What the suite tries each time; the other calls are slow."""
-TIMES = ("seconds", "tokens_per_second", "tokens_per_second_range", "speeds", "efforts")
+TIMES = ("seconds", "tokens_per_second", "speeds", "efforts")
 """Keys of records that hold measured times."""
 TIMED = ("study.journal", "times.jsonl", "training_times.jsonl", "report.html", ".lock")
 """Files that hold measured times; compress's report draws its record, which is compared."""

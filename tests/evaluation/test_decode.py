@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.data.tokens import prompt_ids
 from shears.errors import InputError
-from shears.evaluation.decode import Decoder, EndOfLine, tokens_with
+from shears.evaluation.decode import Decoder, tokens_with
 from shears.models.load import cache_bytes
 from tests.runtime.backends import PROMPTS, TOKENIZER, always, greedy, lively
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -34,10 +34,7 @@ def test_a_batch_answers_as_each_prompt_alone_without_cache(name: str) -> None:
 
 
 def test_a_row_ends_at_the_line_break_behind_its_first_line() -> None:
-    line, letter = TOKENIZER("\nz")["input_ids"]
-    criterion = EndOfLine(tokens_with("\n", TOKENIZER), prompt_length=1)
-    rows = torch.tensor([[line, letter, line], [letter, line, line], [line, letter, letter], [line, line, letter]])
-    assert criterion(rows, None).tolist() == [True, False, False, False]
+    [line] = TOKENIZER("\n")["input_ids"]
     assert generate_answers(always(line), TOKENIZER, ["a"], 4, 1, until="\n") == ["\n" * 4]
 
 

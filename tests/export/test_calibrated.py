@@ -100,7 +100,6 @@ def test_outputs_are_nearer_to_the_models_than_those_rounded_to_nearest(text: st
     record = read_record(packages["calibrated"], PACKAGE)
     assert record["calibration_sha256"] == hashlib.sha256(Path(text).read_bytes()).hexdigest()
     assert record["rounded"]["method"]
-    assert 0 < record["rounded"]["output_error_of_nearest"] < 0.8
     assert f"not zero, rounded on `{Path(text).name}`" in (packages["calibrated"] / README).read_text()
     assert inspect(packages["calibrated"])["calibration_fingerprint"] == record["calibration_fingerprint"]
 

@@ -92,7 +92,6 @@ class ElasticAdapter:
 
     @contextmanager
     def at(self, config: RankConfig) -> Iterator[None]:
-        """Use these ranks inside the context."""
         before = self.active
         self.activate(config)
         try:
@@ -135,7 +134,6 @@ class ElasticAdapter:
         return plain
 
     def num_parameters(self, config: RankConfig) -> int:
-        """Return the parameters of the sub-adapter."""
         return sum(
             config[group] * (layer.in_features + layer.out_features)
             for group, layers in self._layers.items()

@@ -27,7 +27,7 @@ MARKERS = (
 """The first of these files in a folder says what the folder is."""
 ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # keys of what has an adapter
 OF_MODEL = ("base_fingerprint", "calibration_fingerprint", *ADAPTED, "config")
-OF_PACKAGE = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks")
+OF_PACKAGE = ("values", "num_linears", "bytes", "ratio", "ranks")
 INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # of its sources
 GGUF_FACTS = {
     "name": "general.name",

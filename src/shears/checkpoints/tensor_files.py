@@ -170,7 +170,6 @@ class TensorFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all tensors, file by file in the order of their bytes."""
         return tuple(self.specs)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -229,7 +228,6 @@ class TensorWriter:
             self._files[file] = TensorFile(self.output / file, specs, source.metadata[file], create=not written)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype that a tensor is written in."""
         return self._files[self.source.file_of[name]].specs[name][0]
 
     def put(self, name: str, tensor: Tensor) -> None:

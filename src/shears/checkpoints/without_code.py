@@ -41,7 +41,6 @@ def load_config(folder: Path, **options: Any) -> Any:
 
 
 def load_generation_config(folder: Path) -> GenerationConfig:
-    """Return the generation settings in a folder; they name no code."""
     return GenerationConfig.from_pretrained(folder)
 
 

@@ -104,7 +104,6 @@ def _check_words(words: Sequence[str], verb: str) -> None:
 
 
 def application() -> Any:
-    """Return the application with all its verbs."""
     from shears.cli.options import app
 
     for name in VERBS:

@@ -57,17 +57,14 @@ app = typer.Typer(
 
 
 def argument(metavar: str, text: str) -> Any:
-    """Return typer's description of an argument."""
     return typer.Argument(metavar=metavar, help=text)
 
 
 def option(metavar: str, text: str, **rest: Any) -> Any:
-    """Return typer's description of an option with a value."""
     return typer.Option(metavar=metavar, help=text, **rest)
 
 
 def switch(name: str, text: str, **rest: Any) -> Any:
-    """Return typer's description of an option without a value."""
     return typer.Option(name, help=text, **rest)
 
 

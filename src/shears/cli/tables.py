@@ -36,7 +36,6 @@ Record = Mapping[str, Any]
 
 
 def print_line(text: str) -> None:
-    """Print one line of text, without markup and without wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -60,7 +59,6 @@ def print_rows(rows: Sequence[Mapping[str, object]], title: str = "") -> None:
 
 
 def quoted(path: str | Path) -> str:
-    """Return a path quoted for a shell, for commands that people copy."""
     return shlex.quote(str(path))
 
 
@@ -75,7 +73,6 @@ def written_line(file: Path) -> str:
 
 
 def sparsity_line(folder: Path) -> str:
-    """Return the sparsity of a pruned or healed model as a sentence."""
     path = find_record(folder)
     assert path is not None, folder
     linears = read_json(path)["linears"].values()
@@ -85,7 +82,6 @@ def sparsity_line(folder: Path) -> str:
 
 
 def package_line(folder: Path) -> str:
-    """Return the size of a package as a sentence."""
     record = read_json(folder / PACKAGE)
     packed = f"{record['num_linears']} linears packed as {record['values']} with {record['sparsity']:.1%} zeros"
     return f"{packed}; {record['bytes']['model'] / 1e6:.1f} MB, {record['ratio']['model']:.3f} of the dense size"
@@ -160,7 +156,6 @@ def print_summary(summary: Record, folder: Path) -> None:
 
 
 def print_inspection(data: Record) -> None:
-    """Print the description of an artifact."""
     print_line(f"{data.get('path')}: {data.get('kind')}")
     for name, value in data.items():
         if value is not None and not isinstance(value, dict | list) and name not in ("path", "kind"):
@@ -197,7 +192,6 @@ def _print_map(shares: Mapping[str, Mapping[str, float]], total: Mapping[str, fl
 
 
 def print_bench(data: Record) -> None:
-    """Print speeds, memory and ratios, each with its range over the rounds."""
     print_rows(table_rows(data["contestants"], figures.BENCH), "tokens per second")
     print_rows(table_rows(data["ratios"], figures.RATIOS), "times as fast")
     print_line(f"{data['cpu']}, {data['threads']} thread{'s' * (data['threads'] != 1)}")
@@ -206,7 +200,6 @@ def print_bench(data: Record) -> None:
 
 
 def print_environment(data: Record) -> None:
-    """Print versions, processor, and the speed of the kernels."""
     print_line(f"{data['processor']} ({data['machine']}, {data['threads']} threads)")
     print_line(", ".join(f"{name} {version}" for name, version in data["versions"].items()))
     if not data["speeds"]:
@@ -221,7 +214,6 @@ def print_environment(data: Record) -> None:
 
 
 def print_gpu_check(data: Record) -> None:
-    """Print what each verb took on the GPU, in a form to paste into an issue."""
     print_line(f"{data['gpu']}, compute capability {data['capability']}, {size(data['memory'])}")
     print_line(", ".join(f"{name} {version}" for name, version in data["versions"].items()))
     columns = {**{name: name for name in ("verb", "format", "result", "difference")}, "s": "seconds"}
@@ -307,7 +299,6 @@ def closing_lines(record: Record, folder: str | Path) -> list[str]:
 
 
 def print_preview(content: Record) -> None:
-    """Print the rows and the counts."""
     for row in content["shown"]:
         print_line(f"row {row['row']}, {sum(part['tokens'] for part in row['parts']):,} tokens:")
         parts = [(part["text"][:LONGEST], part["loss"]) for part in row["parts"]]

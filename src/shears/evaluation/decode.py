@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
 )
 
 from shears.config import SamplingConfig
@@ -111,13 +109,13 @@ class Decoder:
     def _texts(self, prompts: Sequence[list[int]], line_ends: frozenset[int]) -> list[WrittenText]:
         batch = pad([Tokenized(ids, ids) for ids in prompts], padding(self.tokenizer))  # on the left
         ends = end_tokens(self.tokenizer, getattr(self.model, "generation_config", None))
-        tokens = self.continued(batch, line_ends).tolist()
+        tokens = self.continued(batch).tolist()
         found = [_until_end(row, ends, line_ends) for row in tokens]
         texts = self.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
         return [WrittenText(text, not ended) for text, (_, ended) in zip(texts, found, strict=True)]
 
     @torch.no_grad()
-    def continued(self, batch: Mapping[str, Tensor], line_ends: Collection[int] = ()) -> Int[Tensor, "B T"]:
+    def continued(self, batch: Mapping[str, Tensor]) -> Int[Tensor, "B T"]:
         """Return the tokens behind the prompts; InputError if the model's logits are not finite.
 
         Sampling and penalties are switched off: unset ones would be the model's own.
@@ -146,7 +144,6 @@ class Decoder:
                 attention_mask=batch["attention_mask"].to(device_of(model)),
                 generation_config=settings,
                 logits_processor=LogitsProcessorList([RequireFiniteLogits()]),
-                stopping_criteria=StoppingCriteriaList([EndOfLine(line_ends, length)] if line_ends else []),
             )
         return tokens[:, length:]
 
@@ -159,18 +156,6 @@ def _until_end(tokens: list[int], ends: Collection[int], line_ends: Collection[i
             return tokens[:place], True
         has_text |= token not in line_ends
     return tokens, False
-
-
-class EndOfLine(StoppingCriteria):
-    """Stops a row at the first line break behind a line that is not empty."""
-
-    def __init__(self, line_ends: Collection[int], prompt_length: int) -> None:
-        self._breaks = torch.tensor(sorted(line_ends))
-        self._start = prompt_length
-
-    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Bool[Tensor, " B"]:
-        breaks = torch.isin(input_ids[:, self._start :], self._breaks.to(input_ids.device))
-        return breaks[:, -1] & (~breaks).any(dim=1)
 
 
 class RequireFiniteLogits(LogitsProcessor):

@@ -35,7 +35,7 @@ from shears.models.sources import StreamedModel
 from shears.models.walk import BlockRun, IrregularBlocks, Walk
 from shears.progress import track
 from shears.quantization.grid import BLOCK, Quantized, by_input, quantize
-from shears.quantization.with_inputs import output_error, round_with_inputs
+from shears.quantization.with_inputs import round_with_inputs
 from shears.writing.written import text_source
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,12 @@ def round_calibrated(
     try:
         source = StreamedModel(model.folder, torch.float32, pick_device(settings.device))
         batches, record = calibration_of(source.model, model, text, settings, trained=template)
-        _put_tables(source, packing)
+        for name, parameter in source.model.named_parameters():
+            table = next((packing.tied.get(each, each) for each in source.disk_names(name)), None)
+            if table in packing.tables and not parameter.is_meta:
+                form = packing.dense[table].quantized
+                weight = packing.files.load(table)
+                parameter.data.copy_(quantize(weight, form).dense() if form else weight)
         rounding = _Rounding(source, packing, updates)
         with (
             _updated(source.model, updates),
@@ -93,15 +98,6 @@ def _updated(model: nn.Module, updates: Mapping[str, LoraUpdate]) -> Iterator[No
         yield
 
 
-def _put_tables(source: StreamedModel, packing: Packing) -> None:
-    for name, parameter in source.model.named_parameters():
-        table = next((packing.tied.get(each, each) for each in source.disk_names(name)), None)
-        if table in packing.tables and not parameter.is_meta:
-            form = packing.dense[table].quantized
-            weight = packing.files.load(table)
-            parameter.data.copy_(quantize(weight, form).dense() if form else weight)
-
-
 class _Rounding:
     """Rounds the packed linears of one block after the other and hands them to the package."""
 
@@ -109,27 +105,16 @@ class _Rounding:
         self._source = source
         self._packing = packing
         self._updates = updates
-        self._error = 0.0
-        self._nearest = 0.0
         self._unreached: list[str] = []
         self._done: set[str] = set()
 
     def figures(self) -> dict[str, Any]:
-        """Return the record's figures: method, and output error as a share of rounding to nearest.
-
-        The error compares each linear with itself on its own inputs. Linears are fitted to outputs
-        of the model before rounding, so the share may exceed 1 where inputs have moved far.
-        """
+        """Return the method, and the linears that are rounded to nearest, for the record."""
         to_nearest = [*self._unreached, *sorted(self._packing.packed.keys() - self._done)]
         if to_nearest:
             reason = "no calibration token reached these weights, so they are rounded to nearest"
             logger.warning("%s: %s", reason, ", ".join(to_nearest))
-        ratio = self._error / self._nearest if self._nearest > 0 else 1.0
-        return {
-            "method": "masked GPTQ and coordinate descent",
-            "output_error_of_nearest": ratio,
-            "to_nearest": to_nearest,
-        }
+        return {"method": "masked GPTQ and coordinate descent", "to_nearest": to_nearest}
 
     def round_block(self, block: BlockRun, exact: Activations, folder: Path) -> None:
         """Round a block; its outputs for the `exact` hidden states, before it is rounded, replace these."""
@@ -151,18 +136,14 @@ class _Rounding:
 
     def _rounded(self, matrix: Matrix, moments: Tensor | None, drift: Tensor | None) -> Quantized:
         weight = matrix.view(self._source.model).float()
-        nearest = quantize(weight, "int4")
         if moments is None or not moments.any():
             self._unreached.append(matrix.name)
-            return nearest
+            return quantize(weight, "int4")
         whole = weight
         if (update := self._updates.get(matrix.name)) is not None:
             whole = weight.addmm(update.b.to(weight), update.a.to(weight), alpha=update.scaling)
         missed = None if drift is None else drift @ whole.T  # X^T (X' - X) W^T: exact outputs seen through X
-        rounded = round_with_inputs(weight, weight != 0, moments, missed=missed)
-        self._error += float(output_error(weight, rounded, moments).double().sum())
-        self._nearest += float(output_error(weight, nearest, moments).double().sum())
-        return rounded
+        return round_with_inputs(weight, weight != 0, moments, missed=missed)
 
     def _as_stored(self, rounded: Mapping[Matrix, Quantized]) -> Iterator[tuple[str, Quantized]]:
         """Yield what rounded linears become in the files, which may hold experts one by one.

@@ -219,7 +219,8 @@ def _write_tensors(
         heads = {"attn_q": plan.num_heads, "attn_k": plan.num_kv_heads}.get(new.split(".")[-2], 0)
         rows = q4_0_bytes(weight, grids[name]) if name in grids else weight
         if heads and layout is MODEL_ARCH.LLAMA:
-            rows = as_neighbours(rows, heads)
+            # rows i and i + D / 2 of each head, which are turned together, become neighbours
+            rows = rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()
         if kinds[name] == Kind.F16 and not weight.abs().max() <= LARGEST_F16:
             raise InputError(f"F16 holds numbers up to 65504, {name} has a larger one; use --values bf16")
         writer.write_tensor_data(rows.numpy() if name in grids else quantize(rows.numpy(), kinds[name]))
@@ -250,12 +251,6 @@ def _gguf_names(files: TensorFiles, layout: MODEL_ARCH, num_layers: int) -> dict
             raise InputError(f"llama.cpp must know every weight, it has no name for {name}; use format merged")
         names[name] = str(found)
     return names
-
-
-def as_neighbours(weight: Tensor, heads: int) -> Tensor:
-    """Return a weight (O I) or bias (O) whose rows i and i + D / 2 of each head, turned together, are neighbours."""
-    turned: Tensor = weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-    return turned.contiguous()
 
 
 def modelfile(file: str, ends: Sequence[str], form: TrainedForm | None = None) -> str:

@@ -149,7 +149,6 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
         **calibrated,
         "num_linears": len(packing.packed),
         "sparsity": packing.sparsity,
-        "rounding": packing.rounding,
         "bytes": sizes,
         "ratio": {part: sizes[part] / max(sizes[f"{part}_dense"], 1) for part in ("linears", "model")},
     }

@@ -31,7 +31,6 @@ from shears.checkpoints.package_file import (
 from shears.checkpoints.packed_layout import (
     QUANTIZED,
     NumberFormat,
-    dense,
     expected_stored,
     is_masked,
     is_smaller,
@@ -159,8 +158,6 @@ class Packing:
         self.tied: dict[str, str] = {}
         self.tables: list[str] = []  # embeddings and heads, those that are tied to others left out
         self._zeros = 0  # of the packed weights
-        self._square = 0.0  # sum of squares of the rounded weights
-        self._error = 0.0  # and of their rounding errors
         first_of: dict[str, str] = {}
         for name in files.names:
             tensor = files.load(name)
@@ -204,12 +201,6 @@ class Packing:
         rest = sum(math.prod(each.shape) * PLAIN[each.dtype].itemsize for each in self.dense.values())
         return {"linears": linears, "linears_dense": dense, "model_dense": dense + rest}
 
-    @property
-    def rounding(self) -> float | None:
-        """Relative error of the rounded weights (root mean square); None where it is not finite."""
-        ratio = math.sqrt(self._error / self._square) if self._square > 0 else 0.0
-        return ratio if math.isfinite(ratio) else None
-
     def _grid(self, linear: str) -> Grid | None:
         return next((grid for module, grid in self._grids.items() if same_name(linear, module)), None)
 
@@ -227,13 +218,11 @@ class Packing:
         entry = self.packed[linear]
         stored = self.files.load(f"{linear}.weight")
         weight = stored.T.contiguous() if entry.transposed else stored
-        grid = self._grid(linear)
-        matrix = pack(weight, entry.values, grid) if rounded is None else pack_quantized(kept(weight), rounded)
+        matrix = (
+            pack(weight, entry.values, self._grid(linear)) if rounded is None else pack_quantized(kept(weight), rounded)
+        )
         self._writer.put_packed(linear, matrix)
         self._missing.discard(linear)
-        if matrix.values.dtype != weight.dtype and grid is None:  # else it is exact
-            self._square += float(weight.double().square().sum())
-            self._error += float((dense(matrix).double() - weight.double()).square().sum())
 
     def finish(self) -> str:
         """Write the other tensors; return the file's fingerprint. InputError for weights beyond int8 or int4."""

@@ -203,7 +203,6 @@ class StreamedModel(BlockSource):
 
     @contextmanager
     def opened(self, index: int) -> Iterator[nn.Module]:
-        """Yield a block with its parameters as the files have them."""
         prefix = f"{self.prefix}.{index}"
         self._conversion.load(self._groups(prefix), self.device)
         try:

@@ -41,7 +41,6 @@ def _mask(product: Float[Tensor, "O I"], weight: Float[Tensor, "O I"]) -> Float[
 def masked_sum(
     weight: Float[Tensor, "O I"], a: Float[Tensor, "R I"], b: Float[Tensor, "O R"], scaling: float = 1.0
 ) -> Float[Tensor, "O I"]:
-    """Return W + masked_product."""
     return masked_product(weight, a, b, scaling).add_(weight)
 
 

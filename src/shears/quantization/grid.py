@@ -34,7 +34,6 @@ class Quantized(NamedTuple):
     zeros: UInt8[Tensor, "O B"] | None
 
     def dense(self) -> Float[Tensor, "O I"]:
-        """Return the weights in float32."""
         if self.zeros is None:
             return self.codes.float() * self.scales[:, None]
         return dequantize_blocks(self.codes, self.scales, self.zeros)
@@ -68,7 +67,6 @@ class Grid(NamedTuple):
         return cls(scales, torch.full_like(scales, Q4_0_ZERO, dtype=torch.uint8))
 
     def to(self, device: torch.device) -> "Grid":
-        """Return the grid on another device."""
         return Grid(self.scales.to(device), self.zeros.to(device))
 
 

@@ -95,7 +95,6 @@ class _Ranges(NamedTuple):
     highs: Float[Tensor, "B O"]
 
     def nearest(self, values: Float[Tensor, " O"], column: int) -> Float[Tensor, " O"]:
-        """Return the grid's nearest numbers for a column."""
         scales, lows, highs = (part[column // BLOCK] for part in self)
         return on_steps_(in_steps(values, scales), scales, lows, highs)
 

@@ -137,7 +137,6 @@ def write_rows(path: Path, rows: Iterable[object]) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cut off what follows the last line break of a file."""
     with path.open("r+b") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
         if file.read() not in (b"", b"\n"):

@@ -83,7 +83,7 @@ def _run(folder: Path) -> list[Section]:
         sections.append(_training(log))
     if stages["search"]:
         sections.append(_search(stages["search"], folder))
-    sections.append(_origin(recipe, made, folder))
+    sections.append(_origin(recipe, folder))
     return [each for each in sections if each.words or each.pictures or each.tables or each.texts]
 
 
@@ -183,19 +183,8 @@ def _search(result: Record, folder: Path) -> Section:
     return section
 
 
-def _origin(recipe: Record, made: Mapping[str, Record], folder: Path) -> Section:
+def _origin(recipe: Record, folder: Path) -> Section:
     section = Section("Recipe", "Use these settings to repeat the run.")
-    section.tables["Stages"] = [
-        {
-            "stage": name,
-            "shears": record.get("shears_version", ""),
-            "seed": record.get("config", {}).get("seed", ""),
-            "inputs and output": ", ".join(
-                f"{key} {value[:12]}" for key, value in record.items() if key.endswith("fingerprint") and value
-            ),
-        }
-        for name, record in made.items()
-    ]
     section.tables["Times"] = table_rows(read_rows(folder / TIMES), TIME_COLUMNS)
     section.texts["The resolved recipe"] = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
     return section

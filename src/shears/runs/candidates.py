@@ -71,7 +71,6 @@ def meeting(bound: Bound, candidates: Sequence[Candidate], weights: int) -> list
 
 
 def figures_of(candidate: Candidate) -> str:
-    """Return the size and the speed of a candidate in words."""
     speed = candidate.tokens_per_second
     words = f"{candidate.bytes / 1e9:.4g} GB, {candidate.bits_per_weight:.2f} bits per weight"
     return words if speed is None else f"{words}, {speed:.1f} tokens/s"

@@ -194,7 +194,6 @@ def left_out(effort: Effort, whole: Effort, over: float) -> list[str]:
 
 
 def sentences(effort: Effort, first: Candidate, amounts: Amounts) -> dict[str, str]:
-    """Return what each stage does, in one sentence."""
     epochs = effort.steps * BATCH / max(amounts.rows, 1)
     training = f"for {effort.steps} steps of {BATCH} rows ({epochs:.1f} epochs of {amounts.rows:,} rows)"
     samples = min(effort.num_samples, max(amounts.text_tokens // effort.sequence_length, 1))

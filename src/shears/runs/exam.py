@@ -118,7 +118,6 @@ class Exam:
         return {
             "bytes": (package / PACKAGE_FILE).stat().st_size,
             "tokens_per_second": speed["median"],
-            "tokens_per_second_range": [speed["min"], speed["max"]],
             "loss": self.loss(package),
             "answers": None if self.task is None else answers_of(self.answered(package)),
         }

@@ -60,7 +60,6 @@ class Inputs:
         self.sparse = self.adapter = self.base
 
     def new(self) -> Path:
-        """Return a path that nothing has."""
         self.made += 1
         return self.folder / f"made-{self.made}"
 
@@ -73,7 +72,6 @@ class Inputs:
 
 
 def weights(folder: Path) -> Tensor:
-    """Return all weights of a folder as one row."""
     files = sorted(folder.rglob("*.safetensors"))
     return torch.cat([each.float().flatten() for file in files for each in load_file(file).values()])
 
@@ -84,19 +82,16 @@ def trained(inputs: Inputs, device: str, precision: str) -> Tensor:
 
 
 def searched(inputs: Inputs, device: str, precision: str) -> Tensor:
-    """Return the losses of the evaluations."""
     found = shears.search(inputs.adapter, inputs.new(), device=device, precision=precision, **SETTINGS["search"])
     return torch.tensor([each["metrics"]["loss"] for each in read_json(found / RESULT)["evaluations"][:1]])
 
 
 def evaluated(inputs: Inputs, device: str, precision: str) -> Tensor:
-    """Return the perplexity with the adapter."""
     options = {**SETTINGS["evaluate"], "adapter": str(inputs.adapter), "data": inputs.text}
     return torch.tensor([shears.evaluate(inputs.sparse, device=device, precision=precision, **options).value])
 
 
 def exported(form: str) -> Verb:
-    """Return the verb that exports the adapter in a format."""
     return lambda inputs, device, _: weights(
         shears.export_adapter(str(inputs.adapter), inputs.new(), format=form, device=device)
     )

@@ -169,12 +169,10 @@ class _Basis:
         return device, "fp32" if is_wide else resolved_precision(precision, device)
 
     def item(self, name: str) -> int:
-        """Return the bytes of a number in the products of a stage."""
         return DTYPES[self.place(name)[1]].itemsize
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row."""
         return self.recipe.train.max_length if self.recipe.train else LONGEST
 
     def ranks(self, choice: Callable[[SearchSpace], RankConfig]) -> dict[str, int]:
@@ -407,7 +405,6 @@ def _amount(source: str, limit: int | None = None) -> tuple[int | None, str, flo
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Suppress log lines, such as those of reading data."""
     logging.disable(logging.INFO)
     try:
         yield

@@ -60,7 +60,6 @@ class Grammar:
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
 
     def accept(self, token: int) -> None:
-        """Go on by a token that is allowed."""
         self._matcher.consume_token(token)
         _check(self._matcher)
 

@@ -215,7 +215,6 @@ async def read_body(request: Request) -> bytes:
 
 
 def make_server(service: Service) -> uvicorn.Server:
-    """Return the server of a service; `should_exit` or a signal ends it."""
     # a page of documentation would load scripts from elsewhere
     app = FastAPI(title="shears", docs_url=None, redoc_url=None, openapi_url=None)
     for kind in (HTTPException, ValidationError, InputError, ClientDisconnect, Exception):

@@ -76,7 +76,6 @@ class LinearSparsity(NamedTuple):
 
 
 def add_zeros(linears: dict[str, LinearSparsity], matrix: Matrix, zeros: int) -> None:
-    """Count a matrix in its linear."""
     outputs, inputs = matrix.shape
     (before, _), known = linears.get(matrix.linear, LinearSparsity((0, inputs), 0))
     linears[matrix.linear] = LinearSparsity((before + outputs, inputs), known + zeros)
