@@ -6,18 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, model_validator
 
-from shears.config.fields import (
-    CHAT,
-    UNITS,
-    DtypeName,
-    Names,
-    OfRows,
-    OnDevice,
-    Seeded,
-    Split,
-    StorageURL,
-    TemplateName,
-)
+from shears.config import fields
 
 PaperTask = Literal[
     "gsm8k", "aqua", "mawps", "svamp",
@@ -33,7 +22,7 @@ ANSWER_FORMS: Mapping[str, AnswerForm] = {
     "aqua": "letter",
 }
 """The form of a right answer in each task of the paper."""
-TEMPLATE: TemplateName = "alpaca"  # how the Shears paper evaluates
+TEMPLATE: fields.TemplateName = "alpaca"  # how the Shears paper evaluates
 PAPER_BEAMS = 4
 WRITTEN_TASKS = ("number", "equation", "json", "exact")  # each answers with a text
 NEVER_CHAT = ("equation", "harness")  # an equation is all that its prompt asks for; lm-eval has templates of its own
@@ -47,7 +36,7 @@ BOUND = re.compile(r"\s*(loss|accuracy|parameters)\s*(<=|>=)\s*(\d+\.?\d*)\s*([k
 
 def longest_answer(task: str | None, template: str | None) -> int:
     form = ANSWER_FORMS.get(str(task))
-    reasons = template == CHAT and (task == "number" or form in ("number", "letter"))
+    reasons = template == fields.CHAT and (task == "number" or form in ("number", "letter"))
     if reasons or task in ("json", "exact"):
         return LONG_ANSWER
     if form is None:
@@ -55,7 +44,7 @@ def longest_answer(task: str | None, template: str | None) -> int:
     return 32 if form == "label" else 256
 
 
-class ScoringConfig(OfRows, OnDevice):
+class ScoringConfig(fields.OfRows, fields.OnDevice):
     """How examples are scored; search and evaluate share these options."""
 
     limit: int | None = Field(None, gt=0)
@@ -65,7 +54,7 @@ class ScoringConfig(OfRows, OnDevice):
     max_new_tokens: int | None = Field(None, gt=0)
     """Longest generated answer, in tokens. The default depends on the task: 512 for json, exact and
     reasoning in chat form; 32 or 256 for tasks of the Shears paper; 64 for others."""
-    precision: DtypeName = "auto"
+    precision: fields.DtypeName = "auto"
     """Number format of the arithmetic. auto uses bf16 autocast where that is faster, but fp32 for the
     losses of a search."""
     backend: Literal["auto", "native", "transformers"] = "auto"
@@ -85,16 +74,16 @@ class EvaluateConfig(ScoringConfig):
     """Number of beams when generating. Default: 4 for the paper's tasks in its prompt template, else 1."""
     sequence_length: int = Field(1024, gt=1)
     """Number of tokens in one window of a perplexity measurement. Other tasks ignore it."""
-    template: TemplateName | None = None
+    template: fields.TemplateName | None = None
     """Prompt template of instruction rows; chat is the model's own chat template. Default: the template
     of the training; else chat if the model has one; else alpaca for the paper's tasks."""
-    dtype: DtypeName = "auto"
+    dtype: fields.DtypeName = "auto"
     """Number format in which the model is loaded. bf16 also converts a .gguf file to bf16."""
-    harness: Names = ()
+    harness: fields.Names = ()
     """Tasks of lm-eval to run, such as hellaswag,arc_easy. Needs the extra `harness`."""
 
     @property
-    def weights(self) -> DtypeName:
+    def weights(self) -> fields.DtypeName:
         """Number format of the loaded model; fp32 for fp32 arithmetic, because 16-bit weights compute in 16 bits."""
         return "fp32" if self.precision == "fp32" and self.dtype == "auto" else self.dtype
 
@@ -106,7 +95,7 @@ class EvaluateConfig(ScoringConfig):
     @property
     def beams(self) -> int:
         """Beams of the beam search: those of the paper in its prompt, unless others are given."""
-        is_paper = self.task in ANSWER_FORMS and self.template != CHAT
+        is_paper = self.task in ANSWER_FORMS and self.template != fields.CHAT
         return self.num_beams or (PAPER_BEAMS if is_paper else 1)
 
     @property
@@ -139,7 +128,7 @@ class EvaluateConfig(ScoringConfig):
             rule = "backend native needs a task that generates answers, and num_beams 1"
             got = f"task {self.task} and {self.beams} beam{'s' * (self.beams > 1)}"
             raise ValueError(f"{rule}, got {got}; set num_beams=1 or leave backend out")
-        if self.template == CHAT and self.task in NEVER_CHAT:
+        if self.template == fields.CHAT and self.task in NEVER_CHAT:
             raise ValueError(f"template must be question or alpaca for task {self.task}, got chat; choose one of them")
         return self
 
@@ -165,18 +154,18 @@ def parse_constraint(text: str) -> Constraint:
         raise ValueError(f"constraint must be {rule}, got {text!r}")
     figure, relation, digits, unit = match.groups()
     sign = 1 if relation == "<=" else -1
-    return Constraint(f"{figure}{relation}{digits}{unit}", figure, sign, float(digits) * UNITS[unit])
+    return Constraint(f"{figure}{relation}{digits}{unit}", figure, sign, float(digits) * fields.UNITS[unit])
 
 
-class SearchConfig(ScoringConfig, Seeded):
+class SearchConfig(ScoringConfig, fields.Seeded):
     """How to find the best sub-adapter on validation data."""
 
     data: str
     """Validation examples, not your test set: a file, a hub id or arithmetic:validation (built in)."""
-    objective: Annotated[tuple[Figure, ...], Split] = Field(("loss",), min_length=1)
+    objective: Annotated[tuple[Figure, ...], fields.Split] = Field(("loss",), min_length=1)
     """Metrics to improve: loss (per completion token), accuracy (needs task) or parameters (size of the
     adapter). The first metric decides; the others break ties."""
-    constraint: Names = ()
+    constraint: fields.Names = ()
     """Limits that the chosen ranks must meet, such as parameters<=3M or accuracy>=0.6,parameters<=3M."""
     task: ExampleTask | None = None
     """Kind of answer that accuracy checks. Needed if objective, constraint or test use accuracy."""
@@ -186,7 +175,7 @@ class SearchConfig(ScoringConfig, Seeded):
     """How rank configurations are proposed. heuristic measures only the middle rank of every group."""
     max_evaluations: int = Field(50, gt=0)
     """Number of rank configurations to evaluate. You may raise it when you continue a search."""
-    storage: StorageURL | None = Field(None, repr=False)
+    storage: fields.StorageURL | None = Field(None, repr=False)
     """Database in which several workers share one search, such as postgresql://USER@HOST/NAME.
     Default: a file in the output folder, for one process."""
 

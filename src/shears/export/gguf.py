@@ -16,19 +16,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
-from gguf import (
-    GGML_QUANT_SIZES,
-    MODEL_ARCH,
-    MODEL_ARCH_NAMES,
-    GGUFWriter,
-    RopeScalingType,
-    TokenType,
-    get_tensor_name_map,
-    quant_shape_to_byte_shape,
-    quantize,
-)
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -56,9 +46,12 @@ VALUES: Mapping[str, Kind] = {
 }  # fmt: skip
 """The type of the matrices in the decoder blocks, by the option `values`."""
 FILE_TYPES = {Kind.F32: 0, Kind.F16: 1, Kind.Q4_0: 2, Kind.Q8_0: 7, Kind.BF16: 32}  # general.file_type
-LAYOUTS: Mapping[str, MODEL_ARCH] = {
-    "llama": MODEL_ARCH.LLAMA, "mistral": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3,
-}  # fmt: skip
+LAYOUTS: Mapping[str, gguf.MODEL_ARCH] = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mistral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+}
 """llama.cpp's architectures by transformers' names; it turns rows 2 i and 2 i + 1 of LLAMA's queries and keys."""
 HEAD = "lm_head.weight"
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -93,7 +86,7 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
             )
         plan = plan_of(config)
         tokenizer = load_tokenizer(ref)
-        with closing(GGUFWriter(path, MODEL_ARCH_NAMES[LAYOUTS[config.model_type]])) as writer:
+        with closing(gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[LAYOUTS[config.model_type]])) as writer:
             writer.add_name(Path(str(record["base"])).name)
             _add_settings(writer, config, plan)
             add_tokenizer(writer, tokenizer, plan.vocab_size)
@@ -140,7 +133,7 @@ def _as_trained(settings: ExportConfig, source: str) -> ExportConfig:
     return settings.model_copy(update={"values": "int4"})
 
 
-def _add_settings(writer: GGUFWriter, config: Any, plan: DecoderPlan) -> None:
+def _add_settings(writer: gguf.GGUFWriter, config: Any, plan: DecoderPlan) -> None:
     writer.add_context_length(plan.max_positions)
     writer.add_embedding_length(plan.hidden_size)
     writer.add_block_count(len(plan.layers))
@@ -154,11 +147,11 @@ def _add_settings(writer: GGUFWriter, config: Any, plan: DecoderPlan) -> None:
     rope = config.rope_parameters
     writer.add_rope_dimension_count(2 * len(plan.inverse_frequencies))
     writer.add_rope_freq_base(float(rope["rope_theta"]))
-    known = {"default", "linear", "yarn", *(["llama3"] if LAYOUTS[config.model_type] is MODEL_ARCH.LLAMA else [])}
+    known = {"default", "linear", "yarn", *(["llama3"] if LAYOUTS[config.model_type] is gguf.MODEL_ARCH.LLAMA else [])}
     if rope["rope_type"] not in known:
         raise InputError(f"llama.cpp does not support rotary positions {rope['rope_type']} for {config.model_type}")
     if rope["rope_type"] in ("linear", "yarn"):
-        writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
         writer.add_rope_scaling_factor(float(rope["factor"]))
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
@@ -177,7 +170,7 @@ def kind_of(name: str, shape: tuple[int, ...], settings: ExportConfig) -> Kind:
         kind = VALUES[settings.embeddings]
     elif is_outside and kind in (Kind.Q8_0, Kind.Q4_0):
         kind = Kind.F16
-    return kind if shape[-1] % GGML_QUANT_SIZES[kind][0] == 0 else Kind.F16
+    return kind if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else Kind.F16
 
 
 def planned_gguf_bytes(specs: Mapping[str, Spec], settings: ExportConfig) -> int:
@@ -186,12 +179,12 @@ def planned_gguf_bytes(specs: Mapping[str, Spec], settings: ExportConfig) -> int
 
 
 def _num_bytes(kind: Kind, shape: tuple[int, ...]) -> int:
-    block, block_bytes = GGML_QUANT_SIZES[kind]
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     return math.prod(shape) // int(block) * int(block_bytes)
 
 
 def _write_tensors(
-    writer: GGUFWriter,
+    writer: gguf.GGUFWriter,
     files: TensorFiles,
     config: Any,
     plan: DecoderPlan,
@@ -203,7 +196,7 @@ def _write_tensors(
     names = _gguf_names(files, layout, len(plan.layers))
     kinds = {name: kind_of(name, files.shape(name), settings) for name in names}
     for name, new in names.items():
-        shape = quant_shape_to_byte_shape(files.shape(name), kinds[name])
+        shape = gguf.quant_shape_to_byte_shape(files.shape(name), kinds[name])
         size = _num_bytes(kinds[name], files.shape(name))
         writer.add_tensor_info(new, shape, np.dtype(np.uint8), size, kinds[name])
     factors = None
@@ -218,12 +211,12 @@ def _write_tensors(
         weight = files.load(name).float()
         heads = {"attn_q": plan.num_heads, "attn_k": plan.num_kv_heads}.get(new.split(".")[-2], 0)
         rows = q4_0_bytes(weight, grids[name]) if name in grids else weight
-        if heads and layout is MODEL_ARCH.LLAMA:
+        if heads and layout is gguf.MODEL_ARCH.LLAMA:
             # rows i and i + D / 2 of each head, which are turned together, become neighbours
             rows = rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()
         if kinds[name] == Kind.F16 and not weight.abs().max() <= LARGEST_F16:
             raise InputError(f"F16 holds numbers up to 65504, {name} has a larger one; use --values bf16")
-        writer.write_tensor_data(rows.numpy() if name in grids else quantize(rows.numpy(), kinds[name]))
+        writer.write_tensor_data(rows.numpy() if name in grids else gguf.quantize(rows.numpy(), kinds[name]))
     if factors is not None:
         writer.write_tensor_data(factors)
 
@@ -240,8 +233,8 @@ def q4_0_bytes(weight: Tensor, grid: Grid) -> Tensor:
     return torch.cat([scales, codes[:, :, 0] | codes[:, :, 1] << 4], 2).flatten(1)
 
 
-def _gguf_names(files: TensorFiles, layout: MODEL_ARCH, num_layers: int) -> dict[str, str]:
-    known = get_tensor_name_map(layout, num_layers)
+def _gguf_names(files: TensorFiles, layout: gguf.MODEL_ARCH, num_layers: int) -> dict[str, str]:
+    known = gguf.get_tensor_name_map(layout, num_layers)
     names: dict[str, str] = {}
     for name in files.names:
         is_twin = name == HEAD and EMBEDDINGS in files.names and torch.equal(files.load(HEAD), files.load(EMBEDDINGS))
@@ -270,7 +263,7 @@ def modelfile(file: str, ends: Sequence[str], form: TrainedForm | None = None) -
     return "\n".join(lines) + "\n"
 
 
-def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, num_words: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, num_words: int) -> None:
     """Write a tokenizer, filled up to the model's `num_words` words; InputError where llama.cpp has none like it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: Any = {"model": {"type": type(tokenizer).__name__}} if backend is None else json.loads(backend.to_str())
@@ -307,25 +300,25 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, num_wo
     writer.add_add_eos_token(encoded[-1] == tokenizer.eos_token_id)
 
 
-def _words(content: Mapping[str, Any], num_words: int) -> list[tuple[str, TokenType]]:
+def _words(content: Mapping[str, Any], num_words: int) -> list[tuple[str, gguf.TokenType]]:
     model = content["model"]
     has_bytes = bool(model.get("byte_fallback"))
-    known: dict[int, tuple[str, TokenType]] = {}
+    known: dict[int, tuple[str, gguf.TokenType]] = {}
     for token, number in model["vocab"].items():
         is_byte = has_bytes and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-        known[number] = (token, TokenType.BYTE if is_byte else TokenType.NORMAL)
+        known[number] = (token, gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL)
     if (unknown := model.get("unk_token")) in model["vocab"]:
-        known[model["vocab"][unknown]] = (unknown, TokenType.UNKNOWN)
+        known[model["vocab"][unknown]] = (unknown, gguf.TokenType.UNKNOWN)
     for added in content["added_tokens"]:
         if added["content"] != unknown or not has_bytes:
-            kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+            kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
             known[added["id"]] = (added["content"], kind)
     if (largest := max(known, default=0)) >= num_words:
         raise InputError(
             f"format gguf needs an embedding for every token, the tokenizer has the id {largest} and the model "
             f"{num_words} embeddings; resize the model's embeddings"
         )
-    return [known.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(num_words)]
+    return [known.get(number, (f"[PAD{number}]", gguf.TokenType.UNUSED)) for number in range(num_words)]
 
 
 def _rules(step: Mapping[str, Any] | None) -> Iterator[str]:

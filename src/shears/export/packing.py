@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shears.checkpoints import packed_layout as layout
 from shears.checkpoints.package_file import (
     IN_BLOCK,
     PLAIN,
@@ -27,19 +28,6 @@ from shears.checkpoints.package_file import (
     TableFormat,
     is_block_matrix,
     same_name,
-)
-from shears.checkpoints.packed_layout import (
-    QUANTIZED,
-    NumberFormat,
-    expected_stored,
-    is_masked,
-    is_smaller,
-    kept,
-    num_stored,
-    pack,
-    pack_nibbles,
-    pack_quantized,
-    packed_bytes,
 )
 from shears.checkpoints.tensor_files import Spec, TensorFiles, spec_of
 from shears.checkpoints.zeros import count_zeros
@@ -53,7 +41,7 @@ from shears.records.folders import refuse_full_disk
 class Form:
     """Number formats: of packed values, of other tensors (None: unchanged), of embeddings and head."""
 
-    values: NumberFormat
+    values: layout.NumberFormat
     rest: torch.dtype | None
     embeddings: TableFormat
     vocabulary: int | None  # number of words; None for a model without an embedding of words
@@ -61,7 +49,7 @@ class Form:
     def dense_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return dtype if self.rest is None or not dtype.is_floating_point else self.rest
 
-    def packed_values(self, dtype: torch.dtype) -> NumberFormat:
+    def packed_values(self, dtype: torch.dtype) -> layout.NumberFormat:
         """Return the format of a packed weight: bf16 for one of bf16, also among values of fp32."""
         keeps = self.rest is None and self.values == "fp32" and dtype == torch.bfloat16
         return "bf16" if keeps else self.values
@@ -73,9 +61,9 @@ class Form:
         dtype, shape = spec
         rows, cols = reversed(shape) if transposed else shape
         values = self.packed_values(dtype)
-        if not on_grid and not is_smaller(rows, cols, num_values, values, self.dense_dtype(dtype).itemsize):
+        if not on_grid and not layout.is_smaller(rows, cols, num_values, values, self.dense_dtype(dtype).itemsize):
             return None
-        if not is_masked(rows, cols, num_values, values):
+        if not layout.is_masked(rows, cols, num_values, values):
             return PackedEntry(rows=rows, cols=cols, values=values, transposed=transposed)
         size = num_values if values == "int4" else None
         return PackedEntry(rows=rows, cols=cols, values=values, kept=num_kept, bytes=size, transposed=transposed)
@@ -105,9 +93,9 @@ def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: i
         if dtype.is_floating_point:
             sizes[dtype] += math.prod(shape)
     main = sizes.most_common(1)[0][0] if sizes else torch.float32
-    values: NumberFormat = "bf16" if settings.values == "auto" else settings.values
+    values: layout.NumberFormat = "bf16" if settings.values == "auto" else settings.values
     rest = torch.float32 if values == "fp32" else torch.bfloat16
-    embeddings = settings.embeddings if settings.embeddings in QUANTIZED else False
+    embeddings = settings.embeddings if settings.embeddings in layout.QUANTIZED else False
     return Form(values, None if rest == main else rest, embeddings, vocabulary)
 
 
@@ -128,7 +116,7 @@ def planned_bytes(
             is_transposed = any(same_name(linear, other) for other in transposed)
             rows, cols = reversed(spec[1]) if is_transposed else spec[1]
             num_kept = rows * cols - round(sparsity * rows * cols)
-            num_values = expected_stored(rows, cols, num_kept, form.packed_values(spec[0]))
+            num_values = layout.expected_stored(rows, cols, num_kept, form.packed_values(spec[0]))
             entry = form.packed_entry(spec, num_kept, num_values, transposed=is_transposed)
         if entry is not None:
             packed[linear] = entry
@@ -182,8 +170,8 @@ class Packing:
         on_grid = self._grid(linear) is not None
         if self._grids and not on_grid:
             return None
-        mask = kept(tensor)
-        size = num_stored(mask.T if transposed else mask, self.form.packed_values(tensor.dtype))
+        mask = layout.kept(tensor)
+        size = layout.num_stored(mask.T if transposed else mask, self.form.packed_values(tensor.dtype))
         given = {"transposed": transposed, "on_grid": on_grid}
         return self.form.packed_entry(spec_of(tensor), int(mask.sum()), size, **given)
 
@@ -193,7 +181,9 @@ class Packing:
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of the packed weights, of the same weights dense, and of the whole model dense."""
-        linears = sum(packed_bytes(each.rows, each.cols, each.num_values, each.values) for each in self.packed.values())
+        linears = sum(
+            layout.packed_bytes(each.rows, each.cols, each.num_values, each.values) for each in self.packed.values()
+        )
         dense = sum(
             each.rows * each.cols * self.form.dense_dtype(self.files.dtype(f"{linear}.weight")).itemsize
             for linear, each in self.packed.items()
@@ -219,7 +209,9 @@ class Packing:
         stored = self.files.load(f"{linear}.weight")
         weight = stored.T.contiguous() if entry.transposed else stored
         matrix = (
-            pack(weight, entry.values, self._grid(linear)) if rounded is None else pack_quantized(kept(weight), rounded)
+            layout.pack(weight, entry.values, self._grid(linear))
+            if rounded is None
+            else layout.pack_quantized(layout.kept(weight), rounded)
         )
         self._writer.put_packed(linear, matrix)
         self._missing.discard(linear)
@@ -234,7 +226,7 @@ class Packing:
                 self._writer.put(f"dense.{name}", tensor.to(PLAIN[entry.dtype]))
                 continue
             codes, scales, zeros = quantize(tensor, entry.quantized)
-            self._writer.put(f"dense.{name}", codes if zeros is None else pack_nibbles(codes))
+            self._writer.put(f"dense.{name}", codes if zeros is None else layout.pack_nibbles(codes))
             self._writer.put(f"dense.{name}.scales", scales)
             if zeros is not None:
                 self._writer.put(f"dense.{name}.zeros", zeros)

@@ -19,18 +19,9 @@ from jinja2 import Environment, Template
 from shears.config.export_options import FORMAT_OF_RECORD
 from shears.config.sparsify_options import EMBEDDED
 from shears.errors import DISTRIBUTION, InputError, option, reading
-from shears.records import artifacts
+from shears.records import artifacts, paths
 from shears.records.figures import model_rows, ranks_by_kind, ranks_of, remarks
 from shears.records.folders import PARTIAL
-from shears.records.paths import (
-    ADAPTER_CONFIG,
-    HUB_NAME,
-    expanded,
-    is_path,
-    last_part,
-    own_file,
-    without_folders,
-)
 
 logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
@@ -50,7 +41,7 @@ EXCLUDED = re.compile(
 )
 """Files with times, and those of transformers' Trainer, which contain paths of this machine."""
 BASE_KEYS = {
-    ADAPTER_CONFIG: "base_model_name_or_path",
+    paths.ADAPTER_CONFIG: "base_model_name_or_path",
     **dict.fromkeys(artifacts.RECORDS, "base"),
     artifacts.SPARSITY: "model",
     artifacts.HEALED: "model",
@@ -112,12 +103,12 @@ def _template() -> Template:
 def _words(kind: str, record: Record, repo: str = "", subfolder: str = "") -> dict[str, Any]:
     holds = FORMAT_OF_RECORD[kind].holds if kind in FORMAT_OF_RECORD else "model"
     folder, title = FOLDERS[kind]
-    base = without_folders(str(record.get("model") or record.get("base") or "sparse"))
-    base = base if HUB_NAME.fullmatch(base) else ACTIVE.sub("_", last_part(base))
+    base = paths.without_folders(str(record.get("model") or record.get("base") or "sparse"))
+    base = base if paths.HUB_NAME.fullmatch(base) else ACTIVE.sub("_", paths.last_part(base))
     largest = record.get("max_rank", record.get("rank", 0))
     words = {"loaded": f'"{folder}"', "served": folder, "folder": folder, "download": ""}
     if repo:
-        copy = last_part(repo)
+        copy = paths.last_part(repo)
         folder = f"{copy}/{subfolder}" if subfolder else copy
         words = {
             "loaded": f'"{repo}", subfolder="{subfolder}"' if subfolder else f'"{repo}"',
@@ -134,7 +125,7 @@ def _words(kind: str, record: Record, repo: str = "", subfolder: str = "") -> di
         "base": base,
         "title": title.format(base),
         "rank": next((rank for rank in LORA_RANKS if rank >= largest), largest),
-        "name": lambda path: f"`{ACTIVE.sub('_', without_folders(str(path)))}`",
+        "name": lambda path: f"`{ACTIVE.sub('_', paths.without_folders(str(path)))}`",
         "share": "{:.1%}".format,
         "embedded": EMBEDDED,
         "distribution": DISTRIBUTION,
@@ -146,7 +137,7 @@ def _hub_base(record: Record) -> str | None:
     base = str(record.get("model") or record.get("base") or "")
     if base in EMBEDDED:
         return EMBEDDED[base].hub
-    return base if HUB_NAME.fullmatch(base) and not os.path.exists(base) else None
+    return base if paths.HUB_NAME.fullmatch(base) and not os.path.exists(base) else None
 
 
 def push(
@@ -157,9 +148,9 @@ def push(
     `base` is the hub id of the model that an adapter belongs to; it replaces the local folder.
     `dry_run` uploads nothing and needs no network. InputError for an adapter whose base is local.
     """
-    folder = expanded(folder)
+    folder = paths.expanded(folder)
     for name in filter(None, (repo, base)):
-        if not HUB_NAME.fullmatch(name) or os.path.exists(name):
+        if not paths.HUB_NAME.fullmatch(name) or os.path.exists(name):
             raise InputError(f"a repository must be named like owner/name, got {name!r}")
     record = artifacts.find_record(folder)
     if record is not None and record.name in artifacts.KINDS:
@@ -184,7 +175,7 @@ def _uploads(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
         name = path.relative_to(folder)
         if any(part.startswith(".") or part.endswith(PARTIAL) or EXCLUDED.fullmatch(part) for part in name.parts):
             continue
-        own_file(path, folder)
+        paths.own_file(path, folder)
         subfolder = name.parent.as_posix() if len(name.parts) > 1 else ""
         with reading(path):
             content = _public_content(path, repo if subfolder else base, repo, subfolder)
@@ -221,8 +212,8 @@ def _public_content(path: Path, base: str | None, repo: str, subfolder: str) -> 
 def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[str, Any]:
     key = BASE_KEYS[path.name]
     recorded = str(content.get(key) or "")
-    in_folder = is_path(recorded) or (path.parent.parent / recorded).exists()  # beside the artifact's
-    is_public = recorded in EMBEDDED or (HUB_NAME.fullmatch(recorded) and not in_folder)
+    in_folder = paths.is_path(recorded) or (path.parent.parent / recorded).exists()  # beside the artifact's
+    is_public = recorded in EMBEDDED or (paths.HUB_NAME.fullmatch(recorded) and not in_folder)
     if recorded and base is None and not is_public:
         raise InputError(
             f"the base of an artifact must be on the hub, {path} names the folder {recorded}; push that folder "
@@ -237,4 +228,4 @@ def _without_folders(content: Any, key: str = "") -> Any:
     if isinstance(content, list):
         return [_without_folders(value, key) for value in content]
     is_source = isinstance(content, str) and key in SOURCES
-    return without_folders(content) if is_source else content
+    return paths.without_folders(content) if is_source else content

@@ -17,7 +17,7 @@ TIMES = "times.jsonl"  # in a run's folder; a line for each time that a stage en
 @contextmanager
 def timed(folder: Path, stage: str) -> Iterator[None]:
     """Append a line to the folder's times when the block ends or fails."""
-    row = {"stage": stage, "began": datetime.now(UTC).isoformat(timespec="milliseconds")}
+    row: dict[str, Any] = {"stage": stage, "began": datetime.now(UTC).isoformat(timespec="milliseconds")}
     start = time.monotonic()
     finished = False
     try:

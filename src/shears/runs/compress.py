@@ -19,15 +19,7 @@ from shears.data.rows import read_rows
 from shears.errors import InputError, reading
 from shears.models.load import positions_in, refuse_unknown
 from shears.models.ref import ModelRef, load_tokenizer, resolve
-from shears.records.artifacts import (
-    COMPRESS,
-    __version__,
-    as_data,
-    check_input,
-    read_object,
-    refuse_changes,
-    write_json,
-)
+from shears.records import artifacts
 from shears.records.figures import packages_of
 from shears.records.folders import named_folder, refuse_full_disk, refuse_taken, run_lock
 from shears.records.paths import expanded
@@ -70,8 +62,8 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
     began = time.monotonic()
     settings = build(CompressConfig, "compress", config)
     folder = named_folder(expanded(output)).resolve()
-    refuse_taken(folder, record=COMPRESS)
-    if (folder / COMPRESS).is_file() and not dry_run:
+    refuse_taken(folder, record=artifacts.COMPRESS)
+    if (folder / artifacts.COMPRESS).is_file() and not dry_run:
         ref = resolve(model, "bf16")  # a .gguf file; other models stay as they are
         record = _begun(folder, ref, settings)
     else:
@@ -86,7 +78,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
             for file in texts:
                 shutil.copyfile(file, folder / file.name)
     with run_lock(folder):
-        write_json(folder / COMPRESS, record)
+        artifacts.write_json(folder / artifacts.COMPRESS, record)
         work = _Work(folder, record, ref, Effort(**record["effort"]))
         work.measure_dense()
         work.teach()
@@ -101,13 +93,13 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
 
 
 def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, Any]:
-    record = read_object(folder / COMPRESS)
-    with reading(folder / COMPRESS):
+    record = artifacts.read_object(folder / artifacts.COMPRESS)
+    with reading(folder / artifacts.COMPRESS):
         if not {each["name"] for each in record["measured"]} <= {each.name for each in _promising(record)}:
             raise ValueError("it has measurements of packages that it did not plan")
-        refuse_changes(folder, record["config"], as_data(settings))
-        check_input(f"model of {folder}", record["base_fingerprint"], ref.fingerprint)
-    logger.info("continuing %s by the plan in its %s", folder, COMPRESS)
+        artifacts.refuse_changes(folder, record["config"], artifacts.as_data(settings))
+        artifacts.check_input(f"model of {folder}", record["base_fingerprint"], ref.fingerprint)
+    logger.info("continuing %s by the plan in its %s", folder, artifacts.COMPRESS)
     return record
 
 
@@ -149,10 +141,10 @@ def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path
     words = sentences(effort, first, amounts)
     seconds = {"plan": spent, **stage_seconds(effort, first, speeds, amounts, exam.windows)}
     return {
-        "shears_version": __version__,
+        "shears_version": artifacts.__version__,
         "model": ref.recorded_name,
         "base_fingerprint": ref.fingerprint,
-        "config": as_data(settings),
+        "config": artifacts.as_data(settings),
         "target": str(bound),
         "machine": machine(),
         "parameters": shape.parameters,
@@ -267,7 +259,7 @@ class _Work:
     def teach(self) -> None:
         if self.effort.teaches and not (self.folder / TEACHER).is_dir():
             with timed(self.folder, TEACHER):
-                train(self.ref.folder, self.folder / TEACHER, **as_data(training_of(self.effort, self.text)))
+                train(self.ref.folder, self.folder / TEACHER, **artifacts.as_data(training_of(self.effort, self.text)))
 
     def made(self, candidate: Candidate, settings: CompressConfig) -> dict[str, Any]:
         logger.info("making %s; prediction: %s", candidate.name, figures_of(candidate))
@@ -288,7 +280,7 @@ class _Work:
     def choose(self) -> None:
         """Name the best package of those that were made, and write the record."""
         self.record["chosen"] = best(packages_of(self.record))
-        write_json(self.folder / COMPRESS, self.record)
+        artifacts.write_json(self.folder / artifacts.COMPRESS, self.record)
 
     def make_rival(self, promising: list[Candidate], settings: CompressConfig) -> None:
         """Make dense int4, the rival of the chosen package or of the last one; it may be chosen itself."""

@@ -27,15 +27,7 @@ from shears.runtime.continuation import Continuation
 from shears.runtime.engine import Engine, Prompt
 from shears.runtime.grammar import Grammar
 from shears.runtime.tool_calls import CallFormat, CallReader, CallRules, call_format
-from shears.serving.protocol import (
-    DONE,
-    ChatRequest,
-    CompletionRequest,
-    ResponseWriter,
-    TextRequest,
-    Tool,
-    event,
-)
+from shears.serving import protocol
 
 logger = logging.getLogger(__name__)
 MOST_WAITING = 32  # texts beyond those that the backend holds at once
@@ -58,14 +50,14 @@ class Service:
         self._task: asyncio.Task[None] | None = None
 
     async def completions(self, request: Request) -> Response:
-        body = CompletionRequest.model_validate_json(await read_body(request))
+        body = protocol.CompletionRequest.model_validate_json(await read_body(request))
         several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
         prompts: Any = body.prompt if several else [body.prompt]
         prompts = [await asyncio.to_thread(self.engine.encode, prompt) for prompt in prompts]
         return await self._respond(request, body, prompts)
 
     async def chat(self, request: Request) -> Response:
-        body = ChatRequest.model_validate_json(await read_body(request))
+        body = protocol.ChatRequest.model_validate_json(await read_body(request))
         shown = [tool.model_dump(exclude_unset=True) for tool in body.tools if body.functions()]
         turns = [message.turn() for message in body.messages]
         tokens = await asyncio.to_thread(self.engine.encode_chat, turns, shown)
@@ -73,12 +65,12 @@ class Service:
         grammar = await asyncio.to_thread(self._grammar, body, form)  # an unsupported schema is refused here
         return await self._respond(request, body, [tokens], grammar, form)
 
-    def _grammar(self, body: ChatRequest, form: CallFormat | None) -> Grammar | None:
+    def _grammar(self, body: protocol.ChatRequest, form: CallFormat | None) -> Grammar | None:
         engine = self.engine
         schema = body.response_format.schema_of_text()
         if form is None:
             return None if schema is None else engine.grammars.of_schema(schema)
-        is_named = isinstance(body.tool_choice, Tool)
+        is_named = isinstance(body.tool_choice, protocol.Tool)
         several = body.parallel_tool_calls and not is_named
         rules = CallRules(body.functions(), is_named or body.tool_choice == "required", several, schema)
         return engine.grammars.of_rules(rules.write(form, engine.tokenizer, engine.grammars))
@@ -86,7 +78,7 @@ class Service:
     async def _respond(
         self,
         request: Request,
-        body: TextRequest,
+        body: protocol.TextRequest,
         prompts: Sequence[Prompt],
         grammar: Grammar | None = None,
         form: CallFormat | None = None,
@@ -94,8 +86,8 @@ class Service:
         start = time.time()
         texts = self._texts(body, prompts, grammar)
         queue = self._submit(texts)
-        names = list(body.functions()) if isinstance(body, ChatRequest) else []
-        writer = ResponseWriter(body, [None if form is None else CallReader(form, names) for _ in texts])
+        names = list(body.functions()) if isinstance(body, protocol.ChatRequest) else []
+        writer = protocol.ResponseWriter(body, [None if form is None else CallReader(form, names) for _ in texts])
         if body.stream:
             events = self._events(texts, queue, writer)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -107,7 +99,9 @@ class Service:
         logger.info("answered with %s tokens in total in %.2f s", answer["usage"]["total_tokens"], time.time() - start)
         return JSONResponse(answer)
 
-    def _texts(self, body: TextRequest, prompts: Sequence[Prompt], grammar: Grammar | None) -> list[Continuation]:
+    def _texts(
+        self, body: protocol.TextRequest, prompts: Sequence[Prompt], grammar: Grammar | None
+    ) -> list[Continuation]:
         self.card(body.model)  # refuses another model
         if (count := len(prompts) * body.n) > self._most_open:
             raise HTTPException(
@@ -179,20 +173,20 @@ class Service:
             self._leave(texts)
 
     async def _events(
-        self, texts: Sequence[Continuation], queue: asyncio.Queue[Any], writer: ResponseWriter
+        self, texts: Sequence[Continuation], queue: asyncio.Queue[Any], writer: protocol.ResponseWriter
     ) -> AsyncIterator[bytes]:
         async with aclosing(self._pieces(texts, queue)) as pieces:
             try:
                 for index in range(len(texts) if writer.is_chat else 0):
-                    yield event(writer.opening(index))
+                    yield protocol.event(writer.opening(index))
                 async for index, text, is_last in pieces:
                     for part in writer.pieces(index, text, texts[index].finish if is_last else None):
-                        yield event(part)
+                        yield protocol.event(part)
                 if writer.with_usage:
-                    yield event(writer.chunk([], writer.usage(texts)))
+                    yield protocol.event(writer.chunk([], writer.usage(texts)))
             except Exception as error:  # noqa: BLE001  (the status is sent: clients look for errors among the events)
-                yield event(_response(error)[1])
-        yield DONE
+                yield protocol.event(_response(error)[1])
+        yield protocol.DONE
 
     async def check_key(self, request: Request) -> None:
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
