@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from shears.checkpoints.without_code import NeedsOwnCode, load_config
+from shears.checkpoints.without_code import load_config
 from shears.cli import main
 from shears.errors import InputError
 from shears.models.load import load_model, load_with_adapter
@@ -112,7 +112,7 @@ def test_a_tokenizer_that_needs_its_code_is_refused(tmp_path: Path, monkeypatch:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "StrangerTokenizer"}))
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 4))
-    with pytest.raises(NeedsOwnCode, match="needs code of its own"):
+    with pytest.raises(InputError, match="needs code of its own"):
         load_tokenizer(resolve(folder))
     assert not marker.exists()
 

@@ -70,9 +70,8 @@ def records(prompt: str = "Question") -> dict[str, Any]:
                                              for step in steps],
         "super_adapter/training_times.jsonl": [{"step": step, "seconds": 0.5} for step in steps],
         "times.jsonl": [
-            {"stage": "train", "began": "1", "machine": "a processor, 2 threads"},  # killed
-            {"stage": "train", "began": "2", "machine": "a processor, 2 threads", "versions": VERSIONS},
-            {"stage": "train", "began": "2", "seconds": 154.2, "finished": True},
+            {"stage": "train", "began": "2", "seconds": 154.2, "finished": True, "machine": "a processor, 2 threads",
+             "versions": VERSIONS},
         ],
         "search/result.json": result(),
         "sub_adapter/sub_adapter.json": {"shears_version": "0.1.0", "config": {"seed": 0}, "ranks": RANKS},

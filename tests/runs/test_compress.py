@@ -249,7 +249,7 @@ def test_a_text_is_cut_at_a_line_and_rows_at_a_row(tmp_path: Path) -> None:
 
 @needs_kernels
 def test_a_speed_is_that_of_all_blocks_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    forecast = Forecast(tiny_model("llama").config, threads=1, new_tokens=4, rounds=1)
+    forecast = Forecast(tiny_model("llama").config, new_tokens=4, rounds=1)
     calls: list[tuple[int, int]] = []
 
     def seconds(linears: Any, count: int, words: int, embeddings: str) -> float:
@@ -264,7 +264,7 @@ def test_a_speed_is_that_of_all_blocks_and_the_head(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_model_without_a_decoder_has_no_forecast_and_no_target_in_speed(tmp_path: Path) -> None:
-    assert forecast_of(tiny_model("gpt_neox").config, threads=1, new_tokens=4, rounds=1) is None
+    assert forecast_of(tiny_model("gpt_neox").config, new_tokens=4, rounds=1) is None
     save_tiny(tmp_path / "neox", "gpt_neox")
     (tmp_path / "text.txt").write_text("abcdefgh\n" * 200)
     with pytest.raises(InputError, match="a target in tok/s needs a model that the native decoder supports"):

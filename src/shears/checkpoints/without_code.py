@@ -29,10 +29,6 @@ KERNELS = re.compile(r'"\w*(?:attn|experts)_implementation\w*": (?:"[^"]*/|\{[^}
 """In a config.json: attention or experts computed by a repository (owner/name), alone or by the part of the model."""
 
 
-class NeedsOwnCode(InputError):  # noqa: N818  # InputError says that it is an error
-    """The folder can only be loaded by code that came with it, which shears never runs."""
-
-
 def load_config(folder: Path, **options: Any) -> Any:
     """Return transformers' configuration of a folder; with `gguf_file`, of that file in it."""
     _refuse_kernels(folder)
@@ -96,7 +92,7 @@ def _own_code(folder: Path) -> Iterator[None]:
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
-        raise NeedsOwnCode(
+        raise InputError(
             f"{folder} needs code of its own, which shears never runs; use a model that transformers knows"
         ) from error
 
@@ -104,7 +100,7 @@ def _own_code(folder: Path) -> Iterator[None]:
 def _refuse_kernels(folder: Path) -> None:
     path = folder / "config.json"
     if path.is_file() and KERNELS.search(json.dumps(read_object(path))):
-        raise NeedsOwnCode(
+        raise InputError(
             f"{folder} asks for kernels of the repository that its config.json names as an implementation, which "
             "shears never runs; remove that key"
         )

@@ -209,12 +209,8 @@ def export(
     elif form.holds == "gguf":
         size = f"one .gguf file, {read_json(folder / form.record)['file_bytes'] / 1e6:.1f} MB"
         _print_done(folder, size, "evaluate", folder, task)
-    elif form.holds == "unpacked":
-        adapter = ["--adapter", folder / "adapter"] if (folder / "adapter").is_dir() else []
-        _print_done(folder, "unpacked", "evaluate", folder, *adapter, task)
-    elif form.holds == "model":
-        zeros = f"one model, {read_json(folder / form.record)['sparsity']['after']:.1%} zeros"
-        _print_done(folder, zeros, "evaluate", folder, task)
+    elif form.is_model:
+        _print_done(folder, form.called, "evaluate", folder, task)
     else:
         _print_done(folder, "PEFT adapter", "evaluate SPARSE --adapter", folder, task)
 

@@ -35,9 +35,6 @@ class Recipe(StageConfig):
     """Base model: smollm2-135m, a Hugging Face hub id, a model folder or a .gguf file."""
     output: str | None = None
     """Folder that the run writes to."""
-    threads: int | None = Field(None, gt=0)
-    """Number of CPU threads. Default: one per core. Set it lower if other programs use some cores,
-    because more threads than free cores make a run many times slower."""
     baselines: Annotated[tuple[Literal["dense-lora", "sparse-lora"], ...], Split] = ()
     """Plain LoRA adapters to train as well and to compare with: dense-lora on the original model,
     sparse-lora on the pruned one. They train for the same number of steps at the largest rank."""

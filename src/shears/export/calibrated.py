@@ -27,14 +27,14 @@ from shears.errors import InputError
 from shears.export.merge import calibration_of
 from shears.export.packing import Packing
 from shears.models.activations import BUDGET, Activations
-from shears.models.blocks import LoraUpdate, Matrix, affordable, block_matrices
+from shears.models.blocks import LoraUpdate, Matrix, block_matrices
 from shears.models.capture import InputMoments, capturing
 from shears.models.devices import autocast, pick_device
 from shears.models.ref import ModelRef
 from shears.models.sources import StreamedModel
 from shears.models.walk import BlockRun, IrregularBlocks, Walk
 from shears.progress import track
-from shears.quantization.grid import BLOCK, Quantized, by_input, quantize
+from shears.quantization.grid import Quantized, quantize
 from shears.quantization.with_inputs import round_with_inputs
 from shears.writing.written import text_source
 
@@ -112,27 +112,34 @@ class _Rounding:
         """Return the method, and the linears that are rounded to nearest, for the record."""
         to_nearest = [*self._unreached, *sorted(self._packing.packed.keys() - self._done)]
         if to_nearest:
-            reason = "no calibration token reached these weights, so they are rounded to nearest"
-            logger.warning("%s: %s", reason, ", ".join(to_nearest))
+            reason = "no calibration token reached them, or they are parts of a tensor"
+            logger.warning("rounded to nearest because %s: %s", reason, ", ".join(to_nearest))
         return {"method": "masked GPTQ and coordinate descent", "to_nearest": to_nearest}
 
     def round_block(self, block: BlockRun, exact: Activations, folder: Path) -> None:
         """Round a block; its outputs for the `exact` hidden states, before it is rounded, replace these."""
-        packed = {f"{linear}.weight" for linear in self._packing.packed}
-        named = ((each, self._source.disk_names(each.parameter)) for each in block_matrices(block.name, block.block))
-        matrices = [matrix for matrix, names in named if not packed.isdisjoint(names)]
-        rounded: dict[Matrix, Quantized] = {}
-        groups = list(affordable(block.groups(matrices) if matrices else [], BUDGET))
+        named = {each: self._linear_of(each) for each in block_matrices(block.name, block.block)}
+        linears = {matrix: linear for matrix, linear in named.items() if linear is not None}
+        groups = block.groups(list(linears)) if linears else []
         with Activations(BUDGET, folder) as inputs:
-            places = _exact_inputs(block, exact, [group[0] for group in groups if group[0].index is None], inputs)
+            places = _exact_inputs(block, exact, [group[0] for group in groups], inputs)
             for group in groups:
                 moments, drift = _measured(block, group, (inputs, places.get(group[0], [])))
                 for matrix in group:
-                    rounded[matrix] = self._rounded(matrix, moments.of(matrix), drift)
-                    matrix.view(self._source.model).copy_(rounded[matrix].dense())
-        for linear, quantized in self._as_stored(rounded):
-            self._packing.put(linear, quantized)
-            self._done.add(linear)
+                    rounded = self._rounded(matrix, moments.of(matrix), drift)
+                    matrix.view(self._source.model).copy_(rounded.dense())
+                    self._packing.put(linears[matrix], rounded.cpu())
+                    self._done.add(linears[matrix])
+
+    def _linear_of(self, matrix: Matrix) -> str | None:
+        """Return the packed linear that a weight is in the files; None for one that is only a part, such as experts."""
+        names = self._source.disk_names(matrix.parameter)
+        linear = names[0].removesuffix(".weight") if len(names) == 1 and matrix.index is None else None
+        if linear not in self._packing.packed:
+            return None
+        stored = matrix.cut(self._packing.files.load(names[0]).float())
+        view = matrix.view(self._source.model).cpu()
+        return linear if stored.shape == view.shape and torch.equal(stored, view) else None
 
     def _rounded(self, matrix: Matrix, moments: Tensor | None, drift: Tensor | None) -> Quantized:
         weight = matrix.view(self._source.model).float()
@@ -144,34 +151,6 @@ class _Rounding:
             whole = weight.addmm(update.b.to(weight), update.a.to(weight), alpha=update.scaling)
         missed = None if drift is None else drift @ whole.T  # X^T (X' - X) W^T: exact outputs seen through X
         return round_with_inputs(weight, weight != 0, moments, missed=missed)
-
-    def _as_stored(self, rounded: Mapping[Matrix, Quantized]) -> Iterator[tuple[str, Quantized]]:
-        """Yield what rounded linears become in the files, which may hold experts one by one.
-
-        The model's conversion splits them if codes, scales and zero points take the weights' places.
-        """
-        codes = self._converted({each: weight.codes for each, weight in rounded.items()})
-        scales = self._converted({each: by_input(w.scales, w.codes.shape[1]) for each, w in rounded.items()})
-        points = {each: by_input(w.zeros, w.codes.shape[1]) for each, w in rounded.items() if w.zeros is not None}
-        zeros = self._converted(points)
-        for matrix, weight in rounded.items():
-            matrix.view(self._source.model).copy_(weight.dense())
-        for linear, code in codes.items():
-            own = scales[linear][:, ::BLOCK]
-            if torch.equal(scales[linear], by_input(own, code.shape[1])):  # else its blocks of inputs were moved
-                of_blocks = zeros[linear][:, ::BLOCK].to(torch.uint8).contiguous()
-                yield linear, Quantized(code.to(torch.uint8), own.half().contiguous(), of_blocks)
-
-    def _converted(self, tensors: Mapping[Matrix, Tensor]) -> dict[str, Tensor]:
-        """Return the files' packed linears (O I) if the matrices hold these tensors."""
-        for matrix, tensor in tensors.items():
-            matrix.view(self._source.model).copy_(tensor)
-        found = {}
-        for name, tensor in self._source.stored({each.parameter for each in tensors}):
-            linear = name.removesuffix(".weight")
-            if (entry := self._packing.packed.get(linear)) is not None:
-                found[linear] = (tensor.T if entry.transposed else tensor).cpu().clone()
-        return found
 
 
 def _exact_inputs(

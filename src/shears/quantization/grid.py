@@ -38,6 +38,9 @@ class Quantized(NamedTuple):
             return self.codes.float() * self.scales[:, None]
         return dequantize_blocks(self.codes, self.scales, self.zeros)
 
+    def cpu(self) -> "Quantized":
+        return Quantized(self.codes.cpu(), self.scales.cpu(), None if self.zeros is None else self.zeros.cpu())
+
 
 class Grid(NamedTuple):
     """The grid of a linear's int4 or Q4_0 weights: scales, and zero points as whole numbers."""
@@ -48,14 +51,10 @@ class Grid(NamedTuple):
     @classmethod
     def of(cls, weight: Float[Tensor, "O I"], values: str = "int4") -> "Grid":
         """Return the int4 or q4_0 grid of a weight; InputError where the format cannot hold it."""
-        if values == "q4_0":
-            return cls.q4_0(weight)
-        _, scales, zeros = quantize_blocks(weight.cpu().contiguous())
-        return cls(scales, zeros).to(weight.device)
-
-    @classmethod
-    def q4_0(cls, weight: Float[Tensor, "O I"]) -> "Grid":
-        """Return llama.cpp's grid: the number of largest magnitude in 32 inputs is -8 scales."""
+        if values != "q4_0":
+            _, scales, zeros = quantize_blocks(weight.cpu().contiguous())
+            return cls(scales, zeros).to(weight.device)
+        # llama.cpp's grid: the number of largest magnitude in 32 inputs is -8 scales
         blocks = _finite(weight).unflatten(1, (-1, Q4_0_BLOCK))
         largest = blocks.gather(2, blocks.abs().argmax(2, keepdim=True)).squeeze(2)
         scales = (largest / -Q4_0_ZERO).half()

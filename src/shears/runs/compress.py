@@ -111,7 +111,7 @@ def _promising(record: Mapping[str, Any]) -> list[Candidate]:
 def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path, began: float) -> dict[str, Any]:
     bound = settings.bound
     shape = _shape(ref)
-    forecast = forecast_of(known_config(ref.folder), threads=None, new_tokens=NEW_TOKENS, rounds=ROUNDS)
+    forecast = forecast_of(known_config(ref.folder), new_tokens=NEW_TOKENS, rounds=ROUNDS)
     if bound.kind == "tokens/s" and forecast is None:
         needs = "a target in tok/s needs a model that the native decoder supports, and its C++ kernels"
         raise InputError(f"{needs}; set a target in bits or GB")

@@ -13,7 +13,6 @@ from shears.evaluation.comparison import lead
 from shears.evaluation.evaluated import check_apart, journal_path
 from shears.evaluation.run import evaluate, identity_of, with_template
 from shears.evaluation.tasks import check_data
-from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts
 from shears.records.artifacts import as_data
@@ -38,7 +37,6 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
     """Run every stage of a recipe in the folder `output`; return the content of evaluation.json."""
     folder = run_folder(recipe, output)
     recipe = with_calibration(recipe)
-    set_threads(recipe.threads)
     if recipe.search and recipe.evaluate:
         columns = (recipe.search.columns, recipe.evaluate.columns)
         check_apart(recipe.search.data, recipe.evaluate.data, recipe.search.limit, recipe.evaluate.limit, columns)

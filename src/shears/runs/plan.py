@@ -93,11 +93,6 @@ class RunPlan:
     parameters: int | None
     stages: list[PlannedStage]
 
-    @property
-    def bytes_to_write(self) -> int:
-        """Bytes of the files that the stages to come leave, those of known size."""
-        return sum(stage.disk or 0 for stage in self.stages if stage.state != "done")
-
 
 def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     """Return what `run` would do, without loading weights and without a download.

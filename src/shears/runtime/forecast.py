@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from shears.checkpoints.packed_layout import NumberFormat, PackedMatrix, pack
-from shears.models.devices import set_threads
 from shears.runtime.loading import decoder_of
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
@@ -35,7 +34,7 @@ def forecast_of(config: Any, **settings: Any) -> "Forecast | None":
 
 
 class Forecast:
-    def __init__(self, config: Any, *, threads: int | None, new_tokens: int, rounds: int) -> None:
+    def __init__(self, config: Any, *, new_tokens: int, rounds: int) -> None:
         if not kernels_available():
             raise NotCoveredError("the C++ kernels were not built")
         self._plan = plan_of(config)
@@ -43,7 +42,6 @@ class Forecast:
             raise NotCoveredError("this model has layers of two kinds, attention and gated delta nets")
         self._config = config
         self._decoding = partial(decoding, new_tokens=new_tokens, rounds=rounds)
-        set_threads(threads)
         self.block_seconds = cache(self._block_seconds)
         self.head_seconds = cache(self._head_seconds)
 

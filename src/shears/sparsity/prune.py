@@ -38,7 +38,7 @@ from shears.records.artifacts import read_object, sync_path, sync_tree, write_js
 from shears.records.folders import CHECKPOINTS, CONFIG, LOCK
 from shears.sparsity.allocation import sensitivity_sparsities
 from shears.sparsity.masks import Pattern, Task, prune_by_magnitude, zero_counts
-from shears.sparsity.reconstruction import BlockErrors, Reconstruction
+from shears.sparsity.reconstruction import Reconstruction
 from shears.sparsity.rewrite import LinearSparsity, add_zeros, overall_sparsity
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,6 @@ class SparsityReport:
     recovered: Recovered
     linears: dict[str, LinearSparsity] = field(default_factory=dict)
     by_magnitude: list[str] = field(default_factory=list)
-    blocks: dict[str, BlockErrors] = field(default_factory=dict)
 
     @property
     def achieved(self) -> float:
@@ -226,7 +225,7 @@ class _Pruner:
             for matrix in matrices:
                 self._prune(matrix, norms=norms.of(matrix))
         if self.reconstruction is not None:
-            self.report.blocks[block.name] = self.reconstruction.fit(block, matrices)
+            self.reconstruction.fit(block, matrices)
 
     def state(self) -> dict[str, Any]:
         report = self.report
@@ -236,7 +235,6 @@ class _Pruner:
             "linears": report.linears,
             "by_magnitude": report.by_magnitude,
             "recovered": list(report.recovered.linears),
-            "blocks": report.blocks,
             "reach": self.reconstruction.reach if self.reconstruction is not None else 0.0,
         }
 
@@ -244,7 +242,6 @@ class _Pruner:
         for name, ((rows, columns), zeros) in state["linears"].items():
             self.report.linears[name] = LinearSparsity((rows, columns), zeros)
         self.report.by_magnitude = list(state["by_magnitude"])
-        self.report.blocks = {name: BlockErrors(*errors) for name, errors in state["blocks"].items()}
         self.report.recovered.restore(tensors, state["recovered"])
         if self.reconstruction is not None:
             self.reconstruction.reach = state["reach"]

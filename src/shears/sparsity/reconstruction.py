@@ -29,13 +29,6 @@ REACHES = (0.3, 0.1, 0.03, 0.01)
 BETAS = (0.9, 0.95)
 
 
-class BlockErrors(NamedTuple):
-    """Errors of a block's outputs on the calibration text: pruned, then fitted."""
-
-    pruned: float
-    fitted: float
-
-
 class _Fitted(NamedTuple):
     """A parameter of the model, its values in float32 (the same memory if it is), and which are kept."""
 
@@ -65,8 +58,8 @@ class Reconstruction:
         for batch, states in enumerate(self._dense):
             self._dense[batch] = run.forward(batch, states)
 
-    def fit(self, run: BlockRun, matrices: Sequence[Matrix]) -> BlockErrors:
-        """Fit the weights of `matrices` that are not 0, in place; return the errors of the block's outputs.
+    def fit(self, run: BlockRun, matrices: Sequence[Matrix]) -> None:
+        """Fit the weights of `matrices` that are not 0, in place; log the errors of the block's outputs.
 
         The steps are Adam's in float32, and their length falls linearly to 0. The first is longer
         where the outputs are further from the targets: the method and the sparsity decide how far
@@ -90,7 +83,6 @@ class Reconstruction:
         logger.info(
             "%s: relative error of the outputs %.3g, after the fit %.3g (reach %g)", run.name, pruned, error, taken
         )
-        return BlockErrors(pruned, error)
 
 
 def _set(fitted: Sequence[_Fitted], values: Sequence[Tensor]) -> None:

@@ -108,6 +108,5 @@ def _write_sparse(
         "achieved": report.achieved,
         "by_magnitude": report.by_magnitude,
         "linears": {name: linear.as_record() for name, linear in report.linears.items()},
-        **({"blocks": {name: errors._asdict() for name, errors in report.blocks.items()}} if report.blocks else {}),
     }
     artifacts.write_json(work / SPARSITY, record)
