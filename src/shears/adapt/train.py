@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from shears.checkpoints.without_code import empty_model, known_config
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.config.serve_options import ANSWERED
-from shears.data.examples import IGNORED, Tokenized, examples_of, rows_fingerprint, tokenize_all
+from shears.data.examples import Tokenized, examples_of, rows_fingerprint, tokenize_all
 from shears.data.forms import TrainedForm, form_of_rows
 from shears.data.rows import read_rows, refuse_same, source_fingerprint
 from shears.errors import InputError
@@ -34,10 +34,10 @@ from shears.records import artifacts
 from shears.records.artifacts import read_rows as read_journal
 from shears.records.paths import expanded
 from shears.training import teacher as teaching
-from shears.training.batches import EpochOrder, padding
+from shears.training.batches import padding
 from shears.training.checkpoints import first_process_first, origin_of, training_folder
 from shears.training.fit import Training, best_step, fit, validation_losses
-from shears.training.teacher import TeacherSource, TeacherTargets
+from shears.training.teacher import TeacherTargets
 from shears.writing.written import answers_source
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def train(model: str | Path, output: str | Path, **config: Any) -> Path:
             chosen = (decided.learning_rate, decided.alpha, decided.init)
             logger.info("training with learning rate %g, alpha %g and init %s", *chosen)
             rows = read_training_rows(base, decided)
-            targets = _targets(teacher, rows, decided) if teacher else None
+            targets = teaching.teacher_targets(teacher, rows.train, rows.pad_id, decided) if teacher else None
             elastic, grids = prepare(base, decided, rows)
             fit(training_of(elastic, rows, decided, targets), work, decided)
             if is_first_process():
@@ -143,18 +143,6 @@ def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[
     drawn = set(random.Random(f"validation/{seed}").sample(range(len(rows)), count))
     trained = [row for index, row in enumerate(rows) if index not in drawn]
     return trained, [rows[index] for index in sorted(drawn)]
-
-
-def _targets(teacher: TeacherSource, rows: Rows, settings: TrainConfig) -> TeacherTargets:
-    """Return the teacher's targets; rows that a training ends before it reads have none."""
-    seen = rows.train
-    count = settings.num_seen(len(seen))
-    if count < len(seen):
-        order = EpochOrder([len(row.input_ids) for row in seen], settings.batch_size, settings.seed)
-        read = set(islice(order, count))
-        ignored = [Tokenized(row.input_ids, [IGNORED] * len(row.labels)) for row in seen]
-        seen = [row if number in read else ignored[number] for number, row in enumerate(seen)]
-    return teaching.teacher_targets(teacher, seen, rows.pad_id, settings)
 
 
 def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> tuple[ElasticAdapter, Mapping[str, Grid]]:

@@ -200,11 +200,6 @@ class TrainConfig(LoopConfig):
         }
         return self.model_copy(update=decided)
 
-    def num_seen(self, num_examples: int) -> int:
-        """Return the examples of all steps of a training; the last step of an epoch may have fewer than a batch."""
-        epochs, steps = divmod(self.num_steps(num_examples), max(self.steps_per_epoch(num_examples), 1))
-        return epochs * num_examples + steps * self.batch_size
-
     @property
     def masks(self) -> bool:
         """Whether the adapter's product is masked by the zeros of the weight."""

@@ -27,7 +27,6 @@ from shears.records.paths import expanded
 logger = logging.getLogger(__name__)
 TEXT_COLUMNS = "the column text or those of examples, such as prompt and completion"
 
-BEFORE_INSTRUCTION = ("text", "messages", "prompt")  # columns that count before an instruction
 EXAMPLE_COLUMNS = frozenset({"messages", "prompt", "instruction"})  # one in every form
 LARGEST_ID = 2**63 - 1  # that a tensor holds
 
@@ -165,15 +164,6 @@ def text_template(trained: TemplateName | None, tokenizer: PreTrainedTokenizerBa
     if trained is None:
         return CHAT if tokenizer is not None and tokenizer.chat_template is not None else DEFAULT_TEMPLATE
     return CHAT if trained == CHAT else DEFAULT_TEMPLATE
-
-
-def has_instructions(source: str, columns: Mapping[str, str] = OWN_NAMES) -> bool:
-    """Return whether a text has rows of instructions, whose tokens depend on a template."""
-    content = _read(source, columns)
-    return not isinstance(content, str) and any(
-        row.get("instruction") is not None and all(row.get(name) is None for name in BEFORE_INSTRUCTION)
-        for row in content
-    )
 
 
 def _row_tokens(

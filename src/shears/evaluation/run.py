@@ -13,7 +13,6 @@ from shears.config import EvaluateConfig
 from shears.config.evaluate_options import ANSWER_FORMS, NEVER_CHAT, TEMPLATE
 from shears.config.fields import CHAT
 from shears.config.resolve import build
-from shears.data.calibration import has_instructions
 from shears.data.forms import trained_template
 from shears.data.rows import source_fingerprint
 from shears.data.templates import DEFAULT_TEMPLATE
@@ -83,7 +82,7 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
 
 def with_template(config: EvaluateConfig, model: ModelRef, adapter: str | Path | None) -> EvaluateConfig:
     """Return the settings with the prompt template of a model, and what follows from it."""
-    is_text = config.task == "perplexity" and not has_instructions(config.data, config.columns)
+    is_text = config.task == "perplexity" and config.data.lower().endswith(".txt")
     if config.template is not None or is_text or config.task == "harness":
         return config.in_template(config.template)
     template = next((found for part in _parts(model, adapter) if (found := trained_template(part))), None)

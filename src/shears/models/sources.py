@@ -159,11 +159,6 @@ class Conversion:
         reverted = core_model_loading.revert_weight_conversion(self.model, parameters)
         return {names.get(name.removeprefix(prefix), name): tensor for name, tensor in reverted.items()}
 
-    def refuse_one_way(self, group: ConversionGroup) -> None:
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.as_stored(group).items()}
-        if shapes != {name: self.files.shape(name) for name in group.tensors}:
-            raise UnsupportedCheckpoint(f"{RULE} convert back into its files, {group.parameters[0]} does not")
-
 
 class StreamedModel(BlockSource):
     """A model in evaluation mode with one block in memory at a time, which `keep` puts into `writer`.
@@ -189,7 +184,9 @@ class StreamedModel(BlockSource):
                     raise UnsupportedCheckpoint(f"blocks read one by one must share no weights, {name} is shared")
             inside = self._groups(self.prefix)
             for group in inside:
-                self._conversion.refuse_one_way(group)
+                shapes = {name: tuple(tensor.shape) for name, tensor in self._conversion.as_stored(group).items()}
+                if shapes != {name: self.files.shape(name) for name in group.tensors}:
+                    raise UnsupportedCheckpoint(f"{RULE} convert back into its files, {group.parameters[0]} does not")
             make_buffers(self.model, self.device)
         except InputError:
             raise
@@ -211,8 +208,11 @@ class StreamedModel(BlockSource):
             self._evict(prefix)
 
     def keep(self, parameters: Collection[str]) -> None:
-        for name, tensor in self.stored(parameters):
-            self.writer.put(name, in_dtype_with_zeros(name, tensor, self.writer.dtype(name)))
+        """Write the tensors of loaded parameters, and of those made from the same, as the files hold them."""
+        for group in self._conversion.groups:
+            if not set(parameters).isdisjoint(group.parameters):
+                for name, tensor in self._conversion.as_stored(group).items():
+                    self.writer.put(name, in_dtype_with_zeros(name, tensor, self.writer.dtype(name)))
 
     def kept(self) -> list[str]:
         self.writer.flush()
@@ -225,12 +225,6 @@ class StreamedModel(BlockSource):
         """Return the tensors in the files that a parameter is made from; none for a tied one."""
         groups = self._conversion.groups
         return [name for group in groups if parameter in group.parameters for name in group.tensors]
-
-    def stored(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of loaded parameters, and of those made from the same, as the files hold them."""
-        for group in self._conversion.groups:
-            if not set(names).isdisjoint(group.parameters):
-                yield from self._conversion.as_stored(group).items()
 
     def _groups(self, prefix: str) -> list[ConversionGroup]:
         groups = self._conversion.groups
