@@ -233,8 +233,7 @@ def print_plan(plan: "RunPlan") -> None:
         speed = f"has {rate / 1e12:.2g} TFLOP/s in one timed product" if rate else "is not on this machine"
         print_line(f"hours are arithmetic: {device} in {precision} {speed}")
     print_line(f"memory is an estimate for the longest rows; disk counts the files that stay in {plan.folder}")
-    to_write = sum(stage.disk or 0 for stage in plan.stages if stage.state != "done")
-    print_line(f"The run writes {size(to_write)}; {size(free_bytes(plan.folder))} are free there.")
+    print_line(f"The run writes {size(plan.bytes_to_write)}; {size(free_bytes(plan.folder))} are free there.")
 
 
 def print_candidates(record: Record) -> None:

@@ -93,6 +93,11 @@ class RunPlan:
     parameters: int | None
     stages: list[PlannedStage]
 
+    @property
+    def bytes_to_write(self) -> int:
+        """Bytes of the files that the stages to come leave, those of known size."""
+        return sum(stage.disk or 0 for stage in self.stages if stage.state != "done")
+
 
 def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     """Return what `run` would do, without loading weights and without a download.
@@ -164,10 +169,12 @@ class _Basis:
         return device, "fp32" if is_wide else resolved_precision(precision, device)
 
     def item(self, name: str) -> int:
+        """Return the bytes of a number in the products of a stage."""
         return DTYPES[self.place(name)[1]].itemsize
 
     @property
     def longest(self) -> int:
+        """Tokens of the longest row."""
         return self.recipe.train.max_length if self.recipe.train else LONGEST
 
     def ranks(self, choice: Callable[[SearchSpace], RankConfig]) -> dict[str, int]:
@@ -400,6 +407,7 @@ def _amount(source: str, limit: int | None = None) -> tuple[int | None, str, flo
 
 @contextmanager
 def quietly() -> Iterator[None]:
+    """Suppress log lines, such as those of reading data."""
     logging.disable(logging.INFO)
     try:
         yield
