@@ -69,7 +69,7 @@ def test_the_record_has_the_keys_of_train(base: Path, data: str, tmp_path: Path)
     assert {path.name for path in trained.iterdir()} - {path.name for path in saved.iterdir()} == {
         "training_log.jsonl", "training_times.jsonl",
     }  # fmt: skip
-    assert shears.inspect(saved, base)["fits"]
+    assert shears.inspect(saved)["base_fingerprint"] == shears.inspect(base)["fingerprint"]
 
 
 def other_numbers(elastic: ElasticAdapter) -> None:

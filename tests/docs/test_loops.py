@@ -93,8 +93,8 @@ def base() -> Any:
 def check(names: dict[str, Any]) -> None:
     """Several ranks were trained, the exported adapter is the searched part of the trained one, in stock PEFT too."""
     assert len(set(names["drawn"])) > 1
-    assert shears.inspect("super_adapter", "sparse")["fits"]
-    assert shears.inspect("sub_adapter", "super_adapter")["fits"]
+    assert shears.inspect("super_adapter")["base_fingerprint"] == shears.inspect("sparse")["fingerprint"]
+    assert shears.inspect("sub_adapter")["super_adapter_fingerprint"] == shears.inspect("super_adapter")["fingerprint"]
     record = json.loads(Path("super_adapter/search_space.json").read_text())
     assert record["template"] == "question"
     chosen = json.loads(Path("search/result.json").read_text())["chosen"]["ranks"]

@@ -29,7 +29,7 @@ def test_every_verb_works_on_the_result_of_the_one_before(
         "evaluate sparse --adapter sub --task number --data test.jsonl --max-new-tokens 4 --output figures.json",
         "evaluate sparse --task perplexity --data base/README.txt --sequence-length 32",
         "generate sparse --adapter sub --prompt 1+1= --max-new-tokens 4",
-        "inspect sub --against sparse",
+        "inspect sub",
     ]
     (tmp_path / "base" / "README.txt").write_text("some text to read, " * 20)
     for command in commands:

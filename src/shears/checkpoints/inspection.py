@@ -28,7 +28,6 @@ MARKERS = (
 ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # keys of what has an adapter
 OF_MODEL = ("base_fingerprint", "calibration_fingerprint", *ADAPTED, "config")
 OF_PACKAGE = ("values", "num_linears", "bytes", "ratio", "ranks")
-INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # of its sources
 GGUF_FACTS = {
     "name": "general.name",
     "blocks": "{}.block_count",
@@ -41,18 +40,9 @@ GGUF_FACTS = {
 """What `inspect` tells of a GGUF file, by the key of its metadata; {} is the architecture."""
 
 
-def inspect(path: str | Path, against: str | Path | None = None) -> dict[str, Any]:
-    """Return the kind, counts, sizes and fingerprints of an artifact as plain data.
-
-    With `against`, `fits` tells whether the two belong together and `why` gives the reason.
-    """
-    data = _describe(Path(path))
-    if against is not None:
-        data |= _fit(data, _describe(Path(against)))
-    return data
-
-
-def _describe(path: Path) -> dict[str, Any]:
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Return the kind, counts, sizes and fingerprints of an artifact as plain data."""
+    path = Path(path)
     if path.is_file() and path.suffix == ".gguf":
         return _gguf(path)
     if path.is_file() and path.suffix == ".json":
@@ -156,12 +146,3 @@ def _gguf(path: Path) -> dict[str, Any]:
         "bits_per_parameter": 8 * sum(counts["bytes"] for counts in types.values()) / max(parameters, 1),
         "size_bytes": path.stat().st_size,
     }
-
-
-def _fit(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    for made, source in ((one, other), (other, one)):
-        for key in INPUTS:
-            if made.get(key) is not None and made[key] == source.get("fingerprint"):
-                return {"fits": True, "why": f"the {made['kind']} was made from this {source['kind']}"}
-    origin = f"the {one['kind']} was made from {str(one.get('base_fingerprint'))[:12]}"
-    return {"fits": False, "why": f"{origin}, the {other['kind']} is {str(other.get('fingerprint'))[:12]}"}

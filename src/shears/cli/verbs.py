@@ -232,7 +232,6 @@ def evaluate(model: BaseModel, adapter: Adapter = None, output: Output = None, *
 @app.command(rich_help_panel="Measure")
 def inspect(
     path: Annotated[str | None, argument("PATH", "Folder of an artifact or a run, or a JSON or .gguf file.")] = None,
-    against: Annotated[str | None, option("FOLDER", "Another artifact. Tells whether the two belong together.")] = None,
     gpu_check: Annotated[
         bool, switch("--gpu-check", "Try the main verbs on this machine's GPU; takes minutes.")
     ] = False,
@@ -245,7 +244,7 @@ def inspect(
     quantization and the tokenizer. Without PATH it describes this machine and the speed of the
     kernels.
 
-    shears inspect sub_adapter --against sparse
+    shears inspect sub_adapter
     """
     if gpu_check:
         from shears.runs.gpu_check import gpu_check as check
@@ -256,7 +255,7 @@ def inspect(
     if path is None:
         tables.print_data(shears.environment(), as_json, tables.print_environment)
         return
-    data = shears.inspect(path, against)
+    data = shears.inspect(path)
     try:
         tables.print_data(data, as_json, tables.print_inspection)
     except RECORD_ERRORS as error:

@@ -174,14 +174,10 @@ class TrainConfig(LoopConfig):
         """The source of validation examples; None for a share of the training rows, or none."""
         return self.validation if self.validation_share is None else None
 
-    def steps_per_epoch(self, num_examples: int) -> int:
-        return -(-num_examples // self.batch_size)
-
-    def num_epochs(self, num_examples: int) -> float:
-        return self.epochs or float(min(max(round(EXAMPLES / max(num_examples, 1)), 1), MOST_EPOCHS))
-
     def num_steps(self, num_examples: int) -> int:
-        return self.max_steps or -int(-self.num_epochs(num_examples) * self.steps_per_epoch(num_examples) // 1)
+        epochs = self.epochs or float(min(max(round(EXAMPLES / max(num_examples, 1)), 1), MOST_EPOCHS))
+        steps_per_epoch = -(-num_examples // self.batch_size)
+        return self.max_steps or -int(-epochs * steps_per_epoch // 1)
 
     def for_base(self, num_weights: int, sparsity: float, has_recovery: bool) -> "TrainConfig":
         """Return these settings with the learning rate, alpha and start that a base decides, where none is set.

@@ -30,9 +30,6 @@ from shears.evaluation.likelihood import likeliest_choices, perplexity, warn_bey
 from shears.records.figures import CUT
 from shears.runtime.backend import Backend
 
-ENDS_OF_ANSWERS = {"equation": "\n"}
-"""The mark that ends an answer, in tasks whose answers end before the end of sequence."""
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -45,7 +42,7 @@ class Subject:
 
     def answers(self, examples: Sequence[Example], config: EvaluateConfig) -> list[WrittenText]:
         limit = config.longest_answer
-        until = ENDS_OF_ANSWERS.get(config.task, "")
+        until = "\n" if config.task == "equation" else ""  # an equation is one line
         prompts = prompts_of(examples, self.tokenizer)
         warn_beyond(self.model, [len(ids) + limit - 1 for ids in prompts])
         decoder = Decoder(self.model, self.tokenizer, limit, until, config.beams, self.journal, self.backend)

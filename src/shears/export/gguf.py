@@ -76,7 +76,12 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
     with _opened(source, work, model, settings) as (ref, record):
         grids: Mapping[str, Grid] = {}
         if record.get("quantize_aware") == "q4_0":
-            settings = _as_trained(settings, source)
+            if settings.values not in ("auto", "int4"):
+                raise InputError(
+                    "an adapter trained with quantize_aware q4_0 has rounded weights, which values "
+                    f"{settings.values} would round again; leave values out"
+                )
+            settings = settings.model_copy(update={"values": "int4"})
             grids = {f"{name}.weight": grid for name, grid in read_grids(expanded(source)).items()}
         config = read_config(ref.folder)
         if config.model_type not in LAYOUTS:
@@ -122,15 +127,6 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
     ref.refuse_package("write as GGUF")
     base = {"base": ref.recorded_name, "base_fingerprint": ref.fingerprint}
     yield ref, {"shears_version": __version__, **base, **artifacts.inherited(ref.record)}
-
-
-def _as_trained(settings: ExportConfig, source: str) -> ExportConfig:
-    if settings.values not in ("auto", "int4"):
-        raise InputError(
-            f"an adapter trained with quantize_aware q4_0 has rounded weights, which values {settings.values} would "
-            "round again; leave values out"
-        )
-    return settings.model_copy(update={"values": "int4"})
 
 
 def _add_settings(writer: gguf.GGUFWriter, config: Any, plan: DecoderPlan) -> None:

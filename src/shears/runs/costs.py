@@ -68,7 +68,11 @@ def measured_speeds(
         speeds = Speeds(load, forward, pruning)
         if training is not None:
             right = statistics.fmean(sum(label != IGNORED for label in row.labels) for row in training.train)
-            question, written = _answering(model, exam)
+            began = time.perf_counter()
+            answered = exam.answered(model, limit=QUESTIONS, untrained=True)
+            question = (time.perf_counter() - began) / answered.n
+            answers = encode([str(each.get("output", "")) for each in answered.records], load_tokenizer(model))
+            written = statistics.fmean(map(len, answers))
             answer = question * min(right / written, 1.0) if written else question
             speeds = speeds._replace(
                 trained=_training(model, effort, first, texts, training), question=question, answer=answer
@@ -108,15 +112,6 @@ def _training(model: ModelRef, effort: Effort, first: Candidate, texts: Texts, r
         folder = train(model.folder, Path(scratch) / "adapter", **as_data(two))
         seconds = float(json.loads((folder / TRAINING_TIMES).read_text().splitlines()[-1])["seconds"])
     return seconds / (size * statistics.mean(len(row.input_ids) for row in rows.train))
-
-
-def _answering(model: ModelRef, exam: Exam) -> tuple[float, float]:
-    """Return the seconds of a question to the original model, and the mean tokens of what it writes."""
-    started = time.perf_counter()
-    measured = exam.answered(model, limit=QUESTIONS, untrained=True)
-    seconds = time.perf_counter() - started
-    texts = encode([str(each.get("output", "")) for each in measured.records], load_tokenizer(model))
-    return seconds / measured.n, statistics.fmean(map(len, texts))
 
 
 def _seconds(work: Callable[[], object]) -> float:
