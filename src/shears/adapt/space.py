@@ -74,10 +74,7 @@ class SearchSpace:
         return math.prod(len(ranks) for ranks in self.ranks.values())
 
     def nested(self) -> "SearchSpace":
-        """Return the space with the factors of nested training: weights of a cut sum to those of all.
-
-        Every component is an early estimate of the same update, so a cut needs the sum of all weights.
-        """
+        """Return the space with the factors of nested training: weights of a cut sum to those of all."""
         factors = {}
         for group, ranks in self.ranks.items():
             kept = [sum(min(rank, other) for other in ranks) for rank in ranks]  # whole numbers, len(ranks) times D's

@@ -69,11 +69,7 @@ class RanksFile(NamedTuple):
 
 
 def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> RankConfig:
-    """Return the ranks named: heuristic (None), maximal, minimal, RESULT.json or RANKS.json.
-
-    RESULT.json:N is the Nth configuration evaluated, from 1. `fingerprint` is the super-adapter's.
-    InputError for the result of a search on another super-adapter, and for ranks outside the space.
-    """
+    """Return the ranks named: heuristic (None), maximal, minimal, RESULT.json, RESULT.json:N or RANKS.json."""
     ranks = "heuristic" if ranks is None else ranks
     if ranks in NAMED:
         named: RankConfig = getattr(space, ranks)()

@@ -148,10 +148,7 @@ class Conversation:
             self._is_alone = True
 
     def say(self, text: str) -> Generator[str, None, None]:
-        """Yield the pieces of the answer to a text; what was generated at the end becomes a turn.
-
-        InputError for a text that is too long; the conversation then stays as it was.
-        """
+        """Yield the pieces of the answer to a text; what was generated at the end becomes a turn."""
         longest = self._engine.backend.max_length
         room = min(self._options["max_new_tokens"], longest // 4)  # tokens kept free for the answer
         turns = [*([] if self._is_alone else self.turns), {"role": "user", "content": text}]

@@ -106,10 +106,7 @@ def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool 
 
 
 def package_backend(model: ModelRef, dtype: str = "auto", device: str = "cpu") -> Backend:
-    """Return the native decoder of a package where it covers the model, else transformers on dense weights.
-
-    On a GPU that is asked for, transformers computes.
-    """
+    """Return the native decoder of a package on a CPU where it covers the model, else transformers."""
     native = native_backend(model.package, Wanted(independent=False)) if device in ("auto", "cpu") else None
     if native is not None:
         return native

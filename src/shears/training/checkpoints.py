@@ -32,12 +32,9 @@ def origin_of(base: ModelRef, settings: LoopConfig, teacher: str | None) -> dict
 
 @contextmanager
 def training_folder(output: Path, settings: LoopConfig, origin: Mapping[str, str | None]) -> Iterator[Path]:
-    """Yield the folder to train in, which becomes `output` at the end of the block.
+    """Yield the folder to train in, a `working_folder` that the first process opens and finishes.
 
-    It holds what an interrupted run left. The same call continues that run, and may change only
-    what does not decide the weights: a model is identified by its weights, local data by its
-    content. Under a launcher all processes call this, and the first one opens the folder and
-    finishes it. InputError as in `working_folder`.
+    A model is identified by its weights and local data by its content, not by their names.
     """
     started = time.monotonic()
     device = pick_device(settings.device)

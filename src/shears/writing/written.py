@@ -134,10 +134,7 @@ def _open(
 
 
 def written_rows(author: Author, backend: Backend, tokens: int | None, path: Path) -> list[Row]:
-    """Return the rows of the wanted texts: the first whose kept rows hold `tokens`; None: all.
-
-    Those that the journal at `path` lacks are written and appended to it.
-    """
+    """Return the first rows that hold `tokens`, or all; those that the journal at `path` lacks are appended to it."""
     known: dict[int, Row] = {row["number"]: row for row in journal.read_rows(path)}
     open_texts: dict[int, Continuation] = {}
     batch = Batch(backend)
