@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import safe_open
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from shears.quantization import grid
 from shears.records.artifacts import read_object
 
 FORMAT = "shears-package"
+VERSION = "3"  # 1 and 2 lack some of its forms
 NO_FINGERPRINT = "0" * 64
 ALIGNMENT = 64  # bytes; of the first tensor
 PADDING = "padding"  # the last tensor: a kernel's vector reads beyond the last value
@@ -103,21 +104,12 @@ class DenseEntry(_Entry):
     """A tensor that is not packed.
 
     `quantized`, for 2-D tensors: stored as int8 with a scale a row, or as int4 with a scale and a
-    zero point for each block of a row. A version 1 file says true for int8.
+    zero point for each block of a row.
     """
 
     dtype: Literal["fp32", "bf16", "fp16", "fp64", "int64", "int32", "int16", "int8", "uint8", "bool"]
     shape: tuple[Count, ...]
     quantized: TableFormat = False
-
-    @field_validator("quantized", mode="before")
-    @classmethod
-    def _of_version(cls, value: object) -> object:
-        return "int8" if value is True else value
-
-    @field_serializer("quantized")
-    def _in_version(self, value: TableFormat, info: Any) -> TableFormat | bool:
-        return bool(value) if info.context == "1" else value
 
     def specs(self) -> dict[str, Spec]:
         if not self.quantized:
@@ -144,17 +136,9 @@ class Index(_Entry):
             raise ValueError(f"tied tensors must name a dense tensor, {min(loose)} is none")
         return self
 
-    @property
-    def version(self) -> str:
-        """The lowest version of the format that has all: 3 has weights without masks, 2 int4."""
-        if any(entry.kept is None for entry in self.packed.values()):
-            return "3"
-        of_plain = [entry.quantized for entry in (*self.dense.values(), *self.adapter.values())]
-        return "2" if "int4" in [*(entry.values for entry in self.packed.values()), *of_plain] else "1"
-
     def metadata(self) -> dict[str, str]:
-        text = self.model_dump_json(exclude_none=True, context=self.version)
-        return {"format": FORMAT, "version": self.version, "fingerprint": NO_FINGERPRINT, "index": text}
+        text = self.model_dump_json(exclude_none=True)
+        return {"format": FORMAT, "version": VERSION, "fingerprint": NO_FINGERPRINT, "index": text}
 
     @property
     def file_bytes(self) -> int:
@@ -247,12 +231,10 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format must be {FORMAT}; it is a file of another kind")
         version = metadata["version"]
-        if version not in ("1", "2", "3"):
+        if version not in ("1", "2", VERSION):
             raise ValueError(f"it has package format version {version:.9}, this shears reads 1 to 3; update shears")
         index = Index.model_validate_json(metadata["index"])
         fingerprint = metadata["fingerprint"]
-        if index.version > version:
-            raise ValueError(f"a file with such an index must be version {index.version}, it is version {version}")
         if wrong := dict(index.tensors().items() ^ stored.items()):
             raise ValueError(f"its tensors must be those of its index, {min(wrong)} is not")
         if verify and (actual := _fingerprint(path, fingerprint)) != fingerprint:

@@ -252,18 +252,15 @@ def print_candidates(record: Record) -> None:
 def print_costs(record: Record) -> None:
     """Print the plan: what each stage does and costs, and what the other efforts would take."""
     total = sum(stage["seconds"] or 0.0 for stage in record["stages"])
-    whole = f", which takes about {total / 60:.1f} minutes" if record["efforts"] else ""
-    title = f"The {record['effort']['name']} plan makes {record['first']} first{whole}"
-    print_rows(table_rows(record["stages"], COSTS), title)
-    if record["efforts"]:
-        others = ", ".join(f"{seconds / 60:.1f} for {name}" for name, seconds in record["efforts"].items())
-        print_line(f"Minutes of each effort: {others}")
+    plan = f"The {record['effort']['name']} plan makes {record['first']} first"
+    print_rows(table_rows(record["stages"], COSTS), f"{plan}, which takes about {total / 60:.1f} minutes")
+    others = ", ".join(f"{seconds / 60:.1f} for {name}" for name, seconds in record["efforts"].items())
+    print_line(f"Minutes of each effort: {others}")
 
 
 def print_compressed(record: Record, real: Mapping[str, float]) -> None:
     """Print the minutes planned and real, and the measured packages beside the dense models."""
-    if rows := figures.plan_rows(record, real):
-        print_rows(rows, f"Time of the {record['effort']['name']} plan")
+    print_rows(figures.plan_rows(record, real), f"Time of the {record['effort']['name']} plan")
     print_rows(figures.measured_rows(record), "Measured results; only the dense model's speed is predicted")
 
 

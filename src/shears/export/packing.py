@@ -49,18 +49,13 @@ class Form:
     def dense_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return dtype if self.rest is None or not dtype.is_floating_point else self.rest
 
-    def packed_values(self, dtype: torch.dtype) -> layout.NumberFormat:
-        """Return the format of a packed weight: bf16 for one of bf16, also among values of fp32."""
-        keeps = self.rest is None and self.values == "fp32" and dtype == torch.bfloat16
-        return "bf16" if keeps else self.values
-
     def packed_entry(
         self, spec: Spec, num_kept: int, num_values: int, *, transposed: bool, on_grid: bool = False
     ) -> PackedEntry | None:
         """Return the entry of a packed weight; None if it is smaller dense and not on a grid."""
         dtype, shape = spec
+        values = self.values
         rows, cols = reversed(shape) if transposed else shape
-        values = self.packed_values(dtype)
         if not on_grid and not layout.is_smaller(rows, cols, num_values, values, self.dense_dtype(dtype).itemsize):
             return None
         if not layout.is_masked(rows, cols, num_values, values):
@@ -116,7 +111,7 @@ def planned_bytes(
             is_transposed = any(same_name(linear, other) for other in transposed)
             rows, cols = reversed(spec[1]) if is_transposed else spec[1]
             num_kept = rows * cols - round(sparsity * rows * cols)
-            num_values = layout.expected_stored(rows, cols, num_kept, form.packed_values(spec[0]))
+            num_values = layout.expected_stored(rows, cols, num_kept, form.values)
             entry = form.packed_entry(spec, num_kept, num_values, transposed=is_transposed)
         if entry is not None:
             packed[linear] = entry
@@ -171,7 +166,7 @@ class Packing:
         if self._grids and not on_grid:
             return None
         mask = layout.kept(tensor)
-        size = layout.num_stored(mask.T if transposed else mask, self.form.packed_values(tensor.dtype))
+        size = layout.num_stored(mask.T if transposed else mask, self.form.values)
         given = {"transposed": transposed, "on_grid": on_grid}
         return self.form.packed_entry(spec_of(tensor), int(mask.sum()), size, **given)
 

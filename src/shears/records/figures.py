@@ -218,6 +218,6 @@ def measured_rows(record: Record) -> list[Row]:
 
 def plan_rows(record: Record, real: Mapping[str, float]) -> list[Row]:
     """Return a row for each stage of a compression's plan, with the minutes planned and, where known, real."""
-    stages = [stage | {"real": real.get(stage["name"])} for stage in record.get("stages", []) if stage["seconds"]]
+    stages = [stage | {"real": real.get(stage["name"])} for stage in record["stages"] if stage["seconds"]]
     total = {"name": "all", "seconds": sum(stage["seconds"] for stage in stages), "real": sum(real.values())}
-    return table_rows([*stages, total], PLANNED) if stages else []
+    return table_rows([*stages, total], PLANNED)

@@ -212,7 +212,7 @@ def _compression(folder: Path) -> list[Section]:
     candidates = Section("Predicted candidates", f"The order is {record['order']}.")
     candidates.words.append("A name such as s50-int4-int8 means 50% zeros, int4 weights and int8 embeddings.")
     candidates.tables["Candidates"] = table_rows(record["candidates"], figures.CANDIDATES)
-    return [lead, measured, *([plan] if plan.tables["Plan"] else []), candidates]
+    return [lead, measured, plan, candidates]
 
 
 def compare(runs: Sequence[str], *, against: str | None = None, output: str | Path | None = None) -> dict[str, Any]:
