@@ -87,7 +87,7 @@ def _largest(gram: Float[Tensor, "N N"], rank: int) -> Leading:
 
 def _leading_by_iteration(matrix: Float[Tensor, "O I"], metric: Float[Tensor, " I"], rank: int) -> Leading:
     """Approximate `_leading` by subspace iteration."""
-    with torch.random.fork_rng([] if matrix.device.type == "cpu" else None):
+    with torch.random.fork_rng([matrix.device] if matrix.is_cuda else []):
         torch.manual_seed(0)
         vectors, values, _ = torch.svd_lowrank(matrix * metric.sqrt(), min(rank + SPARE, *matrix.shape), niter=STEPS)
     return values[:rank].square(), vectors[:, :rank]
