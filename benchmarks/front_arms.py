@@ -225,7 +225,7 @@ class Maker:
         if package.exists():
             return package
         source: str | Path = self.base(arm.sparsity)
-        if arm.training in ("lora", "three") and not known:
+        if arm.training in ("lora", "three"):
             source = self.merged(arm.training)
         elif arm.training != "none":
             source = self.adapter(arm.training, arm.sparsity)

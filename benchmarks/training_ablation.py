@@ -31,14 +31,12 @@ from shears.adapt.train import read_training_rows
 from shears.config import TrainConfig
 from shears.models.devices import resolved_precision
 from shears.models.ref import resolve
-from shears.training import fit
 from shears.training.batches import EpochOrder
 
 BATCH, MICRO = 16, 4
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 ARMS: dict[str, dict[str, Any]] = {
     "ours": {},
-    "ours, all logits at once": {"without": "pieces"},
     "ours, recomputed": {"recompute": True},
     "ours, a step in one forward": {"micro_batch_size": BATCH},
 }
@@ -81,10 +79,8 @@ def plain(asked: argparse.Namespace, folder: str) -> None:
     Trainer(model=adapted, args=arguments, data_collator=collator, train_dataset=examples).train()
 
 
-def ours(asked: argparse.Namespace, folder: str, without: str = "", **changes: Any) -> None:
-    """Train, or heal, without some parts of the road."""
-    if "pieces" in without:
-        vars(fit)["has_plain_head"] = lambda model: False
+def ours(asked: argparse.Namespace, folder: str, **changes: Any) -> None:
+    """Train, or heal, with some settings changed."""
     settings = {"data": asked.rows, "precision": asked.precision, "device": "cpu", "warmup_steps": 0, **changes}
     if asked.heal:
         shears.heal(asked.model, f"{folder}/out", tokens=asked.steps * BATCH * 512, batch_size=BATCH, **settings)

@@ -161,19 +161,19 @@ def test_llama_7b_fits_24_gb_by_arithmetic_and_has_no_hours_on_a_gpu_that_is_not
     recipe = load_recipe(ROOT / "recipes/paper/llama-7b-math.yaml", [f"{name}.device=cuda" for name in names])
     run_plan = plan(recipe, tmp_path / "run")
     sparsify, train, search, _, evaluate = run_plan.stages
-    hidden, inner, blocks, words, logits = 4096, 11008, 32, 32000, 16 * 2**23
+    hidden, inner, blocks, words, logits = 4096, 11008, 32, 32000, 16 * 32000
     linears = blocks * (4 * hidden**2 + 3 * hidden * inner)
     adapter = 32 * blocks * (3 * 2 * hidden + 2 * (hidden + inner))
     without = (16 * hidden + 6 * inner) * blocks  # bytes a token that the backward needs beside adapters
     adapted = (3 * 4 * hidden + 3 * inner) * blocks  # inputs in 16 bits and masks of their dropout
-    assert train.activations == 2 * 512 * (without + adapted) + logits
+    assert train.activations == 2 * 512 * (without + adapted + logits)
     assert train.memory == 2 * SIZES["huggyllama/llama-7b"] + 16 * adapter
     assert search.memory == 2 * SIZES["huggyllama/llama-7b"] + 4 * adapter
-    assert search.activations == 8 * 512 * without // blocks + logits
+    assert search.activations == 8 * 512 * (without // blocks + logits)
     cache = 4 * 4 * blocks * hidden  # keys and values of 4 beams in 16 bits
     assert evaluate.activations == 4 * (512 + 256) * (cache + without // blocks)
     most = {stage.name: round((stage.peak or 0) / 1e9, 1) for stage in run_plan.stages}
-    assert most == {"sparsify": 4.9, "train": 21.5, "search": 14.4, "export": 0.3, "evaluate": 20.5}
+    assert most == {"sparsify": 4.9, "train": 21.9, "search": 16.3, "export": 0.3, "evaluate": 20.5}
     assert sparsify.flops == 4 * linears * 128 * 2048
     tokens = 1_782 * 16 * 600 // 4  # three epochs of rows with 600 characters
     assert train.flops == pytest.approx(4 * (linears + hidden * words) * tokens, rel=0.01)

@@ -1,24 +1,18 @@
-"""Losses against oracles: of the text, of a teacher's kept words, and behind the head in pieces."""
+"""Losses against oracles: of the text, and of a teacher's kept words."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
 from shears.data.examples import IGNORED, Tokenized
-from shears.training import losses
 from shears.training.batches import pad_right
 from shears.training.losses import (
     TopK,
-    has_plain_head,
     kl_from_top_k,
     labelled_positions,
-    logits_at,
-    loss_of_labels,
-    summed_in_pieces,
+    text_losses,
     token_losses,
 )
 from tests.oracles.distillation import divergence, in_buckets, probabilities
@@ -62,45 +56,11 @@ def test_the_losses_of_a_batch_are_those_of_each_row_alone(name: str) -> None:
     torch.testing.assert_close(sums, completion_losses(model, ROWS, 0, 1).total, rtol=1e-4, atol=1e-4)
 
 
-def of_text(words: Tensor) -> losses.LossOfLogits:
-    return loss_of_labels(words)
-
-
-def of_teacher(words: Tensor) -> losses.LossOfLogits:
-    return loss_of_labels(words, likeliest(drawn(len(words), 257), 8), 0.7, 0.2)
-
-
-def bf16() -> Any:
-    return torch.autocast("cpu", torch.bfloat16)
-
-
-@pytest.mark.parametrize("context", [nullcontext, bf16])
-@pytest.mark.parametrize("positions", [1, 4, 100])
-@pytest.mark.parametrize("loss_of", [of_text, of_teacher])
-def test_a_sum_in_pieces_and_its_gradient_are_those_of_whole_logits(
-    context: Any, positions: int, loss_of: Callable[[Tensor], losses.LossOfLogits], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model: Any = tiny_model().requires_grad_(False)
-    weight = model.model.layers[0].input_layernorm.weight.requires_grad_(True)
-    monkeypatch.setattr(losses, "PIECE", positions * len(model.lm_head.weight))
-    batch = pad_right(ROWS, 0)
-    wanted = labelled_positions(batch["labels"])
-    loss = loss_of(batch["labels"].roll(-1, dims=1)[wanted])
-    with context():
-        whole = loss(logits_at(model, batch, wanted), slice(None)).sum()
-        found = summed_in_pieces(model, batch, wanted, loss)
-    rounding = 2e-2 if context is bf16 else 1e-4
-    torch.testing.assert_close(found, whole, rtol=rounding, atol=0)
-    gradients = [torch.autograd.grad(each / 9, weight)[0] for each in (found, whole)]
-    torch.testing.assert_close(*gradients, rtol=rounding, atol=rounding / 100)
-
-
-@pytest.mark.parametrize(("name", "expected"), [("llama", True), ("gemma2", False), ("granite", True)])
-def test_only_a_head_that_gives_the_logits_is_plain(name: str, expected: bool) -> None:
-    model: Any = tiny_model(name).requires_grad_(False)
-    assert has_plain_head(model) == expected
-    if name == "granite":
-        model.config.logits_scaling = 2.0
-        assert not has_plain_head(model)
-    model.get_output_embeddings().requires_grad_(True)
-    assert not has_plain_head(model)
+@pytest.mark.parametrize(("kl", "cross_entropy"), [(0.7, 0.2), (1.0, 0.0)])
+def test_a_teachers_divergence_and_a_share_of_the_texts_loss_are_added(kl: float, cross_entropy: float) -> None:
+    logits, words = drawn(5, 11), torch.tensor([0, 10, 3, 3, 7])
+    kept = likeliest(drawn(5, 11, seed=1), 4)
+    of_text = [-math.log(probabilities(row)[word]) for row, word in zip(logits.tolist(), words.tolist(), strict=True)]
+    torch.testing.assert_close(text_losses(logits, words), torch.tensor(of_text))
+    expected = kl * kl_from_top_k(logits, kept) + cross_entropy * torch.tensor(of_text)
+    torch.testing.assert_close(text_losses(logits, words, kept, kl, cross_entropy), expected)

@@ -36,7 +36,6 @@ from shears.records.paths import expanded
 from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, shape_of
 from shears.runs.stages import DENSE_LORA, baseline_configs, run_folder, stages_of, with_calibration
 from shears.training.fit import FORWARD_TOKENS, MICRO_BATCH
-from shears.training.losses import PIECE
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others: as heuristic
 ADAM_BYTES = 4 * FP32_BYTES  # weight, gradient and two moments of a trained weight, all fp32
@@ -44,7 +43,6 @@ ADAM_BYTES = 4 * FP32_BYTES  # weight, gradient and two moments of a trained wei
 CHARACTERS = 4  # of a token, about
 SIDE = 2048  # of the matrices whose product is timed
 LONGEST: int = TrainConfig.model_fields["max_length"].default  # tokens of a row without a training
-LOGITS = 4 * FP32_BYTES * PIECE  # bytes of logits that a loss holds
 
 
 class Estimate(NamedTuple):
@@ -265,7 +263,7 @@ def _heal(basis: _Basis) -> Estimate:
     every, length = basis.shape.sides, config.sequence_length
     held = training_bytes(basis.shape, basis.item("heal"), config, every, length)
     flops = 2.0 * basis.shape.products * tokens * (4 + config.recompute)  # the teacher's forward too
-    return Estimate(work, memory, held + LOGITS, flops)
+    return Estimate(work, memory, held, flops)
 
 
 def _trained_dtype(config: LoopConfig) -> str:
@@ -289,7 +287,7 @@ def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None, name:
     times = 2 + config.recompute + (config.teacher is not None)  # forward, gradients of its inputs
     read = config.num_steps(count) * config.batch_size / max(examples or 0, 1) * tokens
     flops = 2.0 * times * basis.shape.products * read or None
-    return Estimate(work, loaded + ADAM_BYTES // FP32_BYTES * basis.adapter(), held + LOGITS, flops)
+    return Estimate(work, loaded + ADAM_BYTES // FP32_BYTES * basis.adapter(), held, flops)
 
 
 def _search(basis: _Basis) -> Estimate:
@@ -302,9 +300,9 @@ def _search(basis: _Basis) -> Estimate:
     loaded = basis.loaded(basis.sparse, config.weights if device == "cpu" else precision)
     if loaded is None or basis.shape is None:
         return Estimate(work, None)
-    held = block_bytes(basis.shape, basis.item("search")) * config.batch_size * basis.longest
+    held = config.batch_size * basis.longest * (block_bytes(basis.shape, basis.item("search")) + basis.shape.logits)
     flops = 2.0 * basis.shape.products * config.budget * tokens or None
-    return Estimate(work, loaded + basis.adapter(), held + LOGITS, flops)
+    return Estimate(work, loaded + basis.adapter(), held, flops)
 
 
 def _export(basis: _Basis) -> Estimate:
@@ -359,7 +357,7 @@ def block_bytes(shape: Shape, item: int, adapted: Collection[str] = (), dropout:
 
 
 def training_bytes(shape: Shape, item: int, config: LoopConfig, adapted: Collection[str], length: int) -> float:
-    """Return the bytes of activations of the largest micro-batch, whose examples have `length` tokens.
+    """Return the bytes of activations and logits of the largest micro-batch, whose examples have `length` tokens.
 
     With `recompute` they are the inputs of all blocks and the activations of one.
     """
@@ -367,9 +365,8 @@ def training_bytes(shape: Shape, item: int, config: LoopConfig, adapted: Collect
     tokens = (config.micro_batch_size or MICRO_BATCH) * length
     if config.micro_batch_size is None:
         tokens = max(tokens, FORWARD_TOKENS)
-    if config.recompute:
-        return tokens * (block + item * shape.width * shape.num_blocks)
-    return tokens * block * shape.num_blocks
+    blocks = block + item * shape.width * shape.num_blocks if config.recompute else block * shape.num_blocks
+    return tokens * (blocks + shape.logits)
 
 
 def _is_local(source: str) -> bool:

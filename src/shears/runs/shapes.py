@@ -50,7 +50,7 @@ class Shape:
     Numbers of weights: `parameters` (tied ones count once), `beside` the decoder blocks, `block` in
     the largest of them (there are `num_blocks`), `linear_weights` in their linears, `products` also in
     the head. `sides` are outputs and inputs of every linear there by name, `width` is the size of the
-    hidden states.
+    hidden states, `logits` the bytes that a loss holds of a token's, four times in fp32.
     """
 
     def __init__(self, model: nn.Module, folder: Path | None = None, file_bytes: int | None = None) -> None:
@@ -64,6 +64,7 @@ class Shape:
         self.block = max(sizes)
         self.num_blocks = len(sizes)
         self.beside = self.parameters - sum(sizes)
+        self.logits = 4 * FP32_BYTES * int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         self.width = int(model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
         self.sides = {
             f"{prefix}.{index}.{name}": linear_matrix(name, linear).shape

@@ -21,7 +21,7 @@ from transformers.training_args import ParallelMode
 from shears.config.train_options import LoopConfig
 from shears.data.examples import Tokenized
 from shears.errors import InputError, first_line, reading
-from shears.models.devices import autocast, device_of, pick_device, resolved_precision
+from shears.models.devices import pick_device, resolved_precision
 from shears.progress import Meter, is_first_process, launched, meter
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES, read_rows, sync_tree, write_json
 from shears.records.folders import CHECKPOINTS, MARKER, refuse_full_disk
@@ -91,8 +91,6 @@ class StepTrainer(Trainer):
         self.training = training
         self.work = work
         self.settings = settings
-        with autocast(settings.precision, device_of(training.model)):  # before Trainer seeds the generators
-            self.in_pieces = losses.has_plain_head(training.model)
         lengths = [len(row.input_ids) for row in training.rows]
         length = sum(lengths) / len(lengths)
         self.order = EpochOrder(lengths, settings.batch_size, settings.seed)
@@ -120,12 +118,9 @@ class StepTrainer(Trainer):
         words = inputs["labels"].roll(-1, dims=1)[wanted]
         targets = self.training.targets
         taught = None if targets is None else targets.of(inputs["numbers"])
-        loss = losses.loss_of_labels(words, taught, self.settings.kl, self.settings.cross_entropy)
         with self.accelerator.autocast():  # prepared models switch it on in their own forward alone
-            if self.in_pieces:
-                summed = losses.summed_in_pieces(model, inputs, wanted, loss)
-            else:
-                summed = loss(losses.logits_at(model, inputs, wanted), slice(None)).sum()
+            logits = losses.logits_at(model, inputs, wanted)
+            summed = losses.text_losses(logits, words, taught, self.settings.kl, self.settings.cross_entropy).sum()
         assert num_items_in_batch is not None
         mean = summed / max(int(num_items_in_batch), 1)
         self.figures[0] += mean.item()
