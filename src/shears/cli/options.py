@@ -118,11 +118,7 @@ Values = dict[str, Any]  # the keys of a stage, after flags, --set and --config 
 def with_stage_options(
     section: str, kind: type[StageConfig], only: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that gives a verb one option per field of its configuration.
-
-    `only` names the fields that become options; by default all do. Flags override --set, which
-    overrides the --config file.
-    """
+    """Return a decorator that gives a verb one option for each field of its configuration, or for those of `only`."""
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(verb).parameters.values())[:-1]

@@ -40,7 +40,6 @@ def print_line(text: str) -> None:
 
 
 def print_data(data: Record, as_json: bool, print_text: Callable[[Record], None]) -> None:
-    """Print data as JSON, or as text by a function."""
     if as_json:
         print(json.dumps(data, indent=2))
     else:
@@ -63,7 +62,6 @@ def quoted(path: str | Path) -> str:
 
 
 def written_line(file: Path) -> str:
-    """Return how much text a model wrote, and of answers how many are right, as a sentence."""
     record = read_json(file.with_name(WRITTEN_TEXT))
     texts, tokens = f"{record['num_texts']:,}", f"{record['num_tokens']:,} tokens"
     if "prompts" not in record:
@@ -88,7 +86,6 @@ def package_line(folder: Path) -> str:
 
 
 def print_evaluation(title: str, data: Record) -> None:
-    """Print one evaluation with other readings of its answers, or with the figures of each task."""
     tasks = data.get("figures") or [data, *figures.other_readings(data)]
     if len({each["task"] for each in tasks}) > 1:
         tasks = [*tasks, {**data, "task": "mean of the tasks"}]
@@ -136,7 +133,6 @@ def _front(result: Record) -> str:
 
 
 def print_summary(summary: Record, folder: Path) -> None:
-    """Print the figures of a run's models, and a command to try the last one."""
     models = summary["models"]
     if models:
         for words in figures.lead_lines(summary.get("lead")):
@@ -222,7 +218,6 @@ def print_gpu_check(data: Record) -> None:
 
 
 def print_plan(plan: "RunPlan") -> None:
-    """Print the plan of a run, with hours by rates that are timed now."""
     from shears.runs.plan import timed_rate
 
     weights = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "unknown size"
@@ -259,7 +254,6 @@ def print_costs(record: Record) -> None:
 
 
 def print_compressed(record: Record, real: Mapping[str, float]) -> None:
-    """Print the minutes planned and real, and the measured packages beside the dense models."""
     print_rows(figures.plan_rows(record, real), f"Time of the {record['effort']['name']} plan")
     print_rows(figures.measured_rows(record), "Measured results; only the dense model's speed is predicted")
 
@@ -319,7 +313,6 @@ def print_preview(content: Record) -> None:
 
 
 def print_comparison(data: Record) -> None:
-    """Print the arms and their differences, by task, then explain the columns."""
     tasks = data.get("tasks", [data])
     for task in tasks:
         of = f" of {task['task']}" if "task" in task else ""

@@ -157,7 +157,6 @@ def _add_settings(writer: gguf.GGUFWriter, config: Any, plan: DecoderPlan) -> No
 
 
 def kind_of(name: str, shape: tuple[int, ...], settings: ExportConfig) -> Kind:
-    """Return the type of a tensor by its name in transformers' files."""
     if len(shape) < 2:
         return Kind.F32
     kind = VALUES[settings.values]

@@ -206,14 +206,12 @@ class CallReader:
         self._skipped = ""
 
     def add(self, piece: str) -> list[Event]:
-        """Return what is certain after one more piece of text."""
         self._buffer += piece
         while self._buffer and self._read():
             pass
         return self._taken()
 
     def rest(self) -> list[Event]:
-        """Return what was held back, at the end of the answer."""
         if self._read in (self._text, self._plain):
             self._say(self._buffer)
         elif self._read == self._name:

@@ -134,11 +134,7 @@ def open_storage(url: str | None, journal: Path) -> Iterator[BaseStorage]:
 
 
 def open_study(settings: SearchConfig, storage: BaseStorage, identity: dict[str, Any], space: SearchSpace) -> Study:
-    """Return the Optuna study of a search, made now or before.
-
-    It is named by a hash of all that proposals and figures depend on, so that workers that search the same join one
-    study of a database, and others do not.
-    """
+    """Return the Optuna study of a search; workers that search the same join one study, named by a hash of it."""
     asked = {key: value for key, value in as_data(settings).items() if key not in OF_A_WORKER}
     asked["data"] = identity.get("data_sha256") or settings.data  # the name of a file may differ between workers
     name = hashlib.sha256(json.dumps([identity, asked, space.as_data()], sort_keys=True).encode()).hexdigest()[:16]
