@@ -10,7 +10,7 @@ from shears.data.examples import Example, Tokenized, to_example, tokenize
 from shears.data.tokens import Segment
 from shears.errors import InputError
 from shears.evaluation.evaluated import Evaluation
-from shears.evaluation.likelihood import completion_nats, likeliest_choices, log_likelihoods, perplexity
+from shears.evaluation.likelihood import completion_nats, log_likelihoods, perplexity, scored_choices
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -60,17 +60,16 @@ def test_continuations_that_share_an_input_score_as_alone(name: str) -> None:
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)  # batches round differently
 
 
-def test_the_likeliest_choice_wins_by_sum_and_by_mean() -> None:
+def test_choices_have_sums_and_means_of_log_likelihoods() -> None:
     model = tiny_model()
     row = {"prompt": "Which?", "choices": [" yes", " no", " rather not now"], "answer": 0}
     example = to_example(row, "question", TOKENIZER)
-    (choice,) = likeliest_choices(model, TOKENIZER, [example], batch_size=2)
+    [(found, means)] = scored_choices(model, TOKENIZER, [example], batch_size=2)
     prompt = TOKENIZER("Which?")["input_ids"]
     tokens = [TOKENIZER(text)["input_ids"] for text in example.choices]
     sums = [-_plain_losses(model, Tokenized(prompt + ids, [-100] * len(prompt) + ids))[0] for ids in tokens]
-    assert choice.log_likelihoods == pytest.approx(sums, rel=1e-5)  # float32 against float64
-    assert choice.likeliest == max(range(3), key=sums.__getitem__)
-    assert choice.likeliest_per_token == max(range(3), key=lambda index: sums[index] / len(tokens[index]))
+    assert found == pytest.approx(sums, rel=1e-5)  # float32 against float64
+    assert means == pytest.approx([total / len(ids) for total, ids in zip(sums, tokens, strict=True)], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_a_row_whose_choices_have_no_likelihood_is_refused(
     """Nothing predicts a first token, and a choice without tokens would always be the likeliest."""
     example = Example((Segment(prompt, False), Segment("", True)), answer, choices)
     with pytest.raises(InputError, match="task choices needs rows with a prompt, .*, row 1 has"):
-        likeliest_choices(tiny_model(), TOKENIZER, [example], 2)
+        scored_choices(tiny_model(), TOKENIZER, [example], 2)
 
 
 def _tokens(count: int) -> list[int]:

@@ -13,7 +13,6 @@ from shears.errors import InputError
 from shears.evaluation import tasks
 from shears.evaluation.decode import Decoder
 from shears.evaluation.evaluated import WrittenText
-from shears.evaluation.likelihood import ScoredChoices
 from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks import Subject, evaluate_task
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -79,7 +78,7 @@ def test_a_nan_log_likelihood_is_an_error_and_an_infinite_one_is_null(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = _config("choices", _file(tmp_path, [{"prompt": "2?", "choices": [" 2", " 3"], "answer": 0}]))
-    monkeypatch.setattr(tasks, "likeliest_choices", lambda *_: [ScoredChoices(0, 0, (-1.0, -math.inf))])
+    monkeypatch.setattr(tasks, "scored_choices", lambda *_: [([-1.0, -math.inf], [-1.0, -math.inf])])
     assert evaluate_task(SUBJECT, config).records[0]["log_likelihoods"] == [-1.0, None]
     monkeypatch.undo()
     with pytest.raises(InputError, match="must give every choice a log-likelihood, got nan in row 1"):

@@ -40,7 +40,6 @@ def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
 
 
 def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer]]:
-    """Yield the layers with the adapter and the names of their linears in the base model."""
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer) and adapter in layer.lora_A:
             yield name, layer

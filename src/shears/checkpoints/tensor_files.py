@@ -187,7 +187,6 @@ class TensorFiles:
 
 
 def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor in another dtype; InputError where a number is too large for it."""
     result = tensor.to(dtype)
     if dtype == torch.float16 != tensor.dtype and tensor.element_size() > 1:
         lost = result.isinf() & tensor.isfinite()

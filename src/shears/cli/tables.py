@@ -105,7 +105,6 @@ def print_evaluation(title: str, data: Record) -> None:
 
 
 def print_search(path: Path) -> None:
-    """Print the configuration that a search chose beside the heuristic, evaluated first."""
     result = read_json(path)
     chosen = result["chosen"]["metrics"]
     both = {"heuristic": result["evaluations"][0]["metrics"], "chosen": chosen}
@@ -232,7 +231,6 @@ def print_plan(plan: "RunPlan") -> None:
 
 
 def print_candidates(record: Record) -> None:
-    """Print the first candidates of `compress` that should meet the target, and the smallest others."""
     meeting = [each for each in record["candidates"] if each["meets"]]
     others = sorted((each for each in record["candidates"] if not each["meets"]), key=lambda each: each["bytes"])
     shown = [*meeting[:SHOWN], *others[:SHOWN]]
@@ -245,7 +243,6 @@ def print_candidates(record: Record) -> None:
 
 
 def print_costs(record: Record) -> None:
-    """Print the plan: what each stage does and costs, and what the other efforts would take."""
     total = sum(stage["seconds"] or 0.0 for stage in record["stages"])
     plan = f"The {record['effort']['name']} plan makes {record['first']} first"
     print_rows(table_rows(record["stages"], COSTS), f"{plan}, which takes about {total / 60:.1f} minutes")

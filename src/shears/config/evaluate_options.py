@@ -140,7 +140,6 @@ class Constraint(NamedTuple):
 
 
 def parse_constraint(text: str) -> Constraint:
-    """Return the constraint that a text stands for; ValueError for another form or figure."""
     match = BOUND.fullmatch(text)
     if match is None:
         rule = "loss, accuracy or parameters, then <= or >=, then a number, such as parameters<=3M"

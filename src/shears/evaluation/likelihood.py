@@ -6,7 +6,7 @@ N pairs of a prompt and a continuation, T tokens of a window.
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -31,18 +31,10 @@ Pair = tuple[list[int], list[int]]
 """The tokens of a prompt and the tokens that follow it."""
 
 
-class ScoredChoices(NamedTuple):
-    """The likeliest choice by the sum and by the mean over tokens, and every choice's sum."""
-
-    likeliest: int
-    likeliest_per_token: int
-    log_likelihoods: tuple[float, ...]
-
-
-def likeliest_choices(
+def scored_choices(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
-) -> list[ScoredChoices]:
-    """Return each example's likeliest choice; the end of sequence is not scored."""
+) -> list[tuple[list[float], list[float]]]:
+    """Return log-likelihoods of each example's choices: sums and means over tokens; the end is not scored."""
     prompts = prompts_of(examples, tokenizer)
     texts = iter(encode([choice for example in examples for choice in example.choices], tokenizer))
     choices = [[next(texts) for _ in example.choices] for example in examples]
@@ -61,8 +53,7 @@ def likeliest_choices(
         if any(map(math.isnan, sums)):
             rule = f"the model must give every choice a log-likelihood, got nan in row {number}"
             raise InputError(f"{rule}; it may be damaged, or need --precision fp32")
-        means = [total / len(ids) for total, ids in zip(sums, each, strict=True)]
-        scored.append(ScoredChoices(sums.index(max(sums)), means.index(max(means)), tuple(sums)))
+        scored.append((sums, [total / len(ids) for total, ids in zip(sums, each, strict=True)]))
     return scored
 
 

@@ -26,7 +26,7 @@ from shears.errors import option
 from shears.evaluation.decode import Decoder
 from shears.evaluation.evaluated import Evaluation, Record, TextJournal, WrittenText, accuracy_of, record
 from shears.evaluation.harness import check_installed, run_harness
-from shears.evaluation.likelihood import likeliest_choices, perplexity, warn_beyond
+from shears.evaluation.likelihood import perplexity, scored_choices, warn_beyond
 from shears.records.figures import CUT
 from shears.runtime.backend import Backend
 
@@ -88,17 +88,17 @@ def evaluate_examples(subject: Subject, examples: Sequence[Example], config: Eva
 
 
 def _by_likelihood(subject: Subject, examples: Sequence[Example], config: EvaluateConfig) -> list[Record]:
-    scored = likeliest_choices(subject.model, subject.tokenizer, examples, config.batch_size)
+    scored = scored_choices(subject.model, subject.tokenizer, examples, config.batch_size)
     records = []
-    for index, (example, choice) in enumerate(zip(examples, scored, strict=True)):
-        likeliest = example.choices[choice.likeliest]
+    for index, (example, (sums, means)) in enumerate(zip(examples, scored, strict=True)):
+        likeliest = example.choices[sums.index(max(sums))]
         # None for an impossible choice: JSON has no infinity
-        shown = [round(value, 4) if math.isfinite(value) else None for value in choice.log_likelihoods]
+        shown = [round(value, 4) if math.isfinite(value) else None for value in sums]
         records.append(
             {
                 **record(index, example, likeliest.strip(), str(example.answer).strip()),
                 "correct": likeliest == example.answer,
-                "correct_per_token": example.choices[choice.likeliest_per_token] == example.answer,
+                "correct_per_token": example.choices[means.index(max(means))] == example.answer,
                 "log_likelihoods": shown,
             }
         )

@@ -60,7 +60,6 @@ class Engine:
         return self.generate_all([prompt], **options)[0]
 
     def generate_all(self, prompts: Sequence[Prompt], **options: Any) -> list[Continuation]:
-        """Return the continuations of several prompts, in their order, generated together."""
         if (schema := options.pop("json_schema", None)) is not None:
             options["grammar"] = self.grammars.of_schema(schema)
         texts = [self.continuation(prompt, **options) for prompt in prompts]

@@ -100,7 +100,6 @@ def _native_at(elastic: ElasticAdapter, wanted: Wanted) -> Callable[[RankConfig]
 
 
 def open_objective(adapter: SuperAdapter, settings: SearchConfig, goal: Goal) -> Callable[[RankConfig], Figures]:
-    """Return the function that a search minimises: from ranks to the figures on validation examples."""
     qualities = {
         name: open_quality(adapter, settings, name, settings.data, settings.limit)
         for name in ("accuracy", "loss")

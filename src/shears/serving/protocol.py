@@ -116,7 +116,6 @@ class Function(Body):
     strict: bool | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the schema of the arguments: an empty object where the tool names none."""
         return {**self.parameters, "type": "object"}
 
     @model_validator(mode="after")
@@ -169,7 +168,6 @@ class ChatRequest(TextRequest):
     parallel_tool_calls: bool = True
 
     def functions(self) -> dict[str, dict[str, Any]]:
-        """Return the schemas of the arguments of the functions that the answer may call."""
         if self.tool_choice == "none":
             return {}
         named = self.tool_choice.function.name if isinstance(self.tool_choice, Tool) else None

@@ -25,7 +25,6 @@ CHANGEABLE = {"save_steps", "recompute"}  # options that do not change the resul
 
 
 def origin_of(base: ModelRef, settings: LoopConfig, teacher: str | None) -> dict[str, str | None]:
-    """Return the fingerprints of what a training reads; `teacher` is its teacher's."""
     taught = {} if teacher is None else {"teacher_fingerprint": teacher}
     return {"base_fingerprint": base.fingerprint, "data_sha256": source_fingerprint(settings.data), **taught}
 

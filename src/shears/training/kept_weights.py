@@ -140,7 +140,6 @@ def trainable(model: nn.Module) -> dict[str, Matrix]:
 def train_kept(
     model: nn.Module, names: Iterable[str], dtype: torch.dtype | None, packed_as: NumberFormat | None = None
 ) -> None:
-    """Train the kept weights of the named linears alone; `dtype` is that of products."""
     model.requires_grad_(False)
     for name in names:
         linear: Any = model.get_submodule(name)

@@ -66,7 +66,6 @@ class TeacherSource:
 
 
 def find_teacher(name: str | Path) -> TeacherSource:
-    """Return a teacher: a model by any name, or the folder of an adapter that shears trained."""
     folder = expanded(name)
     if not (folder / ADAPTER_CONFIG).is_file():
         source = TeacherSource(resolve(name))
