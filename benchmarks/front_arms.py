@@ -234,7 +234,7 @@ class Maker:
             settings["calibration"] = str(self.rows("train"))
         values = "int4" if arm.values == "int3" else arm.values
         with three_bits(arm.values == "int3"):
-            shears.export_adapter(source, package, values=values, embeddings=arm.embeddings, **settings)
+            shears.export_adapter(source, package, dtype=values, embedding_dtype=arm.embeddings, **settings)
         return package
 
     def bytes(self, arm: Arm) -> int:

@@ -116,7 +116,7 @@ def test_every_exported_rank_is_a_stock_peft_adapter_with_the_super_adapters_log
     groups = json.loads((output / "search_space.json").read_text())["groups"].values()
     assert {tuple(group["factors"]) for group in groups} == {(1.0, 1.2, 2.0)}  # of weights 1, 1, 2/3, 2/3, 1/3, 1/3
     for number, (choice, config) in enumerate({"minimal": ours.elastic.space.minimal(), str(odd): mixed}.items()):
-        folder = export_adapter(output, tmp_path / f"sub{number}", ranks=choice)
+        folder = export_adapter(output, tmp_path / f"sub{number}", sub_adapter=choice)
         stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
         ours.elastic.activate(config)
         torch.testing.assert_close(logits(stock), logits(ours.model))

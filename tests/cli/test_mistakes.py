@@ -73,7 +73,7 @@ MISTAKES = {
     "train base out --data rows.jsonl --validation none.jsonl": ["none.jsonl"],
     "train base out --data rows.jsonl --precision fp16 --device cpu": ["needs a CUDA device"],
     "train base out --data rows.jsonl --teacher nowhere/at/all": ["nowhere/at/all"],
-    "export base out --format package --values int4 --calibration none.txt": ["none.txt"],
+    "export base out --format package --dtype int4 --calibration none.txt": ["none.txt"],
     "evaluate base --task perplexity --data none.txt": ["none.txt"],
     "evaluate base --task perplexity --data other.jsonl": ["must have the column text"],
     "evaluate base --task number --data none.jsonl": ["none.jsonl"],

@@ -27,9 +27,9 @@ from shears.models.devices import DTYPES
         (get_args(EvaluateConfig.model_fields["template"].annotation)[0], [*TEMPLATES, CHAT]),
         (TrainConfig.model_fields["template"].annotation, [*TEMPLATES, CHAT]),
         (DtypeName, ["auto", *DTYPES]),
-        (ExportConfig.model_fields["values"].annotation, ["auto", *FORMAT_DTYPES]),
+        (ExportConfig.model_fields["dtype"].annotation, ["auto", *FORMAT_DTYPES]),
     ],
-    ids=["tasks", "examples", "paper", "prompts", "templates", "dtypes", "values"],
+    ids=["tasks", "examples", "paper", "prompts", "templates", "dtypes", "formats"],
 )
 def test_names_are_those_of_the_registry(names: Any, registry: Iterable[str]) -> None:
     assert sorted(get_args(names)) == sorted(registry)

@@ -43,8 +43,8 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         (SearchConfig, {"data": "x", "objective": "accuracy"}, "task must be given to measure accuracy"),
         (
             ExportConfig,
-            {"values": "int8"},
-            "values and embeddings need format package or gguf, got format peft; add --format package",
+            {"dtype": "int8"},
+            "dtype and embedding_dtype need format package or gguf, got format peft; add --format package",
         ),
         (
             EvaluateConfig,

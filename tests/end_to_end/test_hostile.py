@@ -32,7 +32,7 @@ CALLS = {
     "evaluate": "sparse --task number --data rows.jsonl --max-new-tokens 2 --limit 2",
     "inspect": "sparse",
     "run": "recipe.yaml --dry-run",
-    "compress": "model OUT --target 8bits --calibration text.txt --values int4 --dry-run",
+    "compress": "model OUT --target 8bits --calibration text.txt --dtypes int4 --dry-run",
     "generate": "model --prompt 1+1= --max-new-tokens 3",
     "compare": "figures.json figures.json",
     "report": "sparse",

@@ -56,7 +56,7 @@ def test_a_run_is_refused_before_its_first_stage(setting: str, folder: Path, mon
         "heal": {"data": "words.txt", "tokens": 64, "sequence_length": 16, "batch_size": 2, "warmup_steps": 0},
         "train": {"data": "rows.jsonl", "ranks": [4, 2], "alpha": 8, "max_steps": 1, "device": "cpu"},
         "search": {"data": "validation.jsonl"},
-        "export": {"format": "package", "values": "int4"},
+        "export": {"format": "package", "dtype": "int4"},
         "evaluate": {"task": "perplexity", "data": "words.txt"},
     }
     key, _, value = setting.partition("=")

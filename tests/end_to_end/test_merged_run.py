@@ -32,7 +32,7 @@ def test_a_run_can_end_in_one_model_with_every_zero(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_can_end_in_a_gguf_file_whose_rounded_weights_are_measured(tmp_path: Path) -> None:
     model = half_sparse_with_merge(tmp_path / "merging")
-    recipe = load_recipe(write_recipe(tmp_path), [*SHORT, f"model={model}", "export.format=gguf", "export.values=int8"])
+    recipe = load_recipe(write_recipe(tmp_path), [*SHORT, f"model={model}", "export.format=gguf", "export.dtype=int8"])
     summary = shears.run(recipe, tmp_path / "run")
     assert [row["name"] for row in summary["models"]] == ["dense", "sparse", "gguf"]
     assert summary["models"][2]["parameters"] == summary["models"][1]["parameters"]

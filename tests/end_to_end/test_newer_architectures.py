@@ -42,8 +42,9 @@ def test_a_model_is_pruned_healed_trained_packed_and_run(name: str, calibration:
         sparse, tmp_path / "healed", data=str(calibration), sequence_length=16, tokens=16 * 8, batch_size=4
     )
     adapter = shears.train(healed, tmp_path / "super", data="arithmetic:train", ranks=(4, 2), **TRAINING)
-    package = shears.export_adapter(adapter, tmp_path / "package", format="package", values="fp32", ranks="maximal")
-    merged = shears.export_adapter(adapter, tmp_path / "merged", format="merged", ranks="maximal")
+    largest: dict[str, Any] = {"sub_adapter": "maximal"}
+    package = shears.export_adapter(adapter, tmp_path / "package", format="package", dtype="fp32", **largest)
+    merged = shears.export_adapter(adapter, tmp_path / "merged", format="merged", **largest)
     native = native_backend(read_package(package), Wanted(backend="native"))
     assert native is not None
     tokens = text(40)
@@ -58,7 +59,7 @@ def test_compress_makes_a_package_that_the_native_decoder_runs(
     monkeypatch.setenv("SHEARS_TUNING", "off")
     kind, changes = MODELS[name]
     base = save_tiny(tmp_path / "base", kind, **{**changes, "hidden_size": 64, "intermediate_size": 128})
-    settings: dict[str, Any] = {"sparsities": (0.0, 0.5), "values": ("int4",), "time": "quick"}
+    settings: dict[str, Any] = {"sparsities": (0.0, 0.5), "dtypes": ("int4",), "time": "quick"}
     record = shears.compress(base, tmp_path / "out", target="6bits", calibration=calibration, **settings)
     row = next(row for row in record["measured"] if row["name"] == record["chosen"])
     assert row["holds"] is True

@@ -43,7 +43,8 @@ STOPS = {
     ),
     "run": Stop("run recipe.yaml --output OUT", "shears.training.fit.Steps.on_step_end", 3, CONTINUES),
     "compress": Stop(
-        "compress base OUT --target 20bits --calibration words.txt --sparsities 0.5 --values int8 --embeddings keep",
+        "compress base OUT --target 20bits --calibration words.txt --sparsities 0.5 --dtypes int8 "
+        "--embedding-dtypes keep",
         "shears.training.fit.Steps.on_step_end", 1, CONTINUES,
     ),
     "sparsify": Stop(
@@ -51,7 +52,7 @@ STOPS = {
         "shears.sparsity.prune._Pruner._prune", 3, CONTINUES,
     ),
     "export": Stop(
-        "export adapter OUT --format package --values int8", "shears.export.package.save_tokenizer", 1,
+        "export adapter OUT --format package --dtype int8", "shears.export.package.save_tokenizer", 1,
         "stopped",
     ),
 }  # fmt: skip

@@ -170,7 +170,7 @@ def test_a_package_answers_by_its_own_decoder_as_when_it_is_served(tmp_path: Pat
     if extension_is_missing():
         pytest.skip("the C++ extension is not built")
     shears.sparsify(str(save_tiny(tmp_path / "dense")), tmp_path / "sparse", sparsity=0.6, method="magnitude")
-    package = export_adapter(tmp_path / "sparse", tmp_path / "package", format="package", values=values)
+    package = export_adapter(tmp_path / "sparse", tmp_path / "package", format="package", dtype=values)
     evaluate(str(package), tmp_path / "native.json", **OPTIONS)
     record = json.loads((tmp_path / "native.json").read_text())
     assert (record["backend"], record["values"]) == ("native", values)

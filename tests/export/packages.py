@@ -17,7 +17,7 @@ from tests.checkpoints.test_packed_layout import bits
 
 def package(source: Path | str, output: Path, **config: Any) -> Path:
     """Write a package; without `values` it keeps the model's own numbers, which come back bit for bit."""
-    own = {} if "values" in config or not _is_fp32(Path(source), config.get("model")) else {"values": "fp32"}
+    own = {} if "dtype" in config or not _is_fp32(Path(source), config.get("model")) else {"dtype": "fp32"}
     return export_adapter(source, output, format="package", **own, **config)
 
 

@@ -35,7 +35,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def calibrated(source: Path, output: Path, text: str, **config: Any) -> Path:
-    options = {"values": "int4", "num_samples": SAMPLES, "sequence_length": LENGTH, **config}
+    options = {"dtype": "int4", "num_samples": SAMPLES, "sequence_length": LENGTH, **config}
     return package(source, output, calibration=text, **options)
 
 
@@ -82,8 +82,8 @@ def test_outputs_are_nearer_to_the_models_than_those_rounded_to_nearest(text: st
     tokens = sequences(base, text)
     before = all_tensors(base)
     packages = {
-        "nearest": package(base, tmp_path / "nearest", values="int4"),
-        "calibrated": calibrated(base, tmp_path / "calibrated", text, values="int4"),
+        "nearest": package(base, tmp_path / "nearest", dtype="int4"),
+        "calibrated": calibrated(base, tmp_path / "calibrated", text, dtype="int4"),
     }
     first = "model.layers.0.self_attn.q_proj"
     inputs = inputs_of(base, first, tokens)
@@ -110,7 +110,7 @@ def test_an_adapter_is_rounded_around_or_merged_before(sparse_adapter: bool, tex
     base = half_sparse(tmp_path / "base")
     adapter = super_adapter(tmp_path / "adapter", base, sparse_adapter=sparse_adapter)
     out = calibrated(adapter, tmp_path / "out", text)
-    nearest = package(adapter, tmp_path / "nearest", values="int4")
+    nearest = package(adapter, tmp_path / "nearest", dtype="int4")
     assert bool(read_package(out).index.adapter) is not sparse_adapter
     folders = (package(adapter, tmp_path / "exact"), nearest, out)
     with torch.no_grad():
@@ -167,13 +167,13 @@ def test_a_linear_is_fitted_to_its_outputs_in_the_model_not_rounded(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"values": "bf16"}, "needs values int4"),
+        ({"dtype": "bf16"}, "needs dtype int4"),
         ({"calibration": "nowhere.txt", "sequence_length": 9}, "nowhere.txt cannot be read: it does not exist"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(options: dict[str, Any], message: str, text: str, tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base")
     with pytest.raises(InputError, match=message) as caught:
-        package(base, tmp_path / "out", **{"values": "int4", "calibration": text, **options})
+        package(base, tmp_path / "out", **{"dtype": "int4", "calibration": text, **options})
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

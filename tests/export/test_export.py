@@ -63,7 +63,7 @@ def chosen(path: Path, config: RankConfig) -> str:
 
 def test_a_sub_adapter_is_a_stock_peft_adapter(super_adapter: Path, tmp_path: Path) -> None:
     config = mixed(super_adapter)
-    output = export_adapter(super_adapter, tmp_path / "sub", ranks=chosen(tmp_path / "ranks.json", config))
+    output = export_adapter(super_adapter, tmp_path / "sub", sub_adapter=chosen(tmp_path / "ranks.json", config))
     torch.testing.assert_close(stock(super_adapter, output), activated(super_adapter, config), rtol=0, atol=1e-6)
     tensors = load_file(output / "adapter_model.safetensors")
     assert {tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name} == {6, 4, 3, 1}
@@ -75,7 +75,7 @@ def test_a_sub_adapter_is_a_stock_peft_adapter(super_adapter: Path, tmp_path: Pa
 def test_padding_is_bit_equal_to_the_activated_super_adapter(super_adapter: Path, tmp_path: Path) -> None:
     config = mixed(super_adapter)
     ranks = chosen(tmp_path / "ranks.json", config)
-    output = export_adapter(super_adapter, tmp_path / "sub", ranks=ranks, format="padded")
+    output = export_adapter(super_adapter, tmp_path / "sub", sub_adapter=ranks, format="padded")
     assert torch.equal(stock(super_adapter, output), activated(super_adapter, config))
     written = json.loads((output / "adapter_config.json").read_text())
     assert written["rank_pattern"] == written["alpha_pattern"] == {}
@@ -89,11 +89,11 @@ def test_a_search_result_names_ranks_by_its_folder_or_a_number(super_adapter: Pa
     result = {"super_adapter_fingerprint": fingerprint, "chosen": entries[0], "evaluations": entries}
     (tmp_path / "result.json").write_text(json.dumps(result))
     records = {
-        ranks: read_record(export_adapter(super_adapter, tmp_path / f"{number}", ranks=ranks), "sub_adapter.json")
+        ranks: read_record(export_adapter(super_adapter, tmp_path / f"{number}", sub_adapter=ranks), "sub_adapter.json")
         for number, ranks in enumerate((str(tmp_path), f"{tmp_path / 'result.json'}:2"))
     }
     assert [record["ranks"] for record in records.values()] == [entry["ranks"] for entry in entries]
-    assert [record["config"]["ranks"] for record in records.values()] == ["result.json", "result.json:2"]
+    assert [record["config"]["sub_adapter"] for record in records.values()] == ["result.json", "result.json:2"]
 
 
 def test_ranks_that_make_no_sense_are_refused(super_adapter: Path, tmp_path: Path) -> None:
@@ -106,13 +106,13 @@ def test_ranks_that_make_no_sense_are_refused(super_adapter: Path, tmp_path: Pat
         "own.json:1": (own, "must name one of the 0 evaluations"),
         "few.json:1": (dict(config), "must be the result of a search if a number follows"),
         "torn.json": (None, "torn.json cannot be read"),
-        "heuristik": (None, "ranks must be heuristic, maximal, minimal or a JSON file, got '.*heuristik'"),
+        "heuristik": (None, "sub_adapter must be heuristic, maximal, minimal or a JSON file, got '.*heuristik'"),
     }
     for name, (content, message) in cases.items():
         if ".json" in name:
             (tmp_path / name.split(":")[0]).write_text("[1" if content is None else json.dumps(content))
         with pytest.raises(InputError, match=message):
-            export_adapter(super_adapter, tmp_path / "sub", ranks=str(tmp_path / name))
+            export_adapter(super_adapter, tmp_path / "sub", sub_adapter=str(tmp_path / name))
     with pytest.raises(InputError, match="format peft needs no option model, got model=elsewhere"):
         export_adapter(super_adapter, tmp_path / "sub", model="elsewhere")
     assert [path.name for path in tmp_path.iterdir() if "sub" in path.name] == []

@@ -55,7 +55,7 @@ def logits(folder: Path) -> torch.Tensor:
 )
 def test_the_model_is_read_back_with_equal_logits(name: str, changes: Any, tmp_path: Path) -> None:
     source = half_sparse_with_merge(tmp_path / "model", name, **changes)
-    folder = exported(tmp_path, source, values="fp32")
+    folder = exported(tmp_path, source, dtype="fp32")
     back = resolve(folder)
     torch.testing.assert_close(logits(back.folder), logits(source))
     facts = inspect(folder)
@@ -74,7 +74,7 @@ def test_every_tensor_is_that_of_the_model_rounded_by_the_gguf_package(
     values: str, embeddings: str, tmp_path: Path
 ) -> None:
     source = half_sparse_with_merge(tmp_path / "model", "qwen3")
-    folder = exported(tmp_path, source, values=values, embeddings=embeddings)
+    folder = exported(tmp_path, source, dtype=values, embedding_dtype=embeddings)
     found = tensors(folder / "model.gguf")
     state = AutoModelForCausalLM.from_pretrained(source).state_dict()
     names = {"blk.1.ffn_down": "model.layers.1.mlp.down_proj", "blk.0.attn_q": "model.layers.0.self_attn.q_proj",
@@ -89,7 +89,7 @@ def test_every_tensor_is_that_of_the_model_rounded_by_the_gguf_package(
             expected = Kind.BF16 if values == "bf16" else Kind.F16
         assert kind == expected, short
         np.testing.assert_array_equal(weights, dequantize(quantize(plain, kind), kind))
-    settings = ExportConfig(format="gguf", values=values, embeddings=embeddings)
+    settings = ExportConfig(format="gguf", dtype=values, embedding_dtype=embeddings)
     shape = shape_of(str(source))
     assert shape is not None
     assert planned_gguf_bytes(shape.specs, settings) == sum(
@@ -102,7 +102,7 @@ def test_an_adapter_is_merged_as_format_merged_does(sparse_adapter: bool, tmp_pa
     base = half_sparse_with_merge(tmp_path / "base")
     adapter = super_adapter(tmp_path / "adapter", base, sparse_adapter)
     merged = export_adapter(adapter, tmp_path / "merged", format="merged")
-    folder = exported(tmp_path, adapter, values="fp32")
+    folder = exported(tmp_path, adapter, dtype="fp32")
     torch.testing.assert_close(logits(resolve(folder).folder), logits(merged))
     record = json.loads((folder / "gguf.json").read_text())
     assert record["base"] == str(base)
@@ -118,8 +118,8 @@ def test_weights_trained_on_q4_0_are_written_as_they_were_trained(name: str, hea
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {**SETTINGS, "learning_rate": 0.05, "quantize_aware": "q4_0"}
     adapter = train(base, tmp_path / "adapter", data=str(tmp_path / "rows.jsonl"), **options)
-    merged = export_adapter(adapter, tmp_path / "merged", format="merged", ranks="maximal")
-    folder = exported(tmp_path, adapter, ranks="maximal")
+    merged = export_adapter(adapter, tmp_path / "merged", format="merged", sub_adapter="maximal")
+    folder = exported(tmp_path, adapter, sub_adapter="maximal")
     state = AutoModelForCausalLM.from_pretrained(merged).state_dict()
     found = tensors(folder / "model.gguf")
     for short, long in {"attn_v": "self_attn.v_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}.items():
@@ -132,10 +132,10 @@ def test_weights_trained_on_q4_0_are_written_as_they_were_trained(name: str, hea
     back = resolve(folder)
     queries = "model.layers.0.self_attn.q_proj.weight"  # turned for llama.cpp, and turned back
     assert torch.equal(load_model(back.folder, "fp32", "cpu").get_parameter(queries), state[queries])
-    other = export_adapter(adapter, tmp_path / "int4", format="gguf", ranks="maximal", values="int4")
+    other = export_adapter(adapter, tmp_path / "int4", format="gguf", sub_adapter="maximal", dtype="int4")
     assert (other / "model.gguf").read_bytes() == (folder / "model.gguf").read_bytes()
     with pytest.raises(InputError, match="would round again"):
-        export_adapter(adapter, tmp_path / "other", format="gguf", values="int8")
+        export_adapter(adapter, tmp_path / "other", format="gguf", dtype="int8")
     with pytest.raises(InputError, match="blocks of 32"):
         export_adapter(adapter, tmp_path / "other", format="package")
 
@@ -173,7 +173,7 @@ def test_a_tokenizer_of_characters_and_bytes_gets_the_order_of_its_merges_as_sco
         ("architecture", f"format gguf supports {', '.join(LAYOUTS)}, got gpt2"),
         ("split", "format gguf supports tokenizers that split text like gpt-2, "),
         ("kind", "format gguf supports tokenizers of kind BPE, got WordLevel"),
-        ("large", r"F16 holds numbers up to 65504, model\..* has a larger one; use --values bf16"),
+        ("large", r"F16 holds numbers up to 65504, model\..* has a larger one; use --dtype bf16"),
         ("words", "needs an embedding for every token"),
     ],
 )
@@ -213,7 +213,7 @@ def test_what_llama_cpp_lacks_is_one_line_and_nothing_is_written(change: str, wo
 def test_llama_cpp_computes_our_logits_and_finds_our_tokens(name: str, changes: Any, tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     source = half_sparse_with_merge(tmp_path / "model", name, **changes)
-    file = str(exported(tmp_path, source, values="fp32") / "model.gguf")
+    file = str(exported(tmp_path, source, dtype="fp32") / "model.gguf")
     network, tokenizer = load_model(source, "fp32", "cpu"), load_tokenizer(resolve(source))
     theirs = llama_cpp.Llama(file, n_ctx=64, n_threads=1, logits_all=True, verbose=False)
     for text in TEXTS:
@@ -234,7 +234,7 @@ def test_llama_cpp_answers_like_the_file_read_back(values: str, megabytes: int, 
     """The embedded model: nats a token between llama.cpp and our fp32 arithmetic on the file's weights."""
     llama_cpp = pytest.importorskip("llama_cpp")
     embeddings = "keep" if values == "auto" else values
-    folder = export_adapter("smollm2-135m", tmp_path / "gguf", format="gguf", values=values, embeddings=embeddings)
+    folder = export_adapter("smollm2-135m", tmp_path / "gguf", format="gguf", dtype=values, embedding_dtype=embeddings)
     assert (folder / "model.gguf").stat().st_size / 1e6 == pytest.approx(megabytes, abs=1)
     back = resolve(folder)
     tokenizer = load_tokenizer(back)
@@ -261,7 +261,7 @@ def test_llama_cpp_gives_the_tokens_of_a_model_trained_on_q4_0(tmp_path: Path) -
     options = {"max_steps": 2, "warmup_steps": 1, "learning_rate": 1e-3, "quantize_aware": "q4_0", "template": "chat"}
     adapter = train("smollm2-135m", tmp_path / "adapter", data="arithmetic:train", **options)
     merged = export_adapter(adapter, tmp_path / "merged", format="merged")
-    file = exported(tmp_path, adapter, embeddings="int8") / "model.gguf"
+    file = exported(tmp_path, adapter, embedding_dtype="int8") / "model.gguf"
     network: Any = load_model(merged, "fp32", "cpu")
     tokenizer = load_tokenizer(resolve(merged))
     theirs = llama_cpp.Llama(str(file), n_ctx=256, n_threads=1, logits_all=True, verbose=False)

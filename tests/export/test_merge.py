@@ -22,12 +22,12 @@ def test_a_masked_adapter_merges_exactly_and_keeps_every_zero(tmp_path: Path, na
     base = half_sparse(tmp_path / "base", name)
     adapter = super_adapter(tmp_path / "super", base, sparse_adapter=True)
     ranks = mixed_ranks(tmp_path / "ranks.json", adapter)
-    out = export_adapter(adapter, tmp_path / "out", format="merged-sparse", ranks=str(ranks))
+    out = export_adapter(adapter, tmp_path / "out", format="merged-sparse", sub_adapter=str(ranks))
     torch.testing.assert_close(logits(stock(out)), activated(adapter, ranks), rtol=0, atol=1e-5)
     before, after = weights(base), weights(out)
     assert all(torch.equal(before[name] == 0, after[name] == 0) for name in before)
     assert sum(not torch.equal(before[name], after[name]) for name in before) == {"gpt2": 6}.get(name, 10)
-    also = export_adapter(adapter, tmp_path / "also", format="merged", ranks=str(ranks))
+    also = export_adapter(adapter, tmp_path / "also", format="merged", sub_adapter=str(ranks))
     assert weights_fingerprint(also) == weights_fingerprint(out)
 
 
@@ -38,7 +38,7 @@ def test_a_plain_adapter_merges_exactly_and_says_what_is_lost(
     base = half_sparse(tmp_path / "base", name)
     adapter = super_adapter(tmp_path / "super", base)
     with caplog.at_level(logging.WARNING):
-        out = export_adapter(adapter, tmp_path / "out", format="merged", ranks="maximal")
+        out = export_adapter(adapter, tmp_path / "out", format="merged", sub_adapter="maximal")
     torch.testing.assert_close(logits(stock(out)), activated(adapter, "maximal"), rtol=0, atol=1e-5)
     torch.testing.assert_close(logits(stock(out)), logits(PeftModel.from_pretrained(stock(base), adapter)))
     figures = read_record(out, "merged.json")["sparsity"]
@@ -68,9 +68,9 @@ def test_an_exported_sub_adapter_merges_to_the_same_bytes(tmp_path: Path) -> Non
     base = half_sparse(tmp_path / "base", "gpt2")
     adapter = super_adapter(tmp_path / "super", base)
     ranks = str(mixed_ranks(tmp_path / "ranks.json", adapter))
-    direct = export_adapter(adapter, tmp_path / "direct", format="merged", ranks=ranks)
+    direct = export_adapter(adapter, tmp_path / "direct", format="merged", sub_adapter=ranks)
     for form in ("peft", "padded"):
-        sub = export_adapter(adapter, tmp_path / form, format=form, ranks=ranks)
+        sub = export_adapter(adapter, tmp_path / form, format=form, sub_adapter=ranks)
         out = export_adapter(sub, tmp_path / f"of_{form}", format="merged")
         for name, tensor in load_file(direct / "model.safetensors").items():
             torch.testing.assert_close(load_file(out / "model.safetensors")[name], tensor, rtol=0, atol=1e-6)
@@ -78,5 +78,5 @@ def test_an_exported_sub_adapter_merges_to_the_same_bytes(tmp_path: Path) -> Non
         for key in ("ranks", "super_adapter_fingerprint", "ranks_fingerprint", "base_fingerprint", "template"):
             assert records[0][key] == records[1][key]
         assert records[1]["sub_adapter_fingerprint"] == weights_fingerprint(sub)
-    with pytest.raises(InputError, match="an exported adapter has fixed ranks, got ranks=minimal"):
-        export_adapter(tmp_path / "peft", tmp_path / "no", format="merged", ranks="minimal")
+    with pytest.raises(InputError, match="an exported adapter has fixed ranks, got sub_adapter=minimal"):
+        export_adapter(tmp_path / "peft", tmp_path / "no", format="merged", sub_adapter="minimal")

@@ -23,7 +23,7 @@ from tests.export.made import half_sparse, stock, super_adapter, weights
 from tests.oracles import least_squares
 
 OPTIONS: dict[str, Any] = {
-    "format": "merged-sparse", "ranks": "maximal", "num_samples": 8, "sequence_length": 64, "device": "cpu"
+    "format": "merged-sparse", "sub_adapter": "maximal", "num_samples": 8, "sequence_length": 64, "device": "cpu"
 }  # fmt: skip
 
 
@@ -90,8 +90,8 @@ def test_the_calibration_text_is_the_training_data_by_default(tmp_path: Path) ->
     outs = [
         export_adapter(adapter, tmp_path / "by_default", **OPTIONS),
         export_adapter(adapter, tmp_path / "named", calibration=str(rows), **OPTIONS),
-        export_adapter(export_adapter(adapter, tmp_path / "sub", ranks="maximal"), tmp_path / "of_sub",
-                       **{**OPTIONS, "ranks": None}),
+        export_adapter(export_adapter(adapter, tmp_path / "sub", sub_adapter="maximal"), tmp_path / "of_sub",
+                       **{**OPTIONS, "sub_adapter": None}),
     ]  # fmt: skip
     assert len({weights_fingerprint(out) for out in outs}) == 1
     record = json.loads((adapter / SEARCH_SPACE).read_text())

@@ -34,10 +34,10 @@ def test_base_and_sub_adapter_come_back_bit_for_bit(tmp_path: Path, name: str, d
     base = half_sparse(tmp_path / "base", name, dtype)
     adapter = super_adapter(tmp_path / "super", base)
     ranks = mixed_ranks(tmp_path / "ranks.json", adapter)
-    out = unpack(package(adapter, tmp_path / "package", ranks=str(ranks)), tmp_path / "out")
+    out = unpack(package(adapter, tmp_path / "package", sub_adapter=str(ranks)), tmp_path / "out")
     assert same_bits(all_tensors(out), all_tensors(base))
     assert read_json(out / "config.json") == read_json(base / "config.json")
-    exported = export_adapter(adapter, tmp_path / "sub", ranks=str(ranks))
+    exported = export_adapter(adapter, tmp_path / "sub", sub_adapter=str(ranks))
     names = ("adapter_model.safetensors", "adapter_config.json")
     assert (out / "adapter" / names[0]).read_bytes() == (exported / names[0]).read_bytes()
     assert read_json(out / "adapter" / names[1]) == read_json(exported / names[1])
@@ -75,7 +75,7 @@ def test_a_model_alone_is_packed_from_all_its_shards(name: str, tmp_path: Path) 
 def test_every_int4_weight_is_that_of_the_layout_and_zeros_stay_zeros(name: str, tmp_path: Path) -> None:
     """GPT-2's weights lie transposed in its files; their groups and blocks run along the inputs all the same."""
     before = all_tensors(half_sparse(tmp_path / "base", name))
-    out = package(tmp_path / "base", tmp_path / "out", values="int4")
+    out = package(tmp_path / "base", tmp_path / "out", dtype="int4")
     opened = read_package(out)
     back = all_tensors(unpack(out, tmp_path / "back"))
     assert opened.packed
@@ -96,8 +96,8 @@ def test_every_int4_weight_is_that_of_the_layout_and_zeros_stay_zeros(name: str,
 def test_the_size_of_a_dense_package_is_predicted_exactly(name: str, values: str, tmp_path: Path) -> None:
     parts.save(tmp_path / "base", name, BF16)
     base = parts.tiny_tokenizer_beside(tmp_path / "base")
-    out = package(base, tmp_path / "out", values=values)
-    settings = ExportConfig.model_validate({"format": "package", "values": values})
+    out = package(base, tmp_path / "out", dtype=values)
+    settings = ExportConfig.model_validate({"format": "package", "dtype": values})
     shape = shape_of(str(base))
     assert shape is not None
     assert shape.package_bytes(settings, 0.0) == (out / PACKAGE_FILE).stat().st_size
@@ -109,7 +109,7 @@ def test_the_size_of_a_dense_package_is_predicted_exactly(name: str, values: str
 @pytest.mark.parametrize("embeddings", ["int8", "int4"])
 def test_embeddings_and_head_may_be_quantized(embeddings: str, tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base", "llama_untied")
-    out = package(base, tmp_path / "out", embeddings=embeddings)
+    out = package(base, tmp_path / "out", embedding_dtype=embeddings)
     opened = read_package(out)
     quantized = {name for name, entry in opened.index.dense.items() if entry.quantized == embeddings}
     assert quantized == {"model.embed_tokens.weight", "lm_head.weight"}
@@ -121,10 +121,10 @@ def test_embeddings_and_head_may_be_quantized(embeddings: str, tmp_path: Path) -
 
 def test_a_masked_adapter_is_merged_into_its_package(tmp_path: Path) -> None:
     adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"), sparse_adapter=True)
-    out = package(adapter, tmp_path / "out", ranks="maximal")
+    out = package(adapter, tmp_path / "out", sub_adapter="maximal")
     assert read_package(out).adapter() == {}
     torch.testing.assert_close(logits(load_with_adapter(out)[0]), activated(adapter, "maximal"), rtol=0, atol=1e-5)
-    merged = export_adapter(adapter, tmp_path / "m", format="merged-sparse", ranks="maximal")
+    merged = export_adapter(adapter, tmp_path / "m", format="merged-sparse", sub_adapter="maximal")
     record = read_record(out, PACKAGE)
     for key in ("base_fingerprint", "super_adapter_fingerprint", "ranks"):
         assert record[key] == read_json(merged / "merged.json")[key]
@@ -158,16 +158,16 @@ def test_another_tools_adapter_is_packed_on_its_base(kind: str, tmp_path: Path) 
     name, config = OTHERS[kind]
     base = save_tiny(tmp_path / "base", name)
     adapter = adapter_of(base, tmp_path / "adapter", config, name)
-    out = export_adapter(adapter, tmp_path / "out", format="package", values="fp32")
+    out = export_adapter(adapter, tmp_path / "out", format="package", dtype="fp32")
     expected = logits(PeftModel.from_pretrained(stock(base), adapter).eval())
     torch.testing.assert_close(logits(load_with_adapter(out)[0]), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), 3e38])
-@pytest.mark.parametrize("setting", ["values", "embeddings"])
+@pytest.mark.parametrize("setting", ["dtype", "embedding_dtype"])
 def test_what_int4_cannot_hold_is_refused_before_a_package_exists(setting: str, odd: float, tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base")
-    changed = "q_proj" if setting == "values" else "embed_tokens"
+    changed = "q_proj" if setting == "dtype" else "embed_tokens"
 
     def with_odd(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         next(tensor for name, tensor in tensors.items() if changed in name)[0, 0] = odd
@@ -188,8 +188,8 @@ def test_wrong_sources_are_refused_in_one_line(tmp_path: Path) -> None:
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (out, {}, "got the package"),
         (base, {"model": str(base)}, "needs no option model"),
-        (base, {"ranks": "maximal"}, "has fixed ranks"),
-        (adapter, {"ranks": "none"}, "ranks must be"),
+        (base, {"sub_adapter": "maximal"}, "has fixed ranks"),
+        (adapter, {"sub_adapter": "none"}, "sub_adapter must be"),
         (tmp_path / "nothing", {}, "there is no"),
         (adapter, {"model": str(out)}, "must be the one this was made from"),
         (torn.parent, {"model": str(base)}, "torn cannot be read"),

@@ -91,7 +91,7 @@ def test_a_package_holds_trainings_weights_bit_for_bit(
     name: str, ranks: str, trained: dict[str, Path], tmp_path: Path
 ) -> None:
     expected = forward_weights(loaded(trained[name], ranks))
-    opened = read_package(package(trained[name], tmp_path / "out", ranks=ranks))
+    opened = read_package(package(trained[name], tmp_path / "out", sub_adapter=ranks))
     assert opened.packed.keys() == expected.keys()
     for linear, weight in expected.items():
         matrix = opened.packed[linear]
@@ -110,10 +110,10 @@ def test_a_package_holds_trainings_weights_bit_for_bit(
 def test_merged_is_an_ordinary_model_with_the_grids_numbers(trained: dict[str, Path], tmp_path: Path) -> None:
     expected = logits(loaded(trained["sparse"], "maximal").model)
     for form in ("merged", "merged-sparse"):
-        merged = export_adapter(trained["sparse"], tmp_path / form, format=form, ranks="maximal")
+        merged = export_adapter(trained["sparse"], tmp_path / form, format=form, sub_adapter="maximal")
         assert torch.equal(logits(stock(merged)), expected)
         assert read_json(merged / "merged.json")["quantize_aware"] == "int4"
-    back = unpack(package(trained["sparse"], tmp_path / "package", ranks="maximal"), tmp_path / "back")
+    back = unpack(package(trained["sparse"], tmp_path / "package", sub_adapter="maximal"), tmp_path / "back")
     merged_in_bf16 = {name: tensor.bfloat16() for name, tensor in all_tensors(tmp_path / "merged").items()}
     assert same_bits(merged_in_bf16, all_tensors(back))
 
@@ -121,7 +121,7 @@ def test_merged_is_an_ordinary_model_with_the_grids_numbers(trained: dict[str, P
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"format": "package", "values": "int8"}, "values or calibration would round again"),
+        ({"format": "package", "dtype": "int8"}, "dtype or calibration would round again"),
         ({"format": "peft"}, "was trained with quantize_aware, .* got format peft; use package, or merged"),
         ({"format": "padded"}, "was trained with quantize_aware, .* got format padded; use package"),
     ],

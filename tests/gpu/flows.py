@@ -69,7 +69,7 @@ class Folder:
         )  # fmt: skip
         plain = {**TRAINING, "device": "cpu", "precision": "fp32", "init": "lora"}
         self.adapter = shears.train(self.sparse, self.new(), data=self.rows, **plain)
-        self.package = shears.export_adapter(str(self.adapter), self.new(), format="package", values="int8")
+        self.package = shears.export_adapter(str(self.adapter), self.new(), format="package", dtype="int8")
         self.masked = shears.train(self.sparse, self.new(), data=self.rows, sparse_adapter=True, **plain)
 
     def new(self) -> Path:
@@ -182,7 +182,7 @@ def walked(f: Folder, device: str) -> None:
 def compressed(f: Folder, device: str) -> Any:
     """Compress without rows, where only the export's rounding computes."""
     return shears.compress(
-        f.base, f.new(), target="9bits", calibration=f.text, sparsities=(0.0, 0.5), values=("int4",), time="quick"
+        f.base, f.new(), target="9bits", calibration=f.text, sparsities=(0.0, 0.5), dtypes=("int4",), time="quick"
     )  # fmt: skip
 
 
@@ -222,7 +222,7 @@ FLOWS: dict[str, Flow] = {
     "export merged-sparse": exported(format="merged-sparse", calibration=True),
     "export masked": exported("masked", format="merged-sparse"),
     "export package": exported(format="package"),
-    "export package int4": exported(format="package", values="int4", calibration=True),
+    "export package int4": exported(format="package", dtype="int4", calibration=True),
     "generate": generated,
     "generate together": stepped,
     "evaluate in little memory": evaluated_in_little_memory,

@@ -100,7 +100,7 @@ def test_the_recipe_has_a_stage_for_what_is_asked_alone() -> None:
     assert (recipe.train.quantize_aware, recipe.train.ranks) == ("int4", (32,))  # merged: no rank to choose
     assert (recipe.train.teacher, recipe.train.max_steps, recipe.train.data) == ("dense", 120, "text.txt")
     assert recipe.train.for_base(10**9, 0.5, False).alpha == 128  # half of the product is masked
-    assert (recipe.export.format, recipe.export.values, recipe.export.embeddings) == ("package", "int4", "int4")
+    assert (recipe.export.format, recipe.export.dtype, recipe.export.embedding_dtype) == ("package", "int4", "int4")
     assert recipe.export.calibration is None
     dense = recipe_of(FOUR, trained, MODEL, TEXT, None)
     assert dense.train is not None

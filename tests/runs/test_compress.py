@@ -31,7 +31,7 @@ from tests.models.gguf_files import write_gguf
 from tests.tiny import save_tiny, tiny_model
 
 SETTINGS: dict[str, Any] = {
-    "sparsities": (0.0, 0.5), "values": ("bf16", "int4"), "embeddings": ("keep", "int4"), "time": "quick",
+    "sparsities": (0.0, 0.5), "dtypes": ("bf16", "int4"), "embedding_dtypes": ("keep", "int4"), "time": "quick",
 }  # fmt: skip
 SPEEDS = Speeds(load=0.1, forward=1e-4, pruning=1.0, trained=1e-3, question=0.2, answer=0.1)
 needs_kernels = pytest.mark.skipif(not kernels_available(), reason="the C++ extension was not built")
@@ -174,7 +174,7 @@ def test_a_package_that_misses_is_followed_by_a_faster_one(inputs: Path, monkeyp
     monkeypatch.setattr(
         "shears.runs.exam.package_decoding", lambda *_: dict.fromkeys(("median", "min", "max"), next(measured))
     )
-    settings = {**SETTINGS, "sparsities": (0.5,), "values": ("bf16", "int8", "int4"), "embeddings": ("keep",)}
+    settings = {**SETTINGS, "sparsities": (0.5,), "dtypes": ("bf16", "int8", "int4"), "embedding_dtypes": ("keep",)}
     record = shears.compress(
         inputs / "dense", inputs / "fast", target="40tok/s", calibration=inputs / "text.txt", **settings
     )
@@ -189,7 +189,7 @@ def test_rows_are_trained_on_with_a_teacher_and_their_last_tenth_is_answered(inp
     out = inputs / "tickets"
     options: dict[str, Any] = {
         "target": "9bits", "data": inputs / "tickets.jsonl", "columns": {"prompt": "ticket", "completion": "fields"},
-        "sparsities": "0.5", "values": "int4", "embeddings": "int8", "time": "thorough",
+        "sparsities": "0.5", "dtypes": "int4", "embedding_dtypes": "int8", "time": "thorough",
     }  # fmt: skip
     record = shears.compress(inputs / "dense", out, **options)
     trained = read_object(out / record["chosen"] / "super_adapter" / "search_space.json")

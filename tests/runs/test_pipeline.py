@@ -74,14 +74,14 @@ def test_a_run_without_training_packs_and_measures_its_sparse_model(tmp_path: Pa
     recipe = Recipe.model_validate(
         {
             "model": str(tmp_path / "dense"), "output": str(tmp_path / "run"), "sparsify": {"method": "magnitude"},
-            "export": {"format": form, "values": "int4"}, "evaluate": {**measured, "device": "cpu"},
+            "export": {"format": form, "dtype": "int4"}, "evaluate": {**measured, "device": "cpu"},
         }
     )  # fmt: skip
     assert [stage.name for stage in shears.plan(recipe).stages] == ["sparsify", "export", "evaluate"]
     summary = shears.run(recipe)
     assert [row["name"] for row in summary["models"]] == ["dense", "sparse", form]
     record = json.loads((tmp_path / "run" / form / f"{form}.json").read_text())
-    assert {"package": record.get("values"), "gguf": record["config"]["values"]}[form] == "int4"
+    assert {"package": record.get("values"), "gguf": record["config"]["dtype"]}[form] == "int4"
     assert {stage.state for stage in shears.plan(recipe).stages} == {"done"}
 
 

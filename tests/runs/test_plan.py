@@ -27,7 +27,7 @@ from tests.tiny import save_tiny, tiny_model
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 NO_SEARCH = ["search=null", "evaluate=null", "train.max_steps=null", "train.epochs=0.5"]
-EVALUATED = ["search=null", "export.ranks=heuristic", "train.max_steps=null", "train.epochs=0.5"]
+EVALUATED = ["search=null", "export.sub_adapter=heuristic", "train.max_steps=null", "train.epochs=0.5"]
 MAGNITUDE = {"method": "magnitude"}  # needs no calibration text
 SIZES = {"smollm2-135m": 134_515_008, "huggyllama/llama-7b": 6_738_415_616, "huggyllama/llama-13b": 13_015_864_320,
          "mosaicml/mpt-7b": 6_649_286_656, "Qwen/Qwen2.5-Coder-0.5B-Instruct": 494_032_768,
@@ -219,9 +219,9 @@ def planned(folder: Path, **sections: Any) -> RunPlan:
 @pytest.mark.parametrize(
     ("kind", "sparsity", "export"),
     [
-        ("llama", 0.0, {"values": "int8"}), ("llama_untied", 0.5, {"values": "bf16", "embeddings": "int8"}),
-        ("gpt2", 0.5, {"values": "fp32"}), ("mixtral", 0.5, {"values": "bf16"}), ("gpt_oss", 0.75, {}),
-        ("llama", 0.0, {"values": "int4", "embeddings": "int4"}), ("phi3", 0.5, {"values": "int4"}),
+        ("llama", 0.0, {"dtype": "int8"}), ("llama_untied", 0.5, {"dtype": "bf16", "embedding_dtype": "int8"}),
+        ("gpt2", 0.5, {"dtype": "fp32"}), ("mixtral", 0.5, {"dtype": "bf16"}), ("gpt_oss", 0.75, {}),
+        ("llama", 0.0, {"dtype": "int4", "embedding_dtype": "int4"}), ("phi3", 0.5, {"dtype": "int4"}),
     ],
 )  # fmt: skip
 def test_a_package_is_planned_at_the_bytes_of_its_file(
@@ -233,7 +233,7 @@ def test_a_package_is_planned_at_the_bytes_of_its_file(
     disk = planned(tmp_path, sparsify=sparsify, export={"format": "package", **export}).stages[-1].disk
     sparse = shears.sparsify(base, tmp_path / "sparse", **sparsify)
     size = (shears.export_adapter(sparse, tmp_path / "out", format="package", **export) / PACKAGE_FILE).stat().st_size
-    if export.get("values") == "int4" and sparsity:  # every second group ends in half a byte, on average
+    if export.get("dtype") == "int4" and sparsity:  # every second group ends in half a byte, on average
         assert disk == pytest.approx(size, rel=5e-4)
     else:
         assert disk == size
@@ -242,7 +242,7 @@ def test_a_package_is_planned_at_the_bytes_of_its_file(
 @pytest.mark.parametrize("masked", [False, True])
 def test_an_adapter_takes_room_in_a_planned_package_unless_it_is_merged(masked: bool, tmp_path: Path) -> None:
     adapter = super_adapter(tmp_path / "adapter", save_tiny(tmp_path / "base"), sparse_adapter=masked)
-    export = {"format": "package", "ranks": "minimal"}
+    export = {"format": "package", "sub_adapter": "minimal"}
     file = shears.export_adapter(adapter, tmp_path / "out", **export) / PACKAGE_FILE
     train = {
         "data": "arithmetic:train", "ranks": RANKS, "groups": GROUPS["llama"], "max_steps": 1, "sparse_adapter": masked

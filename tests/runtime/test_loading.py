@@ -40,7 +40,7 @@ def packed(folder: Path, name: str = "llama, tied head") -> Path:
     model = covered(name) if name.startswith("llama") else tiny_model(name)
     model.save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    return export_adapter(str(folder / "model"), folder / "package", format="package", values="fp32")
+    return export_adapter(str(folder / "model"), folder / "package", format="package", dtype="fp32")
 
 
 def test_a_package_that_the_native_decoder_does_not_cover_runs_in_transformers(

@@ -22,7 +22,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     covered().save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    return export_adapter(str(folder / "model"), folder / "package", format="package", values="int8")
+    return export_adapter(str(folder / "model"), folder / "package", format="package", dtype="int8")
 
 
 def test_a_package_is_measured_beside_the_dense_model(package: Path, call: Call) -> None:

@@ -72,7 +72,7 @@ def test_the_result_holds_every_evaluation_and_export_takes_it(
     assert result["chosen"] in result["evaluations"]
     assert all(entry in result["evaluations"] for entry in result["pareto"])
     assert isinstance(result["chosen"]["metrics"]["parameters"], int)
-    exported = export_adapter(super_adapter, tmp_path / "sub", ranks=str(folder))
+    exported = export_adapter(super_adapter, tmp_path / "sub", sub_adapter=str(folder))
     assert read_json(exported / "sub_adapter.json")["ranks"] == result["chosen"]["ranks"]
     print_search(folder / "result.json")
     assert f"on the Pareto front of loss and parameters with {bound}" in " ".join(capsys.readouterr().out.split())

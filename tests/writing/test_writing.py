@@ -150,7 +150,7 @@ def test_a_package_answers_in_the_form_of_its_training(model: Path, prompts: str
     asked = saved(tmp_path / "rows.jsonl", [ROWS[3], ROWS[0]])
     expected = rows_of(write(trained, tmp_path / "model", asked, **SHORT))
     assert {row["prompt"] for row in expected} == {"is it so", "Question: how many pens?\nAnswer:"}
-    package = export_adapter(trained, tmp_path / "package", format="package", values="fp32")
+    package = export_adapter(trained, tmp_path / "package", format="package", dtype="fp32")
     write_json(package / "package.json", json.loads((package / "package.json").read_text()))
     assert [row["completion"] for row in rows_of(write(package, tmp_path / "out", asked, **SHORT))] == [
         row["completion"] for row in expected

@@ -75,16 +75,15 @@ def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> Ran
         named: RankConfig = getattr(space, ranks)()
         return named
     if (file := ranks_file(ranks)) is None:
-        raise InputError(f"ranks must be {', '.join(NAMED)} or a JSON file, got {ranks!r}")
+        raise InputError(f"sub_adapter must be {', '.join(NAMED)} or a JSON file, got {ranks!r}")
     content = read_object(file.path)
     with reading(file.name):
         if "chosen" in content:
             check_input("the super-adapter", content["super_adapter_fingerprint"], fingerprint)
             evaluated = [content["chosen"], *content["evaluations"]]
             if (file.number or 0) >= len(evaluated):
-                raise InputError(
-                    f"ranks {file.name} must name one of the {len(content['evaluations'])} evaluations, counted from 1"
-                )
+                count = len(content["evaluations"])
+                raise InputError(f"sub_adapter {file.name} must name one of the {count} evaluations, counted from 1")
             content = evaluated[file.number or 0]
         elif file.number is not None:
             rule = f"{file.path} must be the result of a search if a number follows its name"

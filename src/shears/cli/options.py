@@ -16,9 +16,9 @@ from shears.records.artifacts import __version__
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer does not export the class of its usage errors
 FIRST = (
-    "data", "columns", "target", "time", "sparsity", "method", "calibration", "ranks", "alpha", "groups",
-    "learning_rate", "epochs", "batch_size", "teacher", "quantize_aware", "format", "values", "task",
-    "max_new_tokens", "temperature", "tokens", "strategy", "max_evaluations", "host", "port",
+    "data", "columns", "target", "time", "sparsity", "method", "calibration", "ranks", "sub_adapter", "alpha",
+    "groups", "learning_rate", "epochs", "batch_size", "teacher", "quantize_aware", "format", "dtype",
+    "dtypes", "task", "max_new_tokens", "temperature", "tokens", "strategy", "max_evaluations", "host", "port",
 )  # fmt: skip
 """Fields whose flags --help shows, in this order; --help-all shows the others too, in the panel MORE."""
 MORE = "More"
@@ -78,7 +78,11 @@ def _print_version(is_given: bool | None) -> None:  # typer's callback of an eag
 def settings(
     threads: Annotated[
         int | None,
-        option("INTEGER", "CPU threads (default: one per core); more than free cores are far slower.", min=1),
+        option(
+            "INTEGER",
+            "Number of CPU threads (default: one per core). More threads than free cores are far slower.",
+            min=1,
+        ),
     ] = None,
     version: Annotated[
         bool | None, switch("--version", "Print the version.", callback=_print_version, is_eager=True)

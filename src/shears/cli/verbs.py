@@ -164,7 +164,7 @@ def search(
     refuse_taken(expanded(out))
     folder = shears.search(super_adapter, out, model=model, **values)
     tables.print_search(folder / RESULT)
-    words = f"{tables.quoted(super_adapter)} sub_adapter --ranks {tables.quoted(folder / RESULT)}"
+    words = f"{tables.quoted(super_adapter)} sub_adapter --sub-adapter {tables.quoted(folder / RESULT)}"
     tables.print_line(f"Next: shears export {words}")
 
 
@@ -193,10 +193,10 @@ def export(
     folder.
 
     \b
-    shears export adapter sub_adapter --ranks search/result.json
-    shears export adapter merged --ranks search/result.json --format merged-sparse
-    shears export adapter package --ranks search/result.json --format package
-    shears export adapter gguf --format gguf --values int8
+    shears export adapter sub_adapter --sub-adapter search/result.json
+    shears export adapter merged --sub-adapter search/result.json --format merged-sparse
+    shears export adapter package --sub-adapter search/result.json --format package
+    shears export adapter gguf --format gguf --dtype int8
     shears export package unpacked --format unpacked
     """
     refuse_taken(expanded(out))

@@ -72,14 +72,15 @@ class CompressConfig(OfRows):
         0.0, 0.5, 0.6, 0.7
     )  # fmt: skip
     """Sparsities (shares of zeros) to try, such as 0,0.5,0.6."""
-    values: Annotated[tuple[Literal["bf16", "int8", "int4"], ...], Split, Field(min_length=1)] = (
+    dtypes: Annotated[tuple[Literal["bf16", "int8", "int4"], ...], Split, Field(min_length=1)] = (
         "bf16", "int8", "int4"
     )  # fmt: skip
-    """Number formats of the weights to try."""
-    embeddings: Annotated[tuple[Literal["keep", "int8", "int4"], ...], Split, Field(min_length=1)] = (
+    """Number formats in which the weights are stored; shears tries each of them."""
+    embedding_dtypes: Annotated[tuple[Literal["keep", "int8", "int4"], ...], Split, Field(min_length=1)] = (
         "keep", "int8", "int4"
     )  # fmt: skip
-    """Number formats of the embeddings and the output head to try; keep means bf16."""
+    """Number formats in which the embeddings and the output head are stored; shears tries each of them.
+    keep means bf16."""
 
     @model_validator(mode="after")
     def _check_texts(self) -> "CompressConfig":

@@ -78,7 +78,7 @@ class EvaluateConfig(ScoringConfig):
     """Prompt template of instruction rows; chat is the model's own chat template. Default: the template
     of the training; else chat if the model has one; else alpaca for the paper's tasks."""
     dtype: fields.DtypeName = "auto"
-    """Number format in which the model is loaded. bf16 also converts a .gguf file to bf16."""
+    """Number format in which the weights are loaded. bf16 also converts a .gguf file to bf16."""
     harness: fields.Names = ()
     """Tasks of lm-eval to run, such as hellaswag,arc_easy. Needs the extra `harness`."""
 

@@ -70,19 +70,21 @@ else:
 class ExportConfig(Sampled):
     """Which sub-adapter to write, and in what format."""
 
-    ranks: str | None = None
-    """Which ranks to keep: heuristic (the middle rank of every group), maximal, minimal, RESULT.json (the
-    ranks that search chose), RESULT.json:N (its Nth evaluation) or RANKS.json ({group: rank})."""
+    sub_adapter: str | None = None
+    """Which sub-adapter to keep: heuristic (the middle rank of every group), maximal, minimal, RESULT.json
+    (the ranks that search chose), RESULT.json:N (its Nth evaluation) or RANKS.json ({group: rank})."""
     format: FormatName = "peft"
     """peft: an adapter for PEFT. padded: the same, with all tensors padded to the largest rank (for
     llama.cpp). merged: one model, which loses its zeros. merged-sparse: one model that keeps every zero.
     package: model and adapter in one small file that is fast on a CPU. gguf: one file for llama.cpp and
     Ollama. unpacked: turns a package into an ordinary model folder."""
-    values: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
-    """Number format of the weights in a package or a .gguf file. auto: bf16 in a package, F16 in a .gguf
-    file, and int4 after a training with quantize_aware. In a .gguf file int8 is Q8_0 and int4 is Q4_0."""
-    embeddings: Literal["keep", "int8", "int4"] = "keep"
-    """Number format of the embeddings and the output head; keep leaves them in 16 bits."""
+    dtype: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
+    """Number format in which the weights are stored in a package or a .gguf file. auto: bf16 in a package,
+    F16 in a .gguf file, and int4 after a training with quantize_aware. In a .gguf file int8 is Q8_0 and
+    int4 is Q4_0."""
+    embedding_dtype: Literal["keep", "int8", "int4"] = "keep"
+    """Number format in which the embeddings and the output head are stored; keep leaves
+    them in 16 bits."""
     calibration: str | None = None
     """Text that helps to lose less accuracy: merged-sparse fits the adapter on it (default: the training
     data), and a package of int4 is rounded with it (default: none). self:FILE uses the model's answers
@@ -90,12 +92,12 @@ class ExportConfig(Sampled):
 
     @model_validator(mode="after")
     def _check(self) -> "ExportConfig":
-        is_set = self.values != "auto" or self.embeddings != "keep"
+        is_set = self.dtype != "auto" or self.embedding_dtype != "keep"
         if is_set and not FORMATS[self.format].is_packed:
             raise ValueError(
-                f"values and embeddings need format package or gguf, got format {self.format}; add --format package"
+                f"dtype and embedding_dtype need format package or gguf, got format {self.format}; add --format package"
             )
-        if self.format == "package" and self.calibration is not None and self.values != "int4":
-            rule = "calibration of a package needs values int4"
-            raise ValueError(f"{rule}, got values {self.values}; add --values int4 or leave calibration out")
+        if self.format == "package" and self.calibration is not None and self.dtype != "int4":
+            rule = "calibration of a package needs dtype int4"
+            raise ValueError(f"{rule}, got dtype {self.dtype}; add --dtype int4 or leave calibration out")
         return self

@@ -43,8 +43,8 @@ class RunningConfig(OnDevice):
     """What runs a model or a package."""
 
     dtype: DtypeName = "auto"
-    """Number format in which a model folder is loaded; a package ignores it. bf16 also converts a .gguf
-    file to bf16."""
+    """Number format in which the weights of a model folder are loaded; a package ignores it. bf16 also
+    converts a .gguf file to bf16."""
 
 
 class GenerateConfig(RunningConfig, SamplingConfig):

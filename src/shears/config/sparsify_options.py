@@ -80,7 +80,8 @@ class SparsifyConfig(OfRows, Sampled):
     precision: DtypeName = "auto"
     """Number format of the arithmetic. auto uses bf16 if that is faster on this device, else fp32."""
     dtype: DtypeName = "auto"
-    """Number format of the saved model. auto keeps the model's own; a .gguf file becomes fp32."""
+    """Number format in which the weights are stored. auto keeps the model's own; a .gguf
+    file becomes fp32."""
 
     @model_validator(mode="before")
     @classmethod

@@ -79,7 +79,7 @@ class HealConfig(LoopConfig):
     """Also train the recovery adapter that sparsify --recover-rank wrote, and write OUT/recovery for
     train --init recovery."""
     quantize_aware: Literal["none", "int4"] = "none"
-    """int4: train the weights as rounded to 4 bits, so that export --format package --values int4 loses
+    """int4: train the weights as rounded to 4 bits, so that export --format package --dtype int4 loses
     less accuracy."""
     batch_size: int = Field(4, gt=0)
     """Number of sequences in an optimizer step."""

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 VALUES: Mapping[str, Kind] = {
     "auto": Kind.F16, "fp32": Kind.F32, "bf16": Kind.BF16, "int8": Kind.Q8_0, "int4": Kind.Q4_0,
 }  # fmt: skip
-"""The type of the matrices in the decoder blocks, by the option `values`."""
+"""The type of the matrices in the decoder blocks, by the option `dtype`."""
 FILE_TYPES = {Kind.F32: 0, Kind.F16: 1, Kind.Q4_0: 2, Kind.Q8_0: 7, Kind.BF16: 32}  # general.file_type
 LAYOUTS: Mapping[str, gguf.MODEL_ARCH] = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -97,7 +97,7 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
             add_tokenizer(writer, tokenizer, plan.vocab_size)
             if isinstance(tokenizer.chat_template, str):
                 writer.add_chat_template(tokenizer.chat_template)
-            writer.add_file_type(FILE_TYPES[VALUES[settings.values]])
+            writer.add_file_type(FILE_TYPES[VALUES[settings.dtype]])
             writer.add_quantization_version(2)
             _write_tensors(writer, TensorFiles(ref.folder), config, plan, settings, grids)
         tokens = end_tokens(tokenizer, generation_settings(ref.folder))
@@ -106,7 +106,7 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
     return {
         **{key: value for key, value in record.items() if key != "fingerprint"},
         "config": recorded_settings(settings),
-        "kind": VALUES[settings.values].name,
+        "kind": VALUES[settings.dtype].name,
         "file_bytes": path.stat().st_size,
         "file_sha256": file_fingerprint(path),
     }
@@ -159,10 +159,10 @@ def _add_settings(writer: gguf.GGUFWriter, config: Any, plan: DecoderPlan) -> No
 def kind_of(name: str, shape: tuple[int, ...], settings: ExportConfig) -> Kind:
     if len(shape) < 2:
         return Kind.F32
-    kind = VALUES[settings.values]
+    kind = VALUES[settings.dtype]
     is_outside = not name.startswith("model.layers.")
-    if is_outside and settings.embeddings != "keep":
-        kind = VALUES[settings.embeddings]
+    if is_outside and settings.embedding_dtype != "keep":
+        kind = VALUES[settings.embedding_dtype]
     elif is_outside and kind in (Kind.Q8_0, Kind.Q4_0):
         kind = Kind.F16
     return kind if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else Kind.F16
@@ -210,7 +210,7 @@ def _write_tensors(
             # rows i and i + D / 2 of each head, which are turned together, become neighbours
             rows = rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()
         if kinds[name] == Kind.F16 and not weight.abs().max() <= LARGEST_F16:
-            raise InputError(f"F16 holds numbers up to 65504, {name} has a larger one; use --values bf16")
+            raise InputError(f"F16 holds numbers up to 65504, {name} has a larger one; use --dtype bf16")
         writer.write_tensor_data(rows.numpy() if name in grids else gguf.quantize(rows.numpy(), kinds[name]))
     if factors is not None:
         writer.write_tensor_data(factors)

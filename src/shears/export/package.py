@@ -75,9 +75,9 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
             f"a package holds int4 in blocks of 128 inputs, {source} was trained for Q4_0 with blocks of 32; use "
             "--format gguf, or train with quantize_aware int4"
         )
-    if chosen.grids and (settings.values not in ("auto", "int4") or settings.calibration is not None):
+    if chosen.grids and (settings.dtype not in ("auto", "int4") or settings.calibration is not None):
         raise InputError(
-            "an adapter trained with quantize_aware int4 has rounded weights, which values or calibration would "
+            "an adapter trained with quantize_aware int4 has rounded weights, which dtype or calibration would "
             "round again; leave both out"
         )
     if chosen.masked:
@@ -120,7 +120,7 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     config = read_config(folder)
     files = TensorFiles(folder)
     if source.grids:
-        settings = settings.model_copy(update={"values": "int4"})
+        settings = settings.model_copy(update={"dtype": "int4"})
     form = choose_form(files.specs, settings, getattr(config.get_text_config(), "vocab_size", None))
     modules = empty_model(folder, config).named_modules()
     packing = Packing(files, form, [name for name, module in modules if isinstance(module, Conv1D)], source.grids)

@@ -88,9 +88,9 @@ def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: i
         if dtype.is_floating_point:
             sizes[dtype] += math.prod(shape)
     main = sizes.most_common(1)[0][0] if sizes else torch.float32
-    values: layout.NumberFormat = "bf16" if settings.values == "auto" else settings.values
+    values: layout.NumberFormat = "bf16" if settings.dtype == "auto" else settings.dtype
     rest = torch.float32 if values == "fp32" else torch.bfloat16
-    embeddings = settings.embeddings if settings.embeddings in layout.QUANTIZED else False
+    embeddings = settings.embedding_dtype if settings.embedding_dtype in layout.QUANTIZED else False
     return Form(values, None if rest == main else rest, embeddings, vocabulary)
 
 

@@ -98,8 +98,8 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
 
 def recorded_settings(settings: ExportConfig) -> dict[str, Any]:
     """Return the settings for a record; a file of ranks is named without its folder."""
-    file = ranks_file(settings.ranks)
-    return artifacts.as_data(settings) | ({"ranks": file.name} if file else {})
+    file = ranks_file(settings.sub_adapter)
+    return artifacts.as_data(settings) | ({"sub_adapter": file.name} if file else {})
 
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
         return SubAdapter(record, record["ranks"], load_file(folder / ADAPTER_WEIGHTS), read_adapter_config(folder))
     record = artifacts.read_record(folder, artifacts.SEARCH_SPACE, *NEEDED, "groups")
     space = space_of_record(record)
-    ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
+    ranks = choose_ranks(settings.sub_adapter, space, record["fingerprint"])
     by_name = by_linear(space, ranks)
     with reading(folder):
         tensors = sliced(load_file(folder / ADAPTER_WEIGHTS), by_name)
@@ -169,9 +169,10 @@ def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
 
 
 def refuse_ranks(settings: ExportConfig) -> None:
-    """Raise InputError where `ranks` is set, for a source that has no choice of ranks."""
-    if settings.ranks is not None:
-        raise InputError(f"an exported adapter has fixed ranks, got ranks={settings.ranks}; leave ranks out")
+    """Raise InputError where `sub_adapter` is set, for a source that has no choice of ranks."""
+    if settings.sub_adapter is not None:
+        got = f"got sub_adapter={settings.sub_adapter}"
+        raise InputError(f"an exported adapter has fixed ranks, {got}; leave sub_adapter out")
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 def origin(base: ModelRef | None, chosen: SubAdapter, settings: ExportConfig) -> dict[str, Any]:
     """Return an export's record keys of the adapter, the training data and, where it was read, the base."""
     record = chosen.record
-    ranks = ranks_file(settings.ranks)
+    ranks = ranks_file(settings.sub_adapter)
     return {
         **(artifacts.inherited(base.record) if base else {}),
         "shears_version": __version__,

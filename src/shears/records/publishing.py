@@ -48,7 +48,7 @@ BASE_KEYS = {
 }
 """Files that name the model an artifact was made from, and the key of that name."""
 SOURCES = frozenset(
-    ("data", "calibration", "test", "ranks", "include_path", "model", "base", "adapter",
+    ("data", "calibration", "test", "sub_adapter", "include_path", "model", "base", "adapter",
      "super_adapter", "package", "sparse", "teacher", "path", "base_model_name_or_path",
      "_name_or_path", "name_or_path", "tokenizer_name_or_path", "model_name_or_path",
      "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "tokenizer",

@@ -179,7 +179,8 @@ def _search(result: Record, folder: Path) -> Section:
     section.tables["Configurations"] = [row for _, row in rows]
     super_adapter = shlex.quote(str(folder / "super_adapter"))
     ranks = shlex.quote(f"{folder / 'search' / 'result.json'}:NUMBER")
-    section.words.append(f"To export one of them, run: shears export {super_adapter} sub_adapter --ranks {ranks}")
+    command = f"shears export {super_adapter} sub_adapter --sub-adapter {ranks}"
+    section.words.append(f"To export one of them, run: {command}")
     return section
 
 

@@ -50,8 +50,9 @@ class Candidate:
 def all_candidates(config: CompressConfig, shape: Shape, forecast: Forecast | None) -> list[Candidate]:
     """Return every combination of sparsities and formats with its size and speed, in the order of RULE."""
     found = []
-    for sparsity, values, embeddings in product(config.sparsities, config.values, config.embeddings):
-        size = shape.package_bytes(ExportConfig(format="package", values=values, embeddings=embeddings), sparsity)
+    for sparsity, values, embeddings in product(config.sparsities, config.dtypes, config.embedding_dtypes):
+        export = ExportConfig(format="package", dtype=values, embedding_dtype=embeddings)
+        size = shape.package_bytes(export, sparsity)
         speed = forecast.tokens_per_second(sparsity, values, embeddings) if forecast else None
         found.append(Candidate(sparsity, values, embeddings, size, 8 * size / shape.parameters, speed))
     return sorted(found, key=lambda each: (each.sparsity, -BITS[each.values], -BITS[each.embeddings]))
@@ -65,7 +66,7 @@ def meeting(bound: Bound, candidates: Sequence[Candidate], weights: int) -> list
         nearest = min(candidates, key=lambda each: -(each.tokens_per_second or 0.0) if by_speed else each.bytes)
         raise InputError(
             f"no candidate is predicted to meet the target ({bound}); the nearest of {len(candidates)} candidates is "
-            f"{nearest.name} with {figures_of(nearest)}; set a looser target, or try more --sparsities or --values"
+            f"{nearest.name} with {figures_of(nearest)}; set a looser target, or try more --sparsities or --dtypes"
         )
     return kept
 
@@ -185,7 +186,7 @@ def recipe_of(candidate: Candidate, effort: Effort, model: ModelRef, text: Path,
         heal=heal,
         train=train,
         export=ExportConfig(
-            format="package", values=candidate.values, embeddings=candidate.embeddings,
+            format="package", dtype=candidate.values, embedding_dtype=candidate.embeddings,
             calibration=source if is_rounded else None, **sampling,
         ),
     )  # fmt: skip

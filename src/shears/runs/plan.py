@@ -188,7 +188,7 @@ class _Basis:
     @property
     def exported(self) -> Callable[[SearchSpace], RankConfig]:
         export = self.recipe.export
-        ranks = "maximal" if FORMATS[export.format].pads else export.ranks
+        ranks = "maximal" if FORMATS[export.format].pads else export.sub_adapter
         return CHOICES.get(ranks or "", SearchSpace.heuristic)
 
     def disk(self, name: str) -> int | None:
@@ -205,7 +205,7 @@ class _Basis:
         export, train, sparsify = self.recipe.export, self.recipe.train, self.recipe.sparsify
         holds = FORMATS[export.format].holds
         if train and train.quantize_aware != "none":
-            export = export.model_copy(update={"values": "int4"})
+            export = export.model_copy(update={"dtype": "int4"})
         if holds == "gguf":
             return planned_gguf_bytes(shape.specs, export)
         if holds != "package":
@@ -307,8 +307,8 @@ def _search(basis: _Basis) -> Estimate:
 
 def _export(basis: _Basis) -> Estimate:
     config = basis.recipe.export
-    ranks = config.ranks or ("the ranks that search chose" if basis.recipe.search else "the heuristic's ranks")
-    work = f"format {config.format}, {ranks if basis.recipe.train else config.values}"
+    ranks = config.sub_adapter or ("the ranks that search chose" if basis.recipe.search else "the heuristic's ranks")
+    work = f"format {config.format}, {ranks if basis.recipe.train else config.dtype}"
     return Estimate(work, None if basis.shape is None else 2 * basis.adapter(basis.exported))
 
 

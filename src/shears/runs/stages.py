@@ -79,9 +79,9 @@ class Stage:
     def _prefixed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         section = self.name if self.name in Recipe.model_fields else "train"  # of a baseline
         named = {}
-        if section == "export" and config["ranks"]:
-            file = ranks_file(config["ranks"])
-            named["ranks"] = file.name if file else Path(config["ranks"]).name
+        if section == "export" and config["sub_adapter"]:
+            file = ranks_file(config["sub_adapter"])
+            named["sub_adapter"] = file.name if file else Path(config["sub_adapter"]).name
         return {f"{section}.{key}": value for key, value in {**config, **named}.items()}
 
     def verify(self) -> None:
@@ -103,14 +103,14 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     grid = train.quantize_aware if train else "none"
     packed_as = "gguf" if grid == "q4_0" else "package"
     is_other = grid == "q4_0" and export.format == "package"
-    keeps_grid = FORMATS[export.format].is_model and export.values in ("auto", "int4") and not is_other
+    keeps_grid = FORMATS[export.format].is_model and export.dtype in ("auto", "int4") and not is_other
     mistakes = {
         "a run must have a model and an output folder; add `model:` and `output:` to the recipe":
             not recipe.model or not target,
         "search must use other data than evaluate, and both have the same; give search validation data of its own":
             recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data,
         "a run with a search must train first; add a `train:` section to the recipe": recipe.search and not train,
-        f"a run that trains with quantize_aware {grid} must export values int4 in format {packed_as} or a merged one; "
+        f"a run that trains with quantize_aware {grid} must export dtype int4 in format {packed_as} or a merged one; "
         "change `export:`":
             grid != "none" and not keeps_grid,
         "a run that heals and trains with init recovery must heal the recovery too; add `recovery: true` to `heal:`":
@@ -258,7 +258,7 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
         source = folder / "super_adapter"
         key = "super_adapter_fingerprint"
         found = str(folder / "search" / artifacts.RESULT) if recipe.search else "heuristic"
-        ranks = values["ranks"] = recipe.export.ranks or found
+        ranks = values["sub_adapter"] = recipe.export.sub_adapter or found
 
     def models() -> dict[str, str]:
         fingerprints = {key: artifacts.weights_fingerprint(source)}

@@ -41,7 +41,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[PeftModel, Path]:
 def test_a_package_gives_the_logits_of_its_model_and_adapter(
     adapted: tuple[PeftModel, Path], tmp_path: Path, values: str, tolerance: float
 ) -> None:
-    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values=values)
+    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", dtype=values)
     runtime, tokens = NativeBackend(source_of_package(read_package(package)), 1), text(100)
     want = expected(adapted[0], tokens)
     assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
@@ -53,7 +53,7 @@ def test_int4_is_the_model_of_the_rounded_weights(
     adapted: tuple[PeftModel, Path], tmp_path: Path, embeddings: str
 ) -> None:
     package = export_adapter(
-        str(adapted[1]), tmp_path / "package", format="package", values="int4", embeddings=embeddings
+        str(adapted[1]), tmp_path / "package", format="package", dtype="int4", embedding_dtype=embeddings
     )
     tokens, parts = text(100), read_package(package)
     want = expected(with_weights(adapted[0], parts), tokens)
@@ -79,7 +79,7 @@ def test_a_package_of_every_architecture_is_its_model(tmp_path: Path, name: str,
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     package = read_package(
-        export_adapter(str(tmp_path / "model"), tmp_path / "package", format="package", values=values)
+        export_adapter(str(tmp_path / "model"), tmp_path / "package", format="package", dtype=values)
     )
     weights = dict(package.model_tensors())
     with torch.no_grad():
