@@ -80,7 +80,7 @@ def settings(
         int | None,
         option(
             "INTEGER",
-            "Number of CPU threads (default: one per core). More threads than free cores are far slower.",
+            "Number of CPU threads. Default: one per core. Using more threads than free cores is far slower.",
             min=1,
         ),
     ] = None,
