@@ -76,12 +76,12 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
     with _opened(source, work, model, settings) as (ref, record):
         grids: Mapping[str, Grid] = {}
         if record.get("quantize_aware") == "q4_0":
-            if settings.values not in ("auto", "int4"):
+            if settings.dtype not in ("auto", "int4"):
                 raise InputError(
-                    "an adapter trained with quantize_aware q4_0 has rounded weights, which values "
-                    f"{settings.values} would round again; leave values out"
+                    "an adapter trained with quantize_aware q4_0 has rounded weights, which dtype "
+                    f"{settings.dtype} would round again; leave dtype out"
                 )
-            settings = settings.model_copy(update={"values": "int4"})
+            settings = settings.model_copy(update={"dtype": "int4"})
             grids = {f"{name}.weight": grid for name, grid in read_grids(expanded(source)).items()}
         config = read_config(ref.folder)
         if config.model_type not in LAYOUTS:
