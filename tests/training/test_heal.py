@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -17,13 +16,9 @@ import shears
 from shears.checkpoints.packed_layout import NumberFormat
 from shears.config import Recipe
 from shears.errors import InputError
-from shears.models.recovery import read_recovery
-from shears.models.ref import resolve
 from shears.quantization.grid import quantize
 from shears.records.folders import partial_folder
-from shears.sparsity.sparsify import sparsify
 from shears.training.heal import heal
-from shears.training.kept_weights import RecoveryProduct
 from shears.training.teacher import TeacherSource
 from shears.writing import written
 from tests.oracles.distillation import kl_from_logits
@@ -35,16 +30,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "weights": {"recompute": True},
     "in twos": {"micro_batch_size": 2},
     "int4": {"quantize_aware": "int4"},
-    "recovery": {"recovery": True},
 }
-
-
-@pytest.fixture(scope="module")
-def with_recovery(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sparse model with a recovery of rank 4."""
-    settings: dict[str, Any] = {"method": "magnitude", "num_samples": 8, "sequence_length": 16, "device": "cpu"}
-    output = tmp_path_factory.mktemp("recovery") / "sparse"
-    return sparsify(models / "dense", output, calibration=str(models / "text.txt"), recover_rank=4, **settings)
 
 
 def healed(models: Path, output: Path, sparse: Path | None = None, **changes: Any) -> Path:
@@ -62,7 +48,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     return record
 
 
-def distance(models: Path, folder: Path, values: NumberFormat | None = None, *, recovery: bool = False) -> float:
+def distance(models: Path, folder: Path, values: NumberFormat | None = None) -> float:
     """The mean divergence of a folder's model, or of its package of int4 values, from the dense one on the text."""
     ids = torch.tensor(tiny_tokenizer()((models / "text.txt").read_text()).input_ids).view(40, 16)
     student, teacher = (AutoModelForCausalLM.from_pretrained(each) for each in (folder, models / "dense"))
@@ -70,20 +56,17 @@ def distance(models: Path, folder: Path, values: NumberFormat | None = None, *, 
         for name, parameter in student.named_parameters():
             if values and "_proj" in name:
                 parameter.copy_(quantize(parameter, values).dense())
-        if recovery:
-            student = PeftModel.from_pretrained(student, folder / "recovery")
         logits = [model(input_ids=ids).logits[:, :-1].flatten(0, 1) for model in (student, teacher)]
         return float(kl_from_logits(*logits).mean())
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_model_comes_nearer_keeps_every_zero_and_resumes_to_the_same_bits(
-    models: Path, with_recovery: Path, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    models: Path, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sparse = with_recovery if way == "recovery" else models / "sparse"
+    sparse = models / "sparse"
     output = healed(models, tmp_path / "healed", sparse, **WAYS[way])
-    recovers = way == "recovery"
-    assert distance(models, output, recovery=recovers) < 0.9 * distance(models, sparse, recovery=recovers)
+    assert distance(models, output) < 0.9 * distance(models, sparse)
     before, after = tensors(sparse), tensors(output)
     assert before.keys() == after.keys()
     for name, weight in before.items():
@@ -101,23 +84,18 @@ def test_the_model_comes_nearer_keeps_every_zero_and_resumes_to_the_same_bits(
     with pytest.raises(InputError, match=r"warmup_steps was .* and is now 0"):
         healed(models, tmp_path / "other" / "healed", sparse, **{**WAYS[way], "warmup_steps": 0})
     resumed = healed(models, tmp_path / "other" / "healed", sparse, **WAYS[way])
-    files = ["model.safetensors", "training_log.jsonl", "heal.json"]
-    for file in [*files, *(["recovery/adapter_model.safetensors"] if recovers else [])]:
+    for file in ("model.safetensors", "training_log.jsonl", "heal.json"):
         assert (output / file).read_bytes() == (resumed / file).read_bytes()
     assert not partial_folder(resumed).exists()
     assert not (resumed / "checkpoints").exists()
 
 
-def test_the_first_loss_is_that_of_the_package_and_of_the_recovery(
-    models: Path, with_recovery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_loss_is_that_of_the_package(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shears.training.teacher.TOP_K", VOCABULARY)  # the oracle sees every word
     once: dict[str, Any] = {"tokens": 16 * 40, "batch_size": 40, "warmup_steps": 0}  # one step on the whole text
     [line] = log(healed(models, tmp_path / "healed", quantize_aware="int4", **once))
     assert line["loss"] == pytest.approx(distance(models, models / "sparse", "int4"), rel=1e-3)
     assert line["loss"] != pytest.approx(distance(models, models / "sparse"), rel=1e-2)
-    [line] = log(healed(models, tmp_path / "recovered", with_recovery, recovery=True, **once))
-    assert line["loss"] == pytest.approx(distance(models, with_recovery, recovery=True), rel=1e-3)
 
 
 def test_files_in_bf16_stay_in_bf16_with_their_zeros(models: Path, tmp_path: Path) -> None:
@@ -157,38 +135,12 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
         r"tokens must be a valid integer, got '1MB'": {"tokens": "1MB"},
         r"micro_batch_size must divide batch_size": {"micro_batch_size": 3},
         r"sequence_length must be at most this model's context of 256": {"sequence_length": 300},
-        r"init recovery needs .*recovery, which does not exist": {"recovery": True},
     }
     for message, changes in cases.items():
         with pytest.raises(InputError, match=message):
             healed(models, tmp_path / "healed", **changes)
         assert not (tmp_path / "healed").exists()
         assert not (tmp_path / "healed.partial").exists()
-
-
-def test_the_product_of_a_recovery_is_that_of_its_factors_and_so_are_its_gradients() -> None:
-    generator = torch.Generator().manual_seed(0)
-    b, a, x = (torch.randn(*shape, generator=generator) for shape in ((6, 2), (2, 8), (5, 8)))
-    product = RecoveryProduct(b * 0.01, a * 30)
-    plain_b, plain_a = (b * 0.01).requires_grad_(), (a * 30).requires_grad_()
-    wanted = x @ (plain_b @ plain_a).T
-    torch.testing.assert_close(product(x), wanted)
-    product(x).square().sum().backward()
-    wanted.square().sum().backward()
-    for trained, plain, scale in zip((product.b, product.a), (plain_b, plain_a), product.scales, strict=True):
-        assert trained.grad is not None
-        assert plain.grad is not None
-        torch.testing.assert_close(trained.grad, plain.grad * scale)
-    assert all(torch.equal(one, other) for one, other in zip(product.factors(), (plain_b, plain_a), strict=True))
-
-
-def test_a_healed_recovery_belongs_to_the_healed_weights(models: Path, with_recovery: Path, tmp_path: Path) -> None:
-    output = healed(models, tmp_path / "healed", with_recovery, recovery=True)
-    old, new = (read_recovery(resolve(folder)) for folder in (with_recovery, output))
-    assert old.keys() == new.keys()
-    assert all(old[name].shape == new[name].shape and not torch.equal(old[name], new[name]) for name in old)
-    record = json.loads((output / "recovery" / "recovery.json").read_text())
-    assert record["base_fingerprint"] == record_of(output)["fingerprint"]
 
 
 def test_a_run_heals_what_it_trains_on_and_skips_it_when_it_is_done(

@@ -75,9 +75,6 @@ class HealConfig(LoopConfig):
     """Number of tokens to train on, such as 50k or 1M. A shorter text is repeated."""
     sequence_length: int = Field(512, gt=1)
     """Number of tokens in a sequence; the text is cut into sequences of this length."""
-    recovery: bool = False
-    """Also train the recovery adapter that sparsify --recover-rank wrote, and write OUT/recovery for
-    train --init recovery."""
     quantize_aware: Literal["none", "int4"] = "none"
     """int4: train the weights as rounded to 4 bits, so that export --format package --dtype int4 loses
     less accuracy."""

@@ -257,7 +257,7 @@ def _heal(basis: _Basis) -> Estimate:
     if basis.shape is None:
         return Estimate(work, None)
     kept = round(basis.shape.linear_weights * (1 - basis.recipe.sparsify.sparsity))
-    trained = (ADAM_BYTES + FP32_BYTES) * kept + ADAM_BYTES * basis.recovery() * config.recovery  # + places
+    trained = (ADAM_BYTES + FP32_BYTES) * kept  # + places
     dtype = _trained_dtype(config)
     memory = sum(basis.loaded(size, dtype) or 0 for size in (basis.dense, basis.sparse)) + trained
     every, length = basis.shape.sides, config.sequence_length

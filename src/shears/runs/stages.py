@@ -99,7 +99,6 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     target = recipe.output if output is None else output
     train, heals, export = recipe.train, recipe.heal, recipe.export
     starts = train is not None and train.init == "recovery"
-    recovers = heals is not None and heals.recovery
     grid = train.quantize_aware if train else "none"
     packed_as = "gguf" if grid == "q4_0" else "package"
     is_other = grid == "q4_0" and export.format == "package"
@@ -113,10 +112,10 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
         f"a run that trains with quantize_aware {grid} must export dtype int4 in format {packed_as} or a merged one; "
         "change `export:`":
             grid != "none" and not keeps_grid,
-        "a run that heals and trains with init recovery must heal the recovery too; add `recovery: true` to `heal:`":
-            starts and heals and not recovers,
+        "a run that heals must not train with init recovery, which fits the weights before healing; set init: lora":
+            starts and heals,
         "a run that uses a recovery must make one; set sparsify.recover_rank, for example to 32":
-            (recovers or starts) and not recipe.sparsify.recover_rank,
+            starts and not recipe.sparsify.recover_rank,
         "a run must train to have baselines, which take its settings; add a `train:` section":
             recipe.baselines and not train,
     }  # fmt: skip
@@ -204,11 +203,7 @@ def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None)
     def models() -> dict[str, str]:
         base = resolve(sparse)
         teacher = teacher_of(base, config)
-        fingerprints = {"base_fingerprint": base.fingerprint, "teacher_fingerprint": teacher.fingerprint}
-        if config.recovery:
-            recovery = sparse / artifacts.RECOVERY_FOLDER
-            fingerprints["recovery_fingerprint"] = artifacts.weights_fingerprint(recovery)
-        return fingerprints
+        return {"base_fingerprint": base.fingerprint, "teacher_fingerprint": teacher.fingerprint}
 
     sources = {"data": Source(config.data, check_text, (config.columns,))}
     return Stage("heal", output, artifacts.HEALED, values, partial(heal, sparse, output, **values), models, sources)

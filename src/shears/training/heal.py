@@ -21,7 +21,6 @@ from shears.errors import InputError
 from shears.models.blocks import block_matrices
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import load_model, num_embeddings, positions_in, refuse_longer, refuse_unknown
-from shears.models.recovery import recovery_record
 from shears.models.ref import ModelRef, load_tokenizer, resolve, save_tokenizer
 from shears.progress import is_first_process
 from shears.records import artifacts
@@ -53,8 +52,6 @@ def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
     refuse_full_disk(output, weights_bytes(base.folder))
     teacher = teacher_of(base, settings)
     origin = origin_of(base, settings, teacher.fingerprint)
-    if settings.recovery:
-        origin["recovery_fingerprint"] = recovery_record(base)["fingerprint"]
     with training_folder(output, settings, origin) as work:
         if not (work / HEALED).is_file():  # it is there after an interruption between saving and renaming
             decided = settings.model_copy(update={"learning_rate": settings.rate_for(num_weights(base.folder))})
@@ -74,9 +71,7 @@ def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
             )
             fit(training, work, decided)
             if is_first_process():
-                about = {"healed": True, "data": settings.data, "teacher": teacher.recorded_name}
                 linears = _write_healed(base, model, work)
-                kept.write_healed_recovery(model, work, output, about)
                 record = {
                     "shears_version": artifacts.__version__,
                     "config": artifacts.as_data(settings),
@@ -145,8 +140,6 @@ def _trainable_model(sparse: ModelRef, rows: list[Tokenized], settings: HealConf
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
     packed_as = None if settings.quantize_aware == "none" else settings.quantize_aware
     kept.train_kept(model, kept.trainable(model), None if precision == "fp32" else DTYPES[precision], packed_as)
-    if settings.recovery:
-        kept.add_recovery(model, sparse)
     return model
 
 

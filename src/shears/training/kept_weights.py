@@ -1,13 +1,11 @@
-"""Linears of a sparse model of which the weights that are not zero are trained, and the recovery.
+"""Linears of a sparse model of which the weights that are not zero are trained.
 
-Shapes: O output features, I input features, N weights that are not zero, R rank of the recovery,
+Shapes: O output features, I input features, N weights that are not zero,
 * any leading dimensions.
 """
 
 import math
-import shutil
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +16,9 @@ from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed_layout import NumberFormat
-from shears.errors import InputError, option
 from shears.models.blocks import Matrix, block_matrices, decoder_blocks, sharing_a_weight, weight_oi
-from shears.models.recovery import read_recovery, write_factors
-from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import compute_dtype
 from shears.quantization.grid import quantize
-from shears.records.artifacts import RECOVERY_FOLDER
-from shears.records.paths import PREFIX, A, B
 
 
 class _KeptProduct(torch.autograd.Function):
@@ -72,8 +65,6 @@ class KeptWeights(nn.Module):
     places: Tensor
     packed_as: NumberFormat | None
     scale: float
-    recovery: "RecoveryProduct | None"
-    """The product that is added to the outputs."""
 
     def start(self, dtype: torch.dtype | None, packed_as: NumberFormat | None = None) -> None:
         """Begin with the present weights; compute in `dtype`, None for that of the weight."""
@@ -84,13 +75,12 @@ class KeptWeights(nn.Module):
         self.scale = power_of_two(kept)
         self.values = nn.Parameter(kept / self.scale)
         self.packed_as = packed_as
-        self.register_module("recovery", None)
         self.weight = nn.Parameter(self.weight.detach().to(dtype or self.weight.dtype), requires_grad=False)
         self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = _KeptProduct.apply(x, self.values, self)
-        return result if self.recovery is None else result + self.recovery(x)
+        return result
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -159,45 +149,3 @@ class Refresh(TrainerCallback):
             linear.refresh()
 
     on_train_begin = on_optimizer_step
-
-
-class RecoveryProduct(nn.Module):
-    """B A, whose factors are trained as float32 shares of powers of two near their sizes."""
-
-    def __init__(self, b: Float[Tensor, "O R"], a: Float[Tensor, "R I"]) -> None:
-        super().__init__()
-        self.scales = power_of_two(b.float()), power_of_two(a.float())
-        self.b = nn.Parameter(b.float() / self.scales[0])
-        self.a = nn.Parameter(a.float() / self.scales[1])
-
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        b, a = (factor.to(x.dtype) for factor in (self.b, self.a))
-        narrow = nn.functional.linear(x, a)
-        return nn.functional.linear(narrow, b) * (self.scales[0] * self.scales[1])
-
-    def factors(self) -> tuple[Float[Tensor, "O R"], Float[Tensor, "R I"]]:
-        """Return B and A as float32 on the CPU; the products with powers of two are exact."""
-        b, a = (factor.detach().cpu() * scale for factor, scale in zip((self.b, self.a), self.scales, strict=True))
-        return b, a
-
-
-def add_recovery(model: nn.Module, sparse: ModelRef) -> None:
-    tensors = read_recovery(sparse)
-    linears = kept_weights(model)
-    for name in sorted(key.removeprefix(PREFIX).removesuffix(A) for key in tensors if key.endswith(A)):
-        with option("recovery"):  # it lacks a linear that healing does not train
-            linear = linears[name]
-        product = RecoveryProduct(tensors[PREFIX + name + B], tensors[PREFIX + name + A])
-        linear.recovery = product.to(linear.weight.device)
-
-
-def write_healed_recovery(model: nn.Module, work: Path, output: Path, record: dict[str, Any]) -> None:
-    """Write the trained products to `work`/recovery; `work` will be named `output`."""
-    linears = kept_weights(model)
-    shutil.rmtree(work / RECOVERY_FOLDER, ignore_errors=True)  # of an interruption while writing
-    factors = {name: each.recovery.factors() for name, each in linears.items() if each.recovery is not None}
-    if not all(torch.isfinite(factor).all() for pair in factors.values() for factor in pair):
-        raise InputError("a healed recovery must be finite, it is not; lower learning_rate")
-    if factors:
-        transposed = any(isinstance(each, Conv1D) for each in linears.values())
-        write_factors(work, output, factors, transposed=transposed, record=record)
