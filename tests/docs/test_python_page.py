@@ -24,7 +24,7 @@ def test_the_python_of_the_reference_runs(tmp_path: Path, monkeypatch: pytest.Mo
     stages, pieces, stock = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(stages.replace('"smollm2-135m"', '"base"').replace("hill-climbing", "heuristic"), names)
-    assert shears.inspect("sub_adapter")["base_fingerprint"] == shears.inspect("sparse")["fingerprint"]
+    assert shears.inspect("chosen")["base_fingerprint"] == shears.inspect("sparse")["fingerprint"]
     names |= _own_model_and_trainer(tmp_path)
     exec(pieces, names)
     assert names["elastic"].active != names["space"].heuristic()

@@ -29,8 +29,8 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(BLOCKS) == 1
     assert len(BLOCKS[0].splitlines()) <= 10
     exec(BLOCKS[0].replace('"smollm2-135m"', '"base"'), {})
-    assert shears.inspect("sub_adapter")["base_fingerprint"] == shears.inspect("sparse")["fingerprint"]
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("sparse"), "sub_adapter")
+    assert shears.inspect("chosen")["base_fingerprint"] == shears.inspect("sparse")["fingerprint"]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("sparse"), "chosen")
     assert model.peft_config["default"].r == 32
 
 
