@@ -103,7 +103,7 @@ def test_a_test_file_that_changed_is_measured_again_and_training_data_are_refuse
     after = json.loads(measured.read_text())
     assert [row["id"] for row in after["records"]] != [row["id"] for row in before["records"]]
     assert after["data_sha256"] != before["data_sha256"]
-    with pytest.raises(InputError, match=r"export\.ranks was 'heuristic' and is now 'result\.json'"):
+    with pytest.raises(InputError, match=r"export\.sub_adapter was 'heuristic' and is now 'result\.json'"):
         shears.run(load(path, f"train.data={files['train']}", f"evaluate.data={files['test']}"), tmp_path / "run")
     files["train"].write_text(files["train"].read_text() * 2)
     with pytest.raises(InputError, match="data of .*super_adapter must be the one this was made from"):
