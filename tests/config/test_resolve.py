@@ -48,8 +48,8 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         ),
         (
             EvaluateConfig,
-            {"task": "harness", "data": "x"},
-            "task harness and the option harness must be given together, got task harness",
+            {"task": "choices", "data": "x", "num_beams": 4},
+            "num_beams above 1 needs a task that generates answers, got 4 beams with",
         ),
         (TrainConfig, {"data": "x", "epochs": 1e308}, "x.epochs must be less than or equal to 1000000, got 1e+308"),
     ],

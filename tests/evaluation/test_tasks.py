@@ -123,6 +123,11 @@ def test_a_row_that_does_not_suit_the_task_is_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"task": "choices", "num_beams": 4},
+            "num_beams above 1 needs a task that generates answers, got 4 beams with task choices",
+        ),
+        ({"task": "mawps", "backend": "native"}, "backend native needs a task that generates answers, and num_beams 1"),
         ({"task": "equation", "template": "chat"}, "template must be question or alpaca for task equation"),
         ({"task": "harness"}, "must be given together, got task harness"),
         ({"task": "number", "harness": "piqa"}, "must be given together, got task number"),

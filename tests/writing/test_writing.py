@@ -269,6 +269,7 @@ def test_a_row_that_cannot_be_asked_is_named(model: Path, tmp_path: Path, row: d
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("--keep right", "write.keep needs prompts, got none; add --prompts FILE"),
         ("--temperature 0", "write.temperature must be above 0 to write texts"),
         ("--prompts rows.jsonl --samples 2", "several samples per prompt need a temperature above 0, got 2"),
         ("--tokens 2MB", "write.tokens"),

@@ -121,6 +121,13 @@ class EvaluateConfig(ScoringConfig):
         if (self.task == "harness") != bool(self.harness):
             got = f"task {self.task} and harness {','.join(self.harness) or '(none)'}"
             raise ValueError(f"task harness and the option harness must be given together, got {got}")
+        if (self.num_beams or 1) > 1 and not self.generates:
+            rule = "num_beams above 1 needs a task that generates answers"
+            raise ValueError(f"{rule}, got {self.num_beams} beams with task {self.task}; leave num_beams out")
+        if self.backend == "native" and (self.beams > 1 or not self.generates):
+            rule = "backend native needs a task that generates answers, and num_beams 1"
+            got = f"task {self.task} and {self.beams} beam{'s' * (self.beams > 1)}"
+            raise ValueError(f"{rule}, got {got}; set num_beams=1 or leave backend out")
         if self.template == fields.CHAT and self.task in NEVER_CHAT:
             raise ValueError(f"template must be question or alpaca for task {self.task}, got chat; choose one of them")
         return self

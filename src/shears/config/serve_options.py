@@ -13,6 +13,7 @@ WRITTEN = "self"
 ANSWERED = f"{WRITTEN}:"
 """In front of a source of rows: the dense model's answers to them."""
 TOKENS = 100_000  # that a text holds by default
+OF_PROMPTS = ("columns", "samples", "keep")
 
 
 def _as_strings(value: object) -> object:
@@ -118,6 +119,9 @@ class WriteConfig(OfRows, Seeded, OnDevice):
     def for_prompts(self, prompts: str | None) -> "WriteConfig":
         """Return the options with all defaults, for these prompts or without; InputError if they do not suit."""
         if prompts is None:
+            own = [name for name in OF_PROMPTS if getattr(self, name) != type(self).model_fields[name].default]
+            if own:
+                raise InputError(f"write.{own[0]} needs prompts, got none; add --prompts FILE")
             if self.temperature == 0:
                 rule = "write.temperature must be above 0 to write texts without prompts"
                 raise InputError(f"{rule}, got 0; raise it, or add --prompts FILE")
