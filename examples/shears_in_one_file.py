@@ -1,9 +1,10 @@
 """The method of Shears in one file, with torch and transformers alone: prune, train, choose, merge.
 
     shears init smollm2-135m                                     # prints a folder; any Llama, Qwen or Mistral will do
-    shears data arithmetic:train --split 90/10 --output rows     # rows of {"prompt": ..., "completion": ...}
-    python examples/shears_in_one_file.py FOLDER rows/train.jsonl rows/test.jsonl merged
+    python examples/shears_in_one_file.py FOLDER train.jsonl test.jsonl merged
 
+The files hold rows of {"prompt": ..., "completion": ...}; the demo's are in shears.data.rows: a line of JSON for each
+row of `read_rows("arithmetic:train")` and of `read_rows("arithmetic:test")`.
 It takes minutes on two cores. `merged` is an ordinary model folder in which half of the blocks' weights are zero.
 
 1. Wanda (arXiv 2306.11695) zeroes half of every linear of the decoder blocks, without training: `prune`.
