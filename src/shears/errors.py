@@ -77,8 +77,10 @@ def option(name: str) -> AbstractContextManager[None]:
 
 
 def reason_of(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
+    if type(error) is FileNotFoundError:  # the hub's errors derive from it and say more
         return "it does not exist"
+    if isinstance(error, UnicodeDecodeError):
+        return "it must be text in UTF-8; convert it, for example with iconv -f latin1 -t utf-8"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, KeyError):

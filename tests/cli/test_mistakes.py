@@ -58,7 +58,7 @@ MISTAKES = {
     "inspect nowhere": ["nowhere must be a model, an artifact of shears, a JSON or a .gguf file"],
     "inspect base other": ["Got unexpected extra argument(s) (other). See shears inspect --help"],
     "run recipe.yaml": ["unknown key 'trian'; did you mean 'train'?"],
-    "run recipe.yml": ["recipe.yml cannot be read: it does not exist"],
+    "run recipe.yml": ["the recipe recipe.yml must exist, got no such file; shears init writes one"],
     "--threads 0 inspect base": ["Invalid value for '--threads'"],
     "sparsify base out --calibration none.jsonl": ["none.jsonl"],
     "sparsify base out --calibration other.jsonl": [

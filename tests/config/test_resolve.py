@@ -98,7 +98,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_file_and_a_stray_key_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="it does not exist"):
+    with pytest.raises(InputError, match="must exist, got no such file"):
         read_yaml(tmp_path / "nowhere.yaml")
     with pytest.raises(InputError, match="unknown key 'sparsfy'; did you mean 'sparsify'"):
         stage_values("sparsify", None, ["sparsfy.seed=1"], {})

@@ -66,7 +66,7 @@ def test_a_changed_configuration_is_refused_with_every_key_named(tmp_path: Path)
     fail(tmp_path / "out", RuntimeError("killed"))
     with pytest.raises(InputError) as error:
         finish(tmp_path / "out", True, {"sparsity": 0.6, "method": "wanda", "seed": 0})
-    assert "method was None and is now 'wanda'; sparsity was 0.5 and is now 0.6" in str(error.value)
+    assert "method was the default and is now 'wanda'; sparsity was 0.5 and is now 0.6" in str(error.value)
     assert "seed" not in str(error.value)
     assert finish(tmp_path / "out") == ["half.bin"], "what was refused did no harm"
 

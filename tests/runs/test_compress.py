@@ -218,7 +218,7 @@ def test_rows_are_trained_on_with_a_teacher_and_their_last_tenth_is_answered(inp
         ({"target": "1bits"}, r"nearest of 8 candidates is s50-int4-int4"),
         ({"calibration": "nowhere.txt"}, "nowhere.txt cannot be read: it does not exist"),
         ({"calibration": "one.jsonl"}, "must have at least two rows"),
-        ({"calibration": None, "data": "open.jsonl"}, "row 1 of the last tenth of .*open.jsonl: a row must have an"),
+        ({"calibration": None, "data": "open.jsonl"}, "row 10 of .*open.jsonl: a row must have an"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

@@ -49,7 +49,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         return {"kind": "file", "path": str(path), **artifacts.read_object(path)}
     marker = next((name for name in MARKERS if (path / name).is_file()), None)
     if marker is None:
-        raise InputError(f"{path} must be a model, an artifact of shears, a JSON or a .gguf file")
+        raise InputError(f"{path} must be a model, an artifact of shears, a JSON or a .gguf file (rows: shears data)")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     with reading(path):
         return {"path": str(path), **_folder(path, marker), "size_bytes": size}

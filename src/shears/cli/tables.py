@@ -283,6 +283,8 @@ def closing_lines(record: Record, folder: str | Path) -> list[str]:
         more = f"{' and '.join(better)} {verb} more of the same rows correctly"
         verdict = f"{more}. Keep the unpruned model if you can afford its size. {verdict}"
     package = quoted(Path(folder) / row["package"])
+    if right and 2 * right.count("1") < len(right):
+        verdict = f"Fewer than half of the answers are right; give more --time or more rows. {verdict}"
     return [verdict, f"Next: shears chat {package}", f"Next: shears serve {package}"]
 
 

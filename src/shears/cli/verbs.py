@@ -56,7 +56,7 @@ def init(
     if Path(f"{name}.yaml").exists():
         raise InputError(f"{name}.yaml must not exist yet; rename it, or use it with shears run {name}.yaml")
     shutil.copyfile(recipes[name], f"{name}.yaml")
-    tables.print_line(f"Next: shears run {name}.yaml. All recipes: {', '.join(recipes)}")
+    tables.print_line(f"Next: shears run {name}.yaml --dry-run. All recipes: {', '.join(recipes)}")
 
 
 @app.command(rich_help_panel="Stages")

@@ -44,6 +44,8 @@ def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the content of a recipe file; InputError unless it is a readable mapping of sections."""
+    if not Path(path).exists():
+        raise InputError(f"the recipe {path} must exist, got no such file; shears init writes one")
     with reading(path):
         content = parse_yaml(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

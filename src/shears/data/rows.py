@@ -45,7 +45,8 @@ def read_rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row]:
         with option(f"data {source}"):
             rows = _read_hub(source)
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{source} must have at least one row, and every row must have named columns")
+        came = "none" if not rows else "rows without names"
+        raise InputError(f"{source} must have at least one row, and every row must have named columns, got {came}")
     logger.info("read %d rows from %s", len(rows), source)
     return renamed(rows, columns, source)
 

@@ -15,6 +15,7 @@ LETTERS = tuple("ABCDE")
 ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
 LETTERED = re.compile(r"Answer Choices:\s*\(A\)")
 CHOICE_COMPLETION = "the correct answer is {}"
+ANSWERED_BY = "a column answer, completion or output, or a last turn of the assistant"
 COMPLETIONS = ("completion", "output")  # the columns of answers, where no column `answer` is
 
 
@@ -63,14 +64,18 @@ def rule_of(row: Mapping[str, Any], form: RuleForm | None = None) -> AnswerRule:
             if chosen not in names:
                 raise InputError(f"a row's answer must be one of its choices, got {row.get('answer')!r}")
             return AnswerRule("choice", chosen, tuple(names))
-    return rule_of_text(reference_of(row), form)
+    reference = reference_of(row)
+    if not reference and not any(row.get(name) for name in ("messages", "answer", *COMPLETIONS)):
+        hint = "name your columns, as in --columns user=ticket,assistant=json"
+        raise InputError(f"a row must have an answer ({ANSWERED_BY}), got the columns {', '.join(row)}; {hint}")
+    return rule_of_text(reference, form)
 
 
 def rule_of_text(reference: str, form: RuleForm | None = None) -> AnswerRule:
     """Return the rule for the text of a right answer, as `rule_of` does for a row without choices."""
     text = reference.strip()
     if not text:
-        raise InputError("a row must have an answer (column answer, completion or output, or a last turn), got none")
+        raise InputError(f"a row must have an answer ({ANSWERED_BY}), got an empty one")
     if form is None:
         form = "number" if reading.stated_number(text) is not None else "exact"
         form = "json" if reading.parsed_json(text) is not None else form

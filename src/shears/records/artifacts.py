@@ -103,11 +103,15 @@ def sync_tree(folder: Path) -> None:
         sync_path(path)
 
 
+def _shown(value: Any) -> str:
+    return "the default" if value is None else repr(value)
+
+
 def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise InputError, which names every key that differs, for another configuration of `folder`."""
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if keys:
-        changes = "; ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in keys)
+        changes = "; ".join(f"{key} was {_shown(before.get(key))} and is now {_shown(now.get(key))}" for key in keys)
         todo = "Use the earlier configuration, delete the folder, or choose another output"
         raise InputError(f"{folder} was made with a different configuration: {changes}. {todo}")
 

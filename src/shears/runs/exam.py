@@ -50,7 +50,7 @@ def split_text(settings: CompressConfig, folder: Path) -> Texts:
         cut = len(rows) - max(len(rows) // HELD_OUT, 1) if settings.test is None else len(rows)
         held_out = rows[cut:] if settings.test is None else read_rows(settings.test, settings.columns)
         if settings.data is not None:
-            task_of_rows(held_out, settings.test or f"the last tenth of {source}")
+            task_of_rows(held_out, settings.test or source, first=1 if settings.test else cut + 1)
         parts = as_json_lines(rows[:cut]), as_json_lines(held_out)
     if not all(part.strip() for part in parts):
         rule = "the data must have at least two rows or characters, so that some can be held out for the test"
@@ -61,10 +61,10 @@ def split_text(settings: CompressConfig, folder: Path) -> Texts:
     return texts
 
 
-def task_of_rows(rows: Sequence[Row], source: str) -> str:
+def task_of_rows(rows: Sequence[Row], source: str, first: int = 1) -> str:
     """Return the task that judges these rows: that of their rule, exact text where rows differ."""
     pairs = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(rows, start=first):
         with row_named(number, source):
             pairs.append((row, rule_of(row)))
     return task_of_rules(pairs) or "exact"
