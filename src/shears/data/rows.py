@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -47,8 +48,14 @@ def read_rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row]:
     if not rows or not all(isinstance(row, dict) for row in rows):
         came = "none" if not rows else "rows without names"
         raise InputError(f"{source} must have at least one row, and every row must have named columns, got {came}")
-    logger.info("read %d rows from %s", len(rows), source)
+    _tell(len(rows), source)
     return renamed(rows, columns, source)
+
+
+@cache
+def _tell(number: int, source: str) -> None:
+    """Log what a source holds, once in a process: checks and stages read the same file again."""
+    logger.info("read %d rows from %s", number, source)
 
 
 def arithmetic_rows(split: str) -> list[Row]:
