@@ -70,18 +70,27 @@ def verb_section(name: str, verb: Any) -> str:
             panels[panel_of(parameter)].append(parameter)
     section = section_of(name)
     heads = ("name", "values", "default", "meaning")
+    keys = list_of_keys(panels, section)
     for panel, members in panels.items():
-        if members and panel == MORE and section in Recipe.model_fields:
-            flags = ", ".join(code(parameter.opts[0]) for parameter in members)
-            keys = f"[keys of a recipe](recipe.md#{section})"
-            blocks.append(f"`--help-all` shows more options. They are {keys}: {flags}.")
-        elif members:
-            blocks += [f"### {panel}", table(heads, map(option_row, members))]
+        rows = [option_row(parameter) for parameter in members if parameter not in keys]
+        blocks += [f"### {panel}", table(heads, rows)] if rows else []
+    if keys:
+        flags = ", ".join(" or ".join(map(code, parameter.opts)) for parameter in keys)
+        blocks.append(f"[Keys of a recipe](recipe.md#{section}) are options too: {flags}.")
     if any("--config" in parameter.opts for parameter in verb.params):
         blocks.append(
             f"`--config FILE` reads the section `{section}` of a recipe. `--set KEY=VALUE` and flags override it."
         )
     return "\n\n".join(blocks)
+
+
+def list_of_keys(panels: dict[str, list[Any]], section: str) -> list[Any]:
+    """Return the options that the page of recipe keys describes."""
+    if section not in Recipe.model_fields:
+        return []
+    kind = section_class(Recipe.model_fields[section])
+    assert kind is not None
+    return [each for panel in (OPTIONS, MORE) for each in panels[panel] if each.name in kind.model_fields]
 
 
 def section_of(verb: str) -> str:
