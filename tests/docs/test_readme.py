@@ -37,7 +37,8 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_server_takes_the_request_of_the_readme() -> None:
     (body,) = re.findall(r"-d '(.*?)'\n", README, flags=re.DOTALL)
     served = re.search(r"shears serve (\S+)", README)
-    assert served and ChatRequest.model_validate_json(body).model == served[1]
+    assert served
+    assert ChatRequest.model_validate_json(body).model == served[1]
 
 
 def test_the_readme_is_one_page() -> None:

@@ -198,7 +198,7 @@ def test_right_answers_are_kept_and_no_right_one_is_an_error(model: Path, tmp_pa
     assert [row["number"] for row in rows_of(file)] == right
     assert (record_of(file)["num_right"], record_of(file)["num_answers"]) == (len(right), 48)
     wrong = saved(tmp_path / "wrong.jsonl", [{"prompt": "a", "answer": "no way"}])
-    with pytest.raises(InputError, match="keep right must keep at least one answer, none of 24 answers is right"):
+    with pytest.raises(InputError, match="at least one of 24 answers must be right, none is"):
         write(model, tmp_path / "none", wrong, keep="right", **drawn)
 
 

@@ -8,13 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from shears.errors import InputError
 
 CHAT_TURNS = ("system", "user", "assistant")  # columns that make a chat, each one turn
-FORMS = (
-    ("prompt", "completion"),
-    ("instruction", "input", "output"),
-    ("messages",),
-    ("text",),
-    CHAT_TURNS,
-)
+FORMS = (("prompt", "completion"), ("instruction", "input", "output"), ("messages",), ("text",), CHAT_TURNS)
 """The columns of each form of row that is known; a row has one form."""
 TemplateName = Literal["question", "alpaca", "chat"]
 CHAT: Literal["chat"] = "chat"  # rows of instructions as turns, in the model's own chat template
@@ -102,11 +96,7 @@ class StageConfig(BaseModel):
     """A section of a recipe: immutable, and without keys that it does not know."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        validate_default=True,
-        allow_inf_nan=False,
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
 

@@ -48,11 +48,10 @@ BASE_KEYS = {
 }
 """Files that name the model an artifact was made from, and the key of that name."""
 SOURCES = frozenset(
-    ("data", "calibration", "test", "sub_adapter", "include_path", "model", "base", "adapter",
-     "super_adapter", "package", "sparse", "teacher", "path", "base_model_name_or_path",
-     "_name_or_path", "name_or_path", "tokenizer_name_or_path", "model_name_or_path",
-     "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "tokenizer",
-     "cache_file", "covariance_file")
+    ("data", "calibration", "test", "sub_adapter", "include_path", "model", "base", "adapter", "super_adapter",
+     "package", "sparse", "teacher", "path", "base_model_name_or_path", "_name_or_path", "name_or_path",
+     "tokenizer_name_or_path", "model_name_or_path", "tokenizer_file", "vocab_file", "merges_file",
+     "special_tokens_map_file", "tokenizer", "cache_file", "covariance_file")
 )  # fmt: skip
 """Keys of JSON files, ours and other tools', whose value may be a file or folder."""
 

@@ -1,8 +1,6 @@
 """The candidates for a package, with predicted figures, the effort of their stages, and the recipe that makes each.
 
-The amounts of an effort follow docs/internals/log.md: ADMM's choice gets better up to 64 sequences;
-three epochs are ten points above one on 1,700 rows; few rows need steps, not epochs; a teacher
-trained on the rows adds a point; healing before a training on the same rows adds nothing.
+The amounts of an effort follow docs/internals/log.md.
 """
 
 from collections.abc import Mapping, Sequence

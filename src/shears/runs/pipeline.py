@@ -21,14 +21,7 @@ from shears.records.paths import is_path
 from shears.records.publishing import write_card
 from shears.records.timing import timed
 from shears.runs.plan import bytes_of
-from shears.runs.stages import (
-    HEALED_FOLDER,
-    baseline_model,
-    run_folder,
-    sparse_folder,
-    stages_of,
-    with_calibration,
-)
+from shears.runs.stages import HEALED_FOLDER, baseline_model, run_folder, sparse_folder, stages_of, with_calibration
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from shears.checkpoints.without_code import known_config
 from shears.config import WriteConfig
 from shears.config.resolve import build
 from shears.config.serve_options import ANSWERED, WRITTEN, is_written
+from shears.data.examples import row_named
 from shears.data.forms import trained_form
 from shears.data.rows import OWN_NAMES, Row, as_json_lines, read_rows
 from shears.data.rules import rule_of
@@ -60,12 +61,10 @@ def write(
     settings = build(WriteConfig, "write", config).for_prompts(prompts)
     rows = None if prompts is None else read_rows(prompts, settings.columns)
     for number, row in enumerate(rows or [], start=1):
-        try:
+        with row_named(number, str(prompts)):
             asked_turns(row)
             if settings.keep == "right":
                 rule_of(row)
-        except InputError as error:
-            raise InputError(f"row {number} of {prompts}: {error}") from None
     ref = resolve_with(model, adapter, "auto")
     output = expanded(output)
     asked = _asked(ref, adapter, settings, rows)
@@ -85,9 +84,7 @@ def write(
             "num_empty": sum(not row["tokens"] for row in written),
         }
         if not kept:
-            rule = (
-                f"keep {settings.keep} must keep at least one answer, none of {len(written)} answers is {settings.keep}"
-            )
+            rule = f"at least one of {len(written)} answers must be {settings.keep}, none is"
             raise InputError(f"{rule}; use --keep all to keep every answer")
         (work / TEXT).write_text(as_json_lines(kept), encoding="utf-8")
         record = {
