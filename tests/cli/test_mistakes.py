@@ -53,7 +53,7 @@ MISTAKES = {
     "evaluate base --adapter base --task number --data rows.jsonl": ["adapter_config.json"],
     "evaluate base --task number --data rows.jsonl --output ''": ["must be a regular file, got ."],
     "init o\udcff": ["names and texts must be UTF-8, got 'o\\udcff'"],
-    "generate nowhere/model --prompt Hi": ["the model nowhere/model cannot be read"],
+    "generate nowhere/model --prompt Hi": ["the model nowhere/model, which is no folder here, cannot be read"],
     "generate base": ["Missing option '--prompt'"],
     "inspect nowhere": ["nowhere must be a model, an artifact of shears, a JSON or a .gguf file"],
     "inspect base other": ["Got unexpected extra argument(s) (other). See shears inspect --help"],

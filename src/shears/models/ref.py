@@ -101,7 +101,7 @@ def resolve(model: AnyModel, dtype: str = "auto") -> ModelRef:
     in_local_folder = "/" in name and Path(name.split("/", 1)[0]).is_dir()  # then it is a path
     if path.is_file() or in_local_folder or name.endswith(".gguf") or not HUB_ID.fullmatch(name):
         raise InputError(f"a model must be a folder, a .gguf file or a hub id, there is no {name}; check the name")
-    with reading(f"the model {name}"):
+    with reading(f"the model {name}, which is no folder here,"):
         return ModelRef(download(name), name)
 
 
