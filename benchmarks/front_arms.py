@@ -105,6 +105,7 @@ ARMS: Mapping[str, Arm] = {
     "llama.cpp IQ3_XXS": Arm("lora", "iq3_xxs", "q4_0", engine="llama.cpp"),
     "llama.cpp IQ2_M": Arm("lora", "iq2_m", "q4_0", engine="llama.cpp"),
     "sparse 50 % bf16": Arm("masked", "bf16", "keep", 0.5),
+    "dense bf16, second pass": Arm("masked", "bf16", "keep"),
     "sparse 50 % int8": Arm("masked", "int8", "int8", 0.5),
     "sparse 50 % int4, rounded": Arm("masked", "int4", "int4", 0.5),
     "dense int4, as it came": Arm("none", "int4", "int4"),
