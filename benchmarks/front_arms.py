@@ -247,7 +247,7 @@ class Maker:
             with torch.device("meta"):
                 model = build_causal_model(known_config(self.merged()))
             weights = sum(linear.weight.numel() for linear in block_linears(model).values())
-            return self.bytes(ARMS["dense int4, known inputs"]) - round(weights * (1 + 1 / grid.BLOCK) / 8)
+            return self.bytes(ARMS["dense int4, rounded"]) - round(weights * (1 + 1 / grid.BLOCK) / 8)
         return sum(path.stat().st_size for path in files_of(self.file(arm)))
 
     def trained_with(self, arm: Arm) -> dict[str, Any]:
