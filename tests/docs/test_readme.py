@@ -54,23 +54,18 @@ def test_the_readme_names_files_that_exist() -> None:
     assert [name for name in files if not (ROOT / name).exists()] == []
 
 
-def test_the_demo_of_the_readme_is_the_recorded_one() -> None:
+def test_the_picture_and_the_tutorial_show_the_recorded_demo() -> None:
     figures = json.loads((ROOT / "docs/assets/demo.json").read_text())
     assert (ROOT / "docs/assets/demo.svg").read_text() == draw(figures)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if "|" in line]
     tutorial = (ROOT / "docs" / "tutorial.md").read_text()
     names = [row["name"] for row in figures["models"]]
     assert names == ["dense", "sparse", "dense-lora", "sparse + sub-adapter"]
     for row in figures["models"]:
         low, high = row["ci95"]
-        sizes = [f"{row[key] / 1e6:.1f} M" if row[key] else "-" for key in ("nonzeros", "adapter_parameters")]
         interval = f"{100 * low:.1f} to {100 * high:.1f} %"
         cells = [row["name"], f"{100 * row['value']:.1f} %", interval, f"{row['sparsity']:.0%}"]
-        assert [*cells, *sizes] in rows
         assert f"| {' | '.join(cells)} |" in tutorial
-    difference = figures["lead"]["difference"]
-    low, high = (100 * end for end in difference["ci95"])
-    assert f"{100 * difference['value']:+.1f} points ({low:+.1f} to {high:+.1f})" in " ".join(README.split())
+    assert "(docs/assets/demo.svg)" in README
 
 
 @pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])

@@ -13,7 +13,7 @@ from tests.tiny import save_tiny
 
 
 def test_an_unreachable_hub_id_is_an_error_of_one_line() -> None:
-    with pytest.raises(InputError, match="the model no-such-org/no-such-model, which is no folder here, cannot be read") as caught:
+    with pytest.raises(InputError, match="no-such-model, which is no folder here, cannot be read") as caught:
         load_model("no-such-org/no-such-model")
     assert "\n" not in str(caught.value)
 

@@ -86,6 +86,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
         while len(record["measured"]) < ATTEMPTS and (
             candidate := following(promising, record["measured"], settings.bound, record["parameters"])
         ):
+            logger.info("making %s; prediction: %s", candidate.name, figures_of(candidate))
             record["measured"].append(work.made(candidate, settings))
             work.choose()
         work.make_rival(promising, settings)
@@ -262,7 +263,6 @@ class _Work:
                 train(self.ref.folder, self.folder / TEACHER, **artifacts.as_data(training_of(self.effort, self.text)))
 
     def made(self, candidate: Candidate, settings: CompressConfig) -> dict[str, Any]:
-        logger.info("making %s; prediction: %s", candidate.name, figures_of(candidate))
         output = self.folder / candidate.name
         teacher = self.folder / TEACHER if self.effort.teaches else None
         run(recipe_of(candidate, self.effort, self.ref, self.text, teacher), output)
@@ -290,6 +290,7 @@ class _Work:
         if not self.effort.rival or beside is None or not beside.sparsity or self.record.get("rival") is not None:
             return
         rival = replace(beside, sparsity=0.0, values="int4")
+        logger.info("making %s, unpruned, to compare with", rival.name)
         known = (each for each in measured if each["name"] == rival.name)
         with timed(self.folder, "rival"):
             self.record["rival"] = next(known, None) or self.made(rival, settings)
