@@ -54,6 +54,16 @@ def test_a_stage_that_cannot_resume_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stage_that_cannot_resume_keeps_an_interrupted_training(tmp_path: Path) -> None:
+    marker = tmp_path / "out.partial" / folders.CHECKPOINTS / "checkpoint-1" / folders.MARKER
+    fail(tmp_path / "out", RuntimeError("killed"))
+    marker.parent.mkdir(parents=True)
+    marker.touch()
+    with pytest.raises(InputError, match="holds an interrupted training; choose another output"):
+        finish(tmp_path / "out", resumes=False)
+    assert marker.exists()
+
+
 def test_wrong_input_leaves_nothing_new_and_keeps_earlier_work(tmp_path: Path) -> None:
     fail(tmp_path / "out", InputError("no such ranks"))
     assert not list(tmp_path.iterdir())

@@ -36,7 +36,7 @@ class LoopConfig(OfRows, OnDevice, Seeded):
     """Peak learning rate of AdamW. Default: 1e-3 for models of up to 250 million parameters, else 3e-4."""
     warmup_steps: int = Field(10, ge=0)
     """Number of steps in which the learning rate rises from 0 to its peak."""
-    batch_size: int = Field(16, gt=0)
+    batch_size: int = Field(16, gt=0, lt=1 << 31)
     """Number of examples in an optimizer step."""
     micro_batch_size: int | None = Field(None, gt=0)
     """Number of examples in one forward pass; must divide batch_size. A smaller value needs less memory.
@@ -78,7 +78,7 @@ class HealConfig(LoopConfig):
     quantize_aware: Literal["none", "int4"] = "none"
     """int4: train the weights as rounded to 4 bits, so that export --format package --dtype int4 loses
     less accuracy."""
-    batch_size: int = Field(4, gt=0)
+    batch_size: int = Field(4, gt=0, lt=1 << 31)
     """Number of sequences in an optimizer step."""
 
     @property

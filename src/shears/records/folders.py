@@ -49,6 +49,8 @@ def working_folder(output: Path, config: Mapping[str, Any], *, resumes: bool = T
     work.mkdir(parents=True, exist_ok=True)
     with _locked(work):
         refuse_taken(output)  # another process may have finished it meanwhile
+        if not resumes and _has_checkpoints(work):
+            raise InputError(f"{work} must be free, it holds an interrupted training; choose another output")
         is_new = not resumes or not (work / CONFIG).is_file() or not _has_files(work)
         if is_new:
             clear(work)
@@ -58,7 +60,7 @@ def working_folder(output: Path, config: Mapping[str, Any], *, resumes: bool = T
         try:
             yield work
         except BaseException as error:
-            is_refused = isinstance(error, InputError) and not any((work / CHECKPOINTS).glob(f"*/{MARKER}"))
+            is_refused = isinstance(error, InputError) and not _has_checkpoints(work)
             if not resumes or not _has_files(work) or (is_new and is_refused):
                 shutil.rmtree(work, ignore_errors=True)
             raise
@@ -97,6 +99,10 @@ def check_writable(output: Path) -> None:
     existing = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"the output must lie in a folder that can be written, got {output}; choose another output")
+
+
+def _has_checkpoints(work: Path) -> bool:
+    return any((work / CHECKPOINTS).glob(f"*/{MARKER}"))
 
 
 def _has_files(work: Path) -> bool:
