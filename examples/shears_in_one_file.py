@@ -5,7 +5,7 @@
 
 The files hold rows of {"prompt": ..., "completion": ...}; the demo's are in shears.data.rows: a line of JSON for each
 row of `read_rows("arithmetic:train")` and of `read_rows("arithmetic:test")`.
-In ten minutes on two cores 45 of 60 answers are right. `merged` is a model folder with half zeros in its blocks.
+In seven minutes on two cores 73 % of 30 are right. `merged` is a model folder with half zeros in its blocks.
 
 1. Wanda (arXiv 2306.11695) zeroes half of every linear of the decoder blocks, without training: `prune`.
 2. Neural low-rank adapter search (Shears, arXiv 2404.10934, section 3.2) trains one adapter of several ranks on the

@@ -13,7 +13,8 @@ from tests.tiny import save_tiny
 
 
 def test_an_unreachable_hub_id_is_an_error_of_one_line() -> None:
-    with pytest.raises(InputError, match="no-such-model, which is no folder here, cannot be read") as caught:
+    words = "the model no-such-org/no-such-model, which is no folder here, cannot be read"
+    with pytest.raises(InputError, match=words) as caught:
         load_model("no-such-org/no-such-model")
     assert "\n" not in str(caught.value)
 

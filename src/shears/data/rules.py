@@ -15,7 +15,6 @@ LETTERS = tuple("ABCDE")
 ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
 LETTERED = re.compile(r"Answer Choices:\s*\(A\)")
 CHOICE_COMPLETION = "the correct answer is {}"
-ANSWERED_BY = "a column answer, completion or output, or a last turn of the assistant"
 COMPLETIONS = ("completion", "output")  # the columns of answers, where no column `answer` is
 
 
@@ -64,18 +63,12 @@ def rule_of(row: Mapping[str, Any], form: RuleForm | None = None) -> AnswerRule:
             if chosen not in names:
                 raise InputError(f"a row's answer must be one of its choices, got {row.get('answer')!r}")
             return AnswerRule("choice", chosen, tuple(names))
-    reference = reference_of(row)
-    if not reference and not any(row.get(name) for name in ("messages", "answer", *COMPLETIONS)):
-        hint = "name your columns, as in --columns user=ticket,assistant=json"
-        raise InputError(f"a row must have an answer ({ANSWERED_BY}), got the columns {', '.join(row)}; {hint}")
-    return rule_of_text(reference, form)
+    return rule_of_text(reference_of(row), form)
 
 
 def rule_of_text(reference: str, form: RuleForm | None = None) -> AnswerRule:
     """Return the rule for the text of a right answer, as `rule_of` does for a row without choices."""
     text = reference.strip()
-    if not text:
-        raise InputError(f"a row must have an answer ({ANSWERED_BY}), got an empty one")
     if form is None:
         form = "number" if reading.stated_number(text) is not None else "exact"
         form = "json" if reading.parsed_json(text) is not None else form
@@ -108,14 +101,19 @@ def task_of_rules(pairs: Iterable[tuple[Mapping[str, Any], AnswerRule]]) -> str:
 
 
 def reference_of(row: Mapping[str, Any]) -> str:
-    """Return the answer, completion, output or last assistant turn as text; empty without one."""
+    """Return the answer, completion, output or last assistant turn as text; InputError without one."""
     if row.get("answer") is not None:
-        return as_text(row["answer"])
-    messages = row.get("messages")
-    if messages:
+        text = as_text(row["answer"])
+    elif messages := row.get("messages"):
         turns = [turn.get("content") for turn in messages if turn.get("role") == "assistant"]
-        return as_text(turns[-1] or "") if turns else ""
-    return next((as_text(row[column]) for column in COMPLETIONS if row.get(column) is not None), "")
+        text = as_text(turns[-1] or "") if turns else ""
+    else:
+        text = next((as_text(row[column]) for column in COMPLETIONS if row.get(column) is not None), "")
+    if not text.strip():
+        rule = "a row must have an answer (column answer, completion or output, or a last turn of the assistant)"
+        came = f"got none in {', '.join(map(str, row))}"
+        raise InputError(f"{rule}, {came}; name your columns, as in --columns user=ticket,assistant=json")
+    return text
 
 
 def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:

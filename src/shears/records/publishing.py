@@ -25,8 +25,7 @@ from shears.records.folders import PARTIAL
 
 logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
-# people copy code and commands
-ACTIVE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'`$<>;|&\\]")
+ACTIVE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'`$<>;|&\\]")  # people copy code and commands
 FOLDERS = {  # names in a run, and titles
     artifacts.SPARSITY: ("sparse", "{}, sparse"),
     artifacts.HEALED: ("healed", "{}, pruned and healed"),

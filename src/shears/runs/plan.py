@@ -39,7 +39,6 @@ from shears.training.fit import FORWARD_TOKENS, MICRO_BATCH
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others: as heuristic
 ADAM_BYTES = 4 * FP32_BYTES  # weight, gradient and two moments of a trained weight, all fp32
-
 CHARACTERS = 4  # of a token, about
 SIDE = 2048  # of the matrices whose product is timed
 LONGEST: int = TrainConfig.model_fields["max_length"].default  # tokens of a row without a training
