@@ -40,15 +40,21 @@ def prune_admm(
     """Return the fitted weight with exactly `zeros` zeros, and the mask; `hessian` is X X^T of the inputs."""
     if not torch.isfinite(hessian).all():
         raise InputError("second moments of the inputs must be finite; check the weights, or use --dtype fp32")
+    sparse, pruned = _found_together(weight, hessian, pattern, zeros, iterations)
+    return refit(weight, sparse, ~pruned, hessian, steps=POLISHING), pruned
+
+
+def _found_together(
+    weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"], pattern: Pattern, zeros: int, iterations: int
+) -> Pruned:
     norms = hessian.diagonal().float().clamp_min(0).sqrt()
     alive = norms > 0
     tiny = DEAD * norms[alive].min() if alive.any() else 1.0
     norms = torch.where(alive, norms, tiny)  # the weights of an input that is always zero go first
-    damped = hessian.float() / norms[:, None] / norms
-    damped.diagonal().add_(DAMPING)
+    inverse = hessian.float() / norms[:, None] / norms
+    inverse.diagonal().add_(DAMPING).add_(PENALTY)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(inverse))
     dense = weight.float() * norms
-    damped.diagonal().add_(PENALTY)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     moved = dense.clone()  # the fitted weight plus the dual, which is zero where a weight is kept
     for iteration in range(iterations):
         left = 0 if pattern.size else 1 - (iteration + 1) / iterations  # an N:M mask has all zeros at once
@@ -57,8 +63,7 @@ def prune_admm(
         dual = moved.masked_fill_(~pruned, 0.0)
         moved = torch.addmm(dense, wanted.sub_(dense), inverse, alpha=PENALTY)
         moved.add_(dual)
-    sparse = moved.masked_fill_(pruned, 0.0).div_(norms)
-    return refit(weight, sparse, ~pruned, hessian, steps=POLISHING), pruned
+    return moved.masked_fill_(pruned, 0.0).div_(norms), pruned
 
 
 REFIT_DAMPING = 0.01  # as a share of the mean of the moments' diagonal; SparseGPT's published value
@@ -84,22 +89,21 @@ def refit(
     damped = hessian.float().clone()
     damped.diagonal().add_(damping * damped.diagonal().mean())
     scale = damped.diagonal().clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
-    keep = kept.float()
-    fitted = start.float() * keep
-    residual = ((weight.float() - fitted) @ damped) * keep
+    fitted = start.float() * kept
+    residual = ((weight.float() - fitted) @ damped).mul_(kept)
     step = residual * scale
-    direction = step.clone()
+    direction, image = step.clone(), torch.empty_like(step)
     size = (residual * step).sum(1, keepdim=True)
     converged = CONVERGED * size
     for _ in range(steps):
-        image = (direction @ damped) * keep
+        torch.mm(direction, damped, out=image).mul_(kept)
         curvature = (direction * image).sum(1, keepdim=True)
         moving = (curvature > 0) & (size > converged)
         length = torch.where(moving, size / curvature, 0.0)
         fitted.addcmul_(length, direction)
         residual.addcmul_(length, image, value=-1)
-        step = residual * scale
+        torch.mul(residual, scale, out=step)
         following = (residual * step).sum(1, keepdim=True)
-        direction = step.addcmul(torch.where(size > 0, following / size, 0.0), direction)
+        torch.addcmul(step, torch.where(size > 0, following / size, 0.0), direction, out=direction)
         size = following
     return fitted

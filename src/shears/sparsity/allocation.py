@@ -50,7 +50,7 @@ def sensitivity_sparsities(
     """
     sequences = [sequence[None] for batch in batches for sequence in batch][:SEQUENCES]
     curves: dict[str, list[Point]] = {}
-    with Activations(BUDGET // 2, folder) as hidden, Activations(BUDGET // 2, folder) as kept:
+    with Activations(BUDGET // 2, folder) as hidden, Activations(0, folder) as kept:
         walk = Walk(source, sequences, hidden, context)
         for index in track(range(len(walk)), "measuring sensitivity (forward)", len(walk), "blocks"):
             for states in walk.hidden:
