@@ -30,6 +30,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Figures:
     """The figures of every flow, by its name and number format."""
     folder = tmp_path_factory.mktemp("gpu")
     torch = Path(str((find_spec("torch") or pytest.fail("no torch")).submodule_search_locations[0]))  # type: ignore[index]
+    if (torch / "lib" / "libtorch_cuda.so").exists():
+        pytest.skip("a torch that was built with CUDA has a GPU's hooks already; install torch's CPU wheel")
     compiler = shutil.which("g++") or shutil.which("c++") or pytest.fail("the tests need a C++ compiler")
     libraries = [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
     command = [compiler, "-std=c++20", "-shared", "-fPIC", str(HERE / "guard.cpp"), f"-I{torch / 'include'}"]
