@@ -47,6 +47,7 @@ def prune_admm(
 def _found_together(
     weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"], pattern: Pattern, zeros: int, iterations: int
 ) -> Pruned:
+    """Return the weight before its refit, and the mask; all else that this needs is freed before the refit."""
     norms = hessian.diagonal().float().clamp_min(0).sqrt()
     alive = norms > 0
     tiny = DEAD * norms[alive].min() if alive.any() else 1.0

@@ -45,12 +45,12 @@ def sensitivity_sparsities(
 ) -> dict[str, float]:
     """Return the sparsity of every weight; the overall one without gradients (unused experts).
 
-    One block is in memory at a time: the forward keeps every block's inputs, the backward computes
-    each block again, from the last one on. InputError if gradients are not finite.
+    One block is in memory at a time: the forward writes every block's inputs to files, the backward
+    computes each block again, from the last one on. InputError if gradients are not finite.
     """
     sequences = [sequence[None] for batch in batches for sequence in batch][:SEQUENCES]
     curves: dict[str, list[Point]] = {}
-    with Activations(BUDGET // 2, folder) as hidden, Activations(0, folder) as kept:
+    with Activations(BUDGET, folder) as hidden, Activations(0, folder) as kept:
         walk = Walk(source, sequences, hidden, context)
         for index in track(range(len(walk)), "measuring sensitivity (forward)", len(walk), "blocks"):
             for states in walk.hidden:
