@@ -64,7 +64,7 @@ _FOLDERS = ("adapt", "data", "errors", "evaluation", "export", "runtime", "searc
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name or folder, imported now, so that `import shears` alone does not import torch."""
+    """Return a public name or folder, imported on use, so that `import shears` imports no torch."""
     if name in _FOLDERS:
         return import_module(f"shears.{name}")
     if name not in _MODULES:

@@ -1,7 +1,7 @@
 """The exception for wrong input, and how errors of other libraries become one.
 
-Each message says in one line what must hold, what came, what to do. `with reading(path):` and `with option(name):`
-are the one way to turn a library's error into such a line; the command line prints it and exits with code 2.
+Each message is one line: what must hold, what came, what to do. Only `with reading(path):` and
+`with option(name):` turn a library's error into one; the command line prints it and exits with 2.
 """
 
 import errno
@@ -18,7 +18,7 @@ RECORD_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticE
 
 
 class InputError(ValueError):
-    """The input cannot be used; the command line prints a line per message and exits with code 2."""
+    """The input cannot be used; the command line prints each message and exits with code 2."""
 
     def __init__(self, *messages: str) -> None:
         super().__init__("; ".join(messages))
@@ -26,8 +26,8 @@ class InputError(ValueError):
 
 
 LIBRARIES = frozenset({
-    "safetensors", "safetensors_rust", "yaml", "pydantic_core", "huggingface_hub", "httpx2", "pyarrow", "datasets",
-    "jinja2", "_csv", "struct", "sqlalchemy",
+    "safetensors", "safetensors_rust", "yaml", "pydantic_core", "huggingface_hub", "httpx2",
+    "pyarrow", "datasets", "jinja2", "_csv", "struct", "sqlalchemy",
 })  # fmt: skip
 """Libraries that raise exceptions of their own for a file or a value that they cannot read."""
 OF_A_DISK = re.compile(r"os error|PytorchStreamWriter|inline_container|iostream|No space left")
@@ -38,8 +38,8 @@ OF_A_FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 def is_wrong_input(error: Exception) -> bool:
     """Tell whether a library raises such an error for input that it cannot read.
 
-    A full disk and used up memory are the machine's errors; NotImplementedError and others are ours.
-    tokenizers raises plain `Exception`.
+    A full disk and used up memory are the machine's errors; NotImplementedError and others are
+    ours. tokenizers raises plain `Exception`.
     """
     if isinstance(error, OSError):
         return error.errno not in OF_A_FULL_DISK
@@ -67,12 +67,12 @@ def _naming(what: str) -> Iterator[None]:
 
 
 def reading(path: str | os.PathLike[str]) -> AbstractContextManager[None]:
-    """Return a context in which an error of reading a file is one line that names the file and the reason."""
+    """Return a context that turns an error of reading into a line with the file and the reason."""
     return _naming(f"{os.fspath(path)} cannot be read")
 
 
 def option(name: str) -> AbstractContextManager[None]:
-    """Return a context in which an error of using an option is one line that names the option and the reason."""
+    """Return a context that turns an error of using an option into a line with name and reason."""
     return _naming(f"{name} cannot be used")
 
 
@@ -113,7 +113,7 @@ def memory_error(error: BaseException) -> BaseException | None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those that it was raised from, each once: an error can be its own cause."""
+    """Yield an error and those it was raised from, each once: an error can be its own cause."""
     seen: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and not any(cause is each for each in seen):

@@ -1,4 +1,4 @@
-"""The progress bar (a log line every 15 s without a terminal), and text made safe for a terminal."""
+"""The progress bar (a log line every 15 s without a terminal) and text made safe for terminals."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ SECONDS_BETWEEN_LOG_LINES = 15.0
 
 
 def launched() -> tuple[int, int]:
-    """Return the number of this process and of all that a launcher (torchrun, accelerate) started; (0, 1) without."""
+    """Return the rank and number of processes that torchrun or accelerate started, or (0, 1)."""
     with option("RANK and WORLD_SIZE"):
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -72,7 +72,7 @@ class Meter:
             self._bar.update(self._task, advance=count)
 
     def advance(self, count: int = 1, note: str = "", work: int | None = None) -> None:
-        """Count finished units; the bar also shows a note and the rate of `work`, such as tokens."""
+        """Count finished units; the bar shows a note and the rate of `work`, such as tokens."""
         self._done += count
         self._work += work or 0
         seconds = max(time.monotonic() - self._start, 1e-9)

@@ -1,7 +1,7 @@
 """Elastic LoRA: ranks beyond the active one are masked by a forward hook on PEFT's own `lora_A`.
 
 Rank r means the first r rows of A and the first r columns of B. Zeroing A's output beyond r equals
-slicing both, gives the unused ranks a gradient of exactly zero, and leaves PEFT's layers as they are.
+slicing both, gives the unused ranks a gradient of exactly zero, and does not change PEFT's layers.
 
 A nested adapter computes scaling * B D A while it trains: D, a fixed diagonal, weighs each
 component by the share of the allowed ranks that contain it, and saving moves D into A and B.
@@ -48,9 +48,9 @@ def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer
 class ElasticAdapter:
     """The handle on a PEFT model whose LoRA ranks can be switched; `remove` undoes it.
 
-    `nested` trains all allowed ranks at once: it weighs the components by the diagonal D. An adapter
-    with a start of its own, whose B is not zero, is divided by D first, so that its product stays;
-    its components are parts of a whole, not estimates of one update, so smaller ranks have no factors.
+    `nested` trains all allowed ranks at once: it weighs the components by the diagonal D. An
+    adapter whose B is not zero at the start is divided by D first, so that its product stays; its
+    components are parts of a whole, not estimates of one update: smaller ranks have no factors.
     """
 
     def __init__(self, model: PeftModel, space: SearchSpace, adapter: str = "default", *, nested: bool = False) -> None:
@@ -83,9 +83,9 @@ class ElasticAdapter:
         for group, layers in self._layers.items():
             rank = config[group]
             for layer in layers if self.active.get(group) != rank else ():
-                mask = layer.lora_A[self.adapter].get_buffer(MASK)  # written in place, because compiled code keeps it
+                mask = layer.lora_A[self.adapter].get_buffer(MASK)
                 mask.copy_(self._diagonal(group, len(mask), mask.device)).mul_(self.space.factor(group, rank))
-                mask[rank:] = 0
+                mask[rank:] = 0  # all in place, because compiled code keeps the mask
         self.active = config
         return config
 
@@ -99,7 +99,7 @@ class ElasticAdapter:
             self.activate(before)
 
     def _diagonal(self, group: str, size: int, device: torch.device | None = None) -> Float[Tensor, " R"]:
-        """Return D of a group (MatryoshkaLoRA, arXiv 2605.07850, Algorithm 1), ones if it is not nested.
+        """Return D of a group (MatryoshkaLoRA, arXiv 2605.07850, Algorithm 1); ones if not nested.
 
         A component weighs the share of the allowed ranks that contain it; one in none weighs 1.
         """
@@ -121,7 +121,7 @@ class ElasticAdapter:
         self.space = replace(self.space, factors={})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the adapter by PEFT's names as plain LoRA with the same outputs: A and B times the roots of D."""
+        """Return plain LoRA of the same outputs, by PEFT's names: A and B times the roots of D."""
         state = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)
         groups = {name: group for group, names in self.space.modules.items() for name in names}
         plain: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -148,7 +148,7 @@ class ElasticAdapter:
         template: TemplateName = FIELDS["template"].default,
         max_length: int = FIELDS["max_length"].default,
     ) -> Path:
-        """Write the adapter to `folder` as a super-adapter for search and export; return the folder.
+        """Write the adapter to `folder` as a super-adapter to search and export; return the folder.
 
         For a training loop of your own, such as a Trainer with an `NLSCallback`. `base` is the
         model's folder or hub id, by default the name that it was loaded by. `data` are the training
@@ -169,23 +169,23 @@ class ElasticAdapter:
             layer.lora_A[self.adapter]._buffers.pop(MASK, None)
 
 
-def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapter: str) -> LoraLayer:
+def _elastic_layer(layers: dict[str, LoraLayer], name: str, rank: int, adapter: str) -> LoraLayer:
     layer = layers.get(name)
     variant = layer is None or layer.use_rslora.get(adapter) or adapter in layer.lora_variant
-    if layer is None or variant or len(layer.lora_A[adapter].weight) < max_rank:
-        plain = f"as plain LoRA of rank {max_rank}, without variants such as use_rslora"
+    if layer is None or variant or len(layer.lora_A[adapter].weight) < rank:
+        plain = f"as plain LoRA of rank {rank}, without variants such as use_rslora"
         rule = f"every linear of the search space must have the adapter {adapter!r} {plain}"
         raise InputError(f"{rule}, {name} does not; change the groups or the LoRA configuration")
     return layer
 
 
 def ranks_of_step(sampling: SamplingName, space: SearchSpace, seed: int, step: int) -> RankConfig:
-    """Return the ranks to train in a step: uniform draws them (Shears, section 3.2), nested trains all at once."""
+    """Return a step's ranks: drawn if uniform (Shears, section 3.2), the largest if nested."""
     return space.random(random.Random(f"ranks/{seed}/{step}")) if sampling == "uniform" else space.maximal()
 
 
 class NLSCallback(TrainerCallback):
-    """Neural Low-rank adapter Search in any `transformers.Trainer`: chooses the ranks of each step."""
+    """Neural Low-rank adapter Search in any `transformers.Trainer`: chooses each step's ranks."""
 
     def __init__(self, elastic: ElasticAdapter, seed: int = 0) -> None:
         self.elastic = elastic

@@ -2,9 +2,9 @@
 
 The groups `auto` are found in the structure of the decoder blocks. A module that owns linears is an
 attention if its name or class says so, and an MLP if its linears lead out of the hidden states and
-back. Queries, keys and values (all of an attention's linears but the last, its output) share a rank;
-the first linear of an MLP has one, and the second. Of two parallel first linears, the gate gets no
-adapter, as in the Shears paper.
+back. Queries, keys and values (all linears of an attention but the last, its output) share a rank.
+The first linear of an MLP has one, and so does the second. Of two parallel first linears, the gate
+gets no adapter, as in the Shears paper.
 """
 
 from collections import Counter, defaultdict
@@ -25,7 +25,7 @@ from shears.errors import InputError, option
 from shears.models.blocks import block_matrices, decoder_blocks, kept_dense, linears, matching, weight_oi
 
 ATTENTION = ("attn", "attention")  # parts of the names and classes of attentions
-PROJECTIONS = "qkv"  # the order in which a group names its linears, as far as their names begin with these
+PROJECTIONS = "qkv"  # a group names its linears in this order of first letters, the others last
 Group = tuple[str, ...]  # names of linears in their block
 Sides = tuple[int, int]  # outputs and inputs of a linear
 
@@ -33,11 +33,11 @@ Sides = tuple[int, int]  # outputs and inputs of a linear
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
     """Return the search space: in each block, the linears joined by + share one rank."""
     prefix, blocks = decoder_blocks(model)
-    everywhere = [f"{index}.{name}" for index, block in enumerate(blocks) for name in linears(block)]
+    known = [f"{index}.{name}" for index, block in enumerate(blocks) for name in linears(block)]
     modules: dict[str, tuple[str, ...]] = {}
     owner: dict[str, str] = {}
     for spec in with_auto(groups, model):
-        matched = matching(everywhere, [part.strip() for part in spec.split("+")])
+        matched = matching(known, [part.strip() for part in spec.split("+")])
         for index in range(len(blocks)):
             names = [f"{prefix}.{name}" for name in matched if name.startswith(f"{index}.")]
             if not names:
@@ -76,7 +76,7 @@ def auto_groups(model: nn.Module) -> tuple[str, ...]:
     for block in blocks:
         dense = kept_dense(block)
         owners = defaultdict[str, dict[str, Sides]](dict)
-        for name, linear in linears(block).items():  # without routers, experts, and linears that blocks share
+        for name, linear in linears(block).items():  # no routers, experts, shared linears
             if uses[id(linear)] == 1 and f"{name}.weight" not in dense and EXPERTS not in name.split("."):
                 outputs, inputs = weight_oi(linear).shape
                 owners[name.rpartition(".")[0]][name] = outputs, inputs
@@ -104,7 +104,7 @@ def _of_attention(children: Mapping[str, Sides], width: int) -> Group:
     back = [name for name, (outputs, _) in children.items() if outputs == width and len(children) > 1]
     out = ([name for name in back if first[name] == "o"] or back)[-1:]
     inputs = [name for name in children if name not in out]
-    return tuple(sorted(inputs, key=lambda name: PROJECTIONS.find(first[name].lower()) % 4))  # others come last
+    return tuple(sorted(inputs, key=lambda name: PROJECTIONS.find(first[name].lower()) % 4))
 
 
 def _of_mlp(children: Mapping[str, Sides], width: int) -> Iterator[Group]:
@@ -114,7 +114,7 @@ def _of_mlp(children: Mapping[str, Sides], width: int) -> Iterator[Group]:
         up = [name for name, (outputs, inputs) in children.items() if inputs == width and outputs in fitting]
         if up := [name for name in up if name != down]:
             others = [name for name in up if "gate" not in name.rpartition(".")[2]] or up
-            yield (others[0] if len(others) < len(up) else others[-1],)  # of several, the one that follows the gate
+            yield (others[0] if len(others) < len(up) else others[-1],)  # the one after the gate
             yield (down,)
 
 
@@ -127,7 +127,7 @@ def _short(name: str, names: Iterable[str]) -> str:
 
 
 def target_modules(model: nn.Module, space: SearchSpace) -> list[str]:
-    """Return PEFT's target_modules: name endings if they match exactly the space, else full names."""
+    """Return PEFT's target_modules: name endings if they match just the space, else full names."""
     chosen = set(space.linears)
     endings = sorted({name.rsplit(".", 1)[-1] for name in chosen})
     meant = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
@@ -135,7 +135,7 @@ def target_modules(model: nn.Module, space: SearchSpace) -> list[str]:
 
 
 def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:
-    """Return the frozen model with a new LoRA of the largest rank on the linears; InputError where PEFT cannot."""
+    """Return the frozen model with a new LoRA of the largest rank; InputError where PEFT cannot."""
     assert settings.alpha is not None, "settings_for decides it"
     config = LoraConfig(
         r=space.max_rank,

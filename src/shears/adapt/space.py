@@ -25,7 +25,7 @@ class SearchSpace:
     """Allowed ranks of every group, largest first, and the linears that share a group's rank.
 
     `factors` are what a group's components are multiplied with at each of its ranks, in their
-    order; a group without any has 1 everywhere. InputError for ranks that are not positive and falling.
+    order; a group without any has 1 everywhere. InputError unless ranks are positive and falling.
     """
 
     ranks: Mapping[str, Sequence[int]]
@@ -40,7 +40,7 @@ class SearchSpace:
                 raise InputError(f"ranks must be positive and largest first, got {list(ranks)} for group {group!r}")
             if len(self.factors.get(group, ranks)) != len(ranks):
                 numbers = f"{len(self.factors[group])} factors and {len(ranks)} ranks"
-                raise InputError(f"a group must have one factor for each rank, {group!r} has {numbers}")
+                raise InputError(f"a group needs one factor for each rank, {group!r} has {numbers}")
         for name in ("ranks", "modules", "factors"):
             groups = sorted(getattr(self, name).items())
             object.__setattr__(self, name, {group: tuple(values) for group, values in groups})
@@ -74,10 +74,10 @@ class SearchSpace:
         return math.prod(len(ranks) for ranks in self.ranks.values())
 
     def nested(self) -> "SearchSpace":
-        """Return the space with the factors of nested training: weights of a cut sum to those of all."""
+        """Return the space with nested training's factors: all cuts' weights have the same sum."""
         factors = {}
         for group, ranks in self.ranks.items():
-            kept = [sum(min(rank, other) for other in ranks) for rank in ranks]  # whole numbers, len(ranks) times D's
+            kept = [sum(min(rank, other) for other in ranks) for rank in ranks]  # len(ranks) * D's
             factors[group] = [kept[0] / each for each in kept]
         return replace(self, factors=factors)
 

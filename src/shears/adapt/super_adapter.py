@@ -1,4 +1,4 @@
-"""Super-adapters in folders: loaded with their base, written with their record, and ranks by name or from a file."""
+"""Super-adapters in folders, with their base and their record; ranks by name or from a file."""
 
 import copy
 import re
@@ -29,7 +29,7 @@ from shears.records.publishing import write_card
 
 
 class SuperAdapter(NamedTuple):
-    """A loaded super-adapter; `record` is its search_space.json, with the earlier trainings of its base."""
+    """A super-adapter in memory; `record` is its search_space.json, with its base's trainings."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -49,9 +49,9 @@ def load_super_adapter(
     record = read_record(folder, SEARCH_SPACE, "groups", "base", "base_fingerprint")
     base = checked_base(folder, record, model)
     network, tokenizer = load_both(base, dtype, device)
-    peft_model = put_adapter(network, folder, record=record)
+    adapted = put_adapter(network, folder, record=record)
     known = {**inherited(base.record), **record}
-    return SuperAdapter(peft_model, tokenizer, ElasticAdapter(peft_model, space_of_record(record)), known)
+    return SuperAdapter(adapted, tokenizer, ElasticAdapter(adapted, space_of_record(record)), known)
 
 
 NAMED = ("heuristic", "maximal", "minimal")
@@ -69,7 +69,7 @@ class RanksFile(NamedTuple):
 
 
 def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> RankConfig:
-    """Return the ranks named: heuristic (None), maximal, minimal, RESULT.json, RESULT.json:N or RANKS.json."""
+    """Return the ranks of heuristic (None), maximal, minimal, RESULT.json[:N] or RANKS.json."""
     ranks = "heuristic" if ranks is None else ranks
     if ranks in NAMED:
         named: RankConfig = getattr(space, ranks)()
@@ -153,7 +153,7 @@ def save_own_loop(elastic: ElasticAdapter, output: Path, base: str | Path | None
     data: str | None = about["data"]
     sha256 = source_fingerprint(data) if data else None
     if data and sha256 is None and is_path(data):
-        raise InputError(f"data must name the training examples, there is no {data}; check the path, or leave it out")
+        raise InputError(f"data must name a file, there is no {data}; correct it or leave it out")
     record = {"config": about, "template": about["template"], "data_sha256": sha256}
     with working_folder(output, about, resumes=False) as work:
         write_super_adapter(work, elastic, ref, record)
@@ -169,6 +169,6 @@ def _refuse_other_weights(model: PeftModel, ref: ModelRef) -> None:
         compared = ADDED not in name and plain in files.specs and weight.is_floating_point()
         if compared and not torch.equal(files.load(plain).to(weight.dtype), weight.cpu()):
             raise InputError(
-                f"the base must be the model that the adapter was trained on, {plain} of {ref.name} differs; "
+                f"the base must be the model of the training, {plain} of {ref.name} differs; "
                 "name the right model, or save the changed one and train on its folder"
             )

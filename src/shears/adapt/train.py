@@ -46,16 +46,16 @@ logger = logging.getLogger(__name__)
 def train(model: str | Path, output: str | Path, **config: Any) -> Path:
     """Train a super-adapter on `model` and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `TrainConfig`. The same call continues an interrupted run. Under a
-    launcher all processes call this, and the first one writes. InputError if an input is unusable,
-    or if the loss, the gradients or the weights stop being finite.
+    The keywords are the fields of `TrainConfig`. The same call continues an interrupted run. Under
+    a launcher all processes call this, and the first one writes. InputError if an input is
+    unusable, or if the loss, the gradients or the weights stop being finite.
     """
     settings = build(TrainConfig, "train", config)
     base = resolve(model)
     base.refuse_package("train")
     skeleton = empty_model(base.folder)
     settings = settings.model_copy(update={"groups": with_auto(settings.groups, skeleton)})
-    build_space(skeleton, settings.groups, settings.ranks)  # groups that misfit are refused before a teacher computes
+    build_space(skeleton, settings.groups, settings.ranks)  # raises before a teacher computes
     teacher = teaching.find_teacher(settings.teacher) if settings.teacher else None
     if teacher:
         teaching.refuse_other_vocabulary(teacher, base)
@@ -64,7 +64,7 @@ def train(model: str | Path, output: str | Path, **config: Any) -> Path:
         refuse_same(validation, settings.data, "train.validation must be other examples than data")
         origin |= {"validation_sha256": sha} if (sha := source_fingerprint(validation)) else {}
     with training_folder(expanded(output), settings, origin) as work:
-        if not (work / artifacts.SEARCH_SPACE).is_file():  # it is there after an interruption before renaming
+        if not (work / artifacts.SEARCH_SPACE).is_file():  # else interrupted before the renaming
             decided = settings_for(base, settings)
             if settings.data.startswith(ANSWERED):
                 decided = _with_answers(decided, teacher.model if teacher else base)
@@ -138,7 +138,7 @@ def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
 def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[Tokenized], list[Tokenized]]:
     """Return the rows to train on and those of the share, in order; InputError for a single row."""
     if len(rows) < 2:
-        raise InputError(f"validation by a share needs at least two examples, got {len(rows)}; give a file")
+        raise InputError(f"a validation share needs two examples, got {len(rows)}; give a file")
     count = min(max(round(share * len(rows)), 1), len(rows) - 1)
     drawn = set(random.Random(f"validation/{seed}").sample(range(len(rows)), count))
     trained = [row for index, row in enumerate(rows) if index not in drawn]
@@ -146,7 +146,7 @@ def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[
 
 
 def prepare(model: ModelRef, settings: TrainConfig, rows: Rows) -> tuple[ElasticAdapter, Mapping[str, Grid]]:
-    """Return the loaded model's adapter, and the grids of quantize_aware at the start, else none."""
+    """Return the loaded model's adapter, and the first grids of quantize_aware, if any."""
     base = load_model(model, computing_dtype(settings.precision, pick_device(settings.device)), settings.device)
     refuse_unknown(max(max(row.input_ids) for row in chain(rows.train, rows.validation)), num_embeddings(base))
     space = build_space(base, settings.groups, settings.ranks)

@@ -17,9 +17,9 @@ from shears.errors import InputError, reading
 from shears.quantization.training import GRIDS
 from shears.records import artifacts
 
-MERGED = (record for record, form in FORMAT_OF_RECORD.items() if form.holds in ("model", "unpacked"))
+MERGED = (name for name, form in FORMAT_OF_RECORD.items() if form.holds in ("model", "unpacked"))
 MODELS = (artifacts.SPARSITY, artifacts.HEALED, *MERGED)  # records of models
-ADAPTERS = (artifacts.SEARCH_SPACE, artifacts.SUB_ADAPTER, artifacts.RECOVERY)  # records of adapters
+ADAPTERS = (artifacts.SEARCH_SPACE, artifacts.SUB_ADAPTER, artifacts.RECOVERY)  # adapters' records
 FILES = {artifacts.RESULT: "search", artifacts.EVALUATION: "run"}  # only the file is shown
 MARKERS = (
     artifacts.PACKAGE, artifacts.GGUF, artifacts.RESULT, *ADAPTERS, "config.json", artifacts.EVALUATION
@@ -102,7 +102,7 @@ def _stored(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def _model(folder: Path, record: Mapping[str, Any], tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
     parameters = 0
     nonzeros = 0
-    lists = defaultdict[str, dict[tuple[int, str], tuple[int, int]]](dict)  # decoder or image blocks
+    lists = defaultdict[str, dict[tuple[int, str], tuple[int, int]]](dict)  # decoder, image blocks
     for name, tensor in tensors:
         zeros_here = count_zeros(tensor)
         parameters += tensor.numel()
@@ -113,7 +113,7 @@ def _model(folder: Path, record: Mapping[str, Any], tensors: Iterable[tuple[str,
             counts = lists[f".{name}".partition(f".{place[0]}.")[0]]
             weights, zeros = counts.get(place, (0, 0))
             counts[place] = (weights + tensor.numel(), zeros + zeros_here)
-    largest = max(lists.values(), key=lambda counts: sum(size for size, _ in counts.values()), default={})
+    largest = max(lists.values(), key=lambda one: sum(size for size, _ in one.values()), default={})
     return {
         "parameters": parameters,
         "nonzeros": nonzeros,
@@ -127,22 +127,22 @@ def _model(folder: Path, record: Mapping[str, Any], tensors: Iterable[tuple[str,
 def _gguf(path: Path) -> dict[str, Any]:
     with reading(path):
         reader = GGUFReader(path)
-        architecture = str(reader.fields["general.architecture"].contents())
-        fields = {name: reader.fields.get(key.format(architecture)) for name, key in GGUF_FACTS.items()}
+        arch = str(reader.fields["general.architecture"].contents())
+        fields = {name: reader.fields.get(key.format(arch)) for name, key in GGUF_FACTS.items()}
         types = defaultdict[str, Counter[str]](Counter)
-        for tensor in reader.tensors:
-            counts = {"tensors": 1, "parameters": int(tensor.n_elements), "bytes": int(tensor.n_bytes)}
-            types[tensor.tensor_type.name].update(counts)
-    parameters = sum(counts["parameters"] for counts in types.values())
+        for each in reader.tensors:
+            counts = {"tensors": 1, "parameters": int(each.n_elements), "bytes": int(each.n_bytes)}
+            types[each.tensor_type.name].update(counts)
+    parameters = sum(one["parameters"] for one in types.values())
     return {
         "path": str(path),
         "kind": "GGUF file",
-        "architecture": architecture,
+        "architecture": arch,
         **{name: each.contents() for name, each in fields.items() if each and each.types[0] != GGUFValueType.ARRAY},
         "chat_template": "tokenizer.chat_template" in reader.fields,
         "parameters": parameters,
         "tensors": len(reader.tensors),
         "types": {name: dict(counts) for name, counts in sorted(types.items(), key=lambda item: -item[1]["bytes"])},
-        "bits_per_parameter": 8 * sum(counts["bytes"] for counts in types.values()) / max(parameters, 1),
+        "bits_per_parameter": 8 * sum(one["bytes"] for one in types.values()) / max(parameters, 1),
         "size_bytes": path.stat().st_size,
     }

@@ -1,7 +1,7 @@
 """The file of a package: written tensor by tensor, mapped and checked when read.
 
-It is a safetensors file (docs/internals/package-format.md) with its index in the metadata. Its fingerprint is
-the sha256 of the whole file in which the 64 digits of the fingerprint are zeros.
+It is a safetensors file (docs/internals/package-format.md) with its index in the metadata. Its
+fingerprint is the sha256 of the whole file in which the 64 digits of the fingerprint are zeros.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def is_block_matrix(name: str, spec: Spec) -> bool:
     """Return whether a tensor may be packed: a matrix of a decoder block that is no router."""
     dtype, shape = spec
     path = match["path"].split(".") if (match := IN_BLOCK.search(name)) else ["gate"]
-    plain = len(shape) == 2 and dtype.is_floating_point and dtype.itemsize <= 4 and math.prod(shape) > 0
+    plain = len(shape) == 2 and dtype.is_floating_point and dtype.itemsize <= 4 and all(shape)
     return plain and path[-1] != "gate" and ROUTERS.isdisjoint(path)
 
 
@@ -76,7 +76,7 @@ class PackedEntry(_Entry):
     cols: Size
     values: NumberFormat
     kept: Count | None = None  # None: without masks
-    bytes: Count | None = None  # of int4 with masks: size of `values`; a group begins with a new byte
+    bytes: Count | None = None  # of int4 with masks: size of `values`; a group begins a new byte
     transposed: bool = False
 
     @property
@@ -123,7 +123,7 @@ class DenseEntry(_Entry):
 
 
 class Index(_Entry):
-    """The packed linears, the other tensors and the tied ones by name; the adapter by PEFT's names."""
+    """The packed linears, other tensors and tied ones by name; the adapter by PEFT's names."""
 
     packed: dict[str, PackedEntry] = {}
     dense: dict[str, DenseEntry] = {}
@@ -158,7 +158,7 @@ PARTS = ("masks", "values", "offsets", "scales", "zeros")
 
 @dataclass(frozen=True)
 class Package:
-    """A checked package file. Its tensors are a private mapping: writing does not change the file."""
+    """A checked package file with privately mapped tensors: writing does not change the file."""
 
     path: Path
     index: Index
@@ -224,7 +224,7 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
     """
     path = Path(folder) / PACKAGE_FILE
     if not path.is_file():
-        raise InputError(f"a package must hold {PACKAGE_FILE}, {folder} does not; make one with shears export")
+        raise InputError(f"{folder} must hold {PACKAGE_FILE}; make a package with shears export")
     stored, metadata = stored_specs(path)
     with reading(path):
         metadata = metadata or {}
@@ -238,7 +238,7 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
         if wrong := dict(index.tensors().items() ^ stored.items()):
             raise ValueError(f"its tensors must be those of its index, {min(wrong)} is not")
         if verify and (actual := _fingerprint(path, fingerprint)) != fingerprint:
-            raise ValueError(f"its bytes must have the fingerprint {fingerprint[:12]}, they have {actual[:12]}")
+            raise ValueError(f"its fingerprint must be {fingerprint[:12]}, it is {actual[:12]}")
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in stored}
         packed = {}

@@ -1,4 +1,4 @@
-"""The packed layout of a sparse weight: a bit a weight, and the kept values in a kernel's order. Pure.
+"""The packed layout of a sparse weight: a bit a weight, and kept values in a kernel's order. Pure.
 
 A weight (O I) is cut into panels of 16 rows, its inputs into groups of g = 1 (fp32), 2 (bf16) or 4
 (int8, int4). For panel p and group j there is one little-endian mask word of 16 g bits: bit r g + i
@@ -44,7 +44,7 @@ class PackedMatrix:
     values_dtype: NumberFormat
     masks: UInt8[Tensor, "P G M"] | None  # M = 2 g bytes, the mask word; None: all weights are kept
     values: Shaped[Tensor, " N"]  # float32, bfloat16, int8, or bytes of two nibbles
-    offsets: Int64[Tensor, " P1"] | None  # P + 1; index in `values` of a panel's first element; None without masks
+    offsets: Int64[Tensor, " P1"] | None  # P + 1, where panels begin in `values`; None if unmasked
     scales: Float[Tensor, " O"] | Float16[Tensor, "P B 16"] | None  # int8: by row
     zeros: UInt8[Tensor, "P B 8"] | None = None  # of int4: nibbles, row 2 k in the low one
 
@@ -110,7 +110,7 @@ def expected_stored(rows: int, cols: int, num_kept: int, values: NumberFormat) -
 
 
 def num_stored(mask: Bool[Tensor, "O I"], values: NumberFormat) -> int:
-    """Return the number of elements of `values` beside the masks of kept weights; of int4, of bytes."""
+    """Return the number of elements of `values` with masks of kept weights; of int4, of bytes."""
     if values != "int4":
         return int(mask.sum())
     return int(_panel_sizes(_masks(_in_panels(mask, values)), values).sum())
@@ -161,7 +161,7 @@ def _packed(
         whole = pack_nibbles(spread) if values == "int4" else spread
         return PackedMatrix(rows, cols, values, None, whole.flatten(), None, scales, zeros)
     if values == "int4":
-        filled = _filled_up(bits, masks).numpy()
+        filled = _filled(bits, masks).numpy()
         stored = pack_nibbles(torch.from_numpy(pad(spread, (0, 1)).numpy()[filled]))  # torch: 3 times as long
     else:
         stored = spread[bits]
@@ -185,14 +185,14 @@ def unpack(matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
 
 
 def _spread(matrix: PackedMatrix, bits: Bool[Tensor, "P G W"] | None) -> Shaped[Tensor, "P G W"]:
-    """Return the values in the order (panel, group, bit), 0 where not kept; nibbles of int4 as bytes."""
+    """Return values in the order (panel, group, bit), 0 where not kept; int4 nibbles as bytes."""
     is_int4 = matrix.values_dtype == "int4"
     values = unpack_nibbles(matrix.values, 2 * matrix.values.numel()) if is_int4 else matrix.values
     if matrix.masks is None or bits is None:
         panels, groups, size = mask_shape(matrix.rows, matrix.cols, matrix.values_dtype)
         return values.view(panels, groups, 8 * size)
-    filled = _filled_up(bits, matrix.masks) if is_int4 else bits
-    return torch.zeros(filled.shape, dtype=values.dtype).masked_scatter_(filled, values)[..., : bits.shape[2]]
+    filled = _filled(bits, matrix.masks) if is_int4 else bits
+    return values.new_zeros(filled.shape).masked_scatter_(filled, values)[..., : bits.shape[2]]
 
 
 def unpack_codes(matrix: PackedMatrix) -> tuple[UInt8[Tensor, "O I"], Float16[Tensor, "O B"], UInt8[Tensor, "O B"]]:
@@ -230,14 +230,14 @@ def _in_panels(weight: Shaped[Tensor, "O I"], values: NumberFormat) -> Shaped[Te
     group = GROUPS[values]
     padded = torch.zeros(panels * PANEL, groups * group, dtype=weight.dtype)
     padded[:rows, :cols] = weight
-    return padded.view(panels, PANEL, groups, group).transpose(1, 2).reshape(panels, groups, PANEL * group)
+    return padded.view(panels, PANEL, groups, group).transpose(1, 2).flatten(2)
 
 
 def _by_rows(spread: Shaped[Tensor, "P G W"], matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
     """Return a weight that is in the order (panel, group, bit), without what lies beyond it."""
     panels, groups, _ = spread.shape
     group = GROUPS[matrix.values_dtype]
-    whole = spread.reshape(panels, groups, PANEL, group).transpose(1, 2).reshape(panels * PANEL, groups * group)
+    whole = spread.reshape(panels, groups, PANEL, group).transpose(1, 2).flatten(2).flatten(0, 1)
     return whole[: matrix.rows, : matrix.cols].contiguous()
 
 
@@ -259,7 +259,7 @@ def _group_sizes(masks: UInt8[Tensor, "P G M"]) -> Int64[Tensor, "P G"]:
     return torch.from_numpy(np.bitwise_count(words).astype(np.int64))
 
 
-def _filled_up(bits: Bool[Tensor, "P G W"], masks: UInt8[Tensor, "P G M"]) -> Bool[Tensor, "P G W1"]:
+def _filled(bits: Bool[Tensor, "P G W"], masks: UInt8[Tensor, "P G M"]) -> Bool[Tensor, "P G W1"]:
     """Return the bits and one more a group, set where the group keeps an odd number of weights."""
     return torch.cat([bits, _group_sizes(masks)[:, :, None] % 2 == 1], 2)
 
@@ -278,7 +278,7 @@ def _by_row(table: Shaped[Tensor, "P B 16"], rows: int) -> Shaped[Tensor, "O B"]
 
 def check_matrix(name: str, matrix: PackedMatrix) -> None:
     """Raise ValueError for inconsistent offsets, masks and values, which a kernel would trust."""
-    if matrix.scales is not None and not bool((torch.isfinite(matrix.scales) & (matrix.scales >= 0)).all()):
+    if (scales := matrix.scales) is not None and not (torch.isfinite(scales) & (scales >= 0)).all():
         raise ValueError(f"the scales of {name} must be finite and at least 0")
     if matrix.masks is None or matrix.offsets is None:
         return

@@ -26,7 +26,7 @@ Spec = tuple[torch.dtype, tuple[int, ...]]  # dtype and shape of a tensor
 
 
 def stored_specs(path: Path) -> tuple[dict[str, Spec], dict[str, str] | None]:
-    """Return the tensors of a file in the order of their bytes, and its metadata; InputError for a torn file."""
+    """Return a file's tensors in the order of their bytes, and its metadata; InputError if torn."""
     with reading(path), safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.offset_keys()}
         specs = {name: (DTYPES_BY_CODE[each.get_dtype()], tuple(each.get_shape())) for name, each in slices.items()}
@@ -105,14 +105,14 @@ def refuse_non_finite(model: str | Path, tensors: Iterable[tuple[str, Tensor]]) 
     """
     for name, tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
-            wide = tensor if tensor.element_size() > 1 else tensor.float()  # of 8 bits: torch has no extremes
+            wide = tensor if tensor.element_size() > 1 else tensor.float()  # no extremes of 8 bits
             if not all(map(torch.isfinite, torch.aminmax(wide.detach()))):
                 rule = f"weights must be finite, {name} of {model} holds NaN or infinity"
                 raise InputError(f"{rule}; get an undamaged copy of it")
 
 
 def quantized_by(folder: Path) -> str | None:
-    """Return the method that quantized the weights in a model's folder, None for plain numbers and packages."""
+    """Return the method that quantized a folder's weights; None for plain numbers and packages."""
     config = folder / "config.json"
     quantization = read_object(config).get("quantization_config") if config.is_file() else None
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -130,7 +130,7 @@ def num_weights(folder: Path) -> int:
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
-    """Return the index of a folder's shards, None without one; InputError where it names files of other folders."""
+    """Return the index of a folder's shards, or None; InputError if it names files elsewhere."""
     path = folder / INDEX
     if (folder / SINGLE).is_file() or not path.is_file():
         return None
@@ -179,7 +179,7 @@ class TensorFiles:
         return self.specs[name][0]
 
     def load(self, name: str) -> Tensor:
-        """Return a tensor in memory of its own: the pages of a mapped file would count as the process's."""
+        """Return a tensor in its own memory: pages of a mapped file count as the process's."""
         path = self.folder / self.file_of[name]
         with reading(path), safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name).clone()
@@ -238,7 +238,7 @@ class TensorWriter:
             sync_path(file.path)
 
     def finish(self) -> None:
-        """Copy the tensors that were not put, flush every file, and write the index if there is one."""
+        """Copy the tensors that were not put, flush every file, and write the index, if any."""
         for name in self.source.names:
             if name not in self.written:
                 self.put(name, in_dtype(name, self.source.load(name), self.dtype(name)))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 AUTO_MAP = "auto_map"  # in a configuration: the Python classes that a folder brings along
 TEMPLATE_NAME = re.compile(r"\w[\w.-]*")
 KERNELS = re.compile(r'"\w*(?:attn|experts)_implementation\w*": (?:"[^"]*/|\{[^}]*/)')
-"""In a config.json: attention or experts computed by a repository (owner/name), alone or by the part of the model."""
+"""In a config.json: attention or experts of a repository (owner/name), for the model or a part."""
 
 
 def load_config(folder: Path, **options: Any) -> Any:
@@ -50,7 +50,7 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     with _own_code(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
         templates = tokenizer.chat_template
-        for name in templates if isinstance(templates, dict) else ():  # each is saved as a file of its name
+        for name in templates if isinstance(templates, dict) else ():  # the names of saved files
             if not (isinstance(name, str) and TEMPLATE_NAME.fullmatch(name)):
                 raise ValueError(f"it must name its chat templates by plain words, got {name!r:.100}")
     tokenizer.init_kwargs.pop(AUTO_MAP, None)  # else its copies ask for code that they lack
@@ -72,7 +72,7 @@ def load_causal_model(folder: Path, **options: Any) -> Any:
 
 
 def refuse_pickled(adapter: Path) -> None:
-    """Raise InputError for an adapter without safetensors: PEFT would read a pickle, or ask the hub."""
+    """Raise InputError for an adapter without safetensors: PEFT reads a pickle, or asks the hub."""
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"{adapter} must hold its weights in {ADAPTER_WEIGHTS}, it has none; save it as safetensors")
 
@@ -101,14 +101,14 @@ def _refuse_kernels(folder: Path) -> None:
     path = folder / "config.json"
     if path.is_file() and KERNELS.search(json.dumps(read_object(path))):
         raise InputError(
-            f"{folder} asks for kernels of the repository that its config.json names as an implementation, which "
-            "shears never runs; remove that key"
+            f"{folder} asks for kernels of the repository that its config.json names as an "
+            "implementation, which shears never runs; remove that key"
         )
 
 
 LOADING_ERRORS = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, RuntimeError,
-    ImportError, AssertionError, StrictDataclassError, SafetensorError,
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+    RuntimeError, ImportError, AssertionError, StrictDataclassError, SafetensorError,
 )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ class UnsupportedCheckpoint(InputError):  # noqa: N818  # InputError says that i
 
 @contextmanager
 def loading(name: str | Path) -> Iterator[None]:
-    """Turn errors into an InputError as `reading` does, and those that elsewhere are ours, such as wrong shapes."""
+    """Act as `reading`, and also for errors that elsewhere are ours, such as wrong shapes."""
     with reading(name):
         try:
             yield
@@ -135,9 +135,9 @@ def known_config(folder: Path) -> Any:
 
 
 def read_config(folder: Path) -> Any:
-    """Return a model folder's configuration; UnsupportedCheckpoint for adapters and quantized weights."""
+    """Return a folder's configuration; UnsupportedCheckpoint for adapters and quantized weights."""
     config = known_config(folder)
-    if any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config())):
+    if any(getattr(one, "quantization_config", None) for one in (config, config.get_text_config())):
         raise UnsupportedCheckpoint(f"a model read part by part must not be quantized, {folder} is")
     if (folder / ADAPTER_CONFIG).exists():
         raise UnsupportedCheckpoint(f"a model read part by part must be without an adapter, {folder} has one")
@@ -145,7 +145,7 @@ def read_config(folder: Path) -> Any:
 
 
 def empty_model(folder: Path, config: Any = None, dtype: torch.dtype = torch.float32) -> "PreTrainedModel":
-    """Return a folder's model in evaluation mode on the meta device, as from_pretrained builds it."""
+    """Return a folder's model in evaluation mode on the meta device, as from_pretrained does."""
     from transformers import initialization as init
 
     config = known_config(folder) if config is None else config

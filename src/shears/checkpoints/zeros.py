@@ -19,7 +19,7 @@ def count_zeros(tensor: "Tensor") -> int:
 
 
 def place_in_block(name: str) -> tuple[int, str] | None:
-    """Return the layer and the path in a block, without numbers of experts; None outside of blocks."""
+    """Return the layer and the path in a block, without expert numbers; None outside of blocks."""
     if (match := IN_BLOCK.search(name)) is None:
         return None
     path = ".".join(part for part in match["path"].split(".") if not part.isdigit())
@@ -30,7 +30,7 @@ def sparsities(counts: Counts) -> dict[str, Any]:
     """Return the shares of zeros of blocks, by layer, kind and both; a layer's experts are one."""
     names = kinds_of(path for _, path in counts)
     order = list(dict.fromkeys(names.values()))
-    by_both: dict[int, dict[str, float]] = {layer: {} for layer in sorted({layer for layer, _ in counts})}
+    by_both: dict[int, dict[str, float]] = {layer: {} for layer, _ in sorted(counts)}
     for (layer, path), pair in sorted(counts.items(), key=lambda item: order.index(names[item[0][1]])):
         by_both[layer][names[path]] = _share([pair])
     return {
@@ -46,7 +46,7 @@ def sparsities(counts: Counts) -> dict[str, Any]:
 
 
 def kinds_of(paths: Iterable[str]) -> dict[str, str]:
-    """Return a short, unique name for every path, in the order of a block: attention, network, experts."""
+    """Return a short, unique name of each path in a block's order: attention, network, experts."""
     split = {path: path.split(".") for path in dict.fromkeys(paths)}
     names = {path: _kind(parts, [each for each in split.values() if each != parts]) for path, parts in split.items()}
     return dict(sorted(names.items(), key=lambda item: _reading_order(item[1])))

@@ -35,7 +35,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 def main() -> None:
-    """Run the command line; exit with 0, 1 (disk, memory), 2 (wrong input), 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """Run a verb; exit with 0, 1 (disk, memory), 2 (wrong input), 130 (Ctrl-C) or 143 (SIGTERM)."""
     verb = next((word for word in sys.argv[1:] if word.isalpha()), "")
     received = [signal.SIGINT]
 
@@ -90,7 +90,7 @@ def _quieten() -> None:
 
 
 def _check_words(words: Sequence[str], verb: str) -> None:
-    """Raise InputError for bytes that are not UTF-8, and for a verb that supports one process only."""
+    """Raise InputError for bytes that are not UTF-8, and for a verb that needs a single process."""
     from shears.errors import InputError
     from shears.progress import launched
 

@@ -40,16 +40,16 @@ def generate(
     prompt: Annotated[str, option("TEXT", "Text to continue, or question for a fine-tuned model.")],
     adapter: Adapter = None,
     json_schema: Annotated[
-        str | None, option("FILE", "JSON schema that the answer must follow. Needs the extra `grammar`.")
+        str | None, option("FILE", "JSON schema that answers follow. Needs the extra `grammar`.")
     ] = None,
     *,
     values: Values,
 ) -> None:
     """Continue a prompt.
 
-    The text appears as it is generated. A model that shears fine-tuned gets the prompt in the format
-    of its training data; any other model continues the text. Use `shears write --prompts` to answer
-    a file of prompts.
+    The text appears as it is generated. A model that shears fine-tuned gets the prompt in the
+    format of its training data; any other model continues the text. Use `shears write --prompts`
+    to answer a file of prompts.
 
     \b
     shears generate package --prompt "The capital of France is"
@@ -80,9 +80,9 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Chat with a model.
 
     Answers appear as they are generated. /reset starts a new conversation, Ctrl-C stops an answer,
-    Ctrl-D quits. If input or output is not a terminal, every line of input starts a new conversation,
-    and only the answers are printed. A model that shears fine-tuned gets each text in the format of
-    its training data, at temperature 0 unless you set another.
+    Ctrl-D quits. If input or output is not a terminal, every line of input starts a new
+    conversation, and only the answers are printed. A model that shears fine-tuned gets each text in
+    the format of its training data, at temperature 0 unless you set another.
 
     \b
     shears chat package
@@ -122,7 +122,7 @@ def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
 
 
 class Conversation:
-    """Turns of user and model: the model reads all of them for every answer; the oldest go if room lacks.
+    """Turns of user and model: the model reads all for every answer; the oldest go if room lacks.
 
     Each answer has its own random numbers, from the seed and the answer's index. A model that was
     trained on rows without turns sees each text alone; InputError for a system message to it.
@@ -148,7 +148,7 @@ class Conversation:
             self._is_alone = True
 
     def say(self, text: str) -> Generator[str, None, None]:
-        """Yield the pieces of the answer to a text; what was generated at the end becomes a turn."""
+        """Yield the pieces of the answer to a text; all that was generated becomes a turn."""
         longest = self._engine.backend.max_length
         room = min(self._options["max_new_tokens"], longest // 4)  # tokens kept free for the answer
         turns = [*([] if self._is_alone else self.turns), {"role": "user", "content": text}]

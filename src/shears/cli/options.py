@@ -14,13 +14,13 @@ from shears.config.fields import Repeated, StageConfig
 from shears.config.resolve import build, stage_values
 from shears.records.artifacts import __version__
 
-USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer does not export the class of its usage errors
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # a class that typer does not export
 FIRST = (
     "data", "columns", "target", "time", "sparsity", "method", "calibration", "ranks", "sub_adapter", "alpha",
     "groups", "learning_rate", "epochs", "batch_size", "teacher", "quantize_aware", "format", "dtype",
     "dtypes", "task", "max_new_tokens", "temperature", "tokens", "strategy", "max_evaluations", "host", "port",
 )  # fmt: skip
-"""Fields whose flags --help shows, in this order; --help-all shows the others too, in the panel MORE."""
+"""Fields whose flags --help shows, in this order; --help-all also shows the others, under MORE."""
 MORE = "More"
 ALIASES: Mapping[str, str] = {
     "alpha": "--lora-alpha", "groups": "--target-modules", "recompute": "--gradient-checkpointing",
@@ -36,8 +36,8 @@ METAVARS: Mapping[str, str] = {
 """The kind of value of fields whose type does not say it."""
 HELP = """Sparse fine-tuning that stays sparse.
 
-Prune a language model, train elastic LoRA adapters on it, search the best sub-adapter, export it for
-other tools.
+Prune a language model, train elastic LoRA adapters on it, search the best sub-adapter, export it
+for other tools.
 
 Run all stages on a small model from PyPI and built-in examples:
 
@@ -80,7 +80,7 @@ def settings(
         int | None,
         option(
             "INTEGER",
-            "Number of CPU threads. Default: one per core. Using more threads than free cores is far slower.",
+            "Number of CPU threads (default: one per core). More than free cores is far slower.",
             min=1,
         ),
     ] = None,
@@ -96,7 +96,7 @@ def settings(
         set_threads(threads)
 
 
-def _print_all_help(context: Any, is_given: bool | None) -> None:  # typer's callback of an eager option
+def _print_all_help(context: Any, is_given: bool | None) -> None:  # typer's eager callback
     if is_given:
         hidden = [each for each in context.command.params if getattr(each, "hidden", False)]
         for parameter in hidden:
@@ -110,10 +110,10 @@ def _print_all_help(context: Any, is_given: bool | None) -> None:  # typer's cal
 HELP_ALL = Annotated[bool | None, switch("--help-all", "Show every option.", callback=_print_all_help, is_eager=True)]
 Adapter = Annotated[str | None, option("FOLDER", "PEFT adapter to load; a package has its own.")]
 Json = Annotated[bool, switch("--json", "Print JSON instead of text.")]
-CONFIG = Annotated[str | None, option("FILE", "Read this verb's section of a recipe; flags override it.")]
+CONFIG = Annotated[str | None, option("FILE", "Recipe with this verb's keys; flags override them.")]
 SET = Annotated[
     list[str] | None,
-    switch("--set", "Set a recipe key, such as train.alpha=32. May be repeated.", metavar="KEY=VALUE"),
+    switch("--set", "Set a key, such as train.alpha=32. May be repeated.", metavar="KEY=VALUE"),
 ]
 WIDEST = 16  # characters of the choices beside a flag; more stand in the description
 Values = dict[str, Any]  # the keys of a stage, after flags, --set and --config were merged
@@ -122,7 +122,7 @@ Values = dict[str, Any]  # the keys of a stage, after flags, --set and --config 
 def with_stage_options(
     section: str, kind: type[StageConfig], only: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that gives a verb one option for each field of its configuration, or for those of `only`."""
+    """Return a decorator that gives a verb an option for each field of `kind`, or of `only`."""
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(verb).parameters.values())[:-1]
@@ -141,7 +141,7 @@ def with_stage_options(
         def command(**arguments: Any) -> None:
             values = values_of(arguments)
             if not only:
-                build(kind, section, values)  # before the imports of the library's own call, which take seconds
+                build(kind, section, values)  # before the library's imports, which take seconds
             verb(**arguments, values=values)
 
         if not only:  # checks the values of a documented call without running it

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 console = VisibleConsole(quiet=not is_first_process())
 
-INSTRUCTION_SETS = ("amx", "avx512", "avx2", "neon_dot", "neon", "portable")  # of the kernels, the fastest first
+INSTRUCTION_SETS = ("amx", "avx512", "avx2", "neon_dot", "neon", "portable")  # fastest first
 WHOLE_MODELS = {form.folder for form in FORMATS.values() if form.is_model}
 STAGES = {"name": "stage", "state": "state", "work": "work", "hours": "hours", "memory": "memory", "disk": "disk"}
 COSTS = {"name": "stage", "work": "what it does", "seconds": "minutes", "memory": "memory", "disk": "disk"}
@@ -109,8 +109,8 @@ def print_search(path: Path) -> None:
     chosen = result["chosen"]["metrics"]
     both = {"heuristic": result["evaluations"][0]["metrics"], "chosen": chosen}
     rows = [
-        {"configuration": name, **{key: figure(key, metrics[key]) for key in chosen if key in metrics}}
-        for name, metrics in both.items()
+        {"configuration": name, **{key: figure(key, each[key]) for key in chosen if key in each}}
+        for name, each in both.items()
     ]
     print_rows(rows, f"{len(result['evaluations'])} configurations evaluated")
     if gain := result.get("gain"):
@@ -127,8 +127,8 @@ def print_search(path: Path) -> None:
 def _front(result: Record) -> str:
     objectives = " and ".join(result.get("objectives") or result["chosen"]["metrics"])
     bounds = f" with {' and '.join(result['constraints'])}" if result.get("constraints") else ""
-    number = len(result["pareto"])
-    return f"{number} configuration{'s' * (number != 1)} on the Pareto front of {objectives}{bounds}"
+    count = len(result["pareto"])
+    return f"{count} configuration{'s' * (count != 1)} on the Pareto front of {objectives}{bounds}"
 
 
 def print_summary(summary: Record, folder: Path) -> None:
@@ -153,7 +153,7 @@ def print_summary(summary: Record, folder: Path) -> None:
 def print_inspection(data: Record) -> None:
     print_line(f"{data.get('path')}: {data.get('kind')}")
     for name, value in data.items():
-        if value is not None and not isinstance(value, dict | list) and name not in ("path", "kind"):
+        if not isinstance(value, dict | list | None) and name not in ("path", "kind"):
             print_line(f"  {name}: {cell(name, value)}")
     if layers := data.get("sparsity_by_linear"):
         print_line("  share of zeros by layer and kind of linear:")
@@ -174,7 +174,7 @@ def print_inspection(data: Record) -> None:
 
 
 def _print_map(shares: Mapping[str, Mapping[str, float]], total: Mapping[str, float]) -> None:
-    """Print the share of zeros by layer and kind of linear; consecutive layers that print alike share a row."""
+    """Print the share of zeros by layer and kind of linear; equal adjacent layers share a row."""
     kinds = list(total)
     for first in range(0, len(kinds), COLUMNS):
         part = kinds[first : first + COLUMNS]
@@ -198,7 +198,7 @@ def print_environment(data: Record) -> None:
     print_line(f"{data['processor']} ({data['machine']}, {data['threads']} threads)")
     print_line(", ".join(f"{name} {version}" for name, version in data["versions"].items()))
     if not data["speeds"]:
-        print_line("The C++ kernels were not built. Install a C++ compiler, then install shears again.")
+        print_line("The C++ kernels were not built. Install a C++ compiler and reinstall shears.")
         return
     here = ", ".join(name for name in INSTRUCTION_SETS if data["instruction_sets"][name])
     print_line(f"kernels: use {data['instruction_sets']['isa']}; this processor has {here}")
@@ -211,7 +211,7 @@ def print_environment(data: Record) -> None:
 def print_gpu_check(data: Record) -> None:
     print_line(f"{data['gpu']}, compute capability {data['capability']}, {size(data['memory'])}")
     print_line(", ".join(f"{name} {version}" for name, version in data["versions"].items()))
-    columns = {**{name: name for name in ("verb", "format", "result", "difference")}, "s": "seconds"}
+    columns = {**{key: key for key in ("verb", "format", "result", "difference")}, "s": "seconds"}
     print_rows(table_rows(data["verbs"], {**columns, "memory": "memory"}))
     print_line("difference is relative to fp32 on the CPU; memory is the peak of torch's allocator")
 
@@ -221,7 +221,7 @@ def print_plan(plan: "RunPlan") -> None:
 
     weights = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "unknown size"
     rates = {place: timed_rate(*place) for place in {stage.place for stage in plan.stages if stage.flops}}
-    rows = [{**vars(stage), "memory": stage.peak, "hours": stage.hours(rates)} for stage in plan.stages]
+    rows = [{**vars(each), "memory": each.peak, "hours": each.hours(rates)} for each in plan.stages]
     print_rows(table_rows(rows, STAGES), f"{plan.model} ({weights})")
     for (device, precision), rate in sorted(rates.items()):
         speed = f"has {rate / 1e12:.2g} TFLOP/s in one timed product" if rate else "is not on this machine"
@@ -284,7 +284,7 @@ def closing_lines(record: Record, folder: str | Path) -> list[str]:
         verdict = f"{more}. Keep the unpruned model if you can afford its size. {verdict}"
     package = quoted(Path(folder) / row["package"])
     if right and 2 * right.count("1") < len(right):
-        verdict = f"Fewer than half of the answers are right; give more --time or more rows. {verdict}"
+        verdict = f"Fewer than half of the answers are right; give more --time or rows. {verdict}"
     return [verdict, f"Next: shears chat {package}", f"Next: shears serve {package}"]
 
 

@@ -24,11 +24,11 @@ Out = Annotated[str, argument("OUT", "Folder to write. It must not exist yet.")]
 BaseModel = Annotated[str, argument("MODEL", "A hub id, a model folder, a .gguf file, or smollm2-135m (built in).")]
 FIELDS = ("columns", "template", "max_length")  # of train: they decide what it sees of the data
 Package = Annotated[str, argument("PACKAGE", "Package that export or compress wrote.")]
-Output = Annotated[str | None, option("FILE", "Also write the metrics and every answer to this JSON file.")]
+Output = Annotated[str | None, option("FILE", "Also write metrics and answers to this JSON file.")]
 
 
-def _print_done(path: Path, text: str, *following: object) -> None:
-    words = " ".join(tables.quoted(word) if isinstance(word, Path) else str(word) for word in following)
+def _print_done(path: Path, text: str, *rest: object) -> None:
+    words = " ".join(tables.quoted(word) if isinstance(word, Path) else str(word) for word in rest)
     tables.print_line(f"{path}: {text}. Next: shears {words}")
 
 
@@ -64,7 +64,7 @@ def init(
 def write(
     model: BaseModel,
     out: Out,
-    prompts: Annotated[str | None, option("FILE", "Let the model answer the prompts in this file.")] = None,
+    prompts: Annotated[str | None, option("FILE", "Answer the prompts in this file.")] = None,
     adapter: Adapter = None,
     *,
     values: Values,
@@ -109,8 +109,8 @@ def heal(
 ) -> None:
     """Train a sparse model to predict what the original dense model predicts.
 
-    OUT is an ordinary model folder whose zeros are exactly those of SPARSE. Use it in place of SPARSE
-    with every other verb.
+    OUT is an ordinary model folder with exactly the zeros of SPARSE. Use it in place of SPARSE with
+    every other verb.
 
     shears heal sparse healed --teacher smollm2-135m --data text.txt --tokens 1M
     """
@@ -122,7 +122,7 @@ def heal(
 @app.command(rich_help_panel="Stages")
 @with_stage_options("train", config.TrainConfig)
 def train(
-    sparse: Annotated[str, argument("SPARSE", "Sparse or dense model to train on. It stays frozen.")],
+    sparse: Annotated[str, argument("SPARSE", "Sparse or dense model to train on. It is frozen.")],
     out: Out,
     *,
     values: Values,
@@ -149,9 +149,7 @@ def train(
 def search(
     super_adapter: Annotated[str, argument("SUPER", "Super-adapter that train wrote.")],
     out: Out,
-    model: Annotated[
-        str | None, option("FOLDER", "Sparse model that the adapter was trained on, if you moved it.")
-    ] = None,
+    model: Annotated[str | None, option("FOLDER", "Sparse base model, if you moved it.")] = None,
     *,
     values: Values,
 ) -> None:
@@ -175,21 +173,19 @@ def export(
         str,
         argument(
             "SUPER",
-            "Adapter that train wrote. All formats but peft and padded also take an adapter that export wrote; "
-            "package and gguf also take a model; unpacked takes a package.",
+            "Adapter that train wrote. All formats but peft and padded also take an adapter that "
+            "export wrote; package and gguf also take a model; unpacked takes a package.",
         ),
     ],
     out: Out,
-    model: Annotated[
-        str | None, option("FOLDER", "Sparse model that the adapter was trained on, if you moved it.")
-    ] = None,
+    model: Annotated[str | None, option("FOLDER", "Sparse base model, if you moved it.")] = None,
     *,
     values: Values,
 ) -> None:
     """Export an adapter for PEFT, merge it or pack it.
 
-    OUT is an ordinary PEFT adapter, a model with the adapter merged in, a package that holds both, or
-    a .gguf file for llama.cpp and Ollama. Format unpacked turns a package into an ordinary model
+    OUT is an ordinary PEFT adapter, a model with the adapter merged in, a package that holds both,
+    or a .gguf file for llama.cpp and Ollama. Format unpacked turns a package into an ordinary model
     folder.
 
     \b
@@ -259,16 +255,16 @@ def inspect(
     try:
         tables.print_data(data, as_json, tables.print_inspection)
     except RECORD_ERRORS as error:
-        message = f"{path} must be as shears wrote it, got {error!r}; add --json to print it unchanged"
+        message = f"{path} must be as shears wrote it, got {error!r}; --json prints it unchanged"
         raise InputError(message) from None
 
 
 @app.command(rich_help_panel="Stages")
 def run(
-    recipe: Annotated[str, argument("FILE", "Recipe, a YAML file with model, output and one section per stage.")],
-    output: Annotated[str | None, option("FOLDER", "Folder of the run. Overrides output in the recipe.")] = None,
+    recipe: Annotated[str, argument("FILE", "YAML file with model, output and stage sections.")],
+    output: Annotated[str | None, option("FOLDER", "Overrides output in the recipe.")] = None,
     set_: SET = None,
-    dry_run: Annotated[bool, switch("--dry-run", "Print the planned tokens, memory and disk, and stop.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Only plan tokens, memory and disk.")] = False,
 ) -> None:
     """Run all stages of a recipe.
 
@@ -290,16 +286,16 @@ def run(
 def compress(
     model: BaseModel,
     out: Out,
-    dry_run: Annotated[bool, switch("--dry-run", "Measure this machine, print the plan, and stop.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Only measure this machine and plan.")] = False,
     *,
     values: Values,
 ) -> None:
     """Make a small, fast package of a model, fine-tuned on your examples.
 
-    shears measures the speed of this machine and plans what fits the time. It makes the package that
-    should meet the target with the least loss, and compares it with the original model in size, speed
-    and accuracy. It computes on the CPU only. Run the same command again to continue an interrupted
-    one.
+    shears measures the speed of this machine and plans what fits the time. It makes the package
+    that should meet the target with the least loss, and compares it with the original model in
+    size, speed and accuracy. It computes on the CPU only. Run the same command again to continue an
+    interrupted one.
 
     \b
     shears compress MODEL small --data rows.jsonl --target 0.25GB --dry-run
@@ -324,9 +320,9 @@ def compress(
 def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
     """Compare the speed and memory of a package with those of the dense model.
 
-    Prints tokens per second when generating (decode) and when reading a prompt (prefill), seconds to
-    the first token after a prompt of 64 tokens, and the memory of the weights. The dense model runs in
-    shears's own kernels and in transformers. All of them take turns.
+    Prints tokens per second when generating (decode) and when reading a prompt (prefill), seconds
+    to the first token after a prompt of 64 tokens, and the memory of the weights. The dense model
+    runs in shears's own kernels and in transformers. All of them take turns.
 
     shears bench package --threads 1
     """
@@ -336,9 +332,9 @@ def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
 @app.command("data", rich_help_panel="Measure")
 @with_stage_options("train", config.TrainConfig, only=FIELDS)
 def data(
-    file: Annotated[str, argument("FILE", "Training examples: a JSON, JSONL, CSV or Parquet file, or a hub id.")],
+    file: Annotated[str, argument("FILE", "A JSON, JSONL, CSV or Parquet file, or a hub id.")],
     model: Annotated[str, option("NAME", "Model whose tokenizer and chat template are used.")] = next(iter(EMBEDDED)),
-    limit: Annotated[int | None, option("INTEGER", "Read only this many rows from the start.", min=1)] = None,
+    limit: Annotated[int | None, option("INTEGER", "Read at most this many rows.", min=1)] = None,
     show: Annotated[int, option("INTEGER", "Number of rows to show (default: 3).", min=0)] = 3,
     as_json: Json = False,
     *,
@@ -346,9 +342,9 @@ def data(
 ) -> None:
     """Show training data as the model will see it.
 
-    Prints some rows as the model reads them, with the text that it learns to write in brackets. Then
-    prints how many rows train would use, leave out or refuse, and how long they are. The exit code is
-    2 if train would use no row.
+    Prints some rows as the model reads them, with the text that it learns to write in brackets.
+    Then prints how many rows train would use, leave out or refuse, and how long they are. The exit
+    code is 2 if train would use no row.
 
     shears data train.jsonl --model sparse --template alpaca --max-length 256
     """
@@ -369,7 +365,7 @@ def compare(
         list[str], argument("RUN...", "Run folders, or files that evaluate wrote. NAME=FILE,FILE pools several seeds.")
     ],
     against: Annotated[str | None, option("NAME", "Run or NAME to compare with (default: the first).")] = None,
-    output: Annotated[str | None, option("FILE", "Write the comparison to this .json file.")] = None,
+    output: Annotated[str | None, option("FILE", "Write the result to this .json file.")] = None,
 ) -> None:
     """Compare evaluations on the same examples.
 
@@ -385,7 +381,7 @@ def compare(
 @app.command(rich_help_panel="Measure")
 def report(
     run: Annotated[str, argument("RUN", "Output folder of run or compress.")],
-    output: Annotated[str | None, option("FILE", "HTML file to write. Default: RUN/report.html.")] = None,
+    output: Annotated[str | None, option("FILE", "HTML file. Default: RUN/report.html.")] = None,
 ) -> None:
     """Write the report of a run as one web page.
 
@@ -399,12 +395,10 @@ def report(
 @app.command(rich_help_panel="Use")
 def push(
     folder: Annotated[str, argument("FOLDER", "Folder of a model, an adapter or a package.")],
-    repo: Annotated[str, argument("OWNER/NAME", "Repository on the hub. It is created if it does not exist.")],
-    base: Annotated[
-        str | None, option("OWNER/NAME", "Repository of the sparse model that an adapter belongs to.")
-    ] = None,
-    private: Annotated[bool, switch("--private", "Create the repository as a private one.")] = False,
-    dry_run: Annotated[bool, switch("--dry-run", "List files and sizes, and upload nothing.")] = False,
+    repo: Annotated[str, argument("OWNER/NAME", "Repository on the hub, created if needed.")],
+    base: Annotated[str | None, option("OWNER/NAME", "Repository of the adapter's model.")] = None,
+    private: Annotated[bool, switch("--private", "Create a private repository.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Only list files and sizes.")] = False,
 ) -> None:
     """Upload an artifact to the Hugging Face hub.
 

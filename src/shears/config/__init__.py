@@ -1,7 +1,7 @@
 """The configuration of every verb; each default is written here and nowhere else.
 
-A recipe is a YAML file with a section per stage. A field is a flag of the command line, a key of the
-recipe and a keyword of the library: `--max-steps`, `train.max_steps`, `train(max_steps=...)`.
+A recipe is a YAML file with a section per stage. A field is a flag of the command line, a key of
+the recipe and a keyword of the library: `--max-steps`, `train.max_steps`, `train(max_steps=...)`.
 """
 
 from typing import Annotated, Literal
@@ -29,7 +29,7 @@ __all__ = ["BenchConfig", "ChatConfig", "CompressConfig", "EvaluateConfig", "Exp
 
 
 class Recipe(StageConfig):
-    """A whole run: model, output folder and one section per stage. A stage without a section is skipped."""
+    """A run: a model, an output folder, and a section for each stage that is not skipped."""
 
     model: str | None = None
     """Base model: smollm2-135m, a Hugging Face hub id, a model folder or a .gguf file."""
@@ -53,5 +53,5 @@ class Recipe(StageConfig):
 
     @property
     def exports(self) -> bool:
-        """Whether a run exports: what it trained, or without a training the sparse model as one packed file."""
+        """Whether a run exports: what it trained, or the sparse model as one packed file."""
         return self.train is not None or FORMATS[self.export.format].is_packed

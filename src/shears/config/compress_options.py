@@ -22,16 +22,16 @@ class Bound:
 
     @classmethod
     def parse(cls, text: str) -> "Bound":
-        """Return the bound of a text such as `3.3bits`, `1.0GB` or `40tok/s`; InputError for others."""
+        """Return the bound of a text: `3.3bits`, `1.0GB` or `40tok/s`; InputError for others."""
         found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(bits|tok/s|([kMG]?)B)\s*", text)
         if found is None or not float(found[1]):
-            forms = "3.3bits (per weight), 1.0GB (size of the package) or 40tok/s (tokens per second)"
+            forms = "3.3bits (per weight), 1.0GB (package size) or 40tok/s (tokens per second)"
             raise InputError(f"must be a limit such as {forms}, got {text!r}")
         amount = float(found[1]) * UNITS[found[3] or ""]
         return cls("bits" if found[2] == "bits" else "tokens/s" if found[2] == "tok/s" else "bytes", amount)
 
     def holds(self, size: int | float, weights: int, tokens_per_second: int | float | None) -> bool:
-        """Tell whether `size` bytes for `weights` numbers meet the bound; an unknown speed meets none."""
+        """Tell whether `size` bytes for `weights` meet the bound; an unknown speed meets none."""
         if self.kind == "tokens/s":
             return tokens_per_second is not None and tokens_per_second >= self.amount
         return (size if self.kind == "bytes" else 8 * size / weights) <= self.amount
@@ -44,7 +44,7 @@ class Bound:
 
 
 def num_seconds(text: str) -> float:
-    """Return the seconds of a time such as `90s`, `15min` or `1.5h`; InputError for anything else."""
+    """Return the seconds of a time such as `90s`, `15min` or `1.5h`; InputError for others."""
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(s|min|h)", text.strip())
     if found is None or not float(found[1]):
         raise InputError(f"must be {', '.join(EFFORTS)} or a time such as 15min or 2h, got {text!r}")
@@ -79,16 +79,16 @@ class CompressConfig(OfRows):
     embedding_dtypes: Annotated[tuple[Literal["keep", "int8", "int4"], ...], Split, Field(min_length=1)] = (
         "keep", "int8", "int4"
     )  # fmt: skip
-    """Number formats in which the embeddings and the output head are stored; shears tries each of them.
-    keep means bf16."""
+    """Number formats in which the embeddings and the output head are stored; shears tries each of
+    them. keep means bf16."""
 
     @model_validator(mode="after")
     def _check_texts(self) -> "CompressConfig":
         if (self.data is None) == (self.calibration is None):
             got = "neither" if self.data is None else "both"
             raise ValueError(
-                f"data or calibration must be given, but not both, got {got}; --data takes your examples, "
-                "--calibration a text if you have none"
+                f"data or calibration must be given, but not both, got {got}; --data takes "
+                "your examples, --calibration a text if you have none"
             )
         return self
 

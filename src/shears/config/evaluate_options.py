@@ -1,4 +1,4 @@
-"""Options of `shears evaluate`, what to measure on which examples, and of `shears search`, which measures too."""
+"""Options of `shears evaluate`, what to measure on which examples, and of `shears search`."""
 
 import re
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ ANSWER_FORMS: Mapping[str, AnswerForm] = {
 TEMPLATE: fields.TemplateName = "alpaca"  # how the Shears paper evaluates
 PAPER_BEAMS = 4
 WRITTEN_TASKS = ("number", "equation", "json", "exact")  # each answers with a text
-NEVER_CHAT = ("equation", "harness")  # an equation is all that its prompt asks for; lm-eval has templates of its own
+NEVER_CHAT = ("equation", "harness")  # prompts ask for an equation only; lm-eval has own templates
 LONG_ANSWER = 512  # tokens in a task that reasons, or whose answer is a whole text
-BASELINES = ("dense-lora", "sparse-lora")  # plain LoRA on the dense model or on the pruned one, to compare with
+BASELINES = ("dense-lora", "sparse-lora")  # plain LoRA on the dense and on the pruned model
 Figure = Literal["loss", "accuracy", "parameters"]
 MAXIMISED = frozenset({"accuracy"})  # less is better for the others
 StrategyName = Literal["heuristic", "hill-climbing", "nsga2", "nsga3", "random", "exhaustive"]
@@ -55,28 +55,28 @@ class ScoringConfig(fields.OfRows, fields.OnDevice):
     """Longest generated answer, in tokens. The default depends on the task: 512 for json, exact and
     reasoning in chat form; 32 or 256 for tasks of the Shears paper; 64 for others."""
     precision: fields.DtypeName = "auto"
-    """Number format of the arithmetic. auto uses bf16 autocast where that is faster, but fp32 for the
-    losses of a search."""
+    """Number format of the arithmetic. auto uses bf16 autocast where that is faster, but fp32 for
+    the losses of a search."""
     backend: Literal["auto", "native", "transformers"] = "auto"
-    """Program that generates the answers: native is shears's own CPU decoder (greedy decoding only)."""
+    """Program that generates the answers: native is shears's CPU decoder (greedy decoding only)."""
 
 
 class EvaluateConfig(ScoringConfig):
     """What to measure, on which examples."""
 
     task: TaskName
-    """What to measure: the perplexity of a text, or the accuracy of choices (by log-likelihood) or of
-    generated answers of the kind number, equation, json or exact. harness runs lm-eval; the other names
-    are tasks of the Shears paper."""
+    """What to measure: the perplexity of a text, or the accuracy of choices (by log-likelihood) or
+    of generated answers of the kind number, equation, json or exact. harness runs lm-eval; the
+    other names are tasks of the Shears paper."""
     data: str
-    """Test examples or text: a file, a hub id or arithmetic:test (built in). Task harness needs none."""
+    """Test examples or text: a file, a hub id or arithmetic:test (built in). harness needs none."""
     num_beams: int | None = Field(None, gt=0)
-    """Number of beams when generating. Default: 4 for the paper's tasks in its prompt template, else 1."""
+    """Number of beams when generating. Default: 4 for the paper's tasks in its template, else 1."""
     sequence_length: int = Field(1024, gt=1)
     """Number of tokens in one window of a perplexity measurement. Other tasks ignore it."""
     template: fields.TemplateName | None = None
-    """Prompt template of instruction rows; chat is the model's own chat template. Default: the template
-    of the training; else chat if the model has one; else alpaca for the paper's tasks."""
+    """Prompt template of instruction rows; chat is the model's own chat template. Default: the
+    template of the training; else chat if the model has one; else alpaca for the paper's tasks."""
     dtype: fields.DtypeName = "auto"
     """Number format in which the weights are loaded. bf16 also converts a .gguf file to bf16."""
     harness: fields.Names = ()
@@ -84,7 +84,7 @@ class EvaluateConfig(ScoringConfig):
 
     @property
     def weights(self) -> fields.DtypeName:
-        """Number format of the loaded model; fp32 for fp32 arithmetic, because 16-bit weights compute in 16 bits."""
+        """Number format of the loaded model: fp32 arithmetic needs fp32 weights."""
         return "fp32" if self.precision == "fp32" and self.dtype == "auto" else self.dtype
 
     @property
@@ -103,7 +103,7 @@ class EvaluateConfig(ScoringConfig):
         return self.max_new_tokens or longest_answer(self.task, self.template)
 
     def in_template(self, template: str | None) -> "EvaluateConfig":
-        """Return these settings with a template, and the beams and the answer length that follow from it."""
+        """Return these settings with a template, and the beams and answer length that follow."""
         settings = self.model_copy(update={"template": template})
         if not self.generates:
             return settings
@@ -120,7 +120,7 @@ class EvaluateConfig(ScoringConfig):
     def _check(self) -> "EvaluateConfig":
         if (self.task == "harness") != bool(self.harness):
             got = f"task {self.task} and harness {','.join(self.harness) or '(none)'}"
-            raise ValueError(f"task harness and the option harness must be given together, got {got}")
+            raise ValueError(f"task harness and option harness must be given together, got {got}")
         if (self.num_beams or 1) > 1 and not self.generates:
             rule = "num_beams above 1 needs a task that generates answers"
             raise ValueError(f"{rule}, got {self.num_beams} beams with task {self.task}; leave num_beams out")
@@ -142,7 +142,7 @@ class Constraint(NamedTuple):
     limit: float
 
     def excess(self, value: int | float) -> float:
-        """Return the excess over the bound as a share of the limit (absolute for 0), 0 or less if it is met."""
+        """Return the excess as a share of the limit (absolute for 0); 0 or less meets the bound."""
         return self.sign * (value - self.limit) / (abs(self.limit) or 1.0)
 
 
@@ -160,18 +160,18 @@ class SearchConfig(ScoringConfig, fields.Seeded):
     """How to find the best sub-adapter on validation data."""
 
     data: str
-    """Validation examples, not your test set: a file, a hub id or arithmetic:validation (built in)."""
+    """Validation examples, not test ones: a file, a hub id or arithmetic:validation (built in)."""
     objective: Annotated[tuple[Figure, ...], fields.Split] = Field(("loss",), min_length=1)
-    """Metrics to improve: loss (per completion token), accuracy (needs task) or parameters (size of the
-    adapter). The first metric decides; the others break ties."""
+    """Metrics to improve: loss (per completion token), accuracy (needs task) or parameters (size of
+    the adapter). The first metric decides; the others break ties."""
     constraint: fields.Names = ()
-    """Limits that the chosen ranks must meet, such as parameters<=3M or accuracy>=0.6,parameters<=3M."""
+    """Limits for the chosen ranks, such as parameters<=3M or accuracy>=0.6,parameters<=3M."""
     task: ExampleTask | None = None
     """Kind of answer that accuracy checks. Needed if objective, constraint or test use accuracy."""
     test: str | None = None
-    """Test examples. After the search, the chosen ranks and the middle ranks are compared on them once."""
+    """Test examples on which the chosen and the middle ranks are compared once after the search."""
     strategy: StrategyName = "heuristic"
-    """How rank configurations are proposed. heuristic measures only the middle rank of every group."""
+    """How ranks are proposed. heuristic measures only the middle rank of every group."""
     max_evaluations: int = Field(50, gt=0)
     """Number of rank configurations to evaluate. You may raise it when you continue a search."""
     storage: fields.StorageURL | None = Field(None, repr=False)
@@ -180,7 +180,7 @@ class SearchConfig(ScoringConfig, fields.Seeded):
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """All objectives; a single quality is joined by parameters, so that of equals the smaller wins."""
+        """All objectives; parameters join a single quality, so that the smaller of equals wins."""
         return tuple(dict.fromkeys([*self.objective, "parameters"] if len(self.objective) == 1 else self.objective))
 
     @property
@@ -190,7 +190,7 @@ class SearchConfig(ScoringConfig, fields.Seeded):
     @property
     def figures(self) -> tuple[str, ...]:
         """Every figure that the search needs of a configuration, each once."""
-        return tuple(dict.fromkeys([*self.objectives, *(bound.figure for bound in self.constraints)]))
+        return tuple(dict.fromkeys([*self.objectives, *(each.figure for each in self.constraints)]))
 
     @property
     def budget(self) -> int:

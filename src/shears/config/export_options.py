@@ -13,7 +13,7 @@ from shears.config.fields import Sampled
 class ExportFormat:
     """An export format: an entry of FORMATS is all that stages, records, cards and reports know.
 
-    `folder` and `record` are names in a run, `title` is that of the model card ({}: the base model).
+    `folder` and `record` are names in a run, `title` is the model card's ({}: the base model).
     `writer` is `module:name`, imported when it is called: reading a recipe must not import torch.
     With `pads` every tensor of the adapter has the largest rank.
     """
@@ -33,7 +33,7 @@ class ExportFormat:
 
     @property
     def is_packed(self) -> bool:
-        """Whether one file holds the weights in a format of its own; it takes a model without an adapter, too."""
+        """Whether one file holds the weights in its own format, with or without an adapter."""
         return self.holds in ("package", "gguf")
 
 
@@ -71,24 +71,24 @@ class ExportConfig(Sampled):
     """Which sub-adapter to write, and in what format."""
 
     sub_adapter: str | None = None
-    """Which sub-adapter to keep: heuristic (the middle rank of every group), maximal, minimal, RESULT.json
-    (the ranks that search chose), RESULT.json:N (its Nth evaluation) or RANKS.json ({group: rank})."""
+    """Sub-adapter to keep: heuristic (the middle rank of each group), maximal, minimal, RESULT.json
+    (what search chose), RESULT.json:N (its Nth evaluation) or RANKS.json ({group: rank})."""
     format: FormatName = "peft"
     """peft: an adapter for PEFT. padded: the same, with all tensors padded to the largest rank (for
-    llama.cpp). merged: one model, which loses its zeros. merged-sparse: one model that keeps every zero.
-    package: model and adapter in one small file that is fast on a CPU. gguf: one file for llama.cpp and
-    Ollama. unpacked: turns a package into an ordinary model folder."""
+    llama.cpp). merged: one model, which loses its zeros. merged-sparse: one model that keeps every
+    zero. package: model and adapter in one small file that is fast on a CPU. gguf: one file for
+    llama.cpp and Ollama. unpacked: turns a package into an ordinary model folder."""
     dtype: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
-    """Number format in which the weights are stored in a package or a .gguf file. auto: bf16 in a package,
-    F16 in a .gguf file, and int4 after a training with quantize_aware. In a .gguf file int8 is Q8_0 and
-    int4 is Q4_0."""
+    """Number format in which the weights are stored in a package or a .gguf file. auto: bf16 in a
+    package, F16 in a .gguf file, and int4 after a training with quantize_aware. In a .gguf file
+    int8 is Q8_0 and int4 is Q4_0."""
     embedding_dtype: Literal["keep", "int8", "int4"] = "keep"
     """Number format in which the embeddings and the output head are stored; keep leaves
     them in 16 bits."""
     calibration: str | None = None
-    """Text that helps to lose less accuracy: merged-sparse fits the adapter on it (default: the training
-    data), and a package of int4 is rounded with it (default: none). self:FILE uses the model's answers
-    to the prompts in FILE."""
+    """Text that helps to lose less accuracy: merged-sparse fits the adapter on it (default: the
+    training data), and a package of int4 is rounded with it (default: none). self:FILE uses the
+    model's answers to the prompts in FILE."""
 
     @model_validator(mode="after")
     def _check(self) -> "ExportConfig":

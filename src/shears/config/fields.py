@@ -1,4 +1,4 @@
-"""The types of configuration fields and how their text is parsed; the base classes of all sections."""
+"""The types of configuration fields and how text is parsed; the base classes of all sections."""
 
 import re
 from typing import Annotated, Literal
@@ -56,7 +56,7 @@ def _check_columns(value: dict[str, str]) -> dict[str, str]:
     named = value.keys() - {*BESIDE_FORMS}
     if named and not any(named <= {*form} for form in FORMS):
         known = " or ".join(", ".join(form) for form in FORMS)
-        raise ValueError(f"must name the columns of one form of row ({known}), got {', '.join(value)}")
+        raise ValueError(f"must name columns of one form of row ({known}), got {', '.join(value)}")
     if named & {*CHAT_TURNS} and "user" not in named:
         raise ValueError(f"must name the column of the user's turn, got only {', '.join(named)}; add user=COLUMN")
     return value
@@ -81,7 +81,7 @@ Split = BeforeValidator(_split_commas)
 Names = Annotated[tuple[str, ...], Split]
 Count = Annotated[int, BeforeValidator(whole_number), Field(gt=0, le=10**12)]
 """A whole number that may be written with a unit, such as 50k or 1M."""
-Source = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
+Source = Annotated[str, BeforeValidator(lambda x: str(x) if type(x) in (int, float) else x)]
 """A source of rows, or a number that YAML parsed, such as a share of other rows, as text."""
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 StorageURL = Annotated[str, PlainSerializer(hide_passwords, when_used="json")]
@@ -89,7 +89,7 @@ StorageURL = Annotated[str, PlainSerializer(hide_passwords, when_used="json")]
 
 
 class Repeated:
-    """Marks a field whose flag may be repeated, each time with one string that may contain commas."""
+    """Marks a field whose flag may be repeated, each time with one string that may hold commas."""
 
 
 class StageConfig(BaseModel):
@@ -123,7 +123,7 @@ class Seeded(StageConfig):
 
 
 class Sampled(OnDevice, Seeded):
-    """A section of a stage that measures on a calibration text, of which the seed chooses the sequences."""
+    """A section of a stage that measures on a calibration text; the seed chooses the sequences."""
 
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""

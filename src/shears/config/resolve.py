@@ -43,7 +43,7 @@ def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the content of a recipe file; InputError unless it is a readable mapping of sections."""
+    """Return a recipe file's content; InputError unless it is a readable mapping of sections."""
     if not Path(path).exists():
         raise InputError(f"the recipe {path} must exist, got no such file; shears init writes one")
     with reading(path):
@@ -102,7 +102,7 @@ def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str
         field = section_class(kind, location[:-1]).model_fields[location[-1]]
         return f"{name} must be given (--{location[-1].replace('_', '-')}): {' '.join(str(field.description).split())}"
     if detail["type"] == "value_error":
-        text = str(detail["ctx"]["error"])  # about this field if it starts with must; else it names a field
+        text = str(detail["ctx"]["error"])  # about this field if it begins with must, or names one
         return f"{name} {text}" if text.startswith("must ") else ".".join(filter(None, [section, *location, text]))
     message = detail["msg"].partition(", unable to parse")[0]
     rule = re.sub("^(Input|String|Value|List|Tuple) should", "must", message)

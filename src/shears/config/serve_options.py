@@ -1,4 +1,4 @@
-"""Options of `shears generate`, `chat`, `serve`, `write` and `bench`: sampling, and what runs the model."""
+"""Options of `generate`, `chat`, `serve`, `write` and `bench`: sampling and what runs the model."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -35,7 +35,7 @@ class SamplingConfig(StageConfig):
     repetition_penalty: float = Field(1.0, gt=0.0)
     """A value above 1 makes tokens less likely that the prompt or the answer already contains."""
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_strings), Repeated()] = ()
-    """Text that ends the answer and is not shown. May be repeated; a shell writes a line break as $'\\n'."""
+    """Text that ends the answer, not shown. May be repeated; a shell's line break is $'\\n'."""
     seed: int = 0
     """Random seed of the sampling."""
 
@@ -44,8 +44,8 @@ class RunningConfig(OnDevice):
     """What runs a model or a package."""
 
     dtype: DtypeName = "auto"
-    """Number format in which the weights of a model folder are loaded; a package ignores it. bf16 also
-    converts a .gguf file to bf16."""
+    """Number format in which the weights of a model folder are loaded; a package ignores it. bf16
+    also converts a .gguf file to bf16."""
 
 
 class GenerateConfig(RunningConfig, SamplingConfig):
@@ -76,9 +76,9 @@ class ServeConfig(RunningConfig):
     name: str | None = None
     """Name of the model in requests. Default: the name of its folder."""
     api_key: str | None = Field(None, pattern=r"^[!-~]+$")
-    """Key that every request must send, in ASCII without spaces. Default: $SHEARS_API_KEY, if it is set."""
+    """Key that requests must send, in ASCII without spaces. Default: $SHEARS_API_KEY, if set."""
     max_new_tokens: int = Field(2048, gt=0)
-    """Longest answer that a request may ask for, in tokens. Requests without max_tokens get this limit."""
+    """Longest answer to a request, in tokens. Requests without max_tokens get this limit."""
 
 
 class BenchConfig(StageConfig):
@@ -103,13 +103,13 @@ class WriteConfig(OfRows, Seeded, OnDevice):
     """How a model writes text."""
 
     tokens: Count | None = None
-    """Number of tokens to write, such as 100k or 1M. Default: 100k, or with prompts as many as it takes
-    to answer all of them."""
+    """Number of tokens to write, such as 100k or 1M. Default: 100k, or with prompts as many as it
+    takes to answer all of them."""
     samples: int = Field(1, gt=0)
     """Number of answers to each prompt. More than one needs a temperature above 0."""
     keep: Literal["all", "ended", "right"] = "all"
-    """Which answers to keep: all, ended (those not cut at the longest length) or right (those that also
-    match the answer in the row)."""
+    """Which answers to keep: all, ended (those not cut at the longest length) or right (those that
+    also match the answer in the row)."""
     max_new_tokens: int = Field(512, gt=0)
     """Longest text, answer or chat turn, in tokens."""
     temperature: float | None = Field(None, ge=0.0)
@@ -117,7 +117,7 @@ class WriteConfig(OfRows, Seeded, OnDevice):
     distribution. Default: 1 without prompts, 0 with prompts."""
 
     def for_prompts(self, prompts: str | None) -> "WriteConfig":
-        """Return the options with all defaults, for these prompts or without; InputError if they do not suit."""
+        """Return the options with defaults for `prompts` or none; InputError if they don't suit."""
         if prompts is None:
             own = [name for name in OF_PROMPTS if getattr(self, name) != type(self).model_fields[name].default]
             if own:

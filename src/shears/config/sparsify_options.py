@@ -1,4 +1,4 @@
-"""Options of `shears sparsify`: how to prune; models that have a short name because PyPI has them."""
+"""Options of `shears sparsify`: how to prune; models with short names because PyPI has them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ EMBEDDED_CALIBRATION = "arithmetic:train"
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model that a PyPI package contains as a GGUF file: a quantized copy of the hub model `hub`."""
+    """A model that a PyPI package holds as a GGUF file: a quantized copy of the hub model `hub`."""
 
     package: str
     version: str
@@ -32,7 +32,7 @@ class Method(NamedTuple):
     """A pruning method: one entry of METHODS."""
 
     needs: Literal["nothing", "norms", "moments"]
-    """Statistics of a linear's inputs: none, the L2 norm of every input feature, or the second moments X^T X."""
+    """Statistics of a linear's inputs: none, each feature's L2 norm, or second moments X^T X."""
     prune: str
     """Function from `Task` to `Pruned` (sparsity/scores.py), as `module:name`. It is
     imported when it is used, because reading a recipe must not import torch."""
@@ -57,28 +57,28 @@ class SparsifyConfig(OfRows, Sampled):
     sparsity: float = Field(0.5, ge=0.0, lt=1.0)
     """Share of the weights to set to zero, counted over all pruned linear layers together."""
     method: MethodName = "admm"
-    """Pruning method. admm and sparsegpt also update the weights they keep; wanda and magnitude do not.
-    wanda is faster than admm, and magnitude needs no calibration text."""
+    """Pruning method. admm and sparsegpt also update the weights they keep; wanda and magnitude do
+    not. wanda is faster than admm, and magnitude needs no calibration text."""
     pattern: Pattern = "row"
-    """Where the zeros may lie: row spreads them freely within each row of a weight; N:M, such as 2:4,
-    keeps N of every M consecutive weights."""
+    """Where the zeros may lie: row spreads them freely within each row of a weight; N:M, such as
+    2:4, keeps N of every M consecutive weights."""
     allocation: Literal["uniform", "sensitivity"] = "sensitivity"
-    """How the zeros are shared among linear layers: uniform gives each the same share; sensitivity prunes
-    those less that affect the loss more. Default: uniform for wanda, magnitude and N:M patterns, sensitivity
-    for the others."""
+    """How the zeros are shared among linear layers: uniform gives each the same share; sensitivity
+    prunes those less that affect the loss more. Default: uniform for wanda, magnitude and N:M
+    patterns, sensitivity for the others."""
     reconstruct: Literal["none", "block"] = "none"
-    """block: after pruning a decoder block, train its kept weights to reproduce the original outputs."""
+    """block: after pruning a decoder block, train its kept weights to give the original outputs."""
     calibration: str | None = None
-    """Calibration text: FILE.txt, a file of rows or chats, a hub id, arithmetic:train (built in, the
-    default for smollm2-135m), self (text that the model writes) or self:FILE (its answers to the prompts
-    in FILE)."""
+    """Calibration text: FILE.txt, a file of rows or chats, a hub id, arithmetic:train (built in,
+    the default for smollm2-135m), self (text that the model writes) or self:FILE (its answers to
+    the prompts in FILE)."""
     skip: Names = ()
-    """Linear layers that are not pruned, by name ending or regex, such as o_proj or .*layers\\.0\\..*"""
+    """Linear layers not to prune, by name ending or regex, such as o_proj or .*layers\\.0\\..*"""
     recover_rank: int = Field(0, ge=0)
-    """If above 0, also write OUT/recovery: a LoRA adapter of this rank that restores most of what pruning
-    removed. train --init recovery starts from it."""
+    """If above 0, also write OUT/recovery: a LoRA adapter of this rank that restores most of what
+    pruning removed. train --init recovery starts from it."""
     precision: DtypeName = "auto"
-    """Number format of the arithmetic. auto uses bf16 if that is faster on this device, else fp32."""
+    """Number format of the arithmetic. auto is bf16 if that is faster on this device, else fp32."""
     dtype: DtypeName = "auto"
     """Number format in which the weights are stored. auto keeps the model's own; a .gguf
     file becomes fp32."""
@@ -86,7 +86,7 @@ class SparsifyConfig(OfRows, Sampled):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_others(cls, values: Any) -> Any:
-        """Give methods that move no weights, and patterns N:M, the same sparsity everywhere by default."""
+        """Give methods that move no weights, and patterns N:M, uniform allocation by default."""
         if not isinstance(values, Mapping) or "allocation" in values:
             return values
         method = METHODS.get(str(values.get("method", cls.model_fields["method"].default)))
@@ -110,9 +110,9 @@ class SparsifyConfig(OfRows, Sampled):
             return self
         if self.needs_calibration and model not in EMBEDDED:
             raise InputError(
-                f"sparsify.calibration must be given (--calibration) for {model}: name text like the text that the "
-                "model will see, as FILE.txt, FILE.jsonl or a hub id, or self to let the model write it; "
-                "--method magnitude needs none"
+                f"sparsify.calibration must be given (--calibration) for {model}: name text like "
+                "the text that the model will see, as FILE.txt, FILE.jsonl or a hub id, or self to "
+                "let the model write it; --method magnitude needs none"
             )
         return self.model_copy(update={"calibration": EMBEDDED_CALIBRATION})
 

@@ -14,17 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 DECIMAL = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
-FRACTION = re.compile(r"(?:\d\s*[/\u2044]\s*\d+(?:\.\d+)?|[\u00bc-\u00be\u2150-\u215e])\D*$")  # at the end of a text
+FRACTION = re.compile(r"(?:\d\s*[/\u2044]\s*\d+(?:\.\d+)?|[\u00bc-\u00be\u2150-\u215e])\D*$")
 TOLERANCE = 1e-3  # |difference| that still counts as equal, as in LLM-Adapters and the Shears paper
-MOST_STARTS = 100  # brackets in a text that JSON may begin at; trying them all could take quadratic time
+MOST_STARTS = 100  # brackets that JSON may begin at; trying them all could take quadratic time
 LONGEST_EQUATION = 200  # characters; the parser's recursion would fail on thousands of brackets
 OPERATORS: Mapping[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.UAdd: operator.pos, ast.USub: operator.neg,
 }  # fmt: skip
-OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")  # the last one without commas: - is a sign, 2/3 is 3, 1,2 is 12
+OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")  # without commas: - is a sign, 2/3 is 3, 1,2 is 12
 IS = r"\s+is\b(?!\s*not\b)"
-# A word of denial counts within the answer's clause: from the last stop before it to the next stop or reason behind it.
+# A denial counts in the answer's clause: from the last stop to the next stop or reason after it.
 DENIAL = re.compile(r"\b(?:not|cannot|never|neither|nor|wrong|incorrect|impossible)\b|n['\u2019]t\b", re.IGNORECASE)
 CLAUSE_START = re.compile(r"[.,](?!\d)|[;!?\n]|\b(?:but|hence|thus|therefore)\b", re.IGNORECASE)
 CLAUSE_END = re.compile(CLAUSE_START.pattern + r"|\b(?:because|since|as|that|which|who|if|when|while)\b", re.IGNORECASE)
@@ -43,7 +43,7 @@ NAMED_LETTERS = re.compile(
 )
 WHOLE_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.)?(?:[eE][-+]?\d+)?")
 MARKED_NUMBER = re.compile(r"####\s*(\S+)\s*$")  # as GSM8K's answers end
-HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE)  # a model may go on with another
+HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE)  # of a next task
 
 
 Answer = float | str | None
@@ -68,7 +68,7 @@ def right_number(answer: str) -> float | None:
 
 
 def stated_number(answer: str) -> float | None:
-    """Return the number that a row's answer is, or that stands behind "####" at its end; else None."""
+    """Return the number that a row's answer is, or that follows "####" at its end; else None."""
     marked = MARKED_NUMBER.search(answer)
     digits = marked[1] if marked else answer.strip()
     is_number = WHOLE_NUMBER.fullmatch(digits) is not None and any(map(str.isdecimal, digits))
@@ -92,7 +92,7 @@ def evaluate_equation(text: str) -> float | None:
     None for anything but numbers, + - * / and brackets, and for more than 200 characters.
     """
     expression = text.strip().split("\n", 1)[0].split("=", 1)[0].replace(",", "").strip()
-    if not expression or len(expression) > LONGEST_EQUATION or not re.fullmatch(r"[\d.+\-*/() ]+", expression):
+    if len(expression) > LONGEST_EQUATION or not re.fullmatch(r"[\d.+\-*/() ]+", expression):
         return None
     try:
         value = _value(ast.parse(expression, mode="eval").body)
@@ -154,7 +154,7 @@ def strict_label(text: str, labels: Sequence[str]) -> str | None:
 
 
 def named_choice(text: str, choices: Sequence[str]) -> str | None:
-    """Return the choice that a text is, else the only one that it names, else that of its letter."""
+    """Return the choice that a text is, else the only one that it names, else its letter's."""
     said = _plain(text)
     longest_first = sorted(choices, key=len, reverse=True)  # "red wine" before "red"
     named = next((choice for choice in choices if _plain(choice) == said), None) or strict_label(text, longest_first)
@@ -170,7 +170,7 @@ def _plain(text: str) -> str:
 
 
 def parsed_json(text: str) -> Any:
-    """Return the object or list that a text is; None for any other text, and for NaN and Infinity."""
+    """Return the object or list that a text is; None for other texts, and for NaN and Infinity."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -179,7 +179,7 @@ def parsed_json(text: str) -> Any:
 
 
 def json_in(text: str) -> Any:
-    """Return the object or list that a text is, else the first one in it that is whole; None without one."""
+    """Return the object or list that a text is, else the first whole one in it, else None."""
     if (whole := parsed_json(text)) is not None:
         return whole
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
@@ -197,7 +197,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def same_json(one: Any, other: Any) -> bool:
-    """Return whether two JSON values are equal: 1 is 1.0 and not true; texts without spaces around them."""
+    """Return whether two JSON values are equal; 1 is 1.0 and not true, and texts are stripped."""
     if isinstance(one, str) and isinstance(other, str):
         return one.strip() == other.strip()
     if isinstance(one, dict) and isinstance(other, dict):

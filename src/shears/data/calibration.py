@@ -1,6 +1,6 @@
 """Calibration sequences: windows of a text or of packed rows, or token ids as they are.
 
-Every row gives at most one piece before any row gives more, so that one long document does not dominate.
+Every row gives at most one piece before any gives more, so that no long document dominates.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     columns: Mapping[str, str] = OWN_NAMES,
     trained: TemplateName | None = None,
 ) -> Calibration:
-    """Return `num_samples` sequences of `sequence_length` tokens, drawn by a generator with this seed.
+    """Return `num_samples` sequences of `sequence_length` tokens, drawn with this seed.
 
     A text with fewer gives all its sequences, with a warning. Instructions are rendered as
     `text_template` decides by the template of the model's training, `trained`.
@@ -66,7 +66,7 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     if not isinstance(content, str) and "input_ids" in content[0]:
         return _batched(source, token_rows(source, content), batch_size)
     if tokenizer is None:
-        raise InputError("calibration on text needs a tokenizer, this model has none; use rows of input_ids")
+        raise InputError("a text needs a tokenizer, this model has none; use rows of input_ids")
     if isinstance(content, str):
         tokens = prompt_ids([content], tokenizer)[0]
         places = range(len(tokens) // sequence_length)
@@ -82,7 +82,7 @@ def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     if len(chosen) < num_samples:
         what = f"{source} has only {len(chosen)} of the {num_samples} sequences of {sequence_length} tokens"
         logger.warning("%s; more text gives a better choice of weights", what)
-    sequences = [tokens[index * sequence_length : (index + 1) * sequence_length] for index in chosen]
+    sequences = [tokens[each * sequence_length : (each + 1) * sequence_length] for each in chosen]
     return _batched(source, sequences, batch_size)
 
 
@@ -114,7 +114,7 @@ def _read(source: str, columns: Mapping[str, str] = OWN_NAMES) -> str | list[Row
         return read_rows(source, columns)
     if columns:
         rule = "columns can be set for a file of rows only"
-        raise InputError(f"{rule}, got {', '.join(columns)} for the text file {source}; leave columns out")
+        raise InputError(f"{rule}, got {', '.join(columns)} for {source}; leave columns out")
     with reading(source):
         return expanded(source).read_text(encoding="utf-8-sig")
 
@@ -135,7 +135,7 @@ def token_rows(source: str, rows: Sequence[Row]) -> list[list[int]]:
 def _packed(
     rows: Iterator[list[int]], end: list[int], num_samples: int, sequence_length: int, generator: random.Random
 ) -> list[int]:
-    """Join random pieces of shuffled rows: at most one sequence of each, or as few more as needed."""
+    """Join random pieces of shuffled rows, each at most one sequence, or as few more as needed."""
     needed = num_samples * sequence_length
     used: list[list[int]] = []
     total = 0
@@ -160,7 +160,7 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def text_template(trained: TemplateName | None, tokenizer: PreTrainedTokenizerBase | None = None) -> TemplateName:
-    """Return the template of a text's instructions: that of the training, else as `evaluate` asks."""
+    """Return the template of a text's instructions: the training's, else as `evaluate` asks."""
     if trained is None:
         return CHAT if tokenizer is not None and tokenizer.chat_template is not None else DEFAULT_TEMPLATE
     return CHAT if trained == CHAT else DEFAULT_TEMPLATE
@@ -170,11 +170,11 @@ def _row_tokens(
     source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: TemplateName
 ) -> Iterator[list[int]]:
     for row in rows:
-        filled = {name: value for name, value in row.items() if value is not None}  # as tables fill it
+        filled = {name: value for name, value in row.items() if value is not None}  # gaps of tables
         try:
             if isinstance(filled.get("text"), str):
                 ids = encode([filled["text"]], tokenizer)[0]
-                yield ids + _end(tokenizer) if ids else []  # a third of the lines of WikiText are empty
+                yield ids + _end(tokenizer) if ids else []  # a third of WikiText's lines are empty
             elif row.get("text", "") is None and not EXAMPLE_COLUMNS & filled.keys():
                 yield []
             elif messages := filled.get("messages"):
@@ -187,7 +187,7 @@ def _row_tokens(
 
 def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if tokenizer.chat_template is None:
-        raise InputError("messages need a model with a chat template, this one has none; use the column text")
+        raise InputError("messages need a chat template, this model has none; use the column text")
     text = render_turns(turns_of(messages), tokenizer)
     ended = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
     return encode_rendered([text], tokenizer)[0] + ([] if ended else _end(tokenizer))
@@ -203,6 +203,6 @@ def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibr
     digest = hashlib.sha256()
     for ids in sequences:
         digest.update((" ".join(map(str, ids)) + "\n").encode())
-    num_tokens = sum(map(len, sequences))
-    logger.info("calibrating on %d sequences with %d tokens of %s", len(sequences), num_tokens, source)
+    total = sum(map(len, sequences))
+    logger.info("calibrating on %d sequences with %d tokens of %s", len(sequences), total, source)
     return Calibration(batches, digest.hexdigest())

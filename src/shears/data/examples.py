@@ -62,8 +62,8 @@ class Example:
 def to_example(row: Mapping[str, Any], template: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
     """Return a row as an example; ValueError with the reason for a row that is none.
 
-    Known are prompt/completion, instruction/input/output and messages, each with or without `answer`.
-    The first two may have `choices`; `answer` is then a choice's text, letter or index.
+    Known are prompt/completion, instruction/input/output and messages, each with or without
+    `answer`. The first two may have `choices`; `answer` is then a choice's text, letter or index.
     """
     form = form_of_row(row, template)
     example = partial(Example, row=row)
@@ -124,7 +124,7 @@ def load_examples(
     convert: Callable[[Row], Row] = dict,
     columns: Mapping[str, str] = OWN_NAMES,
 ) -> list[Example]:
-    """Return the first `limit` examples of a source after `convert`; InputError names a wrong row."""
+    """Return the first `limit` examples of a source after `convert`; InputError names a bad row."""
     rows = read_rows(source, columns)[:limit]
     return examples_of(rows, source, template, tokenizer, convert)
 
@@ -165,12 +165,12 @@ def prompt_of(example: Example) -> str:
 
 
 def completion_of(example: Example) -> str:
-    return without_marks(next(segment.text for segment in reversed(example.segments) if segment.trained))
+    return without_marks(next(part.text for part in reversed(example.segments) if part.trained))
 
 
 def prompts_of(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """Return the tokens of the examples' prompts: those that `tokenize` gives before the last trained segment."""
-    pieces = _pieces([(segments_before(example), example.is_chat) for example in examples], tokenizer)
+    """Return the prompts' tokens: those that `tokenize` gives before the last trained segment."""
+    pieces = _pieces([(segments_before(each), each.is_chat) for each in examples], tokenizer)
     start = start_of(tokenizer)
     rows = []
     for example, each in zip(examples, pieces, strict=True):
@@ -223,8 +223,8 @@ def tokenize_all(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBas
     unused = f"{long} longer than {max_length} tokens and {empty} without a completion"
     if not fitting:
         raise InputError(
-            f"at least one example must have a completion and at most {max_length} tokens, got {unused}; "
-            "check the columns or raise max_length"
+            f"at least one example must have a completion and at most {max_length} tokens, "
+            f"got {unused}; check the columns or raise max_length"
         )
     if empty or long:
         logger.warning("left out %d of %d examples: %s", empty + long, len(examples), unused)

@@ -1,4 +1,4 @@
-"""How the rows of a training asked: kept in its record, so that a user's text is asked in the same way."""
+"""How a training's rows asked: kept in its record, so that a user's text is asked the same way."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,16 +33,16 @@ class TrainedForm:
         return names.get(self.rows, f"instructions in the template {self.template}")
 
     def ask(self, model: str) -> str:
-        """Return the words of the command that asks a model, with or without options, in this form."""
+        """Return the words of the command that asks a model, with options or not, in this form."""
         return f"chat {model}" if self.rows == "chat" else f'generate {model} --prompt "..."'
 
     def as_record(self) -> dict[str, Any]:
-        """Return the keys of a training's record: the template, and the form without what is empty."""
+        """Return the keys of a training's record: the template, and the form without empty keys."""
         form = {key: value for key, value in asdict(self).items() if value and key != "template"}
         return {"template": self.template, FORM: form}
 
 
-UNKNOWN = TrainedForm("prompt", "question")  # for the words about a model that was not trained on rows
+UNKNOWN = TrainedForm("prompt", "question")  # for words about a model that was not trained on rows
 
 
 def form_of_record(record: Mapping[str, Any]) -> TrainedForm | None:
@@ -59,7 +59,7 @@ def _record_of(folder: str | Path | None) -> Mapping[str, Any]:
 
 
 def trained_form(*folders: str | Path | None) -> TrainedForm | None:
-    """Return the form in the first record that names one: an adapter's, then its model's; or None."""
+    """Return the first form that a record names: the adapter's, else its model's; or None."""
     for folder in folders:
         with reading(f"the record of {folder}"):
             if form := form_of_record(_record_of(folder)):
@@ -105,7 +105,7 @@ def _common_ending(texts: Sequence[str]) -> str:
 
 
 def prompt_in(form: TrainedForm, text: str) -> str:
-    """Return a text as the rows of a training asked, which were no chats; one in their template stays."""
+    """Return a text as a training's rows (no chats) asked; one in their template stays."""
     if form.rows == "prompt":
         return _ended(form, text)
     last_line = TEMPLATES[form.template]("", "").rstrip().rpartition("\n")[2]
@@ -117,7 +117,7 @@ def prompt_in(form: TrainedForm, text: str) -> str:
 
 
 def turns_in(form: TrainedForm, turns: Turns) -> list[dict[str, Any]]:
-    """Return a conversation as the chats of a training were: with their system message, and all users' turns alike."""
+    """Return turns with the system message, instruction and ending of a training's chats."""
     found = [dict(turn) for turn in turns]
     for turn in found:
         content = turn.get("content")

@@ -1,7 +1,7 @@
 """Rows of data as dictionaries: from a file, a data set of the hub or the embedded data.
 
-Text formats are read by the standard library: `datasets` gives a column one type, so it refuses or rewrites answers
-that are `2.0` here and `"48"` there, and turns the word `true` of a CSV file into a boolean.
+The standard library reads text formats: `datasets` gives a column one type, so it refuses or
+rewrites answers that are `2.0` here and `"48"` there, and makes `true` in a CSV file a boolean.
 """
 
 import csv
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 OWN_NAMES: Mapping[str, str] = MappingProxyType({})  # the columns have the names of a form
 ARITHMETIC = "arithmetic"
 EMBEDDED = Path(__file__).with_name("arithmetic.tsv")  # word problems, no question in two splits
-EMPTY_CELL: Mapping[str, None] = MappingProxyType({})  # for NaN, which JSON lacks and Python's writer uses for it
+EMPTY_CELL: Mapping[str, None] = MappingProxyType({})  # for NaN, which JSON lacks but Python writes
 TRAIN = "train"  # the split of a source that names none
 
 
@@ -59,7 +59,7 @@ def _tell(number: int, source: str) -> None:
 
 
 def arithmetic_rows(split: str) -> list[Row]:
-    """Return the rows (prompt, completion, answer) of the embedded problems: train, validation or test."""
+    """Return prompt, completion and answer of the embedded train, validation or test problems."""
     with EMBEDDED.open(encoding="utf-8", newline="") as file:
         problems = [each for each in csv.DictReader(file, delimiter="\t") if each["split"] == split]
     if not problems:
@@ -121,7 +121,7 @@ def _read_hub(source: str) -> list[Row]:
 
 
 def renamed(rows: list[Row], columns: Mapping[str, str], source: str) -> list[Row]:
-    """Return the rows with each value of `columns` under its key; None in a row that lacks the column.
+    """Return the rows with each value of `columns` under its key, None if a row lacks it.
 
     Columns of the other forms are left out. Those of user, assistant and system become the turns of
     `messages`; a value that is no text is written as JSON. InputError for a column that no row has.
@@ -163,7 +163,7 @@ def source_fingerprint(source: str) -> str | None:
 
 
 def located(source: str, sha256: str | None, folder: Path) -> str:
-    """Return the place of a record's data: as recorded, or the same bytes beside or above a folder."""
+    """Return where a record's data is: as recorded, or the same bytes beside or above a folder."""
     if sha256 is None or source_fingerprint(source) == sha256:
         return source
     above = folder.resolve().parents
@@ -172,7 +172,7 @@ def located(source: str, sha256: str | None, folder: Path) -> str:
 
 
 def refuse_same(one: str, other: str, rule: str) -> None:
-    """Raise InputError, with the `rule`, for two sources of the same rows: one source, file or content."""
+    """Raise InputError with `rule` if two sources have the same rows: one name, file or content."""
     names = [source if ":" in source else f"{source}:{TRAIN}" for source in (one, other)]
     hashes = [source_fingerprint(source) for source in (one, other)]
     same_file = os.path.realpath(expanded(one)) == os.path.realpath(expanded(other))

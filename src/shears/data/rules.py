@@ -22,9 +22,9 @@ COMPLETIONS = ("completion", "output")  # the columns of answers, where no colum
 class AnswerRule:
     """A row's right answer, and how the answer of a text is read and compared with it.
 
-    number: the last number of the text, within 0.001. equation: the value of its first line. choice: the
-    only choice that the text is or names, or its letter. json: the object or list in the text, equal by
-    value. exact: the whole text without the spaces around it.
+    number: the last number of the text, within 0.001. equation: the value of its first line.
+    choice: the only choice that the text is or names, or its letter. json: the object or list in
+    the text, equal by value. exact: the whole text without the spaces around it.
     """
 
     form: RuleForm
@@ -49,7 +49,7 @@ class AnswerRule:
 
 
 def rule_of(row: Mapping[str, Any], form: RuleForm | None = None) -> AnswerRule:
-    """Return the rule of a row, by `form` if given; ValueError for a row whose answer it cannot read.
+    """Return a row's rule, by `form` if given; ValueError if it cannot read the row's answer.
 
     Without a form, it follows from the answer: a choice if the row has choices, a number if the
     answer is one (or ends in "#### 72", as in GSM8K), JSON if it is an object or a list, else exact
@@ -67,7 +67,7 @@ def rule_of(row: Mapping[str, Any], form: RuleForm | None = None) -> AnswerRule:
 
 
 def rule_of_text(reference: str, form: RuleForm | None = None) -> AnswerRule:
-    """Return the rule for the text of a right answer, as `rule_of` does for a row without choices."""
+    """Return the rule for a right answer's text, as `rule_of` does for a row without choices."""
     text = reference.strip()
     if form is None:
         form = "number" if reading.stated_number(text) is not None else "exact"
@@ -91,7 +91,7 @@ def task_of_rules(pairs: Iterable[tuple[Mapping[str, Any], AnswerRule]]) -> str:
     """
     forms = set()
     for row, rule in pairs:
-        text = next((as_text(row[column]) for column in COMPLETIONS if row.get(column) is not None), "")
+        text = next((as_text(row[name]) for name in COMPLETIONS if row.get(name) is not None), "")
         is_equation = "=" in text and reading.numbers_equal(reading.evaluate_equation(text), rule.answer)
         forms.add("equation" if rule.form == "number" and is_equation else rule.form)
     if forms == {"number", "equation"}:
@@ -101,18 +101,18 @@ def task_of_rules(pairs: Iterable[tuple[Mapping[str, Any], AnswerRule]]) -> str:
 
 
 def reference_of(row: Mapping[str, Any]) -> str:
-    """Return the answer, completion, output or last assistant turn as text; InputError without one."""
+    """Return the answer, completion, output or last assistant turn as text; InputError if none."""
     if row.get("answer") is not None:
         text = as_text(row["answer"])
     elif messages := row.get("messages"):
         turns = [turn.get("content") for turn in messages if turn.get("role") == "assistant"]
         text = as_text(turns[-1] or "") if turns else ""
     else:
-        text = next((as_text(row[column]) for column in COMPLETIONS if row.get(column) is not None), "")
+        text = next((as_text(row[name]) for name in COMPLETIONS if row.get(name) is not None), "")
     if not text.strip():
-        rule = "a row must have an answer (column answer, completion or output, or a last turn of the assistant)"
+        rule = "a row must have an answer (column answer, completion, output, or an assistant turn)"
         came = f"got none in {', '.join(map(str, row))}"
-        raise InputError(f"{rule}, {came}; name your columns, as in --columns user=ticket,assistant=json")
+        raise InputError(f"{rule}, {came}; name yours, as in --columns user=ticket,assistant=json")
     return text
 
 
@@ -163,5 +163,5 @@ def written(what: str, value: object) -> str:
 
 
 def as_text(value: object) -> str:
-    """Return a text as it is, a number as Python writes it, and true, false, objects and lists as JSON does."""
+    """Return booleans, objects and lists as JSON writes them, other values as Python does."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | dict | list) else str(value)

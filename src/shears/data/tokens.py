@@ -28,7 +28,7 @@ def encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[l
 
 
 def encode_rendered(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """Return the tokens of texts that a chat template rendered: its control tokens count, marked ones do not."""
+    """Return the tokens of texts that a chat template rendered; marked control tokens are text."""
     if not any(LITERAL_START in text for text in texts):
         return _encode(texts, tokenizer, as_text=False)
     ids = []
@@ -45,7 +45,7 @@ def _encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, as_te
     if not texts:
         return []
     if any(map(SURROGATE.search, texts)):
-        raise InputError("a text must be Unicode, got half of a surrogate pair; check how it was encoded")
+        raise InputError("a text must be Unicode, got half of a surrogate pair; check its encoding")
     # verbose=False: no warning of long texts, which are cut into windows later
     made = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=as_text, verbose=False)
     return list(made["input_ids"])
@@ -56,7 +56,7 @@ def without_marks(text: str) -> str:
 
 
 def literal(value: Any, tokenizer: "PreTrainedTokenizerBase") -> Any:
-    """Return a text, or all texts in lists and mappings, with the names of control tokens marked."""
+    """Return a text, or all texts in lists and mappings, with control tokens' names marked."""
     pattern = _control_pattern(tokenizer, len(tokenizer), tuple(tokenizer.all_special_tokens))
 
     def marked(part: Any) -> Any:
@@ -86,7 +86,7 @@ def control_names(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
 
 
 def prompt_ids(prompts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """Return the tokens of prompts that people wrote, behind the start of sequence where the tokenizer adds one."""
+    """Return the tokens of people's prompts, after the start of sequence if a tokenizer adds it."""
     start = start_of(tokenizer)
     return [with_start(ids, start) for ids in encode(prompts, tokenizer)]
 
@@ -98,7 +98,7 @@ def start_of(tokenizer: "PreTrainedTokenizerBase") -> int | None:
 
 
 def with_start(ids: list[int], start: int | None) -> list[int]:
-    """Return the tokens of a text behind the start of sequence, if there is one and the text lacks it."""
+    """Return a text's tokens behind the start of sequence if there is one and the text lacks it."""
     return ids if start is None or ids[:1] == [start] else [start, *ids]
 
 
@@ -107,7 +107,7 @@ Turns = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of text, and whether its tokens carry the loss; names of control tokens in a turn are marked."""
+    """A text, and whether its tokens carry the loss; control tokens' names in turns are marked."""
 
     text: str
     trained: bool
@@ -179,7 +179,7 @@ def _rest(whole: str, start: str) -> str:
 
 
 def _split_after(text: str, mark: str) -> tuple[str, str]:
-    """Split a text behind its last end mark that the template wrote; without one, all of it is the answer."""
+    """Split a text behind the last end mark that the template wrote, or at its end without one."""
     ends = [match.end() for match in re.finditer(f"{re.escape(mark)}(?!{LITERAL_END})", text)] if mark else []
     end = ends[-1] if ends else len(text)
     return text[:end], text[end:]

@@ -1,6 +1,6 @@
 """Comparison of arms on the same examples: accuracies, paired differences, notes.
 
-An arm has a name and measurements: what one evaluation gave on one task, a measurement for each seed.
+An arm has a name and, for each seed, a measurement: what one evaluation gave on one task.
 """
 
 import logging
@@ -53,26 +53,26 @@ Arms = dict[str, list[Measurement]]
 def read_arms(runs: Sequence[str]) -> Arms:
     """Return the arms that arguments such as `runs/a` and `NLS=seed0.json,seed1.json` name.
 
-    Sources behind one name are seeds of one arm; a source without a name is called by its path. A run
+    Sources of one name are seeds of one arm; a source without a name is called by its path. A run
     folder gives an arm for each of its models, named by them if it is the only source.
     """
     arms: Arms = defaultdict(list)
     for text in runs:
         name, paths = _split_name(text)
         for path in paths:
-            for model, measurement in _measurements(_figures_file(path)):
+            for model, own in _measurements(_figures_file(path)):
                 label = name or path
                 arm = label if not model else model if len(runs) == 1 and not name else f"{label}: {model}"
-                if any((each.source, each.task) == (measurement.source, measurement.task) for each in arms[arm]):
-                    raise InputError(f"every file of an arm must be given once, {arm} has {path} twice")
-                arms[arm].append(measurement)
+                if any((each.source, each.task) == (own.source, own.task) for each in arms[arm]):
+                    raise InputError(f"a file of an arm must be given once, {arm} has {path} twice")
+                arms[arm].append(own)
     return dict(arms)
 
 
 def files_of(runs: Sequence[str], arms: Arms) -> set[Path]:
     """Return every file that the arguments name or the arms were read from, links resolved."""
     named = [_figures_file(path) for text in runs for path in _split_name(text)[1]]
-    read = [Path(measurement.source) for measurements in arms.values() for measurement in measurements]
+    read = [Path(each.source) for measurements in arms.values() for each in measurements]
     return {path.resolve() for path in [*named, *read]}
 
 
@@ -103,26 +103,26 @@ def _measurements(file: Path) -> Iterator[tuple[str, Measurement]]:
 def compare_arms(arms: Arms, against: str | None = None) -> dict[str, Any]:
     """Return the comparison of arms with `against`, by default the first, as plain data.
 
-    `p` is McNemar's mid-p if both arms have one run, else that of the interval's variance; `p_holm` is
-    corrected for the number of differences. Arms of several tasks have a comparison in `tasks` for
-    each common task. InputError if the arms have different examples.
+    `p` is McNemar's mid-p if both arms have one run, else that of the interval's variance; `p_holm`
+    is corrected for the number of differences. Arms of several tasks have a comparison in `tasks`
+    for each common task. InputError if the arms have different examples.
     """
     if len(arms) < 2:
         raise InputError(f"a comparison needs at least two arms, got {', '.join(arms) or 'none'}; name another run")
     base = against or next(iter(arms))
     if base not in arms:
         raise InputError(f"against must be one of the arms ({', '.join(arms)}), got {base!r}")
-    tasks = {name: dict.fromkeys(each.task for each in measurements) for name, measurements in arms.items()}
+    tasks = {name: dict.fromkeys(each.task for each in runs) for name, runs in arms.items()}
     shared = [task for task in tasks[base] if all(task in names for names in tasks.values())]
     if not shared:
-        raise InputError(f"arms must have a task in common, got {tasks}; evaluate them on the same tasks")
+        raise InputError(f"arms must have a task in common, got {tasks}; evaluate the same tasks")
     if left_out := sorted({task for names in tasks.values() for task in names} - set(shared)):
         logger.warning("tasks that some arms lack are left out: %s", ", ".join(left_out))
     comparisons = []
     for task in shared:
-        part = {name: [each for each in measurements if each.task == task] for name, measurements in arms.items()}
+        part = {name: [each for each in runs if each.task == task] for name, runs in arms.items()}
         comparisons.append({**({"task": task} if task else {}), **_comparison(part, base)})
-    differences = [difference for comparison in comparisons for difference in comparison["differences"]]
+    differences = [each for comparison in comparisons for each in comparison["differences"]]
     for difference, p in zip(differences, statistics.holm([each["p"] for each in differences]), strict=True):
         difference["p_holm"] = p
     return comparisons[0] if len(comparisons) == 1 else {"against": base, "tasks": comparisons}
@@ -173,11 +173,11 @@ def _arm(name: str, runs: Sequence[Bits], measurements: Sequence[Measurement]) -
 
 def _difference(name: str, runs: Sequence[Bits], base: str, others: Sequence[Bits]) -> dict[str, Any]:
     value, low, high = statistics.paired_difference(runs, others)
-    difference: dict[str, Any] = {"name": name, "against": base, "value": value, "ci95": [low, high]}
+    gap: dict[str, Any] = {"name": name, "against": base, "value": value, "ci95": [low, high]}
     if len(runs) > 1 or len(others) > 1:
-        return {**difference, "test": "normal, over examples and seeds", "p": statistics.difference_p(runs, others)}
+        return {**gap, "test": "normal, over examples and seeds", "p": statistics.difference_p(runs, others)}
     test = statistics.mcnemar(runs[0], others[0])
-    return {**difference, "test": "McNemar, mid-p", "won": test.won, "lost": test.lost, "p": test.p_mid}
+    return {**gap, "test": "McNemar, mid-p", "won": test.won, "lost": test.lost, "p": test.p_mid}
 
 
 def lead(

@@ -1,4 +1,4 @@
-"""Answers to prompts of tokens: by the native decoder, greedily, or by transformers, greedily or by beam search.
+"""Answers to prompts: greedily by the native decoder, greedily or with beams by transformers.
 
 B prompts, T tokens, V words of the vocabulary (or logits).
 """
@@ -61,7 +61,7 @@ class Decoder:
         line_ends = tokens_with(self.until, self.tokenizer)
         if self.backend is not None:
             return self._natively(self.backend, prompts, line_ends)
-        if (device := device_of(self.model)).type == "cuda":  # keys and values take half of the free memory at most
+        if (device := device_of(self.model)).type == "cuda":  # the cache gets half of free memory
             tokens = self.num_beams * (max(map(len, prompts)) + self.max_new_tokens)
             room = torch.cuda.mem_get_info(device)[0] // 2
             batch_size = max(min(batch_size, room // max(tokens * cache_bytes(self.model), 1)), 1)
@@ -85,7 +85,7 @@ class Decoder:
         ends = end_tokens(self.tokenizer, getattr(self.model, "generation_config", None))
         options = SamplingConfig(max_new_tokens=self.max_new_tokens)
         settings = TextSettings(decoding_by(self.tokenizer), ends, backend.max_length, line_ends)
-        longest_first = [number for (number,) in length_buckets([len(prompt) for prompt in prompts], 1)]
+        longest_first = [number for (number,) in length_buckets(list(map(len, prompts)), 1)]
         missing = [
             Continuation(prompts[number], options, settings, number=number)
             for number in longest_first
@@ -102,7 +102,7 @@ class Decoder:
         return [answers[number] for number in range(len(prompts))]
 
     def _texts(self, prompts: Sequence[list[int]], line_ends: frozenset[int]) -> list[WrittenText]:
-        batch = pad([Tokenized(ids, ids) for ids in prompts], padding(self.tokenizer))  # on the left
+        batch = pad([Tokenized(ids, ids) for ids in prompts], padding(self.tokenizer))  # left side
         ends = end_tokens(self.tokenizer, getattr(self.model, "generation_config", None))
         tokens = self.continued(batch).tolist()
         found = [_until_end(row, ends, line_ends) for row in tokens]
@@ -133,7 +133,7 @@ class Decoder:
             eos_token_id=sorted(end_tokens(self.tokenizer, model.generation_config)) or None,
             pad_token_id=padding(self.tokenizer),
         )
-        with option("generation by transformers"):  # beams of a state that cannot be reordered, too many positions
+        with option("generation by transformers"):  # beams may be unsupported, a prompt too long
             tokens: Tensor = model.generate(
                 input_ids=batch["input_ids"].to(device_of(model)),
                 attention_mask=batch["attention_mask"].to(device_of(model)),
@@ -144,7 +144,7 @@ class Decoder:
 
 
 def _until_end(tokens: list[int], ends: Collection[int], line_ends: Collection[int]) -> tuple[list[int], bool]:
-    """Return a text's tokens up to its end, and whether it ends; in a batch, padding or text may follow the end."""
+    """Return a text's tokens up to its end, and whether it ends; padding or text may follow."""
     has_text = False
     for place, token in enumerate(tokens, start=1):
         if token in ends or (has_text and token in line_ends):

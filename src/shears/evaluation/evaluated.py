@@ -1,4 +1,4 @@
-"""The outcome of an evaluation: a figure, a record of each example, the journal, questions seen in training."""
+"""The outcome of an evaluation: figure, records, journal, and questions seen in training."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def record(index: int, example: Example, prediction: object, answer: object) -> 
 
 
 def accuracy_of(task: str, records: Sequence[Record]) -> Evaluation:
-    """Return the share of right answers; each `correct_NAME` and the number of cut answers are details."""
+    """Return the share of right answers; details: each `correct_NAME`, the number of cut ones."""
     n = len(records)
     details: dict[str, float] = {}
     for key in records[0]:
@@ -111,12 +111,12 @@ class TextJournal:
 def mark_seen(evaluation: Evaluation, *artifacts: Path) -> Evaluation:
     """Return the evaluation with the questions marked that the artifacts were trained on."""
     files = [file for file in map(find_record, artifacts) if file is not None]
-    seen = {question for file in files for question in trained_questions(record_in(file), file.parent)}
+    seen = {each for file in files for each in trained_questions(record_in(file), file.parent)}
     flags = [record.get("id") in seen for record in evaluation.records]
     if not any(flags):
         return evaluation
     records = [{**record, CONTAMINATION: flag} for record, flag in zip(evaluation.records, flags, strict=True)]
-    unseen = [record["correct"] for record in records if "correct" in record and not record[CONTAMINATION]]
+    unseen = [each["correct"] for each in records if "correct" in each and not each[CONTAMINATION]]
     others = {"accuracy_unseen": sum(unseen) / len(unseen)} if unseen else {}
     logger.warning("%d of %d test questions also occur in the training data", sum(flags), len(flags))
     details = {**evaluation.details, CONTAMINATION: float(sum(flags)), **others}
@@ -134,7 +134,7 @@ def trained_questions(record: Mapping[str, Any], folder: Path) -> set[str]:
                 raise InputError("it has changed since the training (another sha256)")
             rows = read_rows(data.removeprefix(ANSWERED), source.get("columns") or OWN_NAMES)
         except InputError as error:
-            logger.warning("cannot look for test questions in the training data %s: %s", data, error)
+            logger.warning("cannot look for test questions in training data %s: %s", data, error)
             continue
         found |= question_ids(rows)
     return found

@@ -24,7 +24,7 @@ Figure = dict[str, Any]
 
 def check_installed() -> None:
     if find_spec("lm_eval") is None:
-        raise InputError(f"harness needs lm-eval, which is not installed; {install_hint('harness')}")
+        raise InputError(f"harness needs lm-eval, which is missing; {install_hint('harness')}")
 
 
 def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
@@ -49,7 +49,7 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
     figures = [figure for task in results["samples"] for figure in task_figures(task, results)]
     firsts = list({figure["task"]: figure for figure in reversed(figures)}.values())
     if not firsts:
-        raise InputError("lm-eval must return at least one finite metric, got none; the model may be damaged")
+        raise InputError("lm-eval must return a finite metric, got none; the model may be damaged")
     value = sum(figure["value"] for figure in firsts) / len(firsts)
     half = Z95 * math.sqrt(sum((figure["stderr"] or 0.0) ** 2 for figure in firsts)) / len(firsts)
     ci95 = (value - half, value + half) if len(firsts) > 1 else tuple(firsts[0]["ci95"])

@@ -34,7 +34,7 @@ Pair = tuple[list[int], list[int]]
 def scored_choices(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
 ) -> list[tuple[list[float], list[float]]]:
-    """Return log-likelihoods of each example's choices: sums and means over tokens; the end is not scored."""
+    """Return the summed and mean log-likelihoods of each example's choices, without the end."""
     prompts = prompts_of(examples, tokenizer)
     texts = iter(encode([choice for example in examples for choice in example.choices], tokenizer))
     choices = [[next(texts) for _ in example.choices] for example in examples]
@@ -61,8 +61,8 @@ def scored_choices(
 def log_likelihoods(model: nn.Module, pairs: Sequence[Pair], pad_id: int, batch_size: int) -> Float[Tensor, " N"]:
     """Return log p(continuation | prompt) of each pair in nats.
 
-    Pairs that differ in their last token alone share a row. Padding stands behind the rows, where no
-    token of theirs sees it.
+    Pairs that differ only in their last token share a row. Padding follows the rows, where none of
+    their tokens sees it.
     """
     rows: dict[tuple[int, ...], list[int]] = {}  # the pairs that a row of inputs predicts
     for number, (prompt, continuation) in enumerate(pairs):
@@ -100,7 +100,7 @@ def warn_beyond(model: nn.Module, lengths: Sequence[int]) -> None:
 def completion_nats(
     model: nn.Module, rows: Sequence[Tokenized], pad_id: int, batch_size: int
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Return each row's negative log-likelihood in nats, summed over its labelled tokens, and their number."""
+    """Return the negative log-likelihood of each row's labelled tokens in nats and their number."""
     counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
     total = torch.zeros(len(rows), dtype=torch.float64)
     for numbers in length_buckets([len(row.input_ids) for row in rows], batch_size):
@@ -131,8 +131,8 @@ def perplexity(model: nn.Module, tokens: Sequence[int], sequence_length: int, li
     half = Z95 * (float(values.std()) / math.sqrt(len(values))) if len(values) > 1 else 0.0
     if not mean + half <= MAX_LOSS:  # nan too
         raise InputError(
-            f"the model's loss must be finite and at most {MAX_LOSS:.0f} nats for a perplexity, got {mean:.5g} +- "
-            f"{half:.5g}; the model may be damaged, or need --precision fp32"
+            f"the model's loss must be finite and at most {MAX_LOSS:.0f} nats for a perplexity, "
+            f"got {mean:.5g} +- {half:.5g}; the model may be damaged, or need --precision fp32"
         )
     value, low, high = (math.exp(nats) for nats in (mean, mean - half, mean + half))
     sums = enumerate(losses.sum(dim=1).tolist())

@@ -48,7 +48,7 @@ def evaluate(
     ref = resolve_with(model, adapter, given.weights)
     settings = with_template(given, ref, adapter)
     subject = open_model(ref, adapter, settings)
-    for parameter in subject.model.parameters():  # PEFT freezes them, and autocast keeps its casts of others alone
+    for parameter in subject.model.parameters():  # autocast caches no casts of what PEFT froze
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
     if path is None:
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def _check_output(output: Path, config: EvaluateConfig) -> None:
-    if output.is_dir() or (output.exists() and not output.is_file()):  # a rename would replace /dev/null
+    if output.is_dir() or (output.exists() and not output.is_file()):  # else /dev/null is replaced
         raise InputError(f"the output must be a regular file, got {output}; name a file such as metrics.json")
     if os.path.realpath(output) == os.path.realpath(expanded(config.data)):
         raise InputError(f"the output must be another file than the data, got {output} for both")
@@ -101,7 +101,7 @@ def _parts(model: ModelRef, adapter: str | Path | None) -> list[Path]:
 def open_model(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -> Subject:
     """Load what is measured; InputError for an adapter that does not fit."""
     wanted = wanted_for(settings, settings.beams)
-    as_packed = (settings.precision, settings.dtype) == ("auto", "auto")  # else its unpacked model is measured
+    as_packed = (settings.precision, settings.dtype) == ("auto", "auto")  # else it is unpacked
     if settings.generates and ref.is_package and as_packed:
         if (device := pick_device(settings.device)).type != "cpu" and not wanted.obstacle:
             wanted = replace(

@@ -53,7 +53,7 @@ def example_means(runs: Sequence[Bits]) -> list[float]:
 
 
 def seeds_variance(runs: Sequence[Bits]) -> float:
-    """Return the variance that the choice of seeds adds to the mean of S runs on n examples; 0 for one run.
+    """Return the variance that seeds add to the mean of S runs on n examples; 0 for one run.
 
     It is (M - E / n) / S, at least 0. M is the variance of the runs' accuracies (S - 1), and E the
     mean square of what neither a run nor an example explains, (S - 1) (n - 1): the moments of a
@@ -71,7 +71,7 @@ def seeds_variance(runs: Sequence[Bits]) -> float:
 
 
 def pooled_accuracy(runs: Sequence[Bits]) -> Interval:
-    """Return the share of right answers over all seeds, with a 95 % interval over examples and seeds.
+    """Return the share of right answers of all seeds and its 95 % interval over examples and seeds.
 
     The interval is Wilson's for the effective number of examples, p (1 - p) over the variance of
     the mean, at most all answers.
@@ -103,7 +103,7 @@ def mcnemar(ones: Bits, others: Bits) -> McNemar:
     lost = pairs.count((False, True))
     least = min(won, lost)
     k = won + lost
-    ways = total = 1  # binomial coefficients as integers, each from the one before: exact and fast for any k
+    ways = total = 1  # binomial coefficients, integers, each from the one before: exact and fast
     for x in range(least):
         ways = ways * (k - x) // (x + 1)
         total += ways
@@ -131,7 +131,7 @@ def paired_difference(ones: Sequence[Bits], others: Sequence[Bits]) -> Interval:
 
 
 def difference_p(ones: Sequence[Bits], others: Sequence[Bits]) -> float:
-    """Return the two-sided p of a difference of two arms: 0.05 where `paired_difference`'s interval ends at 0."""
+    """Return the two-sided p of two arms: 0.05 where `paired_difference`'s interval ends at 0."""
     gaps = example_gaps(ones, others)
     if not gaps:
         return 1.0

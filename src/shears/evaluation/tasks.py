@@ -33,7 +33,7 @@ from shears.runtime.backend import Backend
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model; `backend` generates answers in place of transformers, and `journal` keeps them."""
+    """A loaded model; `backend` generates answers instead of transformers, `journal` keeps them."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
@@ -112,7 +112,7 @@ def _paper(subject: Subject, examples: Sequence[Example], config: EvaluateConfig
     records = []
     for index, (example, text, answer) in enumerate(zip(examples, texts, answers, strict=True)):
         official, strict = read_answers(form, response_of(text.text), LABELS[config.task])
-        if form == "letter" and config.template == CHAT:  # the official rule takes the first capital of a reasoning
+        if form == "letter" and config.template == CHAT:  # the official one takes the first capital
             official = strict
         row = {**record(index, example, official, answer), "correct": is_right(official, answer)}
         if form != "number":  # the rules read numbers alike

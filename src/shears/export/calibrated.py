@@ -50,7 +50,7 @@ def round_calibrated(
     packing: Packing,
     folder: Path,
 ) -> dict[str, Any]:
-    """Put the rounded linears of a model with an adapter's `updates` into a package; return figures."""
+    """Pack the rounded linears of a model with an adapter's `updates`; return figures."""
     text = str(settings.calibration)
     if is_written(text) and updates:
         rule = "calibration must be a text or rows for a model with an adapter"
@@ -117,7 +117,7 @@ class _Rounding:
         return {"method": "masked GPTQ and coordinate descent", "to_nearest": to_nearest}
 
     def round_block(self, block: BlockRun, exact: Activations, folder: Path) -> None:
-        """Round a block; its outputs for the `exact` hidden states, before it is rounded, replace these."""
+        """Round a block; its outputs before rounding replace the `exact` hidden states."""
         named = {each: self._linear_of(each) for each in block_matrices(block.name, block.block)}
         linears = {matrix: linear for matrix, linear in named.items() if linear is not None}
         groups = block.groups(list(linears)) if linears else []
@@ -132,7 +132,7 @@ class _Rounding:
                     self._done.add(linears[matrix])
 
     def _linear_of(self, matrix: Matrix) -> str | None:
-        """Return the packed linear that a weight is in the files; None for one that is only a part, such as experts."""
+        """Return the packed linear that a weight is in the files; None for a part (experts)."""
         names = self._source.disk_names(matrix.parameter)
         linear = names[0].removesuffix(".weight") if len(names) == 1 and matrix.index is None else None
         if linear not in self._packing.packed:
@@ -156,7 +156,7 @@ class _Rounding:
 def _exact_inputs(
     block: BlockRun, exact: Activations, linears: Sequence[Matrix], inputs: Activations
 ) -> dict[Matrix, list[int]]:
-    """Run the block on the exact hidden states, which its outputs replace, and keep the inputs of its linears.
+    """Run the block on the exact hidden states, which its outputs replace; keep linears' inputs.
 
     Return their places in `inputs`, batch by batch. A linear has none unless every batch multiplies
     it once, with all tokens: experts get other tokens in the rounded model.
@@ -178,7 +178,7 @@ def _exact_inputs(
 def _measured(
     block: BlockRun, group: Sequence[Matrix], exact: tuple[Activations, Sequence[int]]
 ) -> tuple[InputMoments, Float[Tensor, "I I"] | None]:
-    """Return the moments of a group's inputs X and X^T (X' - X), X' in the model that is not rounded.
+    """Return the moments of a group's inputs X, and X^T (X' - X), X' in the unrounded model.
 
     The second is None where the first of the group has no places in the `exact` inputs.
     """

@@ -52,7 +52,7 @@ LAYOUTS: Mapping[str, gguf.MODEL_ARCH] = {
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
 }
-"""llama.cpp's architectures by transformers' names; it turns rows 2 i and 2 i + 1 of LLAMA's queries and keys."""
+"""llama.cpp's architectures by model_type; LLAMA turns rows 2 i and 2 i + 1 of queries and keys."""
 HEAD = "lm_head.weight"
 EMBEDDINGS = "model.embed_tokens.weight"
 LARGEST_F16 = 65504.0
@@ -86,8 +86,8 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
         config = read_config(ref.folder)
         if config.model_type not in LAYOUTS:
             raise InputError(
-                f"format gguf supports {', '.join(LAYOUTS)}, got {config.model_type}; use format merged and then "
-                "llama.cpp's own converter"
+                f"format gguf supports {', '.join(LAYOUTS)}, got {config.model_type}; "
+                "use format merged and then llama.cpp's own converter"
             )
         plan = plan_of(config)
         tokenizer = load_tokenizer(ref)
@@ -102,7 +102,7 @@ def write_gguf(source: str, work: Path, model: str | None, settings: ExportConfi
             _write_tensors(writer, TensorFiles(ref.folder), config, plan, settings, grids)
         tokens = end_tokens(tokenizer, generation_settings(ref.folder))
         ends = [str(tokenizer.decode([token])) for token in sorted(tokens)]
-    artifacts.write_text(work / "Modelfile", modelfile(artifacts.GGUF_FILE, ends, form_of_record(record)))
+    artifacts.write_text(work / "Modelfile", modelfile(path.name, ends, form_of_record(record)))
     return {
         **{key: value for key, value in record.items() if key != "fingerprint"},
         "config": recorded_settings(settings),
@@ -121,7 +121,7 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
             yield ModelRef(Path(merged), source), record
         return
     if (folder / ADAPTER_CONFIG).is_file() or model is not None:
-        raise InputError(f"format gguf takes a model or an adapter that shears trained, got {source}; merge it first")
+        raise InputError(f"format gguf takes a model or shears' adapter, got {source}; merge it")
     refuse_ranks(settings)
     ref = resolve(source)
     ref.refuse_package("write as GGUF")
@@ -145,7 +145,7 @@ def _add_settings(writer: gguf.GGUFWriter, config: Any, plan: DecoderPlan) -> No
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     known = {"default", "linear", "yarn", *(["llama3"] if LAYOUTS[config.model_type] is gguf.MODEL_ARCH.LLAMA else [])}
     if rope["rope_type"] not in known:
-        raise InputError(f"llama.cpp does not support rotary positions {rope['rope_type']} for {config.model_type}")
+        raise InputError(f"llama.cpp lacks {rope['rope_type']} positions for {config.model_type}")
     if rope["rope_type"] in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
         writer.add_rope_scaling_factor(float(rope["factor"]))
@@ -219,7 +219,7 @@ def _write_tensors(
 def q4_0_bytes(weight: Tensor, grid: Grid) -> Tensor:
     """Return a weight (O I) on its grid as Q4_0, 18 bytes a block of 32 inputs.
 
-    A block is its scale in fp16, then 16 bytes: byte j holds the codes of inputs j and, above it, j + 16.
+    A block is an fp16 scale, then 16 bytes: byte j holds the codes of inputs j and, above, j + 16.
     """
     if not bool((grid.zeros == Q4_0_ZERO).all()):
         raise InputError("zero points of Q4_0 must be 8, the adapter has others; train it again")
@@ -236,7 +236,7 @@ def _gguf_names(files: TensorFiles, layout: gguf.MODEL_ARCH, num_layers: int) ->
         if name.endswith(".inv_freq") or is_twin:
             continue
         if (found := known.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
-            raise InputError(f"llama.cpp must know every weight, it has no name for {name}; use format merged")
+            raise InputError(f"llama.cpp has no name for the weight {name}; use format merged")
         names[name] = str(found)
     return names
 
@@ -259,7 +259,7 @@ def modelfile(file: str, ends: Sequence[str], form: TrainedForm | None = None) -
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, num_words: int) -> None:
-    """Write a tokenizer, filled up to the model's `num_words` words; InputError where llama.cpp has none like it."""
+    """Write a tokenizer, filled up to `num_words` words; InputError if llama.cpp lacks its kind."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: Any = {"model": {"type": type(tokenizer).__name__}} if backend is None else json.loads(backend.to_str())
     model = content["model"]
@@ -269,7 +269,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, n
     words = _words(content, num_words)
     if model.get("byte_fallback"):
         writer.add_tokenizer_model("llama")
-        ranks = {merge.replace(" ", ""): -rank for rank, merge in reversed(list(enumerate(merges, start=1)))}
+        ranks = {merge.replace(" ", ""): -rank for rank, merge in reversed([*enumerate(merges, 1)])}
         writer.add_token_scores([float(ranks.get(word, UNMERGED)) for word, _ in words])
         normalizer = content["normalizer"] or {}
         prepends = any(step.get("type") == "Prepend" for step in normalizer.get("normalizers", [normalizer]))
@@ -310,10 +310,10 @@ def _words(content: Mapping[str, Any], num_words: int) -> list[tuple[str, gguf.T
             known[added["id"]] = (added["content"], kind)
     if (largest := max(known, default=0)) >= num_words:
         raise InputError(
-            f"format gguf needs an embedding for every token, the tokenizer has the id {largest} and the model "
-            f"{num_words} embeddings; resize the model's embeddings"
+            f"format gguf needs an embedding for every token, the tokenizer has the id {largest} "
+            f"and the model {num_words} embeddings; resize the model's embeddings"
         )
-    return [known.get(number, (f"[PAD{number}]", gguf.TokenType.UNUSED)) for number in range(num_words)]
+    return [known.get(each, (f"[PAD{each}]", gguf.TokenType.UNUSED)) for each in range(num_words)]
 
 
 def _rules(step: Mapping[str, Any] | None) -> Iterator[str]:

@@ -53,14 +53,14 @@ class MergedModel:
         self.updates = updates
         self.by_block: list[list[Matrix]] = []
         for index, block in enumerate(source.model.get_submodule(source.prefix).children()):
-            named = {f"{source.prefix}.{index}.{name}": module for name, module in block.named_modules()}
+            named = {f"{source.prefix}.{index}.{name}": one for name, one in block.named_modules()}
             self.by_block.append([linear_matrix(name, module) for name, module in named.items() if name in updates])
         if absent := sorted(updates.keys() - {matrix.name for matrices in self.by_block for matrix in matrices}):
-            raise InputError(f"every adapted linear must be in a decoder block of the base model, {absent[0]} is not")
+            raise InputError(f"adapted linears must be in decoder blocks, {absent[0]} is not")
         if (pair := sharing_a_weight(source.model, updates)) is not None:
             raise InputError(
-                f"a merge needs linears with weights of their own, {pair[0]} shares its weight with {pair[1]}; use "
-                "format peft"
+                f"a merge needs linears with weights of their own, {pair[0]} shares its weight "
+                f"with {pair[1]}; use format peft"
             )
         self.before: dict[str, LinearSparsity] = {}
         self.after: dict[str, LinearSparsity] = {}
@@ -73,7 +73,7 @@ class MergedModel:
         dtype = self.source.dtype_of(matrix.parameter)
         rounded = values.to(dtype) if kept is None else in_format(values, kept, dtype)
         if not torch.isfinite(rounded).all():
-            raise InputError(f"merged weights must be finite in {dtype}, those of {matrix.name} are not; use fp32")
+            raise InputError(f"{matrix.name} must be finite in {dtype} after the merge; use fp32")
         view.copy_(rounded)
         self.after[matrix.name] = LinearSparsity(matrix.shape, count_zeros(rounded))
 
@@ -88,7 +88,7 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
     chosen = read_sub_adapter(adapter, settings)
     base = checked_base(adapter, dict(chosen.record), model)
     if (method := quantized_by(base.folder)) is not None:
-        raise InputError(f"{base.name} must have plain weights to merge into, {method} has quantized them")
+        raise InputError(f"a merge needs plain weights, {method} has quantized {base.name}")
     projects = settings.format != "merged" and not chosen.masked
     text, columns = _calibration_text(chosen, settings, adapter) if projects else ("", OWN_NAMES)
     calibration: dict[str, Any] = {}
@@ -136,8 +136,8 @@ def _calibration_text(chosen: SubAdapter, settings: ExportConfig, adapter: Path)
     source = located(str(trained["data"]), expected, adapter) if trained["data"] else None
     if source is None or (expected and source_fingerprint(source) != expected):
         raise InputError(
-            "merged-sparse needs a text to fit an adapter that was trained without sparse_adapter; its training data "
-            f"({source or 'none'}) are missing or have changed; add --calibration FILE"
+            "merged-sparse needs a text for an adapter trained without sparse_adapter; its training "
+            f"data ({source or 'none'}) are missing or have changed; add --calibration FILE"
         )
     return source, trained.get("columns", OWN_NAMES)
 

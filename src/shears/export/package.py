@@ -36,16 +36,16 @@ OF_MERGED = (
     "super_adapter_fingerprint", "template", artifacts.FORM, "data", "data_sha256", "ranks", artifacts.TRAINED_BEFORE,
 )  # fmt: skip
 """Keys of a model's record that its package's record repeats: the origin of a merged adapter."""
-OF_PACKAGE = ("base", "base_fingerprint", "values", artifacts.TRAINED_BEFORE)  # of an unpacked model
+OF_PACKAGE = ("base", "base_fingerprint", "values", artifacts.TRAINED_BEFORE)  # of unpacked models
 OF_ADAPTER = (
-    "shears_version", "config", "super_adapter_fingerprint", "ranks_fingerprint", "template", artifacts.FORM, "data",
-    "data_sha256", "alpha", "sparse_adapter", "max_rank", "ranks",
+    "shears_version", "config", "super_adapter_fingerprint", "ranks_fingerprint", "template",
+    artifacts.FORM, "data", "data_sha256", "alpha", "sparse_adapter", "max_rank", "ranks",
 )  # fmt: skip
 """Keys of a package's record that the unpacked adapter's record repeats."""
 
 
 class Source(NamedTuple):
-    """The parts of a package: a model, an adapter with its PEFT configuration, keys of the record."""
+    """A package's parts: a model, an adapter with its PEFT configuration, keys of the record."""
 
     model: ModelRef
     adapter: Mapping[str, Tensor]
@@ -64,21 +64,21 @@ def write_package(source: str, work: Path, model: str | None, settings: ExportCo
 
 @contextmanager
 def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) -> Iterator[Source]:
-    """Yield the parts of the package; an adapter that was trained masked is merged, which is exact."""
+    """Yield the parts of the package; an adapter trained masked is merged, which is exact."""
     folder = Path(source)
-    if not any((folder / name).is_file() for name in (artifacts.SEARCH_SPACE, artifacts.SUB_ADAPTER)):
+    if not any((folder / one).is_file() for one in (artifacts.SEARCH_SPACE, artifacts.SUB_ADAPTER)):
         yield _foreign_source(source, model, settings)
         return
     chosen = read_sub_adapter(folder, settings)
     if chosen.record.get("quantize_aware") == "q4_0":
         raise InputError(
-            f"a package holds int4 in blocks of 128 inputs, {source} was trained for Q4_0 with blocks of 32; use "
-            "--format gguf, or train with quantize_aware int4"
+            f"a package holds int4 in blocks of 128 inputs, {source} was trained for Q4_0 "
+            "with blocks of 32; use --format gguf, or train with quantize_aware int4"
         )
     if chosen.grids and (settings.dtype not in ("auto", "int4") or settings.calibration is not None):
         raise InputError(
-            "an adapter trained with quantize_aware int4 has rounded weights, which dtype or calibration would "
-            "round again; leave both out"
+            "an adapter trained with quantize_aware int4 has rounded weights, which dtype or "
+            "calibration would round again; leave both out"
         )
     if chosen.masked:
         with tempfile.TemporaryDirectory(dir=work) as merged:  # the next run empties `work`
@@ -124,11 +124,11 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     form = choose_form(files.specs, settings, getattr(config.get_text_config(), "vocab_size", None))
     modules = empty_model(folder, config).named_modules()
     packing = Packing(files, form, [name for name, module in modules if isinstance(module, Conv1D)], source.grids)
-    calibrated: dict[str, Any] = {}
+    rounding: dict[str, Any] = {}
     packing.begin(work / PACKAGE_FILE, source.adapter)
     if settings.calibration is not None:
         template = template_of_record(source.origin)
-        calibrated = round_calibrated(source.model, source.updates, settings, template, packing, work)
+        rounding = round_calibrated(source.model, source.updates, settings, template, packing, work)
     fingerprint = packing.finish()
     own = artifacts.read_object(folder / "config.json")
     for key in ("dtype", "torch_dtype"):
@@ -146,16 +146,16 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     return {
         "values": form.values,
         "package_fingerprint": fingerprint,
-        **calibrated,
+        **rounding,
         "num_linears": len(packing.packed),
         "sparsity": packing.sparsity,
         "bytes": sizes,
-        "ratio": {part: sizes[part] / max(sizes[f"{part}_dense"], 1) for part in ("linears", "model")},
+        "ratio": {key: sizes[key] / max(sizes[f"{key}_dense"], 1) for key in ("linears", "model")},
     }
 
 
 def write_unpacked(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
-    """Write a package as a model folder and, if it has one, its adapter as `work`/adapter; return the record.
+    """Write a package as a model folder, and any adapter as `work`/adapter; return the record.
 
     fp32 and bf16 values come out bit for bit as they were packed, int8 and int4 values as the
     nearest numbers of the model's dtype.

@@ -39,7 +39,7 @@ from shears.records.folders import refuse_full_disk
 
 @dataclass(frozen=True)
 class Form:
-    """Number formats: of packed values, of other tensors (None: unchanged), of embeddings and head."""
+    """Number formats: of packed values, other tensors (None: unchanged), embeddings and head."""
 
     values: layout.NumberFormat
     rest: torch.dtype | None
@@ -84,7 +84,7 @@ def choose_form(specs: Mapping[str, Spec], settings: ExportConfig, vocabulary: i
     sizes = Counter[torch.dtype]()
     for name, (dtype, shape) in specs.items():
         if dtype not in PLAIN_NAMES:
-            raise InputError(f"a package cannot hold numbers of type {dtype}, such as {name}; convert them first")
+            raise InputError(f"a package cannot hold {dtype}, such as {name}; convert it first")
         if dtype.is_floating_point:
             sizes[dtype] += math.prod(shape)
     main = sizes.most_common(1)[0][0] if sizes else torch.float32
@@ -175,7 +175,7 @@ class Packing:
         return self._zeros / max(sum(entry.rows * entry.cols for entry in self.packed.values()), 1)
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes of the packed weights, of the same weights dense, and of the whole model dense."""
+        """Return the bytes of the packed weights, of these dense, and of the whole model dense."""
         linears = sum(
             layout.packed_bytes(each.rows, each.cols, each.num_values, each.values) for each in self.packed.values()
         )
@@ -183,11 +183,11 @@ class Packing:
             each.rows * each.cols * self.form.dense_dtype(self.files.dtype(f"{linear}.weight")).itemsize
             for linear, each in self.packed.items()
         )
-        rest = sum(math.prod(each.shape) * PLAIN[each.dtype].itemsize for each in self.dense.values())
+        rest = sum(math.prod(one.shape) * PLAIN[one.dtype].itemsize for one in self.dense.values())
         return {"linears": linears, "linears_dense": dense, "model_dense": dense + rest}
 
     def _grid(self, linear: str) -> Grid | None:
-        return next((grid for module, grid in self._grids.items() if same_name(linear, module)), None)
+        return next((grid for name, grid in self._grids.items() if same_name(linear, name)), None)
 
     def begin(self, path: Path, adapter: Mapping[str, Tensor]) -> None:
         """Create the package file with an adapter's tensors under PEFT's names."""
@@ -212,7 +212,7 @@ class Packing:
         self._missing.discard(linear)
 
     def finish(self) -> str:
-        """Write the other tensors; return the file's fingerprint. InputError for weights beyond int8 or int4."""
+        """Write the others; return the fingerprint. InputError for weights beyond int8 or int4."""
         for linear in [linear for linear in self.packed if linear in self._missing]:
             self.put(linear)
         for name, entry in self.dense.items():

@@ -78,11 +78,11 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
     chosen = read_sub_adapter(Path(source), settings)
     if chosen.grids:
         raise InputError(
-            f"{source} was trained with quantize_aware, so its weights are rounded and no longer fit the base model, "
+            f"{source} was trained with quantize_aware, so its weights no longer fit the base model, "
             f"got format {settings.format}; use package, or merged for an ordinary model"
         )
     if chosen.masked:
-        logger.warning("other tools ignore the mask of the adapter %s; use --format merged-sparse for them", source)
+        logger.warning("other tools ignore the mask of %s; use --format merged-sparse", source)
     tensors, config = chosen.tensors, chosen.config
     if FORMATS[settings.format].pads:
         tensors = padded(tensors, config["r"])
@@ -135,7 +135,7 @@ class SubAdapter(NamedTuple):
 
     @property
     def updates(self) -> dict[str, LoraUpdate]:
-        """The update of every adapted linear; of all linears on a grid, at the largest rank, as in training."""
+        """The updates of adapted linears; of all on a grid, at the largest rank, as in training."""
         scaling = self.config["lora_alpha"] / self.config["r"]  # patterns keep this scaling
         tensors = padded(self.tensors, self.config["r"]) if self.grids else self.tensors
         updates = dict.fromkeys(self.grids, LoraUpdate(torch.empty(0, 0), torch.empty(0, 0), 0.0))
@@ -159,11 +159,11 @@ def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
         grids = read_grids(folder) if "quantize_aware" in record else {}
     factors = {linear: space.factor(group, ranks[group]) for group in space.ranks for linear in space.modules[group]}
     tensors = {name: each * factors[linear_of(name)] if name.endswith(B) else each for name, each in tensors.items()}
-    # PEFT scales a linear by alpha_pattern / rank_pattern, here alpha / max_rank as in training; tools that
-    # ignore patterns scale by lora_alpha / r, which is the same number
+    # PEFT scales a linear by alpha_pattern / rank_pattern, here alpha / max_rank as in training;
+    # tools that ignore patterns scale by lora_alpha / r, which is the same number
     config = read_adapter_config(folder)
     patterns = rank_patterns(by_name, config["r"])
-    alphas = {pattern: config["lora_alpha"] * rank / config["r"] for pattern, rank in patterns.items()}
+    alphas = {key: config["lora_alpha"] * rank / config["r"] for key, rank in patterns.items()}
     config |= {"rank_pattern": patterns, "alpha_pattern": alphas}
     return SubAdapter(record, dict(ranks), tensors, config, grids)
 
@@ -185,7 +185,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def origin(base: ModelRef | None, chosen: SubAdapter, settings: ExportConfig) -> dict[str, Any]:
-    """Return an export's record keys of the adapter, the training data and, where it was read, the base."""
+    """Return an export's record keys of the adapter, training data and, where read, the base."""
     record = chosen.record
     ranks = ranks_file(settings.sub_adapter)
     return {

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 NAME = "states"
-BUDGET = 2 * 10**9  # bytes of hidden states, and of products that later forwards read, in memory; the rest in files
+BUDGET = 2 * 10**9  # bytes in memory of hidden states and products to read again; the rest in files
 
 
 class Activations:

@@ -30,7 +30,7 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     modules. Lists in towers that take images or sound count only if there is no other. InputError
     without any.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer  # seconds, which a package's start is spared
+    from transformers.modeling_layers import GradientCheckpointingLayer  # takes seconds, so lazy
 
     lists = [(name, child) for name, child in model.named_modules() if isinstance(child, nn.ModuleList) and len(child)]
     if not lists:
@@ -199,7 +199,7 @@ def _slices(name: str, module: nn.Module) -> Iterator[Matrix]:
         for key, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3 and parameter.is_floating_point() and parameter.shape[0] in counts
     }
-    transposed = _stored_transposed(module, [tuple(parameter.shape) for parameter in stacks.values()])
+    transposed = _stored_transposed(module, [tuple(each.shape) for each in stacks.values()])
     for key, parameter in stacks.items():
         count, rows, columns = parameter.shape
         shape = (columns, rows) if transposed else (rows, columns)

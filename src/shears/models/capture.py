@@ -50,15 +50,15 @@ def capturing(model: nn.Module, block: nn.Module, matrices: Sequence[Matrix], re
     modules = [module for module in block.modules() if hasattr(module, "is_transposed") and hasattr(module, "config")]
     configs: dict[int, Any] = {id(module.config): module.config for module in modules}
     both = [(config, config._experts_implementation) for config in configs.values()]
-    unseen = [(config, implementation) for config, implementation in both if implementation not in SEEN_EXPERTS]
+    unseen = [(config, chosen) for config, chosen in both if chosen not in SEEN_EXPERTS]
     try:
         for config, _ in unseen:
             config._experts_implementation = "eager"
         with _Watch(by_address, starts, receive):
             yield
     finally:
-        for config, implementation in unseen:
-            config._experts_implementation = implementation
+        for config, chosen in unseen:
+            config._experts_implementation = chosen
 
 
 class _Watch(TorchFunctionMode):
@@ -171,7 +171,7 @@ class InputMoments:
         self._last = (inputs, owner)
         tokens = inputs.float()
         if owner not in self._moments:
-            self._moments[owner] = torch.zeros(tokens.shape[1], tokens.shape[1], device=tokens.device)
+            self._moments[owner] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
         for start, end in _panels(tokens.shape[1]):
             self._moments[owner][:end, start:end].addmm_(tokens[:, :end].T, tokens[:, start:end])
 

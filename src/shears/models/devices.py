@@ -25,7 +25,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def resolved_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16"]:
-    """Return a precision; auto is bf16 if the hardware multiplies faster in it, else fp32, on CUDA fp16."""
+    """Return a precision; auto is bf16 where that is faster, else fp16 on CUDA, fp32 elsewhere."""
     kind = torch.device(device).type
     if precision == "fp16" and kind != "cuda":
         raise InputError(f"precision fp16 needs a CUDA device, got {kind}; use auto, bf16 or fp32")
@@ -37,7 +37,7 @@ def resolved_precision(precision: str, device: torch.device | str) -> Literal["f
 def bf16_is_faster(kind: str) -> bool:
     """Tell whether bf16 products are faster than fp32 ones.
 
-    AMX is, and AVX-512 of AMD (twice as fast on Zen 4); AVX-512 of Intel without AMX is slower than fp32.
+    AMX is, and so is AMD's AVX-512 (twice as fast on Zen 4); Intel's without AMX is slower.
     """
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -49,7 +49,7 @@ def bf16_is_faster(kind: str) -> bool:
 def computing_dtype(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16", "auto"]:
     """Return the `dtype` in which to load frozen weights; auto: the model's own.
 
-    It is the one that is computed in, so that no forward converts them; a CPU with bf16 converts as it multiplies.
+    Forwards compute in it, so that none converts them; a CPU with bf16 converts as it multiplies.
     """
     chosen = resolved_precision(precision, device)
     return "auto" if (torch.device(device).type, chosen) == ("cpu", "bf16") else chosen
@@ -62,7 +62,7 @@ def autocast(precision: str, device: torch.device | str) -> AbstractContextManag
 
 
 def narrow_linears(model: nn.Module, precision: str) -> None:
-    """Convert the frozen linears of a model on a CPU to the format of autocast, which then converts none again.
+    """Convert a CPU model's frozen linears to autocast's format, so that it converts none again.
 
     Results have the same bits. The head, which may share the embeddings, stays as it is.
     """

@@ -31,11 +31,11 @@ GgufDtype = Literal["fp32", "bf16"]
 LONGEST_CONTEXT = 1 << 20  # a tokenizer from a GGUF file may have a model_max_length of 1e30
 EMBEDDINGS = "token_embd.weight"
 HEAD = "output.weight"
-TRAINED_ALONE = (3, 4)  # control and user-defined tokens: their rows may be trained while all others stay
+TRAINED_ALONE = (3, 4)  # control and user-defined tokens, whose rows may be trained on their own
 EVERY = 64  # of the other rows, one in so many is compared
 SPREAD = 3.0
-"""Relative error of a row, times 2^bits. Rounding normal weights, 32 to a scale, to b bits costs about
-1.3 / 2^b; a single row may have twice that."""
+"""Relative error of a row, times 2^bits. Rounding normal weights, 32 to a scale, to b bits costs
+about 1.3 / 2^b; a single row may have twice that."""
 FARTHEST = 0.5  # two unrelated matrices of one size are 1.4 apart
 SMALL = 0.1  # rows below this share of the mean norm are compared with this share of it
 
@@ -64,7 +64,7 @@ def convert_gguf(file: Path, dtype: GgufDtype = "fp32") -> Path:
 
 
 def gguf_config(file: Path) -> Any:
-    """Return transformers' configuration of a GGUF file, its head untied if it has one; InputError if it is damaged."""
+    """Return a GGUF file's configuration, untied if it has a head; InputError if it is damaged."""
     from shears.checkpoints.without_code import load_config
 
     with reading(file), _alone(file) as folder:
@@ -116,7 +116,7 @@ def _convert(file: Path, work: Path, dtype: GgufDtype = "fp32") -> None:
     with reading(file), _alone(file) as folder:
         tokenizer = load_tokenizer(folder, gguf_file=file.name)
         model, info = load_causal_model(folder, gguf_file=file.name, dtype=torch.float32, output_loading_info=True)
-        refuse_missing(file, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
+        refuse_missing(file, set(map(str, [*info["missing_keys"], *info["mismatched_keys"]])))
         tie_equal_head(model, file)
     for owner in (model.config, model):  # transformers' marks of a quantized model forbid saving it
         for mark in ("quantization_config", "hf_quantizer", "quantization_method"):
@@ -130,7 +130,7 @@ def _convert(file: Path, work: Path, dtype: GgufDtype = "fp32") -> None:
 
 
 def tie_equal_head(model: "PreTrainedModel", file: Path) -> None:
-    """Tie a head that is the embeddings once more: one matrix that a file holds twice, rounded two ways.
+    """Tie a head that equals the embeddings: one matrix that a file holds twice, rounded two ways.
 
     llama.cpp quantizes head and embeddings to types of their own. The more exact one is kept.
     Compared are one row in 64, and every row of a control token.
@@ -153,7 +153,7 @@ def tie_equal_head(model: "PreTrainedModel", file: Path) -> None:
         apart = torch.linalg.vector_norm(head[rows].double() - embeddings[rows].double(), dim=1)
         norms = torch.linalg.vector_norm(head[rows].double(), dim=1)
         bound = min(SPREAD * 2.0**-bits, FARTHEST)
-        if not bool((apart <= bound * norms.clamp(min=SMALL * float(norms.mean()))).all()):  # nan is no twin
+        if not (apart <= bound * norms.clamp(min=SMALL * float(norms.mean()))).all():  # also if nan
             return
         if kinds[HEAD].n_bytes >= kinds[EMBEDDINGS].n_bytes:
             embeddings.copy_(head)

@@ -1,4 +1,4 @@
-"""QA-SparsePEFT (SQFT, arXiv 2410.03750): masked LoRA whose sum is rounded to the grid of int4 or Q4_0.
+"""QA-SparsePEFT (SQFT, arXiv 2410.03750): masked LoRA, its sum rounded to the grid of int4 or Q4_0.
 
 y = Q x + bias, Q the weights that a package of int4 values or a GGUF file of Q4_0 holds
 (quantization/training.py). The scales are those of W, or learnt; the zero points are those of W.
@@ -28,7 +28,7 @@ DENSE_BYTES = 2  # of a weight that is not packed beside int4: bf16
 
 
 def grids_of(model: nn.Module, folder: Path, values: str = "int4") -> dict[str, Grid]:
-    """Return the grid of each linear, by module, that a package of int4 or a GGUF file of q4_0 rounds."""
+    """Return by module the grid of each linear that an int4 package or a q4_0 GGUF file rounds."""
     modules = linears(model)
     files = TensorFiles(folder)
     grids: dict[str, Grid] = {}
@@ -38,8 +38,8 @@ def grids_of(model: nn.Module, folder: Path, values: str = "int4") -> dict[str, 
         owners = [module for module in modules if same_name(name.removesuffix(".weight"), module)]
         if len(owners) != 1:
             raise InputError(
-                f"quantize_aware needs one linear for each matrix of the files, {name} has {len(owners)}; train "
-                "without quantize_aware and let export round"
+                f"quantize_aware needs one linear for each matrix of the files, {name} has "
+                f"{len(owners)}; train without quantize_aware and let export round"
             )
         weight = weight_oi(modules[owners[0]]).detach()
         rows, cols = weight.shape
@@ -50,7 +50,7 @@ def grids_of(model: nn.Module, folder: Path, values: str = "int4") -> dict[str, 
         if is_rounded:
             grids[owners[0]] = Grid.of(weight, values)
     if (pair := sharing_a_weight(model, grids)) is not None:
-        raise InputError(f"quantize_aware needs weights of their own, {pair[0]} shares its with {pair[1]}")
+        raise InputError(f"quantize_aware needs unshared weights, {pair[0]} has those of {pair[1]}")
     return grids
 
 
@@ -88,14 +88,14 @@ def make_quantize_aware(
     modules = dict(model.get_base_model().named_modules())
     if absent := sorted(grids.keys() - modules.keys()):
         rule = "every weight of the adapter must belong to a linear of the model"
-        raise InputError(f"{rule}, {absent[0]} does not; name the model that the adapter was trained on")
+        raise InputError(f"{rule}, {absent[0]} does not; name the adapter's base model")
     make_sparse(model, adapter)
     for name, module in modules.items():
         if isinstance(module, SparseLinear):
             if name not in grids:
                 raise InputError(
-                    f"quantize_aware needs linears that the exported file stores in 4 bits, {name} is none; leave it "
-                    "out of groups"
+                    "quantize_aware needs linears that the exported file stores in 4 bits, "
+                    f"{name} is none; leave it out of groups"
                 )
             module.__class__ = GridLinear
             module.put_on(grids[name], learn_scales)

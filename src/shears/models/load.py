@@ -1,4 +1,4 @@
-"""Load a causal language model, its tokenizer and an adapter by transformers and PEFT; what a model says of itself.
+"""Load a causal language model, tokenizer and adapter by transformers and PEFT; describe a model.
 
 T tokens, V words of the vocabulary.
 """
@@ -37,22 +37,22 @@ from shears.records.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS, own_file
 logger = logging.getLogger(__name__)
 
 BLOCK_NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")  # in the name of a tensor
-CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # keys of configurations
+CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # configuration keys
 TRIED = 5  # tokens of a row, and of its padding
 CLOSE = {torch.float32: 1e-3}  # of the largest logit; 5e-2 in dtypes that round more
 SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
 )  # fmt: skip
-"""Keys of transformers' generation settings that change which token is the likeliest, or choose another."""
+"""Keys of transformers' generation settings that change the likeliest token, or choose another."""
 
 
 def load_model(model: AnyModel, dtype: str = "auto", device: str = "auto", *, to_save: bool = False) -> PreTrainedModel:
-    """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in."""
+    """Return the causal language model in evaluation mode; `auto` keeps the dtype of its files."""
     ref = resolve(model, dtype)
     with loading(ref.name):
         network, info = _from_pretrained(ref, {"dtype": DTYPES.get(dtype, "auto"), "output_loading_info": True})
     # transformers only warns of weights that the files lack, and fills them with random numbers
-    refuse_missing(ref.name, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
+    refuse_missing(ref.name, set(map(str, [*info["missing_keys"], *info["mismatched_keys"]])))
     refuse_non_finite(ref.name, network.named_parameters())
     loaded: PreTrainedModel = network.eval().to(pick_device(device))
     if not to_save:
@@ -81,7 +81,7 @@ def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
 
 
 def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = None) -> None:
-    """Copy a model folder's configuration (or write `config`) and the one for generation, if any."""
+    """Copy a model folder's configuration (or write `config`) and that for generation, if any."""
     for name in ("config.json", "generation_config.json"):
         path = folder / name
         if not path.is_file():
@@ -94,7 +94,7 @@ def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = No
 
 
 def answer_greedily(folder: Path) -> None:
-    """Let other tools generate from a model folder as its answers are measured: greedily, without penalties."""
+    """Make other tools generate greedily and without penalties, as answers are measured here."""
     path = folder / "generation_config.json"
     if path.is_file():
         content = {key: value for key, value in read_object(path).items() if key not in SAMPLING}
@@ -122,8 +122,8 @@ def load_both(
 def refuse_unknown(largest: int, embeddings: int) -> None:
     if largest >= embeddings:
         raise InputError(
-            f"token ids must be below {embeddings}, the model's number of embeddings, got {largest}; resize the "
-            "embeddings, or use the tokenizer that the model was trained with"
+            f"token ids must be below {embeddings}, the model's number of embeddings, "
+            f"got {largest}; resize the embeddings, or use the tokenizer of the model's training"
         )
 
 
@@ -137,7 +137,7 @@ def load_with_adapter(
     if adapter is not None:
         return put_adapter(base, Path(adapter), record=record), tokenizer
     if ref.is_package and ref.package.index.adapter:
-        with tempfile.TemporaryDirectory(prefix="shears-") as name:  # PEFT reads adapters from folders only
+        with tempfile.TemporaryDirectory(prefix="shears-") as name:  # PEFT reads only folders
             save_file(ref.package.adapter(), Path(name) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
             write_json(Path(name) / ADAPTER_CONFIG, ref.package.adapter_config())
             return put_adapter(base, Path(name), shown=ref.folder), tokenizer
@@ -146,7 +146,7 @@ def load_with_adapter(
 
 def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:
     if not (adapter / ADAPTER_CONFIG).is_file():
-        raise InputError(f"the adapter must be a folder with {ADAPTER_CONFIG}, got {adapter}; check the path")
+        raise InputError(f"the adapter must hold {ADAPTER_CONFIG}, got {adapter}; check the path")
     path = find_record(adapter)
     record = read_record(adapter, path.name) if path is not None else {}
     if "base_fingerprint" in record:
@@ -157,7 +157,7 @@ def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:
 def put_adapter(
     base: nn.Module, adapter: Path, *, record: Mapping[str, Any] = MappingProxyType({}), shown: Path | None = None
 ) -> PeftModel:
-    """Return the model with a folder's adapter, in evaluation mode, computing as in its training."""
+    """Return the model with a folder's adapter, in evaluation mode, computing as in training."""
     shown = shown or adapter
     without_code.refuse_pickled(adapter)
     with loading(shown), warnings.catch_warnings(record=True) as caught:
@@ -165,9 +165,9 @@ def put_adapter(
         loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
     for text in (str(warning.message) for warning in caught):
         if "missing adapter keys" in text:  # PEFT would compute with fresh weights in their place
-            raise InputError(f"{shown} must hold every weight of its configuration, got: {text[:200]}")
+            raise InputError(f"{shown} must hold every configured weight, got: {text[:200]}")
     if loaded.active_peft_config.is_prompt_learning:
-        raise InputError(f"{shown} must change weights, but it is a kind of prompt tuning; use LoRA or a similar one")
+        raise InputError(f"{shown} must change weights, got prompt learning; use LoRA or the like")
     refuse_non_finite(shown, (pair for pair in loaded.named_parameters() if str(loaded.base_model.prefix) in pair[0]))
     loaded.eval()
     if record.get("quantize_aware", "none") != "none":
@@ -199,7 +199,7 @@ def num_embeddings(model: PreTrainedModel) -> int:
 
 def check_calibration(model: PreTrainedModel, batches: Sequence[Int[Tensor, "_ _"]]) -> None:
     if not batches:
-        raise InputError("there must be at least one batch of calibration tokens, got none; give a calibration text")
+        raise InputError("calibration needs at least one batch of tokens, got none; give a text")
     vocabulary = num_embeddings(model)
     largest = max(int(batch.max()) for batch in batches)
     if largest >= vocabulary:
@@ -209,8 +209,8 @@ def check_calibration(model: PreTrainedModel, batches: Sequence[Int[Tensor, "_ _
 
 def own_model(model: nn.Module) -> nn.Module:
     """Return the model without the wrappers of PEFT, distributed training and compilation."""
-    while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), nn.Module):
-        model = inner
+    while isinstance(own := getattr(model, "module", getattr(model, "_orig_mod", None)), nn.Module):
+        model = own
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
@@ -219,7 +219,7 @@ def forward_parameters(model: nn.Module) -> frozenset[str]:
 
 
 def cache_bytes(model: nn.Module, item: int | None = None) -> int:
-    """Return the bytes of a token's keys and values, 0 without attention; `item` bytes a number, or the embeddings'."""
+    """Return a token's cache bytes, `item` a number (None: as embeddings); 0 without attention."""
     network: Any = own_model(model)
     config = network.config.get_text_config()
     num_heads = getattr(config, "num_attention_heads", 0)
@@ -231,14 +231,14 @@ def cache_bytes(model: nn.Module, item: int | None = None) -> int:
 
 @torch.no_grad()
 def ignores_padding(model: nn.Module) -> bool:
-    """Tell whether a row that is padded on the left has the logits that it has alone, whatever fills it up."""
+    """Tell whether left padding, whatever its tokens, leaves a row's logits as they are."""
     weight = own_model(model).get_input_embeddings().weight  # type: ignore[operator]
 
     def logits(gap: int, pad_id: int = 0) -> Float[Tensor, "T V"]:
         mask = torch.tensor([[0] * gap + [1] * TRIED], device=weight.device)
         ids = torch.tensor([[pad_id] * gap + list(range(1, TRIED + 1))], device=weight.device)
         batch = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
-        inputs = {name: tensor for name, tensor in batch.items() if name in forward_parameters(model)}
+        inputs = {name: each for name, each in batch.items() if name in forward_parameters(model)}
         result: Tensor = model(**inputs, use_cache=False).logits[0, -TRIED:].float()
         return result
 

@@ -1,8 +1,8 @@
 """The recovery: a LoRA adapter that gives back what pruning removed, beside the sparse weights.
 
-With D the removed weights and H the diagonal of the inputs' squared norms, ||(D - B A) H^(1/2)||_F is least for
-B A = U U^T D, where U are the first left singular vectors of D H^(1/2) (Eckart and Young). Nothing
-is divided by H, so input features without tokens need no special case.
+With D the removed weights and H the diagonal of the inputs' squared norms, ||(D - B A) H^(1/2)||_F
+is least for B A = U U^T D, where U are the first left singular vectors of D H^(1/2) (Eckart and
+Young). Nothing is divided by H, so input features without tokens need no special case.
 
 Shapes: O output features, I input features, R rank.
 """
@@ -52,8 +52,8 @@ def recover(
 
     H is diag(norms^2), or the identity without norms that are not all zero. Both are float32 on the
     CPU. Their components are in falling order, so that the first r are the best of rank r; the two
-    vectors of a component have equal norms, 0 for one without energy. The result is exact in float64
-    if the smaller side is at most EXACT, else from seeded subspace iteration in float32.
+    vectors of a component have equal norms, 0 for one without energy. The result is exact in
+    float64 if the smaller side is at most EXACT, else from seeded subspace iteration in float32.
     """
     exact = min(removed.shape) <= EXACT
     matrix = removed.double() if exact else removed.float()
@@ -124,7 +124,7 @@ class Recovered:
         self.linears.update({name: (tensors[name + B], tensors[name + A]) for name in names})
 
 
-def _takes_lora(model: PreTrainedModel, name: str) -> bool:  # not Mamba's linears, nor names of experts
+def _takes_lora(model: PreTrainedModel, name: str) -> bool:  # not Mamba's linears, nor experts
     config = LoraConfig(target_modules=[name])
     try:
         _check_lora_target_modules_mamba(config, model, name.rpartition(".")[2])
@@ -146,7 +146,7 @@ def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool,
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     ranks = {name: a.shape[0] for name, (_, a) in factors.items()}
     largest = max(ranks.values())
-    patterns = rank_patterns(ranks, largest)  # alpha is the rank everywhere, so that the scaling is 1
+    patterns = rank_patterns(ranks, largest)  # alpha is the rank, so that the scaling is 1
     config = LoraConfig(
         r=largest,
         lora_alpha=largest,
@@ -172,7 +172,7 @@ def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool,
 
 
 def recovery_record(base: ModelRef) -> dict[str, Any]:
-    """Return the record of the recovery in the folder of a sparse model, once its weights are verified."""
+    """Return the recovery's record in a sparse model's folder, once its weights are verified."""
     recovery = base.folder / RECOVERY_FOLDER
     if not (recovery / RECOVERY).is_file():
         raise InputError(f"init recovery needs {recovery}, which does not exist; prune with --recover-rank 32")
@@ -182,7 +182,7 @@ def recovery_record(base: ModelRef) -> dict[str, Any]:
 
 
 def read_recovery(base: ModelRef) -> dict[str, Tensor]:
-    """Return the tensors of the recovery in the folder of a sparse model, by PEFT's names; their scaling is 1."""
+    """Return the tensors of a sparse model's recovery by PEFT's names; their scaling is 1."""
     recovery_record(base)
     tensors: dict[str, Tensor] = load_file(base.folder / RECOVERY_FOLDER / ADAPTER_WEIGHTS)
     refuse_non_finite(base.folder / RECOVERY_FOLDER, tensors.items())
@@ -191,7 +191,7 @@ def read_recovery(base: ModelRef) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def start_from_recovery(layers: Iterable[tuple[str, LoraLayer]], base: ModelRef, adapter: str = "default") -> None:
-    """Set the adapter of LoRA layers, with their names, to the first components of the recovery of a sparse base.
+    """Set the adapter of named LoRA layers to the first components of a sparse base's recovery.
 
     The adapter's scaling is folded in, so that scaling * B A is the recovery's product of that
     rank. For ranks beyond the recovery's components with energy, A's rows stay as they are and B's
@@ -201,8 +201,8 @@ def start_from_recovery(layers: Iterable[tuple[str, LoraLayer]], base: ModelRef,
     for name, layer in layers:
         if PREFIX + name + A not in tensors:
             raise InputError(
-                f"init recovery needs a recovery of every linear with an adapter, {name} has none; leave it out of "
-                "groups, or let sparsify prune it"
+                f"init recovery needs a recovery of every linear with an adapter, {name} has none; "
+                "leave it out of groups, or let sparsify prune it"
             )
         a = layer.lora_A[adapter].weight
         b = layer.lora_B[adapter].weight

@@ -53,20 +53,20 @@ class ModelRef:
 
     @cached_property
     def package(self) -> Package:
-        """The package in the folder, mapped, its bytes verified against its record's fingerprint or the file's own."""
+        """The folder's package, mapped and verified by its record's fingerprint or its file's."""
         record = read_record(self.folder, artifacts.PACKAGE, fingerprint=self.fingerprint)
         return read_package(self.folder, verify="fingerprint" not in record)
 
     def refuse_package(self, use: str) -> None:
         if self.is_package:
             raise InputError(
-                f"a model to {use} must be a model folder, got the package {self.name}; make a folder of it with "
-                "shears export --format unpacked"
+                f"a model to {use} must be a model folder, got the package {self.name}; "
+                "make a folder of it with shears export --format unpacked"
             )
 
 
 def gguf_named(name: str | Path) -> Path | None:
-    """Return the .gguf file that a name stands for: the file, or a folder of format gguf; else None."""
+    """Return the .gguf file that a name means: the file, or a folder of format gguf; else None."""
     path = expanded(name)
     if (path / artifacts.GGUF).is_file():
         path = path / artifacts.GGUF_FILE
@@ -119,7 +119,7 @@ def resolve_with(model: AnyModel, adapter: str | Path | None, dtype: str) -> Mod
 
 
 def checked_base(folder: Path, record: dict[str, Any], model: str | None = None) -> ModelRef:
-    """Return an adapter's base model: the named one, else the recorded one, or its folder beside a moved adapter."""
+    """Return an adapter's base: the named model or the recorded one, sought beside it if moved."""
     name = str(model or record["base"])
     above = folder.resolve().parent
     if model is None and name == INSIDE:

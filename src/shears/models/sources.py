@@ -34,7 +34,7 @@ RULE = "a model read part by part must"
 
 
 class BlockSource:
-    """A model and its decoder blocks, all in memory and changed in place; `prefix` is the name of their list."""
+    """A model and its decoder blocks in memory, changed in place; `prefix` is their list's name."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -49,7 +49,7 @@ class BlockSource:
         """Save the named parameters of the open block, as they are now."""
 
     def kept(self) -> list[str]:
-        """Return the names of all tensors that `keep` wrote to files, and flush these; none in memory."""
+        """Flush the files and return the names of the tensors that `keep` wrote; none in memory."""
         return []
 
     def dtype_of(self, parameter: str) -> torch.dtype:
@@ -98,14 +98,14 @@ class Conversion:
             dtype_plan=self.model._get_dtype_plan(self.dtype),
             weight_mapping=self._rules,
         )
-        before = set_tqdm_hook(lambda factory, args, kwargs: args[0])  # else a progress bar for every block
+        before = set_tqdm_hook(lambda factory, args, kwargs: args[0])  # else each block has a bar
         try:
             return core_model_loading.convert_and_load_state_dict_in_model(self.model, dict(tensors), config, None)[0]
         finally:
             set_tqdm_hook(before)
 
     def _refuse_incomplete(self, report: Any) -> None:
-        """Raise where transformers would draw a weight at random; tie weights that the files hold once."""
+        """Raise where transformers would draw a random weight; tie weights that files hold once."""
         if errors := report.conversion_errors:
             raise UnsupportedCheckpoint(f"{RULE} convert by shapes, {min(errors)} does not")
         self.model.mark_tied_weights_as_initialized(report)
@@ -119,7 +119,7 @@ class Conversion:
     def _find_groups(self) -> list[ConversionGroup]:
         """Return parameters with their tensors, in the order of the files.
 
-        transformers renames a converter's tensors to its first target; the others differ in the pattern.
+        transformers renames a converter's tensors to its first target; others differ in pattern.
         """
         rename = core_model_loading.rename_source_key
         renamings = [rule for rule in self._rules if isinstance(rule, core_model_loading.WeightRenaming)]
@@ -138,11 +138,11 @@ class Conversion:
         tensors.pop((), None)  # tensors that the model does not use
         if unexplained := state.keys() - self.absent.union(*tensors):
             raise UnsupportedCheckpoint(f"{RULE} have rules for every weight, there is none for {min(unexplained)}")
-        return [ConversionGroup(parameters, tuple(members)) for parameters, members in tensors.items()]
+        return [ConversionGroup(parameters, tuple(names)) for parameters, names in tensors.items()]
 
     def load(self, groups: Sequence[ConversionGroup], device: torch.device) -> None:
-        tensors = {name: _LazyTensor(self.files, name) for group in groups for name in group.tensors}
-        report = self._convert(tensors, device)
+        lazy = {name: _LazyTensor(self.files, name) for group in groups for name in group.tensors}
+        report = self._convert(lazy, device)
         names = (name for group in groups for name in group.parameters)
         loaded = [(name, self.model.get_parameter_or_buffer(name)) for name in names]
         unread = (name for name, tensor in loaded if tensor.is_meta)
@@ -154,14 +154,14 @@ class Conversion:
         """Return the group's present parameters as tensors by their names in the files."""
         find = self.model.get_parameter_or_buffer
         parameters = {name: find(name).detach() for name in group.parameters}
-        prefix = f"{self.model.base_model_prefix}."  # in the model's names, and in those of some files
+        prefix = f"{self.model.base_model_prefix}."  # in the model's names and in some files'
         names = {name.removeprefix(prefix): name for name in group.tensors}
         reverted = core_model_loading.revert_weight_conversion(self.model, parameters)
-        return {names.get(name.removeprefix(prefix), name): tensor for name, tensor in reverted.items()}
+        return {names.get(name.removeprefix(prefix), name): each for name, each in reverted.items()}
 
 
 class StreamedModel(BlockSource):
-    """A model in evaluation mode with one block in memory at a time, which `keep` puts into `writer`.
+    """A model in evaluation mode with one block in memory at a time; `keep` puts it into `writer`.
 
     All beside the blocks stays in memory. A loaded parameter is a new object every time.
     """
@@ -192,7 +192,7 @@ class StreamedModel(BlockSource):
             raise
         except LOADING_ERRORS as error:
             raise UnsupportedCheckpoint(
-                f"a model read part by part must be built without memory, {folder} is not: {first_line(error)}"
+                f"{RULE} be built without memory, {folder} is not: {first_line(error)}"
             ) from error
         self._conversion.load([group for group in self._conversion.groups if group not in inside], self.device)
         # the files hold tied weights once, or twice with equal values
@@ -208,11 +208,11 @@ class StreamedModel(BlockSource):
             self._evict(prefix)
 
     def keep(self, parameters: Collection[str]) -> None:
-        """Write the tensors of loaded parameters, and of those made from the same, as the files hold them."""
+        """Write loaded parameters, with those that share their tensors, as the files hold them."""
         for group in self._conversion.groups:
             if not set(parameters).isdisjoint(group.parameters):
-                for name, tensor in self._conversion.as_stored(group).items():
-                    self.writer.put(name, in_dtype_with_zeros(name, tensor, self.writer.dtype(name)))
+                for name, each in self._conversion.as_stored(group).items():
+                    self.writer.put(name, in_dtype_with_zeros(name, each, self.writer.dtype(name)))
 
     def kept(self) -> list[str]:
         self.writer.flush()

@@ -1,4 +1,4 @@
-"""SparsePEFT: an adapter whose product is masked by the zeros of the frozen weight; merging keeps every zero.
+"""SparsePEFT: an adapter whose product has the frozen weight's zeros, so that merging keeps them.
 
 y = (W + P) x + bias, P = (scaling * (B * m) A) * (W != 0), m the rank mask of an elastic adapter,
 else all ones. Tensors of the weight's size are recomputed in the backward instead of being kept.
@@ -51,8 +51,8 @@ def _wide_dtype(weight: Tensor, a: Tensor) -> torch.dtype:
 class _MaskedLinear(torch.autograd.Function):
     """y = (W + P) x + bias for frozen W, in the dtype that nn.Linear would compute in.
 
-    `b` is masked by rank and scaled already. With a grid (scales O B, fp16 numbers in float32, and zero
-    points O B), W + P is rounded to it.
+    `b` is masked by rank and scaled already. With a grid (scales O B, fp16 numbers in float32, and
+    zero points O B), W + P is rounded to it.
     """
 
     @staticmethod
@@ -65,7 +65,7 @@ class _MaskedLinear(torch.autograd.Function):
         b: Float[Tensor, "O R"],
         *grid: Tensor,
     ) -> Float[Tensor, "*B O"]:
-        ctx.save_for_backward(x, weight, a, b, *grid)  # x without a cast: linears with the same input keep it once
+        ctx.save_for_backward(x, weight, a, b, *grid)  # x uncast: linears with one input share it
         ctx.dtype = dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             whole = masked_sum(weight, a, b)
@@ -108,12 +108,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 class SparseLinear(LoraLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer with the adapter `sparse_adapter` masked by the zeros of its base; made by `make_sparse`."""
+    """PEFT's LoRA layer whose adapter `sparse_adapter` has its base's zeros; see `make_sparse`."""
 
     sparse_adapter: str
 
     def grid_tensors(self) -> tuple[Tensor, ...]:
-        """Return the scales and zero points that the sum is rounded to (grid_adapter.py); here none."""
+        """Return the scales and zero points that round the sum (grid_adapter.py); here none."""
         return ()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -137,7 +137,7 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
         return on_grid(whole, Grid(*grid)) if grid else whole
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """Return the masked product, which PEFT's merging adds to the base weight, in the weight's layout."""
+        """Return the masked product in the layout of the base weight, to which PEFT adds it."""
         if adapter != self.sparse_adapter:
             return super().get_delta_weight(adapter)  # type: ignore[no-any-return]
         base = self.get_base_layer()
@@ -146,7 +146,7 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
         return product.T if isinstance(base, Conv1D) else product
 
     def _scaled_b(self) -> Float[Tensor, "O R"]:
-        """Return scaling * B * m; autograd gives the ranks beyond the mask a gradient of exactly zero."""
+        """Return scaling * B * m; ranks beyond the mask have a gradient of exactly zero."""
         scaling = self.scaling[self.sparse_adapter]
         mask = self.lora_A[self.sparse_adapter]._buffers.get(MASK)
         scaled: Tensor = self.lora_B[self.sparse_adapter].weight * (scaling if mask is None else mask * scaling)
@@ -154,7 +154,7 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
 
 
 def make_sparse(model: PeftModel, adapter: str = "default") -> None:
-    """Mask the adapter's product by the zeros of every base weight: the layers change their class in place."""
+    """Mask the adapter's product by the base weights' zeros: layers change their class in place."""
     if is_sparse(model):
         raise InputError("make_sparse needs a model that is not sparse already")
     for name, layer in model.get_base_model().named_modules():
@@ -162,10 +162,10 @@ def make_sparse(model: PeftModel, adapter: str = "default") -> None:
             continue
         if not _is_plain(layer, adapter):
             raise InputError(
-                "a sparse adapter must be plain LoRA with dropout 0 on linears of floating-point weights, "
-                f"that of {name} is not; leave {name} out of the groups"
+                "a sparse adapter must be plain LoRA with dropout 0 on linears of "
+                f"floating-point weights, that of {name} is not; leave {name} out of the groups"
             )
-        layer.__class__ = SparseLinear  # unlike a forward set on the instance, a class is copied and compiled as usual
+        layer.__class__ = SparseLinear  # copied and compiled, unlike a forward on the instance
         layer.sparse_adapter = adapter
 
 

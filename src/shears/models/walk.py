@@ -24,7 +24,7 @@ from shears.models.devices import widen_norms
 from shears.models.sources import BlockSource
 
 PROBE_TOKENS = 2
-KEPT = frozenset({"linear", "addmm", "scaled_dot_product_attention"})  # products that repeated forwards share
+KEPT = frozenset({"linear", "addmm", "scaled_dot_product_attention"})  # shared by repeated forwards
 Batches = Sequence[Int[Tensor, "_ _"]]
 Context = Callable[[], AbstractContextManager[Any]]
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a block beside the hidden states
@@ -39,7 +39,7 @@ class Stop(Exception):  # noqa: N818  # no error
 
 
 class Results:
-    """The results of a block's first products, by batch, that repeated forwards read; at most `room` bytes.
+    """Results by batch of a block's first products, for repeated forwards; at most `room` bytes.
 
     A block is pruned group by group, each measured after the groups before it. So every forward
     begins as the one before it, and goes on with weights that have changed since.
@@ -49,7 +49,7 @@ class Results:
         self._block = block
         self._room = room
         self._kept: dict[int, list[tuple[Tensor, int] | None]] = {}  # tensors and their versions
-        self._needed: dict[str, tuple[int, int]] = {}  # parameters that the results may depend on, as they were
+        self._needed: dict[str, tuple[int, int]] = {}  # parameters that the results depend on
 
     def refresh(self) -> None:
         if self._needed.items() - self._states().items():
@@ -108,7 +108,7 @@ class _Reading(TorchFunctionMode):
 class BlockRun:
     """A decoder block in memory, its recorded calls, and its input hidden states by batch.
 
-    `name` is the block's name in `model`; forwards run in `context` (autocast). `uses` are the first
+    `name` is the block's in `model`; forwards run in `context` (autocast). `uses` are the first
     batch's uses of matrices, each with the number of its input tensor, once `groups` was called.
     """
 
@@ -143,11 +143,11 @@ class BlockRun:
     def measure(self, matrices: Sequence[Matrix], receive: Receive) -> None:
         """Call `receive(matrix, inputs)` for every multiplication with a matrix, over all batches.
 
-        If the first batch of `groups` used each matrix exactly once, all with one tensor, forwards stop
-        there, and begin with the results of the forwards before them.
+        If the first batch of `groups` used each matrix exactly once, all with one tensor, forwards
+        stop there, and begin with the results of the forwards before them.
         """
         uses = [(matrix, number) for matrix, number in self.uses if matrix in matrices]
-        if len(uses) == len(matrices) == len(dict(uses)) and len({number for _, number in uses}) == 1:
+        if len(uses) == len(matrices) == len(dict(uses)) and len({each for _, each in uses}) == 1:
             self._measure_shared(matrices, receive)
             return
         for batch in range(len(self.hidden)):
@@ -188,7 +188,7 @@ class BlockRun:
         for batch in range(len(self.hidden)):
             with suppress(Stop), self.results.reading(batch):
                 self._measure_batch(batch, matrices, receive_all)
-        self.results.depend_on({matrix.parameter.removeprefix(f"{self.name}.") for matrix in unused})
+        self.results.depend_on({each.parameter.removeprefix(f"{self.name}.") for each in unused})
 
     def _measure_batch(self, batch: int, matrices: Sequence[Matrix], receive: Receive) -> None:
         with capturing(self.model, self.block, matrices, receive):
@@ -229,7 +229,7 @@ class Walk:
 
     @contextmanager
     def advancing(self, index: int) -> Iterator[BlockRun]:
-        """Yield a block to change; its outputs then become the hidden states that go into the next one."""
+        """Yield a block to change; its outputs then become the next one's hidden states."""
         with self.opened(index) as run:
             yield run
             if index + 1 < len(self):
@@ -252,7 +252,7 @@ class Walk:
         return self.source.model(batch.to(self.source.device), use_cache=False)
 
     def _computed(self, states: Tensor) -> Tensor:
-        """Return hidden states in bf16 where a GPU computes in it: the sums of its blocks then stay in bf16, too."""
+        """Return states in bf16 if a GPU computes in it, so that the sums of blocks stay in it."""
         with self._context():
             is_bf16 = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
         return states.bfloat16() if is_bf16 and states.is_cuda else states
@@ -306,12 +306,12 @@ class Walk:
             raise IrregularBlocks(f"nothing may be computed between two decoder blocks; {name} computes there")
         passed = [extra for extra in self._extras or () if isinstance(extra, Tensor)]
         if any(value is extra for extra in passed for value in others):
-            raise IrregularBlocks(f"decoder blocks must pass on hidden states alone; those of {name} pass on more")
+            raise IrregularBlocks(f"blocks must pass on hidden states alone, {name}'s pass on more")
 
     def _check_regular(self, is_regular: bool) -> None:
         if not is_regular:
             name = type(self.source.model).__name__
-            raise IrregularBlocks(f"every decoder block must run once in a forward; those of {name} do not")
+            raise IrregularBlocks(f"every block must run once in a forward; those of {name} do not")
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Weights as whole numbers: grids, rounding to nearest and with known inputs, training on a grid."""
+"""Weights as whole numbers: grids, rounding to nearest or with known inputs, training on a grid."""

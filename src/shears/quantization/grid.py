@@ -27,7 +27,7 @@ _QUANTIZED_AT_ONCE = 1 << 24  # weights; bounds the memory that quantizing an em
 
 
 class Quantized(NamedTuple):
-    """A weight in whole numbers: int8, a scale a row; or codes 0..15, scale and zero point a block."""
+    """A weight in whole numbers: int8, a scale a row; or 0..15, a scale and zero point a block."""
 
     codes: Int8[Tensor, "O I"] | UInt8[Tensor, "O I"]
     scales: Float[Tensor, " O"] | Float16[Tensor, "O B"]
@@ -60,8 +60,8 @@ class Grid(NamedTuple):
         scales = (largest / -Q4_0_ZERO).half()
         if not bool(torch.isfinite(scales).all()):
             raise InputError(
-                f"weights must be within 8 x 65504 for Q4_0, the largest is {float(largest.abs().max()):.3g}; train "
-                "without quantize_aware"
+                f"Q4_0 weights must be within 8 x 65504, the largest is {largest.abs().max():.3g}; "
+                "train without quantize_aware"
             )
         return cls(scales, torch.full_like(scales, Q4_0_ZERO, dtype=torch.uint8))
 
@@ -118,8 +118,8 @@ def quantize_blocks(
         blocks = pad(wide, (0, -cols % BLOCK)).view(*block_shape(len(wide), cols), BLOCK)
         scales[some], points = grid_of_range(blocks.amin(2).clamp_(max=0), blocks.amax(2).clamp_(min=0))
         if not bool(torch.isfinite(scales[some]).all()):
-            rule = f"{BLOCK} weights of a row must lie within {LARGEST_CODE} x 65504 to be quantized to int4"
-            raise InputError(f"{rule}, the largest is {float(wide.abs().max()):.3g}; pack them as fp32 or bf16")
+            rule = f"{BLOCK} weights of a row must be within {LARGEST_CODE} x 65504 to be quantized"
+            raise InputError(f"{rule} to int4, the largest is {wide.abs().max():.3g}; use bf16")
         codes[some] = codes_on_grid(wide, scales[some], points)
         zeros[some] = points.to(torch.uint8)
     return codes, scales, zeros
@@ -175,5 +175,5 @@ def by_input(table: Shaped[Tensor, "O B"], cols: int) -> Shaped[Tensor, "O I"]:
 def _finite(weight: Tensor) -> Tensor:
     wide = weight.float()
     if not bool(torch.isfinite(wide).all()):
-        raise InputError("weights must be finite to be quantized, got NaN or infinity; pack them as fp32 or bf16")
+        raise InputError("weights must be finite to be quantized, got NaN or infinity; use bf16")
     return wide

@@ -66,7 +66,7 @@ def pass_through_(
     for part, step, scale, zero in _in_blocks([gradient, steps], [scales, zeros.to(scales.dtype)]):
         nearest = step.round()
         clamped = nearest.clamp(-zero, LARGEST_CODE - zero)
-        inside = torch.eq(nearest, clamped, out=torch.empty_like(step))  # products with booleans are slow on a CPU
+        inside = torch.eq(nearest, clamped, out=torch.empty_like(step))  # booleans multiply slowly
         of_scales.append(torch.addcmul(clamped, step, inside, value=-1).mul_(part).sum(-1))
         part.mul_(inside.mul_((scale != 0).to(step.dtype)))
     return torch.cat(of_scales, 1)
@@ -81,10 +81,10 @@ def _in_blocks(wholes: Sequence[Tensor], tables: Sequence[Tensor]) -> Iterator[l
     count, rest = divmod(wholes[0].shape[1], inputs)
     full = count * inputs
     if count:
-        parts = [whole[:, :full].unflatten(1, (count, inputs)) for whole in wholes]
-        yield parts + [table[:, :count, None] for table in tables]
+        parts = [each[:, :full].unflatten(1, (count, inputs)) for each in wholes]
+        yield parts + [each[:, :count, None] for each in tables]
     if rest:
-        yield [whole[:, None, full:] for whole in wholes] + [table[:, count:, None] for table in tables]
+        yield [each[:, None, full:] for each in wholes] + [each[:, count:, None] for each in tables]
 
 
 class LearntScales(torch.autograd.Function):
@@ -107,14 +107,14 @@ class LearntScales(torch.autograd.Function):
 
 
 def write_grids(folder: Path, grids: Mapping[str, Grid]) -> None:
-    """Write the grids, if any, to GRIDS in a folder; InputError for a scale that is not finite in fp16."""
+    """Write the grids, if any, to a folder's GRIDS; InputError for scales not finite in fp16."""
     for name, grid in grids.items():
         if not bool(torch.isfinite(grid.scales).all()):
-            raise InputError(f"learned scales must be finite in fp16, {name} has others; lower the learning rate")
+            raise InputError(f"scales of {name} must be finite in fp16; lower the learning rate")
     tensors = {f"{name}{SCALES}": grid.scales for name, grid in grids.items()}
     tensors |= {f"{name}{ZEROS}": grid.zeros for name, grid in grids.items()}
     if tensors:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / GRIDS)
+        save_file({name: each.cpu().contiguous() for name, each in tensors.items()}, folder / GRIDS)
 
 
 def read_grids(folder: Path) -> dict[str, Grid]:

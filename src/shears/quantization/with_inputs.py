@@ -117,14 +117,14 @@ def round_with_inputs(
     wide = weight.float()
     nearest = quantize(wide, "int4")
     if missed is not None and not torch.isfinite(missed).all():
-        raise InputError("products of inputs and outputs must be finite; check the weights, or use dtype fp32")
+        raise InputError("products of inputs and outputs must be finite; check weights or use fp32")
     if not hessian.any():
         return nearest
     hessian = hessian.float()
     factor, damped = inverse_factor(hessian, damping)
     ridge = hessian.clone()
     ridge.diagonal().add_(damped * ridge.diagonal().mean())
-    target = wide.T.contiguous()  # the dense weights with outputs nearest to Y: W^T + H^-1 M, H^-1 = U^T U
+    target = wide.T.contiguous()  # dense weights with outputs nearest Y: W^T + H^-1 M, H^-1 = U^T U
     if missed is not None:
         target = target.addmm(factor.T, factor @ missed)
     keep = kept.T.contiguous()
@@ -206,7 +206,7 @@ def _descend(
     *,
     fit_scales: bool,
 ) -> None:
-    """Give each weight its best number given all others, in place, by column; then fit the scales."""
+    """Give each weight its best number given the others, in place by column; then fit scales."""
     for start in range(0, len(target), BLOCK):
         stop = min(start + BLOCK, len(target))
         own = hessian[start:stop, start:stop]
@@ -227,7 +227,7 @@ def _fit_scales(
     hessian: Float[Tensor, "J J"],
     scales: Float[Tensor, " O"],
 ) -> None:
-    """Set a block's scales, in place, to the fp16 numbers of least output error if they are better."""
+    """Set a block's scales, in place, to the fp16 numbers of least output error if that helps."""
     steps = in_steps(rounded, scales)
     slope = (steps * gradient).sum(0)
     curvature = ((hessian @ steps) * steps).sum(0)

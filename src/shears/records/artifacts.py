@@ -77,12 +77,12 @@ def read_json(path: Path) -> Any:
 def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; InputError for any other content."""
     if not isinstance(content := read_json(path), dict):
-        raise InputError(f"{path} must be a JSON object, got {str(content)[:40]}; make or get it again")
+        raise InputError(f"{path} must be a JSON object, got {str(content)[:40]}; make it again")
     return content
 
 
 def record_in(path: Path) -> dict[str, Any]:
-    """Return the record in a file, its weights unverified; InputError where a key has a wrong type."""
+    """Return the record in a file, weights unverified; InputError where a key has a wrong type."""
     record = read_object(path)
     for key, kind in FIELDS.items():
         if key in record and not isinstance(record[key], kind):
@@ -108,7 +108,7 @@ def _shown(value: Any) -> str:
 
 
 def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise InputError, which names every key that differs, for another configuration of `folder`."""
+    """Raise InputError, naming every key that differs, for another configuration of `folder`."""
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if keys:
         changes = "; ".join(f"{key} was {_shown(before.get(key))} and is now {_shown(now.get(key))}" for key in keys)
@@ -153,7 +153,7 @@ def as_data(config: StageConfig) -> dict[str, Any]:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Return the sha256 of a folder's safetensors files, in the order of their names; InputError without any."""
+    """Return the sha256 of a folder's safetensors files ordered by name; InputError without any."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder} must hold weights as safetensors, it holds none")
@@ -175,7 +175,7 @@ def find_record(folder: Path) -> Path | None:
 
 
 def read_record(folder: Path, name: str, *needed: str, fingerprint: str | None = None) -> dict[str, Any]:
-    """Return the record of a finished artifact after a check of its weights and of the `needed` keys.
+    """Return the record of a finished artifact after a check of its weights and `needed` keys.
 
     `fingerprint` is that of the weights if the caller has computed it.
     """

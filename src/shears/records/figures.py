@@ -1,4 +1,4 @@
-"""Figures of records in words and as rows of tables, for the terminal, the cards and the report. Pure."""
+"""Figures of records as words and table rows, for the terminal, the cards and the report. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -7,7 +7,7 @@ from typing import Any
 Record = Mapping[str, Any]
 Row = dict[str, object]  # of a table: column -> cell
 SHARES = ("acc", "exact_match")  # beginnings of metrics, such as lm-eval's acc_norm
-CUT = "cut"  # a record's flag: the longest length cut the answer; in details, the number of such answers
+CUT = "cut"  # a record's flag: the longest length cut the answer; in details, the number of them
 MINUTES = ("seconds", "real")  # keys of seconds that are shown in minutes
 BYTES = ("bytes", "size_bytes", "memory", "disk", "memory_bytes")  # keys of numbers of bytes
 BENCH = {
@@ -27,7 +27,7 @@ def is_share(metric: str) -> bool:
 
 
 def figure(metric: str, value: int | float) -> str:
-    """Return a share in percent, a perplexity with two decimals, another figure with four digits or all of a count."""
+    """Return a share in percent, a perplexity with two decimals, others with four digits or all."""
     if is_share(metric):
         return f"{value:.1%}"
     if "perplexity" in metric or "bits_per" in metric:
@@ -49,7 +49,7 @@ def size(num_bytes: int | float) -> str:
 
 
 def table_rows(records: Iterable[Record], columns: Mapping[str, str]) -> list[Row]:
-    """Return a row of texts for each record; `columns` gives the headings of its keys, without those never set."""
+    """Return each record as a row of texts under the headings `columns`, without keys never set."""
     records = list(records)
     known = {key: head for key, head in columns.items() if any(each.get(key) is not None for each in records)}
     return [{head: cell(key, each.get(key)) for key, head in known.items()} for each in records]
@@ -88,7 +88,7 @@ def other_readings(figures: Record) -> list[dict[str, Any]]:
 
 
 def model_rows(models: Sequence[Record]) -> list[Row]:
-    """Return a row for each measurement: model, figure, other readings, examples, and sizes where they are known."""
+    """Return a row for each measurement: model, figure, other readings, examples, known sizes."""
     rows = []
     for each in models:
         row: Row = {"model": each["name"], each["metric"]: figure(each["metric"], each["value"])}
@@ -118,7 +118,7 @@ def arm_rows(task: Record) -> list[Row]:
 
 
 def difference_row(name: str, gap: Record) -> Row:
-    """Return the row of a paired difference: points, interval, examples that only one side answers rightly, p."""
+    """Return the row of a paired difference: points, interval, examples won and lost, p."""
     row: Row = {"arm": name, "points": points(gap["value"]), "95 % interval": points(*gap["ci95"])}
     if "won" in gap:
         row["won, lost"] = f"{gap['won']:,}, {gap['lost']:,}"
@@ -146,7 +146,7 @@ def remarks(models: Iterable[Record]) -> list[str]:
 
 
 def lead_lines(lead: Record | None) -> list[str]:
-    """Return the difference that a run is about in words; for figures that are not paired, both figures."""
+    """Return a run's main difference in words; both figures where they are not paired."""
     if lead is None:
         return []
     against = lead["against"] + (" (not trained on the task)" if lead["untrained"] else "")
@@ -189,7 +189,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def ranks_of(record: Record) -> Mapping[str, int | Sequence[int]]:
-    """Return the rank of each group, or its ranks, of a super-adapter, a sub-adapter or a search."""
+    """Return the rank or ranks of each group of a super-adapter, a sub-adapter or a search."""
     groups = {name: group["ranks"] for name, group in record.get("groups", {}).items()}
     ranks: Mapping[str, int | Sequence[int]] = record.get("ranks") or record.get("chosen", {}).get("ranks", {})
     return groups or ranks
@@ -217,7 +217,7 @@ def measured_rows(record: Record) -> list[Row]:
 
 
 def plan_rows(record: Record, real: Mapping[str, float]) -> list[Row]:
-    """Return a row for each stage of a compression's plan, with the minutes planned and, where known, real."""
+    """Return a row for each stage of a compression: minutes planned and, where known, real."""
     stages = [stage | {"real": real.get(stage["name"])} for stage in record["stages"] if stage["seconds"]]
     total = {"name": "all", "seconds": sum(stage["seconds"] for stage in stages), "real": sum(real.values())}
     return table_rows([*stages, total], PLANNED)

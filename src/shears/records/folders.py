@@ -1,6 +1,6 @@
-"""Output folders that appear whole: a stage works in the locked `OUT.partial` and renames it to `OUT`.
+"""Output folders that appear whole: a stage works in the locked `OUT.partial`, which becomes `OUT`.
 
-An interruption leaves a folder from which the same command continues, and no folder that looks finished.
+After an interruption the same command continues, and no unfinished folder looks finished.
 """
 
 import os
@@ -29,7 +29,7 @@ def partial_folder(output: Path) -> Path:
 
 
 def named_folder(output: Path) -> Path:
-    """Return the folder by its own name instead of `.` or a link; InputError for a name with PARTIAL."""
+    """Return the folder by its own name, not `.` or a link; InputError for a name with PARTIAL."""
     if output.name in ("", "..") or os.path.islink(output):
         output = Path(os.path.realpath(output))
     if not output.name or output.name.endswith(PARTIAL):
@@ -75,9 +75,9 @@ def working_folder(output: Path, config: Mapping[str, Any], *, resumes: bool = T
 
 
 def refuse_taken(output: Path, record: str | None = None) -> None:
-    """Raise InputError for an output that exists or cannot be made, or whose working folder no stage made.
+    """Raise InputError for an output that exists or cannot be made, or a foreign working folder.
 
-    An output that holds the file `record` may exist: its verb goes on in it. So may an empty folder.
+    An output that holds the file `record` may exist: its verb continues it. So may an empty folder.
     """
     output = named_folder(output)
     if record is not None and (output / record).is_file():
@@ -95,7 +95,7 @@ def refuse_taken(output: Path, record: str | None = None) -> None:
 
 
 def check_writable(output: Path) -> None:
-    """Raise InputError unless a file or a folder of this name can be made, and the folders above it."""
+    """Raise InputError unless this file or folder, and the folders above it, can be made."""
     existing = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"the output must lie in a folder that can be written, got {output}; choose another output")
@@ -152,6 +152,6 @@ def refuse_full_disk(output: Path, num_bytes: int) -> None:
     free = free_bytes(output)
     if num_bytes > free:
         raise InputError(
-            f"the disk must have {num_bytes / 1e6:,.1f} MB free for {output}, it has {free / 1e6:,.1f} MB; "
-            "free some space, or choose an output on another disk"
+            f"the disk must have {num_bytes / 1e6:,.1f} MB free for {output}, it has "
+            f"{free / 1e6:,.1f} MB; free some space, or choose an output on another disk"
         )

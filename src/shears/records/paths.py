@@ -26,8 +26,8 @@ def expanded(name: str | Path) -> Path:
 
 
 def is_path(name: str) -> bool:
-    """Tell whether a name is a path: it exists, or looks like a file or folder, not like a hub id."""
-    exists = os.path.exists(expanded(name))  # Path.exists raises OSError for a name that is too long
+    """Tell whether a name is a path: it exists, or looks like a file or folder, not a hub id."""
+    exists = os.path.exists(expanded(name))  # Path.exists raises OSError for a long name
     return exists or FILE_LIKE.search(name) is not None or name.startswith(("/", ".", "~"))
 
 
@@ -49,7 +49,7 @@ def own_file(path: Path, folder: Path | None = None) -> Path:
     """
     target = path.resolve()
     folder = (folder or path.parent).resolve()
-    is_cached = folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
+    is_cached = folder.parent.name == "snapshots" and target.parent == folder.parents[1] / "blobs"
     if not (target.is_relative_to(folder) or is_cached):
         raise InputError(f"{path} must be a file of its own folder, it is a link to {target}; copy it")
     return path

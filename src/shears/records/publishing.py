@@ -25,7 +25,7 @@ from shears.records.folders import PARTIAL
 
 logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
-ACTIVE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'`$<>;|&\\]")  # people copy code and commands
+ACTIVE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'`$<>;|&\\]")  # people copy commands
 FOLDERS = {  # names in a run, and titles
     artifacts.SPARSITY: ("sparse", "{}, sparse"),
     artifacts.HEALED: ("healed", "{}, pruned and healed"),
@@ -210,12 +210,12 @@ def _public_content(path: Path, base: str | None, repo: str, subfolder: str) -> 
 def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[str, Any]:
     key = BASE_KEYS[path.name]
     recorded = str(content.get(key) or "")
-    in_folder = paths.is_path(recorded) or (path.parent.parent / recorded).exists()  # beside the artifact's
+    in_folder = paths.is_path(recorded) or (path.parent.parent / recorded).exists()  # beside it
     is_public = recorded in EMBEDDED or (paths.HUB_NAME.fullmatch(recorded) and not in_folder)
     if recorded and base is None and not is_public:
         raise InputError(
-            f"the base of an artifact must be on the hub, {path} names the folder {recorded}; push that folder "
-            "first and name its repository with --base"
+            f"the base of an artifact must be on the hub, {path} names the folder {recorded}; push "
+            "that folder first and name its repository with --base"
         )
     return {**_without_folders(content), **({} if base is None else {key: base})}
 

@@ -1,4 +1,4 @@
-"""Durations of a run's stages in a file of their own, so that records of equal runs are equal bytes."""
+"""Durations of a run's stages in their own file, so that records of equal runs are equal bytes."""
 
 import importlib.metadata
 import platform
@@ -32,7 +32,7 @@ def timed(folder: Path, stage: str) -> Iterator[None]:
 
 def real_seconds(folder: Path, record: Mapping[str, Any]) -> dict[str, float]:
     """Return the seconds that each stage of a compression has taken, by the names of its plan."""
-    seconds = {stage["name"]: stage["seconds"] for stage in record["stages"] if stage["name"] == "plan"}
+    seconds = {each["name"]: each["seconds"] for each in record["stages"] if each["name"] == "plan"}
     for each in [folder, *(folder / package["name"] for package in record["measured"])]:
         for line in read_rows(each / TIMES):
             seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]

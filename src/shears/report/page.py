@@ -48,7 +48,7 @@ def write_report(run: str | Path, output: str | Path | None = None) -> Path:
     page = Environment(autoescape=True).from_string(files("shears.report").joinpath("page.html").read_text("utf-8"))
     text = page.render(title=folder.resolve().name, lead=lead.words, sections=sections, version=__version__)
     with option(f"the output {path}"):
-        write_text(path, text.encode(errors="replace").decode())  # characters that are no Unicode become ?
+        write_text(path, text.encode(errors="replace").decode())  # lone surrogates become ?
     return path
 
 
@@ -70,7 +70,7 @@ def _run(folder: Path) -> list[Section]:
     }
     made = {name: content for name, content in stages.items() if content}
     if not made and not summary:
-        raise InputError(f"a report needs the folder of a run, got {folder}; make one with shears run")
+        raise InputError(f"a report needs the folder of a run, got {folder}; shears run makes one")
     sections = [Section("Lead", f"A run of shears on {recipe.get('model', 'a model')}: {', '.join(made)}.")]
     if summary:
         measured = {row["name"]: artifacts.evaluation_file(folder, row["name"]) for row in summary["models"]}
@@ -92,7 +92,7 @@ def _accuracy(summary: Record, answers: Mapping[str, list[Record]]) -> Section:
     metric = models[0]["metric"]
     section = Section("Accuracy", f"Task {summary['task']} on {summary['data']}. Lines show 95 % intervals.")
     section.words += figures.remarks(models)
-    section.pictures[f"{metric} by model"] = intervals(models, metric, lambda value: figure(metric, value))
+    section.pictures[f"{metric} by model"] = intervals(models, metric, lambda x: figure(metric, x))
     section.tables["Models"] = figures.model_rows(models)
     *others, last = answers or [""]
     gaps = {f"{last} minus {name}": paired(answers[last], answers[name]) for name in others}

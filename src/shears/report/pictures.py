@@ -40,7 +40,7 @@ def picture(draw: Callable[Concatenate[Any, P], float]) -> Callable[P, str]:
             file = io.StringIO()
             whole.savefig(file, format="svg", transparent=True, metadata=NOT_WRITTEN)
         text = file.getvalue()
-        prefix = f"p{len(text)}-{sum(text.encode())}-"  # ids must differ from those of the page's other pictures
+        prefix = f"p{len(text)}-{sum(text.encode())}-"  # ids must differ within the page
         text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{prefix}", text[text.index("<svg") :])
         return re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
 
@@ -91,12 +91,12 @@ def scatter(
 def heat_map(axes: Any, cells: Mapping[str, Mapping[str, Number]], form: Callable[[float], str]) -> float:
     columns = list(dict.fromkeys(name for row in cells.values() for name in row))
     figures = [[row.get(name, float("nan")) for name in columns] for row in cells.values()]
-    strongest = 1.6 * max(max(row.values()) for row in cells.values()) or 1  # dark letters stay legible
+    strongest = 1.6 * max(max(row.values()) for row in cells.values()) or 1  # letters stay legible
     axes.pcolormesh(figures, cmap="Blues", vmin=0, vmax=strongest, edgecolors="white", linewidth=1)
     for y, row in enumerate(cells.values()):
         for name, value in row.items():
             axes.text(columns.index(name) + 0.5, y + 0.5, form(value), ha="center", va="center", fontsize=8)
-    axes.set_xticks([place + 0.5 for place in range(len(columns))], columns, rotation=30, ha="right")
+    axes.set_xticks([x + 0.5 for x in range(len(columns))], columns, rotation=30, ha="right")
     axes.set_yticks([place + 0.5 for place in range(len(cells))], list(cells))
     axes.invert_yaxis()
     axes.grid(visible=False)

@@ -1,4 +1,4 @@
-"""The candidates for a package, with predicted figures, the effort of their stages, and the recipe that makes each.
+"""The candidates for a package: predicted figures, the effort of their stages and their recipes.
 
 The amounts of an effort follow docs/internals/log.md.
 """
@@ -46,7 +46,7 @@ class Candidate:
 
 
 def all_candidates(config: CompressConfig, shape: Shape, forecast: Forecast | None) -> list[Candidate]:
-    """Return every combination of sparsities and formats with its size and speed, in the order of RULE."""
+    """Return each sparsity in each format, with its size and speed, in the order of RULE."""
     found = []
     for sparsity, values, embeddings in product(config.sparsities, config.dtypes, config.embedding_dtypes):
         export = ExportConfig(format="package", dtype=values, embedding_dtype=embeddings)
@@ -97,14 +97,14 @@ def following(
 
 
 def best(packages: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the name of the package with the most right answers of those that hold; at equal ones the smaller."""
+    """Return the name of the best package within the bound: most right answers, then smallest."""
     holding = [each for each in packages if each["holds"]]
     chosen = max(holding, key=lambda each: ((each["answers"] or {}).get("accuracy", 0.0), -each["bytes"]), default=None)
     return None if chosen is None else str(chosen["name"])
 
 
 class Amounts(NamedTuple):
-    """What is there to be read: rows to train on, their mean tokens, tokens of the texts, questions."""
+    """What can be read: rows to train on, their mean tokens, tokens of the texts, questions."""
 
     rows: int
     row_tokens: float
@@ -136,7 +136,7 @@ SCALES: dict[EffortName, tuple[int, ...]] = {
 
 
 def efforts(amounts: Amounts, context: int | None = None) -> dict[EffortName, Effort]:
-    """Return quick, usual and thorough for these rows or texts, in sequences that fit a model's context."""
+    """Return quick, usual and thorough for these amounts, in sequences that fit the context."""
     length = min(LENGTH, context or LENGTH, max(amounts.text_tokens // FEWEST_SEQUENCES, 2))
     epoch = -(-amounts.rows // BATCH)
     found = dict[EffortName, Effort]()
@@ -153,7 +153,7 @@ def efforts(amounts: Amounts, context: int | None = None) -> dict[EffortName, Ef
 
 
 def dtype_of(model: ModelRef) -> DtypeName:
-    """Return the number format in which stages read a model: a .gguf file in that of its conversion."""
+    """Return the number format in which stages read a model; a .gguf file's is its conversion's."""
     if gguf_named(model.name) is None:
         return "auto"
     files = TensorFiles(model.folder)
@@ -161,7 +161,7 @@ def dtype_of(model: ModelRef) -> DtypeName:
 
 
 def recipe_of(candidate: Candidate, effort: Effort, model: ModelRef, text: Path, teacher: Path | None) -> Recipe:
-    """Return the recipe that makes a candidate on the CPU, calibrated, healed and trained on the file `text`."""
+    """Return the recipe of a candidate on the CPU, calibrated, healed and trained on `text`."""
     source = str(text)
     sampling: dict[str, Any] = {
         "num_samples": effort.num_samples, "sequence_length": effort.sequence_length, "device": "cpu"
@@ -193,8 +193,8 @@ def recipe_of(candidate: Candidate, effort: Effort, model: ModelRef, text: Path,
 def training_for(candidate: Candidate) -> dict[str, Any]:
     """Return the options of a training whose adapter is merged into a package.
 
-    Sparse int4 is trained on rounded weights. Dense int4 is rounded afterwards, with the inputs of the
-    rows, which answers more (docs/internals/log.md, "Four bits").
+    Sparse int4 is trained on rounded weights. Dense int4 is rounded afterwards, with the inputs of
+    the rows, which answers more (docs/internals/log.md, "Four bits").
     """
     on_grid = candidate.values == "int4" and candidate.sparsity > 0
     return {"quantize_aware": "int4"} if on_grid else {"sparse_adapter": True}

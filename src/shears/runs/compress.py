@@ -1,4 +1,4 @@
-"""`shears compress`: plan once, then make and measure; the same call continues an interrupted one."""
+"""`shears compress`: plan once, then make and measure; the same call resumes an interrupted one."""
 
 import logging
 import shutil
@@ -106,7 +106,7 @@ def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, A
 
 def _promising(record: Mapping[str, Any]) -> list[Candidate]:
     rows = (row for row in record["candidates"] if row["meets"])
-    return [Candidate(**{field.name: row[field.name] for field in fields(Candidate)}) for row in rows]
+    return [Candidate(**{each.name: row[each.name] for each in fields(Candidate)}) for row in rows]
 
 
 def _planned(ref: ModelRef, settings: CompressConfig, texts: Texts, folder: Path, began: float) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def _sizes(
 
 @dataclass(frozen=True)
 class _Work:
-    """The making of what a record plans; each method does what the record does not hold yet, and writes it."""
+    """The work that a record plans; each method does what the record lacks, and writes it there."""
 
     folder: Path
     record: dict[str, Any]
@@ -283,7 +283,7 @@ class _Work:
         artifacts.write_json(self.folder / artifacts.COMPRESS, self.record)
 
     def make_rival(self, promising: list[Candidate], settings: CompressConfig) -> None:
-        """Make dense int4, the rival of the chosen package or of the last one; it may be chosen itself."""
+        """Make dense int4, the rival of the chosen or last package; it may be chosen itself."""
         measured = self.record["measured"]
         name = self.record["chosen"] or measured[-1]["name"]
         beside = next((each for each in promising if each.name == name), None)

@@ -1,4 +1,4 @@
-"""What the stages of a compression take: four parts are timed once on this machine, the rest is arithmetic."""
+"""What the stages of a compression take: four parts are timed once here, the rest is arithmetic."""
 
 import json
 import logging
@@ -36,10 +36,10 @@ QUESTIONS = 8  # rows that are answered at most: a batch of few takes longer for
 AS_IT_CAME = 100  # rows that the original model answers at most: untrained answers are long
 SLOW = 10.0  # tokens a second of a model whose speed is not predicted
 DECODED = 130  # tokens that a measured speed takes, its warm-up included
-PRUNING_PASSES = 1.5  # forward passes of a calibration token: each block reads it twice, no head does
+PRUNING_PASSES = 1.5  # forward passes of a calibration token: blocks read it twice, no head does
 ROUNDING_PASSES = 4.0  # the same of rounding with the text's inputs: both models, rounded and not
 GRADIENT_TOKENS = 4 * 3.0  # sequences of sensitivity, in forward passes of a token
-HEAL_PASSES = 5.0  # the teacher's pass, the student's forward and backward, and its weights' gradients
+HEAL_PASSES = 5.0  # the teacher's pass, the student's forward and backward, its weights' gradients
 
 
 class Speeds(NamedTuple):
@@ -63,7 +63,7 @@ def measured_speeds(
     """Return the speeds of making a candidate of a model; `training` are its rows to train on."""
     started = time.perf_counter()
     with quietly():
-        rounds = first.values == "int4"  # dense with the text's inputs, which takes as long as pruning
+        rounds = first.values == "int4"  # rounding with the text's inputs takes as long as pruning
         load, forward, pruning = _reading(model, effort, first.sparsity or 0.5 * rounds, texts)
         speeds = Speeds(load, forward, pruning)
         if training is not None:
@@ -121,7 +121,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def stage_seconds(effort: Effort, first: Candidate, speeds: Speeds, amounts: Amounts, windows: int) -> dict[str, float]:
-    """Return the seconds of every stage that makes and measures `first`, by name in the order of the stages."""
+    """Return the seconds of the stages that make and measure `first`, by name, in their order."""
     reading = 2 * speeds.load
     tokens = min(effort.num_samples * effort.sequence_length, amounts.text_tokens)
     held_out = min(windows * effort.sequence_length, amounts.held_out_tokens)
@@ -152,10 +152,10 @@ def stage_seconds(effort: Effort, first: Candidate, speeds: Speeds, amounts: Amo
 
 
 def fitted(found: Mapping[EffortName, Effort], total: Callable[[Effort], float], left: float) -> Effort:
-    """Return the effort that fits into `left` seconds by its total seconds; the least one if none does.
+    """Return the effort whose total seconds fit into `left`; the least one if none does.
 
     It is the most thorough one that has the steps of the next lower one, with as many of its own
-    steps as fit. Where nothing else fits, wanda takes the place of admm, then the rival is left out.
+    steps as fit. Where nothing else fits, wanda replaces admm, then the rival is left out.
     """
     quick = found["quick"]
     cheap = replace(quick, method="wanda")
@@ -174,7 +174,7 @@ def fitted(found: Mapping[EffortName, Effort], total: Callable[[Effort], float],
 
 
 def left_out(effort: Effort, whole: Effort, over: float) -> list[str]:
-    """Return in words what an effort leaves out of the most thorough one; `over` are seconds beyond the time."""
+    """Return what an effort leaves out of the most thorough one; `over`: seconds past the time."""
     parts = {
         f"{whole.steps - effort.steps} of {whole.steps} training steps": effort.steps < whole.steps,
         f"{whole.num_samples - effort.num_samples} of {whole.num_samples} calibration sequences":

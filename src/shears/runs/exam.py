@@ -53,7 +53,7 @@ def split_text(settings: CompressConfig, folder: Path) -> Texts:
             task_of_rows(held_out, settings.test or source, first=1 if settings.test else cut + 1)
         parts = as_json_lines(rows[:cut]), as_json_lines(held_out)
     if not all(part.strip() for part in parts):
-        rule = "the data must have at least two rows or characters, so that some can be held out for the test"
+        rule = "the data must have at least two rows or characters, so that some can be held out"
         raise InputError(f"{rule}, got fewer in {source}; give more")
     texts = Texts(folder / f"calibration{ending}", folder / f"held_out{ending}")
     for file, part in zip(texts, parts, strict=True):
@@ -71,7 +71,7 @@ def task_of_rows(rows: Sequence[Row], source: str, first: int = 1) -> str:
 
 
 def longest_answer(task: str, training: Sequence[Tokenized]) -> int | None:
-    """Return twice the tokens of the longest right answer; None for tasks in which a model may reason first.
+    """Return twice the tokens of the longest right answer; None for tasks that allow reasoning.
 
     A model that was never trained to stop would write LONG_ANSWER tokens of JSON or text.
     """
@@ -83,7 +83,7 @@ def longest_answer(task: str, training: Sequence[Tokenized]) -> int | None:
 
 @dataclass(frozen=True)
 class Exam:
-    """What every model is measured on: the held-out text, and with a task its answers to the rows there.
+    """What every model is measured on: the held-out text and, with a task, answers to its rows.
 
     The text of instructions has one `template` for all models: losses in two can't be compared.
     `longest` is the most tokens of an answer; None: the task's.
@@ -124,7 +124,7 @@ class Exam:
 
 
 def answers_of(measured: Evaluation) -> Mapping[str, Any]:
-    """Return task, accuracy, its 95 % interval, the number of rows, details, and 0 or 1 of each row."""
+    """Return task, accuracy, 95 % interval, number of rows, details, and 0 or 1 for each row."""
     return {
         "task": measured.task,
         "accuracy": measured.value,

@@ -1,4 +1,4 @@
-"""`shears inspect --gpu-check`: the main verbs on a GPU beside the CPU, on a random Llama of 50 M weights.
+"""`shears inspect --gpu-check`: the main verbs on GPU and CPU, on a random Llama of 50 M weights.
 
 The CPU computes in fp32 and makes what later verbs read, so that a wrong verb is one wrong row.
 """
@@ -28,7 +28,7 @@ SIZES = {
     "num_key_value_heads": 5, "initializer_range": 0.05,
 }  # fmt: skip
 TOLERANCES = {"fp32": 3e-2, "bf16": 1e-1}
-"""Largest relative differences to fp32 on the CPU; a zero that moves changes the inputs of all later blocks."""
+"""Largest relative differences to fp32 on the CPU; a moved zero changes later blocks' inputs."""
 END = "<|end|>"
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "sparsify": {"method": "wanda", "num_samples": 40, "sequence_length": 64},
@@ -46,7 +46,7 @@ class Inputs:
         self.folder = folder
         self.made = 0
         self.base, self.text = folder / "base", str(folder / "text.txt")
-        letters = {letter: n for n, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        letters = {char: n for n, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
         core = Tokenizer(models.BPE(vocab=letters, merges=[]))
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         core.decoder = decoders.ByteLevel()
@@ -116,7 +116,7 @@ VERBS: Mapping[str, Verb] = {
 
 
 def gpu_check(**sizes: Any) -> dict[str, Any]:
-    """Return how each verb runs on the GPU and how far it is from the CPU, as plain data; takes minutes.
+    """Return each verb's result on the GPU and how far it is from the CPU's; takes minutes.
 
     Keywords change the sizes of the model. InputError without a GPU.
     """
@@ -137,7 +137,7 @@ def gpu_check(**sizes: Any) -> dict[str, Any]:
 
 
 def row(verb: Verb, inputs: Inputs, precision: str, expected: Tensor) -> dict[str, Any]:
-    """Return the result of a verb on the GPU: ok, differs, or the line of its error; and its figures."""
+    """Return a verb's result on the GPU (ok, differs, or the line of its error) and its figures."""
     started = time.perf_counter()
     difference = None
     try:

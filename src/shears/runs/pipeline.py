@@ -1,4 +1,4 @@
-"""Run all stages of a recipe in one folder: finished stages are skipped, interrupted ones continue."""
+"""Run all stages of a recipe in a folder: finished ones are skipped, interrupted ones continue."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The plan of a run: work, hours, memory and disk of each stage, by arithmetic; no weight is loaded or downloaded.
+"""The plan of a run: each stage's work, hours, memory and disk, without weights or a download.
 
 Hours are floating-point operations (FLOP) over the rate of a product that is timed on the device.
 
@@ -45,7 +45,7 @@ LONGEST: int = TrainConfig.model_fields["max_length"].default  # tokens of a row
 
 
 class Estimate(NamedTuple):
-    """Work in words; bytes of weights and optimizer, and of activations and caches; FLOP, None if unknown."""
+    """Work in words; bytes of weights and optimizer, of activations and caches; FLOP if known."""
 
     work: str
     memory: int | None
@@ -109,7 +109,7 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     if search and test and _is_local(search.data) and _is_local(test.data):
         with quietly():
             check_apart(search.data, test.data, search.limit, test.limit, (search.columns, test.columns))
-    states = {stage.name: _state(stage.is_done(), stage.output) for stage in stages_of(recipe, folder)}
+    states = {each.name: _state(each.is_done(), each.output) for each in stages_of(recipe, folder)}
     if test:
         is_done = set(states.values()) == {"done"} and (folder / EVALUATION).is_file()
         if is_done:
@@ -200,7 +200,7 @@ class _Basis:
         return {"heal": self.sparse, "search": 0, "evaluate": 0}.get(name, self.adapter())  # of a training
 
     def _export_bytes(self, shape: Shape, sparse: int) -> int:
-        """Return the bytes of an export; an adapter that was trained masked is merged into a package."""
+        """Return the bytes of an export; a package merges an adapter that was trained masked."""
         export, train, sparsify = self.recipe.export, self.recipe.train, self.recipe.sparsify
         holds = FORMATS[export.format].holds
         if train and train.quantize_aware != "none":
@@ -244,7 +244,7 @@ def _sparsify(basis: _Basis) -> Estimate:
     memory = FP32_BYTES * (shape.beside + blocks * shape.block + 2 * moments) + hidden
     held = block_bytes(shape, basis.item("sparsify")) * config.sequence_length * (num_tokens > 0)
     is_cheap = config.method in ("wanda", "magnitude") and not is_fitted
-    flops = 4.0 * shape.linear_weights * num_tokens if is_cheap else None  # every block reads its tokens twice
+    flops = 4.0 * shape.linear_weights * num_tokens if is_cheap else None  # blocks read them twice
     return Estimate(work, memory, held, flops)
 
 
@@ -261,12 +261,12 @@ def _heal(basis: _Basis) -> Estimate:
     memory = sum(basis.loaded(size, dtype) or 0 for size in (basis.dense, basis.sparse)) + trained
     every, length = basis.shape.sides, config.sequence_length
     held = training_bytes(basis.shape, basis.item("heal"), config, every, length)
-    flops = 2.0 * basis.shape.products * tokens * (4 + config.recompute)  # the teacher's forward too
+    flops = 2.0 * basis.shape.products * tokens * (4 + config.recompute)  # the teacher's pass too
     return Estimate(work, memory, held, flops)
 
 
 def _trained_dtype(config: LoopConfig) -> str:
-    """Return the number format in which a training loads its base; the device may be one of another machine."""
+    """Return the number format in which a training loads its base, maybe on another machine."""
     device = pick_device("auto") if config.device == "auto" else config.device
     return computing_dtype(config.precision, device)
 
@@ -356,7 +356,7 @@ def block_bytes(shape: Shape, item: int, adapted: Collection[str] = (), dropout:
 
 
 def training_bytes(shape: Shape, item: int, config: LoopConfig, adapted: Collection[str], length: int) -> float:
-    """Return the bytes of activations and logits of the largest micro-batch, whose examples have `length` tokens.
+    """Return the bytes of activations and logits of the largest micro-batch of `length`-token rows.
 
     With `recompute` they are the inputs of all blocks and the activations of one.
     """
@@ -391,7 +391,7 @@ def timed_rate(device: str, precision: str) -> float:
 
 
 def _amount(source: str, limit: int | None = None) -> tuple[int | None, str, float]:
-    """Return how many examples a source has, None if unknown, the same in words, and about how many tokens."""
+    """Return the number of examples (None: unknown), the same in words, about how many tokens."""
     if not _is_local(source):
         count = f"up to {limit:,}" if limit else "an unknown number of"
         return limit, f"{count} examples ({source} is not on this machine yet)", 0.0

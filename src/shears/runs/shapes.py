@@ -48,13 +48,13 @@ class Shape:
     """A model on the meta device, its folder if it is here, the bytes of its files if known.
 
     Numbers of weights: `parameters` (tied ones count once), `beside` the decoder blocks, `block` in
-    the largest of them (there are `num_blocks`), `linear_weights` in their linears, `products` also in
-    the head. `sides` are outputs and inputs of every linear there by name, `width` is the size of the
-    hidden states, `logits` the bytes that a loss holds of a token's, four times in fp32.
+    the largest of them (there are `num_blocks`), `linear_weights` in their linears, `products` also
+    in the head. `sides` are outputs and inputs of every linear there by name, `width` is the size
+    of the hidden states, `logits` the bytes that a loss holds of a token's, four times in fp32.
     """
 
     def __init__(self, model: nn.Module, folder: Path | None = None, file_bytes: int | None = None) -> None:
-        model.tie_weights()  # type: ignore[operator]  # empty_model does not; parameters() then has tied ones once
+        model.tie_weights()  # type: ignore[operator]  # parameters() then has tied ones once
         self.model = model
         self.folder = folder
         self.file_bytes = file_bytes
@@ -90,7 +90,7 @@ class Shape:
         specs = {name: (dtype if dtype and own.is_floating_point else own, shape)
                  for name, (own, shape) in self.specs.items()}  # fmt: skip
         form = choose_form(specs, settings, getattr(config.get_text_config(), "vocab_size", None))
-        transposed = [name for name, module in self.model.named_modules() if isinstance(module, Conv1D)]
+        transposed = [name for name, each in self.model.named_modules() if isinstance(each, Conv1D)]
         adapter: dict[str, Spec] = {}
         for name, (outputs, inputs) in self.sides.items():
             if rank := ranks.get(name):

@@ -35,7 +35,7 @@ HEALED_FOLDER = "healed"  # in a run's folder
 
 
 class Source(NamedTuple):
-    """A text or rows that a stage reads, None without any, and what checks a file before any work is done."""
+    """A text or rows that a stage reads (None without any), and the check of a file before work."""
 
     name: str | None
     check: Callable[..., None]
@@ -44,7 +44,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run: its artifact, its configuration, its inputs and the function that makes it.
+    """One step of a run: its artifact, configuration and inputs, and the function that makes it.
 
     `record` is a file in `output`; `models` returns the fingerprints of models and adapters.
     """
@@ -58,7 +58,7 @@ class Stage:
     sources: Mapping[str, Source]
 
     def check(self) -> None:
-        """Raise InputError, before any work is done, for a source, a device or a teacher that cannot be used."""
+        """Raise InputError, before any work, for an unusable source, device or teacher."""
         for source in self.sources.values():
             if source.name and is_path(source.name):
                 source.check(source.name, *source.options)
@@ -67,7 +67,7 @@ class Stage:
             find_teacher(self.config["teacher"])
 
     def is_done(self) -> bool:
-        """Tell whether the artifact exists; InputError if it was made with another configuration or is damaged."""
+        """Tell whether the artifact exists; InputError if damaged or of another configuration."""
         path = self.output / self.record
         if not path.is_file():
             return False
@@ -89,13 +89,13 @@ class Stage:
         record = artifacts.read_record(self.output, self.record)
         hashes = {f"{key}_sha256": source_fingerprint(each.name) for key, each in self.sources.items() if each.name}
         for key, fingerprint in {**self.models(), **hashes}.items():
-            if fingerprint and (recorded := record.get(key)) is not None:  # embedded data have no fingerprint
+            if fingerprint and (recorded := record.get(key)) is not None:  # embedded data have none
                 name = key.removesuffix("_fingerprint").removesuffix("_sha256")
                 artifacts.check_input(f"{name} of {self.output}", recorded, fingerprint)
 
 
 def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
-    """Return the folder of a run; InputError, before any work is done, for a recipe that a later stage would refuse."""
+    """Return the folder of a run; InputError, before any work, for a recipe that stages refuse."""
     target = recipe.output if output is None else output
     train, heals, export = recipe.train, recipe.heal, recipe.export
     starts = train is not None and train.init == "recovery"
@@ -106,11 +106,11 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     mistakes = {
         "a run must have a model and an output folder; add `model:` and `output:` to the recipe":
             not recipe.model or not target,
-        "search must use other data than evaluate, and both have the same; give search validation data of its own":
+        "search must use other data than evaluate, both have the same; give search validation data":
             recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data,
         "a run with a search must train first; add a `train:` section to the recipe": recipe.search and not train,
-        f"a run that trains with quantize_aware {grid} must export dtype int4 in format {packed_as} or a merged one; "
-        "change `export:`":
+        f"a run that trains with quantize_aware {grid} must export dtype int4 in format "
+        f"{packed_as} or a merged one; change `export:`":
             grid != "none" and not keeps_grid,
         "a run that heals must not train with init recovery, which fits the weights before healing; set init: lora":
             starts and heals,
@@ -157,7 +157,7 @@ def sparse_folder(recipe: Recipe, folder: Path) -> Path:
 
 
 def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
-    """Return the training of each baseline of a recipe by name: plain LoRA, the run's largest rank alone.
+    """Return the training of each baseline by name: plain LoRA, the run's largest rank alone.
 
     The dense model has no zeros to keep, no teacher, and nothing to recover.
     """
@@ -210,9 +210,9 @@ def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None)
 
 
 def _training(name: str, model: Callable[[], str | Path], output: Path, config: TrainConfig, sparse: Path) -> Stage:
-    """Return a training on what `model` returns; `sparse` has the same architecture, and so the same groups."""
+    """Return a training on what `model` returns; `sparse` has its architecture and groups."""
     values = as_data(config)
-    if (output / artifacts.SEARCH_SPACE).is_file() and sparse.is_dir():  # its record names the groups
+    if (output / artifacts.SEARCH_SPACE).is_file() and sparse.is_dir():  # it names the groups
         values["groups"] = list(with_auto(config.groups, empty_model(sparse)))
 
     def models() -> dict[str, str]:

@@ -39,7 +39,7 @@ class Backend(Protocol):
         """Append one token to each of several sequences; return the logits, a row for each."""
 
     def extend(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Float[np.ndarray, "T V"]:
-        """Append tokens to each of several sequences, MOST_TOGETHER in all; return the logits after each token."""
+        """Append up to MOST_TOGETHER tokens to sequences; return the logits after each token."""
         raise InputError("this backend keeps one state of all tokens")
 
     def shorten(self, sequence: int, length: int) -> None:
@@ -47,7 +47,7 @@ class Backend(Protocol):
         raise InputError("this backend keeps one state of all tokens")
 
     def copy(self, source: int, sequence: int, count: int) -> None:
-        """Let an empty sequence begin with `count` tokens of `source`; InputError if that has fewer."""
+        """Begin an empty sequence with `count` tokens of `source`; InputError if that has fewer."""
         raise InputError("this backend keeps one state of all tokens")
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
@@ -63,7 +63,7 @@ class Backend(Protocol):
         """Return name, isa, threads, values (number format) and memory_bytes."""
 
     def check(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
-        """Raise InputError unless each sequence is valid, named once, and has tokens that can follow its own."""
+        """Raise InputError unless each sequence is valid, named once, and can take its tokens."""
         if len(sequences) != len(tokens) or len(set(sequences)) != len(sequences) or not sequences:
             rule = "a step takes different sequences and a token or more for each"
             raise InputError(f"{rule}, got {sequences} and {tokens}")

@@ -15,7 +15,7 @@ from shears.runtime.continuation import Continuation
 logger = logging.getLogger(__name__)
 PREFILL_CHUNK = 512  # tokens of a prompt that are read before the other texts get their next token
 LEAST_SHARED = 8  # tokens of a beginning that are worth copying
-MOST_ROWS = 8  # tokens of a step up to which guesses are added; more cost nearly as much as a step each
+MOST_ROWS = 8  # tokens of a step up to which guesses are added; each more costs nearly a step
 
 
 class TooLongError(InputError):
@@ -26,7 +26,7 @@ class Batch:
     """The texts that a backend works on, and a queue of those that wait for a free sequence.
 
     One thread at a time may use a batch, apart from `add`. A prompt copies what it shares with the
-    beginning of a running one. If `keeps_last`, the last text's cache stays for one that continues it.
+    beginning of a running one. If `keeps_last`, the last text's cache stays for its continuation.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -51,7 +51,7 @@ class Batch:
     def run(self, texts: Iterable[Continuation]) -> Iterator[Continuation]:
         """Generate texts, each begun when a sequence is free; yield each when it ends.
 
-        Texts that are added meanwhile are generated, too. The error of one that fails is raised. All
+        Texts that are added meanwhile are generated too. The error of one that fails is raised. All
         prompts with a sequence are read before the next step, without guesses: this takes less time
         in all, but running texts wait.
         """
@@ -67,7 +67,7 @@ class Batch:
             self.clear()
 
     def advance(self, *, fills_first: bool = False) -> list[Continuation]:
-        """Read a chunk of one prompt (of all, if `fills_first`); give each read text a token, or a guess of several.
+        """Read a chunk of one prompt (all, if `fills_first`); give each read text a token or more.
 
         Returns the texts that changed. A text that fails carries its error and does not disturb the
         others; an error of a whole step is raised.
@@ -108,7 +108,7 @@ class Batch:
             logits = logits[len(several) :]
 
     def _follow(self, sequence: int, guess: list[int], logits: Float[np.ndarray, "T V"]) -> None:
-        """Let a text choose its next token, and go on for as long as it chooses what was guessed."""
+        """Let a text choose its next token, and further ones while it chooses what was guessed."""
         text = self._running[sequence]
         right = 0
         self._choose(text, logits[0])
@@ -123,7 +123,7 @@ class Batch:
             self._release(sequence)
 
     def _admit(self) -> None:
-        empty = [number for number in range(self._backend.max_sequences) if number not in self._running]
+        empty = [each for each in range(self._backend.max_sequences) if each not in self._running]
         while self._waiting and empty:
             text = self._waiting.popleft()
             if text.done:
@@ -142,7 +142,7 @@ class Batch:
         return next((number for number, each in self._running.items() if each.num_prefilled < len(each.prompt)), None)
 
     def _read_prompt(self) -> list[Continuation]:
-        """Read a chunk of the oldest unread prompt; return the text behind it once it has a token."""
+        """Read a chunk of the oldest unread prompt; return its text once that has a token."""
         sequence = self._unread()
         if sequence is None:
             return []

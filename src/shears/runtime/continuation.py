@@ -1,8 +1,8 @@
 """A text that is generated: its prompt, the tokens chosen so far, and their text while they come.
 
-Text is passed on in whole characters, and without any part of a stop string. From logits to the next
-token: repetition penalty, grammar, temperature, top-k, top-p, and a draw; the steps and their order are
-those of transformers' logits processors, and the vocabulary is never sorted.
+Text is passed on in whole characters, and without any part of a stop string. The steps from logits
+to the next token are those of transformers' logits processors, in their order: repetition penalty,
+grammar, temperature, top-k, top-p, and a draw. The vocabulary is never sorted.
 
 V tokens of the vocabulary.
 """
@@ -28,7 +28,7 @@ Logits = Float[np.ndarray, " V"]
 Allowed = Bool[np.ndarray, " V"]
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for a character with missing bytes
-CONTEXT_TOKENS = 8  # last tokens of the prompt that are decoded too: some tokenizers drop the space before a first word
+CONTEXT_TOKENS = 8  # last of the prompt, decoded too: some tokenizers drop a first word's space
 LONGEST_CHARACTER = 8  # tokens; if more are still no character, they never become one
 LONGEST = 7  # tokens of a guess: with the token before them one step of 8
 SHORTEST = {3: 3, 2: 3, 1: 2}  # tokens of a guess after an n-gram; the longest n-gram goes first
@@ -48,20 +48,20 @@ class TextSettings:
 
 @dataclass
 class _Trust:
-    """What is known of n-grams of one length: where they ended last, and how far they are trusted."""
+    """What is known of n-grams of one length: where they ended last, and how far to trust them."""
 
     length: int
     shortest: int
-    after: dict[tuple[int, ...], int] = field(default_factory=dict)  # the position behind the last occurrence
+    after: dict[tuple[int, ...], int] = field(default_factory=dict)  # position after the last one
     wait: int = 1  # tokens from a wrong guess to the next one
     resume: int = 0  # the length of the text from which on guesses are made
 
 
 class Lookup:
-    """Guesses the next tokens of an answer: those that followed its last tokens before, in prompt or answer.
+    """Guesses an answer's next tokens: what followed its last ones before, in prompt or answer.
 
     A backend checks a guess in one step, which takes less time than a step for each token (prompt
-    lookup decoding). A wrong guess costs that step's extra time, so guesses grow where they hold and
+    lookup decoding). A wrong guess costs the step's extra time, so guesses grow where they hold and
     pause where they fail, for each length of the n-gram apart.
     """
 
@@ -104,8 +104,8 @@ class Lookup:
 class Continuation:
     """A prompt and what a model continues it with.
 
-    It ends with "stop" at an end token, a stop string, a line's end or the end of its grammar, and with
-    "length" where it may hold no more tokens. `place` is a new place in a grammar that it must follow.
+    It ends with "stop" at an end token, a stop string, a line's end or its grammar's end, and with
+    "length" where it may hold no more tokens. `place` is a new place in a grammar that it follows.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Continuation:
         self.num_prefilled = 0  # tokens of the prompt that the backend has read
         self.finish: FinishReason | None = None
         self.error: Exception | None = None
-        self.is_left = False  # set by a caller that needs no more of it; its sequence is freed before the next step
+        self.is_left = False  # set by a caller that has enough; the next step frees its sequence
         self._settings = settings
         self._place = place
         self._sampler = Sampler(options, prompt)
@@ -168,7 +168,7 @@ class Continuation:
         return Lookup(self.prompt)
 
     def guess(self, most: int) -> list[int]:
-        """Return up to `most` tokens that may come next: what the grammar forces, else what came before."""
+        """Return a guess of up to `most` tokens: what the grammar forces, else what came before."""
         forced = [] if self._place is None else self._place.forced()[:most]
         self._looked_up = not forced
         return forced or self._lookup.guess(self.tokens, most)
@@ -217,7 +217,7 @@ class Sampler:
             logits = penalised(logits, self._seen, self._sampling.repetition_penalty)
         tokens = np.arange(len(logits)) if allowed is None else np.flatnonzero(allowed)
         logits = logits if allowed is None else logits[tokens]
-        greedy = np.float32(self._sampling.temperature) == 0  # also a temperature that float32 rounds to 0
+        greedy = np.float32(self._sampling.temperature) == 0  # also where float32 rounds to 0
         token = int(tokens[likeliest(logits) if greedy else draw(logits, self._sampling, self._random)])
         if self._sampling.repetition_penalty != 1.0:
             self._seen.add(token)
@@ -288,7 +288,7 @@ class Detokenizer:
         return self._decode(self._tokens)[len(before) :]
 
     def _show(self, text: str) -> str:
-        if text:  # else keep the earlier tokens: a window of special tokens alone would hide a space
+        if text:  # else keep the earlier tokens: special tokens alone would hide a space
             self._tokens = self._tokens[self._shown :]
             self._shown = len(self._tokens)
         return text
@@ -308,7 +308,7 @@ class StopFilter:
             return ""
         text = self._held + piece
         self._held = ""
-        ends = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        ends = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if ends:
             self.stopped = True
             return text[: min(ends)[1]]

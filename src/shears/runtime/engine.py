@@ -3,7 +3,7 @@
     engine = shears.runtime.loading.load("package")
     print(engine.generate("The capital of France is", max_new_tokens=8).text)
     for piece in engine.stream("Once upon a time", temperature=0.7, seed=1): ...
-    engine.generate("Ann, aged 31:", json_schema={"type": "object", "properties": {"age": {"type": "integer"}}})
+    engine.generate("Primes below 20:", json_schema={"type": "array", "items": {"type": "integer"}})
     print(engine.answer([{"role": "user", "content": "What is 1 + 1?"}]).text)
 
 One thread at a time may use an engine; `shears serve` lets several clients share one.
@@ -80,7 +80,7 @@ class Engine:
         return self.pieces(text)
 
     def pieces(self, text: Continuation) -> Generator[str, None, None]:
-        """Yield the pieces of a text of the batch; closing the generator leaves the text as far as it came."""
+        """Yield the pieces of a text of the batch; closing the generator ends the text early."""
         try:
             while not text.done:
                 if piece := text.take():
@@ -125,5 +125,5 @@ class Engine:
                 return self.encode(prompt_in(self.form, asked[-1]))
             messages = turns_in(self.form, messages)
         if self.tokenizer.chat_template is None:
-            raise InputError("a chat needs a model with a chat template, this one has none; use generate")
+            raise InputError("a chat needs a chat template, this model has none; use generate")
         return encode_rendered([render_turns(messages, self.tokenizer, answering=True, tools=tools)], self.tokenizer)[0]

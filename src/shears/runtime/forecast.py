@@ -39,7 +39,7 @@ class Forecast:
             raise NotCoveredError("the C++ kernels were not built")
         self._plan = plan_of(config)
         if self._plan.delta is not None:
-            raise NotCoveredError("this model has layers of two kinds, attention and gated delta nets")
+            raise NotCoveredError("this model mixes layers of attention and of gated delta nets")
         self._config = config
         self._decoding = partial(decoding, new_tokens=new_tokens, rounds=rounds)
         self.block_seconds = cache(self._block_seconds)
@@ -64,7 +64,7 @@ class Forecast:
         return max(whole - self._seconds(linears, 1, FEW_WORDS, embeddings), 0.0)
 
     def _seconds(self, linears: Linears, count: int, words: int, embeddings: str) -> float:
-        """Return the seconds of a token in a model of `count` equal blocks; its embeddings are tied."""
+        """Return the seconds of a token in a model of `count` equal blocks and tied embeddings."""
         from shears.runtime.native.builder import EMBEDDINGS, NORM, linear_name
 
         config = copy.deepcopy(self._config)

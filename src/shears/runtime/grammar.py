@@ -1,7 +1,7 @@
 """Grammars that answers must follow: a JSON schema, or rules in Lark's notation, by llguidance.
 
-    grammar = engine.grammars.of_schema({"type": "object", "properties": {"age": {"type": "integer"}}})
-    engine.generate("Ann is", grammar=grammar, max_new_tokens=64)
+    grammar = engine.grammars.of_schema({"type": "array", "items": {"type": "integer"}})
+    engine.generate("Primes below 20:", grammar=grammar, max_new_tokens=64)
 
 V tokens of the vocabulary. Why llguidance and not xgrammar: docs/internals/log.md.
 """
@@ -23,8 +23,8 @@ from shears.runtime.continuation import Allowed
 Schema = Mapping[str, Any]
 # JSON on one line, as json.dumps writes it: free white space would let a model write it for ever
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
-MOST_PARTS = 4_000  # keys and list entries of a schema; compiling takes a second or two then, and grows by the square
-MOST_LEVELS = 400  # of a schema and all that it refers to; llguidance's compiler recurses, and crashes from 2,000 on
+MOST_PARTS = 4_000  # keys and list entries of a schema; compiling takes 1 to 2 s, and is quadratic
+MOST_LEVELS = 400  # of a schema and its references; llguidance recurses, and crashes from 2,000 on
 # A step may take some 20 ms; a schema that needs more is refused, or ends its answer with an error.
 LIMITS = {
     "initial_lexer_fuel": 500_000,
@@ -38,7 +38,7 @@ LIMITS = {
 
 
 class Grammar:
-    """A compiled grammar, and the place that an answer has reached in it; `begin` returns that of a new answer."""
+    """A compiled grammar, and an answer's place in it; `begin` returns that of a new answer."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher  # llguidance's
@@ -98,7 +98,7 @@ class Grammars:
         return self._compiled(grammar)
 
     def of_rules(self, lark: str) -> Grammar:
-        """Return the grammar of rules in llguidance's form of Lark; `json_rule` writes a schema as one."""
+        """Return the grammar of rules in llguidance's Lark; `json_rule` writes a schema as one."""
         return self._compiled(_library().LLMatcher.grammar_from_lark(lark))
 
     def is_control(self, token: int) -> bool:
@@ -132,7 +132,7 @@ class Grammars:
 
 def _library() -> Any:
     if find_spec("llguidance") is None:
-        raise InputError(f"a grammar needs llguidance, which is not installed; {install_hint('grammar')}")
+        raise InputError(f"a grammar needs llguidance, which is missing; {install_hint('grammar')}")
     import llguidance
 
     return llguidance
@@ -151,7 +151,7 @@ def json_rule(schema: Schema) -> str:
 
 
 def schema_text(schema: Schema | str) -> str:
-    """Return a schema as text; InputError unless it is an object that compiles in bounded time and memory."""
+    """Return a schema as text; InputError unless it is an object whose compilation is bounded."""
     with option("the schema"):
         content = json.loads(schema) if isinstance(schema, str) else dict(schema)
         text = json.dumps(content)
@@ -175,7 +175,7 @@ def schema_text(schema: Schema | str) -> str:
 
 
 def _layers(value: Any) -> Iterator[list[Any]]:
-    """Yield the lists and mappings of a value, the outermost first, then those directly inside them, and so on."""
+    """Yield the lists and mappings of a value, level by level, the outermost first."""
     layer = [value]
     while layer := [each for each in layer if isinstance(each, dict | list)]:
         yield layer
@@ -183,7 +183,7 @@ def _layers(value: Any) -> Iterator[list[Any]]:
 
 
 def _at(schema: Any, pointer: str) -> Any:
-    """Return what a JSON pointer (RFC 6901) names; None where it leads nowhere, which llguidance refuses."""
+    """Return what a JSON pointer (RFC 6901) names; None for nothing, which llguidance refuses."""
     if not pointer.startswith("#"):
         raise InputError(f"$ref must point into the schema itself, as '#/$defs/NAME', got {pointer!r:.80}")
     for part in pointer.removeprefix("#").split("/")[1:]:

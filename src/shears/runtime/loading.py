@@ -1,4 +1,4 @@
-"""From a model's name to an engine, in the native decoder where that covers the model, else in transformers.
+"""From a model's name to an engine: the native decoder where it covers the model, or transformers.
 
 Every caller's choice of the two is made here, with its reason. Models of transformers and PEFT are
 imported where one is needed: a package in the decoder starts without them.
@@ -89,7 +89,7 @@ def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool 
             source = source_of_package(model)
         else:
             if (device := device_of(model)).type != "cpu":
-                raise NotCoveredError(f"the native decoder runs on the CPU only, the model is on {device}")
+                raise NotCoveredError(f"the native decoder runs on CPUs, the model is on {device}")
             from shears.models.load import own_model
 
             plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
@@ -99,14 +99,14 @@ def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool 
         return decoder_of(source, max_sequences=min(wanted.max_sequences, MOST_SEQUENCES), **limits)
     except NotCoveredError as error:
         if wanted.backend == "native":
-            message = f"backend native must support the model, but {error}; use --backend transformers"
-            raise NotCoveredError(message) from None
+            rule = f"backend native must support the model, but {error}; use --backend transformers"
+            raise NotCoveredError(rule) from None
         logger.info("using the transformers backend because %s", error)
         return None
 
 
 def package_backend(model: ModelRef, dtype: str = "auto", device: str = "cpu") -> Backend:
-    """Return the native decoder of a package on a CPU where it covers the model, else transformers."""
+    """Return a package's native decoder on a CPU where it covers the model, else transformers."""
     native = native_backend(model.package, Wanted(independent=False)) if device in ("auto", "cpu") else None
     if native is not None:
         return native

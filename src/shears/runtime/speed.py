@@ -1,4 +1,4 @@
-"""`shears bench`: a package's speed beside the dense model's, in our kernels and in transformers; what a machine is."""
+"""`shears bench`: a package's speed and the dense model's in each backend; what a machine is."""
 
 import logging
 import math
@@ -45,21 +45,21 @@ class Round(NamedTuple):
 
 
 def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
-    """Return the speed of a package and of the dense model as plain data; keywords are those of BenchConfig.
+    """Return a package's speed and the dense model's as plain data; keywords are BenchConfig's.
 
     Speeds have median, min and max over the rounds, ratios are taken round by round.
     """
     wanted = build(BenchConfig, "bench", config)
     ref = resolve(package_in(package))
     if not ref.is_package:
-        raise InputError(f"bench needs a package, {ref.name} is none; export it with --format package")
+        raise InputError(f"bench needs a package, {ref.name} is none; export it in format package")
     set_threads(wanted.threads)
     own = package_backend(ref)
     values = values_of(ref.package)
     dense = load_model(ref, "fp32" if values == "fp32" else "bf16", "cpu")
     contestants: dict[str, Backend] = {
         f"package ({values}, {own.describe()['name']})": own,
-        **dict(_dense_in_kernels(dense, values)),
+        **dict(_in_kernels(dense, values)),
         TRANSFORMERS: TransformersBackend(dense, max_sequences=1),
     }
     rounds = _measured(contestants, wanted)
@@ -67,9 +67,9 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
     ratios = [_ratios(rounds[first], rounds[name], name) for name in others]
     rows = [_figures(name, backend, rounds[name], wanted) for name, backend in contestants.items()]
     sizes = wanted.model_dump(exclude={"threads"})
-    machine = {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    host = {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     figures = {key: value for key, value in rows[0].items() if key not in ("name", "backend")}
-    return {"package": ref.name, **machine, **sizes, **figures, "contestants": rows, "ratios": ratios}
+    return {"package": ref.name, **host, **sizes, **figures, "contestants": rows, "ratios": ratios}
 
 
 def decoding(backend: Backend, new_tokens: int, rounds: int) -> dict[str, float]:
@@ -92,7 +92,7 @@ def values_of(package: Package) -> NumberFormat:
     return "fp32" if sizes.most_common(1)[0][0] == "fp32" else "bf16"
 
 
-def _dense_in_kernels(dense: PreTrainedModel, values: NumberFormat) -> Iterator[tuple[str, Backend]]:
+def _in_kernels(dense: PreTrainedModel, values: NumberFormat) -> Iterator[tuple[str, Backend]]:
     own: NumberFormat = "fp32" if dense.dtype == torch.float32 else "bf16"
     try:
         plan_of(dense.config)
@@ -103,12 +103,12 @@ def _dense_in_kernels(dense: PreTrainedModel, values: NumberFormat) -> Iterator[
 
 
 def _measured(contestants: Mapping[str, Backend], wanted: BenchConfig) -> dict[str, list[Round]]:
-    """Return the rounds of every contestant without the first, a warm-up; all take turns on the same tokens."""
+    """Return each contestant's rounds but the first, a warm-up; all take turns on one prompt."""
     backend = next(iter(contestants.values()))
     length = max(wanted.prompt_tokens, SHORT_PROMPT + wanted.new_tokens)
     if length > backend.max_length:
-        rule = f"prompt_tokens and {SHORT_PROMPT} + new_tokens must be at most the model's {backend.max_length}"
-        raise InputError(f"{rule}, got {length}")
+        rule = f"prompt_tokens and {SHORT_PROMPT} + new_tokens must be at most the model's"
+        raise InputError(f"{rule} {backend.max_length}, got {length}")
     prompt = random.Random(0).choices(range(backend.vocab_size), k=max(wanted.prompt_tokens, SHORT_PROMPT))
     rounds: dict[str, list[Round]] = {name: [] for name in contestants}
     with meter("bench", len(contestants) * (1 + wanted.rounds), "runs") as progress:
@@ -139,9 +139,9 @@ def _figures(name: str, backend: Backend, rounds: Sequence[Round], wanted: Bench
     about = backend.describe()
     return {
         "name": name,
-        "decode_tokens_per_second": _spread((wanted.new_tokens - 1) / each.decode for each in rounds),
-        "prefill_tokens_per_second": _spread(wanted.prompt_tokens / each.prefill for each in rounds),
-        "time_to_first_token_seconds": _spread(each.first_token for each in rounds),
+        "decode_tokens_per_second": _spread((wanted.new_tokens - 1) / one.decode for one in rounds),
+        "prefill_tokens_per_second": _spread(wanted.prompt_tokens / one.prefill for one in rounds),
+        "time_to_first_token_seconds": _spread(one.first_token for one in rounds),
         "memory_bytes": int(str(about["memory_bytes"])) + int(str(about.get("mapped_bytes", 0))),
         "backend": {key: value for key, value in about.items() if key in ("name", "isa", "values", "head")},
     }

@@ -61,7 +61,7 @@ class CallFormat:
 
 
 def call_format(tokenizer: PreTrainedTokenizerBase) -> CallFormat:
-    """Return how the chat template writes calls; InputError if it does not, or in a form not covered."""
+    """Return how the chat template writes calls; InputError if it does not, or in another form."""
     control = control_names(tokenizer)
     prompt = without_marks(render_turns([QUESTION], tokenizer, answering=True, tools=[TOOL]))
     answer = _answer(tokenizer, prompt, [CALL])
@@ -98,9 +98,9 @@ def _separator(tokenizer: PreTrainedTokenizerBase, prompt: str, begin: str, end:
     """Return what stands between two calls; None if the template writes no two."""
     answer = _answer(tokenizer, prompt, [CALL, {**CALL, "id": "probe0002"}])
     spans = [match.span() for match in WRITTEN.finditer(answer)]
-    between = answer[spans[0][1] : spans[1][0]] if len(spans) == 2 else ""
-    fits = begin and between.startswith(end) and between.endswith(begin) and len(between) >= len(begin + end)
-    return between[len(end) : len(between) - len(begin)] if fits else None
+    gap = answer[spans[0][1] : spans[1][0]] if len(spans) == 2 else ""
+    fits = begin and gap.startswith(end) and gap.endswith(begin) and len(gap) >= len(begin + end)
+    return gap[len(end) : len(gap) - len(begin)] if fits else None
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class CallRules:
     def write(self, form: CallFormat, tokenizer: PreTrainedTokenizerBase, grammars: Grammars) -> str:
         """Return the rules in llguidance's form of Lark."""
         added = tokenizer.added_tokens_decoder
-        numbers = {token.content: number for number, token in added.items() if grammars.is_control(number)}
+        numbers = {token.content: key for key, token in added.items() if grammars.is_control(key)}
         mark = form.begin.strip()
         heads = [f"{form.opening}{name}{form.middle}" for name in self.functions]
         bare = " | ".join(f"{json.dumps(head)} a{index}" for index, head in enumerate(heads))
@@ -190,7 +190,7 @@ Event = Said | Called | Argued
 
 
 class CallReader:
-    """Takes the calls out of an answer's text while it comes; an answer cut off ends a call early."""
+    """Takes the calls out of an answer's text while it comes; a cut answer ends a call early."""
 
     def __init__(self, form: CallFormat, names: Sequence[str]) -> None:
         self._form = form

@@ -19,7 +19,7 @@ from shears.models.devices import device_of
 from shears.models.load import forward_parameters, ignores_padding, num_positions, own_model
 from shears.runtime.backend import MOST_SEQUENCES, Backend
 
-CACHES = ("cache", "past_key_values", "state")  # names of the cache, which a forward takes and returns
+CACHES = ("cache", "past_key_values", "state")  # names of the cache a forward takes and returns
 
 
 class TransformersBackend(Backend):
@@ -51,7 +51,7 @@ class TransformersBackend(Backend):
         self.check([sequence], [tokens])
         if sequence in self._together:
             self._part()
-        if self._recurrent and sequence in self._caches:  # such models continue a state by one token only
+        if self._recurrent and sequence in self._caches:  # they continue a state by one token only
             return [self._forward(sequence, [token]) for token in tokens][-1]
         return self._forward(sequence, tokens)
 
@@ -63,7 +63,7 @@ class TransformersBackend(Backend):
                 self._join((*sequences,))
         if self._together:
             return self._forward_together(tokens)
-        return np.stack([self._forward(s, [token]) for s, token in zip(sequences, tokens, strict=True)])
+        return np.stack([self._forward(s, [t]) for s, t in zip(sequences, tokens, strict=True)])
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
         self.check_tokens(tokens)
@@ -82,7 +82,7 @@ class TransformersBackend(Backend):
 
     def describe(self) -> Mapping[str, object]:
         tensors = [*self._model.parameters(), *self._model.buffers()]
-        sizes = {t.data_ptr(): t.nbytes for t in tensors}  # tied tensors once; a storage may be a whole mapped file
+        sizes = {t.data_ptr(): t.nbytes for t in tensors}  # tied ones once; a storage may be a file
         dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         return {
             "name": "transformers",
@@ -121,7 +121,7 @@ class TransformersBackend(Backend):
         for number, layers in enumerate(zip(*(self._caches.pop(each).layers for each in sequences), strict=True)):
             keys, values = (
                 torch.cat([nn.functional.pad(each, (0, 0, longest - each.shape[2], 0)) for each in tensors])
-                for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers])
+                for tensors in ([each.keys for each in layers], [each.values for each in layers])
             )
             self._rows.update(keys, values, number)
         self._together = sequences

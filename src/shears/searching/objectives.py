@@ -29,7 +29,7 @@ Measure = Callable[[RankConfig], Measured]
 def open_quality(
     adapter: SuperAdapter, settings: SearchConfig, quality: str, data: str, limit: int | None = None
 ) -> Measure:
-    """Return a function that measures `loss` or `accuracy` on examples; InputError for unusable ones."""
+    """Return a measure of `loss` or `accuracy` on examples; InputError for unusable ones."""
     return (_open_accuracy if quality == "accuracy" else _open_loss)(adapter, settings, data, limit)
 
 
@@ -56,7 +56,7 @@ def _open_loss(adapter: SuperAdapter, settings: SearchConfig, data: str, limit: 
 
 
 def _open_accuracy(adapter: SuperAdapter, settings: SearchConfig, data: str, limit: int | None) -> Measure:
-    """Measure the share of right answers; the native decoder generates them where it covers the model."""
+    """Measure accuracy; the native decoder generates the answers where it supports the model."""
     template = adapter.record["template"]
     examples = load_examples(data, template, adapter.tokenizer, limit, columns=settings.columns)
     shared = {name: getattr(settings, name) for name in ("batch_size", "max_new_tokens", "precision", "backend")}
@@ -77,7 +77,7 @@ def _open_accuracy(adapter: SuperAdapter, settings: SearchConfig, data: str, lim
 
 
 def _native_at(elastic: ElasticAdapter, wanted: Wanted) -> Callable[[RankConfig], Backend | None] | None:
-    """Return a function from active ranks to the native decoder; None where it does not cover the model."""
+    """Return a function from active ranks to the native decoder; None for an unsupported model."""
     backend = native_backend(elastic.model, wanted)
     if backend is None:
         return None

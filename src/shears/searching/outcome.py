@@ -1,4 +1,4 @@
-"""What a search aims at and what it found: figures, goal, chosen configuration, Pareto front, held-out gain. Pure.
+"""A search's goal and outcome: figures, chosen configuration, Pareto front, held-out gain. Pure.
 
 N examples.
 """
@@ -25,34 +25,34 @@ Evaluated = tuple[RankConfig, Figures]
 class Goal:
     """Which figures are better: the first objective decides, the next ones break ties.
 
-    A configuration that meets the constraints is better than one that does not. Of two that do not, the one with the
-    smaller violation is better (Deb, 2000). A configuration whose size breaks a bound has no other figure.
+    A configuration that meets the constraints is better than one that does not; of two others, the
+    one with the smaller violation (Deb, 2000). One whose size breaks a bound has no other figure.
     """
 
     objectives: tuple[str, ...] = ("loss", "parameters")
     constraints: tuple[Constraint, ...] = ()
 
     def cost(self, figures: Figures) -> tuple[float, ...]:
-        """Return the objectives as costs: less is better, infinity for a figure that was not measured."""
+        """Return the objectives as costs: less is better, infinity for an unmeasured figure."""
         signs = [-1 if name in MAXIMISED else 1 for name in self.objectives]
         return tuple(
             float(sign * figures.get(name, sign * math.inf)) for name, sign in zip(self.objectives, signs, strict=True)
         )
 
     def excesses(self, figures: Figures) -> dict[str, float]:
-        """Return the excess over each constraint by its text; 0 where the figure was not measured."""
+        """Return the excess over each constraint by its text; 0 for an unmeasured figure."""
         return {
             bound.text: bound.excess(figures[bound.figure]) if bound.figure in figures else 0.0
             for bound in self.constraints
         }
 
     def key(self, figures: Figures) -> tuple[float, ...]:
-        """Return the sort key of a configuration, the best first: the sum of its excesses, then its costs."""
+        """Return the sort key, the best first: the sum of a configuration's excesses, its costs."""
         return sum((max(excess, 0.0) for excess in self.excesses(figures).values()), 0.0), *self.cost(figures)
 
 
 def outcome(evaluated: Sequence[Evaluated], goal: Goal) -> dict[str, Any]:
-    """Return every evaluation in order, the best one and the front of the feasible ones as JSON data."""
+    """Return all evaluations in order, the best and the front of the feasible ones as JSON data."""
     feasible = [(ranks, figures) for ranks, figures in evaluated if goal.key(figures)[0] == 0.0]
     if not feasible:
         nearest = min((figures for _, figures in evaluated), key=goal.key)
@@ -74,7 +74,7 @@ def outcome(evaluated: Sequence[Evaluated], goal: Goal) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Measured:
-    """A quality of one configuration: values and weights of N examples; its figure is the ratio of their sums."""
+    """A configuration's quality: values and weights of N examples; `figure`: their sums' ratio."""
 
     values: Float64[np.ndarray, " N"]
     weights: Float64[np.ndarray, " N"]
@@ -89,8 +89,8 @@ class Measured:
 def held_out_gain(quality: str, chosen: Measured, heuristic: Measured, is_same: bool) -> dict[str, Any]:
     """Return the record of the chosen configuration against the heuristic on test examples.
 
-    The best of many configurations on the validation examples looks better there than it is (winner's curse), so the
-    difference on unseen examples comes with a paired 95 % interval, None if it is infinite.
+    The best of many configurations looks better on the validation examples than it is (winner's
+    curse): the difference on unseen ones has a paired 95 % interval, None if it is infinite.
     """
     if quality in MAXIMISED:
         value, low, high = paired_difference(*([each.values.astype(bool).tolist()] for each in (chosen, heuristic)))
@@ -116,8 +116,8 @@ def held_out_gain(quality: str, chosen: Measured, heuristic: Measured, is_same: 
 def ratio_difference(differences: Float64[np.ndarray, " N"], weights: Float64[np.ndarray, " N"]) -> Interval:
     """Return sum(differences) / sum(weights) with its 95 % interval over examples.
 
-    A loss per token is a ratio of two sums over examples: its standard error is that of the residuals d - D w
-    (Cochran, 1977, section 2.11). The interval of fewer than two examples is infinite.
+    A loss per token is a ratio of two sums over examples: its standard error is that of the
+    residuals d - D w (Cochran, 1977, section 2.11). The interval of fewer than two is infinite.
     """
     n = len(differences)
     total = float(weights.sum())

@@ -14,15 +14,15 @@ from optuna.trial import FrozenTrial
 from shears.adapt.space import RankConfig, SearchSpace
 
 Known = Mapping[RankConfig, tuple[float, ...]]
-"""The sort keys of evaluated configurations (`Goal.key`); the first number is above 0 for an infeasible one."""
+"""The sort key (`Goal.key`) of each evaluated configuration; its first number is 0 if feasible."""
 
 
 def hill_climbing(space: SearchSpace, seed: int, known: Known, max_climbs: int) -> RankConfig | None:
-    """Return the first unknown configuration on the way of the climbs; None if all have ended (Shears, section 3.3).
+    """Return the climbs' first unknown configuration; None at their end (Shears, section 3.3).
 
-    A climb goes from an incumbent to its first better neighbour, which has the next larger or smaller rank in one
-    group. Neighbours are tried in a random order, drawn anew for every incumbent. The first climb starts at the
-    heuristic, or at an end of the space if the heuristic breaks a constraint; the others start at random.
+    A climb goes from an incumbent to its first better neighbour, which has the next larger or
+    smaller rank in one group. Each incumbent's neighbours come in a random order. The first climb
+    starts at the heuristic, or at an end of the space if that is infeasible; the others at random.
     """
     starts = [space.heuristic()]
     if known.get(starts[0], (0.0,))[0] > 0:
@@ -46,7 +46,7 @@ def hill_climbing(space: SearchSpace, seed: int, known: Known, max_climbs: int) 
 
 
 class _CachedParents:
-    """Draws children alike whether Optuna computes their parents now or has them from before a kill."""
+    """Draws equal children whether Optuna computes their parents or has them from before a kill."""
 
     def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
         """Return the parents in the order of Optuna's cache; it computes them in another one."""
@@ -77,14 +77,14 @@ SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
 
 
 def sampler_of(strategy: str, seed: int, number: int, population: int) -> BaseSampler:
-    """Return the sampler of one trial: Optuna saves no generator, so a resumed search needs a seed for each trial."""
+    """Return the sampler of a trial with its own seed: Optuna saves no generator to resume."""
     stream = hashlib.sha256(f"{strategy}/{seed}/{number}".encode()).hexdigest()
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         return SAMPLERS.get(strategy, SAMPLERS["random"])(int(stream[:8], 16), population)  # numpy takes 32 bits
 
 
 def propose(strategy: str, space: SearchSpace, seed: int, known: Known, max_climbs: int) -> RankConfig | None:
-    """Return the configuration to evaluate next; None if the strategy's sampler draws it, or a climb has ended."""
+    """Return the next configuration; None if a sampler draws it or the strategy has ended."""
     ends = [space.maximal(), space.minimal()] if strategy.startswith("nsga") else []
     for ranks in (space.heuristic(), *ends):
         if ranks not in known:

@@ -39,13 +39,13 @@ from shears.searching.strategies import SAMPLERS, propose, sampler_of
 logger = logging.getLogger(__name__)
 STUDY = "study.journal"
 FIGURES = "figures"  # a trial's attribute
-POPULATION = "population"  # the study's attribute with the size of a generation, kept when the budget is raised
+POPULATION = "population"  # study attribute: size of a generation, kept if the budget is raised
 GENERATIONS = 5  # in a small budget; Optuna's own population of 50 would make it one generation
 HEARTBEAT = 60  # seconds; a worker of a shared study that is silent for twice as long is given up
 MAX_REPEATS = 100  # proposals that are known already, after which a search ends
 LIVE = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
 WITHOUT_EFFECT = frozenset({"max_evaluations"})  # on the order of proposals
-OF_A_WORKER = WITHOUT_EFFECT | {"data", "test", "storage", "device", "batch_size"}  # may differ between workers
+OF_A_WORKER = WITHOUT_EFFECT | {"data", "test", "storage", "device", "batch_size"}  # may differ
 
 
 def search(super_adapter: str | Path, output: str | Path, *, model: str | None = None, **config: Any) -> Path:
@@ -81,16 +81,16 @@ def search(super_adapter: str | Path, output: str | Path, *, model: str | None =
         about = {"shears_version": __version__, "config": as_data(settings), **identity}
         about |= {"objectives": list(goal.objectives), "constraints": [bound.text for bound in goal.constraints]}
         write_json(work / RESULT, {**about, **found})
-    figures = ", ".join(f"{name} {value:,.5g}" for name, value in found["chosen"]["metrics"].items())
-    logger.info("evaluated %d configurations; the chosen one has %s", len(found["evaluations"]), figures)
+    words = ", ".join(f"{name} {value:,.5g}" for name, value in found["chosen"]["metrics"].items())
+    logger.info("evaluated %d configurations; the chosen one has %s", len(found["evaluations"]), words)
     return output
 
 
 def _check(settings: SearchConfig, space: SearchSpace) -> None:
     if settings.strategy == "exhaustive" and settings.max_evaluations < space.size:
         raise InputError(
-            f"strategy exhaustive needs max_evaluations of at least {space.size:,}, the number of all configurations, "
-            f"got {settings.max_evaluations}"
+            f"strategy exhaustive needs max_evaluations of at least {space.size:,}, the number "
+            f"of all configurations, got {settings.max_evaluations}"
         )
     if settings.test is not None:
         refuse_same(settings.test, settings.data, "search.test must be other examples than data")
@@ -127,16 +127,16 @@ def open_storage(url: str | None, journal: Path) -> Iterator[BaseStorage]:
         yield storage
     except StorageInternalError as error:
         reason = first_line(error.__cause__ or error)
-        raise OSError(f"the storage failed: {reason}; start again when the database answers") from error
+        raise OSError(f"the storage failed: {reason}; start again when it answers") from error
     finally:
         storage.remove_session()
         storage.engine.dispose()
 
 
 def open_study(settings: SearchConfig, storage: BaseStorage, identity: dict[str, Any], space: SearchSpace) -> Study:
-    """Return the Optuna study of a search; workers that search the same join one study, named by a hash of it."""
+    """Return the Optuna study of a search, named by a hash of it so that its workers share one."""
     asked = {key: value for key, value in as_data(settings).items() if key not in OF_A_WORKER}
-    asked["data"] = identity.get("data_sha256") or settings.data  # the name of a file may differ between workers
+    asked["data"] = identity.get("data_sha256") or settings.data  # file names may differ
     name = hashlib.sha256(json.dumps([identity, asked, space.as_data()], sort_keys=True).encode()).hexdigest()[:16]
     directions = ["minimize"] * len(settings.objectives)  # of costs
     study = optuna.create_study(
@@ -144,7 +144,7 @@ def open_study(settings: SearchConfig, storage: BaseStorage, identity: dict[str,
     )
     if POPULATION not in study.user_attrs:
         study.set_user_attr(POPULATION, max(min(settings.max_evaluations // GENERATIONS, 50), 4))
-    if settings.storage is None:  # this process alone works on the journal: what runs in it was killed
+    if settings.storage is None:  # only this process uses the journal: what runs in it was killed
         for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             study.tell(trial.number, state=TrialState.FAIL)
     return study
@@ -153,11 +153,11 @@ def open_study(settings: SearchConfig, storage: BaseStorage, identity: dict[str,
 def explore(
     study: Study, space: SearchSpace, objective: Callable[[RankConfig], Figures], goal: Goal, settings: SearchConfig
 ) -> list[Evaluated]:
-    """Evaluate what the strategy proposes until the budget or the space is used up; return all evaluations in order.
+    """Evaluate proposals until the budget or the space is used up; return all evaluations in order.
 
-    Each proposal is a function of the study's trials, so that a resumed search proposes the same. A configuration is
-    measured once: a repeated one gets the known figures. What other workers measure counts as known, and as worse than
-    all else (the constant liar: Ginsbourger, Le Riche and Carraro, 2010), so that hill climbing proposes something new.
+    Each proposal is a function of the study's trials, so a resumed search proposes the same. A
+    repeated configuration gets the known figures. What other workers measure counts as known and
+    worst (constant liar: Ginsbourger, Le Riche and Carraro, 2010): hill climbing proposes others.
     """
     budget = min(settings.budget, space.size)
     num_known = 0
@@ -177,7 +177,7 @@ def explore(
                 _wait(study)
                 continue
             study.sampler = sampler_of(settings.strategy, settings.seed, len(begun), study.user_attrs[POPULATION])
-            if len(begun) == len(trials):  # else a trial waits that was proposed before a kill, or is retried
+            if len(begun) == len(trials):  # else a trial waits, proposed before a kill or retried
                 keys = {ranks: goal.key(figures) for ranks, figures in known.items()}
                 keys |= dict.fromkeys(pending, (math.inf,))
                 proposed = propose(settings.strategy, space, settings.seed, keys, settings.budget)

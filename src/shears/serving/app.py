@@ -1,6 +1,6 @@
 """The routes of OpenAI's interface: /v1/models, /v1/completions, /v1/chat/completions; /health.
 
-One thread generates the texts of all requests together, step by step; all else happens on the event loop.
+One thread generates the texts of all requests together, step by step; the event loop does the rest.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class Service:
         turns = [message.turn() for message in body.messages]
         tokens = await asyncio.to_thread(self.engine.encode_chat, turns, shown)
         form = call_format(self.engine.tokenizer) if shown else None
-        grammar = await asyncio.to_thread(self._grammar, body, form)  # an unsupported schema is refused here
+        grammar = await asyncio.to_thread(self._grammar, body, form)  # refuses unsupported schemas
         return await self._respond(request, body, [tokens], grammar, form)
 
     def _grammar(self, body: protocol.ChatRequest, form: CallFormat | None) -> Grammar | None:
@@ -109,7 +109,7 @@ class Service:
             )
         wanted = getattr(body, "max_completion_tokens", None) or body.max_tokens or self.config.max_new_tokens
         if wanted > (most := self.config.max_new_tokens):
-            raise HTTPException(400, f"max_tokens must be at most {most}, got {wanted}; ask for fewer")
+            raise HTTPException(400, f"max_tokens must be at most {most}, got {wanted}; lower it")
         options = {
             "temperature": 1.0 if self.engine.form is None else 0.0,
             **body.model_dump(include=SAMPLING, exclude_none=True),
@@ -184,13 +184,13 @@ class Service:
                         yield protocol.event(part)
                 if writer.with_usage:
                     yield protocol.event(writer.chunk([], writer.usage(texts)))
-            except Exception as error:  # noqa: BLE001  (the status is sent: clients look for errors among the events)
+            except Exception as error:  # noqa: BLE001  (the status is sent: an event must carry it)
                 yield protocol.event(_response(error)[1])
         yield protocol.DONE
 
     async def check_key(self, request: Request) -> None:
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.config.api_key and not hmac.compare_digest(key.encode(), self.config.api_key.encode()):
+        if (own := self.config.api_key) and not hmac.compare_digest(key.encode(), own.encode()):
             raise HTTPException(401, "the request must carry Authorization: Bearer KEY")
 
     def card(self, name: str) -> dict[str, Any]:
@@ -229,7 +229,7 @@ async def _as_json(_: Request, error: Exception) -> JSONResponse:
 
 
 def _response(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Return a status, and an error in OpenAI's form; `param` names the key of a body that cannot be used."""
+    """Return a status, and an error in OpenAI's form; `param` names the key of a wrong value."""
     is_wrong = isinstance(error, ValidationError | InputError | ClientDisconnect)
     status = error.status_code if isinstance(error, HTTPException) else 400 if is_wrong else 500
     kind = {429: "rate_limit_error", 500: "server_error"}.get(status, "invalid_request_error")

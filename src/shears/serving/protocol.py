@@ -108,7 +108,7 @@ class Message(Body):
 
 
 class Function(Body):
-    """A function that the model may call; `strict` is ignored, because arguments always follow the schema."""
+    """A function the model may call; `strict` is ignored, as arguments always follow the schema."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
@@ -133,7 +133,7 @@ class Tool(Body):
 
 
 class NamedSchema(Body):
-    """A JSON schema for the answer; `strict` is ignored, because answers always follow the schema."""
+    """A JSON schema for the answer; `strict` is ignored, as answers always follow the schema."""
 
     name: str | None = None
     description: str | None = None
@@ -185,7 +185,7 @@ class ChatRequest(TextRequest):
 
 
 class ResponseWriter:
-    """Writes the texts of one request, whole or in chunks; readers take calls of tools out of them."""
+    """Writes the texts of one request, whole or in chunks; readers take tool calls out of them."""
 
     def __init__(self, body: TextRequest, readers: Sequence[CallReader | None]) -> None:
         self.is_chat = isinstance(body, ChatRequest)
@@ -210,10 +210,10 @@ class ResponseWriter:
         return {**self._head, "object": name, "choices": choices, "usage": self.usage(texts)}
 
     def usage(self, texts: Sequence[Continuation]) -> dict[str, int]:
-        """Return how many tokens were read and generated; the token that ends a text is not counted."""
+        """Return how many tokens were read and generated, without the token that ends a text."""
         read = sum(len(text.prompt) for text in texts[:: self._num_choices])
-        generated = sum(len(text.tokens) for text in texts)
-        return {"prompt_tokens": read, "completion_tokens": generated, "total_tokens": read + generated}
+        written = sum(len(text.tokens) for text in texts)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
     def chunk(self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Return a chunk of a stream; `usage` is that of the last one."""

@@ -37,7 +37,7 @@ def prune_admm(
     zeros: int,
     iterations: int = ITERATIONS,
 ) -> Pruned:
-    """Return the fitted weight with exactly `zeros` zeros, and the mask; `hessian` is X X^T of the inputs."""
+    """Return the fitted weight with exactly `zeros` zeros, and the mask; `hessian` is X X^T."""
     if not torch.isfinite(hessian).all():
         raise InputError("second moments of the inputs must be finite; check the weights, or use --dtype fp32")
     sparse, pruned = _found_together(weight, hessian, pattern, zeros, iterations)
@@ -47,7 +47,7 @@ def prune_admm(
 def _found_together(
     weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"], pattern: Pattern, zeros: int, iterations: int
 ) -> Pruned:
-    """Return the weight before its refit, and the mask; all else that this needs is freed before the refit."""
+    """Return the weight before its refit, and the mask; all else is freed before the refit."""
     norms = hessian.diagonal().float().clamp_min(0).sqrt()
     alive = norms > 0
     tiny = DEAD * norms[alive].min() if alive.any() else 1.0
@@ -58,7 +58,7 @@ def _found_together(
     dense = weight.float() * norms
     moved = dense.clone()  # the fitted weight plus the dual, which is zero where a weight is kept
     for iteration in range(iterations):
-        left = 0 if pattern.size else 1 - (iteration + 1) / iterations  # an N:M mask has all zeros at once
+        left = 0 if pattern.size else 1 - (iteration + 1) / iterations  # N:M: all zeros at once
         pruned = pruned_mask(moved.abs(), pattern, round(zeros * (1 - left**3)))
         wanted = torch.where(pruned, -moved, moved)  # the sparse weight minus the dual
         dual = moved.masked_fill_(~pruned, 0.0)

@@ -25,7 +25,7 @@ from shears.models.walk import Batches, BlockRun, Context, Walk, differentiable
 from shears.progress import track
 
 SEQUENCES = 4  # of calibration text; gradients are taken sequence by sequence
-STRENGTH = 0.35  # step from uniform to the optimum; the whole step is too far (docs/internals/log.md)
+STRENGTH = 0.35  # step from uniform to optimum; the whole step is too far (docs/internals/log.md)
 REACH = 0.3  # largest distance of the optimum from the overall sparsity
 HIGHEST_SPARSITY = 0.99
 SAMPLE = 1 << 16  # weights of a matrix whose costs are sorted
@@ -86,7 +86,7 @@ def _backward(block: BlockRun, inputs: Sequence[Tensor], gradients: list[Tensor]
     `gradients` are those of the block's outputs and are replaced by those of its inputs.
     """
     fisher: Fisher = {}
-    parameters = {matrix.parameter: block.model.get_parameter(matrix.parameter) for matrix in matrices}
+    parameters = {each.parameter: block.model.get_parameter(each.parameter) for each in matrices}
     with differentiable(list(parameters.values())), torch.enable_grad():
         for index, states in enumerate(inputs):
             leaf = states.detach().requires_grad_()
@@ -96,7 +96,7 @@ def _backward(block: BlockRun, inputs: Sequence[Tensor], gradients: list[Tensor]
             )
             by_name = dict(zip(parameters, of_weights, strict=True))
             for matrix in matrices:
-                if (gradient := by_name[matrix.parameter]) is not None:  # else the sequence does not reach it
+                if (gradient := by_name[matrix.parameter]) is not None:  # else no token reaches it
                     squares = matrix.cut(gradient).float().square()
                     rows, columns = fisher.get(matrix, (0.0, 0.0))
                     fisher[matrix] = (rows + squares.sum(1), columns + squares.sum(0))
@@ -112,9 +112,9 @@ def _curve(weight: Float[Tensor, "O I"], sums: tuple[Float[Tensor, " O"], Float[
         stride += 1
     costs = squares.flatten()[::stride].double().cpu().sort().values
     grid = torch.linspace(0, 1, POINTS, dtype=torch.float64)
-    total = torch.cat([torch.zeros(1, dtype=torch.float64), costs.cumsum(0)]) * (squares.numel() / len(costs))
+    total = torch.cat([costs.new_zeros(1), costs.cumsum(0)]) * (squares.numel() / len(costs))
     if not torch.isfinite(total).all():
-        raise InputError("gradients must be finite, and some are not; check the weights and the calibration text")
+        raise InputError("gradients must be finite, some are not; check the weights and the text")
     return list(zip(grid.tolist(), total[(grid * len(costs)).round().long()].tolist(), strict=True))
 
 
@@ -123,9 +123,9 @@ def by_marginal_cost(
 ) -> dict[str, float]:
     """Return the sparsities in [low, high] of least total cost, for the curves' convex hulls.
 
-    A curve's points go from sparsity 0 to 1, linear between them. At the optimum of convex costs all
-    weights have one marginal cost (the Lagrange multiplier): segments of the curves are taken in the
-    order of their slopes until the zeros are reached, segments of one slope in equal shares.
+    A curve's points go from sparsity 0 to 1, linear between them. At the optimum of convex costs
+    all weights have one marginal cost (the Lagrange multiplier): segments of the curves are taken
+    in the order of their slopes until the zeros are reached, those of one slope in equal shares.
     """
     hulls = {name: _hull(_between(curve, low, high)) for name, curve in curves.items()}
     sparsities = {name: hull[0][0] for name, hull in hulls.items()}

@@ -18,7 +18,7 @@ from shears.errors import InputError
 
 @dataclass(frozen=True)
 class Pattern:
-    """Where weights compete for the zeros: in groups of `size` inputs of which `kept` stay (N:M), or in rows (0)."""
+    """Groups that compete for zeros: `size` inputs of which `kept` stay (N:M), or rows (0)."""
 
     kept: int = 0
     size: int = 0
@@ -42,7 +42,7 @@ def zero_counts(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> di
 
 
 def pruned_mask(scores: Float[Tensor, "O I"], pattern: Pattern, zeros: int) -> Bool[Tensor, "O I"]:
-    """Return the pruned mask of exactly `zeros` weights, which must be N:M's number for such a pattern."""
+    """Return the mask of exactly `zeros` pruned weights, N:M's number for such a pattern."""
     return lowest_per_row(scores.reshape(-1, pattern.size or scores.shape[1]), zeros).reshape(scores.shape)
 
 
@@ -54,7 +54,7 @@ def lowest_per_row(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O 
     """
     assert 0 <= zeros <= scores.numel(), zeros
     if scores.numel() and torch.isnan(scores.max()):  # max passes NaN on
-        raise InputError("scores must be numbers, got NaN; check the weights and the calibration text")
+        raise InputError("scores must be numbers, got NaN; check the weights and the text")
     scores = scores.detach() if scores.dtype == torch.float64 else scores.detach().float()
     each, extra = divmod(zeros, scores.shape[0])
     threshold, following = _ranked(scores, each, need_following=extra > 0)
@@ -105,7 +105,7 @@ class Task:
 
 
 def prune_by_wanda(task: Task) -> Pruned:
-    """Drop the lowest |W_oi| * ||X_i||_2 (Wanda, arXiv 2306.11695, eq. 1); without norms, the lowest |W_oi|."""
+    """Drop the lowest |W_oi| * ||X_i||_2 (Wanda, arXiv 2306.11695, eq. 1); |W_oi| without norms."""
     scores = task.weight.detach().float().abs()
     if task.norms is not None:
         scores *= task.norms.to(scores)

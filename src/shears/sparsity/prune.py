@@ -1,8 +1,8 @@
 """Prune a model: the linears of its decoder blocks, and nothing else.
 
-A killed pruning continues after its last saved block, to the same bits. A block's weights are in the
-output files when it is saved. What the blocks after it need beside them are the hidden states, which
-go into a folder of their own, and the decisions and figures so far.
+A killed pruning continues after its last saved block, to the same bits. A block's weights are in
+the output files when it is saved. What the blocks after it need beside them are the hidden states,
+which go into a folder of their own, and the decisions and figures so far.
 """
 
 import logging
@@ -42,7 +42,7 @@ from shears.sparsity.reconstruction import Reconstruction
 from shears.sparsity.rewrite import LinearSparsity, add_zeros, overall_sparsity
 
 logger = logging.getLogger(__name__)
-SECONDS = 60.0  # of work that a kill may cost: gigabytes of hidden states are not written after every fast block
+SECONDS = 60.0  # of work lost by a kill: not every fast block writes gigabytes of hidden states
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
 
@@ -62,7 +62,7 @@ class Checkpoint:
             with reading(self._last / STATE):
                 saved = read_object(self._last / STATE)
                 if changed := [key for key, value in origin.items() if saved["origin"].get(key) != value]:
-                    rule = f"an interrupted pruning must continue with the same {' and '.join(changed)}"
+                    rule = f"a killed pruning must continue with the same {' and '.join(changed)}"
                     raise InputError(f"{rule}, the one in {work} had another; delete that folder to start again")
                 self.state = saved["state"]
             self.done = int(self._last.name)
@@ -79,7 +79,7 @@ class Checkpoint:
     def save(
         self, done: int, state: Mapping[str, Any], hidden: Mapping[str, Activations], tensors: Mapping[str, Tensor]
     ) -> None:
-        """Save JSON data, hidden states and tensors in place of those before; they are on the disk at the return."""
+        """Save JSON data, hidden states and tensors, synced to disk, in place of those before."""
         partial = self._folder / f"{done}.partial"
         partial.mkdir(parents=True)
         for name, activations in hidden.items():
@@ -101,12 +101,12 @@ class Checkpoint:
             for name, activations in hidden.items():
                 activations.load(self._last / name)
             mapped: dict[str, Tensor] = load_file(self._last / TENSORS)
-            return {name: tensor.clone() for name, tensor in mapped.items()}  # the file is deleted before they are
+            return {name: each.clone() for name, each in mapped.items()}  # the file is soon deleted
 
 
 @dataclass
 class SparsityReport:
-    """What pruning did so far; no calibration token reached the weights `by_magnitude` (experts by number)."""
+    """What pruning did so far; no token reached the weights `by_magnitude` (experts by number)."""
 
     recovered: Recovered
     linears: dict[str, LinearSparsity] = field(default_factory=dict)
@@ -156,7 +156,7 @@ def _prune_walking(
 ) -> None:
     fits = pruner.config.reconstruct == "block"
     if fits:
-        batches = [sequence[None] for batch in batches for sequence in batch]  # a gradient step for each
+        batches = [sequence[None] for batch in batches for sequence in batch]  # a step for each
     budget = BUDGET // 2 if fits else BUDGET
     with Activations(budget, folder) as hidden, Activations(budget, folder) as dense:
         states = {"hidden": hidden, "dense": dense}
@@ -190,7 +190,7 @@ class _Pruner:
         self._zeros = zeros
         self._pattern = Pattern.parse(config.pattern)
         self._method = METHODS[config.method]
-        self._removed: list[tuple[Matrix, Tensor, Tensor | None]] = []  # dense weight, norms of its inputs
+        self._removed: list[tuple[Matrix, Tensor, Tensor | None]] = []  # dense weight, input norms
         self.reconstruction: Reconstruction | None = None
         matrices = [matrix for matrices in by_block.values() for matrix in matrices]
         self.report = SparsityReport(Recovered(source.model, matrices, config))
@@ -211,7 +211,7 @@ class _Pruner:
         self.source.keep([matrix.parameter for matrix in matrices])
 
     def _prune_measured(self, block: BlockRun, matrices: Sequence[Matrix]) -> None:
-        """Norms are measured on the dense block, moments after the linears that are pruned already."""
+        """Prune by norms of the dense block, or by moments after all linears pruned before."""
         if self._method.needs == "moments":
             for group in affordable(block.groups(matrices), BUDGET):
                 moments = InputMoments()
@@ -248,12 +248,12 @@ class _Pruner:
 
     def _prune(self, matrix: Matrix, norms: Tensor | None = None, moments: Tensor | None = None) -> None:
         view = matrix.view(self._model)
-        if moments is not None and moments.any():  # inputs that are always zero tell as little as none
+        if moments is not None and moments.any():  # inputs that are all zero tell as little as none
             norms = moments.diagonal().sqrt()
         elif self._method.needs == "moments":
             moments = None
         recovers = self.report.recovered.takes(matrix)
-        dense = view.to(torch.float32, copy=recovers)  # the recovery needs it after `view` is overwritten
+        dense = view.to(torch.float32, copy=recovers)  # the recovery needs it after `view` changes
         task = Task(dense, self._pattern, self._zeros[matrix.name], norms, moments)
         if self._method.needs != "nothing" and norms is None:
             logger.warning("no calibration token reached %s, so it is pruned by magnitude", matrix.name)
@@ -285,7 +285,7 @@ def choose(model: nn.Module, config: SparsifyConfig) -> dict[str, list[Matrix]]:
         raise InputError(f"the decoder blocks {prefix} must have linears to prune, they have none; check skip")
     by_block = {name: [each for each in matrices if each.linear in targeted] for name, matrices in by_block.items()}
     size = Pattern.parse(config.pattern).size or 1
-    for odd in [each for matrices in by_block.values() for each in matrices if each.shape[1] % size]:
+    for odd in [each for weights in by_block.values() for each in weights if each.shape[1] % size]:
         rule = f"pattern {config.pattern} needs a multiple of {size} inputs"
         raise InputError(f"{rule}, {odd.name} has {odd.shape[1]}; leave that linear out with skip")
     return by_block

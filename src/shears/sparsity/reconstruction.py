@@ -25,12 +25,12 @@ from shears.sparsity.rewrite import in_format
 logger = logging.getLogger(__name__)
 EPOCHS = 2  # over the calibration sequences; every step sees one batch
 REACHES = (0.3, 0.1, 0.03, 0.01)
-"""Of the first step: times the root of the error it is a share of the root mean square of a parameter's weights."""
+"""First steps over the root of the error times the root mean square of a parameter's weights."""
 BETAS = (0.9, 0.95)
 
 
 class _Fitted(NamedTuple):
-    """A parameter of the model, its values in float32 (the same memory if it is), and which are kept."""
+    """A parameter, its values in float32 (the same memory if it is float32) and which are kept."""
 
     parameter: Tensor
     values: Float[Tensor, "..."]
@@ -44,7 +44,7 @@ class _Fitted(NamedTuple):
 class Reconstruction:
     """Fits the blocks of a walk in order; `dense` takes the dense model's hidden states.
 
-    The first block tries every reach; the others take its best, or the next one that lowers the error.
+    The first block tries every reach; others take its best, or the next that lowers the error.
     """
 
     def __init__(self, walk: Walk, dense: Activations, seed: int) -> None:
@@ -59,7 +59,7 @@ class Reconstruction:
             self._dense[batch] = run.forward(batch, states)
 
     def fit(self, run: BlockRun, matrices: Sequence[Matrix]) -> None:
-        """Fit the weights of `matrices` that are not 0, in place; log the errors of the block's outputs.
+        """Fit the nonzero weights of `matrices` in place; log the errors of the block's outputs.
 
         The steps are Adam's in float32, and their length falls linearly to 0. The first is longer
         where the outputs are further from the targets: the method and the sparsity decide how far
@@ -98,7 +98,7 @@ def _descend(run: BlockRun, fitted: Sequence[_Fitted], targets: Activations, str
         size = float(kept.square().mean().sqrt()) if kept.numel() else 0.0
         groups.append({"params": [each.values], "lr": rate * size})
     adam = torch.optim.Adam(groups, betas=BETAS, fused=True)
-    scaler = torch.amp.GradScaler(enabled=fitted[0].values.is_cuda)  # by powers of two: exact but in fp16
+    scaler = torch.amp.GradScaler(enabled=fitted[0].values.is_cuda)  # by 2^n: exact but in fp16
     steps = EPOCHS * len(targets)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
     parameters = [each.parameter for each in fitted]
@@ -120,7 +120,7 @@ def _descend(run: BlockRun, fitted: Sequence[_Fitted], targets: Activations, str
 
 
 def output_error(outputs: Float[Tensor, "B T H"], targets: Float[Tensor, "B T H"]) -> Float[Tensor, ""]:
-    """Return the squared distance of outputs and targets, as a share of the target's, mean over tokens.
+    """Return the squared distance of outputs to targets over the targets' square, mean over tokens.
 
     So the few tokens whose hidden states are a thousand times larger count like the others.
     """

@@ -38,7 +38,7 @@ def in_format(values: Float[Tensor, "*B I"], kept: Bool[Tensor, "*B I"], dtype: 
 def rewriting(
     model: ModelRef, work: Path, device: str, dtype: str, written: Collection[str] = ()
 ) -> Iterator[BlockSource]:
-    """Yield the blocks of a model; what is changed and kept of them is in the model folder `work` afterwards."""
+    """Yield a model's blocks; what is changed and kept is in the model folder `work` afterwards."""
     if not written:
         refuse_full_disk(work, weights_bytes(model.folder, DTYPES.get(dtype)))
     try:

@@ -35,11 +35,11 @@ def prune_obs(
 ) -> Pruned:
     """Return the updated weight with exactly `zeros` zeros, in the factor's dtype, and the mask.
 
-    The mask of a block of columns is chosen by w^2 / U_jj^2 when the sweep arrives there: in each of
-    its rows (the paper chooses in the whole block), or per group (N:M; a block is whole groups).
+    The mask of a block of columns is chosen by w^2 / U_jj^2 when the sweep arrives there: in each
+    of its rows (the paper chooses in the whole block), or per group (N:M; a block is whole groups).
     """
     outputs, inputs = weight.shape
-    # transposed so that a column is contiguous; errors hold w_j / U_jj of pruned weights of columns done, else 0
+    # transposed: columns are contiguous; errors hold w_j / U_jj of weights pruned so far, else 0
     values = weight.detach().to(factor).T.clone(memory_format=torch.contiguous_format)
     errors = torch.zeros_like(values)
     pruned = torch.zeros_like(values, dtype=torch.bool)

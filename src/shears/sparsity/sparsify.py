@@ -44,15 +44,15 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
 def sparsify_for(
     model: str | Path, output: str | Path, settings: SparsifyConfig, trained: TemplateName | None = None
 ) -> Path:
-    """Prune as `sparsify` does, for the template `trained`, by default that of the model's own training."""
+    """Prune as `sparsify` does, for the template `trained` (None: that of the model's training)."""
     started = time.monotonic()
     settings = settings.for_model(str(model))
     output = expanded(output)
     with working_folder(output, {"model": str(model), **as_data(settings)}) as work:
-        if not (work / SPARSITY).is_file():  # else interrupted between saving and renaming the folder
+        if not (work / SPARSITY).is_file():  # else interrupted before the renaming
             _write_sparse(work, output, resolve(model, settings.dtype), settings, trained)
         write_card(work)
-        shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs it until all is saved
+        shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needed it until now
         achieved = 100 * artifacts.read_object(work / SPARSITY)["achieved"]
     logger.info("wrote %s with %.1f %% zeros after %.0f s", output, achieved, time.monotonic() - started)
     return output

@@ -16,13 +16,13 @@ from shears.data.examples import IGNORED, Tokenized
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that fills up batches; 0 for a tokenizer without one, since no real token sees it."""
+    """Return the token that fills up batches; 0 if there is none, since no real token sees it."""
     pad = tokenizer.pad_token_id
     return 0 if pad is None else int(pad)
 
 
 def pad(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
-    """Return input_ids, attention_mask, position_ids and labels, each Int "B T", padded on the left.
+    """Return left-padded input_ids, attention_mask, position_ids and labels, each Int "B T".
 
     Positions count from each row's first real token, so that a row's logits are the same in every
     batch.
@@ -48,14 +48,14 @@ def pad_right(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
 
 
 def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Return the indices in batches of similar lengths; the longest first, to see a lack of memory."""
+    """Return the indices in batches of similar lengths, longest first, to see a lack of memory."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 @dataclass(eq=False)
 class EpochOrder(Sampler[int]):
-    """Yields the indices of an epoch in random batches, each sorted by length, as a function of seed and epoch."""
+    """Yields an epoch's indices in random batches sorted by length; seed and epoch decide them."""
 
     lengths: Sequence[int]
     batch_size: int

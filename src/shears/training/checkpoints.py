@@ -1,4 +1,4 @@
-"""The folder of a training: checkpoints that count once all of them is on the disk, resume and clean-up."""
+"""A training's folder: checkpoints that count once whole on the disk, resume and clean-up."""
 
 import atexit
 import logging
@@ -38,8 +38,8 @@ def training_folder(output: Path, settings: LoopConfig, origin: Mapping[str, str
     started = time.monotonic()
     device = pick_device(settings.device)
     resolved_precision(settings.precision, device)  # raises before a model is loaded
-    if launched()[1] > 1:  # by gloo between CPUs, by NCCL between GPUs
-        atexit.register(PartialState(cpu=device.type == "cpu").destroy_process_group)  # its threads could abort an exit
+    if launched()[1] > 1:  # gloo on CPUs, NCCL on GPUs; their threads could abort an exit
+        atexit.register(PartialState(cpu=device.type == "cpu").destroy_process_group)
     work = partial_folder(output)
     known = {key.removesuffix("_sha256").removesuffix("_fingerprint") for key, value in origin.items() if value}
     options = {key: value for key, value in as_data(settings).items() if key not in CHANGEABLE | known}
@@ -50,7 +50,7 @@ def training_folder(output: Path, settings: LoopConfig, origin: Mapping[str, str
         wait()
         if is_first_process():
             write_card(work)
-            shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs them until all is saved
+            shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needed them until now
     logger.info("wrote %s after %.0f s", output, time.monotonic() - started)
 
 
@@ -63,7 +63,7 @@ def last_whole_checkpoint(work: Path) -> Path | None:
 
 
 def begin_from(work: Path) -> Path | None:
-    """Return the checkpoint to continue from, None to start anew; others are deleted, and the logs end at its step."""
+    """Return the last whole checkpoint, if any; delete partial ones; cut the logs at its step."""
     checkpoint = last_whole_checkpoint(work)
     wait()  # all processes must continue from the same checkpoint
     if is_first_process():
@@ -80,11 +80,11 @@ def begin_from(work: Path) -> Path | None:
 
 
 def wait() -> None:
-    """Wait until every process has called this; a process that fails ends the others by its launcher."""
+    """Wait until every process has called this; if one fails, its launcher ends the others."""
     if launched()[1] > 1:
         PartialState().wait_for_everyone()
 
 
 def first_process_first() -> AbstractContextManager[None]:
-    """Return a context that the first process is in before all others, who find the files that it left."""
+    """Return a context that the first process leaves before the others enter and find its files."""
     return PartialState().main_process_first() if launched()[1] > 1 else nullcontext()

@@ -1,4 +1,4 @@
-"""The training loop: transformers' Trainer with our loss, order of examples, checkpoints and log."""
+"""The training loop: transformers' Trainer with our loss, example order, checkpoints and log."""
 
 import json
 import logging
@@ -32,16 +32,16 @@ from shears.training.teacher import TeacherTargets
 
 logger = logging.getLogger(__name__)
 TRAINED = "trained.safetensors"  # in a checkpoint: the trained parameters
-CHECKPOINT_BYTES = 12  # of a trained number in a checkpoint: itself and two moments of AdamW, in fp32
+CHECKPOINT_BYTES = 12  # a trained number in a checkpoint: itself and AdamW's two moments, in fp32
 SECONDS = 120.0  # between two checkpoints
-MICRO_BATCH = 4  # examples in a forward, where none are set, or more that have FORWARD_TOKENS on average
-FORWARD_TOKENS = 512  # fewer cost more: a forward masks, and may round, every weight once, whatever it computes
+MICRO_BATCH = 4  # examples in a forward unless set, or more that have FORWARD_TOKENS on average
+FORWARD_TOKENS = 512  # with fewer, masking (and rounding) every weight once a forward costs more
 VALIDATION_LOSS = "validation_loss"  # key in the training log
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a verb trains: the parameters of `model` that require gradients, on `rows`, for `steps`."""
+    """What a verb trains: parameters of `model` that require gradients, on `rows`, for `steps`."""
 
     verb: str
     model: nn.Module
@@ -68,7 +68,7 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
     checkpoint = begin_from(work)
     done = 0 if checkpoint is None else step_of(checkpoint)
     if checkpoint and (done == training.steps or is_over(validation_losses(work), training.patience)):
-        trainer._load_from_checkpoint(str(checkpoint))  # Trainer would make one more step before it stops
+        trainer._load_from_checkpoint(str(checkpoint))  # Trainer would make one more step
     else:
         logger.info("training on %d examples, steps %d to %d", len(training.rows), done + 1, training.steps)
         with meter(training.verb, training.steps, "steps") as progress:
@@ -76,7 +76,7 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
             trainer.add_callback(Steps(trainer, progress))
             try:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            except UnpicklingError as error:  # transformers lets torch read tensors and plain values only
+            except UnpicklingError as error:  # torch may read tensors and plain values only
                 raise InputError(
                     f"{checkpoint} must hold tensors and plain values, got: {first_line(error)}; delete that folder"
                 ) from error
@@ -85,7 +85,7 @@ def fit(training: Training, work: Path, settings: LoopConfig) -> None:
 
 
 class StepTrainer(Trainer):
-    """A Trainer whose loss is the mean over a step's labels, however they are split into forwards."""
+    """A Trainer whose loss is the mean over a step's labels, however forwards split them."""
 
     def __init__(self, training: Training, work: Path, settings: LoopConfig) -> None:
         self.training = training
@@ -102,7 +102,7 @@ class StepTrainer(Trainer):
             callbacks=list(training.callbacks),
         )
         self.remove_callback(PrinterCallback)  # only the command line prints
-        self.model_accepts_loss_kwargs = True  # makes Trainer count the step's labels and not divide again
+        self.model_accepts_loss_kwargs = True  # so Trainer counts labels and does not divide again
         self.figures = [0.0, 0.0]  # loss and tokens of the step in this process
         self.gradient_norm: Any = 0.0
 
@@ -150,19 +150,19 @@ class StepTrainer(Trainer):
             last = last_whole_checkpoint(self.work)
             kept = "no earlier step was saved" if last is None else f"{last} keeps the state after step {step_of(last)}"
             raise InputError(
-                f"the {name} must be finite, got {value} at step {self.state.global_step + 1}; train to another output "
-                f"with a lower learning rate ({kept})"
+                f"the {name} must be finite, got {value} at step {self.state.global_step + 1}; "
+                f"train to another output with a lower learning rate ({kept})"
             )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.order
 
     def _collated(self, numbered: Sequence[tuple[int, Tokenized]]) -> dict[str, Tensor]:
-        numbers = torch.tensor([number for number, _ in numbered])  # of the examples in the training set
+        numbers = torch.tensor([number for number, _ in numbered])  # in the training set
         return {**pad_right([row for _, row in numbered], self.training.pad_id), "numbers": numbers}
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        self.gradient_norm = super()._get_grad_norm(*args, **kwargs)  # of all processes, before the clipping
+        self.gradient_norm = super()._get_grad_norm(*args, **kwargs)  # of all processes, unclipped
         return self.gradient_norm
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -197,18 +197,18 @@ class Steps(TrainerCallback):
         self.trainer.figures = [0.0, 0.0]
 
     def on_pre_optimizer_step(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
-        """Refuse an update, in all processes, if loss or (but in fp16, which scales them) gradients are not finite."""
+        """In all processes, refuse a loss and (but in fp16) gradients that are not finite."""
         if args.world_size > 1:
             own = torch.tensor(self.trainer.figures, dtype=torch.float64, device=args.device)
             self.trainer.figures = self.trainer.accelerator.reduce(own).tolist()
         self.trainer.refuse_non_finite("loss", self.trainer.figures[0])
-        if not args.fp16:
+        if not args.fp16:  # which scales them
             self.trainer.refuse_non_finite("norm of the gradients", float(self.trainer.gradient_norm))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *_: Any, **__: Any
     ) -> None:
-        """Log the step, with its validation if one is due, which may end the training; save in time."""
+        """Log the step and a validation that is due, which may end the training; save in time."""
         loss, tokens = self.trainer.figures
         step = state.global_step
         line = {"step": step, "loss": loss, "tokens": int(tokens), "learning_rate": self.learning_rate}
@@ -261,7 +261,7 @@ def is_over(losses: Mapping[int, float], patience: int | None) -> bool:
 def training_arguments(
     settings: LoopConfig, folder: Path, steps: int, scheduler: str, length: float
 ) -> TrainingArguments:
-    """Return Trainer's arguments for examples of `length` tokens on average; `folder` gets the checkpoints."""
+    """Return Trainer's arguments: `folder` for checkpoints, examples of `length` tokens (mean)."""
     device = pick_device(settings.device)
     precision = resolved_precision(settings.precision, device)
     processes = launched()[1]
@@ -271,8 +271,8 @@ def training_arguments(
         size *= 2
     if settings.batch_size % processes or own % max(size, 1):
         raise InputError(
-            f"batch_size must be a multiple of micro_batch_size x processes, got {settings.batch_size} for "
-            f"{size} x {processes}"
+            "batch_size must be a multiple of micro_batch_size x processes, "
+            f"got {settings.batch_size} for {size} x {processes}"
         )
     assert settings.learning_rate is not None, "the verb decides it"
     arguments = TrainingArguments(
@@ -297,11 +297,11 @@ def training_arguments(
         dataloader_pin_memory=False,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # every process has the same: ranks are drawn from seed and step
+        ddp_broadcast_buffers=False,  # all processes have the same: ranks depend on seed and step
     )
-    arguments.mixed_precision = {"fp32": "no"}.get(precision, precision)  # else a launcher's settings decide
-    if device.type == "cuda" and arguments.parallel_mode != ParallelMode.DISTRIBUTED:  # Trainer would take all GPUs
-        device = torch.device("cuda", device.index or 0)
+    arguments.mixed_precision = {"fp32": "no"}.get(precision, precision)  # else a launcher decides
+    if device.type == "cuda" and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
+        device = torch.device("cuda", device.index or 0)  # Trainer would take all GPUs
         torch.cuda.set_device(device)
         arguments.__dict__["_setup_devices"] = device  # where `arguments.device` is cached
         arguments._n_gpu = 1

@@ -53,7 +53,7 @@ def heal(sparse: str | Path, output: str | Path, **config: Any) -> Path:
     teacher = teacher_of(base, settings)
     origin = origin_of(base, settings, teacher.fingerprint)
     with training_folder(output, settings, origin) as work:
-        if not (work / HEALED).is_file():  # it is there after an interruption between saving and renaming
+        if not (work / HEALED).is_file():  # else interrupted before the renaming
             decided = settings.model_copy(update={"learning_rate": settings.rate_for(num_weights(base.folder))})
             tokenizer = load_tokenizer(base)
             rows = sequences(base, teacher, tokenizer, decided)
@@ -111,7 +111,7 @@ def teacher_of(sparse: ModelRef, settings: HealConfig) -> TeacherSource:
 def sequences(
     sparse: ModelRef, teacher: TeacherSource, tokenizer: PreTrainedTokenizerBase, settings: HealConfig
 ) -> list[Tokenized]:
-    """Return the text in sequences, every token but the first predicted; InputError if too short."""
+    """Return the text in sequences, all tokens but the first predicted; InputError if too short."""
     length = settings.sequence_length
     refuse_longer(length, positions_in(known_config(sparse.folder)))
     tokens = settings.num_sequences * length

@@ -138,7 +138,7 @@ def train_kept(
 
 
 def kept_weights(model: nn.Module) -> dict[str, KeptWeights]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, KeptWeights)}
+    return {name: each for name, each in model.named_modules() if isinstance(each, KeptWeights)}
 
 
 class Refresh(TrainerCallback):

@@ -17,7 +17,7 @@ from shears.models.load import forward_parameters, own_model
 
 
 class TopK(NamedTuple):
-    """The N words that a teacher finds likeliest, with their log-probabilities over the whole vocabulary."""
+    """A teacher's N likeliest words, with their log-probabilities over the whole vocabulary."""
 
     indices: Int[Tensor, "K N"]
     log_probs: Float[Tensor, "K N"]
@@ -52,7 +52,7 @@ def logits_at(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor
     inputs = {name: tensor for name, tensor in batch.items() if name in forward_parameters(model) - {"labels"}}
 
     # transformers' `logits_to_keep` selects the same positions of every row
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the number of positions is not static
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the number of positions varies
     def choose(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
         return (hidden[wanted][None], *args[1:]) if hidden.shape[:2] == wanted.shape else args
@@ -77,7 +77,7 @@ def text_losses(
     kl: float = 0.0,
     cross_entropy: float = 1.0,
 ) -> Float[Tensor, " K"]:
-    """Return the loss of predicting each word; with a teacher, kl times its divergence plus a share of that loss."""
+    """Return each word's loss; with a teacher, kl times its divergence plus a share of that."""
     if teacher is None:
         return nn.functional.cross_entropy(logits.float(), words, reduction="none")
     total = kl * kl_from_top_k(logits, teacher)

@@ -92,7 +92,7 @@ def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """A teacher's likeliest words at the labels of a training set; `firsts` are the first labels of the examples."""
+    """A teacher's likeliest words at a training set's labels; `firsts` are the examples' first."""
 
     firsts: list[int]
     indices: Int[Tensor, "L N"]
@@ -105,7 +105,7 @@ class TeacherTargets:
 
 
 def first_labels(rows: Sequence[Tokenized]) -> list[int]:
-    """Return the number of labels before each example, and last that of all; nothing predicts a first token."""
+    """Return the numbers of labels before each example, then of all; no label is a first token."""
     counts = (sum(label != IGNORED for label in row.labels[1:]) for row in rows)
     return [0, *accumulate(counts)]
 
@@ -113,7 +113,7 @@ def first_labels(rows: Sequence[Tokenized]) -> list[int]:
 def teacher_targets(
     source: TeacherSource, rows: Sequence[Tokenized], pad_id: int, settings: LoopConfig
 ) -> TeacherTargets:
-    """Return the teacher's targets for a training on these rows, from the cache if they were computed before."""
+    """Return the teacher's targets for a training on these rows, from the cache if it has them."""
     device = pick_device(settings.device)
     precision = resolved_precision(settings.precision, device)
     key = {"teacher": source.fingerprint, "precision": precision, "top_k": TOP_K, "rows": rows_fingerprint(rows)}

@@ -1,4 +1,4 @@
-"""What a model is asked to write: texts and chats of its own, or answers to prompts; each a function of its number.
+"""A model's own texts and chats, or answers to prompts, each a function of its number.
 
 A plain text is sampled behind a random first word (LLM-QAT, arXiv 2305.17888, section 3.1), a chat
 behind the chat template's opened user turn. Answer number `sample * num_rows + row` is to a row of
@@ -174,7 +174,7 @@ class AnswerAuthor(Author):
             "cut": text.finish == "length",
             "right": right,
             **content,
-            **{name: source[name] for name in ("question", "answer") if source.get(name) is not None},
+            **{key: source[key] for key in ("question", "answer") if source.get(key) is not None},
         }
 
     def is_kept(self, row: Row) -> bool:

@@ -131,7 +131,7 @@ def _open(
 
 
 def written_rows(author: Author, backend: Backend, tokens: int | None, path: Path) -> list[Row]:
-    """Return the first rows that hold `tokens`, or all; those that the journal at `path` lacks are appended to it."""
+    """Return the first rows of `tokens`, or all; append those that the journal at `path` lacks."""
     known: dict[int, Row] = {row["number"]: row for row in journal.read_rows(path)}
     open_texts: dict[int, Continuation] = {}
     batch = Batch(backend)
@@ -184,7 +184,7 @@ def _first(author: Author, known: Mapping[int, Row], tokens: int | None) -> list
 def text_source(
     source: str, model: AnyModel, tokens: int | None, seed: int, columns: Mapping[str, str] = OWN_NAMES, **config: Any
 ) -> tuple[str, Mapping[str, str]]:
-    """Return a source and its columns; for `self` and `self:FILE` a file that the model writes, or wrote before.
+    """Return a source and its columns; for `self` or `self:FILE` a file that the model writes once.
 
     The file has at least `tokens` tokens, unless the answers to all rows of FILE, which has the
     `columns`, have fewer. Other keywords are those of `write`.
@@ -208,7 +208,7 @@ def text_source(
 def answers_source(
     source: str, model: AnyModel, seed: int, columns: Mapping[str, str] = OWN_NAMES, **config: Any
 ) -> tuple[str, Mapping[str, str]]:
-    """Return a source of rows and its columns; for `self:FILE` a file with the model's answers to all rows.
+    """Return a source and its columns; for `self:FILE` a file of the model's answers to all rows.
 
     Kept are right answers if every row has an `answer`, else those that ended.
     """

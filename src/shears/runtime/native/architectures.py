@@ -15,7 +15,7 @@ from torch import Tensor
 from shears.errors import InputError, reading
 
 LONGEST_HEAD = 256  # kMaxHead in csrc/ops.h
-ROPES = ("default", "linear", "llama3", "yarn", "longrope")  # dynamic changes with the length of the text
+ROPES = ("default", "linear", "llama3", "yarn", "longrope")  # dynamic varies with the text's length
 ACTIVATIONS = {"silu": False, "swish": False, "gelu_pytorch_tanh": True}  # whether it is gelu
 
 
@@ -55,7 +55,7 @@ class DeltaPlan:
 
 @dataclass(frozen=True)
 class Fused:
-    """The linears of one weight in the files, from its first row to its last, or so in every head."""
+    """The linears of one weight in the files, in the order of its rows, or so in every head."""
 
     parts: tuple[str, ...]
     by_head: bool = False
@@ -142,8 +142,8 @@ def _window_by_type(config: Any, is_local: bool = False) -> list[LayerPlan]:
 
 def _delta_by_type(config: Any) -> list[LayerPlan]:
     types: Sequence[str] = config.layer_types
-    if unknown := set(types) - {"full_attention", "linear_attention"}:
-        raise NotCoveredError(f"layers must attend fully or be gated delta nets, got {min(unknown)}")
+    if other := set(types) - {"full_attention", "linear_attention"}:
+        raise NotCoveredError(f"layers must attend fully or be gated delta nets, got {min(other)}")
     return [LayerPlan(None, True, is_delta=kind == "linear_attention") for kind in types]
 
 
@@ -260,7 +260,7 @@ def _rotary(config: Any, head_dim: int, is_local: bool) -> dict[str, Any]:
     frequencies, scale = rope(config, head_dim, "full_attention" if by_type else None)
     local, local_scale = rope(config, head_dim, "sliding_attention") if is_local else (None, scale)
     if scale != local_scale:
-        raise NotCoveredError("the native decoder supports one factor of cosines in all layers, this model has two")
+        raise NotCoveredError("the native decoder needs one factor of cosines, this model has two")
     has_limit = config.rope_parameters.get("rope_type") == "longrope"
     limit = config.rope_parameters["original_max_position_embeddings"] if has_limit else None
     most = config.max_position_embeddings
@@ -281,16 +281,16 @@ def rope(config: Any, head_dim: int, layer_type: str | None = None) -> tuple[Flo
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    parameters = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
-    kind = parameters["rope_type"]
+    settings = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
+    kind = settings["rope_type"]
     if kind not in ROPES or (kind == "longrope" and layer_type):
         raise NotCoveredError(f"the native decoder supports rotary positions of kind {', '.join(ROPES)}, not {kind}")
-    share = parameters.get("partial_rotary_factor", 1.0)
+    share = settings.get("partial_rotary_factor", 1.0)
     size = int(head_dim * share)
     if size != head_dim and (size % 2 or size < 2 or not ARCHITECTURES[config.model_type].is_partial):
         raise NotCoveredError(f"the native decoder supports heads that rotate as a whole, not by a share of {share}")
     if kind == "default":
         exponents = torch.arange(0, size, 2, dtype=torch.float) / size
-        return 1.0 / (parameters["rope_theta"] ** exponents), 1.0
-    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), layer_type=layer_type)
-    return frequencies.float(), float(scale)
+        return 1.0 / (settings["rope_theta"] ** exponents), 1.0
+    inverse, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), layer_type=layer_type)
+    return inverse.float(), float(scale)

@@ -1,4 +1,4 @@
-"""Copies weights, in the order of computation, into the memory of the native decoder (docs/internals/kernels.md).
+"""Copies weights, in the order of use, into the decoder's memory (docs/internals/kernels.md).
 
 Importing this module needs the extension (`shears.runtime.native.kernels_available`).
 """
@@ -68,9 +68,9 @@ def dense_matrix(weight: DenseRows, buffer: _native.HugeBuffer) -> _native.Matri
     address = buffer.copy(0, num_bytes)
     values = weight.values.contiguous()
     if name != "int4" and rows % PANEL == 0 and cols * values.itemsize % GROUP_BYTES == 0:
-        # torch copies whole panels several times as fast, on its threads: a group of a row is 4 bytes in every format
+        # torch's threads copy whole panels several times as fast: a group of a row has 4 bytes
         if values.storage_offset() * values.itemsize % GROUP_BYTES:
-            values = values.clone()  # int8 that begins anywhere in a mapped file: torch views it as int32 only aligned
+            values = values.clone()  # int8 of a mapped file may not be aligned for int32
         groups_by_row = values.view(torch.int32).view(panels, PANEL, groups).transpose(1, 2)
         memory = (ctypes.c_ubyte * num_bytes).from_address(address)
         torch.frombuffer(memory, dtype=torch.int32).view(groups_by_row.shape).copy_(groups_by_row)
@@ -132,7 +132,7 @@ class Arena:
 
 
 Call = tuple[str, tuple[object, ...]]  # a method of _native.DecoderWeights and its arguments
-SharedInput = dict[str, str]  # linears of a layer that share one input, by kind; their updates are set together
+SharedInput = dict[str, str]  # a layer's linears with one input, by kind; updates are set together
 
 
 class Builder:
@@ -189,7 +189,7 @@ class Builder:
         ]  # fmt: skip
         needed = [EMBEDDINGS, NORM, *norms, *nets, *(f"{name}.weight" for name in names if name not in self._linears)]
         if missing := [name for name in needed if name not in self._tensors]:
-            raise NotCoveredError(f"the native decoder supports models that hold {missing[0]}, this one does not")
+            raise NotCoveredError(f"the native decoder needs {missing[0]}, this model lacks it")
         by_head = [f"{layer}self_attn.{name}_norm.weight" for layer in layers for name in "qk"]
         known = {*needed, HEAD, *by_head, *(f"{name}.bias" for name in names)}
         tensors = [name for name in self._tensors if name not in known and not name.endswith(REDUNDANT)]
@@ -201,7 +201,7 @@ class Builder:
             yield from (linear_name(index, kind) for kind in chain(*self._inputs(index)))
 
     def _inputs(self, index: int) -> tuple[tuple[str, ...], ...]:
-        """Return the kinds of a layer's linears in the order of computation, those with one input together."""
+        """Return the kinds of a layer's linears in the order of use, grouped by their input."""
         if self._plan.layers[index].is_delta:
             return (*DELTA_NET, *FORWARD)
         return (*(GATED_ATTENTION if self._plan.delta else ATTENTION), *FORWARD)
@@ -211,14 +211,14 @@ class Builder:
         with closing(self._packed_ahead()) as packed:
             for index, layer in enumerate(self._plan.layers):
                 yield from self._taken_layer(index, layer, packed)
-        head = self.embeddings if self._tied and HEAD not in self._tensors else self._take_rows(HEAD)
+        table = self.embeddings
+        head = table if self._tied and HEAD not in self._tensors else self._take_rows(HEAD)
         _check_shape(HEAD, head.shape, (self._plan.vocab_size, self._plan.hidden_size))
         head = head.as_values(head_values or head.values_dtype)
         self._head_values = head.values_dtype
         norm = self._take_vector(NORM, self._plan.hidden_size, self._plan.norms.offset)
         yield from self._variation()
         frequencies = self._arena.floats(self._plan.inverse_frequencies)
-        table = self.embeddings
         addresses = [0 if part is None else part.data_ptr() for part in (table.values, table.scales, table.zeros)]
         yield "set_ends", (CODES[table.values_dtype], *addresses, norm, frequencies, self._arena.matrix(head))
 
@@ -250,10 +250,10 @@ class Builder:
         before, after, before_forward, after_forward = [
             self._take_vector(f"{prefix}{name}.weight", hidden, norms.offset) for name in norms.by_place
         ]
-        widths = [self._sizes[kind][0] if norms.whole else head_dim for kind in ("q_proj", "k_proj")]
+        sizes = [self._sizes[kind][0] if norms.whole else head_dim for kind in ("q_proj", "k_proj")]
         heads = [
-            self._take_vector(f"{prefix}self_attn.{name}_norm.weight", width, norms.offset)
-            for name, width in zip("qk", widths, strict=True)
+            self._take_vector(f"{prefix}self_attn.{name}_norm.weight", size, norms.offset)
+            for name, size in zip("qk", sizes, strict=True)
         ]
         yield "add_layer", (before, before_forward, *heads, plan.window or 0, plan.rotates)
         if after or after_forward or norms.whole or plan.is_local:
@@ -316,7 +316,7 @@ class Builder:
                 first += rank
             weights.set_update(name, arena.up(update, bf16=bf16), bf16, rank, firsts[id(update.a)])
         down = DenseRows(torch.cat([*downs.values()]))
-        down = down.as_values("int8" if self.values == "int4" else self.values)  # 4 bits would be felt in the outputs
+        down = down.as_values("int8" if self.values == "int4" else self.values)  # int4: too coarse
         weights.set_down(next(iter(step)), arena.matrix(down))
 
     def _take_rows(self, name: str) -> DenseRows:
@@ -326,7 +326,7 @@ class Builder:
         return DenseRows((tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()).contiguous())
 
     def _take_vector(self, name: str, length: int, offset: float = 0.0) -> int:
-        """Copy a bias or a norm, with an offset; return its address, 0 for one that the model lacks."""
+        """Copy a bias or a norm, with an offset; return its address, 0 if the model lacks it."""
         if name not in self._tensors:
             return 0
         return self._arena.floats(self._floats(name, (length,)) + offset)
@@ -355,13 +355,13 @@ def _main_values(source: ModelSource) -> NumberFormat:
 def linear_sizes(plan: DecoderPlan) -> Mapping[str, tuple[int, int]]:
     hidden, inner = plan.hidden_size, plan.intermediate_size
     query, key = plan.num_heads * plan.head_dim, plan.num_kv_heads * plan.head_dim
-    attention = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query)}
+    sizes = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query)}
     if plan.delta is not None:
         heads = plan.delta.value_heads
-        attention |= {"q_gate": (query, hidden), "in_proj_qkv": (plan.delta.channels, hidden)}
-        attention |= {"in_proj_z": (plan.delta.values, hidden), "out_proj": (hidden, plan.delta.values)}
-        attention |= {"in_proj_b": (heads, hidden), "in_proj_a": (heads, hidden)}
-    return attention | {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+        sizes |= {"q_gate": (query, hidden), "in_proj_qkv": (plan.delta.channels, hidden)}
+        sizes |= {"in_proj_z": (plan.delta.values, hidden), "out_proj": (hidden, plan.delta.values)}
+        sizes |= {"in_proj_b": (heads, hidden), "in_proj_a": (heads, hidden)}
+    return sizes | {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
 
 
 def _check_shape(name: str, shape: Sequence[int], expected: tuple[int, ...]) -> None:

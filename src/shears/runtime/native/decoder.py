@@ -68,10 +68,10 @@ class NativeBackend(Backend):
         try:
             return _native.Decoder(self._shape, weights, self._pool)
         except ValueError as error:
-            raise InputError(f"the model's config.json must fit its tensors: {error}; restore that file") from None
+            raise InputError(f"config.json must fit the tensors: {error}; restore it") from None
 
     def adapt(self, updates: Mapping[str, LoraUpdate]) -> None:
-        """Replace the adapter by updates, named as in the source, in milliseconds; all sequences become empty."""
+        """Replace the adapter in milliseconds by updates named as in the source; drop sequences."""
         arena = Arena(self._threads)
         self._decoder = self._made(self._builder.adapted(updates, arena))
         self._adapter = arena
@@ -88,8 +88,8 @@ class NativeBackend(Backend):
 
     def extend(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Float[np.ndarray, "T V"]:
         self.check(sequences, tokens)
-        if (together := sum(map(len, tokens))) > MOST_TOGETHER:
-            raise InputError(f"a step must have at most {MOST_TOGETHER} tokens in all, got {together}")
+        if (total := sum(map(len, tokens))) > MOST_TOGETHER:
+            raise InputError(f"a step must have at most {MOST_TOGETHER} tokens in all, got {total}")
         flat = [token for several in tokens for token in several]
         extra = range(self.max_sequences, self.max_sequences + -len(flat) % self._rows)
         ids = np.array([*flat, *[0] * len(extra)], np.int64)
@@ -123,13 +123,13 @@ class NativeBackend(Backend):
         self.check_sequence(sequence)
         self._check_count(source, count)
         if held := self._decoder.length(sequence):
-            raise InputError(f"a sequence must be empty to begin with a copy, got one of {held} tokens")
+            raise InputError(f"a sequence must be empty to begin with a copy, got {held} tokens")
         self._decoder.copy(source, sequence, count)
 
     def _check_count(self, sequence: int, count: int) -> None:
         self.check_sequence(sequence)
         if not self.keeps_positions:
-            raise InputError("a model must keep positions apart to copy or cut a sequence, this one has one state")
+            raise InputError("a model must keep positions apart to copy or cut, this has one state")
         if not 0 <= count <= (held := self._decoder.length(sequence)):
             raise InputError(f"a sequence must keep 0 to its {held} tokens, got {count}")
 
@@ -149,9 +149,9 @@ class NativeBackend(Backend):
 def _shape(plan: DecoderPlan, **limits: int) -> _native.DecoderShape:
     shape = _native.DecoderShape()
     sizes = {
-        "layers": len(plan.layers), "hidden": plan.hidden_size, "intermediate": plan.intermediate_size,
+        "layers": len(plan.layers), "hidden": plan.hidden_size, "vocabulary": plan.vocab_size,
         "heads": plan.num_heads, "kv_heads": plan.num_kv_heads, "head": plan.head_dim,
-        "vocabulary": plan.vocab_size, "eps": plan.eps, "rope_scale": plan.rope_scale,
+        "intermediate": plan.intermediate_size, "eps": plan.eps, "rope_scale": plan.rope_scale,
         "query_scale": plan.head_dim**-0.5 if plan.scales.queries is None else plan.scales.queries,
     }  # fmt: skip
     for name, value in {**sizes, **limits}.items():

@@ -44,7 +44,7 @@ class Fusion:
 
 
 def unfused(source: ModelSource, fusion: Fusion) -> ModelSource:
-    """Return a source that holds the parts of the fused weights; packed ones are cut when they are read."""
+    """Return a source with the parts of the fused weights; packed ones are cut when read."""
     linears: dict[str, Callable[[], Weight]] = {}
     last: dict[str, str] = {}  # the fused weight that is not needed behind a part
     for name, read in source.linears.items():

@@ -35,18 +35,18 @@ from shears.records.paths import ADAPTER_CONFIG, ADDED, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
 
 LINEAR = re.compile(r"_proj(_[a-z]+)?\.weight$")  # in_proj_qkv of gated delta nets, too
-# Keys of PEFT's LoraConfig that the tensors or `scaling_of` account for, or that matter in training only. Any other
-# key that is set may change the outputs, and a key of NEUTRAL does with any value that is not listed.
+# Keys of PEFT's LoraConfig that the tensors or `scaling_of` cover, or that only matter in training.
+# Any other key that is set may change the outputs, and one of NEUTRAL does with an unlisted value.
 UNDERSTOOD = frozenset(
-    ("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
-     "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora", "layers_to_transform",
-     "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core", "loftq_config", "eva_config",
-     "qalora_group_size")
+    ("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+     "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout",
+     "use_rslora", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+     "megatron_core", "loftq_config", "eva_config", "qalora_group_size")
 )  # fmt: skip
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),  # other starts are subtracted from the base
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),  # others are taken off the base
 }
 
 
@@ -103,14 +103,14 @@ Weight = PackedMatrix | DenseRows
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Weights by their names in files: linears, each read by a call, without `.weight`; tensors with whole names."""
+    """Weights by their names in the files; linears, each read by a call, lack the `.weight`."""
 
     config: Any  # transformers' PreTrainedConfig
     linears: Mapping[str, Callable[[], Weight]]
     tensors: Mapping[str, DenseRows | Tensor]
     updates: Mapping[str, LoraUpdate]
     values: NumberFormat | None = None  # of all linears, if it is known without packing them
-    release: Callable[[str], None] = lambda _: None  # called when a linear was read for the last time
+    release: Callable[[str], None] = lambda _: None  # called after a linear's last read
 
 
 def source_of_package(package: Package) -> ModelSource:
@@ -139,9 +139,7 @@ def _package_updates(package: Package) -> dict[str, LoraUpdate]:
         raise NotCoveredError(f"the native decoder supports plain LoRA, this adapter has {unusual[0]}; merge it first")
     names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
     if len(tensors) != 2 * len(names):
-        raise NotCoveredError(
-            f"the native decoder supports an adapter of A and B only, this has {len(tensors)} tensors"
-        )
+        raise NotCoveredError(f"an adapter must be pairs of A and B, it has {len(tensors)} tensors")
     return {
         name: LoraUpdate(tensors[f"{PREFIX}{name}{A}"], tensors[f"{PREFIX}{name}{B}"], scaling_of(settings, name))
         for name in names
@@ -180,7 +178,7 @@ def source_of_model(
     in_blocks = [name for name in tensors if ".layers." in name and LINEAR.search(name)]
     names = [name.removesuffix(".weight") for name in in_blocks if tensors[name].ndim == 2]
     if not names or not all(tensors[name].is_floating_point() for name in in_blocks):
-        raise NotCoveredError("the native decoder supports linears of floats in its blocks, this has none or others")
+        raise NotCoveredError("blocks must hold linears of floats, this model has none or others")
     form: NumberFormat = values or ("bf16" if tensors[f"{names[0]}.weight"].dtype == torch.bfloat16 else "fp32")
     for name in names:
         del tensors[f"{name}.weight"]
@@ -210,8 +208,8 @@ def _packed(layer: Any, values: NumberFormat, sparse: bool) -> Weight:
 
 def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
     """Return a model's adapter by linear, not copied; masked products are parts of the weights."""
-    adapted = {name: module for name, module in _base_of(model).named_modules() if hasattr(module, "lora_A")}
-    return {name: _update(name, module) for name, module in adapted.items() if not hasattr(module, "whole_weight")}
+    adapted = {name: one for name, one in _base_of(model).named_modules() if hasattr(one, "lora_A")}
+    return {name: _update(name, one) for name, one in adapted.items() if not hasattr(one, "whole_weight")}
 
 
 def _update(name: str, module: Any) -> LoraUpdate:

@@ -1,7 +1,7 @@
 """The walks of the kernels on this machine, measured once a kind of values and cached.
 
-How a weight is best read depends on the processor (docs/internals/kernels.md). The candidates give the same
-bits, except those of an instruction set with other sums, taken only where they are clearly faster.
+How a weight is best read depends on the processor (docs/internals/kernels.md). The candidates give
+the same bits, except those of an instruction set with other sums, taken only if clearly faster.
 
 `SHEARS_TUNING=off` takes the default walks, `again` measures and overwrites the cache.
 """
@@ -24,14 +24,14 @@ from shears.records.timing import processor
 from shears.runtime.backend import STEADY
 from shears.runtime.native import _native
 
-CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # enum NumberFormat in csrc/matrix.h
-FEW = sum(_native.tokens_of(number) < STEADY for number in range(_native.TOKEN_CLASSES))  # classes below STEADY
+CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # as in csrc/matrix.h
+FEW = sum(_native.tokens_of(each) < STEADY for each in range(_native.TOKEN_CLASSES))
 Candidates = Sequence[tuple[str, float]]  # a walk's name and its seconds per weight
 SECONDS = 0.1  # per kind: a package has two kinds or three
 BETTER = 0.97  # a candidate replaces the default below this share of its time
-MUCH_BETTER = 0.85  # the same for a candidate with other sums, whose results differ in their last bits
+MUCH_BETTER = 0.85  # the same for one with other sums, whose results differ in their last bits
 TURNS = 5  # products timed to compare sparse with dense; the median counts
-SMALLEST_WEIGHT = 64 << 20  # bytes; at least twice the last cache, so that a measurement reads memory
+SMALLEST_WEIGHT = 64 << 20  # bytes; at least twice the last cache, so that measuring reads memory
 LARGEST_WEIGHT = 256 << 20  # bytes
 LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # Linux
 
@@ -105,7 +105,7 @@ def best_of(candidates: Candidates, values: NumberFormat) -> str:
 
 
 def with_same_sums(timed: Sequence[Candidates], values: NumberFormat) -> list[Candidates]:
-    """Return the candidates of those instruction sets that have the same sums and are the fastest for all classes.
+    """Return the candidates of the instruction sets that have the fastest sums over all classes.
 
     Those of the default stay unless others take less than MUCH_BETTER of its time on average.
     """
