@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import nn
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from shears.errors import InputError
 from shears.models.devices import device_of
@@ -35,7 +35,6 @@ class TransformersBackend(Backend):
         self._cache_name = next((name for name in CACHES if name in names), "")
         self._takes_logits_to_keep = "logits_to_keep" in names
         self._takes_positions = "position_ids" in names
-        self._recurrent = bool(getattr(own_model(model), "_is_stateful", False))
         self._caches: dict[int, Any] = {}
         self._together: tuple[int, ...] = ()  # sequences whose caches are the rows of one
         self._rows: Any = None
@@ -44,14 +43,13 @@ class TransformersBackend(Backend):
     @cached_property
     def _batches(self) -> bool:
         """Whether a GPU may compute padded texts in one forward, tried when there are several."""
-        on_gpu = device_of(self._model).type == "cuda" and not self._recurrent
-        return on_gpu and bool(self._cache_name) and ignores_padding(self._model)
+        return device_of(self._model).type == "cuda" and bool(self._cache_name) and ignores_padding(self._model)
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         self.check([sequence], [tokens])
         if sequence in self._together:
             self._part()
-        if self._recurrent and sequence in self._caches:  # they continue a state by one token only
+        if self._is_recurrent(sequence):
             return [self._forward(sequence, [token]) for token in tokens][-1]
         return self._forward(sequence, tokens)
 
@@ -94,12 +92,8 @@ class TransformersBackend(Backend):
 
     @torch.no_grad()
     def _forward(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
-        device = device_of(self._model)
-        length = self._lengths[sequence] + len(tokens)
-        mask = None if self._recurrent else torch.ones((1, length), dtype=torch.int64, device=device)
         outputs = self._model(
-            input_ids=torch.tensor([list(tokens)], device=device),
-            attention_mask=mask,
+            input_ids=torch.tensor([list(tokens)], device=device_of(self._model)),
             use_cache=True,
             **({self._cache_name: self._caches.get(sequence)} if self._cache_name else {}),
             **({"logits_to_keep": 1} if self._takes_logits_to_keep else {}),
@@ -109,8 +103,16 @@ class TransformersBackend(Backend):
             kind = type(own_model(self._model)).__name__
             raise InputError(f"a model must return its cache to generate text, {kind} does not; use another model")
         self._caches[sequence] = cache
-        self._lengths[sequence] = length
+        self._lengths[sequence] += len(tokens)
         return self._as_numpy(outputs.logits[0, -1])
+
+    def _is_recurrent(self, sequence: int) -> bool:
+        """Return whether the cache holds a state, which models continue by one token only."""
+        layers = getattr(self._caches[sequence], "layers", [None]) if sequence in self._caches else []
+        return not all(
+            isinstance(layer, CacheLayerMixin) and not isinstance(layer, LinearAttentionCacheLayerMixin)
+            for layer in layers
+        )
 
     def _keeps_all(self, sequence: int) -> bool:
         return all(type(layer) is DynamicLayer for layer in getattr(self._caches.get(sequence), "layers", [None]))
