@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shears.runs.candidates import Amounts, Candidate, Effort, efforts
-from shears.runs.costs import Speeds, fitted, left_out, stage_seconds
+from shears.runs.costs import Speeds, fitted, left_out, stage_seconds, timed_rows
 
 SPEEDS = Speeds(load=1.0, forward=1e-3, pruning=50.0, trained=1e-2, question=2.0, answer=1.0)
 AMOUNTS = Amounts(rows=320, row_tokens=100.0, text_tokens=32_000, held_out_tokens=3_000, questions=30)
@@ -29,6 +29,13 @@ def total(effort: Effort) -> float:
 )  # fmt: skip
 def test_few_rows_get_steps_and_many_get_epochs(name: Any, rows: int, steps: int) -> None:
     assert efforts(AMOUNTS._replace(rows=rows))[name].steps == steps
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "rows"), [(360, 63.0, 16), (360, 128.0, 8), (360, 456.0, 4), (20, 63.0, 10), (1, 63.0, 1)]
+)
+def test_the_timed_step_has_more_rows_if_they_are_short(count: int, length: float, rows: int) -> None:
+    assert timed_rows(count, length) == rows
 
 
 def test_seconds_are_those_of_the_parts() -> None:

@@ -31,7 +31,8 @@ from shears.sparsity.prune import sparsify_model
 
 logger = logging.getLogger(__name__)
 TEACHER = "teacher"  # the folder of the dense model's adapter
-STEP_ROWS = 4  # rows in the training step that is timed
+STEP_ROWS = 4  # rows at least in the training step that is timed
+STEP_TOKENS = 1024  # tokens there, if rows are short: an update of few tokens is dear for each
 QUESTIONS = 8  # rows that are answered at most: a batch of few takes longer for each
 AS_IT_CAME = 100  # rows that the original model answers at most: untrained answers are long
 SLOW = 10.0  # tokens a second of a model whose speed is not predicted
@@ -103,15 +104,21 @@ def _reading(model: ModelRef, effort: Effort, sparsity: float, texts: Texts) -> 
     return loading, forward, number * _seconds(lambda: sparsify_model(network, [batch], settings))
 
 
+def timed_rows(count: int, length: float) -> int:
+    """Return how many of `count` rows of a mean `length` the timed step has; two are timed."""
+    return min(max(STEP_ROWS, int(STEP_TOKENS / length)), BATCH, max(count // 2, 1))
+
+
 def _training(model: ModelRef, effort: Effort, first: Candidate, texts: Texts, rows: Rows) -> float:
-    size = min(STEP_ROWS, len(rows.train))
+    length = statistics.fmean(len(row.input_ids) for row in rows.train)
+    size = timed_rows(len(rows.train), length)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rows.jsonl"
         file.write_text(as_json_lines(read_rows(str(texts.calibration))[: 2 * size]), encoding="utf-8")
         two = training_of(replace(effort, steps=2), file, batch_size=size, **training_for(first))
         folder = train(model.folder, Path(scratch) / "adapter", **as_data(two))
         seconds = float(json.loads((folder / TRAINING_TIMES).read_text().splitlines()[-1])["seconds"])
-    return seconds / (size * statistics.mean(len(row.input_ids) for row in rows.train))
+    return seconds / (size * length)
 
 
 def _seconds(work: Callable[[], object]) -> float:
