@@ -44,7 +44,7 @@ OF_ADAPTER = (
 """Keys of a package's record that the unpacked adapter's record repeats."""
 
 
-class Source(NamedTuple):
+class PackageParts(NamedTuple):
     """A package's parts: a model, an adapter with its PEFT configuration, keys of the record."""
 
     model: ModelRef
@@ -63,7 +63,7 @@ def write_package(source: str, work: Path, model: str | None, settings: ExportCo
 
 
 @contextmanager
-def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) -> Iterator[Source]:
+def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) -> Iterator[PackageParts]:
     """Yield the parts of the package; an adapter trained masked is merged, which is exact."""
     folder = Path(source)
     if not any((folder / one).is_file() for one in (artifacts.SEARCH_SPACE, artifacts.SUB_ADAPTER)):
@@ -83,15 +83,15 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
     if chosen.masked:
         with tempfile.TemporaryDirectory(dir=work) as merged:  # the next run empties `work`
             record = write_merged(source, Path(merged), model, settings)
-            yield Source(resolve(merged), {}, None, record, chosen.grids)
+            yield PackageParts(resolve(merged), {}, None, record, chosen.grids)
         return
     base = checked_base(folder, dict(chosen.record), model)
     trained = {key: chosen.record[key] for key in ("alpha", "max_rank") if key in chosen.record}
     record = {**trained, **origin(base, chosen, settings)}
-    yield Source(base, chosen.tensors, chosen.config, record, updates=chosen.updates)
+    yield PackageParts(base, chosen.tensors, chosen.config, record, updates=chosen.updates)
 
 
-def _foreign_source(source: str, model: str | None, settings: ExportConfig) -> Source:
+def _foreign_source(source: str, model: str | None, settings: ExportConfig) -> PackageParts:
     refuse_ranks(settings)
     folder = Path(source)
     adapter: dict[str, Tensor] = {}
@@ -112,10 +112,10 @@ def _foreign_source(source: str, model: str | None, settings: ExportConfig) -> S
         "base_fingerprint": base.fingerprint,
         **(merged_before if config is None else artifacts.inherited(base.record)),
     }
-    return Source(base, adapter, config, record)
+    return PackageParts(base, adapter, config, record)
 
 
-def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]:
+def _write(source: PackageParts, work: Path, settings: ExportConfig) -> dict[str, Any]:
     folder = source.model.folder
     config = read_config(folder)
     files = TensorFiles(folder)

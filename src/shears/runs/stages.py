@@ -34,7 +34,7 @@ DENSE_LORA, SPARSE_LORA = BASELINES
 HEALED_FOLDER = "healed"  # in a run's folder
 
 
-class Source(NamedTuple):
+class StageInput(NamedTuple):
     """A text or rows that a stage reads (None without any), and the check of a file before work."""
 
     name: str | None
@@ -55,7 +55,7 @@ class Stage:
     config: Mapping[str, Any]
     make: Callable[[], object]
     models: Callable[[], Mapping[str, str]]
-    sources: Mapping[str, Source]
+    sources: Mapping[str, StageInput]
 
     def check(self) -> None:
         """Raise InputError, before any work, for an unusable source, device or teacher."""
@@ -189,7 +189,7 @@ def _sparsify_stage(recipe: Recipe, folder: Path, template: TemplateName | None)
         return {"base_fingerprint": resolve(model, config.dtype).fingerprint}
 
     make = partial(sparsify_for, model, output, config, template)
-    sources = {"calibration": Source(config.calibration, check_text, (config.columns,))}
+    sources = {"calibration": StageInput(config.calibration, check_text, (config.columns,))}
     return Stage("sparsify", output, artifacts.SPARSITY, as_data(config), make, models, sources)
 
 
@@ -205,7 +205,7 @@ def _heal_stage(config: HealConfig, folder: Path, template: TemplateName | None)
         teacher = teacher_of(base, config)
         return {"base_fingerprint": base.fingerprint, "teacher_fingerprint": teacher.fingerprint}
 
-    sources = {"data": Source(config.data, check_text, (config.columns,))}
+    sources = {"data": StageInput(config.data, check_text, (config.columns,))}
     return Stage("heal", output, artifacts.HEALED, values, partial(heal, sparse, output, **values), models, sources)
 
 
@@ -220,7 +220,7 @@ def _training(name: str, model: Callable[[], str | Path], output: Path, config: 
         return {"base_fingerprint": resolve(model()).fingerprint, **taught}
 
     read = {"data": config.data, "validation": config.validation_source}
-    sources = {key: Source(source, check_rows, (config.columns,)) for key, source in read.items()}
+    sources = {key: StageInput(source, check_rows, (config.columns,)) for key, source in read.items()}
     return Stage(
         name, output, artifacts.SEARCH_SPACE, values, lambda: train(model(), output, **values), models, sources
     )
@@ -238,7 +238,7 @@ def _search_stage(config: SearchConfig, folder: Path) -> Stage:
     make = partial(search, adapter, output, **{**values, "storage": config.storage})
 
     limits = {"data": (config.data, config.limit), "test": (config.test, None)}
-    sources = {key: Source(source, check_rows, (config.columns, limit)) for key, (source, limit) in limits.items()}
+    sources = {key: StageInput(source, check_rows, (config.columns, limit)) for key, (source, limit) in limits.items()}
     return Stage("search", output, artifacts.RESULT, values, make, models, sources)
 
 
@@ -262,5 +262,5 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
         return fingerprints
 
     make = partial(export_adapter, source, output, **values)
-    sources = {"calibration": Source(recipe.export.calibration, check_text)}
+    sources = {"calibration": StageInput(recipe.export.calibration, check_text)}
     return Stage("export", output, form.record, values, make, models, sources)
